@@ -1,0 +1,175 @@
+"""Recalls of 5,000 images x 25,000 captions: time and memory, and the same on a small world beside its naive and
+torchmetrics twins.
+
+    python benchmarks/retrieval_recall.py [--images 5000] [--captions 5] [--width 512] [--threads 2] [--repeat 3] [--out
+    FILE.json]
+
+Every line of the table is a process of its own, so that its peak resident memory (`ru_maxrss`: Python, torch and the
+embeddings included) is its own. Times are wall-clock from embeddings to all recalls, the fastest and the median of the
+repeats, the first (cold) one included. The naive twin sorts all candidates of every query; torchmetrics runs
+`RetrievalHitRate`, once for each k and direction. All of them see the same embeddings and must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SMALL_IMAGES = 200
+
+
+def world(images: int, captions: int, width: int) -> tuple[Any, Any, Any]:
+    """Random unit embeddings, captions near their images, so that recalls are neither 0 nor 100."""
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    image_index = torch.arange(images).repeat_interleave(captions)
+    images_ID = torch.nn.functional.normalize(torch.randn(images, width, generator=draw), dim=1)
+    noise_TD = torch.nn.functional.normalize(torch.randn(images * captions, width, generator=draw), dim=1)
+    texts_TD = torch.nn.functional.normalize(images_ID[image_index] + 5 * noise_TD, dim=1)
+    return images_ID, texts_TD, image_index
+
+
+def ours(images_ID: Any, texts_TD: Any, image_index: Any) -> dict[str, float]:
+    from lightning_modules.metrics.retrieval import embedding_ranks, recalls
+
+    return {name: float(value) for name, value in recalls(embedding_ranks(images_ID, texts_TD, image_index)).items()}
+
+
+def metric(images_ID: Any, texts_TD: Any, image_index: Any) -> dict[str, float]:
+    import torch
+
+    from lightning_modules.metrics.retrieval import RetrievalRecall
+
+    recall = RetrievalRecall(expected_images=len(images_ID), expected_texts=len(texts_TD))
+    for rows in torch.arange(len(images_ID)).split(256):
+        recall.update_images(images_ID[rows], rows)
+    for rows in torch.arange(len(texts_TD)).split(256):
+        recall.update_texts(texts_TD[rows], rows, image_index[rows])
+    return {name: float(value) for name, value in recall.compute().items()}
+
+
+def naive(images_ID: Any, texts_TD: Any, image_index: Any) -> dict[str, float]:
+    import torch
+
+    scores = images_ID @ texts_TD.T
+    i2t = (
+        (image_index[scores.argsort(1, descending=True, stable=True)] == torch.arange(len(images_ID))[:, None]).int().argmax(1)
+    )
+    t2i = (scores.argsort(0, descending=True, stable=True) == image_index).int().argmax(0)
+    return {
+        f"{name}_r{k}": 100 * float((place < k).double().mean())
+        for name, place in (("i2t", i2t), ("t2i", t2i))
+        for k in (1, 5, 10)
+    }
+
+
+def torchmetrics(images_ID: Any, texts_TD: Any, image_index: Any) -> dict[str, float]:
+    import torch
+    from torchmetrics.retrieval import RetrievalHitRate
+
+    scores = (images_ID @ texts_TD.T).flatten()
+    image, text = torch.meshgrid(torch.arange(len(images_ID)), torch.arange(len(texts_TD)), indexing="ij")
+    target = (image_index == torch.arange(len(images_ID))[:, None]).flatten()
+    queries = (("i2t", image.flatten()), ("t2i", text.flatten()))
+    return {
+        f"{name}_r{k}": 100 * float(RetrievalHitRate(top_k=k)(scores, target, query))
+        for name, query in queries
+        for k in (1, 5, 10)
+    }
+
+
+WAYS: dict[str, Callable[[Any, Any, Any], dict[str, float]]] = {
+    "ours": ours, "metric": metric, "naive": naive, "torchmetrics": torchmetrics,
+}  # fmt: skip
+
+
+def child(way: str, images: int, captions: int, width: int, threads: int, repeat: int) -> None:
+    """One measurement in this process, as one line of JSON."""
+    import torch
+
+    torch.set_num_threads(threads)
+    data = world(images, captions, width)
+    if way != "nothing":
+        import lightning_modules.metrics.retrieval  # noqa: F401 - imports are not part of the time
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, recalls = [], {}
+    for _ in range(repeat):
+        start = time.perf_counter()
+        recalls = WAYS[way](*data)
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    answer = {
+        "way": way, "images": images, "captions": images * captions, "width": width, "threads": threads,
+        "seconds": seconds, "peak_rss_bytes": peak * 1024, "rss_before_bytes": before * 1024, "recalls": recalls,
+        "torch": torch.__version__,
+    }  # fmt: skip
+    print(json.dumps(answer))
+
+
+def measure(way: str, images: int, options: argparse.Namespace, repeat: int) -> dict[str, Any]:
+    arguments = [way, images, options.captions, options.width, options.threads, repeat]
+    command = [sys.executable, __file__, "--child", *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    # The file is run by its path: the packages beside this folder must be found without an installation, too.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    if sys.argv[1:2] == ["--child"]:
+        way, *numbers = sys.argv[2:]
+        child(way, *map(int, numbers))
+        return
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--captions", type=int, default=5, help="captions an image")
+    parser.add_argument("--width", type=int, default=512, help="embedding width")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the measurements as JSON")
+    options = parser.parse_args()
+    small = min(SMALL_IMAGES, options.images)
+    plan = [
+        ("ours", options.images, options.repeat), ("metric", options.images, options.repeat), ("naive", options.images, 1),
+        ("ours", small, options.repeat), ("naive", small, options.repeat), ("torchmetrics", small, 1),
+    ]  # fmt: skip
+    rows = []
+    print(f"{'':14}{'images':>8}{'captions':>10}{'fastest s':>11}{'median s':>10}{'peak MB':>9}{'i2t R@1':>9}{'t2i R@1':>9}")
+    for way, images, repeat in plan:
+        row = measure(way, images, options, repeat)
+        rows.append(row)
+        print(
+            f"{way:14}{images:8}{row['captions']:10}{min(row['seconds']):11.3f}{statistics.median(row['seconds']):10.3f}"
+            f"{row['peak_rss_bytes'] / 1e6:9.0f}{row['recalls']['i2t_r1']:9.3f}{row['recalls']['t2i_r1']:9.3f}",
+            flush=True,
+        )
+    for images in sorted({row["images"] for row in rows}):
+        same = [row["recalls"] for row in rows if row["images"] == images]
+        furthest = max(abs(other[name] - same[0][name]) for other in same for name in other)
+        print(f"{images} images: largest difference between the recalls of {len(same)} ways: {furthest:.4f} points")
+    if options.out:
+        machine = {"machine": platform.machine(), "processor": _processor(), "python": platform.python_version()}
+        options.out.write_text(json.dumps({"device": machine, "measurements": rows}, indent=1) + "\n")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return f"{names[0]} x {len(names)}" if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""COCO captions (Chen et al. 2015): Karpathy's split, or the official caption files of 2014 and 2017."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from datamodules.download import Remote, fetch, unpack
+from datamodules.errors import InputError
+from datamodules.formats.coco_captions import parse_coco_captions
+from datamodules.formats.karpathy import parse_karpathy
+from datamodules.formats.parsing import Parsed
+from datamodules.image_text import ImageTextDataModule
+
+IMAGES_URL = "http://images.cocodataset.org"
+KARPATHY_URL = "https://cs.stanford.edu/people/karpathy/deepimagesent"
+
+# Path under its server, bytes, MD5 as widely circulated (COCO publishes none).
+_ARCHIVES: dict[str, tuple[str, str, int, str | None]] = {
+    "train2014": (IMAGES_URL, "zips/train2014.zip", 13_510_573_713, "0da8c0bd3d6becc4dcb32757491aca88"),
+    "val2014": (IMAGES_URL, "zips/val2014.zip", 6_645_013_297, "a3d79f5ed8d289b7a7554ce06a5782b3"),
+    "train2017": (IMAGES_URL, "zips/train2017.zip", 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2"),
+    "val2017": (IMAGES_URL, "zips/val2017.zip", 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
+    "annotations2014": (
+        IMAGES_URL,
+        "annotations/annotations_trainval2014.zip",
+        252_872_794,
+        "0a379cfc70b0e71301e0f377548639bd",
+    ),
+    "annotations2017": (
+        IMAGES_URL,
+        "annotations/annotations_trainval2017.zip",
+        252_907_541,
+        "f4bbac642086de4f52a3fdda2de5fa2c",
+    ),
+    "karpathy": (KARPATHY_URL, "caption_datasets.zip", 36_745_453, None),
+}
+
+
+class COCO(ImageTextDataModule):
+    """COCO captions.
+
+    Karpathy: root holds annotations/dataset_coco.json (or dataset_coco.json), train2014/ and val2014/; 113,287/5,000/5,000 images
+    with restval. Official: root holds annotations/captions_{train,val}YEAR.json, trainYEAR/ and valYEAR/; there is no test split
+    unless `files` names one.
+
+    Args:
+        root: Folder of the data set.
+        image_dir: Folder of the images, relative to root (or absolute). For "karpathy" the folder that holds train2014/ and
+            val2014/, root by default. For "official" the one folder of all images; by default each caption file has its own,
+            captions_val2017.json has val2017/.
+        captions: "karpathy" reads dataset_coco.json; "official" reads COCO's own caption files.
+        restval: Karpathy: train on the 30,504 images of the split "restval" too, as is usual.
+        year: Official: of the caption files.
+        files: Official: which caption files make which split, relative to root; replaces `year`. Several files are joined:
+            {test: [annotations/captions_train2017.json, annotations/captions_val2017.json]}.
+        download: Fetch what is missing (Karpathy's or the official captions, and 20 GB of images).
+        mirror: Base address to fetch from instead of the official servers, with the same paths under it; the environment variable
+            CROSSLIGHT_COCO_MIRROR does the same.
+        loading: Options of all image-text data modules.
+    """
+
+    name: ClassVar[str] = "coco"
+
+    def __init__(
+        self,
+        root: str,
+        image_dir: str | None = None,
+        captions: Literal["karpathy", "official"] = "karpathy",
+        restval: bool = True,
+        year: Literal["2014", "2017"] = "2014",
+        files: dict[str, list[str]] | None = None,
+        download: bool = False,
+        mirror: str | None = None,
+        **loading: Any,
+    ) -> None:
+        super().__init__(root, image_dir or ".", **loading)
+        if files is not None and captions != "official":
+            raise InputError('files names official caption files; set captions to "official" with it.')
+        self.captions = captions
+        self.restval = restval
+        self.year = year
+        self.files = files
+        self.flat = image_dir is not None
+        self.download = download
+        self.mirror = mirror or os.environ.get("CROSSLIGHT_COCO_MIRROR") or None
+
+    def options(self) -> dict[str, Any]:
+        if self.captions == "karpathy":
+            return {"captions": self.captions, "restval": self.restval}
+        return {"captions": self.captions, "files": {s: [p.name for p in ps] for s, ps in self._official().items()}}
+
+    def annotation_files(self) -> list[Path]:
+        if self.captions == "karpathy":
+            return [self._karpathy()]
+        return list(dict.fromkeys(path for paths in self._official().values() for path in paths))
+
+    def _karpathy(self) -> Path:
+        beside = self.root / "dataset_coco.json"
+        return beside if beside.exists() else self.root / "annotations" / "dataset_coco.json"
+
+    def _official(self) -> dict[str, list[Path]]:
+        files = self.files or {
+            "train": [f"annotations/captions_train{self.year}.json"],
+            "val": [f"annotations/captions_val{self.year}.json"],
+        }
+        return {split: [self.root / path for path in paths] for split, paths in files.items()}
+
+    def _image_folder(self, captions: Path) -> Path:
+        """Official: where the images of a caption file lie."""
+        return self.image_dir if self.flat else self.root / captions.stem.removeprefix("captions_")
+
+    def _needed(self) -> dict[Path, str | None]:
+        """The files and folders that must exist, and the archive that brings each (None: not one we can fetch)."""
+        if self.captions == "karpathy":
+            pictures = {self.image_dir / folder: folder if not self.flat else None for folder in ("train2014", "val2014")}
+            return {self._karpathy(): "karpathy", **pictures}
+        needed: dict[Path, str | None] = {}
+        for path in self.annotation_files():
+            folder = self._image_folder(path)
+            standard = path.parent == self.root / "annotations" and path.stem.startswith("captions_")
+            year = path.stem[-4:]
+            needed[path] = f"annotations{year}" if standard and f"annotations{year}" in _ARCHIVES else None
+            needed[folder] = folder.name if folder.name in _ARCHIVES and not self.flat else None
+        return needed
+
+    def remote(self, archive: str) -> Remote:
+        """Where an archive is fetched from, and what it should be."""
+        server, path, size, md5 = _ARCHIVES[archive]
+        return Remote(f"{(self.mirror or server).rstrip('/')}/{path}", size, md5)
+
+    def prepare_data(self) -> None:
+        """Fetch what is missing if `download` allows it.
+
+        Raises:
+            InputError: something is missing that may not or cannot be fetched; says what and how.
+        """
+        if self.download:
+            for path, archive in self._needed().items():
+                if archive is not None and not path.exists():
+                    fetched = fetch(self.remote(archive), self.root)
+                    unpack(fetched, self.root / "annotations" if archive == "karpathy" else self.root)
+                    if not path.exists():
+                        raise InputError(f"{fetched} did not bring {path}; unpack it by hand and look.")
+                    fetched.unlink()  # what it held is unpacked
+        self.require_files()
+
+    def require_files(self) -> None:
+        """See that everything is there.
+
+        Raises:
+            InputError: names each missing file or folder and where it comes from.
+        """
+        missing = {path: archive for path, archive in self._needed().items() if not path.exists()}
+        if not missing:
+            return
+        lines = [
+            f"  {path}"
+            + (f": from {self.remote(archive).url}" if archive else ": put it there yourself, or correct the option")
+            for path, archive in missing.items()
+        ]
+        fetchable = any(archive for archive in missing.values()) and not self.download
+        advice = "Set download to true to fetch them, or put them there:" if fetchable else "Put them there:"
+        raise InputError("\n".join([f"COCO is not complete under {self.root}. {advice}", *lines]))
+
+    def parse(self) -> Parsed:
+        self.require_files()
+        if self.captions == "karpathy":
+            parsed = parse_karpathy(self._karpathy(), self.image_dir)
+            if self.restval and "restval" in parsed.splits:
+                restval = parsed.splits.pop("restval")
+                parsed.splits["train"] = parsed.splits.get("train", []) + restval
+            return parsed
+        joined = Parsed(self.root)
+        for split, paths in self._official().items():
+            records = joined.splits.setdefault(split, [])
+            known: set[str] = set()
+            for path in paths:
+                one = parse_coco_captions(path, self._image_folder(path))
+                joined.problems += one.problems
+                for record in one.splits["all"]:
+                    if record.image_id in known:
+                        joined.add("duplicated id", f"{path.name} repeats image {record.image_id} of split {split}")
+                    known.add(record.image_id)
+                    records.append(record)
+        return joined

@@ -1,0 +1,1 @@
+"""One file an on-disk format: each reads its files into `datamodules.records` and knows nothing of batches."""

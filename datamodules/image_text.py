@@ -1,0 +1,419 @@
+"""The base of the image-text data modules: from splits of records to the loaders of training and evaluation.
+
+A subclass says how its files are read (`parse`) and what to do when they are not there (`prepare_data`); everything else is
+here. The network decides size, normalisation and tokeniser: see `ImageTextDataModule.connect`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from datamodules.batches import (
+    BatchLoader,
+    EvaluationImages,
+    EvaluationTexts,
+    GlobalBatches,
+    TrainLoader,
+    TrainPairs,
+    TrainUnit,
+    evaluation_batches,
+    mix,
+)
+from datamodules.errors import InputError
+from datamodules.formats.parsing import Parsed
+from datamodules.images import Augment, Augmentation, SplitImages
+from datamodules.inputs import ImageInput, Inputs
+from datamodules.records import ImageRecord
+from datamodules.tokens import Tokeniser
+
+Split = Literal["train", "val", "test"]
+
+_STAGES: dict[str | None, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Cut the splits for a quick look: only the first images of each. Results carry the cut in the split's name, "test[:100]".
+
+    Args:
+        train: Images of the training split; null is all.
+        val: Images of the validation split; null is all.
+        test: Images of the test split; null is all.
+    """
+
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and value < 1:
+                raise InputError(f"limits.{name} is {value}; give at least 1, or null for all images.")
+
+    def of(self, split: str) -> int | None:
+        return getattr(self, split, None)
+
+
+@dataclass(slots=True)
+class _Connection:
+    """What `connect` was given."""
+
+    image: ImageInput
+    tokeniser: Tokeniser
+    rank: int
+    world_size: int
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """Splits as read, and the images of each split as pixels (made when first asked for)."""
+
+    splits: dict[str, list[ImageRecord]]
+    checked: set[str] = field(default_factory=set)
+    pixels: dict[tuple[str, bool], SplitImages] = field(default_factory=dict)
+
+
+class ImageTextDataModule(LightningDataModule):
+    """Images with captions: pixels and tokens for retrieval.
+
+    Training yields `PairBatch`; evaluation has two loaders, images once (`ImageBatch`) and captions once (`TextBatch`).
+    Without a Trainer: `module.connect(network.inputs)`, then `module.train_dataloader()`, `module.evaluation_loaders("test")`.
+
+    Args:
+        root: Folder of the data set.
+        image_dir: Folder of the images, relative to root (or absolute).
+        batch_size: Pairs in one training batch over all devices together: the number of candidates that the contrastive loss
+            sees. Must divide by the number of devices.
+        eval_batch_size: Images, or captions, in one evaluation batch of one device.
+        num_workers: Processes that decode images, for each loader; 0 decodes in the training process.
+        train_unit: "pair" sees each caption once an epoch (the official recipe); "image" sees each image once an epoch with one of
+            its captions, drawn anew each epoch.
+        augment: "paper" is BEiT-3's and thus MWA's training transform: random crop, resized, and horizontal flip; "none" trains on
+            the evaluation transform.
+        min_scale: Smallest area of the random crop as a fraction of the image.
+        flip: Probability of the horizontal flip.
+        limits: Cut the splits for a quick look: first images of each.
+        seed: Seed of the order of samples, the caption choice and the augmentation.
+        cache_pixels: Keep resized uint8 images in memory (3 * size * size bytes each) after their first use. Applies to
+            evaluation, and to training where augment is "none"; a random crop needs the original file.
+
+    Raises:
+        InputError: an option is out of range.
+    """
+
+    name: ClassVar[str]
+    """Of the data set, as results name it."""
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # a split may have fewer images than there are devices
+
+    def __init__(
+        self,
+        root: str,
+        image_dir: str,
+        batch_size: int = 64,
+        eval_batch_size: int = 128,
+        num_workers: int = 2,
+        train_unit: TrainUnit = "pair",
+        augment: Augment = "paper",
+        min_scale: float = 0.5,
+        flip: float = 0.5,
+        limits: Limits = Limits(),
+        seed: int = 0,
+        cache_pixels: bool = False,
+    ) -> None:
+        super().__init__()
+        for option, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise InputError(f"{option} is {value}; give at least {least}.")
+        self.root = Path(root).expanduser().absolute()
+        self.image_dir = self.root / Path(image_dir).expanduser()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.train_unit = train_unit
+        self.augmentation = Augmentation(augment, min_scale, flip)
+        self.limits = limits
+        self.seed = seed
+        self.cache_pixels = cache_pixels
+        self._connection: _Connection | None = None
+        self._loaded: _Loaded | None = None
+        self._train_loader: TrainLoader | None = None
+        self._position: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------------------------------------- what a data set says
+
+    @abstractmethod
+    def parse(self) -> Parsed:
+        """All splits under the names train, val, test (others may be there too), and what is wrong with them."""
+
+    @abstractmethod
+    def require_files(self) -> None:
+        """Raise `InputError` that says which files are missing and where they come from."""
+
+    @abstractmethod
+    def annotation_files(self) -> list[Path]:
+        """The files that `parse` reads; their content enters the fingerprint."""
+
+    def options(self) -> dict[str, Any]:
+        """The options that change what the splits are (not how they are loaded)."""
+        return {}
+
+    # ------------------------------------------------------------------------------------------------------------- splits
+
+    def splits(self) -> dict[str, int]:
+        """The data set's splits and their numbers of images, before limits."""
+        return {split: len(records) for split, records in self._read().splits.items()}
+
+    def records(self, split: str) -> Sequence[ImageRecord]:
+        """The images of a split, after limits; row i of the split is element i.
+
+        Raises:
+            InputError: the data set has no such split, or image files are missing.
+        """
+        loaded = self._read()
+        if split not in loaded.splits:
+            files = ", ".join(str(path) for path in self.annotation_files())
+            raise InputError(f"{self.name} has no split {split!r}: {files} give(s) {_counts(loaded.splits)}.")
+        records = loaded.splits[split][: self.limits.of(split)]
+        if split not in loaded.checked:
+            _require_images(self.name, split, records)
+            loaded.checked.add(split)
+        return records
+
+    def split_label(self, split: str) -> str:
+        """The split's name in results: "test", or "test[:100]" when `limits` cut it."""
+        limit = self.limits.of(split)
+        return split if limit is None or limit >= self.splits().get(split, 0) else f"{split}[:{limit}]"
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over the annotation files' contents, the options and limits, and each image's id and file size.
+
+        Two data roots with the same fingerprint hold the same splits; the place of the root does not matter.
+        """
+        digest = hashlib.sha256()
+        for path in self.annotation_files():
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        digest.update(json.dumps([self.options(), asdict(self.limits)], sort_keys=True).encode())
+        for split, all_records in sorted(self._read().splits.items()):
+            records = all_records[: self.limits.of(split)]
+            sizes = _sizes(records)
+            digest.update(f"\n{split} {len(records)}".encode())
+            for record in records:
+                digest.update(f"\n{record.image_id} {len(record.captions)} {sizes.get(record.path, -1)}".encode())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """For results.json: name, options, counts of each split under its label, fingerprint."""
+        counts = {}
+        for split, all_records in self._read().splits.items():
+            records = all_records[: self.limits.of(split)]
+            captions = sum(len(record.captions) for record in records)
+            counts[self.split_label(split)] = {"images": len(records), "captions": captions}
+        return {"name": self.name, "options": self.options(), "splits": counts, "fingerprint": self.fingerprint()}
+
+    def _read(self) -> _Loaded:
+        if self._loaded is None:
+            self._loaded = _Loaded(self.parse().valid())
+        return self._loaded
+
+    # ---------------------------------------------------------------------------------------------------------- connection
+
+    def connect(self, inputs: Inputs, rank: int = 0, world_size: int = 1) -> None:
+        """Take the transform and tokeniser that the network was built with, and this process's place among all.
+
+        Under a Trainer `setup` does it, from `trainer.lightning_module.network.inputs`.
+
+        Raises:
+            InputError: the network takes no images or no texts, its tokeniser is not there, or the batch does not divide.
+        """
+        if inputs.image is None or inputs.text is None:
+            lacking = "images" if inputs.image is None else "texts"
+            raise InputError(f"the network takes no {lacking}; {type(self).__name__} gives image-text pairs.")
+        if self.batch_size % world_size:
+            raise InputError(
+                f"batch_size {self.batch_size} counts the pairs of all devices and does not divide by {world_size} devices."
+            )
+        self._connection = _Connection(inputs.image, Tokeniser(inputs.text), rank, world_size)
+        if self._loaded is not None:
+            self._loaded.pixels.clear()
+
+    def setup(self, stage: str) -> None:
+        """Connect to the Trainer's network, read the annotations, and see that the stage's images are there."""
+        trainer = self.trainer
+        if trainer is not None:
+            if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+                raise InputError(
+                    "the data module shards its batches itself (global batch_size, nothing padded): "
+                    "set trainer.use_distributed_sampler to false."
+                )
+            network: Any = getattr(trainer.lightning_module, "network", None)
+            if network is None or not isinstance(getattr(network, "inputs", None), Inputs):
+                raise InputError(
+                    f"{type(trainer.lightning_module).__name__}.network.inputs names no transform and tokeniser; "
+                    f"{type(self).__name__} takes them from there."
+                )
+            self.connect(network.inputs, trainer.global_rank, trainer.world_size)
+        for split in _STAGES.get(stage, ()):
+            if split != "val" or stage != "fit" or "val" in self._read().splits:
+                self.records(split)
+
+    def _connected(self) -> _Connection:
+        if self._connection is None:
+            raise InputError(f"{type(self).__name__} does not know its network yet: call connect(network.inputs) first.")
+        return self._connection
+
+    # ------------------------------------------------------------------------------------------------------------- loaders
+
+    def train_dataloader(self) -> TrainLoader:
+        """Batches of `PairBatch`; resumes where `load_state_dict` said."""
+        connection = self._connected()
+        records = self.records("train")
+        images = self._images("train", records, self.augmentation)
+        pairs = TrainPairs(records, images, connection.tokeniser, self.train_unit, self.seed)
+        order = GlobalBatches(len(pairs), self.batch_size, self.seed, connection.rank, connection.world_size)
+        loader = TrainLoader(pairs, batch_size=None, sampler=order, **self._loading(persistent=True))
+        if self._position is not None:
+            self._require_same_epoch(self._position, order)
+            loader.load_state_dict(self._position)
+            self._position = None
+        if self.trainer is not None:
+            loader.progress = self._trainer_progress
+        self._train_loader = loader
+        return loader
+
+    def evaluation_loaders(self, split: str) -> list[DataLoader[Any]]:
+        """Two loaders over this process's share of a split: images (`ImageBatch`), then captions by length (`TextBatch`)."""
+        connection = self._connected()
+        records = self.records(split)
+        images = EvaluationImages(records, self._images(split, records, None))
+        texts = EvaluationTexts(records, connection.tokeniser)
+        share = (self.eval_batch_size, connection.rank, connection.world_size)
+        image_rows = evaluation_batches(len(images), *share)
+        text_rows = evaluation_batches(len(texts), *share, lengths=texts.lengths())
+        return [
+            BatchLoader(images, batch_size=None, sampler=image_rows, **self._loading()),
+            BatchLoader(texts, batch_size=None, sampler=text_rows, **self._loading()),
+        ]
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """`evaluation_loaders("val")`."""
+        return self.evaluation_loaders("val")
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """`evaluation_loaders("test")`."""
+        return self.evaluation_loaders("test")
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        """`evaluation_loaders("test")`."""
+        return self.evaluation_loaders("test")
+
+    def _images(self, split: str, records: Sequence[ImageRecord], augmentation: Augmentation | None) -> SplitImages:
+        # One for each split and transform, kept, so that a cache outlives the loaders that Lightning makes anew.
+        plain = augmentation is None or augmentation.kind == "none"
+        kept = self._read().pixels
+        if (split, plain) not in kept:
+            kept[split, plain] = SplitImages(records, self._connected().image, augmentation, self.cache_pixels)
+        return kept[split, plain]
+
+    def _loading(self, persistent: bool = False) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": persistent and self.num_workers > 0,
+            # Otherwise PyTorch draws the workers' seed from the global generator, and dropout would depend on the loaders.
+            "generator": torch.Generator().manual_seed(mix(self.seed)),
+        }
+
+    # -------------------------------------------------------------------------------------------------------------- resume
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of training in its data: epoch and number of global batches done in it, and what they depend on."""
+        if self._train_loader is None:
+            return {}
+        return {**self._train_loader.state_dict(), **self._order_options(self._train_loader.order)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The next `train_dataloader()` starts at this position."""
+        self._position = dict(state_dict) or None
+
+    def _order_options(self, order: GlobalBatches) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "train_unit": self.train_unit,
+            "samples": order.samples,
+        }
+
+    def _require_same_epoch(self, position: Mapping[str, Any], order: GlobalBatches) -> None:
+        if position["batch"] == 0:
+            return  # an epoch starts anew: other options are the user's choice
+        for option, value in self._order_options(order).items():
+            if position[option] != value:
+                raise InputError(
+                    f"the checkpoint stopped in mid-epoch (epoch {position['epoch']}, after {position['batch']} batches) with "
+                    f"{option} {position[option]}, this run has {value}: the rest of the epoch cannot be continued. Set "
+                    f"{option} back, or start a new run with init_from."
+                )
+
+    def _trainer_progress(self) -> tuple[int, float]:
+        assert self.trainer is not None
+        current = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return current.ready - current.processed, self.trainer.num_training_batches
+
+
+def _counts(splits: Mapping[str, Sequence[ImageRecord]]) -> str:
+    return ", ".join(f"{split} ({len(records):,} images)" for split, records in splits.items()) or "none"
+
+
+def _sizes(records: Sequence[ImageRecord]) -> dict[Path, int]:
+    """File sizes of those images that exist, by one listing of each folder (a stat a file is slow over a network)."""
+    wanted: dict[Path, dict[str, Path]] = defaultdict(dict)
+    for record in records:
+        wanted[record.path.parent][record.path.name] = record.path
+    sizes = {}
+    for folder, names in wanted.items():
+        if not folder.is_dir():
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name in names and entry.is_file():
+                    sizes[names[entry.name]] = entry.stat().st_size
+    return sizes
+
+
+def _require_images(name: str, split: str, records: Sequence[ImageRecord]) -> None:
+    present: dict[Path, set[str]] = {}
+    missing = []
+    for record in records:
+        folder = record.path.parent
+        if folder not in present:
+            present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+        if record.path.name not in present[folder]:
+            missing.append(record)
+    if missing:
+        first = missing[0]
+        raise InputError(
+            f"{name} {split}: {len(missing):,} of {len(records):,} image files are missing, first image {first.image_id}: "
+            f"{first.path}. Put the images there or set image_dir; `crosslight data check` lists them all."
+        )

@@ -1,0 +1,41 @@
+"""What a network wants to be fed: the image transform and the tokeniser it was built with.
+
+A network names these (`network.inputs`), data modules read them from there, so the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """Size in pixels (square), how an image becomes that size at evaluation, and the normalisation.
+
+    `resize="squash"` ignores the aspect ratio (BEiT-3's evaluation), `"crop"` resizes the shorter side to
+    `size / crop_fraction` and crops the centre (timm, CLIP). Mean and standard deviation are of RGB in [0, 1].
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: Literal["squash", "crop"] = "crop"
+    crop_fraction: float = 1.0
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """`tokeniser` is a Hugging Face name or a local folder; `max_tokens` counts special tokens, longer captions are cut."""
+
+    tokeniser: str
+    max_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Both sides; a network that takes only one modality leaves the other None."""
+
+    image: ImageInput | None = None
+    text: TextInput | None = None

@@ -1,0 +1,403 @@
+"""Puts a world on disk in the formats of the real data sets, for the real readers.
+
+    <root>/coco/annotations/dataset_coco.json                    Karpathy's file: train, restval, val, test
+    <root>/coco/annotations/captions_{train,val}2014.json        official COCO captions
+    <root>/coco/{train,val}2014/COCO_{train,val}2014_<12 digits>.jpg
+    <root>/flickr30k/dataset_flickr30k.json, {train,val,test}.txt, flickr30k-images/<id>.jpg
+    <root>/scenes.jsonl                                          everything known about each scene (`read_scenes`)
+    <root>/tokeniser/                                            a Hugging Face tokeniser that knows every word of both styles
+    <root>/world.json                                            arguments, counts, fingerprint: written worlds are complete
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import track
+
+from datamodules.errors import InputError
+from datamodules.miniworld.captions import RegionDescription, describe, region_descriptions, vocabulary
+from datamodules.miniworld.render import render
+from datamodules.miniworld.scenes import Scene, Style, sample_scene
+from datamodules.records import Box, Caption, Phrase
+
+VERSION = 1
+"""Raise it when the same arguments give other bytes (layout, painting, grammar): older worlds are then refused, not mixed in."""
+
+_FEW = 300  # scenes below which starting workers costs more than it saves
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Fractions of a world.
+
+    Args:
+        coco: Share of the scenes that go to the COCO part; the rest is Flickr30k's.
+        coco_train: Share of the COCO part in `train`.
+        coco_restval: Share of the COCO part in `restval` (joins `train` in Karpathy's protocol).
+        coco_val: Share of the COCO part in `val`; the rest is `test`.
+        flickr_train: Share of the Flickr30k part in `train`.
+        flickr_val: Share of the Flickr30k part in `val`; the rest is `test`.
+    """
+
+    coco: float = 0.6
+    coco_train: float = 0.6
+    coco_restval: float = 0.1
+    coco_val: float = 0.1
+    flickr_train: float = 0.7
+    flickr_val: float = 0.1
+
+    def counts(self, scenes: int) -> dict[str, dict[str, int]]:
+        """Scenes of every split by part; InputError if a share is no fraction or a split stays empty."""
+        if any(not 0.0 < getattr(self, entry.name) < 1.0 for entry in fields(self)):
+            raise InputError(f"miniworld: splits={self}: every share must lie strictly between 0 and 1.")
+        coco = round(scenes * self.coco)
+        counts = {
+            "coco": _shares(coco, {"train": self.coco_train, "restval": self.coco_restval, "val": self.coco_val}),
+            "flickr30k": _shares(scenes - coco, {"train": self.flickr_train, "val": self.flickr_val}),
+        }
+        for part, splits in counts.items():
+            for split, count in splits.items():
+                if count < 1:
+                    raise InputError(
+                        f"miniworld: scenes={scenes} leaves {part}'s split '{split}' empty: ask for more scenes (20 are enough"
+                        " for the default splits) or change the shares in `splits`."
+                    )
+        return counts
+
+
+def _shares(total: int, shares: dict[str, float]) -> dict[str, int]:
+    counts = {split: round(total * share) for split, share in shares.items()}
+    return {**counts, "test": total - sum(counts.values())}
+
+
+@dataclass(frozen=True, slots=True)
+class WorldImage:
+    """One line of `scenes.jsonl`. `part` is "coco" or "flickr30k", `image_id` the id in that part's own files, `file` is relative to
+    the world's root."""
+
+    part: str
+    split: str
+    image_id: str
+    file: str
+    scene: Scene
+    captions: tuple[Caption, ...]
+    regions: tuple[RegionDescription, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> WorldImage:
+        """The inverse of `to_dict`."""
+        captions = tuple(
+            Caption(
+                entry["caption_id"],
+                entry["text"],
+                tuple(
+                    Phrase(**{**phrase, "boxes": tuple(Box(**box) for box in phrase["boxes"])})
+                    for phrase in entry["phrases"]
+                ),
+            )
+            for entry in values["captions"]
+        )
+        regions = tuple(
+            RegionDescription(entry["text"], Box(**entry["box"]), tuple(entry["objects"])) for entry in values["regions"]
+        )
+        return cls(**{**values, "scene": Scene.from_dict(values["scene"]), "captions": captions, "regions": regions})
+
+
+def write_world(
+    root: Path,
+    *,
+    scenes: int = 2000,
+    seed: int = 0,
+    style: Style = "source",
+    image_size: int = 96,
+    splits: Splits | None = None,
+    workers: int | None = None,
+) -> Path:
+    """Renders a world into `root`, or returns at once if the very same world is there; the same bytes for any `workers`.
+
+    The folder appears complete or not at all: it is built beside `root` and renamed.
+
+    Args:
+        root: Folder of the world; created, must be absent or empty, or hold this world.
+        scenes: Number of images, both parts together.
+        seed: Seed of the world; scene `i` depends on `(seed, style, i)` only.
+        style: Dialect of pictures and sentences.
+        image_size: Width and height of the images in pixels.
+        splits: Shares of parts and splits; None takes the defaults of `Splits`.
+        workers: Processes that render; None takes one a core, 1 renders here.
+
+    Raises:
+        InputError: `root` holds something else, an argument makes no sense, or the disk is full.
+    """
+    root = Path(root).absolute()
+    splits = splits or Splits()
+    _check(scenes, seed, style, image_size, workers)
+    counts = splits.counts(scenes)
+    arguments = {"scenes": scenes, "seed": seed, "style": style, "image_size": image_size, "splits": asdict(splits)}
+    if _is_written(root, arguments):
+        return root
+    building = root.with_name(f".{root.name}.unfinished-{os.getpid()}")
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        _build(building, arguments, counts, _worker_count(workers, scenes))
+        try:
+            building.rename(root)  # also onto an empty folder
+        except OSError as error:
+            # another process was faster with the same world: keep its copy
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not _is_written(root, arguments):
+                raise
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise InputError(
+            f"{root}: could not write the embedded world: {reason}. Free some space or choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return root
+
+
+def read_scenes(root: Path) -> Iterator[WorldImage]:
+    """Every image of a written world, in the order of its scenes."""
+    path = Path(root) / "scenes.jsonl"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; write a world there first (datamodules.miniworld.write_world).")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield WorldImage.from_dict(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{path}, line {number}: not a scene ({error}); delete {root} and render it again.") from error
+
+
+def write_tokeniser(folder: Path) -> None:
+    """A word-level tokeniser for `AutoTokenizer.from_pretrained(folder)`: lower case, `[CLS] ... [SEP]`, every word of both styles.
+
+    The vocabulary comes from the grammar, so token ids are the same for every world.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    ids = {word: number for number, word in enumerate((*specials, *vocabulary()))}
+    tokeniser = Tokenizer(models.WordLevel(vocab=ids, unk_token="[UNK]"))
+    tokeniser.normalizer = normalizers.Lowercase()
+    tokeniser.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokeniser.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokeniser,
+        model_max_length=64,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(str(folder))
+
+
+# ---------------------------------------------------------------------------------------------------------------- checks
+
+
+def _check(scenes: int, seed: int, style: str, image_size: int, workers: int | None) -> None:
+    if scenes < 1:
+        raise InputError(f"miniworld: scenes={scenes}: must be a positive number.")
+    if seed < 0:
+        raise InputError(f"miniworld: seed={seed}: must not be negative.")
+    if style not in ("source", "target"):
+        raise InputError(f"miniworld: style='{style}' is unknown; choose 'source' or 'target'.")
+    if not 32 <= image_size <= 1024:
+        raise InputError(f"miniworld: image_size={image_size}: must lie between 32 and 1024 pixels.")
+    if workers is not None and workers < 1:
+        raise InputError(f"miniworld: workers={workers}: must be at least 1 (or None for one a core).")
+
+
+def _is_written(root: Path, arguments: dict[str, Any]) -> bool:
+    """True if `root` holds exactly this world, False if there is nothing; InputError if there is anything else."""
+    file = root / "world.json"
+    if file.is_file():
+        try:
+            world = json.loads(file.read_text(encoding="utf-8"))
+            there, version = world["arguments"], world["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file}: not readable ({error}); delete {root} and render it again.") from error
+        if version != VERSION:
+            raise InputError(
+                f"{file}: this world was rendered by version {version} of the embedded world, this is version {VERSION};"
+                f" choose another folder or delete {root}."
+            )
+        differences = [
+            f"{key}={there.get(key)!r} there, {value!r} asked for" for key, value in arguments.items() if there.get(key) != value
+        ]
+        if differences:
+            raise InputError(f"{file}: another world: {'; '.join(differences)}. Choose another folder or delete {root}.")
+        return True
+    if root.is_file() or (root.is_dir() and any(root.iterdir())):
+        raise InputError(f"{root}: not empty and no embedded world (no world.json); choose another folder or delete it.")
+    return False
+
+
+def _worker_count(workers: int | None, scenes: int) -> int:
+    if workers is None:
+        workers = 1 if scenes < _FEW else min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1, 8)
+    # Elsewhere than on Linux a worker would start by importing torch, which takes longer than rendering a small world.
+    return workers if sys.platform == "linux" else 1
+
+
+# --------------------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one scene goes."""
+
+    index: int
+    part: str
+    split: str
+    image_id: str
+    file: str
+
+
+def _places(counts: dict[str, dict[str, int]]) -> Iterator[_Place]:
+    index = 0
+    for part, splits in counts.items():
+        for split, count in splits.items():
+            for _ in range(count):
+                if part == "coco":
+                    folder = "train2014" if split == "train" else "val2014"
+                    image_id = str(index + 1)
+                    file = f"coco/{folder}/COCO_{folder}_{index + 1:012d}.jpg"
+                else:
+                    image_id = str(1_000_000_000 + index)
+                    file = f"flickr30k/flickr30k-images/{image_id}.jpg"
+                yield _Place(index, part, split, image_id, file)
+                index += 1
+
+
+def _render_one(place: _Place, root: Path, seed: int, style: Style, image_size: int) -> WorldImage:
+    scene = sample_scene(seed, style, place.index, image_size=image_size)
+    # no chroma subsampling: at 96 pixels it would wash out the colours that captions name
+    render(scene).save(root / place.file, quality=90, subsampling=0)
+    captions, regions = describe(scene), region_descriptions(scene)
+    return WorldImage(place.part, place.split, place.image_id, place.file, scene, captions, regions)
+
+
+def _build(root: Path, arguments: dict[str, Any], counts: dict[str, dict[str, int]], workers: int) -> None:
+    for folder in ("coco/annotations", "coco/train2014", "coco/val2014", "flickr30k/flickr30k-images"):
+        (root / folder).mkdir(parents=True)
+    places = list(_places(counts))
+    work = partial(
+        _render_one, root=root, seed=arguments["seed"], style=arguments["style"], image_size=arguments["image_size"]
+    )
+    if workers == 1:
+        images = list(_progress(map(work, places), len(places)))
+    else:
+        # Fork: the workers only run numpy and Pillow, and need not import anything again.
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
+            images = list(_progress(pool.map(work, places, chunksize=25), len(places)))
+    with (root / "scenes.jsonl").open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(image.to_dict()) + "\n" for image in images)
+    _write_coco(root / "coco", [image for image in images if image.part == "coco"])
+    _write_flickr(root / "flickr30k", [image for image in images if image.part == "flickr30k"])
+    fingerprint = _fingerprint(root)
+    write_tokeniser(root / "tokeniser")
+    world = {"version": VERSION, "arguments": arguments, "counts": counts, "fingerprint": fingerprint}
+    _write_json(root / "world.json", world, indent=2)
+
+
+def _progress(images: Iterator[WorldImage], total: int) -> Iterator[WorldImage]:
+    console = Console(stderr=True)
+    shown = console.is_terminal
+    yield from track(images, "rendering the embedded world", total, console=console, transient=True, disable=not shown)
+
+
+def _write_json(path: Path, values: Any, indent: int | None = None) -> None:
+    path.write_text(json.dumps(values, indent=indent), encoding="utf-8")
+
+
+def _karpathy(images: list[WorldImage], dataset: Literal["coco", "flickr30k"]) -> dict[str, Any]:
+    """Karpathy's layout; sentence ids count from 0 in the order of the images."""
+    entries = []
+    sentence_id = 0
+    for number, image in enumerate(images):
+        sentences = []
+        for caption in image.captions:
+            tokens = re.findall(r"\w+", caption.text.lower())
+            sentences.append({"tokens": tokens, "raw": caption.text, "imgid": number, "sentid": sentence_id})
+            sentence_id += 1
+        entry: dict[str, Any] = {
+            "filename": Path(image.file).name,
+            "imgid": number,
+            "sentids": [sentence["sentid"] for sentence in sentences],
+            "split": image.split,
+            "sentences": sentences,
+        }
+        if dataset == "coco":
+            entry |= {"filepath": Path(image.file).parent.name, "cocoid": int(image.image_id)}
+        entries.append(entry)
+    return {"images": entries, "dataset": dataset}
+
+
+def _write_coco(folder: Path, images: list[WorldImage]) -> None:
+    karpathy = _karpathy(images, "coco")
+    _write_json(folder / "annotations" / "dataset_coco.json", karpathy)
+    for name in ("train2014", "val2014"):
+        entries = [entry for entry in karpathy["images"] if entry["filepath"] == name]
+        sizes = {int(image.image_id): image.scene.image_size for image in images}
+        official = {
+            "info": {"description": f"crosslight's embedded world, {name}", "version": str(VERSION), "year": 2014},
+            "licenses": [{"id": 1, "name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}],
+            "images": [
+                {
+                    "license": 1,
+                    "file_name": entry["filename"],
+                    "height": sizes[entry["cocoid"]],
+                    "width": sizes[entry["cocoid"]],
+                    "id": entry["cocoid"],
+                }
+                for entry in entries
+            ],
+            "annotations": [
+                {"image_id": entry["cocoid"], "id": sentence["sentid"], "caption": sentence["raw"]}
+                for entry in entries
+                for sentence in entry["sentences"]
+            ],
+        }
+        _write_json(folder / "annotations" / f"captions_{name}.json", official)
+
+
+def _write_flickr(folder: Path, images: list[WorldImage]) -> None:
+    _write_json(folder / "dataset_flickr30k.json", _karpathy(images, "flickr30k"))
+    for split in ("train", "val", "test"):
+        ids = [image.image_id for image in images if image.split == split]
+        (folder / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids), encoding="utf-8")
+
+
+def _fingerprint(root: Path) -> str:
+    """SHA-256 over the names and contents of all files written so far."""
+    digest = hashlib.sha256()
+    for path in sorted(file for file in root.rglob("*") if file.is_file()):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,191 @@
+"""The `crosslight` command. This file imports nothing heavy, so that help and mistakes in the command's name cost no time."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+OVERVIEW = """\
+usage: crosslight COMMAND [options]
+
+Train, test and explain light adaptations of vision-language models.
+
+  run       fit, take the best checkpoint by validation, test it on any number of data sets: one folder
+  fit       train; resumes when --run_dir holds an interrupted run
+  validate  evaluate on the validation split
+  test      evaluate on the test split, and on each data set of --evaluate
+  predict   write nothing but return embeddings (for use from Python)
+
+  demo      the whole story on rendered scenes, in about a minute
+  table     run folders side by side as a Markdown table
+  export    the adapter of a run as safetensors + JSON (a few MB)
+  world     render the embedded world to a folder, in the real data sets' formats
+  data      `data check`: verify a data folder before you train on it
+
+crosslight COMMAND --help says more.
+"""
+
+_TRAINING = """\
+usage: crosslight {command} -c FILE [-c FILE ...] [--key.subkey=value ...]
+
+{summary}
+
+  -c, --config FILE        a YAML; several merge, the last wins. Packaged ones (below) work from any folder
+  --run_dir DIR            the run's folder; an interrupted run of the same configuration resumes there
+                           (default: a new one, runs/NAME/TIME-HASH)
+  --name NAME              what the run is called
+  --seed_everything N      seed of everything (default 0)
+  --model.…, --data.…      the arguments of the classes that the YAMLs name, for example
+                           --model.init_args.tuning=head  --data.init_args.batch_size=64
+  --trainer.…              Lightning's Trainer, for example --trainer.max_epochs=2 --trainer.precision=bf16-mixed
+  --checkpoint.…           monitor (val/rsum), mode, every_n_steps
+  --wandb.…                enabled, project, group, tags (offline unless you are logged in)
+{extra}
+  --help-all               every option with its type and default (imports torch: some seconds)
+  --model.help CLASS       arguments of a class; the same for --data.help
+
+packaged configurations:
+{configs}
+"""
+
+_SUMMARIES = {
+    "run": "Fit, take the best checkpoint by validation, test it on the data's test split and on each of --evaluate.",
+    "fit": "Train and validate. To start from other weights, give --model.init_args.init_from (not --ckpt_path).",
+    "validate": "Evaluate a checkpoint on the validation split: -c RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt",
+    "test": "Evaluate a checkpoint on the test split: -c RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt",
+    "predict": "Embed the test split.",
+}
+_EVALUATE = "  --evaluate.NAME=CLASS    a further data module to test on, with --evaluate.NAME.init_args.…\n"
+_CKPT = "  --ckpt_path FILE         checkpoint to take\n"
+_EXTRAS = {"run": _EVALUATE, "fit": _CKPT, "validate": _CKPT, "test": _CKPT + _EVALUATE, "predict": _CKPT}
+
+_OTHER_HELP = {
+    "demo": """\
+usage: crosslight demo [--out DIR] [--seed N]
+
+Render the embedded world, pre-train two small towers on its first style, adapt them to its second in five ways, and
+print one table and a picture of queries with what was found. About a minute on 2 cores.
+""",
+    "table": """\
+usage: crosslight table RUN [RUN ...] [--data NAME] [--out FILE.md] [--csv FILE.csv]
+
+Run folders (or folders of them) side by side: recalls (mean and standard deviation over seeds), tunable parameters,
+memory, time. Runs of one name are seeds of one row.
+""",
+    "export": """\
+usage: crosslight export RUN DIR
+
+Write the run's best adapter and heads to DIR: adapter_model.safetensors, adapter_config.json, README.md.
+lightning_modules.load(DIR) gives the model back.
+""",
+    "world": """\
+usage: crosslight world DIR [--scenes N] [--seed N] [--style source|target] [--image-size PX]
+
+Render the embedded world: COCO and Flickr30k files in their real formats, with real JPEGs.
+""",
+    "data": """\
+usage: crosslight data check KIND ROOT [--workers N]
+
+Verify a data folder. KIND is coco, flickr30k or flickr8k. Counts per split, unreadable or missing images, captions
+without images, duplicated ids; exits 1 when something is wrong.
+""",
+}
+COMMANDS = (*_SUMMARIES, *_OTHER_HELP)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Exit status: 0 done, 1 the run failed or a check found problems, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(OVERVIEW, end="")
+        return
+    command, rest = arguments[0], arguments[1:]
+    if command == "--version":
+        from importlib.metadata import version
+
+        print(version("crosslight"))
+        return
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, 1)
+        _fail(f"no command {command!r}." + (f" Did you mean {close[0]!r}?" if close else " See crosslight --help."))
+    if any(argument in ("-h", "--help") for argument in rest):
+        print(_help(command), end="")
+        return
+
+    from datamodules.errors import InputError
+
+    try:
+        if command in _SUMMARIES:
+            from experiments.training import train_or_evaluate
+
+            status = train_or_evaluate(command, find_configs(rest))
+        else:
+            from experiments import commands
+
+            status = getattr(commands, command)(rest)
+    except InputError as error:
+        _fail(str(error))
+    sys.exit(status)
+
+
+def _fail(message: str) -> None:
+    print(f"crosslight: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _help(command: str) -> str:
+    if command in _OTHER_HELP:
+        return _OTHER_HELP[command]
+    configs = "\n".join(f"  {name}" for name in packaged_configs())
+    return _TRAINING.format(command=command, summary=_SUMMARIES[command], extra=_EXTRAS[command], configs=configs)
+
+
+# ---------------------------------------------------------------------------------------- configuration files
+
+
+def packaged_configs() -> list[str]:
+    """Names of the YAMLs that come with the package, as `-c` takes them: configs/..., experiments/..."""
+    names = []
+    for package in ("configs", "experiments"):
+        root = Path(str(resources.files(package)))
+        names += [f"{package}/{path.relative_to(root)}" for path in sorted(root.rglob("*.yaml"))]
+    return names
+
+
+def find_configs(arguments: list[str]) -> list[str]:
+    """Replace the file after each -c/--config by the packaged one when there is no such file here.
+
+    Raises:
+        InputError: Neither exists.
+    """
+    from datamodules.errors import InputError
+
+    def find(name: str) -> str:
+        if Path(name).exists() or not name.endswith((".yaml", ".yml")):
+            return name
+        package, _, rest = name.partition("/")
+        if package in ("configs", "experiments"):
+            packaged = Path(str(resources.files(package))) / rest
+            if packaged.is_file():
+                return str(packaged)
+        close = difflib.get_close_matches(name, packaged_configs(), 2, 0.5)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise InputError(f"-c {name}: there is no such file here, and none of that name is packaged.{hint}")
+
+    result, expect = [], False
+    for argument in arguments:
+        if expect:
+            argument, expect = find(argument), False
+        elif argument in ("-c", "--config"):
+            expect = True
+        elif argument.startswith("--config="):
+            argument = "--config=" + find(argument.removeprefix("--config="))
+        result.append("--help" if argument == "--help-all" else argument)
+    return result
+
+
+if __name__ == "__main__":
+    main()

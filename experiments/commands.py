@@ -1,0 +1,98 @@
+"""The sub-commands that do not train: a function each, named like it, from its arguments to the exit status."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from datamodules.errors import InputError
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, command: str) -> None:
+        super().__init__(prog=f"crosslight {command}", allow_abbrev=False, add_help=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. See {self.prog} --help.")
+
+
+def table(arguments: list[str]) -> int:
+    from experiments.table import find_runs, markdown, rows, to_csv
+
+    parser = _Parser("table")
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--data")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args(arguments)
+    lines = rows(find_runs(options.runs), options.data)
+    text = markdown(lines)
+    print(text, end="")
+    if options.out is not None:
+        options.out.write_text(text)
+    if options.csv is not None:
+        options.csv.write_text(to_csv(lines))
+    return 0
+
+
+def world(arguments: list[str]) -> int:
+    from datamodules.miniworld.write import write_world
+
+    parser = _Parser("world")
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--scenes", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--style", choices=("source", "target"), default="source")
+    parser.add_argument("--image-size", type=int, default=96)
+    options = parser.parse_args(arguments)
+    root = write_world(
+        options.root, scenes=options.scenes, seed=options.seed, style=options.style, image_size=options.image_size
+    )
+    print(root)
+    return 0
+
+
+def data(arguments: list[str]) -> int:
+    from datamodules.check import run_check
+
+    parser = _Parser("data")
+    parser.add_argument("action", choices=("check",))
+    parser.add_argument("kind", choices=("coco", "flickr30k", "flickr8k"))
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args(arguments)
+    report = run_check(options.kind, options.root, workers=options.workers)
+    print("\n".join(report.lines()))
+    return 1 if report.problems else 0
+
+
+def export(arguments: list[str]) -> int:
+    import yaml
+    from lightning_modules.checkpoints.adapter_export import export_adapter
+
+    import lightning_modules
+    from experiments.training import quiet
+
+    parser = _Parser("export")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args(arguments)
+    quiet()
+    model = lightning_modules.load(options.run)
+    config = yaml.safe_load((options.run / "config.yaml").read_text())
+    backbone = {"model": config["model"], "seed": config["seed_everything"]}
+    export_adapter(model.network, model.adapter, options.folder, backbone=backbone)
+    size = sum(file.stat().st_size for file in options.folder.iterdir())
+    print(f"{options.folder}: {size / 2**20:.2f} MiB")
+    return 0
+
+
+def demo(arguments: list[str]) -> int:
+    from experiments.demo import run_demo
+
+    parser = _Parser("demo")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    return run_demo(options.out, options.seed)

@@ -1,0 +1,115 @@
+"""Loggers that survive a resume: `metrics.csv` in the run folder, and W&B (offline unless logged in)."""
+
+from __future__ import annotations
+
+import csv
+import netrc
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class MetricsCSV(Logger):
+    """One row a step, one column a metric, appended to across resumes.
+
+    Lightning's own CSV logger deletes the file of the folder it is given; here a resumed run keeps its rows up to the step
+    it resumes from.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.file = Path(folder) / "metrics.csv"
+        self._columns: list[str] | None = None  # of the file; None before the first look
+        self._row: dict[str, Any] | None = None  # the step being collected, not yet in the file
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.file.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        step = step or 0
+        if self._columns is None:
+            self._take_up(step)
+        if self._row is not None and self._row["step"] != step:
+            self._append(self._row)
+            self._row = None
+        self._row = {"step": step, **(self._row or {}), **{key: float(value) for key, value in metrics.items()}}
+
+    def _take_up(self, step: int) -> None:
+        """Keep the rows before `step`: those after it are about to be made again."""
+        self._columns = []
+        if self.file.exists():
+            with open(self.file, newline="") as file:
+                reader = csv.DictReader(file)
+                self._columns = list(reader.fieldnames or [])
+                rows = [row for row in reader if row.get("step") and int(row["step"]) < step]
+            self._rewrite(rows)
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        temporary = self.file.with_suffix(".csv.part")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=self._columns or [])
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.file)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        columns = self._columns or []
+        if set(row) - set(columns):  # a metric seen for the first time: the header grows
+            rows: list[dict[str, Any]] = []
+            if self.file.exists():
+                with open(self.file, newline="") as file:
+                    rows = list(csv.DictReader(file))
+            self._columns = ["step", *sorted((set(columns) | set(row)) - {"step"})]
+            self._rewrite([*rows, row])
+        else:
+            with open(self.file, "a", newline="") as file:
+                csv.DictWriter(file, fieldnames=columns).writerow(row)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._row is not None:
+            self._append(self._row)
+            self._row = None
+
+
+def wandb_logged_in() -> bool:
+    """An API key in the environment or in ~/.netrc, without importing wandb and without asking its server."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "//api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+def make_wandb(folder: Path, *, project: str, name: str, run_id: str, group: str | None, tags: list[str]) -> WandbLogger:
+    """W&B in the run folder: online when logged in, else offline (`wandb sync <run>/wandb/offline-run-*` uploads it later).
+
+    `WANDB_MODE` wins over both. The id is the run folder's, so that a resumed run continues the same W&B run.
+    """
+    mode = os.environ.get("WANDB_MODE")
+    offline = mode == "offline" or (mode is None and not wandb_logged_in())
+    os.environ.setdefault("WANDB_SILENT", "true")
+    return WandbLogger(
+        project=project, name=name, id=run_id, group=group, tags=tags, save_dir=folder, offline=offline, resume="allow"
+    )

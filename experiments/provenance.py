@@ -1,0 +1,62 @@
+"""Where a result comes from: git revision, versions, device. Everything here is read at run time, nothing is configured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "crosslight", "torch", "torchvision", "lightning", "transformers", "timm", "torchmetrics", "omegaconf", "jsonargparse",
+    "wandb", "numpy", "pillow",
+)  # fmt: skip
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Revision and dirty flag of the checkout that holds `folder`; both None outside a checkout (an installed wheel)."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
+        except (FileNotFoundError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    revision = git("rev-parse", "HEAD")
+    status = git("status", "--porcelain") if revision else None
+    return {"revision": revision, "dirty": None if status is None else bool(status)}
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def device_state() -> dict[str, Any]:
+    """The accelerator, or the processor when there is none, with what decides its speed."""
+    import torch
+
+    state: dict[str, Any] = {"host": socket.gethostname(), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    if torch.cuda.is_available():
+        state |= {"kind": "cuda", "name": torch.cuda.get_device_name(0), "count": torch.cuda.device_count()}
+    else:
+        state |= {"kind": "cpu", "name": _processor_name(), "count": 1}
+    return state
+
+
+def _processor_name() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

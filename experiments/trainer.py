@@ -1,0 +1,112 @@
+"""Lightning's Trainer with one more verb: `run` = fit, take the best on validation, test it on any number of data modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from datamodules.errors import InputError
+from experiments.run_folder import RunFolder
+
+DataModules = dict[str, pl.LightningDataModule]
+
+
+class Trainer(pl.Trainer):
+    """Lightning's Trainer, unchanged, plus `run` and the run folder that results go to."""
+
+    run_folder: RunFolder
+
+    def run(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, evaluate: DataModules) -> None:
+        """Fit, pick the best checkpoint by validation, test it on the data's own test split and on each of `evaluate`."""
+        self.fit_or_resume(model, datamodule)
+        self.test_all(model, {data_name(datamodule): datamodule, **evaluate}, str(self.best_checkpoint()))
+
+    def fit_or_resume(
+        self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None
+    ) -> None:
+        """Fit from the beginning, or from the run folder's last checkpoint when an earlier attempt left one."""
+        last = self.run_folder.last_checkpoint
+        if last is not None:
+            ckpt_path = str(last)
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        best = self.checkpoint_callback
+        score = best.best_model_score if isinstance(best, ModelCheckpoint) else None
+        self.run_folder.update(
+            fit={
+                "steps": self.global_step,
+                "epochs": self.current_epoch,
+                "monitor": best.monitor if isinstance(best, ModelCheckpoint) else None,
+                "best_value": None if score is None else float(score),
+                "best_checkpoint": self._relative(best.best_model_path) if isinstance(best, ModelCheckpoint) else None,
+            }
+        )
+
+    def best_checkpoint(self) -> Path:
+        best = self.checkpoint_callback
+        if not isinstance(best, ModelCheckpoint) or not best.best_model_path:
+            raise InputError(
+                "no best checkpoint to test: validation never ran. Let --trainer.max_epochs or max_steps reach one validation."
+            )
+        return Path(best.best_model_path)
+
+    def test_all(self, model: pl.LightningModule, data: DataModules, ckpt_path: str | None) -> None:
+        """Test on each data module, writing metrics and per-query ranks into the run folder; finished ones are skipped."""
+        for name, datamodule in data.items():
+            if self.run_folder.evaluated(name):
+                continue
+            self._evaluate("test", model, name, datamodule, ckpt_path)
+
+    def validate_one(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
+        self._evaluate("validate", model, data_name(datamodule), datamodule, ckpt_path)
+
+    def _evaluate(
+        self, verb: str, model: pl.LightningModule, name: str, datamodule: pl.LightningDataModule, ckpt_path: str | None
+    ) -> None:
+        act = self.test if verb == "test" else self.validate
+        act(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
+        stage = "test" if verb == "test" else "val"
+        split = datamodule.split_label(stage) if hasattr(datamodule, "split_label") else stage
+        metrics = {
+            key.removeprefix(f"{stage}/"): float(value)
+            for key, value in self.callback_metrics.items()
+            if key.startswith(f"{stage}/")
+        }
+        if not self.is_global_zero:
+            return
+        per_query_file = None
+        queries = getattr(model, "query_ranks", None)
+        if queries is not None:
+            per_query_file = f"per_query/{name}-{stage}.npz"
+            (self.run_folder.path / "per_query").mkdir(exist_ok=True)
+            np.savez_compressed(self.run_folder.path / per_query_file, **queries())
+        entry = {
+            "data": name,
+            "split": split,
+            "protocol": getattr(model, "protocol", None),
+            "metrics": metrics,
+            "per_query_file": per_query_file,
+        }
+        self.run_folder.results["evaluations"].append(entry)
+        self.run_folder.update(data={**self.run_folder.results.get("data", {}), name: describe_data(datamodule)})
+        for logger in self.loggers:
+            logger.log_metrics({f"final/{name}/{split}/{key}": value for key, value in metrics.items()}, step=self.global_step)
+
+    def _relative(self, path: str) -> str | None:
+        return str(Path(path).relative_to(self.run_folder.path)) if path else None
+
+
+def data_name(datamodule: pl.LightningDataModule) -> str:
+    return getattr(datamodule, "name", type(datamodule).__name__.lower())
+
+
+def describe_data(datamodule: Any) -> dict[str, Any]:
+    """Fingerprint and counts, of data modules that tell them."""
+    return {
+        "class": type(datamodule).__name__,
+        "fingerprint": datamodule.fingerprint() if hasattr(datamodule, "fingerprint") else None,
+        **(datamodule.describe() if hasattr(datamodule, "describe") else {}),
+    }

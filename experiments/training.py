@@ -1,0 +1,110 @@
+"""Runs a training or evaluation sub-command and settles its run folder: finished, failed, out of memory or interrupted."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import traceback
+import warnings
+
+from datamodules.errors import InputError
+
+# Lightning prints advertisements and remarks on settings that are right here. Everything else of its log stays.
+_ADVERTS = (
+    "litlogger", "litmodels", "💡", "Tip:", "LitServe", "lightning.ai", "`Trainer.fit` stopped:", "Restoring states",
+    "Restored all states", "Loaded model weights", "GPU available", "TPU available", "HPU available", "Seed set to",
+    "Initializing distributed", "distributed_backend", "All distributed processes", "--------------", "Starting with ",
+)  # fmt: skip
+_LIGHTNING_LOGS = (
+    "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric", "lightning.fabric.utilities.seed",
+    "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.distributed",
+)  # fmt: skip
+
+
+class _NoAdverts(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return bool(message.strip()) and not any(advert in message for advert in _ADVERTS)
+
+
+def quiet() -> None:
+    """Filter Lightning's adverts and the warnings that are about nothing the user can or should change."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in _LIGHTNING_LOGS:
+        logging.getLogger(name).addFilter(_NoAdverts())
+    for pattern in (
+        ".*does not have many workers.*",  # two cores: the loader is measured, not guessed
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
+        ".*`isinstance\\(treespec, LeafSpec\\)`.*",
+        ".*It is recommended to use `self.log.*sync_dist=True`.*",  # recalls are already exact over all ranks
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*Found .* module\\(s\\) in eval mode at the start of training.*",  # frozen parts are meant to be
+        ".*was configured so that.*lr_scheduler.step.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)
+
+
+def train_or_evaluate(command: str, arguments: list[str]) -> int:
+    """Parse, build, run. Returns the exit status; the run folder's results.json says the same in words."""
+    quiet()
+    from experiments.lightning_cli import CrosslightCLI
+
+    CrosslightCLI.opened = None
+    try:
+        CrosslightCLI([command, *arguments])
+    except BaseException as error:
+        return settle_failure(error, CrosslightCLI.opened)
+    if CrosslightCLI.opened is not None:
+        CrosslightCLI.opened.finish("finished")
+        print(f"results: {CrosslightCLI.opened.path / 'results.json'}")
+    return 0
+
+
+def settle_failure(error: BaseException, folder: object) -> int:
+    """Record how a run ended in its folder, tell the user in a few lines, and return the exit status."""
+    import torch
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from experiments.run_folder import RunFolder
+
+    if isinstance(error, SystemExit) and error.code in (0, None):  # --help-all, --print_config
+        return 0
+    text = str(error)
+    resume = f" The same command with --run_dir {folder.path} resumes it." if isinstance(folder, RunFolder) else ""
+    cause = find_input_error(error)
+    if cause is not None:
+        status, message, code = "failed", str(cause), 2
+    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        status, code = "oom", 1
+        message = (
+            f"out of memory: {text.splitlines()[0] if text else 'host memory'} Try a smaller "
+            "--model.init_args.gradient_cache_chunk (same gradients), activation checkpointing, or --trainer.precision=bf16-mixed."
+        )
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        status, code = "failed", 1
+        message = f"the disk is full ({error.filename or 'while writing the run folder'}). Free some space.{resume}"
+    elif isinstance(error, (KeyboardInterrupt, SIGTERMException, SystemExit)):
+        status, message, code = "interrupted", f"interrupted.{resume}", 130
+    else:
+        status, message, code = "failed", f"{type(error).__name__}: {text}", 1
+        traceback.print_exception(error)
+    if isinstance(folder, RunFolder):
+        try:
+            folder.finish(status, message)
+        except OSError as full:
+            print(f"crosslight: could not write {folder.path / 'results.json'}: {full}", file=sys.stderr)
+    print(f"crosslight: error: {message}" if code != 130 else f"crosslight: {message}", file=sys.stderr)
+    return code
+
+
+def find_input_error(error: BaseException | None) -> InputError | None:
+    """The InputError in a chain of exceptions: DataLoader workers and jsonargparse wrap what they catch."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, InputError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,398 @@
+"""MultiWay-Adapter (Long et al., arXiv 2309.01516v3): a bottleneck beside every FFN and one on top of it.
+
+New Knowledge Extractor (KE), Eq. 1 and 2, with x' the residual stream after attention:
+
+    x = x' + FFN(LN(x')) + alpha * KE(x')           KE(x') = Up(ReLU(Down([LN] x')))
+
+Alignment Enhancer (AE), atop the whole FFN residual:
+
+    y = x + AE(x)
+
+Paper and released code disagree on nearly everything else, so there are three readings by name (`READINGS`), and every value
+can be set on its own. `KnowledgeExtractor` and `AlignmentEnhancer` are plain modules that know no host: BEiT-3 calls them itself.
+
+Injection into other people's transformers copies no forward and changes no key. Each block gets a submodule `multiway` and
+two hooks. Pre-norm blocks (timm ViT, CLIP, ViT, DINOv2): the input of the second norm is x', and KE and AE are added to the
+block's output. Post-norm blocks (BERT, RoBERTa) compute LN(x' + FFN(x')), with no stream that stays un-normed; there x' is the
+FFN's input, and the sum is completed just before that LN: LN(x + AE(x)) with x = x' + FFN(x') + alpha * KE(x'). Inside rather
+than behind the LN, so that the next frozen layer still gets the normalised input it was trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from datamodules.errors import InputError
+
+Reading = Literal["printed", "released", "text"]
+Form = Literal["ffn", "bottleneck"]
+NormPlace = Literal["none", "in", "out"]
+Initialisation = Literal["identity", "released"]
+
+NAME = "multiway"  # the submodule that each adapted block gets; its keys are the adapter's keys
+
+
+# ---------------------------------------------------------------------------------------------------------------- modules
+
+
+class KnowledgeExtractor(nn.Module):
+    """[..., width] -> [..., width]: alpha * Up(dropout(ReLU(Down(x)))), to be added to the FFN branch (AdaptFormer's adapter).
+
+    Args:
+        width: Width of the residual stream.
+        mid: Width of the bottleneck.
+        scale: alpha; "learnable" = one parameter, 1 at the start.
+        layer_norm: Where a LayerNorm is: "in" before Down (Eq. 1), "out" after the scaling, or "none" (the code's default).
+        dropout: Between ReLU and Up.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        mid: int,
+        scale: float | Literal["learnable"] = 0.6,
+        layer_norm: NormPlace = "none",
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.place = layer_norm
+        self.norm = nn.LayerNorm(width) if layer_norm != "none" else None
+        self.down = nn.Linear(width, mid)
+        self.dropout = nn.Dropout(dropout)
+        self.up = nn.Linear(mid, width)
+        self.scale: Parameter | float = Parameter(torch.ones(1)) if scale == "learnable" else float(scale)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """LoRA-like start in every reading: Up is zero, so the output is exactly zero."""
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm is not None and self.place == "in":
+            x = self.norm(x)
+        x = self.up(self.dropout(torch.relu(self.down(x)))) * self.scale
+        return self.norm(x) if self.norm is not None and self.place == "out" else x
+
+
+class AlignmentEnhancer(nn.Module):
+    """[..., width] -> [..., width]: Up(LN(GELU(Down(x)))), to be added on top of the FFN residual (BEiT-3's FFN, `enhancemlp`).
+
+    The other form of the AE, which mimics the KE as the text says, is a `KnowledgeExtractor` of another size.
+
+    Args:
+        width: Width of the residual stream.
+        mid: Width in the middle: 128 to reproduce the printed counts, the host's FFN width in the released code.
+        sub_norm: LayerNorm between GELU and Up (BEiT-3's sub-LN).
+        init: "identity" = Up zero; "released" = both weights from N(0, .02) cut at one sigma, not the identity at the start.
+    """
+
+    def __init__(self, width: int, mid: int, sub_norm: bool = True, init: Initialisation = "identity") -> None:
+        super().__init__()
+        self.down = nn.Linear(width, mid)
+        self.norm = nn.LayerNorm(mid) if sub_norm else None
+        self.up = nn.Linear(mid, width)
+        self.init = init
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.init == "released":
+            for layer in (self.down, self.up):
+                nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.02, b=0.02)
+        else:
+            nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+            nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.gelu(self.down(x))
+        return self.up(x if self.norm is None else self.norm(x))
+
+
+# --------------------------------------------------------------------------------------------------------------- readings
+
+
+@dataclass(frozen=True)
+class MultiWayValues:
+    """Every value of one reading; `alignment_mid` None = the width of the host's FFN, `*_mid` 0 = that part is off."""
+
+    knowledge_mid: int
+    knowledge_norm: NormPlace
+    alignment_mid: int | None
+    alignment_form: Form
+    alignment_norm: NormPlace
+    sub_norm: bool
+    scale: float | Literal["learnable"]
+    dropout: float
+    init: Initialisation
+
+    @property
+    def identity_at_start(self) -> bool:
+        """KE and a bottleneck AE start at zero always; the FFN-shaped AE only with init "identity"."""
+        return self.init == "identity" or self.alignment_form == "bottleneck" or self.alignment_mid == 0
+
+    def knowledge(self, width: int) -> KnowledgeExtractor | None:
+        """A KE for a host of this width, None if it is off."""
+        if self.knowledge_mid == 0:
+            return None
+        return KnowledgeExtractor(width, self.knowledge_mid, self.scale, self.knowledge_norm, self.dropout)
+
+    def alignment(self, width: int, ffn_width: int) -> AlignmentEnhancer | KnowledgeExtractor | None:
+        """An AE for a host of this width and FFN width, None if it is off."""
+        mid = ffn_width if self.alignment_mid is None else self.alignment_mid
+        if mid == 0:
+            return None
+        if self.alignment_form == "bottleneck":
+            return KnowledgeExtractor(width, mid, self.scale, self.alignment_norm, self.dropout)
+        return AlignmentEnhancer(width, mid, self.sub_norm, self.init)
+
+
+READINGS: dict[str, MultiWayValues] = {
+    # Gives the printed 7.13 M of Table 1 on BEiT-3 base: the only reading that was found to (the paper's alpha is not printed;
+    # 0.6 is the README's command).
+    "printed": MultiWayValues(64, "none", 128, "ffn", "none", True, 0.6, 0.1, "identity"),
+    # adapter.py and multiway_encoder.py at 8999b5a: AE as wide as the FFN and not the identity. In BEiT-3 one AE serves both
+    # modalities; the two towers of a dual encoder are different networks, so there each has its own.
+    "released": MultiWayValues(64, "none", None, "ffn", "none", True, 0.6, 0.1, "released"),
+    # Section 3.1 to the letter: LN in Eq. 1, alpha learned, and an AE that "mimics the architecture" of the KE.
+    "text": MultiWayValues(64, "in", 128, "bottleneck", "in", False, "learnable", 0.1, "identity"),
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- injection
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where things are in a block class. Paths are relative to the block; `norm` is the norm around the FFN."""
+
+    norm: str
+    ffn: tuple[str, ...]  # first linear layer of the FFN, by the names it may have
+    post: str | None = None  # post-norm blocks: the submodule that takes (FFN hidden, x') and holds `norm`
+
+
+_TIMM = Site("norm2", ("mlp.fc1", "mlp.fc1_g", "mlp.w1"))
+_HF = ("mlp.fc1", "mlp.weights_in", "mlp.up_proj", "intermediate.dense")
+_BERT = Site("output.LayerNorm", ("intermediate.dense",), post="output")
+
+# By class name and the module it is defined in (a class called Block means nothing by itself). Only blocks whose forward was
+# read: pre-norm ones end with x' + FFN(norm(x')), post-norm ones with LayerNorm(x' + FFN(x')).
+SITES: dict[tuple[str, str], Site] = {
+    ("timm.models.vision_transformer", "Block"): _TIMM,
+    ("timm.models.beit", "Block"): _TIMM,
+    ("timm.models.eva", "EvaBlock"): _TIMM,
+    ("transformers.models.clip.modeling_clip", "CLIPEncoderLayer"): Site("layer_norm2", _HF),
+    ("transformers.models.siglip.modeling_siglip", "SiglipEncoderLayer"): Site("layer_norm2", _HF),
+    ("transformers.models.dinov2.modeling_dinov2", "Dinov2Layer"): Site("norm2", _HF),
+    ("transformers.models.dinov2_with_registers.modeling_dinov2_with_registers", "Dinov2WithRegistersLayer"): Site(
+        "norm2", _HF
+    ),
+    ("transformers.models.vit.modeling_vit", "ViTLayer"): Site("layernorm_after", _HF),
+    ("transformers.models.bert.modeling_bert", "BertLayer"): _BERT,
+    ("transformers.models.roberta.modeling_roberta", "RobertaLayer"): _BERT,
+    ("transformers.models.xlm_roberta.modeling_xlm_roberta", "XLMRobertaLayer"): _BERT,
+}
+
+
+def _site(module: nn.Module) -> Site | None:
+    for base in type(module).__mro__:  # a checkpointed block is a subclass of the library's
+        site = SITES.get((base.__module__, base.__name__))
+        if site is not None:
+            return site
+    return None
+
+
+class MultiWay(nn.Module):
+    """KE and AE of one block, and the hooks that call them. Hooks are bound methods, so deepcopy takes them along."""
+
+    def __init__(self, knowledge: nn.Module | None, alignment: nn.Module | None) -> None:
+        super().__init__()
+        self.knowledge = knowledge
+        self.alignment = alignment
+        self._residual: Tensor | None = None  # x', from the moment it is seen until it is used in the same block call
+
+    def attach(self, block: nn.Module, site: Site) -> None:
+        """Become `block.multiway` and hook into its call."""
+        block.add_module(NAME, self)
+        if site.post is None:
+            if self.knowledge is not None:
+                block.get_submodule(site.norm).register_forward_pre_hook(self._see_norm_input)
+            block.register_forward_hook(self._after_block)
+        else:
+            if self.knowledge is not None:
+                block.get_submodule(site.post).register_forward_pre_hook(self._see_ffn_input)
+            block.get_submodule(site.norm).register_forward_pre_hook(self._before_last_norm)
+
+    def add(self, x: Tensor) -> Tensor:
+        """`x` = x' + FFN(...) -> x + alpha * KE(x') -> + AE of that."""
+        residual, self._residual = self._residual, None
+        if self.knowledge is not None:
+            x = x + self.knowledge(residual)
+        return x if self.alignment is None else x + self.alignment(x)
+
+    def _see_norm_input(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        self._residual = args[0]
+
+    def _see_ffn_input(self, output: nn.Module, args: tuple[Any, ...]) -> None:
+        self._residual = args[1]
+
+    def _after_block(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return (self.add(output[0]), *output[1:]) if isinstance(output, tuple) else self.add(output)
+
+    def _before_last_norm(self, norm: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.add(args[0]), *args[1:])
+
+
+class MultiWayAdapter:
+    """MultiWay-Adapter for timm ViT, CLIP, SigLIP, ViT, DINOv2, BERT and RoBERTa blocks.
+
+    Args:
+        reading: "printed" reproduces the printed parameter count (KE 64, AE 128 with sub-LN, starts as the identity);
+            "released" is the published code (AE as wide as the FFN, not the identity at the start); "text" is Eq. 1-2 to the
+            letter.
+        towers: Which towers of a dual encoder are adapted.
+        knowledge: New Knowledge Extractor on or off.
+        alignment: Alignment Enhancer on or off.
+        knowledge_mid: Bottleneck width of the KE; 0 = no KE; None = as the reading.
+        alignment_mid: Middle width of the AE; 0 = no AE; "ffn" = the host's FFN width; None = as the reading.
+        alignment_form: "ffn" (GELU, sub-LN) or "bottleneck" (like the KE); None = as the reading.
+        sub_norm: LayerNorm inside an AE of form "ffn"; None = as the reading.
+        scale: alpha, a number or "learnable"; None = as the reading.
+        layer_norm: LayerNorm of the KE and of a bottleneck AE: "none", "in" or "out"; None = as the reading.
+        dropout: Dropout in the KE and in a bottleneck AE; None = as the reading.
+        init: "identity" (starts without effect) or "released" (the code's random AE); None = as the reading.
+
+    Raises:
+        InputError: A value is out of range, or both parts are off.
+    """
+
+    def __init__(
+        self,
+        reading: Reading = "printed",
+        towers: Literal["both", "image", "text"] = "both",
+        knowledge: bool = True,
+        alignment: bool = True,
+        knowledge_mid: int | None = None,
+        alignment_mid: int | Literal["ffn"] | None = None,
+        alignment_form: Form | None = None,
+        sub_norm: bool | None = None,
+        scale: float | Literal["learnable"] | None = None,
+        layer_norm: NormPlace | None = None,
+        dropout: float | None = None,
+        init: Initialisation | None = None,
+    ) -> None:
+        self._init_args: dict[str, Any] = {
+            "reading": reading,
+            "towers": towers,
+            "knowledge": knowledge,
+            "alignment": alignment,
+            "knowledge_mid": knowledge_mid,
+            "alignment_mid": alignment_mid,
+            "alignment_form": alignment_form,
+            "sub_norm": sub_norm,
+            "scale": scale,
+            "layer_norm": layer_norm,
+            "dropout": dropout,
+            "init": init,
+        }
+        if reading not in READINGS:
+            raise InputError(f"multiway adapter: unknown reading {reading!r}; choose {', '.join(READINGS)}")
+        read = READINGS[reading]
+        form = read.alignment_form if alignment_form is None else alignment_form
+        ae_mid = read.alignment_mid if alignment_mid is None else alignment_mid
+        self.towers = towers
+        self.values = MultiWayValues(
+            knowledge_mid=(read.knowledge_mid if knowledge_mid is None else knowledge_mid) if knowledge else 0,
+            knowledge_norm=read.knowledge_norm if layer_norm is None else layer_norm,
+            alignment_mid=(None if ae_mid == "ffn" else ae_mid) if alignment else 0,
+            alignment_form=form,
+            alignment_norm=read.alignment_norm if layer_norm is None else layer_norm,
+            sub_norm=read.sub_norm if sub_norm is None else sub_norm,
+            scale=read.scale if scale is None else scale,
+            dropout=read.dropout if dropout is None else dropout,
+            init=read.init if init is None else init,
+        )
+        values = self.values
+        if values.knowledge_mid < 0 or (values.alignment_mid or 0) < 0 or not 0 <= values.dropout < 1:
+            raise InputError(f"multiway adapter: widths must be 0 or more and dropout in [0, 1), got {asdict(values)}")
+        if values.knowledge_mid == 0 and values.alignment_mid == 0:
+            raise InputError(
+                "multiway adapter: both the Knowledge Extractor and the Alignment Enhancer are off; switch one on "
+                "(knowledge, alignment, *_mid), or use tuning mode head without an adapter"
+            )
+
+    @property
+    def identity_at_start(self) -> bool:
+        """Whether the network computes exactly the same right after `inject`."""
+        return self.values.identity_at_start
+
+    def owns(self, parameter_name: str) -> bool:
+        """Whether a parameter or state-dict name is this adapter's."""
+        return NAME in parameter_name.split(".")
+
+    def describe(self) -> dict[str, Any]:
+        """Constructor arguments to build it again, and the values that the reading resolved to."""
+        return {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "init_args": dict(self._init_args),
+            "values": asdict(self.values),
+            "identity_at_start": self.identity_at_start,
+        }
+
+    def inject(self, network: nn.Module) -> None:
+        """Give every known block of the chosen towers its KE and AE, on the block's device, in fp32.
+
+        `network.image` and `network.text` are the towers; a network without them is adapted as a whole (towers "both").
+
+        Raises:
+            InputError: A chosen tower has no known block (the message names the module types it has), or has adapters already.
+        """
+        chosen = ("image", "text") if self.towers == "both" else (self.towers,)
+        parts = {f"{side} tower": part for side in chosen if isinstance(part := getattr(network, side, None), nn.Module)}
+        if not parts and self.towers == "both":
+            parts = {type(network).__name__: network}
+        if not parts:
+            raise InputError(f"multiway adapter: {type(network).__name__} has no {self.towers} tower; set towers to both")
+        found = {where: self._find(part, where) for where, part in parts.items()}  # all checked before anything changes
+        for blocks in found.values():
+            for block, site in blocks:
+                self._put_into(block, site)
+
+    def _find(self, part: nn.Module, where: str) -> list[tuple[nn.Module, Site]]:
+        if any(self.owns(name) for name, _ in part.named_modules()):
+            raise InputError(f"multiway adapter: the {where} has MultiWay-Adapters already; inject only once")
+        blocks = [(module, site) for module in part.modules() if (site := _site(module)) is not None]
+        if not blocks:
+            containers = sorted(
+                {type(module).__name__ for module in part.modules() if next(module.children(), None) is not None}
+            )
+            known = ", ".join(sorted({name for _, name in SITES}))
+            other = {"image tower": "text", "text tower": "image"}.get(where)
+            advice = f" set adapter.towers to {other}, or" if other and self.towers == "both" else ""
+            raise InputError(
+                f"multiway adapter: the {where} has no block it knows ({known}); it is made of {', '.join(containers)};"
+                f"{advice} choose a tower with such blocks"
+            )
+        return blocks
+
+    def _put_into(self, block: nn.Module, site: Site) -> None:
+        norm = block.get_submodule(site.norm)
+        weight = next((parameter for parameter in norm.parameters()), None)
+        if weight is None:
+            raise InputError(f"multiway adapter: {site.norm} of {type(block).__name__} has no weight to read the width from")
+        width = weight.shape[0]
+        modules = dict(block.named_modules())
+        linear = next((modules[path] for path in site.ffn if path in modules), None)
+        ffn_width = linear.out_features if isinstance(linear, nn.Linear) else 4 * width
+        with torch.device(weight.device):
+            multiway = MultiWay(self.values.knowledge(width), self.values.alignment(width, ffn_width))
+        multiway.train(block.training)
+        multiway.attach(block, site)

@@ -1,0 +1,119 @@
+"""What trains: everything, the adapter with the heads, or the heads alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import nn
+from torch.nn import Parameter
+
+from datamodules.errors import InputError
+from lightning_modules.adapters.adapter import Adapter
+
+TuningMode = Literal["full", "adapter", "head"]
+
+
+@runtime_checkable
+class HasHeads(Protocol):
+    """The part of the network contract that tuning needs (the object is an nn.Module besides)."""
+
+    def head_parameters(self) -> Iterable[tuple[str, Parameter]]: ...
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters. `total` includes the adapter; `backbone` is what is neither adapter nor head."""
+
+    total: int
+    trainable: int
+    backbone: int
+    adapter: int
+    heads: int
+
+    @property
+    def percent(self) -> float:
+        """Trainable parameters in percent of the network without its adapter, as MWA's Table 1 counts them."""
+        return 100.0 * self.trainable / (self.total - self.adapter)
+
+
+def set_tuning(network: nn.Module, adapter: Adapter | None, mode: TuningMode, train_heads: bool = True) -> ParameterCounts:
+    """Set `requires_grad` of every parameter.
+
+    full: all parameters but those the network never uses (`network.unused_parameters()`: a mask token, a pooler). adapter: the
+    adapter's, and the heads if `train_heads`. head: the heads. An adapter in the modes full or head would silently change what
+    the row of a table means, so it is an error; full fine-tuning of a network with adapters is nobody's baseline.
+
+    Args:
+        network: The network, with the adapter injected already.
+        adapter: The injected adapter; None in the modes full and head.
+        mode: What trains.
+        train_heads: In mode adapter: also train projections and temperature (they are new unless the checkpoint brought them).
+
+    Raises:
+        InputError: Mode and adapter contradict each other, the adapter is not in the network, or nothing would train.
+    """
+    if mode == "adapter" and adapter is None:
+        raise InputError("tuning mode 'adapter' needs an adapter; set model.adapter, or choose tuning mode head or full")
+    if mode != "adapter" and adapter is not None:
+        raise InputError(
+            f"tuning mode {mode!r} takes no adapter, but one is set; set model.adapter to null or tuning to adapter"
+        )
+    if mode == "head" and not train_heads:
+        raise InputError("tuning mode 'head' with train_heads false trains nothing; set train_heads to true")
+    heads = head_names(network)
+    unused: Set[str] = getattr(network, "unused_parameters", frozenset)()
+    for name, parameter in network.named_parameters():
+        if mode == "full":
+            parameter.requires_grad = name not in unused
+        else:
+            owned = adapter is not None and adapter.owns(name)
+            parameter.requires_grad = owned or (train_heads and name in heads)
+    counts = count_parameters(network, adapter)
+    if mode == "adapter" and counts.adapter == 0:
+        raise InputError("the adapter has no parameters in this network: it was not injected, or all its parts are off")
+    return counts
+
+
+def count_parameters(network: nn.Module, adapter: Adapter | None = None) -> ParameterCounts:
+    """Count each parameter once, by what it belongs to and whether it trains now."""
+    heads = head_names(network)
+    total = trainable = owned = head = 0
+    for name, parameter in network.named_parameters():
+        total += parameter.numel()
+        trainable += parameter.numel() if parameter.requires_grad else 0
+        owned += parameter.numel() if adapter is not None and adapter.owns(name) else 0
+        head += parameter.numel() if name in heads else 0
+    return ParameterCounts(total=total, trainable=trainable, backbone=total - owned - head, adapter=owned, heads=head)
+
+
+def head_names(network: nn.Module) -> frozenset[str]:
+    """Names of the network's heads; none for a plain module that does not follow the network contract."""
+    return frozenset(name for name, _ in network.head_parameters()) if isinstance(network, HasHeads) else frozenset()
+
+
+def set_mode(network: nn.Module, training: bool, adapter: Adapter | None = None) -> None:
+    """`network.train(training)`, but frozen parts stay in eval mode: no dropout or drop path, no new batch statistics in them.
+
+    A module counts as frozen when none of the parameters below it trains, the adapter's aside; modules without parameters
+    (dropout, drop path) follow the closest module around them that has some. Adapter modules always follow `training`.
+    """
+    network.train(training)
+    if not training:
+        return
+    owns = adapter.owns if adapter is not None else lambda _name: False
+    base: dict[str, bool] = {}  # module name -> whether a parameter of its own (not the adapter's) trains below it
+    inside_adapter: dict[str, bool] = {}  # module name -> whether all parameters below it are the adapter's
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        owned = owns(name)
+        parts = name.split(".")[:-1]
+        for depth in range(len(parts) + 1):
+            prefix = ".".join(parts[:depth])
+            base[prefix] = base.get(prefix, False) or (parameter.requires_grad and not owned)
+            inside_adapter[prefix] = inside_adapter.get(prefix, True) and owned
+    for name, module in network.named_modules():
+        nearest = name
+        while nearest not in base and nearest:
+            nearest = nearest.rpartition(".")[0]
+        module.training = inside_adapter.get(nearest, False) or base.get(nearest, False)

@@ -1,0 +1,323 @@
+"""A few megabytes instead of the whole network: what was trained, and proof of the backbone it belongs to.
+
+An export is a folder in the layout that PEFT made common:
+
+    adapter_model.safetensors   the adapter and the trained heads, under their names in the network
+    adapter_config.json         how to build the adapter again, the backbone's fingerprint, versions
+    README.md                   a model card
+
+Nothing in it is executed when it is loaded; the adapter's class must be one of `lightning_modules.adapters`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from datamodules.errors import InputError
+from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.tuning import count_parameters, head_names
+from lightning_modules.checkpoints.weights import read_weights, some
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+CARD_FILE = "README.md"
+FORMAT = 1
+
+_SAMPLES = 1024  # values of a tensor that enter its digest: training moves all of them, so any sample shows it
+
+
+# ---------------------------------------------------------------------------------------------- trainable part of a network
+
+
+def _trainable_names(network: nn.Module) -> set[str]:
+    """Parameters that train, and the buffers of modules that own one (batch norm's statistics move with its weight)."""
+    names = set()
+    for prefix, module in network.named_modules(remove_duplicate=False):
+        own = {name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad}
+        if own:
+            own |= {name for name, _ in module.named_buffers(recurse=False)}
+        names |= {f"{prefix}.{name}" if prefix else name for name in own}
+    return names & network.state_dict().keys()  # without non-persistent buffers
+
+
+def trainable_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """What trains now (parameters, and statistics of trainable batch norms), detached, under its state-dict names."""
+    names = _trainable_names(network)
+    return {name: tensor for name, tensor in network.state_dict().items() if name in names}
+
+
+def load_trainable(network: nn.Module, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:
+    """Put a `trainable_state_dict` back: exactly the parameters that train now, nothing missing and nothing left over.
+
+    Plain `strict=False` would accept any file. Here the keys that the file lacks must be exactly the frozen ones.
+
+    Args:
+        network: The network with its adapter injected and its tuning mode set, as when the state was taken.
+        state: Names to tensors.
+        source: Where the state comes from, for messages.
+
+    Raises:
+        InputError: Keys are missing or left over, or shapes differ. The network is unchanged then.
+    """
+    _load_exactly(network, state, _trainable_names(network), source)
+
+
+def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], wanted: set[str], source: str) -> None:
+    missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
+    if missing or unexpected:
+        parts = [f"{len(missing)} that should be there are missing: {some(missing)}"] if missing else []
+        parts += [f"{len(unexpected)} do not belong: {some(unexpected)}"] if unexpected else []
+        raise InputError(
+            f"{source} does not hold what this network trains ({'; '.join(parts)}); use the adapter options, tuning mode and "
+            "train_heads it was saved with"
+        )
+    own = network.state_dict()
+    wrong = [f"{k} {list(v.shape)} instead of {list(own[k].shape)}" for k, v in state.items() if v.shape != own[k].shape]
+    if wrong:
+        raise InputError(f"{source} has other shapes than this network: {some(wrong)}; use the widths it was saved with")
+    result = network.load_state_dict(dict(state), strict=False)
+    if set(result.missing_keys) != own.keys() - wanted:
+        raise AssertionError(f"{source}: load_state_dict skipped {some(sorted(wanted & set(result.missing_keys)))}")
+
+
+# -------------------------------------------------------------------------------------------------------------- fingerprint
+
+
+def _digest(tensor: Tensor) -> str:
+    """16 hex digits over evenly strided values as fp32 (or int64): equal on every device and for dtypes of equal values."""
+    flat = tensor.detach().reshape(-1)
+    sample = flat[:: max(1, flat.numel() // _SAMPLES)].cpu()
+    sample = sample.to(torch.float32 if sample.is_floating_point() else torch.int64)
+    return hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
+
+
+def backbone_fingerprint(network: nn.Module, trained: set[str] | None = None) -> dict[str, Any]:
+    """What an adapter was trained on: every tensor of the network but the trained ones, with shape and content digest.
+
+    Returns:
+        `architecture` (hash of names and shapes), `weights` (hash of the digests), `tensors` {name: {shape, digest}}, so that a
+        mismatch can be named. Takes about a tenth of a second for 50 million parameters.
+    """
+    skip = _trainable_names(network) if trained is None else trained
+    tensors = {
+        name: {"shape": list(tensor.shape), "digest": _digest(tensor)}
+        for name, tensor in sorted(network.state_dict().items())
+        if name not in skip
+    }
+    shapes = json.dumps([[name, entry["shape"]] for name, entry in tensors.items()])
+    digests = json.dumps([[name, entry["digest"]] for name, entry in tensors.items()])
+    return {
+        "architecture": hashlib.sha256(shapes.encode()).hexdigest(),
+        "weights": hashlib.sha256(digests.encode()).hexdigest(),
+        "tensors": tensors,
+    }
+
+
+def _refuse_other_backbone(folder: Path, stored: dict[str, Any], found: dict[str, Any], allow_other_weights: bool) -> None:
+    if stored["architecture"] != found["architecture"]:
+        ours, theirs = found["tensors"], stored["tensors"]
+        if gone := sorted(theirs.keys() - ours.keys()):
+            first = f"it was trained with {gone[0]} {theirs[gone[0]]['shape']}, which this network lacks"
+        elif extra := sorted(ours.keys() - theirs.keys()):
+            first = f"this network has {extra[0]} {ours[extra[0]]['shape']}, which the export's backbone lacks"
+        else:
+            name = next(key for key in sorted(ours) if ours[key]["shape"] != theirs[key]["shape"])
+            first = f"{name} is {ours[name]['shape']} here and was {theirs[name]['shape']} there"
+        raise InputError(
+            f"adapter {folder} belongs to a backbone of another architecture: {first}; build the network that "
+            f"{folder / CARD_FILE} describes"
+        )
+    if stored["weights"] != found["weights"] and not allow_other_weights:
+        differ = [key for key in sorted(found["tensors"]) if found["tensors"][key] != stored["tensors"][key]]
+        raise InputError(
+            f"adapter {folder} belongs to a backbone of the same architecture but with other weights ({len(differ)} of "
+            f"{len(found['tensors'])} tensors differ, first {differ[0]}); load the weights it was trained on, or set "
+            "allow_other_weights to true to use it all the same"
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------------- export
+
+
+def export_adapter(
+    network: nn.Module,
+    adapter: Adapter | None,
+    folder: str | Path,
+    *,
+    backbone: Mapping[str, Any] | None = None,
+    notes: str = "",
+) -> Path:
+    """Write what trains in `network` (its tuning mode must still be set) with everything needed to load it again.
+
+    Args:
+        network: The trained network.
+        adapter: Its adapter; None after head-only tuning.
+        folder: Where to; created, must not hold an export already.
+        backbone: How the network is built (its part of the run's configuration); kept in the JSON for the reader.
+        notes: Markdown for the model card: data, recalls, the run's command.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: Nothing trains, or the folder holds an export.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG_FILE).exists() or (folder / WEIGHTS_FILE).exists():
+        raise InputError(f"{folder} already holds an adapter export; choose another folder or remove it")
+    state = trainable_state_dict(network)
+    if not state:
+        raise InputError("nothing to export: no parameter of the network trains; call set_tuning before export_adapter")
+    heads = set(head_names(network))
+    stray = sorted(name for name in state if name not in heads and not (adapter is not None and adapter.owns(name)))
+    if stray:
+        raise InputError(
+            f"cannot export an adapter: backbone parameters train as well ({some(stray)}); after full fine-tuning keep the "
+            "whole checkpoint instead"
+        )
+    config = {
+        "format": FORMAT,
+        "library": "crosslight",
+        "adapter": adapter.describe() if adapter is not None else None,
+        "trained_heads": sorted(name for name in state if name in heads),
+        "tensors": {name: list(tensor.shape) for name, tensor in sorted(state.items())},
+        "network": f"{type(network).__module__}.{type(network).__qualname__}",
+        "backbone_config": dict(backbone) if backbone is not None else None,
+        "backbone": backbone_fingerprint(network, set(state)),
+        "versions": {name: version(name) for name in ("torch", "timm", "transformers", "safetensors")},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CARD_FILE).write_text(_card(network, adapter, tensors, config, notes), encoding="utf-8")
+    # the JSON comes last: a folder without it is an export that was cut short
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def _card(
+    network: nn.Module, adapter: Adapter | None, tensors: Mapping[str, Tensor], config: dict[str, Any], notes: str
+) -> str:
+    counts = count_parameters(network, adapter)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6
+    described = json.dumps(config["adapter"], indent=1) if adapter is not None else "heads only, no adapter"
+    backbone = json.dumps(config["backbone_config"], indent=1) if config["backbone_config"] else "not recorded"
+    return f"""---
+library_name: crosslight
+tags: [image-text-retrieval, adapter]
+---
+# Adapter for {type(network).__name__}
+
+{counts.trainable:,} trained parameters ({counts.percent:.2f} % of the network, {size:.1f} MB): {counts.adapter:,} adapter, \
+{sum(tensors[name].numel() for name in config["trained_heads"]):,} heads. The backbone is not included.
+
+```python
+from lightning_modules.checkpoints.adapter_export import load_adapter
+load_adapter(network, "path/to/this/folder")  # refuses any backbone but the one below
+```
+
+## Adapter
+```json
+{described}
+```
+
+## Backbone
+Architecture {config["backbone"]["architecture"][:16]}, weights {config["backbone"]["weights"][:16]}, \
+{len(config["backbone"]["tensors"])} tensors.
+```json
+{backbone}
+```
+{notes}
+"""
+
+
+# --------------------------------------------------------------------------------------------------------------------- load
+
+
+def read_adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The parsed adapter_config.json.
+
+    Raises:
+        InputError: The folder is no (complete) export, or of a newer format.
+    """
+    folder = Path(folder).expanduser()
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} is no adapter export: it has no {CONFIG_FILE}; give the folder that export_adapter wrote")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); export the adapter again") from error
+    lacking = [key for key in ("format", "adapter", "trained_heads", "tensors", "backbone") if key not in config]
+    if lacking:
+        raise InputError(f"{path} lacks {some(lacking)}; it was not written by crosslight, or was edited")
+    if config["format"] != FORMAT:
+        raise InputError(f"{path} has format {config['format']}, this version reads {FORMAT}; use the version that wrote it")
+    return config
+
+
+def build_adapter(description: Mapping[str, Any], source: str = CONFIG_FILE) -> Adapter:
+    """An adapter from its `describe()`.
+
+    Raises:
+        InputError: The class is not one of `lightning_modules.adapters`, or does not take these arguments.
+    """
+    path = str(description.get("class_path", ""))
+    module_name, _, class_name = path.rpartition(".")
+    if not module_name.startswith("lightning_modules.adapters."):  # a file must not be able to import arbitrary code
+        raise InputError(f"{source}: adapter class {path!r} is not one of lightning_modules.adapters")
+    try:
+        adapter = getattr(importlib.import_module(module_name), class_name)(**description.get("init_args", {}))
+    except (ImportError, AttributeError, TypeError) as error:
+        raise InputError(f"{source}: adapter {path} cannot be built ({error}); use the version that wrote it") from error
+    if not isinstance(adapter, Adapter):
+        raise InputError(f"{source}: {path} is not an adapter")
+    return adapter
+
+
+def load_adapter(network: nn.Module, folder: str | Path, allow_other_weights: bool = False) -> Adapter | None:
+    """Put an export into a network, injecting its adapter first unless the network has it already.
+
+    Args:
+        network: The same backbone the adapter was trained on, with or without the adapter.
+        folder: The export.
+        allow_other_weights: Accept a backbone of the same architecture with other weights.
+
+    Returns:
+        The adapter (None for an export of heads only).
+
+    Raises:
+        InputError: No export, a damaged one, or another backbone (says how it differs); the network is then as it was.
+    """
+    folder = Path(folder).expanduser()
+    config = read_adapter_config(folder)
+    state = read_weights(folder / WEIGHTS_FILE)
+    if {name: list(tensor.shape) for name, tensor in state.items()} != config["tensors"]:
+        differ = sorted(
+            name
+            for name in state.keys() | config["tensors"].keys()
+            if name not in state or list(state[name].shape) != config["tensors"].get(name)
+        )
+        raise InputError(
+            f"{folder / WEIGHTS_FILE} does not hold the tensors that {CONFIG_FILE} lists ({len(differ)} differ: {some(differ)}); the "
+            "two files come from different exports, copy the folder again"
+        )
+    adapter = build_adapter(config["adapter"], str(folder / CONFIG_FILE)) if config["adapter"] is not None else None
+    owned = {name for name in network.state_dict() if adapter is not None and adapter.owns(name)}
+    heads = set(config["trained_heads"])
+    _refuse_other_backbone(folder, config["backbone"], backbone_fingerprint(network, owned | heads), allow_other_weights)
+    if adapter is not None and not owned:
+        adapter.inject(network)
+        owned = {name for name in network.state_dict() if adapter.owns(name)}
+    _load_exactly(network, state, owned | heads, str(folder / WEIGHTS_FILE))
+    return adapter

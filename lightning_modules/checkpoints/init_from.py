@@ -1,0 +1,115 @@
+"""New training from old weights: of a run, a checkpoint, or an adapter export. Not a resume: only weights are taken."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from datamodules.errors import InputError
+from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.checkpoints.adapter_export import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    backbone_fingerprint,
+    read_adapter_config,
+)
+from lightning_modules.checkpoints.weights import read_weights, some
+
+log = logging.getLogger("crosslight")
+
+
+def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path) -> list[str]:
+    """Copy the weights of `source` into the network and tell what it did not bring.
+
+    What may be missing is what this network has new: the adapter's keys, and heads if the file has none of them. A file that holds
+    only trained parts (an adapter run or export) must bring all that is not frozen here.
+
+    Args:
+        network: With the adapter injected.
+        adapter: The adapter, if any.
+        source: A run folder, a checkpoint, a weights file, or an adapter export.
+
+    Returns:
+        Names of the parameters that start fresh.
+
+    Raises:
+        InputError: No such source, keys that do not belong, shapes that differ, or backbone keys missing.
+    """
+    file = _weights_file(Path(source).expanduser())
+    state = {key.removeprefix("network."): value for key, value in read_weights(file).items()}
+    own = network.state_dict()
+    unexpected = sorted(state.keys() - own.keys())
+    if unexpected:
+        raise InputError(
+            f"init_from {file}: {len(unexpected)} of its tensors do not belong to this network ({some(unexpected)}). Use the "
+            "network, and the adapter if it has one, that the file was made with."
+        )
+    wrong = [f"{k} {list(v.shape)}, here {list(own[k].shape)}" for k, v in state.items() if v.shape != own[k].shape]
+    if wrong:
+        raise InputError(f"init_from {file}: other shapes than this network: {some(wrong)}. Use the sizes it was made with.")
+    heads = {name for name, _ in network.head_parameters()} if hasattr(network, "head_parameters") else set()
+    fresh = sorted(own.keys() - state.keys())
+    backbone = [name for name in fresh if name not in heads and not (adapter is not None and adapter.owns(name))]
+    partial = [name for name in state if name not in heads and not (adapter is not None and adapter.owns(name))] == []
+    if backbone and not partial:
+        raise InputError(
+            f"init_from {file}: {len(backbone)} backbone tensors of this network are missing there ({some(backbone)}). "
+            "Use the network it was made with."
+        )
+    network.load_state_dict(state, strict=False)
+    started = [name for name in fresh if name not in backbone]
+    log.info(
+        "init_from %s: %d tensors taken, %d start fresh%s",
+        file,
+        len(state),
+        len(started),
+        f" ({some(started)})" if started else "",
+    )
+    return started
+
+
+def _weights_file(source: Path) -> Path:
+    if source.is_file():
+        return source
+    if (source / CONFIG_FILE).exists():
+        read_adapter_config(source)
+        return source / WEIGHTS_FILE
+    if (source / "results.json").exists():
+        results = json.loads((source / "results.json").read_text())
+        named = (results.get("fit") or {}).get("best_checkpoint") or "checkpoints/best.ckpt"
+        if (source / named).exists():
+            return source / named
+        raise InputError(f"init_from {source}: the run kept no best checkpoint ({named} is not there).")
+    raise InputError(f"init_from {source}: neither a weights file, a run folder, nor an adapter export.")
+
+
+def short_fingerprint(network: nn.Module) -> dict[str, str]:
+    """Architecture and content hash of everything that does not train: what a checkpoint of trained parts belongs to."""
+    found = backbone_fingerprint(network)
+    return {"architecture": found["architecture"], "weights": found["weights"]}
+
+
+def require_backbone(network: nn.Module, stored: Mapping[str, Any] | None, state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse a checkpoint of trained parts on another backbone than it was trained on.
+
+    Raises:
+        InputError: Architecture or frozen weights differ, or the checkpoint does not say what it belongs to.
+    """
+    if stored is None:
+        raise InputError(f"{source} does not say which backbone it belongs to: it was not written by this project's modules.")
+    found = short_fingerprint(network)
+    if stored["architecture"] != found["architecture"]:
+        raise InputError(
+            f"{source} belongs to a network of another architecture or tuning mode ({len(state)} trained tensors, first "
+            f"{next(iter(sorted(state)), 'none')}). Use the configuration it was trained with (config.yaml beside it)."
+        )
+    if stored["weights"] != found["weights"]:
+        raise InputError(
+            f"{source} was trained on a backbone of the same architecture but with other weights. Give the network the weights "
+            "it was trained on (config.yaml beside it names them)."
+        )

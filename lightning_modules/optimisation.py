@@ -1,0 +1,102 @@
+"""AdamW groups and the learning-rate schedule of BEiT-3's recipe, which MultiWay-Adapter uses.
+
+Official files: `optim_factory.py`, `utils.cosine_scheduler`. No weight decay on vectors, layer-wise decay, linear warm-up
+from 0, cosine to `min_lr`, per step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from datamodules.errors import InputError
+
+
+@dataclass
+class Optimisation:
+    """AdamW with warm-up and cosine decay.
+
+    Args:
+        lr: Peak learning rate.
+        min_lr: Learning rate at the last step.
+        warmup_fraction: Part of all steps that warms up linearly from 0.
+        weight_decay: Decoupled weight decay, on matrices only: biases, norms and the temperature get none.
+        betas: AdamW's moment decays.
+        eps: AdamW's epsilon.
+        layer_decay: The learning rate of layer i is multiplied by layer_decay^(layers + 1 - i). 1.0 = none.
+        layer_decay_on_adapters: Apply layer_decay to adapters as the released MWA code does; by default they learn at the
+            full rate (at 0.65 the first adapter of 12 layers would learn at 0.6 % of it).
+        adapter_lr: Learning rate of adapters when it differs from that of the rest (null: the same).
+    """
+
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    layer_decay: float = 1.0
+    layer_decay_on_adapters: bool = False
+    adapter_lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_fraction < 1:
+            raise InputError(f"warmup_fraction is {self.warmup_fraction}; it is a part of all steps: give 0 <= x < 1.")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay is {self.layer_decay}; give 0 < x <= 1 (1 = none).")
+
+
+def parameter_groups(network: Any, settings: Optimisation, is_adapter: Callable[[str], bool]) -> list[dict[str, Any]]:
+    """Trainable parameters grouped by (learning-rate scale, weight decay), each group named for the logs.
+
+    Raises:
+        InputError: Nothing is trainable.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    parameters: dict[str, nn.Parameter] = dict(network.named_parameters())
+    for name, parameter in parameters.items():
+        if not parameter.requires_grad:
+            continue
+        decay = 0.0 if parameter.ndim <= 1 or name.endswith(".bias") else settings.weight_decay
+        adapter = is_adapter(name)
+        scale = 1.0
+        if settings.layer_decay < 1 and (not adapter or settings.layer_decay_on_adapters):
+            scale = settings.layer_decay ** (network.num_layers + 1 - network.layer_id(name))
+        if adapter and settings.adapter_lr is not None:
+            scale *= settings.adapter_lr / settings.lr
+        group = groups.setdefault(
+            (scale, decay),
+            {
+                "params": [],
+                "lr": settings.lr * scale,
+                "weight_decay": decay,
+                "name": f"x{scale:.3g}{'' if decay else '_no_decay'}",
+            },
+        )
+        group["params"].append(parameter)
+    if not groups:
+        raise InputError("nothing is trainable: choose tuning full, adapter (with an adapter) or head.")
+    return list(groups.values())
+
+
+def schedule_factor(step: int, total: int, settings: Optimisation) -> float:
+    """Learning rate of a step as a fraction of the peak: linear from 0 (`np.linspace(0, lr, warmup)`), cosine to min_lr."""
+    warmup = int(total * settings.warmup_fraction)
+    if step < warmup:
+        return step / max(warmup - 1, 1)
+    progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+    floor = settings.min_lr / settings.lr
+    return floor + 0.5 * (1 - floor) * (1 + math.cos(math.pi * progress))
+
+
+def build(
+    network: Any, settings: Optimisation, total_steps: int, is_adapter: Callable[[str], bool]
+) -> tuple[Optimizer, LambdaLR]:
+    optimizer = AdamW(parameter_groups(network, settings, is_adapter), lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total_steps, settings))
