@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -94,9 +95,8 @@ class GlobalBatches(Sampler[BatchKeys]):
 
     def __iter__(self) -> Iterator[BatchKeys]:
         # Not a generator function: Lightning makes the iterator of a resumed run before it calls set_epoch, so epoch and start
-        # are those of this call, however late the first batch is fetched. A start counts once.
-        epoch, start, self.start = self.epoch, self.start, 0
-        return self._batches(epoch, start)
+        # are those of this call, however late the first batch is fetched.
+        return self._batches(self.epoch, self.start)
 
     def _batches(self, epoch: int, start: int) -> Iterator[BatchKeys]:
         order = self.order(epoch)
@@ -159,7 +159,7 @@ class TrainLoader(BatchLoader):
     `load_state_dict` sets the position first.
     """
 
-    # (batches handed out that the Trainer has not finished, batches it uses of an epoch); set by the data module under a Trainer.
+    # (batches handed out that the Trainer has not finished, batches it uses of an epoch); set under a Trainer.
     progress: Callable[[], tuple[int, float]] | None = None
     _epoch = 0
     _batch = 0
@@ -171,7 +171,10 @@ class TrainLoader(BatchLoader):
 
     def __iter__(self) -> Any:
         self._epoch, self._batch = self.order.epoch, self.order.start
-        return super().__iter__()
+        batches = super().__iter__()
+        # A start counts once. (Not in the sampler: a DataLoader with workers iterates it twice before the first batch.)
+        self.order.start = 0
+        return batches
 
     def _took_batch(self) -> None:
         self._batch += 1
@@ -303,4 +306,4 @@ def evaluation_batches(
     most = -(-rows // world_size)
     batches = min(-(-most // batch_size), len(mine))
     edges = [len(mine) * batch // batches for batch in range(batches + 1)] if batches else [0]
-    return [mine[start:stop] for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return [mine[start:stop] for start, stop in pairwise(edges)]

@@ -41,9 +41,9 @@ _ARCHIVES: dict[str, tuple[str, str, int, str | None]] = {
 class COCO(ImageTextDataModule):
     """COCO captions.
 
-    Karpathy: root holds annotations/dataset_coco.json (or dataset_coco.json), train2014/ and val2014/; 113,287/5,000/5,000 images
-    with restval. Official: root holds annotations/captions_{train,val}YEAR.json, trainYEAR/ and valYEAR/; there is no test split
-    unless `files` names one.
+    Karpathy: root holds annotations/dataset_coco.json (or dataset_coco.json), train2014/ and val2014/; 113,287/5,000/5,000
+    images with restval. Official: root holds annotations/captions_{train,val}YEAR.json, trainYEAR/ and valYEAR/; there is no
+    test split unless `files` names one.
 
     Args:
         root: Folder of the data set.
@@ -56,8 +56,8 @@ class COCO(ImageTextDataModule):
         files: Official: which caption files make which split, relative to root; replaces `year`. Several files are joined:
             {test: [annotations/captions_train2017.json, annotations/captions_val2017.json]}.
         download: Fetch what is missing (Karpathy's or the official captions, and 20 GB of images).
-        mirror: Base address to fetch from instead of the official servers, with the same paths under it; the environment variable
-            CROSSLIGHT_COCO_MIRROR does the same.
+        mirror: Base address to fetch from instead of the official servers, with the same paths under it; the environment
+            variable CROSSLIGHT_COCO_MIRROR does the same.
         loading: Options of all image-text data modules.
     """
 
@@ -156,8 +156,7 @@ class COCO(ImageTextDataModule):
         if not missing:
             return
         lines = [
-            f"  {path}"
-            + (f": from {self.remote(archive).url}" if archive else ": put it there yourself, or correct the option")
+            f"  {path}" + (f": from {self.remote(archive).url}" if archive else ": put it there yourself, or correct the option")
             for path, archive in missing.items()
         ]
         fetchable = any(archive for archive in missing.values()) and not self.download

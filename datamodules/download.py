@@ -60,7 +60,7 @@ def fetch(remote: Remote, folder: Path, pause: float = 2.0) -> Path:
     part = folder / f"{remote.name}.part"
     if target.exists():
         return target
-    with _disk_errors(part):
+    with _DiskErrors(part):
         folder.mkdir(parents=True, exist_ok=True)
         have = part.stat().st_size if part.exists() else 0
         free = shutil.disk_usage(folder).free
@@ -83,7 +83,7 @@ def fetch(remote: Remote, folder: Path, pause: float = 2.0) -> Path:
                     _continue(remote, part, lambda done, total: progress.update(bar, completed=done, total=total))
                     break
                 except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-                    if isinstance(error, urllib.error.HTTPError):
+                    if isinstance(error, urllib.error.HTTPError) and error.code < 500:
                         raise InputError(f"{remote.url}: the server answers {error.code} {error.reason}.") from error
                     if attempt == _ATTEMPTS - 1:
                         reason = getattr(error, "reason", None) or error or type(error).__name__
@@ -110,12 +110,12 @@ def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], No
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
-        # Nothing after `have`: either the part is complete, or it is longer than the file, or belongs to another one.
+        # Nothing after `have`: either the part is complete, or it is longer than the file and belongs to another one.
         total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", ""))
-        if total and int(total.group(1)) == have:
-            return
-        part.unlink()
-        return _continue(remote, part, report)
+        if not total or int(total.group(1)) != have:
+            part.unlink()
+            _continue(remote, part, report)
+        return
     with response:
         if have and response.status != 206:
             have = 0  # this server knows no ranges and sends the file from its beginning
@@ -157,7 +157,7 @@ def unpack(archive: Path, folder: Path) -> None:
         InputError: not a sound zip file, the disk is full, or an entry that is absolute, climbs out with "..", or is a link.
     """
     staging = folder / f".{archive.name}.unpacking"
-    with _disk_errors(folder):
+    with _DiskErrors(folder):
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
@@ -215,7 +215,7 @@ def _merge(source: Path, folder: Path) -> None:
             os.replace(entry, target)
 
 
-class _disk_errors:  # noqa: N801 - reads as a statement
+class _DiskErrors:
     """Turns a full or read-only disk into an `InputError` that names the place."""
 
     def __init__(self, place: Path) -> None:

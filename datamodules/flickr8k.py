@@ -12,8 +12,9 @@ from datamodules.image_text import ImageTextDataModule
 
 
 class Flickr8k(ImageTextDataModule):
-    """Flickr8k: 8,000 photographs with five captions, 6,000/1,000/1,000. All of them are in Flickr30k too, in other splits: never
-    train on one and test on the other.
+    """Flickr8k: 8,000 photographs with five captions, 6,000/1,000/1,000.
+
+    All of them are in Flickr30k too, in other splits: never train on one and test on the other.
 
     Root holds dataset_flickr8k.json and the images in images/.
 
@@ -45,7 +46,8 @@ class Flickr8k(ImageTextDataModule):
         missing = [str(path) for path in (self.annotations, self.image_dir) if not path.exists()]
         if missing:
             raise InputError(
-                f"Flickr8k is not complete under {self.root}: missing {', '.join(missing)}. It needs a form, so fetch it by hand:\n"
+                f"Flickr8k is not complete under {self.root}: missing {', '.join(missing)}. It needs a form, so fetch it by "
+                "hand:\n"
                 f"  {self.annotations}: from caption_datasets.zip, "
                 "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip\n"
                 f"  {self.image_dir}/*.jpg: Flickr8k_Dataset.zip, by the form at "

@@ -103,10 +103,10 @@ class ImageTextDataModule(LightningDataModule):
             sees. Must divide by the number of devices.
         eval_batch_size: Images, or captions, in one evaluation batch of one device.
         num_workers: Processes that decode images, for each loader; 0 decodes in the training process.
-        train_unit: "pair" sees each caption once an epoch (the official recipe); "image" sees each image once an epoch with one of
-            its captions, drawn anew each epoch.
-        augment: "paper" is BEiT-3's and thus MWA's training transform: random crop, resized, and horizontal flip; "none" trains on
-            the evaluation transform.
+        train_unit: "pair" sees each caption once an epoch (the official recipe); "image" sees each image once an epoch with
+            one of its captions, drawn anew each epoch.
+        augment: "paper" is BEiT-3's and thus MWA's training transform: random crop, resized, and horizontal flip; "none"
+            trains on the evaluation transform.
         min_scale: Smallest area of the random crop as a fraction of the image.
         flip: Probability of the horizontal flip.
         limits: Cut the splits for a quick look: first images of each.
@@ -245,15 +245,11 @@ class ImageTextDataModule(LightningDataModule):
         Under a Trainer `setup` does it, from `trainer.lightning_module.network.inputs`.
 
         Raises:
-            InputError: the network takes no images or no texts, its tokeniser is not there, or the batch does not divide.
+            InputError: the network takes no images or no texts, or its tokeniser is not there.
         """
         if inputs.image is None or inputs.text is None:
             lacking = "images" if inputs.image is None else "texts"
             raise InputError(f"the network takes no {lacking}; {type(self).__name__} gives image-text pairs.")
-        if self.batch_size % world_size:
-            raise InputError(
-                f"batch_size {self.batch_size} counts the pairs of all devices and does not divide by {world_size} devices."
-            )
         self._connection = _Connection(inputs.image, Tokeniser(inputs.text), rank, world_size)
         if self._loaded is not None:
             self._loaded.pixels.clear()

@@ -29,9 +29,7 @@ class Tokeniser:
         name = os.path.expanduser(spec.tokeniser)
         looks_local = name.startswith((".", os.sep)) or Path(name).exists()
         if looks_local and not Path(name).is_dir():
-            raise InputError(
-                f"tokeniser folder {name} does not exist; give a folder with tokenizer.json or a Hugging Face name."
-            )
+            raise InputError(f"tokeniser folder {name} does not exist; give a folder with tokenizer.json or a Hugging Face name.")
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
         except (OSError, ValueError, KeyError, TypeError) as error:

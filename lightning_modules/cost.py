@@ -48,9 +48,8 @@ class CostMonitor(Callback):
         """Starts at zero.
 
         Args:
-            memory_steps: Optimiser steps of each start whose saved activations are counted on the CPU (they run a little
-            slower
-                and are left out of the median step time). 0 measures no memory there.
+            memory_steps: Optimiser steps of each start whose saved activations are counted on the CPU (they run a
+                little slower and are left out of the median step time). 0 measures no memory there.
         """
         self.memory_steps = memory_steps
         self._parameters = ParameterCount(0, 0, 0.0)

@@ -20,7 +20,7 @@ def build(model_config: dict[str, Any], seed: int = 0) -> LightningModule:
     """Instantiate the `model:` section of a configuration. `seed` makes randomly initialised parts those of the run."""
     import lightning_modules.retrieval  # noqa: F401 - its classes may be named in short
 
-    parser = ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False)  # the configuration of a run is resolved: no interpolation left
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     seed_everything(seed, workers=True, verbose=False)
     return parser.instantiate_classes(parser.parse_object({"model": model_config})).model

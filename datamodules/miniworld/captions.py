@@ -143,8 +143,8 @@ _HOVERS: dict[Style, tuple[tuple[str, str], ...]] = {
 
 # --------------------------------------------------------------------------------------------------------------- templates
 
-# Slots: {a} {b} {c} {d} referents; {is} {stand} agree with {a}; {rel} is true of (a, b); {surface} needs every referent to stand on
-# the ground itself; {spot_a} {spot_b} differ; {number} counts every object of the scene, so the referents must be all of them.
+# Slots: {a} {b} {c} {d} referents; {is} {stand} agree with {a}; {rel} is true of (a, b); {surface} needs every referent to stand
+# on the ground itself; {spot_a} {spot_b} differ; {number} counts every object of the scene: the referents must be all of them.
 _TEMPLATES: dict[Style, tuple[str, ...]] = {
     "source": (
         "{a} {stand} {surface}",
@@ -216,8 +216,11 @@ class _Sentence:
 
 
 def describe(scene: Scene) -> tuple[Caption, ...]:
-    """Five different captions. Phrases of objects carry one box an object and the chain of their ids ("0", "0+1"), surroundings
-    ("the grass") the category "scene" and no box, as Flickr30k Entities annotates them. Caption ids are "<style>-<index>#<k>"."""
+    """Five different captions with ids "<style>-<index>#<k>".
+
+    Phrases of objects carry one box an object and the chain of their ids ("0", "0+1"), surroundings ("the grass") the category
+    "scene" and no box, as Flickr30k Entities annotates them.
+    """
     rng = random_for(scene.seed, scene.style, scene.index, 2, scene.domain)
     referents = _referents(scene)
     usable = [
@@ -248,8 +251,7 @@ def region_descriptions(scene: Scene) -> tuple[RegionDescription, ...]:
     rng = random_for(scene.seed, scene.style, scene.index, 3, scene.domain)
     by_id = {thing.id: thing for thing in scene.objects}
     found = [
-        RegionDescription(_noun_phrase(_Referent((thing,)), rng, scene.style), thing.box, (thing.id,))
-        for thing in scene.objects
+        RegionDescription(_noun_phrase(_Referent((thing,)), rng, scene.style), thing.box, (thing.id,)) for thing in scene.objects
     ]
     told: set[frozenset[int]] = set()
     for relation in scene.relations:
@@ -326,7 +328,7 @@ def _spot(referent: _Referent) -> str | None:
 
 
 def _shared_predicates(first: _Referent, second: _Referent, scene: Scene) -> list[str]:
-    """Predicates with words that hold between every object of the one and every object of the other; the telling ones alone if any."""
+    """Predicates that hold between every object of the one and every object of the other; the telling ones alone if any."""
     pairs = [(a, b) for a in first.ids for b in second.ids]
     held = [
         predicate

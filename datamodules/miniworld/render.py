@@ -225,9 +225,7 @@ def _shadow(canvas: Pixels, scene: Scene, thing: SceneObject) -> None:
     canvas *= 1.0 - np.clip(strength * cast + 0.45 * contact, 0.0, 0.8)[..., None]
 
 
-def _paint(
-    canvas: Pixels, scene: Scene, thing: SceneObject, palette: _Palette, hidden_by: Pixels | None
-) -> Pixels:
+def _paint(canvas: Pixels, scene: Scene, thing: SceneObject, palette: _Palette, hidden_by: Pixels | None) -> Pixels:
     """Draws one object. `hidden_by` is the wall of the container that it lies in; returns its own wall, [size, size] alpha."""
     size, fine = scene.image_size, _OVERSAMPLING
     # placed on the coarse grid (whole pixels) and drawn with its exact extent on the fine one
@@ -270,9 +268,7 @@ def _average(fine: Pixels) -> Pixels:
     return result
 
 
-def _colours(
-    scene: Scene, thing: SceneObject, palette: _Palette, roles: RoleMap, u: Pixels, v: Pixels, height: int
-) -> Pixels:
+def _colours(scene: Scene, thing: SceneObject, palette: _Palette, roles: RoleMap, u: Pixels, v: Pixels, height: int) -> Pixels:
     """Colour of every fine pixel of one object: role, texture, shading, highlight, ink."""
     own = _rgb(palette.colours[thing.colour])
     bright = thing.colour in ("white", "yellow")
@@ -290,6 +286,8 @@ def _colours(
         other = own * np.float32(0.62) if bright else own + (1.0 - own) * np.float32(0.6 if thing.colour != "black" else 0.5)
         colours += (other - own) * (pattern * body)[..., None]
     shading = SHAPES[thing.kind].shading
+    shade: Pixels
+    glow: Pixels
     side = np.float32(-scene.light_from)  # the lit side has u - 0.5 of the sign of light_from
     contrast = np.float32(0.6 if scene.light == "dull" else 1.0)
     if shading == "round":

@@ -33,6 +33,7 @@ BACKGROUNDS = ("meadow", "beach", "snow", "street", "room", "table")
 LIGHTS: tuple[Light, ...] = get_args(Light)
 
 _CARRIED_KINDS = ("ball", "cube", "cone", "cup", "hat", "duck", "mushroom", "bottle", "cat")
+_SMALLEST = 0.1  # side of a visible box: less cannot be made out at 64 pixels
 _GRID = 192  # boxes and visible fractions are measured on this grid, so they do not depend on the size of the image
 
 
@@ -40,8 +41,8 @@ _GRID = 192  # boxes and visible fractions are measured on this grid, so they do
 class SceneObject:
     """One object.
 
-    `box` is around its visible pixels and `full_box` around all of it, both in pixels of the image; `visible` is the fraction of its
-    silhouette that nothing hides; `region` names where the centre of `box` lies ("front left" ... "back right").
+    `box` is around its visible pixels and `full_box` around all of it, both in pixels of the image; `visible` is the fraction of
+    its silhouette that nothing hides; `region` names where the centre of `box` lies ("front left" ... "back right").
     `x, base, width, height` (fractions) are centre, lower edge and extent of the unoccluded object: what the painter needs.
     `support` is the id of the object that it stands on or lies in.
     """
@@ -77,7 +78,7 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A whole scene. `light_from` is -1 (light from the left) to 1 (right), `noise` the standard deviation of the grain in 1/255."""
+    """A whole scene. `light_from` is -1 (light from the left) to 1 (right), `noise` the deviation of the grain in 1/255."""
 
     seed: int
     style: Style
@@ -243,7 +244,10 @@ def _place(rng: np.random.Generator, drafts: list[_Draft], horizon: float) -> No
         draft.x = draft.width / 2 + 0.02 + slot * (0.96 - draft.width)
         draft.base = horizon + (1.0 - horizon) * (0.95 - 0.72 * draft.depth)
         if shape.hovers:
-            draft.base = draft.height + float(rng.uniform(0.02, 0.16))
+            draft.base = draft.height + float(rng.uniform(0.02, 0.12))
+            if rng.random() < 0.5:  # right over something
+                below = free[int(rng.integers(len(free)))]
+                draft.x = min(max(below.x, draft.width / 2 + 0.02), 0.98 - draft.width / 2)
     for draft in drafts:
         if draft.support is None:
             continue
@@ -271,7 +275,7 @@ def paint_order(objects: Sequence[SceneObject] | Sequence[_Draft]) -> list[int]:
 
 
 def _measure(drafts: list[_Draft]) -> list[tuple[float, Box, Box]] | None:
-    """Visible fraction, box of the visible pixels and full box (both in fractions) of each; None if too much is hidden or cut."""
+    """Visible fraction, box of the visible pixels and full box (fractions) of each; None if too much is hidden or cut."""
     silhouettes: list[NDArray[np.bool_]] = []
     walls: list[NDArray[np.bool_]] = []
     for draft in drafts:
@@ -297,7 +301,10 @@ def _measure(drafts: list[_Draft]) -> list[tuple[float, Box, Box]] | None:
         visible = float(seen.sum() / silhouettes[number].sum())
         if visible < (0.4 if draft.support_by == "inside" else 0.55):
             return None
-        result.append((round(visible, 4), _bounds(seen), _bounds(silhouettes[number])))
+        box = _bounds(seen)
+        if min(box.right - box.left, box.bottom - box.top) < _SMALLEST:
+            return None
+        result.append((round(visible, 4), box, _bounds(silhouettes[number])))
     return result
 
 
@@ -378,7 +385,8 @@ def _predicates(first: SceneObject, second: SceneObject, image_size: int) -> lis
         result.append("left_of")
     if grounded and second.depth - first.depth > 0.28 and abs(across) < 0.4:
         result.append("in_front_of")
-    if hovering[0] and a.bottom <= b.top + 0.06 * image_size and abs(across) < max(0.12, half_widths / 2):
+    body_bottom = a.top + 0.7 * (a.bottom - a.top)  # below it hangs the string
+    if hovering[0] and body_bottom <= b.top + 0.03 * image_size and abs(across) < max(0.12, half_widths / 2):
         result.append("above")
     if grounded and gap < 0.1 and abs(first.depth - second.depth) < 0.2:
         result.append("next_to")

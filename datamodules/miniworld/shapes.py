@@ -1,8 +1,8 @@
 """The outlines of everything that can stand in a scene.
 
 A shape is a list of polygons in its own unit square (x to the right, y down), each with a role (body, lit face, window, ...).
-`rasterise` draws them into a map of roles: the layout takes silhouettes from it, the painter takes colours from it, so boxes and
-visible fractions are those of the painted object.
+`rasterise` draws them into a map of roles: the layout takes silhouettes from it, the painter takes colours from it, so boxes
+and visible fractions are those of the painted object.
 """
 
 from __future__ import annotations
@@ -42,9 +42,12 @@ Part = tuple[Role, tuple[Point, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`aspect` is width / height, `scale` the height relative to other classes of the same size word. `top` is the height (unit
-    square) of a surface that can carry something, `rim` that of an opening that can hold something; `opening` is how much of the
-    width either offers. `category` is Flickr30k Entities' coarse type."""
+    """One class of objects.
+
+    `aspect` is width / height, `scale` the height relative to other classes of the same size word. `top` is the height (unit
+    square) of a surface that can carry something, `rim` that of an opening that can hold something; `opening` is how much of
+    the width either offers. `category` is Flickr30k Entities' coarse type.
+    """
 
     parts: tuple[Part, ...]
     aspect: float
@@ -170,9 +173,7 @@ SHAPES: dict[str, Shape] = {
     "car": Shape(
         (
             _poly(_R.BODY, (0.2, 0.42), (0.32, 0.02), (0.72, 0.02), (0.84, 0.42)),
-            _poly(
-                _R.BODY, (0.0, 0.5), (0.06, 0.38), (0.84, 0.38), (0.97, 0.46), (1.0, 0.56), (1.0, 0.78), (0.0, 0.78)
-            ),
+            _poly(_R.BODY, (0.0, 0.5), (0.06, 0.38), (0.84, 0.38), (0.97, 0.46), (1.0, 0.56), (1.0, 0.78), (0.0, 0.78)),
             _poly(_R.GLASS, (0.28, 0.38), (0.36, 0.1), (0.5, 0.1), (0.5, 0.38)),
             _poly(_R.GLASS, (0.54, 0.38), (0.54, 0.1), (0.69, 0.1), (0.77, 0.38)),
             _oval(_R.DARK, 0.23, 0.78, 0.115, 0.22),
@@ -220,7 +221,7 @@ SHAPES: dict[str, Shape] = {
         0.62,
         "other",
         "round",
-        1.15,
+        0.95,
         hovers=True,
     ),
     "boat": Shape(

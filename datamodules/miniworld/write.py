@@ -1,12 +1,12 @@
 """Puts a world on disk in the formats of the real data sets, for the real readers.
 
-    <root>/coco/annotations/dataset_coco.json                    Karpathy's file: train, restval, val, test
-    <root>/coco/annotations/captions_{train,val}2014.json        official COCO captions
-    <root>/coco/{train,val}2014/COCO_{train,val}2014_<12 digits>.jpg
-    <root>/flickr30k/dataset_flickr30k.json, {train,val,test}.txt, flickr30k-images/<id>.jpg
-    <root>/scenes.jsonl                                          everything known about each scene (`read_scenes`)
-    <root>/tokeniser/                                            a Hugging Face tokeniser that knows every word of both styles
-    <root>/world.json                                            arguments, counts, fingerprint: written worlds are complete
+<root>/coco/annotations/dataset_coco.json                    Karpathy's file: train, restval, val, test
+<root>/coco/annotations/captions_{train,val}2014.json        official COCO captions
+<root>/coco/{train,val}2014/COCO_{train,val}2014_<12 digits>.jpg
+<root>/flickr30k/dataset_flickr30k.json, {train,val,test}.txt, flickr30k-images/<id>.jpg
+<root>/scenes.jsonl                                          everything known about each scene (`read_scenes`)
+<root>/tokeniser/                                            a Hugging Face tokeniser that knows every word of both styles
+<root>/world.json                                            arguments, counts, fingerprint: written worlds are complete
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from datamodules.miniworld.scenes import Scene, Style, sample_scene
 from datamodules.records import Box, Caption, Phrase
 
 VERSION = 1
-"""Raise it when the same arguments give other bytes (layout, painting, grammar): older worlds are then refused, not mixed in."""
+"""Raise it when the same arguments give other bytes (layout, painting, grammar): older worlds are then refused."""
 
 _FEW = 300  # scenes below which starting workers costs more than it saves
 
@@ -87,8 +87,10 @@ def _shares(total: int, shares: dict[str, float]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class WorldImage:
-    """One line of `scenes.jsonl`. `part` is "coco" or "flickr30k", `image_id` the id in that part's own files, `file` is relative to
-    the world's root."""
+    """One line of `scenes.jsonl`.
+
+    `part` is "coco" or "flickr30k", `image_id` the id in that part's own files, `file` is relative to the world's root.
+    """
 
     part: str
     split: str
@@ -109,10 +111,7 @@ class WorldImage:
             Caption(
                 entry["caption_id"],
                 entry["text"],
-                tuple(
-                    Phrase(**{**phrase, "boxes": tuple(Box(**box) for box in phrase["boxes"])})
-                    for phrase in entry["phrases"]
-                ),
+                tuple(Phrase(**{**phrase, "boxes": tuple(Box(**box) for box in phrase["boxes"])}) for phrase in entry["phrases"]),
             )
             for entry in values["captions"]
         )
@@ -190,9 +189,9 @@ def read_scenes(root: Path) -> Iterator[WorldImage]:
 
 
 def write_tokeniser(folder: Path) -> None:
-    """A word-level tokeniser for `AutoTokenizer.from_pretrained(folder)`: lower case, `[CLS] ... [SEP]`, every word of both styles.
+    """A word-level tokeniser for `AutoTokenizer.from_pretrained(folder)`: lower case, `[CLS] ... [SEP]`.
 
-    The vocabulary comes from the grammar, so token ids are the same for every world.
+    It knows every word of both styles and no other: the vocabulary comes from the grammar, so ids are the same for every world.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -308,9 +307,7 @@ def _build(root: Path, arguments: dict[str, Any], counts: dict[str, dict[str, in
     for folder in ("coco/annotations", "coco/train2014", "coco/val2014", "flickr30k/flickr30k-images"):
         (root / folder).mkdir(parents=True)
     places = list(_places(counts))
-    work = partial(
-        _render_one, root=root, seed=arguments["seed"], style=arguments["style"], image_size=arguments["image_size"]
-    )
+    work = partial(_render_one, root=root, seed=arguments["seed"], style=arguments["style"], image_size=arguments["image_size"])
     if workers == 1:
         images = list(_progress(map(work, places), len(places)))
     else:

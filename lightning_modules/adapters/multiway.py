@@ -9,7 +9,8 @@ Alignment Enhancer (AE), atop the whole FFN residual:
     y = x + AE(x)
 
 Paper and released code disagree on nearly everything else, so there are three readings by name (`READINGS`), and every value
-can be set on its own. `KnowledgeExtractor` and `AlignmentEnhancer` are plain modules that know no host: BEiT-3 calls them itself.
+can be set on its own. `KnowledgeExtractor` and `AlignmentEnhancer` are plain modules that know no host: BEiT-3 calls them
+itself.
 
 Injection into other people's transformers copies no forward and changes no key. Each block gets a submodule `multiway` and
 two hooks. Pre-norm blocks (timm ViT, CLIP, ViT, DINOv2): the input of the second norm is x', and KE and AE are added to the

@@ -309,7 +309,7 @@ def load_adapter(network: nn.Module, folder: str | Path, allow_other_weights: bo
             if name not in state or list(state[name].shape) != config["tensors"].get(name)
         )
         raise InputError(
-            f"{folder / WEIGHTS_FILE} does not hold the tensors that {CONFIG_FILE} lists ({len(differ)} differ: {some(differ)}); the "
+            f"{folder / WEIGHTS_FILE} does not hold what {CONFIG_FILE} lists ({len(differ)} differ: {some(differ)}); the "
             "two files come from different exports, copy the folder again"
         )
     adapter = build_adapter(config["adapter"], str(folder / CONFIG_FILE)) if config["adapter"] is not None else None

@@ -3,14 +3,16 @@
 One rank computation serves both kinds of scorer: pairs of encoders (`embedding_ranks`, cosine by matmul) and pair scorers
 (`score_ranks`, a full score matrix). Recall@k of either direction is the share of queries whose rank is at most k.
 
-What a rank is, and how ties count
-    Image to text: the place (1 = first) of the best-placed caption of the image. Its other captions never stand in its
-    way, so `rank <= k` says "one of the first k captions is the image's own" (TR@k of BEiT-3's `RetrievalHandler`, of
-    VSE++, of UNITER). Text to image: the place of the caption's own image. ties="pessimistic" (default): a competitor
-    with an equal score is placed before the target, so a model that gives every pair the same score gets no hit it did
-    not earn (its ranks are the worst ones). ties="index": equal scores are placed by their row number, smaller first: the
-    order of a stable descending argsort, and what `torch.topk` of the official code gives without ties. NaN scores are
-    refused: they compare as "not ahead" and would win every query.
+What a rank is, and how ties count:
+
+- Image to text: the place (1 = first) of the best-placed caption of the image. Its other captions never stand in its way, so
+  `rank <= k` says "one of the first k captions is the image's own" (TR@k of BEiT-3's `RetrievalHandler`, of VSE++, of UNITER).
+- Text to image: the place of the caption's own image.
+- ties="pessimistic" (default): a competitor with an equal score is placed before the target, so a model that gives every pair
+  the same score gets no hit it did not earn (its ranks are the worst ones).
+- ties="index": equal scores are placed by their row number, smaller first: the order of a stable descending argsort, and what
+  `torch.topk` of the official code gives where nothing ties.
+- NaN scores are refused: they compare as "not ahead" and would win every query.
 
 Any number of captions an image is fine. An image without captions is no query of image-to-text (it has nothing to find), and
 still a candidate that text-to-image has to beat.
@@ -441,9 +443,7 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[Te
     if not layouts:
         return [rows] * world
     width, dtype = layouts.pop()
-    padded = torch.zeros(
-        (max(counts),) if width < 0 else (max(counts), width), dtype=_GATHERED_DTYPES[dtype], device=rows.device
-    )
+    padded = torch.zeros((max(counts),) if width < 0 else (max(counts), width), dtype=_GATHERED_DTYPES[dtype], device=rows.device)
     if len(rows):
         padded[: len(rows)] = rows
     gathered = [torch.empty_like(padded) for _ in range(world)]
@@ -465,11 +465,7 @@ def _order(index: Tensor, expected: int | None, what: str) -> Tensor:
         wrong = int(index.min()) if bool((index < 0).any()) else int(index.max())
         raise InputError(
             f"{what} row {wrong} is outside 0..{count - 1}: "
-            + (
-                f"{len(index)} were evaluated, so rows are missing; {remedy}"
-                if expected is None
-                else f"{expected} were expected"
-            )
+            + (f"{len(index)} were evaluated, so rows are missing; {remedy}" if expected is None else f"{expected} were expected")
         )
     if bool((seen != 1).any()):
         holes, repeats = (seen == 0).nonzero().flatten().tolist(), (seen > 1).nonzero().flatten().tolist()

@@ -329,7 +329,7 @@ class HFImageTower(ImageTower):
         weights: With `config`: a safetensors or torch file with exactly the model's keys. None = random weights.
         image_size: Side of the square input in pixels; None = the model's own. Position embeddings are resampled.
         pooling: "cls" token, "mean" over patches, "cls+mean" (both, twice as wide), or the model's own "pooler".
-        mean: Normalisation mean of RGB in [0, 1]; None = the folder's preprocessor_config.json, else ImageNet (for CLIP its own).
+        mean: Normalisation mean of RGB in [0, 1]; None = as preprocessor_config.json, else ImageNet (for CLIP its own).
         std: Normalisation standard deviation; None = like `mean`.
         resize: Evaluation resize: "crop" (shorter side, then centre crop) or "squash" (both sides, aspect ratio not kept).
         crop_fraction: Part of the resized image that the centre crop keeps.

@@ -247,6 +247,7 @@ def filled(images: list[int], texts: list[int], **expected: int) -> RetrievalRec
     return metric
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_metric_does_not_mind_the_order_and_keeps_query_ranks() -> None:
     images_ID, texts_TD, image_index = world(10, 15, 47, 2)
     metric = RetrievalRecall()
@@ -308,7 +309,10 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     images_ID, texts_TD, image_index = world(11, 13, 41, 2)
     rows_I, rows_T = torch.arange(13), torch.arange(41)
     cases = {
-        "uneven": {"images": [rows_I[:9].split(2), rows_I[9:].split(3)], "texts": [rows_T[1::2].split(7), rows_T[::2].split(1)]},
+        "uneven": {
+            "images": [rows_I[:9].split(2), rows_I[9:].split(3)],
+            "texts": [rows_T[1::2].split(7), rows_T[::2].split(1)],
+        },
         "empty first": {"images": [[], [rows_I]], "texts": [[], [rows_T]]},
         "crossed": {"images": [[rows_I], []], "texts": [[], rows_T.split(5)]},
         "repeated": {"images": [[rows_I], [rows_I[-1:]]], "texts": [[rows_T], []]},
