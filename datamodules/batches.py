@@ -145,6 +145,9 @@ class _Unwrapped(Iterator[Any]):
     def __next__(self) -> Any:
         batch = next(self._batches)
         if isinstance(batch, _Failure):
+            # Now, while everything is in place: left to the garbage collector, each worker takes five seconds to notice.
+            self._batches._shutdown_workers()  # type: ignore[attr-defined]
+            self._loader._iterator = None
             raise InputError(batch.message)
         self._loader._took_batch()
         return batch

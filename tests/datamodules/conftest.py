@@ -29,9 +29,7 @@ def tokeniser_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = {word: row for row, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[cls] $A [sep]", special_tokens=[("[cls]", 2), ("[sep]", 3)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="[cls] $A [sep]", special_tokens=[("[cls]", 2), ("[sep]", 3)])
     folder = tmp_path_factory.mktemp("tokeniser")
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[pad]", unk_token="[unk]", cls_token="[cls]", sep_token="[sep]"

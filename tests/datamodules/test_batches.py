@@ -64,7 +64,7 @@ def test_order_depends_on_seed_and_epoch() -> None:
 
 
 def test_impossible_batches_are_refused() -> None:
-    with pytest.raises(InputError, match="batch_size 5 .* does not divide by 2 devices; 4 would"):
+    with pytest.raises(InputError, match=r"batch_size 5 .* does not divide by 2 devices; 4 would"):
         GlobalBatches(20, 5, seed=1, world_size=2)
     with pytest.raises(InputError, match="3 training samples, fewer than one batch of 5"):
         GlobalBatches(3, 5, seed=1)
@@ -195,7 +195,9 @@ def test_a_truncated_photograph_is_one_message_from_any_process(tmp_path: Path, 
 
 
 def test_tokens_are_padded_to_the_longest_and_cut(tokeniser_folder: Path) -> None:
-    tokens_BT, mask_BT = Tokeniser(TextInput(str(tokeniser_folder), 6))(["a dog", "the cat sleeps under the tree quickly", "zebra"])
+    tokens_BT, mask_BT = Tokeniser(TextInput(str(tokeniser_folder), 6))(
+        ["a dog", "the cat sleeps under the tree quickly", "zebra"]
+    )
     assert tokens_BT.tolist()[0] == [2, 4, 5, 3, 0, 0]
     assert mask_BT.tolist()[0] == [True, True, True, True, False, False]
     assert tokens_BT.shape == (3, 6)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_data import karpathy
 
 from datamodules.errors import InputError
 from datamodules.formats.coco_captions import parse_coco_captions, read_coco_captions
 from datamodules.formats.karpathy import parse_karpathy, read_karpathy
-from tiny_data import karpathy
 
 
 def write(path: Path, content: Any) -> Path:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_data import write_image
 
 from datamodules.errors import InputError
 from datamodules.images import Augmentation, SplitImages, evaluation_transform, normalise
 from datamodules.inputs import ImageInput
 from datamodules.records import Caption, ImageRecord
-from tiny_data import write_image
 
 HALF = (0.5, 0.5, 0.5)
 FIXTURE = Path(__file__).parent / "eval_transform.safetensors"

@@ -134,7 +134,7 @@ def test_resume_after_validation_in_mid_epoch(flickr8k_root: Path, inputs: Input
 
 def test_mid_epoch_resume_with_another_batch_size_is_refused(flickr8k_root: Path, inputs: Inputs, tmp_path: Path) -> None:
     fit(flickr8k_root, inputs, tmp_path, 0, fail_at=5)
-    with pytest.raises(InputError, match="mid-epoch.*after 5 batches.*batch_size 4, this run has 6"):
+    with pytest.raises(InputError, match=r"mid-epoch.*after 5 batches.*batch_size 4, this run has 6"):
         fit(flickr8k_root, inputs, tmp_path, 0, ckpt_path=tmp_path / "last.ckpt", batch_size=6)
 
 
