@@ -93,7 +93,7 @@ def markdown(table: list[dict[str, Any]]) -> str:
             _or_dash(row["steps"], "{:,}"),
             _or_dash(row["tunable_parameters"], "{:,.0f}"),
             _or_dash(row["tunable_percent"], "{:.2f}"),
-            _bytes(row["peak_memory_bytes"]),
+            bytes_text(row["peak_memory_bytes"]),
             _or_dash(row["seconds_per_epoch"], "{:.1f}"),
             _or_dash(row["pairs_per_second"], "{:.0f}"),
         ]
@@ -114,7 +114,7 @@ def _or_dash(value: Any, form: str) -> str:
     return "–" if value is None else form.format(value)
 
 
-def _bytes(value: float | None) -> str:
+def bytes_text(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"

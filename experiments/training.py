@@ -46,7 +46,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", pattern)
 
 
-def train_or_evaluate(command: str, arguments: list[str]) -> int:
+def train_or_evaluate(command: str, arguments: list[str], announce: bool = True) -> int:
     """Parse, build, run. Returns the exit status; the run folder's results.json says the same in words."""
     quiet()
     from experiments.lightning_cli import CrosslightCLI
@@ -58,7 +58,8 @@ def train_or_evaluate(command: str, arguments: list[str]) -> int:
         return settle_failure(error, CrosslightCLI.opened)
     if CrosslightCLI.opened is not None:
         CrosslightCLI.opened.finish("finished")
-        print(f"results: {CrosslightCLI.opened.path / 'results.json'}")
+        if announce:
+            print(f"results: {CrosslightCLI.opened.path / 'results.json'}")
     return 0
 
 
@@ -80,7 +81,7 @@ def settle_failure(error: BaseException, folder: object) -> int:
         status, code = "oom", 1
         message = (
             f"out of memory: {text.splitlines()[0] if text else 'host memory'} Try a smaller "
-            "--model.init_args.gradient_cache_chunk (same gradients), activation checkpointing, or --trainer.precision=bf16-mixed."
+            "--model.init_args.gradient_cache_chunk (same gradients), activation checkpointing, or bf16-mixed precision."
         )
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         status, code = "failed", 1
