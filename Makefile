@@ -40,5 +40,17 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+FLICKR8K_RUNS ?= runs/flickr8k
+FLICKR8K_SEEDS ?= 0 1
+flickr8k: $(READY)  ## real photographs: five ways, two seeds (needs CROSSLIGHT_DATA, CROSSLIGHT_WEIGHTS, CROSSLIGHT_MINILM)
+	@set -e; for seed in $(FLICKR8K_SEEDS); do for row in head mwa ke_only ae_only full; do \
+	  dir=$(FLICKR8K_RUNS)/$$row-$$seed; \
+	  if grep -qs '"status": "finished"' $$dir/results.json; then echo "$$dir is finished"; continue; fi; \
+	  $(BIN)/python -m experiments.cli run -c configs/trainer/cpu.yaml -c configs/model/dual_dinov2s_minilm.yaml \
+	    -c configs/data/flickr8k.yaml -c experiments/mwa/rows/$$row.yaml -c experiments/mwa/flickr8k/common.yaml \
+	    -c experiments/mwa/flickr8k/$$row.yaml --seed_everything=$$seed --data.init_args.seed=$$seed --run_dir=$$dir; \
+	done; done
+	$(BIN)/python -m experiments.cli table $(FLICKR8K_RUNS)
+
 clean:  ## remove the environment and caches, never runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

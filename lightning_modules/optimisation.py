@@ -32,7 +32,8 @@ class Optimisation:
         layer_decay: The learning rate of layer i is multiplied by layer_decay^(layers + 1 - i). 1.0 = none.
         layer_decay_on_adapters: Apply layer_decay to adapters as the released MWA code does; by default they learn at the
             full rate (at 0.65 the first adapter of 12 layers would learn at 0.6 % of it).
-        adapter_lr: Learning rate of adapters when it differs from that of the rest (null: the same).
+        adapter_lr: Peak learning rate of adapters (null: lr).
+        backbone_lr: Peak learning rate of what is neither adapter nor head (null: lr). Heads are new and always learn at lr.
     """
 
     lr: float = 1e-3
@@ -44,6 +45,7 @@ class Optimisation:
     layer_decay: float = 1.0
     layer_decay_on_adapters: bool = False
     adapter_lr: float | None = None
+    backbone_lr: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_fraction < 1:
@@ -60,6 +62,7 @@ def parameter_groups(network: Any, settings: Optimisation, is_adapter: Callable[
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     parameters: dict[str, nn.Parameter] = dict(network.named_parameters())
+    heads = {name for name, _ in network.head_parameters()}
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
@@ -68,8 +71,9 @@ def parameter_groups(network: Any, settings: Optimisation, is_adapter: Callable[
         scale = 1.0
         if settings.layer_decay < 1 and (not adapter or settings.layer_decay_on_adapters):
             scale = settings.layer_decay ** (network.num_layers + 1 - network.layer_id(name))
-        if adapter and settings.adapter_lr is not None:
-            scale *= settings.adapter_lr / settings.lr
+        own_lr = settings.adapter_lr if adapter else None if name in heads else settings.backbone_lr
+        if own_lr is not None:
+            scale *= own_lr / settings.lr
         group = groups.setdefault(
             (scale, decay),
             {

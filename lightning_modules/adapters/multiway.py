@@ -95,8 +95,11 @@ class AlignmentEnhancer(nn.Module):
         init: "identity" = Up zero; "released" = both weights from N(0, .02) cut at one sigma, not the identity at the start.
     """
 
-    def __init__(self, width: int, mid: int, sub_norm: bool = True, init: Initialisation = "identity") -> None:
+    def __init__(
+        self, width: int, mid: int, sub_norm: bool = True, init: Initialisation = "identity", scale: float = 1.0
+    ) -> None:
         super().__init__()
+        self.scale = scale
         self.down = nn.Linear(width, mid)
         self.norm = nn.LayerNorm(mid) if sub_norm else None
         self.up = nn.Linear(mid, width)
@@ -115,7 +118,8 @@ class AlignmentEnhancer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.gelu(self.down(x))
-        return self.up(x if self.norm is None else self.norm(x))
+        x = self.up(x if self.norm is None else self.norm(x))
+        return x if self.scale == 1.0 else x * self.scale
 
 
 # --------------------------------------------------------------------------------------------------------------- readings
@@ -134,6 +138,7 @@ class MultiWayValues:
     scale: float | Literal["learnable"]
     dropout: float
     init: Initialisation
+    alignment_scale: float = 1.0
 
     @property
     def identity_at_start(self) -> bool:
@@ -153,7 +158,7 @@ class MultiWayValues:
             return None
         if self.alignment_form == "bottleneck":
             return KnowledgeExtractor(width, mid, self.scale, self.alignment_norm, self.dropout)
-        return AlignmentEnhancer(width, mid, self.sub_norm, self.init)
+        return AlignmentEnhancer(width, mid, self.sub_norm, self.init, self.alignment_scale)
 
 
 READINGS: dict[str, MultiWayValues] = {
@@ -267,6 +272,8 @@ class MultiWayAdapter:
         alignment_form: "ffn" (GELU, sub-LN) or "bottleneck" (like the KE); None = as the reading.
         sub_norm: LayerNorm inside an AE of form "ffn"; None = as the reading.
         scale: alpha, a number or "learnable"; None = as the reading.
+        alignment_scale: Factor on an AE of form "ffn". Paper and code have none (1); behind its sub-LN the AE's output does not
+            shrink with its input, so on towers not made for it a small factor lets it learn at the KE's rate.
         layer_norm: LayerNorm of the KE and of a bottleneck AE: "none", "in" or "out"; None = as the reading.
         dropout: Dropout in the KE and in a bottleneck AE; None = as the reading.
         init: "identity" (starts without effect) or "released" (the code's random AE); None = as the reading.
@@ -289,6 +296,7 @@ class MultiWayAdapter:
         layer_norm: NormPlace | None = None,
         dropout: float | None = None,
         init: Initialisation | None = None,
+        alignment_scale: float = 1.0,
     ) -> None:
         self._init_args: dict[str, Any] = {
             "reading": reading,
@@ -303,6 +311,7 @@ class MultiWayAdapter:
             "layer_norm": layer_norm,
             "dropout": dropout,
             "init": init,
+            "alignment_scale": alignment_scale,
         }
         if reading not in READINGS:
             raise InputError(f"multiway adapter: unknown reading {reading!r}; choose {', '.join(READINGS)}")
@@ -320,6 +329,7 @@ class MultiWayAdapter:
             scale=read.scale if scale is None else scale,
             dropout=read.dropout if dropout is None else dropout,
             init=read.init if init is None else init,
+            alignment_scale=alignment_scale,
         )
         values = self.values
         if values.knowledge_mid < 0 or (values.alignment_mid or 0) < 0 or not 0 <= values.dropout < 1:
