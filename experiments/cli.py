@@ -17,7 +17,7 @@ Train, test and explain light adaptations of vision-language models.
   fit       train; resumes when --run_dir holds an interrupted run
   validate  evaluate on the validation split
   test      evaluate on the test split, and on each data set of --evaluate
-  predict   write nothing but return embeddings (for use from Python)
+  predict   write the test split's embeddings (embeddings.npz)
 
   demo      the whole story on rendered scenes, in about a minute
   table     run folders side by side as a Markdown table
@@ -56,7 +56,7 @@ _SUMMARIES = {
     "fit": "Train and validate. To start from other weights, give --model.init_args.init_from (not --ckpt_path).",
     "validate": "Evaluate a checkpoint on the validation split: -c RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt",
     "test": "Evaluate a checkpoint on the test split: -c RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt",
-    "predict": "Embed the test split.",
+    "predict": "Write the test split's embeddings and ids to embeddings.npz in the run folder.",
 }
 _EVALUATE = "  --evaluate.NAME=CLASS    a further data module to test on, with --evaluate.NAME.init_args.…\n"
 _CKPT = "  --ckpt_path FILE         checkpoint to take\n"

@@ -46,9 +46,7 @@ def world(arguments: list[str]) -> int:
     parser.add_argument("--style", choices=("source", "target"), default="source")
     parser.add_argument("--image-size", type=int, default=96)
     options = parser.parse_args(arguments)
-    root = write_world(
-        options.root, scenes=options.scenes, seed=options.seed, style=options.style, image_size=options.image_size
-    )
+    root = write_world(options.root, scenes=options.scenes, seed=options.seed, style=options.style, image_size=options.image_size)
     print(root)
     return 0
 
@@ -69,10 +67,10 @@ def data(arguments: list[str]) -> int:
 
 def export(arguments: list[str]) -> int:
     import yaml
-    from lightning_modules.checkpoints.adapter_export import export_adapter
 
     import lightning_modules
     from experiments.training import quiet
+    from lightning_modules.checkpoints.adapter_export import export_adapter
 
     parser = _Parser("export")
     parser.add_argument("run", type=Path)

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning_modules.cost
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -29,6 +28,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+import lightning_modules.cost
 import lightning_modules.retrieval
 from datamodules.errors import InputError
 from experiments import provenance
@@ -75,7 +75,7 @@ class WandB:
 class _Parser(LightningArgumentParser):
     """Says what is wrong in a few lines; the stock parser prints the usage of every option first."""
 
-    def error(self, message: str, ex: Exception | None = None) -> Any:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> Any:
         raise InputError(_short(message, _option_names(self))) from None
 
 
@@ -243,7 +243,7 @@ class CrosslightCLI(LightningCLI):
         elif subcommand == "validate":
             trainer.validate_one(self.model, self.datamodule, method.get("ckpt_path"))
         else:
-            trainer.predict(self.model, datamodule=self.datamodule, ckpt_path=method.get("ckpt_path"), weights_only=True)
+            trainer.write_embeddings(self.model, self.datamodule, method.get("ckpt_path"))
         folder.update(
             cost=self.cost.summary(),
             data={**folder.results["data"], data_name(self.datamodule): describe_data(self.datamodule)},

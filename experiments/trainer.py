@@ -25,9 +25,7 @@ class Trainer(pl.Trainer):
         self.fit_or_resume(model, datamodule)
         self.test_all(model, {data_name(datamodule): datamodule, **evaluate}, str(self.best_checkpoint()))
 
-    def fit_or_resume(
-        self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None
-    ) -> None:
+    def fit_or_resume(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None) -> None:
         """Fit from the beginning, or from the run folder's last checkpoint when an earlier attempt left one."""
         last = self.run_folder.last_checkpoint
         if last is not None:
@@ -62,6 +60,22 @@ class Trainer(pl.Trainer):
 
     def validate_one(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
         self._evaluate("validate", model, data_name(datamodule), datamodule, ckpt_path)
+
+    def write_embeddings(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
+        """Embed the test split into `embeddings.npz`: images [I, D] and texts [T, D] in the split's order, with their ids.
+
+        Raises:
+            InputError: More than one process: each would hold a part only.
+        """
+        if self.world_size > 1:
+            raise InputError("predict writes one file from one process: set --trainer.devices=1.")
+        parts = self.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        arrays: dict[str, Any] = {}
+        for side, batches in zip(("image", "text"), parts or [], strict=True):
+            order = np.concatenate([batch["index"].cpu().numpy() for batch in batches]).argsort()
+            arrays[f"{side}_ids"] = np.array([name for batch in batches for name in batch["ids"]])[order]
+            arrays[f"{side}s"] = np.concatenate([batch["embeddings"].float().cpu().numpy() for batch in batches])[order]
+        np.savez_compressed(self.run_folder.path / "embeddings.npz", **arrays)
 
     def _evaluate(
         self, verb: str, model: pl.LightningModule, name: str, datamodule: pl.LightningDataModule, ckpt_path: str | None

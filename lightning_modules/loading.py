@@ -58,9 +58,7 @@ def best_checkpoint(folder: Path) -> Path:
     for candidate in (folder / named if named else None, folder / "checkpoints" / "best.ckpt"):
         if candidate is not None and candidate.exists():
             return candidate
-    raise InputError(
-        f"{os.fspath(folder)} holds no best checkpoint (checkpoints/best.ckpt): the run never reached a validation."
-    )
+    raise InputError(f"{os.fspath(folder)} holds no best checkpoint (checkpoints/best.ckpt): the run never reached a validation.")
 
 
 def _load_export(folder: Path) -> LightningModule:
@@ -71,5 +69,5 @@ def _load_export(folder: Path) -> LightningModule:
             f"{folder / 'adapter_config.json'} does not say how its backbone is built. Use load_adapter(network, folder)."
         )
     model = build(origin["model"], origin["seed"])
-    load_adapter(model.network, folder)  # type: ignore[arg-type]
+    load_adapter(model.network, folder)
     return model.eval()

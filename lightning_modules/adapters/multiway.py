@@ -198,9 +198,7 @@ SITES: dict[tuple[str, str], Site] = {
     ("transformers.models.clip.modeling_clip", "CLIPEncoderLayer"): Site("layer_norm2", _HF),
     ("transformers.models.siglip.modeling_siglip", "SiglipEncoderLayer"): Site("layer_norm2", _HF),
     ("transformers.models.dinov2.modeling_dinov2", "Dinov2Layer"): Site("norm2", _HF),
-    ("transformers.models.dinov2_with_registers.modeling_dinov2_with_registers", "Dinov2WithRegistersLayer"): Site(
-        "norm2", _HF
-    ),
+    ("transformers.models.dinov2_with_registers.modeling_dinov2_with_registers", "Dinov2WithRegistersLayer"): Site("norm2", _HF),
     ("transformers.models.vit.modeling_vit", "ViTLayer"): Site("layernorm_after", _HF),
     ("transformers.models.bert.modeling_bert", "BertLayer"): _BERT,
     ("transformers.models.roberta.modeling_roberta", "RobertaLayer"): _BERT,
@@ -382,9 +380,7 @@ class MultiWayAdapter:
             raise InputError(f"multiway adapter: the {where} has MultiWay-Adapters already; inject only once")
         blocks = [(module, site) for module in part.modules() if (site := _site(module)) is not None]
         if not blocks:
-            containers = sorted(
-                {type(module).__name__ for module in part.modules() if next(module.children(), None) is not None}
-            )
+            containers = sorted({type(module).__name__ for module in part.modules() if next(module.children(), None) is not None})
             known = ", ".join(sorted({name for _, name in SITES}))
             other = {"image tower": "text", "text tower": "image"}.get(where)
             advice = f" set adapter.towers to {other}, or" if other and self.towers == "both" else ""

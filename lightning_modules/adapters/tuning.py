@@ -57,9 +57,7 @@ def set_tuning(network: nn.Module, adapter: Adapter | None, mode: TuningMode, tr
     if mode == "adapter" and adapter is None:
         raise InputError("tuning mode 'adapter' needs an adapter; set model.adapter, or choose tuning mode head or full")
     if mode != "adapter" and adapter is not None:
-        raise InputError(
-            f"tuning mode {mode!r} takes no adapter, but one is set; set model.adapter to null or tuning to adapter"
-        )
+        raise InputError(f"tuning mode {mode!r} takes no adapter, but one is set; set model.adapter to null or tuning to adapter")
     if mode == "head" and not train_heads:
         raise InputError("tuning mode 'head' with train_heads false trains nothing; set train_heads to true")
     heads = head_names(network)

@@ -205,9 +205,7 @@ def export_adapter(
     return folder
 
 
-def _card(
-    network: nn.Module, adapter: Adapter | None, tensors: Mapping[str, Tensor], config: dict[str, Any], notes: str
-) -> str:
+def _card(network: nn.Module, adapter: Adapter | None, tensors: Mapping[str, Tensor], config: dict[str, Any], notes: str) -> str:
     counts = count_parameters(network, adapter)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6
     described = json.dumps(config["adapter"], indent=1) if adapter is not None else "heads only, no adapter"

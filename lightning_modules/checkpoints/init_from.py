@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.tuning import head_names
 from lightning_modules.checkpoints.adapter_export import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -26,8 +27,8 @@ log = logging.getLogger("crosslight")
 def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path) -> list[str]:
     """Copy the weights of `source` into the network and tell what it did not bring.
 
-    What may be missing is what this network has new: the adapter's keys, and heads if the file has none of them. A file that holds
-    only trained parts (an adapter run or export) must bring all that is not frozen here.
+    What may be missing is what this network has new: the adapter's keys and the heads. A file that holds only trained parts (of
+    an adapter run, or an export) brings no backbone; any other file must bring all of it.
 
     Args:
         network: With the adapter injected.
@@ -52,7 +53,7 @@ def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path) 
     wrong = [f"{k} {list(v.shape)}, here {list(own[k].shape)}" for k, v in state.items() if v.shape != own[k].shape]
     if wrong:
         raise InputError(f"init_from {file}: other shapes than this network: {some(wrong)}. Use the sizes it was made with.")
-    heads = {name for name, _ in network.head_parameters()} if hasattr(network, "head_parameters") else set()
+    heads = set(head_names(network))
     fresh = sorted(own.keys() - state.keys())
     backbone = [name for name in fresh if name not in heads and not (adapter is not None and adapter.owns(name))]
     partial = [name for name in state if name not in heads and not (adapter is not None and adapter.owns(name))] == []

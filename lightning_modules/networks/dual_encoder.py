@@ -83,9 +83,7 @@ class DualEncoder(nn.Module):
     def unused_parameters(self) -> frozenset[str]:
         """Parameters that take no part in either encoding (mask tokens, poolers): never trainable."""
         return frozenset(
-            f"{side}.{name}"
-            for side, tower in (("image", self.image), ("text", self.text))
-            for name in tower.unused_parameters()
+            f"{side}.{name}" for side, tower in (("image", self.image), ("text", self.text)) for name in tower.unused_parameters()
         )
 
     def compile_encoders(self, backend: str = "inductor") -> None:
