@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from datamodules.records import ImageBatch, PairBatch, TextBatch
+from lightning_modules.adapters.tuning import ParameterCounts, count_parameters
 from lightning_modules.metrics.cost import (
-    ParameterCount,
     SavedBytes,
-    count_parameters,
     gradient_bytes,
     optimizer_state_bytes,
 )
@@ -52,7 +51,7 @@ class CostMonitor(Callback):
                 little slower and are left out of the median step time). 0 measures no memory there.
         """
         self.memory_steps = memory_steps
-        self._parameters = ParameterCount(0, 0, 0.0)
+        self._parameters = ParameterCounts(total=0, trainable=0, backbone=0, adapter=0, heads=0)
         self._memory_kind = CPU_MEMORY
         self._peak_bytes = self._activation_bytes = self._gradient_bytes = self._optimizer_bytes = 0
         self._seconds = 0.0
@@ -69,11 +68,11 @@ class CostMonitor(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Counts parameters, for a run that only evaluates too."""
-        self._parameters = count_parameters(pl_module)
+        self._parameters = count_parameters(pl_module, getattr(pl_module, "adapter", None))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Counts parameters again, now that every other callback has frozen what it wanted to."""
-        self._parameters = count_parameters(pl_module)
+        self._parameters = count_parameters(pl_module, getattr(pl_module, "adapter", None))
         self._memory_kind = DEVICE_MEMORY if pl_module.device.type == "cuda" else CPU_MEMORY
         self._first_step = self._seen_step = trainer.global_step
         self._reset_peak(pl_module.device)
@@ -153,8 +152,9 @@ class CostMonitor(Callback):
         rate = self._pairs / seconds if seconds and self._pairs else None
         cpu = self._memory_kind == CPU_MEMORY
         return {
-            "tunable_parameters": self._parameters.tunable,
+            "tunable_parameters": self._parameters.trainable,
             "total_parameters": self._parameters.total,
+            "adapter_parameters": self._parameters.adapter,
             "tunable_percent": self._parameters.percent,
             "peak_memory_bytes": self._peak_bytes or None,
             "memory_kind": self._memory_kind,

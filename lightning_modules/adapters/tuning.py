@@ -35,7 +35,8 @@ class ParameterCounts:
     @property
     def percent(self) -> float:
         """Trainable parameters in percent of the network without its adapter, as MWA's Table 1 counts them."""
-        return 100.0 * self.trainable / (self.total - self.adapter)
+        own = self.total - self.adapter
+        return 100.0 * self.trainable / own if own else 0.0
 
 
 def set_tuning(network: nn.Module, adapter: Adapter | None, mode: TuningMode, train_heads: bool = True) -> ParameterCounts:

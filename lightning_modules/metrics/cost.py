@@ -11,29 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
-
-
-class ParameterCount(NamedTuple):
-    """Numbers of scalar parameters; `percent` is 100 * tunable / total, total counting adapters too."""
-
-    tunable: int
-    total: int
-    percent: float
-
-
-def count_parameters(module: nn.Module) -> ParameterCount:
-    """Counts the parameters of `module`; one that is shared between places counts once, one that does not require grad is
-    frozen."""
-    tunable = total = 0
-    for parameter in module.parameters():
-        total += parameter.numel()
-        tunable += parameter.numel() if parameter.requires_grad else 0
-    return ParameterCount(tunable, total, 100.0 * tunable / total if total else 0.0)
 
 
 def gradient_bytes(parameters: Iterable[nn.Parameter]) -> int:

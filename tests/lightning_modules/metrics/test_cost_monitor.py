@@ -97,6 +97,7 @@ def test_counts_by_hand(clock: Clock) -> None:
     assert monitor.summary() == {
         "tunable_parameters": trained,
         "total_parameters": total,
+        "adapter_parameters": 0,
         "tunable_percent": 100 * trained / total,
         "peak_memory_bytes": activations + gradients + moments,
         "memory_kind": CPU_MEMORY,

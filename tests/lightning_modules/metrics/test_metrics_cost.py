@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_modules.metrics.cost import SavedBytes, count_parameters, gradient_bytes, optimizer_state_bytes
+from lightning_modules.adapters.tuning import count_parameters
+from lightning_modules.metrics.cost import SavedBytes, gradient_bytes, optimizer_state_bytes
 
 B, D, H = 3, 4, 8
 F32 = 4
@@ -23,12 +24,16 @@ def mlp() -> nn.Sequential:
 def test_parameters() -> None:
     model = mlp()
     total = D * H + H + H * D + D
-    assert count_parameters(model) == (total, total, 100.0)
+    counts = count_parameters(model)
+    assert (counts.trainable, counts.total, counts.percent) == (total, total, 100.0)
     model[0].requires_grad_(False)
-    assert count_parameters(model) == (H * D + D, total, pytest.approx(100 * (H * D + D) / total))
+    counts = count_parameters(model)
+    assert (counts.trainable, counts.total) == (H * D + D, total)
+    assert counts.percent == pytest.approx(100 * (H * D + D) / total)
     shared = nn.ModuleList([model, model[2]])  # the same layer in two places
     assert count_parameters(shared).total == total
-    assert count_parameters(nn.ReLU()) == (0, 0, 0.0)
+    empty = count_parameters(nn.ReLU())
+    assert (empty.trainable, empty.total, empty.percent) == (0, 0, 0.0)
 
 
 def test_saved_bytes_of_a_full_mlp() -> None:
