@@ -15,9 +15,9 @@ from pathlib import Path
 from datamodules.errors import InputError
 
 ROWS = ("head", "mwa", "ke_only", "ae_only", "full")
-SCENES = 1000
-PRETRAIN_EPOCHS = 30
-ADAPT_EPOCHS = 10
+SCENES = 800
+PRETRAIN_EPOCHS = 24
+ADAPT_EPOCHS = 8
 
 
 def run_demo(out: Path, seed: int) -> int:
@@ -87,13 +87,15 @@ def _print_table(console: object, folder: Path) -> None:
     from experiments.table import bytes_text, find_runs, rows
 
     assert isinstance(console, Console)
-    table = Table(title="five ways to adapt one pre-trained model: test recalls in %")
-    columns = ("", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum", "tunable", "%", "memory", "s/epoch")
+    table = Table(
+        box=None, padding=(0, 1), title="one pre-trained model, five ways to adapt it: test recalls in %", title_justify="left"
+    )
+    columns = ("", "i2t@1", "@5", "@10", "t2i@1", "@5", "@10", "rsum", "tunable", "%", "memory", "s/epoch")
     for column in columns:
         table.add_column(column, justify="right" if column else "left")
     for row in rows(find_runs([folder / name for name in ROWS])):
         recalls = [f"{row[key]:.1f}" for key in ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")]
-        cost = [f"{row['tunable_parameters']:,.0f}", f"{row['tunable_percent']:.1f}", bytes_text(row["peak_memory_bytes"])]
+        cost = [f"{row['tunable_parameters']:,.0f}", f"{row['tunable_percent']:.0f}", bytes_text(row["peak_memory_bytes"])]
         table.add_row(row["name"], *recalls, *cost, f"{row['seconds_per_epoch']:.2f}")
     console.print(table)
 

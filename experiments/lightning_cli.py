@@ -12,11 +12,7 @@ What differs from the stock LightningCLI, and why:
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
 import os
-import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,12 +23,14 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf.errors import OmegaConfBaseException
 
 import lightning_modules.cost
 import lightning_modules.retrieval
 from datamodules.errors import InputError
 from experiments import provenance
 from experiments.loggers import MetricsCSV, make_wandb
+from experiments.parse_errors import explain, explain_interpolation
 from experiments.run_folder import RunFolder, differing_keys
 from experiments.trainer import Trainer, data_name, describe_data
 
@@ -72,13 +70,6 @@ class WandB:
     tags: list[str] = dataclasses.field(default_factory=list)
 
 
-class _Parser(LightningArgumentParser):
-    """Says what is wrong in a few lines; the stock parser prints the usage of every option first."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise InputError(_short(message, _option_names(self))) from None
-
-
 class CrosslightCLI(LightningCLI):
     """The command line of everything that trains or evaluates. See the module's docstring."""
 
@@ -97,8 +88,6 @@ class CrosslightCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
             seed_everything_default=0,
             save_config_callback=None,
-            parser_class=_Parser,
-            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
             auto_configure_optimizers=False,
             args=args,
         )
@@ -108,6 +97,7 @@ class CrosslightCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         kwargs.setdefault("parser_mode", "omegaconf+")
         kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("exit_on_error", False)  # the stock parser prints the usage of every option first
         return super().init_parser(**kwargs)
 
     @staticmethod
@@ -139,7 +129,9 @@ class CrosslightCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise InputError(_short(str(error), _option_names(parser))) from None
+            raise InputError(explain(str(error), parser, self.arguments)) from None
+        except OmegaConfBaseException as error:
+            raise InputError(explain_interpolation(error, self.arguments)) from None
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the command line and its files are the configuration, whatever a checkpoint remembers."""
@@ -250,6 +242,24 @@ class CrosslightCLI(LightningCLI):
         )
 
 
+class ParsedCLI(CrosslightCLI):
+    """Parses a command line and stops there: no seed, no folder, nothing built. `plain` is what config.yaml would hold."""
+
+    plain: dict[str, Any]
+
+    def _set_seed(self) -> None:
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        self.plain = self._plain_config(str(self.subcommand))
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
 class _RememberConfig(Callback):
     """Puts the model and data configuration into checkpoints, and refuses to resume under another one."""
 
@@ -294,49 +304,3 @@ def _open_run_folder(path: str | None, name: str, command: str, config: dict[str
     folder = RunFolder.open(path, name=name, command=command, config=config)
     os.environ[_RUN_FOLDER_VARIABLE] = str(folder.path)
     return folder
-
-
-# --------------------------------------------------------------------------------------------- error messages
-
-
-def _option_names(parser: Any) -> set[str]:
-    """Every option of the parser and every argument of the classes that a configuration can name."""
-    names: set[str] = set()
-    parsers = [parser, *getattr(parser, "_subcommand_parsers", {}).values()]
-    for action in getattr(parser, "_actions", []):
-        choices = getattr(action, "_name_parser_map", None) or getattr(action, "choices", None)
-        if isinstance(choices, dict):
-            parsers += list(choices.values())
-    for each in parsers:
-        for action in getattr(each, "_actions", []):
-            names |= {option.removeprefix("--") for option in action.option_strings if option.startswith("--")}
-    for module in [m for n, m in sys.modules.items() if n.split(".")[0] in ("lightning_modules", "datamodules") and m]:
-        for _, member in inspect.getmembers(module, inspect.isclass):
-            if member.__module__.split(".")[0] in ("lightning_modules", "datamodules"):
-                names |= set(inspect.signature(member).parameters) - {"self", "args", "kwargs"}
-    return names
-
-
-_UNKNOWN = re.compile(
-    r"(?:Option '(?P<a>[^']+)' is not accepted|[Uu]nrecognized arguments?:? +--(?P<b>[\w.+-]+)"
-    r"|Key '(?P<c>[^']+)' is not expected"
-    r"|does not accept option '(?P<d>[^']+)'|(?:Unknown|unknown) option:? '?(?P<e>[\w.]+)'?)"
-)
-
-
-def _short(message: str, names: set[str]) -> str:
-    """The message without usage and repetition, and with the closest existing option when one is unknown."""
-    lines = [line.rstrip() for line in message.splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("usage:", "tip:", "Tip:"))]
-    found = _UNKNOWN.search(message)
-    if found:
-        wanted = next(group for group in found.groups() if group)
-        tail = wanted.split(".")[-1]
-        candidates = {name: name for name in names} | {name.split(".")[-1]: name for name in names}
-        close = difflib.get_close_matches(wanted, list(candidates), 1, 0.6) or difflib.get_close_matches(
-            tail, list(candidates), 1, 0.6
-        )
-        if close:
-            lines.append(f"Did you mean {candidates[close[0]]!r}?")
-    text = "\n".join(lines)
-    return text if len(lines) <= 8 else "\n".join([*lines[:4], "  ...", *lines[-3:]])

@@ -193,7 +193,14 @@ class RunFolder:
     def evaluated(self, data: str) -> bool:
         return any(evaluation["data"] == data for evaluation in self.results["evaluations"])
 
+    @property
+    def ours(self) -> bool:
+        """Whether this process opened it (rank 0 does) and so writes its results."""
+        return self._lock is not None
+
     def finish(self, status: str, error: str | None = None) -> None:
+        if not self.ours:
+            return
         started = datetime.fromisoformat(self.results["started"])
         seconds = (datetime.now(UTC) - started).total_seconds()
         self.update(status=status, error=error, finished=now(), seconds=round(seconds, 1))

@@ -10,7 +10,8 @@ import numpy as np
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.errors import InputError
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, read_results
+from lightning_modules.loading import read_checkpoint
 
 DataModules = dict[str, pl.LightningDataModule]
 
@@ -21,15 +22,27 @@ class Trainer(pl.Trainer):
     run_folder: RunFolder
 
     def run(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, evaluate: DataModules) -> None:
-        """Fit, pick the best checkpoint by validation, test it on the data's own test split and on each of `evaluate`."""
+        """Fit, pick the best checkpoint by validation, test it on the data's own test split and on each of `evaluate`.
+
+        Raises:
+            InputError: A split that will be needed, or an image of it, is missing; before the training starts, not after it.
+        """
+        own = data_name(datamodule)
+        if own in evaluate:
+            raise InputError(f"--evaluate.{own} has the name of the run's own data. Give it another name: --evaluate.{own}_2=...")
+        if self.is_global_zero:
+            _require_splits(datamodule, ("train", "val", "test"))
+            for other in evaluate.values():
+                _require_splits(other, ("test",))
         self.fit_or_resume(model, datamodule)
-        self.test_all(model, {data_name(datamodule): datamodule, **evaluate}, str(self.best_checkpoint()))
+        self.test_all(model, {own: datamodule, **evaluate}, str(self.best_checkpoint()))
 
     def fit_or_resume(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None) -> None:
         """Fit from the beginning, or from the run folder's last checkpoint when an earlier attempt left one."""
         last = self.run_folder.last_checkpoint
         if last is not None:
             ckpt_path = str(last)
+        self._require_sound(ckpt_path)
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         best = self.checkpoint_callback
         score = best.best_model_score if isinstance(best, ModelCheckpoint) else None
@@ -53,8 +66,9 @@ class Trainer(pl.Trainer):
 
     def test_all(self, model: pl.LightningModule, data: DataModules, ckpt_path: str | None) -> None:
         """Test on each data module, writing metrics and per-query ranks into the run folder; finished ones are skipped."""
+        done = self._evaluated()
         for name, datamodule in data.items():
-            if self.run_folder.evaluated(name):
+            if name in done:
                 continue
             self._evaluate("test", model, name, datamodule, ckpt_path)
 
@@ -69,6 +83,7 @@ class Trainer(pl.Trainer):
         """
         if self.world_size > 1:
             raise InputError("predict writes one file from one process: set --trainer.devices=1.")
+        self._require_sound(ckpt_path)
         parts = self.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         arrays: dict[str, Any] = {}
         for side, batches in zip(("image", "text"), parts or [], strict=True):
@@ -80,6 +95,7 @@ class Trainer(pl.Trainer):
     def _evaluate(
         self, verb: str, model: pl.LightningModule, name: str, datamodule: pl.LightningDataModule, ckpt_path: str | None
     ) -> None:
+        self._require_sound(ckpt_path)
         act = self.test if verb == "test" else self.validate
         act(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
         stage = "test" if verb == "test" else "val"
@@ -109,8 +125,35 @@ class Trainer(pl.Trainer):
         for logger in self.loggers:
             logger.log_metrics({f"final/{name}/{split}/{key}": value for key, value in metrics.items()}, step=self.global_step)
 
+    def _evaluated(self) -> set[str]:
+        """Data sets that an earlier attempt has tested. From the file, so that every rank skips the same ones."""
+        if not (self.run_folder.path / "results.json").exists():
+            return set()
+        return {evaluation["data"] for evaluation in read_results(self.run_folder.path)["evaluations"]}
+
+    def _require_sound(self, ckpt_path: str | None) -> None:
+        """Refuse what cannot work, before Lightning starts processes or meets it with a traceback.
+
+        Raises:
+            InputError: A distributed sampler over several processes, or a file that is no checkpoint.
+        """
+        if self.world_size > 1 and self._accelerator_connector.use_distributed_sampler:
+            raise InputError(
+                "trainer.use_distributed_sampler is true, but the data modules share their batches out themselves (batch_size is "
+                "global, nothing is padded). Leave it false."
+            )
+        if ckpt_path is not None and self.is_global_zero:
+            read_checkpoint(ckpt_path)
+
     def _relative(self, path: str) -> str | None:
         return str(Path(path).relative_to(self.run_folder.path)) if path else None
+
+
+def _require_splits(datamodule: Any, splits: tuple[str, ...]) -> None:
+    datamodule.prepare_data()
+    if hasattr(datamodule, "records"):
+        for split in splits:
+            datamodule.records(split)
 
 
 def data_name(datamodule: pl.LightningDataModule) -> str:

@@ -15,7 +15,8 @@ from datamodules.errors import InputError
 _ADVERTS = (
     "litlogger", "litmodels", "💡", "Tip:", "LitServe", "lightning.ai", "`Trainer.fit` stopped:", "Restoring states",
     "Restored all states", "Loaded model weights", "GPU available", "TPU available", "HPU available", "Seed set to",
-    "Initializing distributed", "distributed_backend", "All distributed processes", "--------------", "Starting with ",
+    "Automatic Mixed Precision", "to estimate number of stepping", "Initializing distributed", "distributed_backend",
+    "All distributed processes", "--------------", "Starting with ",
 )  # fmt: skip
 _LIGHTNING_LOGS = (
     "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric", "lightning.fabric.utilities.seed",
@@ -38,10 +39,12 @@ def quiet() -> None:
         ".*does not have many workers.*",  # two cores: the loader is measured, not guessed
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",
-        ".*It is recommended to use `self.log.*sync_dist=True`.*",  # recalls are already exact over all ranks
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # recalls are already exact over all ranks
         ".*number of training batches .* is smaller than the logging interval.*",
         ".*Found .* module\\(s\\) in eval mode at the start of training.*",  # frozen parts are meant to be
         ".*was configured so that.*lr_scheduler.step.*",
+        ".*when using `ckpt_path`, callbacks used to create the checkpoint need to be provided.*",  # evaluation keeps none
+        ".*The dirpath has changed from.*`best_model_score`.*",
     ):
         warnings.filterwarnings("ignore", pattern)
 
@@ -58,7 +61,7 @@ def train_or_evaluate(command: str, arguments: list[str], announce: bool = True)
         return settle_failure(error, CrosslightCLI.opened)
     if CrosslightCLI.opened is not None:
         CrosslightCLI.opened.finish("finished")
-        if announce:
+        if announce and CrosslightCLI.opened.ours:
             print(f"results: {CrosslightCLI.opened.path / 'results.json'}")
     return 0
 

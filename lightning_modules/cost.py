@@ -63,11 +63,13 @@ class CostMonitor(Callback):
         self._last_step_at: float | None = None
         self._saved: SavedBytes | None = None
         self._first_step = self._seen_step = 0
+        self._fitting = True
 
     # ------------------------------------------------------------------------------------------------------------- hooks
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Counts parameters, for a run that only evaluates too."""
+        self._fitting = stage == "fit"
         self._parameters = count_parameters(pl_module, getattr(pl_module, "adapter", None))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -188,7 +190,9 @@ class CostMonitor(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a checkpoint's totals."""
+        """Goes on from a checkpoint's totals; not when it is only tested: the best checkpoint knows less than the whole fit."""
+        if not self._fitting:
+            return
         for name in ("peak_bytes", "activation_bytes", "gradient_bytes", "optimizer_bytes"):
             setattr(self, f"_{name}", int(state_dict[name]))
         self._seconds, self._epochs = float(state_dict["seconds"]), float(state_dict["epochs"])

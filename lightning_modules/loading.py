@@ -4,26 +4,69 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningModule, seed_everything
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from datamodules.errors import InputError
-from lightning_modules.checkpoints.adapter_export import load_adapter
+from lightning_modules.checkpoints.adapter_export import load_adapter, read_adapter_config
 
 
 def build(model_config: dict[str, Any], seed: int = 0) -> LightningModule:
-    """Instantiate the `model:` section of a configuration. `seed` makes randomly initialised parts those of the run."""
+    """Instantiate the `model:` section of a configuration. `seed` makes randomly initialised parts those of the run.
+
+    The random state of the process is as before afterwards, unlike after Lightning's `seed_everything`.
+
+    Raises:
+        InputError: The section names classes or arguments that this version does not have.
+    """
     import lightning_modules.retrieval  # noqa: F401 - its classes may be named in short
 
     parser = ArgumentParser(exit_on_error=False)  # the configuration of a run is resolved: no interpolation left
     parser.add_subclass_arguments(LightningModule, "model", required=True)
-    seed_everything(seed, workers=True, verbose=False)
-    return parser.instantiate_classes(parser.parse_object({"model": model_config})).model
+    try:
+        config = parser.parse_object({"model": model_config})
+    except ArgumentError as error:
+        raise InputError(f"the model's configuration cannot be built ({error}). Use the version that wrote it.") from error
+    with isolate_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return parser.instantiate_classes(config).model
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of a run, its tensors mapped from the file (read when used).
+
+    Raises:
+        InputError: No such file, a truncated one, or something that Lightning did not write.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"checkpoint {file} does not exist. Give a file, for example RUN/checkpoints/best.ckpt.")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"checkpoint {file} ({file.stat().st_size:,} bytes) cannot be read: it is truncated or no checkpoint "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Give another, for example "
+            "RUN/checkpoints/best.ckpt."
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "crosslight_backbone"} <= checkpoint.keys():
+        raise InputError(
+            f"checkpoint {file} is not of a crosslight run. To start new training from plain weights, use "
+            "--model.init_args.init_from."
+        )
+    return checkpoint
 
 
 def load_export_or_run(path: str | Path) -> LightningModule:
@@ -39,9 +82,10 @@ def load_export_or_run(path: str | Path) -> LightningModule:
 
 def _load_run(folder: Path) -> LightningModule:
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    checkpoint = best_checkpoint(folder)
-    model = build(config["model"], config.get("seed_everything", 0))
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise InputError(f"{folder / 'config.yaml'} has no section `model`: it is not the configuration of a run.")
+    state = read_checkpoint(best_checkpoint(folder))
+    model = build(config["model"], config.get("seed_everything") or 0)
     model.on_load_checkpoint(state)
     model.load_state_dict(state["state_dict"], strict=False)
     return model.eval()
@@ -62,8 +106,7 @@ def best_checkpoint(folder: Path) -> Path:
 
 
 def _load_export(folder: Path) -> LightningModule:
-    description = json.loads((folder / "adapter_config.json").read_text())
-    origin = description.get("backbone_config")
+    origin = read_adapter_config(folder).get("backbone_config")
     if origin is None:
         raise InputError(
             f"{folder / 'adapter_config.json'} does not say how its backbone is built. Use load_adapter(network, folder)."

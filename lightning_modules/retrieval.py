@@ -123,7 +123,7 @@ class RetrievalModule(pl.LightningModule):
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False, sync_dist=False)
 
     def query_ranks(self) -> dict[str, Any]:
-        """Ranks of every query of the last evaluation, in the order of the split: `i2t` [images], `t2i` [captions]."""
+        """Per-query ranks of the last evaluation as arrays, under the names of `RetrievalRecall.query_ranks`."""
         return {name: ranks.cpu().numpy() for name, ranks in self._queries.items()}
 
     def validation_step(self, batch: ImageBatch | TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:

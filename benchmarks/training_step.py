@@ -1,0 +1,480 @@
+"""Time, memory and FLOPs of one training step: full, MWA, KE only, AE only and head-only tuning, interleaved in one run.
+
+    python benchmarks/training_step.py                                    # DINOv2-S and MiniLM shapes, fp32, one thread
+    python benchmarks/training_step.py --precision bf16 --threads 2 --out step.json
+    python benchmarks/training_step.py --gradient-cache --modes full mwa  # batch 256 at once and in chunks of 32
+    python benchmarks/training_step.py --size tiny --rounds 1             # does it run at all?
+
+What runs: towers of the real shapes with random weights, built by the project's classes, and `RetrievalModule`'s own step
+(forward, contrastive loss, backward, AdamW) on one random batch, without Lightning and without data loading. Rounds go
+A B C D A B C D, never A A B B: on a machine with other work a mode is then compared with what ran seconds before it.
+
+How to read it
+- "predicted" is the ratio of FLOPs, counted by torch while the step runs (matrix products, convolutions and attention only).
+  Beside the measured ratio it says whether a mode costs what its arithmetic costs; a measured ratio above it is work that
+  no FLOP count sees (memory traffic of small operations, dropout, the optimiser).
+- A ratio is the median of the rounds' own ratios to the first mode (full, unless --modes says otherwise), with the lowest
+  and the highest in brackets. Only ratios travel between machines, and on shared cores only CPU ratios: wall seconds of a
+  loaded machine measure its load, which is printed (load average beside the number of cores).
+- CPU seconds are of the whole process, all threads; a thread that waits in a spin loop counts as busy.
+- Memory is what training has to keep: activations saved for backward (`SavedBytes`), gradients, AdamW's moments. Parameters
+  are left out, and so is the resident size of the process, which is mostly libraries and cached blocks. With gradient
+  caching the activations are those of the largest recomputed chunk plus what is held across chunks.
+- "formula" recomputes the FLOPs by hand (`closed_form`); it must equal the count. docs/speed.md explains it.
+- Use the memory settings of `make` (MALLOC_*, docs/speed.md): the line under the title says whether they were set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+# The file is run by its path: the packages beside this folder must be found without an installation, too.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from datamodules.records import ImageBatch, PairBatch, TextBatch
+from experiments.provenance import device_state, git_state, versions
+from lightning_modules import optimisation
+from lightning_modules.adapters.multiway import MultiWayAdapter
+from lightning_modules.metrics.cost import SavedBytes, gradient_bytes, optimizer_state_bytes
+from lightning_modules.networks.dual_encoder import DualEncoder
+from lightning_modules.networks.towers import HFImageTower, HFTextTower
+from lightning_modules.objectives.gradient_cache import slice_batch
+from lightning_modules.retrieval import RetrievalModule
+
+MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+LABELS = {"full": "full", "mwa": "MWA (KE 64 + AE 128)", "ke": "KE only", "ae": "AE only", "head": "head-only"}
+PHASES = ("forward", "backward", "optimiser")
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """`layers` blocks of `width`, heads of 64 (of 16 in towers narrower than 64), FFN four times as wide."""
+
+    layers: int
+    width: int
+
+    @classmethod
+    def parse(cls, text: str) -> Transformer:
+        """From "12x384", layers first."""
+        layers, _, width = text.partition("x")
+        return cls(int(layers), int(width))
+
+    @property
+    def heads(self) -> int:
+        return self.width // (64 if self.width >= 64 else 16)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything that FLOPs depend on. `dropout` is BERT's; it is active only where a tower trains fully."""
+
+    image: Transformer
+    text: Transformer
+    image_size: int
+    tokens: int
+    batch: int
+    patch: int = 14
+    vocabulary: int = 30522
+    dropout: float = 0.1
+    embed_dim: int = 256
+    attention: str = "sdpa"
+
+    @property
+    def image_tokens(self) -> int:
+        """Patches and the class token."""
+        return (self.image_size // self.patch) ** 2 + 1
+
+
+SIZES = {
+    "tiny": Shape(Transformer(2, 32), Transformer(2, 32), 28, 6, 4, vocabulary=64, embed_dim=16),
+    "small": Shape(Transformer(12, 384), Transformer(6, 384), 84, 24, 32),  # DINOv2-S, MiniLM
+    "base": Shape(Transformer(12, 768), Transformer(12, 768), 224, 24, 32),  # DINOv2-B, BERT base: for a GPU
+}
+
+
+# ------------------------------------------------------------------------------------------------------- what is measured
+
+
+def network(shape: Shape) -> DualEncoder:
+    """Random weights, the same at every call."""
+    torch.manual_seed(0)
+    attention: Any = shape.attention
+    image = HFImageTower(
+        config={
+            "model_type": "dinov2",
+            "hidden_size": shape.image.width,
+            "num_hidden_layers": shape.image.layers,
+            "num_attention_heads": shape.image.heads,
+            "image_size": 37 * shape.patch,  # the stored position table; resampled to the size below, as with real weights
+            "patch_size": shape.patch,
+        },
+        image_size=shape.image_size,
+        pooling="cls+mean",
+        attention=attention,
+    )
+    text = HFTextTower(
+        config={
+            "model_type": "bert",
+            "hidden_size": shape.text.width,
+            "num_hidden_layers": shape.text.layers,
+            "num_attention_heads": shape.text.heads,
+            "intermediate_size": 4 * shape.text.width,
+            "vocab_size": shape.vocabulary,
+            "hidden_dropout_prob": shape.dropout,
+            "attention_probs_dropout_prob": shape.dropout,
+        },
+        tokeniser="none",
+        max_tokens=shape.tokens,
+        pooling="mean",
+        attention=attention,
+    )
+    return DualEncoder(image, text, embed_dim=shape.embed_dim)
+
+
+def adapter(mode: str) -> MultiWayAdapter | None:
+    """As in experiments/mwa/rows; None where the towers stay as they are."""
+    if mode not in ("mwa", "ke", "ae"):
+        return None
+    return MultiWayAdapter(reading="printed", knowledge=mode != "ae", alignment=mode != "ke")
+
+
+def random_batch(shape: Shape) -> PairBatch:
+    """Noise for pixels; captions of half to all tokens, padded as real batches are."""
+    draw = torch.Generator().manual_seed(1)
+    rows, size = shape.batch, shape.image_size
+    index_B = torch.arange(rows)
+    names = tuple(str(row) for row in range(rows))
+    lengths_B = torch.randint(shape.tokens // 2, shape.tokens + 1, (rows,), generator=draw)
+    lengths_B[0] = shape.tokens
+    mask_BT = torch.arange(shape.tokens)[None] < lengths_B[:, None]
+    tokens_BT = torch.randint(1, shape.vocabulary, (rows, shape.tokens), generator=draw) * mask_BT
+    return PairBatch(
+        ImageBatch(names, index_B, torch.randn(rows, 3, size, size, generator=draw)),
+        TextBatch(names, names, index_B, index_B, tokens_BT, mask_BT),
+    )
+
+
+class Variant:
+    """One row of the tables: a module with its optimiser, ready to step.
+
+    Args:
+        mode: A key of `LABELS`.
+        shape: Sizes of towers and batch.
+        bf16: Under bf16 autocast, as Lightning's bf16-mixed does it.
+        device: "cpu" or "cuda".
+        chunk: Gradient caching in chunks of this many pairs; None = the whole batch at once.
+    """
+
+    def __init__(self, mode: str, shape: Shape, bf16: bool = False, device: str = "cpu", chunk: int | None = None) -> None:
+        self.mode, self.shape, self.bf16, self.device, self.chunk = mode, shape, bf16, device, chunk
+        self.label = LABELS[mode] + (f", chunks of {chunk}" if chunk else "")
+        tuning: Any = mode if mode in ("full", "head") else "adapter"
+        self.module = RetrievalModule(network(shape), adapter(mode), tuning, gradient_cache_chunk=chunk).to(device)
+        self.module.log_dict = lambda *_, **__: None  # type: ignore[method-assign] # there is no trainer to log to
+        self.module.train()
+        self.batch = random_batch(shape).to(device)
+        self.optimizer, self.schedule = optimisation.build(
+            self.module.network, self.module.optimisation, 10_000, self.module.owns
+        )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def _clock(self) -> tuple[float, float]:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()
+
+    def backward(self) -> None:
+        """Forward and backward without the optimiser's step."""
+        with self._autocast():
+            loss = self.module.training_step(self.batch, 0)
+        self.optimizer.zero_grad()
+        loss.backward()
+
+    def step(self) -> dict[str, tuple[float, float]]:
+        """One training step: wall and CPU seconds of every phase."""
+        marks = [self._clock()]
+        with self._autocast():
+            loss = self.module.training_step(self.batch, 0)
+        marks.append(self._clock())
+        self.optimizer.zero_grad()
+        loss.backward()
+        marks.append(self._clock())
+        self.optimizer.step()
+        self.schedule.step()
+        marks.append(self._clock())
+        return {name: (b[0] - a[0], b[1] - a[1]) for name, a, b in zip(PHASES, marks[:-1], marks[1:], strict=True)}
+
+    def count_flops(self) -> tuple[int, dict[str, int]]:
+        """FLOPs of forward and backward: in all, and by operation."""
+        with FlopCounterMode(display=False) as counter:
+            self.backward()
+        return counter.get_total_flops(), {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that one step keeps; takes a step."""
+        with SavedBytes(exclude=self.module) as saved:
+            self.backward()
+        gradients = gradient_bytes(self.module.parameters())
+        self.optimizer.step()
+        activations = saved.peak_bytes + self._recomputed_bytes()
+        state = optimizer_state_bytes(self.optimizer)
+        return {"activations": activations, "gradients": gradients, "optimiser": state, "all": activations + gradients + state}
+
+    def _recomputed_bytes(self) -> int:
+        """Activations of the largest chunk: a checkpoint recomputes them where `SavedBytes` does not see them."""
+        if self.chunk is None:
+            return 0
+        sizes = []
+        encoders: list[tuple[Callable[[Any], torch.Tensor], Any]] = [
+            (self.module.network.encode_images, self.batch.images),
+            (self.module.network.encode_texts, self.batch.texts),
+        ]
+        for encode, batch in encoders:
+            with SavedBytes(exclude=self.module) as saved, self._autocast():
+                encode(slice_batch(batch, 0, self.chunk))
+            sizes.append(saved.peak_bytes)
+        return max(sizes)
+
+
+# --------------------------------------------------------------------------------------------------------- FLOPs by hand
+
+
+def tower_flops(tower: Transformer, tokens: int, mode: str, stem: int = 0, fused: bool = True) -> tuple[int, int]:
+    """FLOPs of one item in one tower: (forward, backward).
+
+    Per token and block, forward: 24 d^2 in the linear layers (Q, K, V and output 8 d^2, FFN 16 d^2), 4 N d in attention,
+    4 d m in an adapter of width m. Backward: a linear layer once for its input and once for its weight (frozen: only for its
+    input); fused attention 2.5 times its forward, as it recomputes its scores (2 times in separate products); an adapter
+    twice. Below the first adapter nothing is back-propagated: not through block 0, nor from that
+    adapter to its input.
+
+    Args:
+        tower: Layers and width.
+        tokens: Tokens of an item.
+        mode: A key of `LABELS`.
+        stem: FLOPs of the patch embedding of an item.
+        fused: Whether attention is one kernel.
+    """
+    d, blocks = tower.width, tower.layers
+    linear, attention = tokens * 24 * d**2, tokens * 4 * tokens * d
+    mids = {"ke": (64,), "ae": (128,), "mwa": (64, 128)}.get(mode, ())
+    adapters = sum(tokens * 4 * d * mid for mid in mids)
+    forward = stem + blocks * (linear + attention + adapters)
+    if mode == "head":
+        return forward, 0
+    attention_backward = 5 * attention // 2 if fused else 2 * attention
+    if mode == "full":
+        return forward, stem + blocks * (2 * linear + attention_backward)
+    backward = (blocks - 1) * (linear + attention_backward) + 2 * blocks * adapters
+    return forward, backward - tokens * 2 * d * mids[0]
+
+
+def closed_form(shape: Shape, mode: str, chunk: int | None = None) -> int:
+    """FLOPs of forward and backward of one batch: both towers, projections, and the two products of the contrastive loss.
+
+    Gradient caching (`chunk`) runs every encoder's forward once more. Attention of the text tower is not fused in mode full:
+    its dropout is active there, and the processor's fused kernel knows none.
+    """
+    image_fused = shape.attention == "sdpa"
+    text_fused = image_fused and not (mode == "full" and shape.dropout)
+    stem = (shape.image_tokens - 1) * 2 * 3 * shape.patch**2 * shape.image.width
+    towers = [
+        (tower_flops(shape.image, shape.image_tokens, mode, stem, image_fused), 2 * shape.image.width),
+        (tower_flops(shape.text, shape.tokens, mode, 0, text_fused), shape.text.width),
+    ]
+    flops = 2 * 3 * 2 * shape.batch**2 * shape.embed_dim
+    for (forward, backward), pooled in towers:
+        projection = 2 * pooled * shape.embed_dim
+        again = forward + projection if chunk and chunk < shape.batch else 0
+        flops += shape.batch * (forward + backward + again + projection * (2 if mode == "head" else 3))
+    return flops
+
+
+# ------------------------------------------------------------------------------------------------------------ measurement
+
+
+def measure(variants: Sequence[Variant], rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Counts and memory of every variant (which also warms it up), then the interleaved rounds."""
+    rows: list[dict[str, Any]] = []
+    for variant in variants:
+        counted, operations = variant.count_flops()
+        memory = variant.memory()
+        variant.step()
+        parameters = variant.module.counts
+        rows.append(
+            {
+                "label": variant.label,
+                "mode": variant.mode,
+                "chunk": variant.chunk,
+                "tunable_parameters": parameters.trainable,
+                "tunable_percent": parameters.percent,
+                "total_parameters": parameters.total,
+                "flops": counted,
+                "flops_by_operation": operations,
+                "flops_formula": closed_form(variant.shape, variant.mode, variant.chunk),
+                "memory_bytes": memory,
+            }
+        )
+        tell(f"{variant.label}: {counted / 1e9:.4g} GFLOP a step")
+    steps: list[dict[str, Any]] = []
+    for number in range(rounds):
+        for row, variant in enumerate(variants):
+            phases = variant.step()
+            wall, cpu = (sum(phase[i] for phase in phases.values()) for i in (0, 1))
+            load = round(os.getloadavg()[0], 2)
+            steps.append(
+                {"round": number, "row": row, "wall_s": wall, "cpu_s": cpu, "load_average": load}
+                | {f"{name}_{kind}_s": phases[name][i] for name in PHASES for i, kind in enumerate(("wall", "cpu"))}
+            )
+        tell(f"round {number + 1} of {rounds}: " + ", ".join(f"{s['wall_s']:.2f} s" for s in steps[-len(variants) :]))
+    for index, row in enumerate(rows):
+        own, first = ([step for step in steps if step["row"] == at] for at in (index, 0))
+        row["flops_ratio"] = row["flops"] / rows[0]["flops"]
+        row["memory_ratio"] = row["memory_bytes"]["all"] / rows[0]["memory_bytes"]["all"]
+        for kind in ("wall_s", "cpu_s"):
+            row[kind] = statistics.median(step[kind] for step in own)
+            ratios = [a[kind] / b[kind] for a, b in zip(own, first, strict=True)]
+            row[f"{kind[:-2]}_ratio"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+        for phase in PHASES:
+            row[f"{phase}_cpu_s"] = statistics.median(step[f"{phase}_cpu_s"] for step in own)
+        row["gflops_per_second"] = row["flops"] / 1e9 / row["wall_s"]
+    return {"rows": rows, "steps": steps}
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    line = "| " + " | ".join(head) + " |\n|" + " --- |" + " ---: |" * (len(head) - 1) + "\n"
+    return line + "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def report(result: dict[str, Any]) -> str:
+    """The tables, as Markdown."""
+    rows, shape, device = result["rows"], result["shape"], result["device"]
+    reference = rows[0]["label"]
+    image, text = shape["image"], shape["text"]
+    loads = [step["load_average"] for step in result["steps"]]
+    malloc = "set" if all(result["environment"].values()) else "NOT set"
+    revision = (result["git"]["revision"] or "unknown revision")[:12] + (" + changes" if result["git"]["dirty"] else "")
+
+    def ratio(values: dict[str, float]) -> str:
+        return f"{values['median']:.2f} ({values['low']:.2f}-{values['high']:.2f})"
+
+    time_rows = [
+        [
+            row["label"], f"{row['flops_ratio']:.3f}", ratio(row["cpu_ratio"]), ratio(row["wall_ratio"]), f"{row['cpu_s']:.3f}",
+            f"{row['wall_s']:.3f}", *(f"{row[f'{phase}_cpu_s']:.3f}" for phase in PHASES), f"{row['gflops_per_second']:.0f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    memory_rows = [
+        [
+            row["label"], f"{row['tunable_parameters']:,}", f"{row['memory_ratio']:.2f}",
+            *(f"{row['memory_bytes'][part] / 1e6:.1f}" for part in ("all", "activations", "gradients", "optimiser")),
+            f"{row['flops'] / 1e9:.5g}", f"{row['flops_formula'] / 1e9:.5g}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    versions_text = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "transformers", "python"))
+    return "\n".join(
+        [
+            f"Image tower {image['layers']}x{image['width']} at {shape['image_size']} px, text tower {text['layers']}x"
+            f"{text['width']} on {shape['tokens']} tokens, batch {shape['batch']}, {result['precision']}, {shape['attention']} attention, "
+            f"{result['threads']} thread(s), {result['rounds']} interleaved rounds.",
+            f"{device['name']}, {device['cores']} cores, load average {min(loads):.1f} to {max(loads):.1f}, MALLOC_* {malloc}; "
+            f"{versions_text}; {revision}; {result['date']}.",
+            "",
+            _table(
+                [
+                    "step", "predicted (FLOPs)", f"CPU / {reference}", f"wall / {reference}", "CPU s", "wall s",
+                    "forward CPU s", "backward CPU s", "optimiser CPU s", "GFLOP/s",
+                ],
+                time_rows,
+            ),
+            "",
+            _table(
+                [
+                    "step", "tunable", f"memory / {reference}", "memory MB", "activations", "gradients", "optimiser",
+                    "GFLOP counted", "GFLOP formula",
+                ],
+                memory_rows,
+            ),
+        ]
+    )  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--size", choices=sorted(SIZES), default="small", help="small: DINOv2-S and MiniLM; base: DINOv2-B and BERT base")
+    add("--image-size", type=int, help="pixels, a multiple of 14 (small: 84; the papers' 224 costs six times as much)")
+    add("--image", type=Transformer.parse, metavar="LAYERSxWIDTH", help="image tower, e.g. 12x384")
+    add("--text", type=Transformer.parse, metavar="LAYERSxWIDTH", help="text tower, e.g. 6x384")
+    add("--tokens", type=int, help="tokens of the longest caption (24)")
+    add("--batch", type=int, help="pairs in a batch (32; with --gradient-cache 256)")
+    add("--dropout", type=float, help="BERT's dropout, active only where the tower trains fully (0.1, as MiniLM's)")
+    add("--attention", choices=("sdpa", "eager"), help="the towers' attention: fused (default) or separate products")
+    add("--modes", nargs="+", choices=list(LABELS), help="rows; ratios are to the first (all; with --gradient-cache mwa)")
+    add("--gradient-cache", action="store_true", help="each mode with the whole batch at once and in chunks")
+    add("--chunk", type=int, default=32, help="pairs in a chunk of --gradient-cache")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 = autocast, as trainer.precision bf16-mixed")
+    add("--threads", type=int, default=1)
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--rounds", type=int, default=7)
+    add("--out", type=Path, help="write everything, each step of each round included, as JSON")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print the tables, return what --out would hold."""
+    options = parser().parse_args(arguments)
+    shape = SIZES[options.size]
+    if options.gradient_cache:
+        shape = replace(shape, batch=256 if options.size != "tiny" else shape.batch)
+    given = ("image_size", "image", "text", "tokens", "batch", "dropout", "attention")
+    shape = replace(shape, **{name: value for name in given if (value := getattr(options, name)) is not None})
+    modes = options.modes or (["mwa"] if options.gradient_cache else list(LABELS))
+    chunks = [None, min(options.chunk, max(1, shape.batch // 2))] if options.gradient_cache else [None]
+    torch.set_num_threads(options.threads)
+    started = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    variants = [Variant(mode, shape, options.precision == "bf16", options.device, chunk) for mode in modes for chunk in chunks]
+    result: dict[str, Any] = {
+        "benchmark": "training_step",
+        "date": started,
+        "shape": asdict(shape),
+        "precision": options.precision,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "git": git_state(Path(__file__).resolve().parent),
+        "versions": versions(),
+        "device": device_state(),
+        "environment": {name: os.environ.get(name) for name in MALLOC},
+        "load_average_at_start": os.getloadavg(),
+    }
+    result |= measure(variants, options.rounds, lambda line: print(line, file=sys.stderr, flush=True))
+    result["load_average_at_end"] = os.getloadavg()
+    print(report(result))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    main()

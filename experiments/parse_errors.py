@@ -1,0 +1,280 @@
+"""Turns what jsonargparse says about a mistake into a few lines: which option, given where, what is wrong, what was meant.
+
+jsonargparse nests its messages (a class inside a class inside a Union repeats the cause at every level, with the types and
+values of all of them) and names an option by its last part only. Here the innermost cause is taken out, and the option is
+looked up in the command line and its files, so that the user reads its whole name and its place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
+from omegaconf.errors import OmegaConfBaseException
+
+_UNKNOWN = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'|Key '([^']+)' is not expected")
+_UNRECOGNISED = re.compile(r"unrecognized arguments: (.+)")
+_REQUIRED = re.compile(r"the following arguments are required: (.+)")
+_NEEDS = re.compile(r"Problem with given class_path '([^']+)':\s+the following arguments are required: (.+)")
+_CLASS = re.compile(  # a class that is there but was given something wrong is "a problem with its class_path" too
+    r"Problem with given class_path '([^']+)':\s+(?=\S)(?!Parser key|the following arg|Option |unrecognized)(.+)"
+    r"|Expected a dot import path string: (\S+)"
+)
+_KEY = re.compile(r'^( *(?:- )?)Parser key "([^"]+)":(.*)$', re.MULTILINE)
+_EXPECTED = re.compile(r"Expected an? (.+?)(?:\. Got value: (.*))?$", re.MULTILINE)
+_GIVEN = re.compile(r"^ *Given value: (?:NestedArg\(key='[^']*', val='(.*)'\)|(.*))$", re.MULTILINE)
+_OURS = ("lightning_modules", "datamodules")
+
+
+def explain(message: str, parser: Any, arguments: list[str]) -> str:
+    """At most six lines about a failed parse.
+
+    Args:
+        message: What jsonargparse said.
+        parser: The parser of the whole command line.
+        arguments: The command line that it parsed, sub-command first.
+    """
+    given = list(_given(arguments))
+    if found := _UNRECOGNISED.search(message):
+        return _unknown(found[1].split()[0], parser, arguments, given)
+    if found := _UNKNOWN.search(message):
+        return _unknown(next(group for group in found.groups() if group), parser, arguments, given)
+    if found := _CLASS.search(message):
+        return _bad_class(found[1] or found[3], found[2], given)
+    if found := _NEEDS.search(message):
+        holder, place = _holder(found[1], given) or ("", "")
+        names = ", ".join(f"--{holder}.init_args.{name.strip()}" if holder else name.strip() for name in found[2].split(","))
+        return f"{found[1]}{f' ({place})' if place else ''} needs {names}."
+    if found := _REQUIRED.search(message):
+        names = [name.strip().removeprefix(f"{arguments[0]}.") for name in found[1].split(",")]
+        text = f"not given: {', '.join(names)}."
+        files = [f"-c configs/{name}/NAME.yaml" for name in names if name in ("model", "data")]
+        return (
+            f"{text}\nTake a packaged configuration ({' '.join(files)}; --help lists them) or write your own." if files else text
+        )
+    if "Problems parsing config" in message or "Unexpected config" in message or "File does not exist" in message:
+        return "\n".join(_broken_files(arguments)) or _first_lines(message)
+    if keys := list(_KEY.finditer(message)):
+        return _bad_value(message, max(keys, key=lambda key: len(key[1])), given)
+    return _first_lines(message)
+
+
+def explain_interpolation(error: OmegaConfBaseException, arguments: list[str]) -> str:
+    """One line about a `${...}` that does not resolve."""
+    name = str(error.full_key or "").removeprefix(f"{arguments[0]}.")
+    place = next((f" ({place})" for option, _, place in _given(arguments) if option == name), "")
+    reason = str(error).splitlines()[0].split(" (resolved to")[0]
+    if variable := re.search(r"Environment variable '(\w+)' not found", reason):
+        return (
+            f"{name or 'a value'}{place}: the environment variable {variable[1]} is not set.\n"
+            f"Set it, or write a default: ${{oc.env:{variable[1]},default}}."
+        )
+    return (
+        f"{name or 'a value'}{place}: {reason}.\n"
+        "Inside ${...} stand whole names (${data.init_args.batch_size}) or ${oc.env:VARIABLE,default}."
+    )
+
+
+def _first_lines(message: str) -> str:
+    lines = list(dict.fromkeys(line.rstrip() for line in message.splitlines() if line.strip()))
+    return "\n".join(line if len(line) <= 200 else line[:200] + " ..." for line in lines[:5])
+
+
+# --------------------------------------------------------------------------------------------- where it was given
+
+
+def _given(arguments: list[str]) -> Iterator[tuple[str, Any, str]]:
+    """(dotted name, value, place) of everything given, what wins first: the command line, then its files, the last first."""
+    for place, argument in reversed(list(enumerate(arguments))):
+        if argument.startswith("--") and not argument.startswith("--config"):
+            name, equals, value = argument.removeprefix("--").partition("=")
+            follows = arguments[place + 1] if place + 1 < len(arguments) else ""
+            yield name, value if equals else follows, "on the command line"
+    for file in _files(arguments):
+        try:
+            content = yaml.safe_load(Path(file).read_text())
+        except (OSError, yaml.YAMLError):
+            continue
+        yield from ((name, value, f"in {file}") for name, value in _leaves(content))
+
+
+def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a YAML with its dotted name, inner ones after the one that holds them."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield f"{prefix}{key}", value
+            yield from _leaves(value, f"{prefix}{key}.")
+
+
+def _find(tail: str, given: list[tuple[str, Any, str]], value: str | None = None) -> tuple[str, str] | None:
+    """Whole name and place of the option that ends in `tail` (and has that value, where one is known)."""
+    for name, its_value, place in given:
+        if (name == tail or name.endswith(f".{tail}")) and (value is None or str(its_value) == value):
+            return name, place
+    return None
+
+
+def _holder(class_path: str, given: list[tuple[str, Any, str]]) -> tuple[str, str] | None:
+    """Name and place of the option that names a class."""
+    return next(((name.removesuffix(".class_path"), place) for name, value, place in given if value == class_path), None)
+
+
+def _files(arguments: list[str]) -> Iterator[str]:
+    """The configuration files of a command line, the last first."""
+    for place, argument in reversed(list(enumerate(arguments))):
+        if argument in ("-c", "--config") and place + 1 < len(arguments):
+            yield arguments[place + 1]
+        elif argument.startswith("--config="):
+            yield argument.partition("=")[2]
+
+
+def _broken_files(arguments: list[str]) -> Iterator[str]:
+    for file in _files(arguments):
+        try:
+            content = yaml.safe_load(Path(file).read_text())
+        except OSError as error:
+            yield f"-c {file}: {error.strerror}."
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            yield f"-c {file}{where}: not YAML: {getattr(error, 'problem', None) or error}."
+        else:
+            if not isinstance(content, dict):
+                yield f"-c {file}: holds no options. Write `key: value` lines, or leave the file out."
+
+
+# ------------------------------------------------------------------------------------------------- kinds of mistakes
+
+
+def _unknown(option: str, parser: Any, arguments: list[str], given: list[tuple[str, Any, str]]) -> str:
+    if not option.startswith("-") and _find(option, given) is None:
+        return f"{option!r} is not an option (options begin with --, files follow -c)."
+    name = option.removeprefix("--").partition("=")[0]
+    name, place = _find(name, given) or (name, "")
+    command = arguments[0] if arguments else ""
+    dashes = "--" if place == "on the command line" else ""
+    hint = f"\nSee crosslight {command} --help-all."
+    parent, _, tail = name.rpartition(".")
+    kind = _class_at(parent.removesuffix(".init_args"), given)
+    if kind is not None and parent.endswith(".init_args"):
+        takes = _parameters(kind)
+        close = [f"{parent}.{argument}" for argument in difflib.get_close_matches(tail, takes, 1)]
+        hint = f"\n{kind.__name__} takes: {', '.join(takes)}."
+    else:
+        close = _closest(name, _option_names(parser, command), _class_arguments())
+    if close:
+        hint = f"\nDid you mean {dashes}{close[0]}?"
+    return f"there is no option {dashes}{name}{f' ({place})' if place else ''}.{hint}"
+
+
+def _bad_class(path: str, reason: str | None, given: list[tuple[str, Any, str]]) -> str:
+    holder = _holder(path, given)
+    option = f"{holder[0]} ({holder[1]}): " if holder else ""
+    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in _classes()]
+    close = difflib.get_close_matches(path, names, 1) or [
+        name for name in names if difflib.get_close_matches(path.split(".")[-1], [name.split(".")[-1]])
+    ]
+    hint = f"\nDid you mean {close[0]}?" if close else ""
+    because = f" ({' '.join(reason.split())[:120]})" if reason else ""
+    return f"{option}there is no class {path!r}{because}.{hint}"
+
+
+def _bad_value(message: str, key: re.Match[str], given: list[tuple[str, Any, str]]) -> str:
+    rest = message[key.end() :]
+    if key[3].strip():  # the reason stands on the line of the key
+        return f"{key[2]}: {key[3].strip()[:200]}"
+    value_line = _GIVEN.search(rest)
+    block = rest[: value_line.start()] if value_line else rest
+    expected = list(_EXPECTED.finditer(block))
+    if not expected:
+        return f"{key[2]}: {_first_lines(block)}"
+    got = next((match[2] for match in expected if match[2] is not None), None)
+    if got is None and value_line:
+        got = value_line[1] if value_line[1] is not None else value_line[2]
+    got = (got or "").strip()
+    name, place = _find(key[2], given, got) or _find(key[2], given) or (key[2], "")
+    wanted = [_readable(match[1]) for match in expected]
+    text = f"{name}{f' ({place})' if place else ''} must be {' or '.join(dict.fromkeys(wanted))}, not {got[:80]!r}."
+    if got in ("None", "none") and "null" in wanted:
+        text += "\nYAML's word for nothing is null."
+    choices = [choice for match in expected for choice in re.findall(r"'([^']*)'", match[1]) if "Literal" in match[1]]
+    if close := difflib.get_close_matches(got, choices, 1):
+        text += f"\nDid you mean {close[0]}?"
+    return text
+
+
+def _readable(kind: str) -> str:
+    """`<class 'int'>` -> int, `typing.Literal['a', 'b']` -> one of a, b, `<class 'NoneType'>` -> null."""
+    kind = kind.strip().rstrip(".")
+    if kind.startswith("typing.Literal["):
+        return "one of " + ", ".join(kind.removeprefix("typing.Literal[").removesuffix("]").replace("'", "").split(", "))
+    name = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", kind).replace("typing.", "")
+    return {"NoneType": "null", "str": "text", "bool": "true or false", "float": "a number", "int": "an integer"}.get(name, name)
+
+
+# ------------------------------------------------------------------------------------------------------ what there is
+
+
+def _option_names(parser: Any, command: str) -> list[str]:
+    """Options of the sub-command's parser."""
+    choices = (getattr(action, "choices", None) for action in parser._actions)
+    parsers = [each[command] for each in choices if isinstance(each, dict) and command in each]
+    actions = [action for each in parsers or [parser] for action in each._actions]
+    return [option.removeprefix("--") for action in actions for option in action.option_strings if option.startswith("--")]
+
+
+def _classes() -> list[type]:
+    """Our own classes that are loaded: what configurations name."""
+    modules = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in _OURS and module is not None]
+    found = {kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)}
+    return sorted(
+        (kind for kind in found if kind.__module__.split(".")[0] in _OURS and not issubclass(kind, BaseException)),
+        key=lambda kind: f"{kind.__module__}.{kind.__qualname__}",
+    )
+
+
+def _class_at(name: str, given: list[tuple[str, Any, str]]) -> type | None:
+    """The class that is configured under a dotted name, if it is one of ours."""
+    path = next((value for key, value, _ in given if key in (name, f"{name}.class_path") and isinstance(value, str)), None)
+    return next((kind for kind in _classes() if path == f"{kind.__module__}.{kind.__qualname__}"), None)
+
+
+def _parameters(kind: type) -> list[str]:
+    try:
+        return [name for name in inspect.signature(kind).parameters if name not in ("self", "args", "kwargs")]
+    except (ValueError, TypeError):  # a class without a readable signature
+        return []
+
+
+def _class_arguments() -> dict[str, str]:
+    """Arguments of our classes; those of modules and data modules with the name they have on the command line."""
+    names: dict[str, str] = {}
+    for kind in _classes():
+        section = "model" if issubclass(kind, LightningModule) else "data" if issubclass(kind, LightningDataModule) else None
+        for argument in _parameters(kind):
+            if section is not None or argument not in names:
+                names[argument] = f"{section}.init_args.{argument}" if section else argument
+    return names
+
+
+def _closest(name: str, options: list[str], class_arguments: dict[str, str]) -> list[str]:
+    """The existing option nearest to a name, or none: in the same section first, then by its last part."""
+    parent, _, tail = name.rpartition(".")
+    if parent.split(".")[0] in ("model", "data", "evaluate"):  # inside a class
+        close = difflib.get_close_matches(tail, class_arguments, 1)
+        if close and "init_args" not in parent.split("."):  # left out or mistyped
+            return [class_arguments[close[0]]]
+        return [f"{parent}.{each}" for each in close]
+    siblings = [option for option in options if option.rpartition(".")[0] == parent]
+    if close := difflib.get_close_matches(name, siblings, 1):
+        return close
+    tails = {argument: full for argument, full in class_arguments.items() if "." in full}
+    tails |= {option.split(".")[-1]: option for option in reversed(options)}
+    return [tails[each] for each in difflib.get_close_matches(tail, tails, 1)]

@@ -1,0 +1,65 @@
+"""One tiny world and a handful of runs on it, shared by all end-to-end tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
+
+import pytest
+import torch
+from end_to_end import arguments, succeed
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from datamodules.miniworld import Splits, write_world
+
+    splits = Splits(coco=0.25, flickr_train=0.6, flickr_val=0.15)
+    return write_world(tmp_path_factory.mktemp("end_to_end") / "world", scenes=60, image_size=32, splits=splits, workers=1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surroundings(world: Path) -> Iterator[None]:
+    """The world by its environment variable, one thread, and W&B and DDP variables of the outside kept out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CROSSLIGHT_WORLD", str(world))
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "CROSSLIGHT_RANK0_RUN_FOLDER"):
+            patch.delenv(name, raising=False)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def full_run(runs: Path) -> Path:
+    """Both towers, trained from random weights."""
+    succeed("run", *arguments("full", "--trainer.max_epochs=1", f"--run_dir={runs / 'full'}", "--seed_everything=3"))
+    return runs / "full"
+
+
+@pytest.fixture(scope="session")
+def mwa_run(runs: Path, full_run: Path, world: Path) -> Path:
+    """A MultiWay-Adapter on the full run, three epochs, tested on a second data set as well."""
+    options = (
+        f"--model.init_args.init_from={full_run}", "--trainer.max_epochs=3", "--model.init_args.optimisation.lr=0.01",
+        "--evaluate.other=datamodules.coco.COCO", f"--evaluate.other.init_args.root={world / 'coco'}",
+        "--evaluate.other.init_args.num_workers=0", f"--run_dir={runs / 'mwa'}",
+    )  # fmt: skip
+    succeed("run", *arguments("mwa", *options))
+    return runs / "mwa"
+
+
+@pytest.fixture(scope="session")
+def head_run(runs: Path) -> Path:
+    """The heads alone, on random towers."""
+    succeed("run", *arguments("head", "--trainer.max_epochs=1", f"--run_dir={runs / 'head'}"))
+    return runs / "head"

@@ -1,0 +1,55 @@
+"""Two processes with DDP compute what one computes, through the command line that a user types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from end_to_end import arguments, metrics, recalls, results, script, started, succeed, wait, weights
+
+
+def test_two_processes_train_and_measure_as_one(tmp_path: Path) -> None:
+    """27 images, global batches of 8, 7 images to validate and 11 to test, encoded in chunks of 3 of each process's 4 pairs."""
+
+    def command(folder: str, *more: str) -> list[str]:
+        return arguments(
+            "mwa", "--trainer.max_epochs=1", "--model.init_args.adapter.init_args.dropout=0", "--model.init_args.optimisation.lr=0.01",
+            "--model.init_args.gradient_cache_chunk=3", f"--run_dir={tmp_path / folder}", *more,
+        )  # fmt: skip
+
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp")
+    with started(script(), "run", *command("two", *two)) as process:
+        succeed("run", *command("one"))
+        status, printed = wait(process)
+    assert status == 0, printed
+    assert "Traceback" not in printed, printed
+    assert "rror" not in printed, printed
+    assert printed.count("results.json") == 1
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["one", "two"]  # rank 1 opened none of its own
+
+    one, both = results(tmp_path / "one"), results(tmp_path / "two")
+    assert both["status"] == "finished"
+    assert both["attempts"] == 1
+    assert both["config_hash"] == one["config_hash"]  # devices do not decide the result
+    assert (one["device"]["world_size"], both["device"]["world_size"]) == (1, 2)
+    assert both["fit"]["steps"] == one["fit"]["steps"] == 3
+    assert both["cost"]["pairs"] == one["cost"]["pairs"] == 24
+    assert both["data"] == one["data"]
+
+    losses = [metrics(tmp_path / folder, "train/loss") for folder in ("one", "two")]
+    assert [step for step, _ in losses[1]] == [0, 1, 2]
+    assert [loss for _, loss in losses[1]] == pytest.approx([loss for _, loss in losses[0]], abs=1e-5)
+    start = torch.load(tmp_path / "one" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    ours = weights(tmp_path / "two", "last.ckpt")
+    assert ours.keys() == start.keys()
+    for key, tensor in start.items():
+        torch.testing.assert_close(ours[key], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+    assert len(both["evaluations"]) == 1
+    assert recalls(tmp_path / "two") == pytest.approx(recalls(tmp_path / "one"))
+    assert metrics(tmp_path / "two", "val/rsum") == metrics(tmp_path / "one", "val/rsum")
+    queries = [dict(np.load(tmp_path / folder / "per_query" / "flickr30k-test.npz")) for folder in ("one", "two")]
+    for name, values in queries[0].items():
+        assert np.array_equal(queries[1][name], values), name
