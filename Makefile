@@ -30,7 +30,7 @@ demo: $(READY)  ## render the embedded world, adapt a tiny model in five ways, p
 	@$(BIN)/crosslight demo
 
 test: $(READY)  ## all tests but the slow ones, under 5 minutes on 2 cores
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -q -m slow

@@ -232,9 +232,16 @@ class Variant:
             self.backward()
         gradients = gradient_bytes(self.module.parameters())
         self.optimizer.step()
-        activations = saved.peak_bytes + self._recomputed_bytes()
+        recomputed = self._recomputed_bytes()
+        activations = saved.peak_bytes + recomputed
         state = optimizer_state_bytes(self.optimizer)
-        return {"activations": activations, "gradients": gradients, "optimiser": state, "all": activations + gradients + state}
+        return {
+            "activations": activations,
+            "recomputed": recomputed,  # the part of the activations that is of one chunk
+            "gradients": gradients,
+            "optimiser": state,
+            "all": activations + gradients + state,
+        }
 
     def _recomputed_bytes(self) -> int:
         """Activations of the largest chunk: a checkpoint recomputes them where `SavedBytes` does not see them."""
@@ -393,8 +400,8 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"Image tower {image['layers']}x{image['width']} at {shape['image_size']} px, text tower {text['layers']}x"
-            f"{text['width']} on {shape['tokens']} tokens, batch {shape['batch']}, {result['precision']}, {shape['attention']} attention, "
-            f"{result['threads']} thread(s), {result['rounds']} interleaved rounds.",
+            f"{text['width']} on {shape['tokens']} tokens, batch {shape['batch']}, {result['precision']}, "
+            f"{shape['attention']} attention, {result['threads']} thread(s), {result['rounds']} interleaved rounds.",
             f"{device['name']}, {device['cores']} cores, load average {min(loads):.1f} to {max(loads):.1f}, MALLOC_* {malloc}; "
             f"{versions_text}; {revision}; {result['date']}.",
             "",

@@ -187,7 +187,12 @@ def _bad_class(path: str, reason: str | None, given: list[tuple[str, Any, str]])
 
 
 def _bad_value(message: str, key: re.Match[str], given: list[tuple[str, Any, str]]) -> str:
-    rest = message[key.end() :]
+    depth = len(key[1]) - len(key[1].lstrip())
+    rest = ""
+    for line in message[key.end() :].splitlines(keepends=True):  # what is indented deeper belongs to this key
+        if line.strip() and len(line) - len(line.lstrip()) <= depth:
+            break
+        rest += line
     if key[3].strip():  # the reason stands on the line of the key
         return f"{key[2]}: {key[3].strip()[:200]}"
     value_line = _GIVEN.search(rest)

@@ -162,7 +162,10 @@ class RunFolder:
     @classmethod
     def attach(cls, path: str | Path) -> RunFolder:
         """The folder that rank 0 opened, for the other ranks: they write nothing into it."""
-        return cls(Path(path), {"evaluations": []}, None, resumed=False)
+        folder = Path(path)
+        # what rank 0 has already evaluated, so that all ranks skip the same
+        results = read_results(folder) if (folder / "results.json").exists() else {"evaluations": []}
+        return cls(folder, results, None, resumed=False)
 
     @staticmethod
     def _take_lock(folder: Path) -> Any:
@@ -183,7 +186,7 @@ class RunFolder:
         return path if path.exists() else None
 
     def save(self) -> None:
-        if self._lock is not None:
+        if self.ours:
             write_atomically(self.path / "results.json", json.dumps(self.results, indent=1, default=str) + "\n")
 
     def update(self, **entries: Any) -> None:

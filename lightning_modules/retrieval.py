@@ -91,7 +91,8 @@ class RetrievalModule(pl.LightningModule):
         images_BD = encode_in_chunks(self.network.encode_images, batch.images, chunk)
         texts_BD = encode_in_chunks(self.network.encode_texts, batch.texts, chunk)
         terms = self.objective(images_BD, texts_BD, self.network.logit_scale.exp(), batch.texts.image_index_B)
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=len(batch), prog_bar=True)
+        logged = {f"train/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(logged, batch_size=len(batch), prog_bar=True, sync_dist=True)  # a rank's own loss is of its rows only
         return terms["loss"]
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -153,5 +154,7 @@ class RetrievalModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
-        require_backbone(self.network, checkpoint.get("crosslight_backbone"), state, "the checkpoint")
-        load_trainable(self.network, state, "the checkpoint")
+        path = getattr(self._trainer, "ckpt_path", None)  # no trainer when `lightning_modules.load` reads it
+        source = f"checkpoint {path}" if path else "the checkpoint"
+        require_backbone(self.network, checkpoint.get("crosslight_backbone"), state, source)
+        load_trainable(self.network, state, source)

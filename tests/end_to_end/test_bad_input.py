@@ -1,0 +1,192 @@
+"""What goes wrong from outside: one readable error with file and remedy, exit status 2, and a run folder that says so."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from end_to_end import arguments, crosslight, recalls, results, succeed
+
+import lightning_modules
+from datamodules.errors import InputError
+from lightning_modules.checkpoints.adapter_export import load_adapter
+
+ONE_EPOCH = "--trainer.max_epochs=1"
+
+
+def refused(command: str, *options: str, run: Path | None = None, says: tuple[str, ...]) -> None:
+    """The command ends with status 2 and a message of a few lines with all of `says`; so does its run folder's record."""
+    if run is not None:
+        options += (f"--run_dir={run}",)
+    answer = crosslight(command, *options)
+    assert answer.status == 2, answer.error
+    assert "Traceback" not in answer.error
+    message = answer.error[answer.error.index("crosslight: error:") :]
+    assert len(message.splitlines()) <= 8, message
+    for part in says:
+        assert part in message
+    if run is not None:
+        assert results(run)["status"] == "failed"
+        assert results(run)["error"] in message
+
+
+@pytest.fixture
+def photographs(world: Path, tmp_path: Path) -> Path:
+    """A copy of the Flickr30k part that a test may damage."""
+    return Path(shutil.copytree(world / "flickr30k", tmp_path / "flickr30k"))
+
+
+def annotations(root: Path) -> dict:
+    return json.loads((root / "dataset_flickr30k.json").read_text())
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_missing_split_is_found_before_the_training(photographs: Path, tmp_path: Path, split: str) -> None:
+    content = annotations(photographs)
+    content["images"] = [image for image in content["images"] if image["split"] != split]
+    (photographs / "dataset_flickr30k.json").write_text(json.dumps(content))
+    refused(
+        "run", *arguments("head", ONE_EPOCH, f"--data.init_args.root={photographs}"), run=tmp_path / "run",
+        says=(f"no split '{split}'", str(photographs / "dataset_flickr30k.json"), "train (27 images)"),
+    )  # fmt: skip
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_truncated_photograph_met_by_a_worker_in_training(photographs: Path, tmp_path: Path) -> None:
+    image = next(image for image in annotations(photographs)["images"] if image["split"] == "train")
+    file = photographs / "flickr30k-images" / image["filename"]
+    file.write_bytes(file.read_bytes()[:300])
+    options = (f"--data.init_args.root={photographs}", "--data.init_args.num_workers=1", "--data.init_args.batch_size=27")
+    refused(
+        "run", *arguments("head", ONE_EPOCH, *options), run=tmp_path / "run",
+        says=(str(file), "truncated", "Replace the file", "crosslight data check"),
+    )  # fmt: skip
+
+
+def test_caption_without_image(photographs: Path, tmp_path: Path) -> None:
+    image = next(image for image in annotations(photographs)["images"] if image["split"] == "test")
+    (photographs / "flickr30k-images" / image["filename"]).unlink()
+    refused(
+        "run", *arguments("head", ONE_EPOCH, f"--data.init_args.root={photographs}"), run=tmp_path / "run",
+        says=("test: 1 of 11 image files are missing", image["filename"], "Put the images there"),
+    )  # fmt: skip
+
+
+def test_checkpoint_of_another_configuration(mwa_run: Path, full_run: Path, tmp_path: Path) -> None:
+    config, other = str(mwa_run / "config.yaml"), str(full_run / "checkpoints" / "best.ckpt")
+    refused(
+        "test", "-c", config, "--ckpt_path", other, run=tmp_path / "test",
+        says=(other, "another architecture or tuning mode", "config.yaml beside"),
+    )  # fmt: skip
+    own = str(mwa_run / "checkpoints" / "best.ckpt")
+    refused(
+        "fit", "-c", config, "--ckpt_path", own, "--model.init_args.optimisation.lr=0.5", run=tmp_path / "fit",
+        says=("another configuration", "model.init_args.optimisation.", "lr", "--model.init_args.init_from"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda whole: None, "does not exist"),
+        (lambda whole: whole[: len(whole) // 2], "cannot be read: it is truncated or no checkpoint"),
+        (lambda whole: b"half a sentence", "cannot be read: it is truncated or no checkpoint"),
+        (lambda whole: b"", "cannot be read: it is truncated or no checkpoint"),
+    ],
+    ids=["missing", "truncated", "text", "empty"],
+)
+def test_file_that_is_no_checkpoint(
+    head_run: Path, tmp_path: Path, damage: Callable[[bytes], bytes | None], says: str
+) -> None:
+    file = tmp_path / "some.ckpt"
+    content = damage((head_run / "checkpoints" / "best.ckpt").read_bytes())
+    if content is not None:
+        file.write_bytes(content)
+    options = ("-c", str(head_run / "config.yaml"), "--ckpt_path", str(file))
+    refused("test", *options, run=tmp_path / "test", says=(str(file), says, "best.ckpt"))
+
+
+def test_checkpoint_of_something_else(head_run: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "some.ckpt")
+    options = ("-c", str(head_run / "config.yaml"), "--ckpt_path", str(tmp_path / "some.ckpt"))
+    refused("test", *options, run=tmp_path / "test", says=("some.ckpt is not of a crosslight run", "init_from"))
+
+
+def test_adapter_for_another_backbone(mwa_run: Path, full_run: Path, head_run: Path, tmp_path: Path) -> None:
+    """As a checkpoint (here: the parent's weights are left out, so the towers are random) and as an export."""
+    options = ("-c", str(mwa_run / "config.yaml"), "--ckpt_path", str(mwa_run / "checkpoints" / "best.ckpt"))
+    refused(
+        "test", *options, "--model.init_args.init_from=null", run=tmp_path / "test",
+        says=(str(mwa_run / "checkpoints" / "best.ckpt"), "same architecture but with other weights", "Give the network the weights it was trained on"),
+    )  # fmt: skip
+    succeed("export", str(mwa_run), str(tmp_path / "export"))
+    network = lightning_modules.load(head_run).network  # random towers
+    with pytest.raises(InputError, match=r"export belongs to a backbone of the same architecture but with other weights"):
+        load_adapter(network, tmp_path / "export")
+
+
+def test_init_from_something_else(world: Path, tmp_path: Path) -> None:
+    options = arguments("mwa", ONE_EPOCH)
+    refused(
+        "run", *options, f"--model.init_args.init_from={world}", run=tmp_path / "folder",
+        says=(f"init_from {world}", "neither a weights file, a run folder, nor an adapter export"),
+    )  # fmt: skip
+    torch.save({"layer.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
+    refused(
+        "run", *options, f"--model.init_args.init_from={tmp_path / 'other.pt'}", run=tmp_path / "file",
+        says=(str(tmp_path / "other.pt"), "layer.weight", "Use the network"),
+    )  # fmt: skip
+
+
+def test_full_disk_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head_run: Path) -> None:
+    """The disk fills up with the second checkpoint, and the record cannot be written either: what was there stays whole."""
+    import lightning.fabric.plugins.io.torch_io as checkpoints
+
+    from experiments import run_folder
+
+    write_text, write_checkpoint = run_folder.write_atomically, checkpoints._atomic_save
+    written: list[str] = []
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def one_more(checkpoint: dict, path: str) -> None:
+        written.append(str(path))
+        if len(written) == 3:
+            monkeypatch.setattr(run_folder, "write_atomically", full)
+            full()
+        write_checkpoint(checkpoint, path)
+
+    monkeypatch.setattr(checkpoints, "_atomic_save", one_more)
+    command = arguments("head", ONE_EPOCH, "--checkpoint.every_n_steps=1", f"--run_dir={tmp_path / 'run'}")
+    answer = crosslight("run", *command)
+    assert answer.status == 1
+    assert "Traceback" not in answer.error
+    for part in ("the disk is full", "Free some space", f"--run_dir {tmp_path / 'run'} resumes it", "results.json"):
+        assert part in answer.error
+    assert results(tmp_path / "run")["status"] == "running"
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+    monkeypatch.setattr(checkpoints, "_atomic_save", write_checkpoint)
+    monkeypatch.setattr(run_folder, "write_atomically", write_text)
+    succeed("run", *command)
+    assert (results(tmp_path / "run")["status"], results(tmp_path / "run")["attempts"]) == ("finished", 2)
+    assert recalls(tmp_path / "run") == recalls(head_run)
+
+
+def test_distributed_sampler_is_refused_before_processes_start(tmp_path: Path) -> None:
+    options = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.use_distributed_sampler=true")
+    refused(
+        "run", *arguments("head", ONE_EPOCH, *options), run=tmp_path / "run",
+        says=("trainer.use_distributed_sampler is true", "Leave it false"),
+    )  # fmt: skip
+
+
+def test_name_of_a_second_data_module_that_is_taken(world: Path, tmp_path: Path) -> None:
+    options = ("--evaluate.flickr30k=datamodules.flickr30k.Flickr30k", f"--evaluate.flickr30k.init_args.root={world / 'flickr30k'}")
+    refused("run", *arguments("head", ONE_EPOCH, *options), run=tmp_path / "run", says=("--evaluate.flickr30k", "another name"))

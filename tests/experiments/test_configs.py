@@ -1,0 +1,161 @@
+"""Every YAML of the repository, through the real parser: it composes, and what is given later wins. Nothing is built."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.cli import find_configs, packaged_configs
+from experiments.lightning_cli import CrosslightCLI, ParsedCLI
+from experiments.run_folder import config_hash
+
+REPOSITORY = Path(__file__).parents[2]
+TINY, WORLD, CPU = "configs/model/dual_tiny.yaml", "configs/data/world.yaml", "configs/trainer/cpu.yaml"
+MODELS = [name for name in packaged_configs() if name.startswith("configs/model/")]
+ROWS = ["head", "mwa", "ke_only", "ae_only", "full"]
+MULTIWAY = "lightning_modules.adapters.multiway.MultiWayAdapter"
+
+COMPOSITIONS: list[list[str]] = [
+    *([model, WORLD, CPU] for model in MODELS),
+    *([TINY, name, CPU] for name in packaged_configs() if name.startswith("configs/data/")),
+    *([TINY, WORLD, name] for name in packaged_configs() if name.startswith("configs/trainer/")),
+    *([model, WORLD, CPU, f"experiments/mwa/rows/{row}.yaml"] for model in MODELS for row in ROWS),
+    *(  # as `make flickr8k` composes them
+        [CPU, "configs/model/dual_dinov2s_minilm.yaml", "configs/data/flickr8k.yaml", f"experiments/mwa/rows/{row}.yaml",
+         "experiments/mwa/flickr8k/common.yaml", f"experiments/mwa/flickr8k/{row}.yaml"]
+        for row in ROWS
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and roots that do not exist: parsing must need neither."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("WORLD", "DATA", "WEIGHTS", "MINILM"):
+        monkeypatch.setenv(f"CROSSLIGHT_{name}", f"/roots/{name.lower()}")
+    return tmp_path
+
+
+def parse(files: list[str], *options: str, command: str = "run") -> dict[str, Any]:
+    arguments = [part for file in files for part in ("-c", file)]
+    return ParsedCLI([command, *find_configs([*arguments, *options])]).plain
+
+
+def at(config: dict[str, Any], name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def leaves(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {prefix.rstrip("."): content}
+    return {name: leaf for key, value in content.items() for name, leaf in leaves(value, f"{prefix}{key}.").items()}
+
+
+def test_every_yaml_is_packaged_and_composed_here() -> None:
+    on_disk = {str(path.relative_to(REPOSITORY)) for room in ("configs", "experiments") for path in (REPOSITORY / room).rglob("*.y*ml")}
+    assert on_disk == set(packaged_configs()) == {name for files in COMPOSITIONS for name in files}
+
+
+@pytest.mark.parametrize("files", COMPOSITIONS, ids=lambda files: "+".join(Path(file).stem for file in files))
+def test_it_parses_and_every_value_of_the_last_file_arrives(files: list[str], elsewhere: Path) -> None:
+    config = parse(files)
+    given = leaves(yaml.safe_load((REPOSITORY / files[-1]).read_text()))
+    assert given, f"{files[-1]} says nothing"
+    for name, value in given.items():
+        if isinstance(value, str) and "${" in value:
+            assert at(config, name).startswith("/roots/"), name
+        else:
+            assert at(config, name) == value, name
+    assert "${" not in yaml.safe_dump(config)
+    assert list(elsewhere.iterdir()) == []
+    assert CrosslightCLI.opened is None or not str(CrosslightCLI.opened.path).startswith(str(elsewhere))
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_the_other_commands_take_the_same_files(command: str) -> None:
+    config = parse([TINY, WORLD, CPU, "experiments/mwa/rows/mwa.yaml"], command=command)
+    assert config == parse([TINY, WORLD, CPU, "experiments/mwa/rows/mwa.yaml"])
+
+
+def test_rows_say_what_their_names_say() -> None:
+    def row(name: str) -> dict[str, Any]:
+        return parse([TINY, WORLD, CPU, f"experiments/mwa/rows/{name}.yaml"])
+
+    found = {}
+    for name in ROWS:
+        config = row(name)
+        assert config["name"] == name
+        arguments = config["model"]["init_args"]
+        adapter = arguments["adapter"]
+        if adapter is not None:
+            assert adapter["class_path"] == MULTIWAY
+            adapter = (adapter["init_args"]["knowledge"], adapter["init_args"]["alignment"])
+        found[name] = (arguments["tuning"], adapter)
+    assert found == {
+        "head": ("head", None),
+        "full": ("full", None),
+        "mwa": ("adapter", (True, True)),
+        "ke_only": ("adapter", (True, False)),
+        "ae_only": ("adapter", (False, True)),
+    }
+
+
+def test_a_row_on_a_row_switches_the_adapter_off_again() -> None:
+    config = parse([TINY, WORLD, CPU, "experiments/mwa/rows/mwa.yaml", "experiments/mwa/rows/head.yaml"])
+    assert config["model"]["init_args"]["adapter"] is None and config["model"]["init_args"]["tuning"] == "head"
+
+
+def test_the_last_file_wins_and_the_command_line_wins_over_all(elsewhere: Path) -> None:
+    first, second = elsewhere / "first.yaml", elsewhere / "second.yaml"
+    first.write_text("name: first\ndata: {init_args: {batch_size: 11, seed: 1}}\nmodel: {init_args: {optimisation: {lr: 0.1}}}\n")
+    second.write_text("name: second\ndata: {init_args: {batch_size: 22}}\n")
+    base = [TINY, WORLD, CPU]
+    config = parse([*base, str(first), str(second)])
+    assert config["name"] == "second"
+    assert at(config, "data.init_args.batch_size") == 22
+    assert at(config, "data.init_args.seed") == 1  # untouched by the second file
+    assert at(config, "data.init_args.augment") == "none"  # nor is world.yaml's by either
+    assert at(config, "model.init_args.optimisation.lr") == 0.1
+    assert parse([*base, str(second), str(first)])["name"] == "first"
+    files = [part for file in [*base, str(first), str(second)] for part in ("-c", file)]
+    options = ["--data.init_args.batch_size=33", "--name=third"]
+    for arguments in ([*files, *options], [*options, *files]):
+        config = ParsedCLI(["fit", *find_configs(arguments)]).plain
+        assert (config["name"], at(config, "data.init_args.batch_size")) == ("third", 33)
+
+
+def test_interpolation_reaches_across_files_and_sees_what_wins(elsewhere: Path) -> None:
+    file = elsewhere / "chunk.yaml"
+    file.write_text("model: {init_args: {gradient_cache_chunk: '${data.init_args.batch_size}'}}\nname: 'b${data.init_args.batch_size}'\n")
+    config = parse([TINY, str(file), WORLD, CPU])
+    assert at(config, "model.init_args.gradient_cache_chunk") == at(config, "data.init_args.batch_size") == 128
+    assert config["name"] == "b128"
+    config = parse([TINY, str(file), WORLD, CPU], "--data.init_args.batch_size=16")
+    assert at(config, "model.init_args.gradient_cache_chunk") == 16
+
+
+def test_environment_variables_have_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert at(parse([TINY, WORLD, CPU]), "data.init_args.root") == "/roots/world/flickr30k"
+    for name in list(os.environ):
+        if name.startswith("CROSSLIGHT_"):
+            monkeypatch.delenv(name)
+    assert at(parse([TINY, WORLD, CPU]), "data.init_args.root") == "./data/world/flickr30k"
+
+
+def test_a_runs_own_config_starts_it_again(elsewhere: Path) -> None:
+    files = [TINY, WORLD, CPU, "experiments/mwa/rows/mwa.yaml"]
+    config = parse(files, "--trainer.max_epochs=3", "--evaluate.more=datamodules.coco.COCO", "--evaluate.more.init_args.root=/x")
+    saved = elsewhere / "config.yaml"
+    saved.write_text(yaml.safe_dump(config, sort_keys=False))
+    again = parse([str(saved)])
+    assert again == config
+    assert config_hash({"command": "run", **again}) == config_hash({"command": "run", **config})
+    assert parse([str(saved)], "--trainer.max_epochs=4")["trainer"]["max_epochs"] == 4
