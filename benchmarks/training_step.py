@@ -341,12 +341,12 @@ def measure(variants: Sequence[Variant], rounds: int, tell: Callable[[str], None
         tell(f"{variant.label}: {counted / 1e9:.4g} GFLOP a step")
     steps: list[dict[str, Any]] = []
     for number in range(rounds):
-        for row, variant in enumerate(variants):
+        for index, variant in enumerate(variants):
             phases = variant.step()
             wall, cpu = (sum(phase[i] for phase in phases.values()) for i in (0, 1))
             load = round(os.getloadavg()[0], 2)
             steps.append(
-                {"round": number, "row": row, "wall_s": wall, "cpu_s": cpu, "load_average": load}
+                {"round": number, "row": index, "wall_s": wall, "cpu_s": cpu, "load_average": load}
                 | {f"{name}_{kind}_s": phases[name][i] for name in PHASES for i, kind in enumerate(("wall", "cpu"))}
             )
         tell(f"round {number + 1} of {rounds}: " + ", ".join(f"{s['wall_s']:.2f} s" for s in steps[-len(variants) :]))

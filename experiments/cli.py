@@ -158,6 +158,8 @@ def packaged_configs() -> list[str]:
 def find_configs(arguments: list[str]) -> list[str]:
     """Replace the file after each -c/--config by the packaged one when there is no such file here.
 
+    The files come first in the result, in their order: an option of the command line wins wherever it stands.
+
     Raises:
         InputError: Neither exists.
     """
@@ -175,16 +177,21 @@ def find_configs(arguments: list[str]) -> list[str]:
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise InputError(f"-c {name}: there is no such file here, and none of that name is packaged.{hint}")
 
-    result, expect = [], False
+    files: list[str] = []
+    options: list[str] = []
+    expect = False
     for argument in arguments:
         if expect:
-            argument, expect = find(argument), False
+            files.append(find(argument))
+            expect = False
         elif argument in ("-c", "--config"):
+            files.append(argument)
             expect = True
         elif argument.startswith("--config="):
-            argument = "--config=" + find(argument.removeprefix("--config="))
-        result.append("--help" if argument == "--help-all" else argument)
-    return result
+            files.append("--config=" + find(argument.removeprefix("--config=")))
+        else:
+            options.append("--help" if argument == "--help-all" else argument)
+    return files + options
 
 
 if __name__ == "__main__":

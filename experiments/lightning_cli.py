@@ -102,7 +102,10 @@ class CrosslightCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {**LightningCLI.subcommands(), "run": {"model", "datamodule", "evaluate"}}
+        # options of Lightning's that are settled here (weights are never unpickled, results go to the run folder)
+        settled = {"weights_only", "verbose", "return_predictions"}
+        stock = {name: skipped | settled for name, skipped in LightningCLI.subcommands().items()}
+        return {**stock, "run": {"model", "datamodule", "evaluate"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="What the run is called; runs/<name>/... by default.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import netrc
 import os
 from argparse import Namespace
@@ -25,7 +26,8 @@ class MetricsCSV(Logger):
         super().__init__()
         self.file = Path(folder) / "metrics.csv"
         self._columns: list[str] | None = None  # of the file; None before the first look
-        self._row: dict[str, Any] | None = None  # the step being collected, not yet in the file
+        self._row: dict[str, Any] | None = None  # the last one in the file
+        self._place = 0  # where it begins
 
     @property
     def name(self) -> str:
@@ -45,50 +47,50 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write at once: what a killed run logged is in the file, and what comes later for the same step joins its row."""
         step = step or 0
         if self._columns is None:
             self._take_up(step)
-        if self._row is not None and self._row["step"] != step:
-            self._append(self._row)
-            self._row = None
-        self._row = {"step": step, **(self._row or {}), **{key: float(value) for key, value in metrics.items()}}
+        again = self._row is not None and self._row["step"] == step
+        self._row = {"step": step, **((self._row or {}) if again else {}), **{key: float(v) for key, v in metrics.items()}}
+        columns = self._columns or []
+        if set(self._row) - set(columns):  # a metric seen for the first time: the header grows
+            rows = self._read()
+            self._columns = ["step", *sorted((set(columns) | set(self._row)) - {"step"})]
+            self._rewrite([*(rows[:-1] if again else rows), self._row])
+        else:
+            with open(self.file, "r+b") as file:
+                self._place = file.seek(self._place) if again else file.seek(0, os.SEEK_END)
+                file.truncate()
+                file.write(self._line(self._row))
 
     def _take_up(self, step: int) -> None:
         """Keep the rows before `step`: those after it are about to be made again."""
-        self._columns = []
-        if self.file.exists():
-            with open(self.file, newline="") as file:
-                reader = csv.DictReader(file)
-                self._columns = list(reader.fieldnames or [])
-                rows = [row for row in reader if row.get("step") and int(row["step"]) < step]
-            self._rewrite(rows)
+        rows = self._read()
+        self._columns = list(rows[0]) if rows else []
+        if rows:
+            self._rewrite([row for row in rows if row["step"].isdigit() and int(row["step"]) < step])
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The file's complete rows: a process killed while writing leaves half a line."""
+        if not self.file.exists():
+            return []
+        text = self.file.read_text()
+        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         temporary = self.file.with_suffix(".csv.part")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=self._columns or [])
-            writer.writeheader()
-            writer.writerows(rows)
+        with open(temporary, "wb") as file:
+            file.write(self._line({column: column for column in self._columns or []}))
+            for row in rows:
+                self._place = file.tell()
+                file.write(self._line(row))
         os.replace(temporary, self.file)
 
-    def _append(self, row: dict[str, Any]) -> None:
-        columns = self._columns or []
-        if set(row) - set(columns):  # a metric seen for the first time: the header grows
-            rows: list[dict[str, Any]] = []
-            if self.file.exists():
-                with open(self.file, newline="") as file:
-                    rows = list(csv.DictReader(file))
-            self._columns = ["step", *sorted((set(columns) | set(row)) - {"step"})]
-            self._rewrite([*rows, row])
-        else:
-            with open(self.file, "a", newline="") as file:
-                csv.DictWriter(file, fieldnames=columns).writerow(row)
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        if self._row is not None:
-            self._append(self._row)
-            self._row = None
+    def _line(self, row: dict[str, Any]) -> bytes:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns or [], lineterminator="\n").writerow(row)
+        return text.getvalue().encode()
 
 
 def wandb_logged_in() -> bool:

@@ -252,10 +252,20 @@ def _class_at(name: str, given: list[tuple[str, Any, str]]) -> type | None:
 
 
 def _parameters(kind: type) -> list[str]:
-    try:
-        return [name for name in inspect.signature(kind).parameters if name not in ("self", "args", "kwargs")]
-    except (ValueError, TypeError):  # a class without a readable signature
-        return []
+    """Arguments of a class, with those of its bases where it hands on what it does not know."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        constructor = vars(base).get("__init__")
+        if constructor is None:
+            continue
+        try:
+            parameters = list(inspect.signature(constructor).parameters.values())[1:]
+        except (ValueError, TypeError):  # a constructor without a readable signature
+            break
+        names += [each.name for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+            break
+    return list(dict.fromkeys(names))
 
 
 def _class_arguments() -> dict[str, str]:

@@ -78,12 +78,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class RunFolder:
-    """An open run folder. The process that created or resumed it holds its lock until it exits, however it exits."""
+    """An open run folder. The process that created or resumed it holds its lock until `finish`, or until it exits, however.
+
+    `ours` tells whether this is that process (rank 0): the others write nothing into it.
+    """
 
     def __init__(self, path: Path, results: dict[str, Any], lock: Any | None, resumed: bool) -> None:
         self.path = path
         self.results = results
         self.resumed = resumed
+        self.ours = lock is not None
         self._lock = lock
 
     @classmethod
@@ -119,7 +123,17 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
         folder = folder.resolve()
         lock = cls._take_lock(folder)
+        try:
+            return cls._take_up(folder, lock, name=name, command=command, config=config, digest=digest)
+        except BaseException:
+            lock.close()
+            raise
 
+    @classmethod
+    def _take_up(
+        cls, folder: Path, lock: Any, *, name: str, command: str, config: dict[str, Any], digest: str
+    ) -> RunFolder:
+        """The run that is in the locked folder, or a new one where the folder is empty."""
         results_file = folder / "results.json"
         if results_file.exists():
             results = read_results(folder)
@@ -196,17 +210,17 @@ class RunFolder:
     def evaluated(self, data: str) -> bool:
         return any(evaluation["data"] == data for evaluation in self.results["evaluations"])
 
-    @property
-    def ours(self) -> bool:
-        """Whether this process opened it (rank 0 does) and so writes its results."""
-        return self._lock is not None
-
     def finish(self, status: str, error: str | None = None) -> None:
-        if not self.ours:
+        """Write how the run ended and let go of the folder, also when that cannot be written."""
+        if self._lock is None:
             return
         started = datetime.fromisoformat(self.results["started"])
         seconds = (datetime.now(UTC) - started).total_seconds()
-        self.update(status=status, error=error, finished=now(), seconds=round(seconds, 1))
+        try:
+            self.update(status=status, error=error, finished=now(), seconds=round(seconds, 1))
+        finally:
+            self._lock.close()  # a resume in this very process may come before the garbage collector does
+            self._lock = None
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:

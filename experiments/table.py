@@ -35,7 +35,7 @@ def find_runs(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def rows(runs: list[dict[str, Any]], data: str | None = None) -> list[dict[str, Any]]:
-    """One row a (name, data set): finished runs of one name are its seeds; failed ones keep a row that says so.
+    """One row a (name, data set, test split): finished runs of one name are its seeds; the others keep a row that says so.
 
     Args:
         runs: What `find_runs` gives.
@@ -47,9 +47,14 @@ def rows(runs: list[dict[str, Any]], data: str | None = None) -> list[dict[str, 
         if run["status"] != "finished":
             table.append({"name": run["name"], "status": run["status"], "folder": run["folder"]})
             continue
-        for evaluation in run["evaluations"]:
-            if evaluation["split"] == "test" and data in (None, evaluation["data"]):
-                grouped[run["name"], evaluation["data"]].append((run, evaluation["metrics"]))
+        tests = [evaluation for evaluation in run["evaluations"] if evaluation["split"].startswith("test")]
+        for evaluation in tests:
+            # A split cut by `limits` is "test[:100]": it is another data set, and says so.
+            label = evaluation["data"] + evaluation["split"].removeprefix("test")
+            if data in (None, evaluation["data"]):
+                grouped[run["name"], label].append((run, evaluation["metrics"]))
+        if not tests:
+            table.append({"name": run["name"], "status": "not tested", "folder": run["folder"]})
     done = []
     for (name, data_set), members in grouped.items():
         row: dict[str, Any] = {"name": name, "data": data_set, "status": "finished", "seeds": len(members)}

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 
 from datamodules.errors import InputError
 
@@ -83,12 +84,12 @@ def settle_failure(error: BaseException, folder: object) -> int:
     elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         status, code = "oom", 1
         message = (
-            f"out of memory: {text.splitlines()[0] if text else 'host memory'} Try a smaller "
+            f"out of memory: {text.splitlines()[0].rstrip('. ') if text else 'host memory'}. Try a smaller "
             "--model.init_args.gradient_cache_chunk (same gradients), activation checkpointing, or bf16-mixed precision."
         )
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    elif (full := next((each for each in _chain(error) if is_disk_full(each)), None)) is not None:
         status, code = "failed", 1
-        message = f"the disk is full ({error.filename or 'while writing the run folder'}). Free some space.{resume}"
+        message = f"the disk is full ({getattr(full, 'filename', None) or 'while writing'}). Free some space.{resume}"
     elif isinstance(error, (KeyboardInterrupt, SIGTERMException, SystemExit)):
         status, message, code = "interrupted", f"interrupted.{resume}", 130
     else:
@@ -97,18 +98,25 @@ def settle_failure(error: BaseException, folder: object) -> int:
     if isinstance(folder, RunFolder):
         try:
             folder.finish(status, message)
-        except OSError as full:
-            print(f"crosslight: could not write {folder.path / 'results.json'}: {full}", file=sys.stderr)
+        except OSError as problem:
+            print(f"crosslight: could not write {folder.path / 'results.json'}: {problem}", file=sys.stderr)
     print(f"crosslight: error: {message}" if code != 130 else f"crosslight: {message}", file=sys.stderr)
     return code
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
-    """The InputError in a chain of exceptions: DataLoader workers and jsonargparse wrap what they catch."""
+    """The InputError in a chain of exceptions: jsonargparse wraps what it catches."""
+    return next((each for each in _chain(error) if isinstance(each, InputError)), None)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what it came from: torch.save, for one, hides the full disk behind an error of its own."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, InputError):
-            return error
+        yield error
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return None

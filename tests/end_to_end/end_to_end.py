@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import gc
 import io
 import json
 import os
@@ -48,10 +47,7 @@ class Answer:
 def crosslight(command: str, *options: str) -> Answer:
     """`crosslight COMMAND OPTIONS` in this process."""
     from experiments.cli import main
-    from experiments.lightning_cli import CrosslightCLI
 
-    CrosslightCLI.opened = None
-    gc.collect()  # an earlier run of this process, which would have exited, holds its folder's lock until it is collected
     out, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         try:

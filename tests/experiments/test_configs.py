@@ -79,10 +79,11 @@ def test_it_parses_and_every_value_of_the_last_file_arrives(files: list[str], el
     assert CrosslightCLI.opened is None or not str(CrosslightCLI.opened.path).startswith(str(elsewhere))
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
-def test_the_other_commands_take_the_same_files(command: str) -> None:
-    config = parse([TINY, WORLD, CPU, "experiments/mwa/rows/mwa.yaml"], command=command)
-    assert config == parse([TINY, WORLD, CPU, "experiments/mwa/rows/mwa.yaml"])
+def test_every_command_takes_the_same_files() -> None:
+    files = [TINY, WORLD, CPU, "experiments/mwa/rows/mwa.yaml"]
+    expected = parse(files)
+    for command in ("fit", "validate", "test", "predict"):
+        assert parse(files, command=command) == expected, command
 
 
 def test_rows_say_what_their_names_say() -> None:
@@ -136,8 +137,8 @@ def test_interpolation_reaches_across_files_and_sees_what_wins(elsewhere: Path) 
     file = elsewhere / "chunk.yaml"
     file.write_text("model: {init_args: {gradient_cache_chunk: '${data.init_args.batch_size}'}}\nname: 'b${data.init_args.batch_size}'\n")
     config = parse([TINY, str(file), WORLD, CPU])
-    assert at(config, "model.init_args.gradient_cache_chunk") == at(config, "data.init_args.batch_size") == 128
-    assert config["name"] == "b128"
+    assert at(config, "model.init_args.gradient_cache_chunk") == at(config, "data.init_args.batch_size")
+    assert config["name"] == f"b{at(config, 'data.init_args.batch_size')}"
     config = parse([TINY, str(file), WORLD, CPU], "--data.init_args.batch_size=16")
     assert at(config, "model.init_args.gradient_cache_chunk") == 16
 

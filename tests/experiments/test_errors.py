@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from datamodules.errors import InputError
 from experiments import cli
+from experiments.run_folder import RunFolder, read_results
+from experiments.training import settle_failure
 
 TINY = ["-c", "configs/model/dual_tiny.yaml", "-c", "configs/data/world.yaml", "-c", "configs/trainer/cpu.yaml"]
 MWA = ["-c", "experiments/mwa/rows/mwa.yaml"]
@@ -187,3 +195,90 @@ def test_interpolations_that_do_not_resolve(fail: Fail, tmp_path: Path, monkeypa
     monkeypatch.delenv("CROSSLIGHT_NO_SUCH", raising=False)
     message = fail(*TINY, "--name=${oc.env:CROSSLIGHT_NO_SUCH}")
     assert message.startswith("name (on the command line): the environment variable CROSSLIGHT_NO_SUCH is not set.")
+
+
+# ------------------------------------------------------------------------------------ how a run that was begun ends
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    yield RunFolder.open(tmp_path / "run", name="x", command="run", config={"seed_everything": 0})
+
+
+def settle(error: BaseException, folder: RunFolder | None, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, dict[str, Any]]:
+    """Exit status, stderr and results.json. The error is raised first, so that it has a traceback."""
+    try:
+        raise error
+    except BaseException as raised:
+        code = settle_failure(raised, folder)
+    return code, capsys.readouterr().err, read_results(folder.path) if folder else {}
+
+
+def test_bad_input_is_one_line_also_inside_another_exception(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    error = ValueError("wrapped by a library")
+    error.__cause__ = InputError("photo.jpg is truncated. Delete it.")
+    code, said, results = settle(error, folder, capsys)
+    assert (code, said) == (2, "crosslight: error: photo.jpg is truncated. Delete it.\n")
+    assert (results["status"], results["error"]) == ("failed", "photo.jpg is truncated. Delete it.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has\n..."),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_out_of_memory(error: BaseException, folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, results = settle(error, folder, capsys)
+    assert code == 1 and results["status"] == "oom"
+    assert said.count("\n") == 1 and "gradient_cache_chunk" in said and "Traceback" not in said and ".." not in said
+    assert results["error"] in said
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk(number: int, wrapped: bool, folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    full: BaseException = OSError(number, "No space left on device", "/runs/x/last.ckpt")
+    if wrapped:  # torch.save reports its own writer's state instead
+        cause, full = full, RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 704 vs 598")
+        full.__context__ = cause
+    code, said, results = settle(full, folder, capsys)
+    assert code == 1 and results["status"] == "failed"
+    assert said.count("\n") == 1
+    for part in ("the disk is full (/runs/x/last.ckpt)", "Free some space.", f"with --run_dir {folder.path} resumes it"):
+        assert part in said and part in results["error"]
+
+
+def test_a_disk_so_full_that_results_cannot_say_so(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "last.ckpt")
+
+    def fail_too(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail_too)
+    code, said, results = settle(full, folder, capsys)
+    assert code == 1 and "the disk is full (last.ckpt)" in said and "could not write" in said and "Traceback" not in said
+    assert results["status"] == "running"  # the old file, whole: the next attempt resumes it
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SIGTERMException(), SystemExit(1)])
+def test_interrupted(error: BaseException, folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, results = settle(error, folder, capsys)
+    assert code == 130 and results["status"] == "interrupted"
+    assert said == f"crosslight: interrupted. The same command with --run_dir {folder.path} resumes it.\n"
+
+
+def test_anything_else_is_a_bug_and_keeps_its_traceback(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, results = settle(ZeroDivisionError("oh"), folder, capsys)
+    assert code == 1 and "Traceback (most recent call last)" in said
+    assert said.endswith("crosslight: error: ZeroDivisionError: oh\n")
+    assert (results["status"], results["error"]) == ("failed", "ZeroDivisionError: oh")
+
+
+def test_before_there_is_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert settle(KeyboardInterrupt(), None, capsys)[:2] == (130, "crosslight: interrupted.\n")
+    assert settle(SystemExit(0), None, capsys)[:2] == (0, "")

@@ -1,0 +1,128 @@
+"""Models from what a folder says of itself, and what `load` says of folders that cannot give one."""
+
+from __future__ import annotations
+
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import lightning_modules
+from datamodules.errors import InputError
+from lightning_modules.checkpoints.adapter_export import export_adapter
+from lightning_modules.loading import build, read_checkpoint
+
+BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+        "vocab_size": 40, "max_position_embeddings": 16}  # fmt: skip
+
+
+def configuration() -> dict[str, Any]:
+    """The `model:` section of a run with an adapter on two tiny towers."""
+    towers = "lightning_modules.networks.towers."
+    image = {"name": "vit_tiny_patch16_224", "pooling": "cls",
+             "options": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 16}}  # fmt: skip
+    text = {"config": BERT, "tokeniser": "none", "max_tokens": 8}
+    network = {
+        "image": {"class_path": towers + "TimmImageTower", "init_args": image},
+        "text": {"class_path": towers + "HFTextTower", "init_args": text},
+        "embed_dim": 8,
+    }
+    return {
+        "class_path": "lightning_modules.retrieval.RetrievalModule",
+        "init_args": {
+            "network": {"class_path": "lightning_modules.networks.dual_encoder.DualEncoder", "init_args": network},
+            "adapter": {"class_path": "lightning_modules.adapters.multiway.MultiWayAdapter"},
+        },
+    }
+
+
+def run_folder(folder: Path, seed: int = 7) -> Any:
+    """A run folder as far as `load` needs it, and the model that is in it."""
+    model = build(configuration(), seed)
+    with torch.no_grad():
+        for name, parameter in model.network.named_parameters():
+            if parameter.requires_grad:
+                parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+    checkpoint: dict[str, Any] = {}
+    model.on_save_checkpoint(checkpoint)
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save(checkpoint, folder / "checkpoints" / "best.ckpt")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": seed, "model": configuration()}))
+    return model
+
+
+def test_a_run_and_its_export_give_the_same_model_without_touching_the_random_state(tmp_path: Path) -> None:
+    model = run_folder(tmp_path / "run")
+    backbone = {"model": configuration(), "seed": 7}
+    export_adapter(model.network, model.adapter, tmp_path / "export", backbone=backbone)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    for folder in ("run", "export"):
+        loaded = lightning_modules.load(tmp_path / folder)
+        assert not any(module.training for module in loaded.modules())
+        for name, value in model.network.state_dict().items():
+            assert torch.equal(loaded.network.state_dict()[name], value), (folder, name)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
+    assert np.array_equal(states[2], np.random.get_state()[1])
+
+
+def test_randomly_initialised_parts_are_those_of_the_seed(tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"seed_everything": 8}))
+    with pytest.raises(InputError, match="same architecture but with other weights"):
+        lightning_modules.load(tmp_path)
+
+
+def test_folders_that_give_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="neither a run folder"):
+        lightning_modules.load(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"format": 1')
+    with pytest.raises(InputError, match=r"adapter_config.json is not valid JSON"):
+        lightning_modules.load(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    (tmp_path / "config.yaml").write_text("name: something\n")
+    with pytest.raises(InputError, match="config.yaml has no section `model`"):
+        lightning_modules.load(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": configuration()}))
+    with pytest.raises(InputError, match=r"holds no best checkpoint"):
+        lightning_modules.load(tmp_path)
+
+
+def test_an_export_of_unknown_origin_points_to_load_adapter(tmp_path: Path) -> None:
+    model = run_folder(tmp_path / "run")
+    export_adapter(model.network, model.adapter, tmp_path / "export")
+    with pytest.raises(InputError, match=r"does not say how its backbone is built. Use load_adapter"):
+        lightning_modules.load(tmp_path / "export")
+
+
+def test_configuration_of_another_version(tmp_path: Path) -> None:
+    config = configuration()
+    config["init_args"]["no_such_option"] = 1
+    with pytest.raises(InputError, match=r"no_such_option"):
+        build(config)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
+def test_damaged_checkpoints(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "best.ckpt"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"best.ckpt \([\d,]+ bytes\) cannot be read"):
+        read_checkpoint(file)
+
+
+def test_a_truncated_checkpoint_and_a_foreign_one(tmp_path: Path) -> None:
+    run_folder(tmp_path)
+    file = tmp_path / "checkpoints" / "best.ckpt"
+    assert zipfile.is_zipfile(file)
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="truncated"):
+        lightning_modules.load(tmp_path)
+    torch.save({"state_dict": {}}, file)
+    with pytest.raises(InputError, match="not of a crosslight run"):
+        lightning_modules.load(tmp_path)

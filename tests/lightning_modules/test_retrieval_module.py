@@ -1,0 +1,140 @@
+"""The wiring: modes while training, reproducible dropout, gradient caching, compilation, checkpoints."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datamodules.errors import InputError
+from datamodules.records import PairBatch
+from lightning_modules.adapters.multiway import MultiWayAdapter
+from lightning_modules.retrieval import RetrievalModule
+
+
+def module(tiny: Any, tuning: str = "adapter", drop: float = 0.0, **options: Any) -> RetrievalModule:
+    adapter = MultiWayAdapter(dropout=0.3) if tuning == "adapter" else None
+    model = RetrievalModule(tiny.network(drop=drop), adapter, tuning, **options)
+    tiny.randomise(model.network, "multiway")
+    model.log_dict = lambda *arguments, **keywords: None  # type: ignore[method-assign] - outside a trainer
+    return model
+
+
+def pairs(tiny: Any, rows: int = 6) -> PairBatch:
+    return PairBatch(tiny.images(rows), tiny.texts(rows))
+
+
+def place(model: RetrievalModule, epoch: int, rank: int = 0) -> None:
+    """A trainer's place, as far as the module asks for it."""
+    model._trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+
+
+def loss_at(model: RetrievalModule, batch: PairBatch, epoch: int, index: int, rank: int = 0) -> float:
+    place(model, epoch, rank)
+    model.train()
+    model.on_train_batch_start(batch, index)
+    return model.training_step(batch, index).item()
+
+
+def test_dropout_is_a_function_of_seed_epoch_and_batch(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    model, batch = module(tiny), pairs(tiny)
+    first = loss_at(model, batch, 1, 2)
+    torch.manual_seed(99)
+    torch.rand(1000)  # whatever was drawn in between
+    assert loss_at(model, batch, 1, 2) == first
+    others = [loss_at(model, batch, 1, 3), loss_at(model, batch, 2, 2), loss_at(model, batch, 1, 2, rank=1)]
+    monkeypatch.setenv("PL_GLOBAL_SEED", "6")
+    others.append(loss_at(model, batch, 1, 2))
+    assert len({first, *others}) == 5
+
+
+def test_frozen_parts_stay_in_eval_mode_while_training(tiny: Any) -> None:
+    model = module(tiny, drop=0.5)
+    model.train()
+    for name, part in model.network.named_modules():
+        if isinstance(part, nn.Dropout):
+            assert part.training == (".multiway" in name), name
+    model.eval()
+    assert not any(part.training for part in model.network.modules())
+
+    for free in (module(tiny, "full", drop=0.5), module(tiny, drop=0.5, eval_frozen=False)):
+        free.train()
+        assert all(part.training for part in free.network.modules())
+
+
+@pytest.mark.parametrize("tuning", ["full", "adapter", "head"])
+@pytest.mark.parametrize("chunk", [1, 4, 6])
+def test_gradient_cache_gives_the_gradients_of_the_plain_batch(tiny: Any, tuning: str, chunk: int) -> None:
+    """6 pairs in chunks of 1, of 4 and 2, and of all."""
+    batch, found = pairs(tiny), []
+    for size in (None, chunk):
+        model = module(tiny, tuning, gradient_cache_chunk=size).eval()  # dropout draws per chunk: compared without it
+        loss = model.training_step(batch, 0)
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert all(gradient is not None for gradient in gradients.values())
+        found.append((loss.detach(), gradients))
+    (loss, plain), (cached_loss, cached) = found
+    torch.testing.assert_close(cached_loss, loss)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(cached[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_compiled_encoders_give_the_same_loss(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the eager backend, which traces without generating code: the hooks of the adapters are traced as well."""
+    from lightning_modules.networks.dual_encoder import DualEncoder
+
+    whole = DualEncoder.compile_encoders
+    monkeypatch.setattr(DualEncoder, "compile_encoders", lambda network: whole(network, backend="eager"))
+    batch = pairs(tiny)
+    plain, compiled = module(tiny).eval(), module(tiny, compile=True).eval()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(compiled.training_step(batch, 0), plain.training_step(batch, 0))
+
+
+def test_checkpoints_hold_what_trains_and_refuse_other_tuning(tiny: Any) -> None:
+    saved: dict[str, Any] = {"state_dict": {}}
+    model = module(tiny)
+    model.on_save_checkpoint(saved)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(saved["state_dict"]) == trainable
+    assert all(name.startswith("network.") for name in trainable)
+
+    again = module(tiny)
+    tiny.randomise(again.network, "multiway", seed=6)
+    again.on_load_checkpoint(saved)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in saved["state_dict"].items())
+    with pytest.raises(InputError, match="do not belong"):
+        module(tiny, "head").on_load_checkpoint(saved)
+    with pytest.raises(InputError, match="does not say which backbone"):
+        model.on_load_checkpoint({"state_dict": saved["state_dict"]})
+
+
+def test_tuning_and_adapter_must_agree(tiny: Any) -> None:
+    with pytest.raises(InputError, match="needs an adapter"):
+        RetrievalModule(tiny.network(), None, "adapter")
+    with pytest.raises(InputError, match="takes no adapter"):
+        RetrievalModule(tiny.network(), MultiWayAdapter(), "head")
+
+
+def test_sanity_check_measures_nothing(tiny: Any) -> None:
+    """Half of a split must neither be ranked nor left behind for the real validation."""
+    model = module(tiny).eval()
+    model._trainer = SimpleNamespace(sanity_checking=True)
+    model.validation_step(tiny.images(4), 0)
+    model.on_validation_epoch_end()
+    assert not hasattr(model, "_queries")
+    assert isinstance(model.recall.update_count, int)
+    assert model.recall.update_count == 0
+
+
+def test_the_module_is_lightning_and_the_network_is_not(tiny: Any) -> None:
+    model = module(tiny)
+    assert isinstance(model, pl.LightningModule)
+    assert not any(isinstance(part, pl.LightningModule) for part in model.network.modules())
+    assert isinstance(model.training_step(pairs(tiny), 0), Tensor)
