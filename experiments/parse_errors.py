@@ -50,8 +50,8 @@ def explain(message: str, parser: Any, arguments: list[str]) -> str:
         return _bad_class(found[1] or found[3], found[2], given)
     if found := _NEEDS.search(message):
         holder, place = _holder(found[1], given) or ("", "")
-        names = ", ".join(f"--{holder}.init_args.{name.strip()}" if holder else name.strip() for name in found[2].split(","))
-        return f"{found[1]}{f' ({place})' if place else ''} needs {names}."
+        needed = ", ".join(f"--{holder}.init_args.{name.strip()}" if holder else name.strip() for name in found[2].split(","))
+        return f"{found[1]}{f' ({place})' if place else ''} needs {needed}."
     if found := _REQUIRED.search(message):
         names = [name.strip().removeprefix(f"{arguments[0]}.") for name in found[1].split(",")]
         text = f"not given: {', '.join(names)}."

@@ -130,9 +130,7 @@ class RunFolder:
             raise
 
     @classmethod
-    def _take_up(
-        cls, folder: Path, lock: Any, *, name: str, command: str, config: dict[str, Any], digest: str
-    ) -> RunFolder:
+    def _take_up(cls, folder: Path, lock: Any, *, name: str, command: str, config: dict[str, Any], digest: str) -> RunFolder:
         """The run that is in the locked folder, or a new one where the folder is empty."""
         results_file = folder / "results.json"
         if results_file.exists():

@@ -74,8 +74,8 @@ def settle_failure(error: BaseException, folder: object) -> int:
 
     from experiments.run_folder import RunFolder
 
-    if isinstance(error, SystemExit) and error.code in (0, None):  # --help-all, --print_config
-        return 0
+    if isinstance(error, SystemExit) and error.code in (0, None) and not isinstance(error, SIGTERMException):
+        return 0  # --help-all, --print_config (SIGTERMException is a SystemExit without a code)
     text = str(error)
     resume = f" The same command with --run_dir {folder.path} resumes it." if isinstance(folder, RunFolder) else ""
     cause = find_input_error(error)

@@ -55,7 +55,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {file} does not exist. Give a file, for example RUN/checkpoints/best.ckpt.")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise InputError(
             f"checkpoint {file} ({file.stat().st_size:,} bytes) cannot be read: it is truncated or no checkpoint "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Give another, for example "

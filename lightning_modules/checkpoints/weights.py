@@ -42,7 +42,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
+    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
         raise InputError(
             f"weights file {path} ({path.stat().st_size:,} bytes) cannot be read: {str(error).splitlines()[0]}; it may be "
             "truncated (download it again) or hold more than plain tensors (convert it to safetensors)"

@@ -100,9 +100,7 @@ def test_checkpoint_of_another_configuration(mwa_run: Path, full_run: Path, tmp_
     ],
     ids=["missing", "truncated", "text", "empty"],
 )
-def test_file_that_is_no_checkpoint(
-    head_run: Path, tmp_path: Path, damage: Callable[[bytes], bytes | None], says: str
-) -> None:
+def test_file_that_is_no_checkpoint(head_run: Path, tmp_path: Path, damage: Callable[[bytes], bytes | None], says: str) -> None:
     file = tmp_path / "some.ckpt"
     content = damage((head_run / "checkpoints" / "best.ckpt").read_bytes())
     if content is not None:
@@ -122,7 +120,7 @@ def test_adapter_for_another_backbone(mwa_run: Path, full_run: Path, head_run: P
     options = ("-c", str(mwa_run / "config.yaml"), "--ckpt_path", str(mwa_run / "checkpoints" / "best.ckpt"))
     refused(
         "test", *options, "--model.init_args.init_from=null", run=tmp_path / "test",
-        says=(str(mwa_run / "checkpoints" / "best.ckpt"), "same architecture but with other weights", "Give the network the weights it was trained on"),
+        says=(options[-1], "same architecture but with other weights", "Give the network the weights it was trained on"),
     )  # fmt: skip
     succeed("export", str(mwa_run), str(tmp_path / "export"))
     network = lightning_modules.load(head_run).network  # random towers
@@ -188,5 +186,5 @@ def test_distributed_sampler_is_refused_before_processes_start(tmp_path: Path) -
 
 
 def test_name_of_a_second_data_module_that_is_taken(world: Path, tmp_path: Path) -> None:
-    options = ("--evaluate.flickr30k=datamodules.flickr30k.Flickr30k", f"--evaluate.flickr30k.init_args.root={world / 'flickr30k'}")
-    refused("run", *arguments("head", ONE_EPOCH, *options), run=tmp_path / "run", says=("--evaluate.flickr30k", "another name"))
+    second = ("--evaluate.flickr30k=datamodules.coco.COCO", f"--evaluate.flickr30k.init_args.root={world / 'coco'}")
+    refused("run", *arguments("head", ONE_EPOCH, *second), run=tmp_path / "run", says=("--evaluate.flickr30k", "another name"))

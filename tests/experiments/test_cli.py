@@ -50,7 +50,8 @@ def test_every_command_is_in_the_overview_and_has_its_own_help(command: str, cap
     text = capsys.readouterr().out
     assert text.startswith(f"usage: crosslight {command} ")
     if command in TRAINING:
-        assert "configs/model/dual_tiny.yaml" in text and "experiments/mwa/rows/mwa.yaml" in text
+        assert "configs/model/dual_tiny.yaml" in text
+        assert "experiments/mwa/rows/mwa.yaml" in text
         assert ("--evaluate." in text) == (command in ("run", "test"))
 
 
@@ -70,7 +71,8 @@ def test_unknown_command(wrong: str, message: str, capsys: pytest.CaptureFixture
 def test_packaged_configurations_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = cli.find_configs(["-c", "configs/trainer/cpu.yaml", "--config=experiments/mwa/rows/mwa.yaml", "--name", "x"])
-    assert Path(found[1]).is_file() and Path(found[2].removeprefix("--config=")).is_file()
+    assert Path(found[1]).is_file()
+    assert Path(found[2].removeprefix("--config=")).is_file()
     assert found[3:] == ["--name", "x"]
     own = tmp_path / "configs" / "trainer" / "cpu.yaml"
     own.parent.mkdir(parents=True)
@@ -83,7 +85,9 @@ def test_a_missing_file_suggests_the_packaged_one(form: list[str], capsys: pytes
     with pytest.raises(InputError, match=r"configs/model/dual_tinny\.yaml: .* Did you mean configs/model/dual_tiny\.yaml"):
         cli.find_configs([part.format("configs/model/dual_tinny.yaml") for part in form])
     code, error = fails(capsys, "fit", *(part.format("experiments/mwa/row/mwa.yaml") for part in form))
-    assert code == 2 and "Did you mean experiments/mwa/rows/mwa.yaml" in error and error.count("\n") == 1
+    assert code == 2
+    assert "Did you mean experiments/mwa/rows/mwa.yaml" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,8 @@ def test_mistakes_of_other_commands_are_one_line(
     monkeypatch.chdir(tmp_path)
     code, error = fails(capsys, *arguments)
     assert code == 2
-    assert error.startswith("crosslight: error: ") and error.count("\n") == 1
+    assert error.startswith("crosslight: error: ")
+    assert error.count("\n") == 1
     assert all(part in error for part in parts), error
     assert not list(tmp_path.iterdir())
 
@@ -120,7 +125,8 @@ def test_data_check_tells_a_sound_root_from_a_damaged_one(tmp_path: Path, capsys
         return stop.value.code, capsys.readouterr().out
 
     code, report = check("flickr30k", flickr)
-    assert code == 0 and report.endswith("no problems found\n")
+    assert code == 0
+    assert report.endswith("no problems found\n")
     assert "train: 11 images, 55 captions" in report  # 70 % of the Flickr30k part, five captions each
     assert check("coco", coco)[0] == 0
 
@@ -128,20 +134,25 @@ def test_data_check_tells_a_sound_root_from_a_damaged_one(tmp_path: Path, capsys
     photographs[0].write_bytes(photographs[0].read_bytes()[:-80])
     photographs[1].unlink()
     code, report = check("flickr30k", flickr)
-    assert code == 1 and report.endswith("2 problem(s)\n")
-    assert "unreadable image: 1" in report and photographs[0].name in report
-    assert "missing image: 1" in report and photographs[1].name in report
+    assert code == 1
+    assert report.endswith("2 problem(s)\n")
+    assert "unreadable image: 1" in report
+    assert photographs[0].name in report
+    assert "missing image: 1" in report
+    assert photographs[1].name in report
 
     shutil.rmtree(flickr / "flickr30k-images")
     code, error = fails(capsys, "data", "check", "flickr30k", str(flickr))
-    assert code == 2 and str(flickr / "flickr30k-images") in error
+    assert code == 2
+    assert str(flickr / "flickr30k-images") in error
 
     annotations = coco / "annotations" / "dataset_coco.json"
     content = json.loads(annotations.read_text())
     content["images"][0]["sentences"] = []
     annotations.write_text(json.dumps(content))
     code, report = check("coco", coco)
-    assert code == 1 and "image without captions: 1" in report
+    assert code == 1
+    assert "image without captions: 1" in report
 
 
 def test_data_check_of_an_empty_root_says_what_belongs_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,9 @@ def leaves(content: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def test_every_yaml_is_packaged_and_composed_here() -> None:
-    on_disk = {str(path.relative_to(REPOSITORY)) for room in ("configs", "experiments") for path in (REPOSITORY / room).rglob("*.y*ml")}
+    on_disk = {
+        str(path.relative_to(REPOSITORY)) for room in ("configs", "experiments") for path in (REPOSITORY / room).rglob("*.y*ml")
+    }
     assert on_disk == set(packaged_configs()) == {name for files in COMPOSITIONS for name in files}
 
 
@@ -111,7 +113,8 @@ def test_rows_say_what_their_names_say() -> None:
 
 def test_a_row_on_a_row_switches_the_adapter_off_again() -> None:
     config = parse([TINY, WORLD, CPU, "experiments/mwa/rows/mwa.yaml", "experiments/mwa/rows/head.yaml"])
-    assert config["model"]["init_args"]["adapter"] is None and config["model"]["init_args"]["tuning"] == "head"
+    assert config["model"]["init_args"]["adapter"] is None
+    assert config["model"]["init_args"]["tuning"] == "head"
 
 
 def test_the_last_file_wins_and_the_command_line_wins_over_all(elsewhere: Path) -> None:
@@ -135,7 +138,9 @@ def test_the_last_file_wins_and_the_command_line_wins_over_all(elsewhere: Path) 
 
 def test_interpolation_reaches_across_files_and_sees_what_wins(elsewhere: Path) -> None:
     file = elsewhere / "chunk.yaml"
-    file.write_text("model: {init_args: {gradient_cache_chunk: '${data.init_args.batch_size}'}}\nname: 'b${data.init_args.batch_size}'\n")
+    file.write_text(
+        "model: {init_args: {gradient_cache_chunk: '${data.init_args.batch_size}'}}\nname: 'b${data.init_args.batch_size}'\n"
+    )
     config = parse([TINY, str(file), WORLD, CPU])
     assert at(config, "model.init_args.gradient_cache_chunk") == at(config, "data.init_args.batch_size")
     assert config["name"] == f"b{at(config, 'data.init_args.batch_size')}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ def fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         assert said.err.startswith("crosslight: error: ")
         message = said.err.removeprefix("crosslight: error: ").rstrip("\n")
         lines = message.splitlines()
-        assert len(lines) <= 6 and max(map(len, lines)) <= 300, message
+        assert len(lines) <= 6, message
+        assert max(map(len, lines)) <= 300, message
         for noise in ("usage:", "Traceback", "NestedArg", "<class", "Namespace(", "typing.", "Union", "Parser key"):
             assert noise not in message, message
         assert not (tmp_path / "runs").exists(), "a run folder was made for a command line that cannot run"
@@ -73,12 +74,15 @@ def test_unknown_option_on_the_command_line(wrong: str, meant: str, fail: Fail) 
 
 def test_unknown_option_of_a_further_data_set(fail: Fail) -> None:
     message = fail(*TINY, "--evaluate.x=datamodules.coco.COCO", "--evaluate.x.init_args.rot=y", command="run")
-    assert "--evaluate.x.init_args.rot" in message and message.endswith("Did you mean --evaluate.x.init_args.root?")
+    assert "--evaluate.x.init_args.rot" in message
+    assert message.endswith("Did you mean --evaluate.x.init_args.root?")
 
 
 def test_an_option_without_any_neighbour_lists_what_the_class_takes(fail: Fail) -> None:
     message = fail(*TINY, "--model.init_args.qqqq=1")
-    assert message.startswith("there is no option --model.init_args.qqqq (on the command line).\nRetrievalModule takes: network, ")
+    assert message.startswith(
+        "there is no option --model.init_args.qqqq (on the command line).\nRetrievalModule takes: network, "
+    )
     assert fail(*TINY, "--qqqq=1").endswith("See crosslight fit --help-all.")
 
 
@@ -94,7 +98,7 @@ def test_an_option_without_any_neighbour_lists_what_the_class_takes(fail: Fail) 
             "model.init_args.adapter.init_args.reading",
         ),
         (
-            "model:\n  init_args:\n    network:\n      init_args:\n        image:\n          init_args:\n            imagesize: 3\n",
+            "model: {init_args: {network: {init_args: {image: {init_args: {imagesize: 3}}}}}}\n",
             "model.init_args.network.init_args.image.init_args.imagesize",
             "model.init_args.network.init_args.image.init_args.image_size",
         ),
@@ -168,7 +172,8 @@ def test_unknown_class(fail: Fail, tmp_path: Path) -> None:
 def test_what_is_missing_is_named(fail: Fail) -> None:
     message = fail()
     assert message.startswith("not given: data, model.")
-    assert "-c configs/data/NAME.yaml" in message and "-c configs/model/NAME.yaml" in message
+    assert "-c configs/data/NAME.yaml" in message
+    assert "-c configs/model/NAME.yaml" in message
     assert fail("-c", "configs/model/dual_tiny.yaml").startswith("not given: data.")
     message = fail("-c", "configs/model/dual_tiny.yaml", "--data=datamodules.flickr30k.Flickr30k")
     assert message == "datamodules.flickr30k.Flickr30k (on the command line) needs --data.init_args.root."
@@ -191,7 +196,8 @@ def test_a_file_that_is_no_configuration(text: str, message: str, fail: Fail, tm
 def test_interpolations_that_do_not_resolve(fail: Fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.yaml").write_text("name: ${nothing.here}\n")
     message = fail(*TINY, "-c", "mine.yaml")
-    assert message.startswith("name (in mine.yaml): Interpolation key") and "nothing.here" in message
+    assert message.startswith("name (in mine.yaml): Interpolation key")
+    assert "nothing.here" in message
     monkeypatch.delenv("CROSSLIGHT_NO_SUCH", raising=False)
     message = fail(*TINY, "--name=${oc.env:CROSSLIGHT_NO_SUCH}")
     assert message.startswith("name (on the command line): the environment variable CROSSLIGHT_NO_SUCH is not set.")
@@ -201,8 +207,8 @@ def test_interpolations_that_do_not_resolve(fail: Fail, tmp_path: Path, monkeypa
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[RunFolder]:
-    yield RunFolder.open(tmp_path / "run", name="x", command="run", config={"seed_everything": 0})
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder.open(tmp_path / "run", name="x", command="run", config={"seed_everything": 0})
 
 
 def settle(error: BaseException, folder: RunFolder | None, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, dict[str, Any]]:
@@ -227,13 +233,19 @@ def test_bad_input_is_one_line_also_inside_another_exception(folder: RunFolder, 
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has\n..."),
         MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+        ),
     ],
 )
 def test_out_of_memory(error: BaseException, folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, results = settle(error, folder, capsys)
-    assert code == 1 and results["status"] == "oom"
-    assert said.count("\n") == 1 and "gradient_cache_chunk" in said and "Traceback" not in said and ".." not in said
+    assert code == 1
+    assert results["status"] == "oom"
+    assert said.count("\n") == 1
+    assert "gradient_cache_chunk" in said
+    assert "Traceback" not in said
+    assert ".." not in said
     assert results["error"] in said
 
 
@@ -245,10 +257,12 @@ def test_a_full_disk(number: int, wrapped: bool, folder: RunFolder, capsys: pyte
         cause, full = full, RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 704 vs 598")
         full.__context__ = cause
     code, said, results = settle(full, folder, capsys)
-    assert code == 1 and results["status"] == "failed"
+    assert code == 1
+    assert results["status"] == "failed"
     assert said.count("\n") == 1
     for part in ("the disk is full (/runs/x/last.ckpt)", "Free some space.", f"with --run_dir {folder.path} resumes it"):
-        assert part in said and part in results["error"]
+        assert part in said
+        assert part in results["error"]
 
 
 def test_a_disk_so_full_that_results_cannot_say_so(
@@ -261,20 +275,25 @@ def test_a_disk_so_full_that_results_cannot_say_so(
 
     monkeypatch.setattr(os, "replace", fail_too)
     code, said, results = settle(full, folder, capsys)
-    assert code == 1 and "the disk is full (last.ckpt)" in said and "could not write" in said and "Traceback" not in said
+    assert code == 1
+    assert "the disk is full (last.ckpt)" in said
+    assert "could not write" in said
+    assert "Traceback" not in said
     assert results["status"] == "running"  # the old file, whole: the next attempt resumes it
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SIGTERMException(), SystemExit(1)])
 def test_interrupted(error: BaseException, folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, results = settle(error, folder, capsys)
-    assert code == 130 and results["status"] == "interrupted"
+    assert code == 130
+    assert results["status"] == "interrupted"
     assert said == f"crosslight: interrupted. The same command with --run_dir {folder.path} resumes it.\n"
 
 
 def test_anything_else_is_a_bug_and_keeps_its_traceback(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, results = settle(ZeroDivisionError("oh"), folder, capsys)
-    assert code == 1 and "Traceback (most recent call last)" in said
+    assert code == 1
+    assert "Traceback (most recent call last)" in said
     assert said.endswith("crosslight: error: ZeroDivisionError: oh\n")
     assert (results["status"], results["error"]) == ("failed", "ZeroDivisionError: oh")
 

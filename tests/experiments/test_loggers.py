@@ -36,8 +36,10 @@ def test_one_row_a_step_and_columns_as_they_come(tmp_path: Path) -> None:
     logger.log_metrics({"final/coco/test/rsum": 321.0}, 10)
     rows = read(tmp_path)
     assert [row["step"] for row in rows] == ["0", "5", "10"]
-    assert rows[2]["loss"] == "1.0" and rows[2]["final/coco/test/rsum"] == "321.0"
-    assert list(rows[0])[0] == "step" and [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+    assert rows[2]["loss"] == "1.0"
+    assert rows[2]["final/coco/test/rsum"] == "321.0"
+    assert next(iter(rows[0])) == "step"
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 def test_a_resumed_run_drops_what_it_makes_again(tmp_path: Path) -> None:
@@ -100,7 +102,13 @@ def test_logged_in_by_key_or_netrc(logged_out: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("mode", "key", "offline"),
-    [(None, None, True), (None, "0" * 40, False), ("offline", "0" * 40, True), ("online", None, False), ("disabled", None, False)],
+    [
+        (None, None, True),
+        (None, "0" * 40, False),
+        ("offline", "0" * 40, True),
+        ("online", None, False),
+        ("disabled", None, False),
+    ],
 )
 def test_offline_unless_logged_in_and_wandb_mode_wins(
     mode: str | None, key: str | None, offline: bool, logged_out: Path, monkeypatch: pytest.MonkeyPatch

@@ -78,7 +78,9 @@ class _Clock:
 
 def test_a_new_folder_says_what_it_is_from_the_first_moment(tmp_path: Path) -> None:
     run = open_run(tmp_path / "a" / "b")
-    assert run.ours and not run.resumed and run.last_checkpoint is None
+    assert run.ours
+    assert not run.resumed
+    assert run.last_checkpoint is None
     results = read_results(tmp_path / "a" / "b")
     assert results == run.results
     assert results["schema"] == SCHEMA == "crosslight.results/1"
@@ -90,8 +92,11 @@ def test_a_new_folder_says_what_it_is_from_the_first_moment(tmp_path: Path) -> N
     run.update(seed=3)
     run.finish("finished")
     results = read_results(run.path)
-    assert results["status"] == "finished" and results["seed"] == 3 and results["error"] is None
-    assert results["seconds"] >= 0 and results["finished"] >= results["started"]
+    assert results["status"] == "finished"
+    assert results["seed"] == 3
+    assert results["error"] is None
+    assert results["seconds"] >= 0
+    assert results["finished"] >= results["started"]
 
 
 # ------------------------------------------------------------------------------------------------------------ resuming
@@ -107,11 +112,14 @@ def test_an_unfinished_run_of_this_configuration_resumes(status: str, tmp_path: 
 
     config = changed(trainer__devices=2, wandb__enabled=False)  # neither makes it another run
     run = open_run(tmp_path / "run", config)
-    assert run.resumed and run.last_checkpoint == run.path / "checkpoints" / "last.ckpt"
+    assert run.resumed
+    assert run.last_checkpoint == run.path / "checkpoints" / "last.ckpt"
     results = read_results(run.path)
     assert (results["status"], results["attempts"], results["error"]) == ("running", 2, None)
-    assert results["started"] == first.results["started"] and results["fit"] == {"steps": 7}
-    assert run.evaluated("coco") and not run.evaluated("flickr30k")
+    assert results["started"] == first.results["started"]
+    assert results["fit"] == {"steps": 7}
+    assert run.evaluated("coco")
+    assert not run.evaluated("flickr30k")
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == config
 
 
@@ -134,7 +142,8 @@ def refused(path: Path, config: dict[str, Any] = CONFIG, command: str = "run") -
         assert {name: content for name, content in snapshot(path).items() if name != ".lock"} == {
             name: content for name, content in before.items() if name != ".lock"
         }
-    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
     return str(refusal.value)
 
 
@@ -186,7 +195,8 @@ def test_a_refusal_does_not_keep_the_folder_locked(tmp_path: Path) -> None:
             open_run(tmp_path / "run", changed(seed_everything=9))
         except InputError as error:
             problems.append(error)  # keeps the frames, and all they hold, alive
-    assert all("another configuration" in str(problem) for problem in problems) and len(problems) == 2
+    assert all("another configuration" in str(problem) for problem in problems)
+    assert len(problems) == 2
     assert open_run(tmp_path / "run").resumed
 
 
@@ -235,14 +245,15 @@ def test_a_finish_that_cannot_be_written_still_frees_the_folder(tmp_path: Path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="No space left"):
             run.finish("failed")
     assert open_run(tmp_path / "run").resumed
 
 
 def test_atomic_files_are_readable_by_others(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", "text")
-    assert (tmp_path / "file").read_text() == "text" and (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "file").read_text() == "text"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
     assert os.listdir(tmp_path) == ["file"]
 
 

@@ -87,10 +87,10 @@ def test_what_does_not_fit_is_refused(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"do not belong to this network \(.*multiway.*Use the network, and the adapter"):
         start_from(plain, None, checkpoint(network, tmp_path / "adapted.ckpt"))
 
-    wrong = {name: value for name, value in plain.state_dict().items()}
+    wrong = dict(plain.state_dict())
     wrong["image_projection.weight"] = torch.zeros(3, 3)
     torch.save(wrong, tmp_path / "wrong.pt")
-    with pytest.raises(InputError, match=r"wrong.pt: other shapes than this network: image_projection.weight \[3, 3\], here \[8, 16\]"):
+    with pytest.raises(InputError, match=r"wrong.pt: other shapes .*: image_projection.weight \[3, 3\], here \[8, 16\]"):
         start_from(network, adapter, tmp_path / "wrong.pt")
 
     lacking = {name: value for name, value in plain.state_dict().items() if "blocks.0" not in name}
@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_refused(tiny: Any, tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_trained_parts_know_their_backbone(tiny: Any) -> None:
-    network, adapter = adapted(tiny, seed=1)
+    network, _ = adapted(tiny, seed=1)
     stored, state = short_fingerprint(network), trainable_state_dict(network)
     require_backbone(network, stored, state, "it")
     tiny.randomise(network, "multiway")

@@ -131,7 +131,9 @@ def test_nothing_trainable(tiny: Any) -> None:
         parameter_groups(network, Optimisation(), lambda name: False)
 
 
-@pytest.mark.parametrize("options", [{"warmup_fraction": 1.0}, {"warmup_fraction": -0.1}, {"layer_decay": 0.0}, {"layer_decay": 1.5}])
-def test_values_out_of_range(options: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=next(iter(options))):
-        Optimisation(**options)
+@pytest.mark.parametrize(
+    ("option", "value"), [("warmup_fraction", 1.0), ("warmup_fraction", -0.1), ("layer_decay", 0.0), ("layer_decay", 1.5)]
+)
+def test_values_out_of_range(option: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"{option} is {value}"):
+        Optimisation(**{option: value})
