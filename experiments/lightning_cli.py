@@ -34,7 +34,7 @@ from experiments.parse_errors import explain, explain_interpolation
 from experiments.run_folder import RunFolder, differing_keys
 from experiments.trainer import Trainer, data_name, describe_data
 
-_RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
+RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
 _CONFIG_SECTIONS = ("seed_everything", "name", "scale", "model", "data", "evaluate", "trainer", "checkpoint", "wandb")
 
 
@@ -45,12 +45,19 @@ class Checkpoints:
     Args:
         monitor: Validation metric that picks the best checkpoint. Never a test metric.
         mode: Whether more or less of it is better.
-        every_n_steps: Also write the resume checkpoint every so many optimiser steps (null: at validation only).
+        every_n_steps: Write the checkpoint to resume from every so many optimiser steps (null: at each validation).
+
+    Raises:
+        InputError: The monitor is a test metric.
     """
 
     monitor: str = "val/rsum"
     mode: Literal["max", "min"] = "max"
     every_n_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.monitor.startswith(("test", "final")):
+            raise InputError(f"checkpoint.monitor is {self.monitor!r}: the best checkpoint is never chosen on test; use val/...")
 
 
 @dataclass
@@ -224,8 +231,10 @@ class CrosslightCLI(LightningCLI):
             git=provenance.git_state(Path(__file__).parent),
             versions=provenance.versions(),
             device={**provenance.device_state(), "precision": str(trainer.precision), "world_size": trainer.world_size},
-            data={data_name(self.datamodule): describe_data(self.datamodule)},
         )
+        if folder.ours:
+            self.datamodule.prepare_data()  # a download comes before the description of what was downloaded
+            folder.update(data={data_name(self.datamodule): describe_data(self.datamodule)})
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.saved_config)
@@ -239,10 +248,7 @@ class CrosslightCLI(LightningCLI):
             trainer.validate_one(self.model, self.datamodule, method.get("ckpt_path"))
         else:
             trainer.write_embeddings(self.model, self.datamodule, method.get("ckpt_path"))
-        folder.update(
-            cost=self.cost.summary(),
-            data={**folder.results["data"], data_name(self.datamodule): describe_data(self.datamodule)},
-        )
+        folder.update(cost=self.cost.summary())
 
 
 class ParsedCLI(CrosslightCLI):
@@ -291,7 +297,7 @@ def _default_scale(config: dict[str, Any]) -> str:
 
 def _open_run_folder(path: str | None, name: str, command: str, config: dict[str, Any]) -> RunFolder:
     """Open on rank 0 and attach on the others; ranks launched by us learn the folder from the environment."""
-    inherited = os.environ.get(_RUN_FOLDER_VARIABLE)
+    inherited = os.environ.get(RUN_FOLDER_VARIABLE)
     if inherited and "LOCAL_RANK" in os.environ:
         return RunFolder.attach(inherited)
     outside_rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
@@ -305,5 +311,5 @@ def _open_run_folder(path: str | None, name: str, command: str, config: dict[str
         if int(outside_rank) > 0:
             return RunFolder.attach(Path(path).resolve())
     folder = RunFolder.open(path, name=name, command=command, config=config)
-    os.environ[_RUN_FOLDER_VARIABLE] = str(folder.path)
+    os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)
     return folder

@@ -135,6 +135,11 @@ class RunFolder:
         results_file = folder / "results.json"
         if results_file.exists():
             results = read_results(folder)
+            nothing_lost = results["status"] == "failed" and not any(
+                (folder / n).exists() for n in ("checkpoints", "metrics.csv")
+            )
+            if nothing_lost and results["config_hash"] != digest:  # it stopped while being built: the mistake may be corrected
+                results |= {"command": command, "name": name, "config_hash": digest, "evaluations": []}
             if results["config_hash"] != digest:
                 old = yaml.safe_load((folder / "config.yaml").read_text()) if (folder / "config.yaml").exists() else {}
                 names = [n for n in differing_keys(config, old) if n.split(".")[0] in _HASHED]

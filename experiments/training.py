@@ -53,13 +53,15 @@ def quiet() -> None:
 def train_or_evaluate(command: str, arguments: list[str], announce: bool = True) -> int:
     """Parse, build, run. Returns the exit status; the run folder's results.json says the same in words."""
     quiet()
-    from experiments.lightning_cli import CrosslightCLI
+    from experiments.lightning_cli import RUN_FOLDER_VARIABLE, CrosslightCLI
 
     CrosslightCLI.opened = None
     try:
         CrosslightCLI([command, *arguments])
     except BaseException as error:
         return settle_failure(error, CrosslightCLI.opened)
+    finally:
+        os.environ.pop(RUN_FOLDER_VARIABLE, None)  # a second run of this process has a folder of its own
     if CrosslightCLI.opened is not None:
         CrosslightCLI.opened.finish("finished")
         if announce and CrosslightCLI.opened.ours:

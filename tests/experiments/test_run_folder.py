@@ -152,8 +152,17 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert "finished" in refused(tmp_path / "run")
 
 
-def test_another_configuration_is_refused_by_the_keys_that_differ(tmp_path: Path) -> None:
+def test_a_run_that_failed_before_it_made_anything_may_be_corrected(tmp_path: Path) -> None:
     open_run(tmp_path / "run").finish("failed")
+    corrected = open_run(tmp_path / "run", changed(data__init_args__batch_size=8))
+    assert corrected.results["status"] == "running"
+    assert corrected.results["attempts"] == 2
+
+
+def test_another_configuration_is_refused_by_the_keys_that_differ(tmp_path: Path) -> None:
+    failed = open_run(tmp_path / "run")
+    (failed.path / "metrics.csv").write_text("step\n1\n")  # work that a new configuration would overwrite
+    failed.finish("failed")
     message = refused(tmp_path / "run", changed(model__init_args__optimisation__lr=1e-4, data__init_args__batch_size=8))
     assert "it differs in: data.init_args.batch_size, model.init_args.optimisation.lr)" in message
     assert "give another --run_dir" in message
@@ -188,7 +197,9 @@ def test_a_folder_in_use_is_refused_until_its_run_ends(tmp_path: Path) -> None:
 
 
 def test_a_refusal_does_not_keep_the_folder_locked(tmp_path: Path) -> None:
-    open_run(tmp_path / "run").finish("failed")
+    failed = open_run(tmp_path / "run")
+    (failed.path / "metrics.csv").write_text("step\n1\n")
+    failed.finish("failed")
     problems = []
     for _ in range(2):
         try:
