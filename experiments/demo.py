@@ -84,18 +84,21 @@ def _print_table(console: object, folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from experiments.table import bytes_text, find_runs, rows
+    from experiments.table import find_runs, rows
 
     assert isinstance(console, Console)
     table = Table(
-        box=None, padding=(0, 1), title="one pre-trained model, five ways to adapt it: test recalls in %", title_justify="left"
+        box=None,
+        padding=(0, 1, 0, 0),
+        title="one pre-trained model, five ways to adapt it: test recalls in %",
+        title_justify="left",
     )
-    columns = ("", "i2t@1", "@5", "@10", "t2i@1", "@5", "@10", "rsum", "tunable", "%", "memory", "s/epoch")
+    columns = ("", "i2t@1", "@5", "@10", "t2i@1", "@5", "@10", "rsum", "tunable", "%", "MiB", "s/epoch")
     for column in columns:
         table.add_column(column, justify="right" if column else "left")
     for row in rows(find_runs([folder / name for name in ROWS])):
         recalls = [f"{row[key]:.1f}" for key in ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")]
-        cost = [f"{row['tunable_parameters']:,.0f}", f"{row['tunable_percent']:.0f}", bytes_text(row["peak_memory_bytes"])]
+        cost = [f"{row['tunable_parameters']:,.0f}", f"{row['tunable_percent']:.0f}", f"{row['peak_memory_bytes'] / 2**20:.1f}"]
         table.add_row(row["name"], *recalls, *cost, f"{row['seconds_per_epoch']:.2f}")
     console.print(table)
 
