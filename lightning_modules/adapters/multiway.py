@@ -22,6 +22,7 @@ than behind the LN, so that the next frozen layer still gets the normalised inpu
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from datamodules.errors import InputError
+from lightning_modules.networks import beit3
 
 Reading = Literal["printed", "released", "text"]
 Form = Literal["ffn", "bottleneck"]
@@ -79,20 +81,22 @@ class KnowledgeExtractor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.norm is not None and self.place == "in":
             x = self.norm(x)
-        x = self.up(self.dropout(torch.relu(self.down(x)))) * self.scale
+        hidden = self.dropout(torch.relu(self.down(x)))
+        # alpha on Up instead of on its output: the same product, without another pass over [..., width]
+        x = nn.functional.linear(hidden, self.up.weight * self.scale, self.up.bias * self.scale)
         return self.norm(x) if self.norm is not None and self.place == "out" else x
 
 
 class AlignmentEnhancer(nn.Module):
-    """[..., width] -> [..., width]: Up(LN(GELU(Down(x)))), to be added on top of the FFN residual (BEiT-3's FFN, `enhancemlp`).
+    """[..., width] -> [..., width]: Fc2(LN(GELU(Fc1(x)))), to be added on top of the FFN residual (BEiT-3's FFN, `enhancemlp`).
 
     The other form of the AE, which mimics the KE as the text says, is a `KnowledgeExtractor` of another size.
 
     Args:
         width: Width of the residual stream.
         mid: Width in the middle: 128 to reproduce the printed counts, the host's FFN width in the released code.
-        sub_norm: LayerNorm between GELU and Up (BEiT-3's sub-LN).
-        init: "identity" = Up zero; "released" = both weights from N(0, .02) cut at one sigma, not the identity at the start.
+        sub_norm: LayerNorm between GELU and Fc2 (BEiT-3's sub-LN).
+        init: "identity" = Fc2 zero; "released" = both weights from N(0, .02) cut at one sigma, not the identity at the start.
     """
 
     def __init__(
@@ -100,25 +104,25 @@ class AlignmentEnhancer(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.down = nn.Linear(width, mid)
-        self.norm = nn.LayerNorm(mid) if sub_norm else None
-        self.up = nn.Linear(mid, width)
+        self.fc1 = nn.Linear(width, mid)
+        self.sub_norm = nn.LayerNorm(mid) if sub_norm else None
+        self.fc2 = nn.Linear(mid, width)
         self.init = init
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         if self.init == "released":
-            for layer in (self.down, self.up):
+            for layer in (self.fc1, self.fc2):
                 nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.02, b=0.02)
         else:
-            nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
-            nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.down.bias)
-        nn.init.zeros_(self.up.bias)
+            nn.init.kaiming_uniform_(self.fc1.weight, a=math.sqrt(5))
+            nn.init.zeros_(self.fc2.weight)
+        nn.init.zeros_(self.fc1.bias)
+        nn.init.zeros_(self.fc2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = nn.functional.gelu(self.down(x))
-        x = self.up(x if self.norm is None else self.norm(x))
+        x = nn.functional.gelu(self.fc1(x))
+        x = self.fc2(x if self.sub_norm is None else self.sub_norm(x))
         return x if self.scale == 1.0 else x * self.scale
 
 
@@ -138,6 +142,7 @@ class MultiWayValues:
     scale: float | Literal["learnable"]
     dropout: float
     init: Initialisation
+    alignment_shared: bool  # in BEiT-3: one AE a layer for both modalities, instead of one each
     alignment_scale: float = 1.0
 
     @property
@@ -164,12 +169,12 @@ class MultiWayValues:
 READINGS: dict[str, MultiWayValues] = {
     # Gives the printed 7.13 M of Table 1 on BEiT-3 base: the only reading that was found to (the paper's alpha is not printed;
     # 0.6 is the README's command).
-    "printed": MultiWayValues(64, "none", 128, "ffn", "none", True, 0.6, 0.1, "identity"),
+    "printed": MultiWayValues(64, "none", 128, "ffn", "none", True, 0.6, 0.1, "identity", False),
     # adapter.py and multiway_encoder.py at 8999b5a: AE as wide as the FFN and not the identity. In BEiT-3 one AE serves both
     # modalities; the two towers of a dual encoder are different networks, so there each has its own.
-    "released": MultiWayValues(64, "none", None, "ffn", "none", True, 0.6, 0.1, "released"),
+    "released": MultiWayValues(64, "none", None, "ffn", "none", True, 0.6, 0.1, "released", True),
     # Section 3.1 to the letter: LN in Eq. 1, alpha learned, and an AE that "mimics the architecture" of the KE.
-    "text": MultiWayValues(64, "in", 128, "bottleneck", "in", False, "learnable", 0.1, "identity"),
+    "text": MultiWayValues(64, "in", 128, "bottleneck", "in", False, "learnable", 0.1, "identity", True),
 }
 
 
@@ -255,8 +260,31 @@ class MultiWay(nn.Module):
         return (self.add(args[0]), *args[1:])
 
 
+class LayerMultiWay(nn.Module):
+    """KE and AE of one BEiT-3 layer, which calls them itself: a KE a modality, and an AE a modality or one for both.
+
+    Fused input is adapted like any other; the released code leaves out the KE there (an exception that it swallows).
+    """
+
+    def __init__(self, knowledge: Mapping[str, nn.Module], alignment: Mapping[str, nn.Module], sides: tuple[str, ...]) -> None:
+        super().__init__()
+        self.sides = sides
+        self.knowledge = nn.ModuleDict(knowledge)
+        self.alignment = nn.ModuleDict(alignment)
+
+    def forward(self, side: str, residual: Tensor, x: Tensor, drop_path: nn.Module) -> Tensor:
+        """`x` = x' + FFN(...) of one modality's tokens, `residual` = x'. The AE is dropped like the FFN, the KE never is."""
+        if side not in self.sides:
+            return x
+        if side in self.knowledge:
+            x = x + self.knowledge[side](residual)
+        if self.alignment:
+            x = x + drop_path(self.alignment["shared" if "shared" in self.alignment else side](x))
+        return x
+
+
 class MultiWayAdapter:
-    """MultiWay-Adapter for timm ViT, CLIP, SigLIP, ViT, DINOv2, BERT and RoBERTa blocks.
+    """MultiWay-Adapter for BEiT-3 layers and for timm ViT, CLIP, SigLIP, ViT, DINOv2, BERT and RoBERTa blocks.
 
     Args:
         reading: "printed" reproduces the printed parameter count (KE 64, AE 128 with sub-LN, starts as the identity);
@@ -275,6 +303,8 @@ class MultiWayAdapter:
         layer_norm: LayerNorm of the KE and of a bottleneck AE: "none", "in" or "out"; None = as the reading.
         dropout: Dropout in the KE and in a bottleneck AE; None = as the reading.
         init: "identity" (starts without effect) or "released" (the code's random AE); None = as the reading.
+        alignment_shared: In BEiT-3: one AE a layer for both modalities instead of one each; None = as the reading. The towers of
+            a dual encoder are different networks, so there each always has its own.
 
     Raises:
         InputError: A value is out of range, or both parts are off.
@@ -295,6 +325,7 @@ class MultiWayAdapter:
         dropout: float | None = None,
         init: Initialisation | None = None,
         alignment_scale: float = 1.0,
+        alignment_shared: bool | None = None,
     ) -> None:
         self._init_args: dict[str, Any] = {
             "reading": reading,
@@ -310,6 +341,7 @@ class MultiWayAdapter:
             "dropout": dropout,
             "init": init,
             "alignment_scale": alignment_scale,
+            "alignment_shared": alignment_shared,
         }
         if reading not in READINGS:
             raise InputError(f"multiway adapter: unknown reading {reading!r}; choose {', '.join(READINGS)}")
@@ -327,6 +359,7 @@ class MultiWayAdapter:
             scale=read.scale if scale is None else scale,
             dropout=read.dropout if dropout is None else dropout,
             init=read.init if init is None else init,
+            alignment_shared=read.alignment_shared if alignment_shared is None else alignment_shared,
             alignment_scale=alignment_scale,
         )
         values = self.values
@@ -359,12 +392,17 @@ class MultiWayAdapter:
     def inject(self, network: nn.Module) -> None:
         """Give every known block of the chosen towers its KE and AE, on the block's device, in fp32.
 
-        `network.image` and `network.text` are the towers; a network without them is adapted as a whole (towers "both").
+        BEiT-3's layers hold both modalities: there `towers` chooses whose tokens are adapted. Otherwise `network.image` and
+        `network.text` are the towers; a network without them is adapted as a whole (towers "both").
 
         Raises:
             InputError: A chosen tower has no known block (the message names the module types it has), or has adapters already.
         """
         chosen = ("image", "text") if self.towers == "both" else (self.towers,)
+        layers = [module for module in network.modules() if isinstance(module, beit3.Layer)]
+        if layers:
+            self._put_into_beit3(layers, chosen)
+            return
         parts = {f"{side} tower": part for side in chosen if isinstance(part := getattr(network, side, None), nn.Module)}
         if not parts and self.towers == "both":
             parts = {type(network).__name__: network}
@@ -374,6 +412,18 @@ class MultiWayAdapter:
         for blocks in found.values():
             for block, site in blocks:
                 self._put_into(block, site)
+
+    def _put_into_beit3(self, layers: list[beit3.Layer], sides: tuple[str, ...]) -> None:
+        if any(layer.multiway is not None for layer in layers):
+            raise InputError("multiway adapter: this BEiT-3 has MultiWay-Adapters already; inject only once")
+        for layer in layers:
+            width, ffn_width = layer.image.fc1.in_features, layer.image.fc1.out_features
+            with torch.device(layer.image.ffn_norm.weight.device):
+                knowledge = {side: module for side in sides if (module := self.values.knowledge(width)) is not None}
+                places = ("shared",) if self.values.alignment_shared else sides
+                alignment = {place: ae for place in places if (ae := self.values.alignment(width, ffn_width)) is not None}
+                layer.multiway = LayerMultiWay(knowledge, alignment, sides)
+            layer.multiway.train(layer.training)
 
     def _find(self, part: nn.Module, where: str) -> list[tuple[nn.Module, Site]]:
         if any(self.owns(name) for name, _ in part.named_modules()):

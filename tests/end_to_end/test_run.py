@@ -121,7 +121,7 @@ def test_the_best_checkpoint_is_chosen_by_validation_and_nothing_else(mwa_run: P
 def test_adapter_checkpoints_hold_the_adapter_and_the_heads_only(mwa_run: Path, head_run: Path, full_run: Path) -> None:
     heads = {"network.image_projection.weight", "network.text_projection.weight", "network.logit_scale"}
     assert set(weights(head_run, "best.ckpt")) == heads
-    parts = {"knowledge.down", "knowledge.up", "alignment.down", "alignment.norm", "alignment.up"}
+    parts = {"knowledge.down", "knowledge.up", "alignment.fc1", "alignment.sub_norm", "alignment.fc2"}
     keys = set(weights(mwa_run, "best.ckpt"))
     assert keys == set(weights(mwa_run, "last.ckpt"))
     adapter = {

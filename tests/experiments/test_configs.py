@@ -29,6 +29,8 @@ COMPOSITIONS: list[list[str]] = [
          "experiments/mwa/flickr8k/common.yaml", f"experiments/mwa/flickr8k/{row}.yaml"]
         for row in ROWS
     ),
+    [CPU, "configs/model/dual_dinov2s_minilm.yaml", "configs/data/flickr8k.yaml", "experiments/mwa/rows/head.yaml",
+     "experiments/mwa/flickr8k/common.yaml", "experiments/mwa/flickr8k/head_long.yaml"],
 ]  # fmt: skip
 
 

@@ -19,8 +19,9 @@ from lightning_modules.adapters.multiway import READINGS, AlignmentEnhancer, Kno
 from lightning_modules.adapters.tuning import count_parameters, set_mode, set_tuning
 
 KE_KEYS = {"knowledge.down.weight", "knowledge.down.bias", "knowledge.up.weight", "knowledge.up.bias"}
-AE_KEYS = {"alignment.down.weight", "alignment.down.bias", "alignment.up.weight", "alignment.up.bias"}
-SUB_LN = {"alignment.norm.weight", "alignment.norm.bias"}
+AE_KEYS = {"alignment.fc1.weight", "alignment.fc1.bias", "alignment.fc2.weight", "alignment.fc2.bias"}
+BOTTLENECK = {"alignment.down.weight", "alignment.down.bias", "alignment.up.weight", "alignment.up.bias"}
+SUB_LN = {"alignment.sub_norm.weight", "alignment.sub_norm.bias"}
 IN_LN = {f"{part}.norm.{kind}" for part in ("knowledge", "alignment") for kind in ("weight", "bias")}
 SCALES = {"knowledge.scale", "alignment.scale"}
 
@@ -28,7 +29,7 @@ SCALES = {"knowledge.scale", "alignment.scale"}
 TABLE: dict[str, tuple[dict[str, Any], set[str], bool, int]] = {
     "printed": ({}, KE_KEYS | AE_KEYS | SUB_LN, True, (2 * 16 * 64 + 80) + (2 * 16 * 128 + 144 + 256)),
     "released": ({"reading": "released"}, KE_KEYS | AE_KEYS | SUB_LN, False, (2 * 16 * 64 + 80) + (2 * 16 * 64 + 80 + 128)),
-    "text": ({"reading": "text"}, KE_KEYS | AE_KEYS | IN_LN | SCALES, True, (2 * 16 * 64 + 80 + 33) + (2 * 16 * 128 + 144 + 33)),
+    "text": ({"reading": "text"}, KE_KEYS | BOTTLENECK | IN_LN | SCALES, True, (2 * 16 * 64 + 80 + 33) + (2 * 16 * 128 + 144 + 33)),
     "KE only": ({"alignment": False, "knowledge_mid": 8}, KE_KEYS, True, 2 * 16 * 8 + 24),
     "AE only": ({"knowledge": False, "alignment_mid": 8}, AE_KEYS | SUB_LN, True, 2 * 16 * 8 + 24 + 16),
     "AE of mid 0": ({"alignment_mid": 0, "knowledge_mid": 6}, KE_KEYS, True, 2 * 16 * 6 + 22),
@@ -102,8 +103,8 @@ def eq2(block: Any, x: torch.Tensor, values: Any) -> torch.Tensor:
     if values.alignment_form == "bottleneck":
         inner = normed(ae.norm, x)
         return x + ae.scale * (torch.relu(inner @ ae.down.weight.T + ae.down.bias) @ ae.up.weight.T + ae.up.bias)
-    hidden = F.gelu(x @ ae.down.weight.T + ae.down.bias)
-    return x + normed(ae.norm, hidden) @ ae.up.weight.T + ae.up.bias
+    hidden = F.gelu(x @ ae.fc1.weight.T + ae.fc1.bias)
+    return x + normed(ae.sub_norm, hidden) @ ae.fc2.weight.T + ae.fc2.bias
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -154,7 +155,7 @@ def test_published_parameter_counts_of_beit3(width, layers, ffn, ke_only, printe
 def test_released_initialisation_is_the_codes():
     torch.manual_seed(0)
     alignment = AlignmentEnhancer(256, 1024, init="released")
-    for layer in (alignment.down, alignment.up):
+    for layer in (alignment.fc1, alignment.fc2):
         assert layer.weight.abs().max() <= 0.02
         assert layer.weight.std().item() == pytest.approx(0.0108, rel=0.02)  # N(0, .02) cut at one sigma
         assert not layer.bias.any()
