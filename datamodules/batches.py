@@ -213,6 +213,7 @@ class TrainPairs(_BatchDataset):
         counts = torch.tensor([len(record.captions) for record in records])
         self.first_caption = (counts.cumsum(0) - counts).tolist()  # the row of each image's first caption in the split
         self.image_of_caption = torch.repeat_interleave(torch.arange(len(records)), counts)
+        _require_ids(records, tokeniser)
 
     def __len__(self) -> int:
         return len(self.records) if self.unit == "image" else len(self.image_of_caption)
@@ -254,17 +255,25 @@ class EvaluationTexts(_BatchDataset):
     def __init__(self, records: Sequence[ImageRecord], tokeniser: Tokeniser) -> None:
         self.rows = [(image, caption) for image, record in enumerate(records) for caption in record.captions]
         self.tokeniser = tokeniser
+        _require_ids(records, tokeniser)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def lengths(self) -> list[int]:
-        """Characters of each caption: close enough to its tokens to sort by."""
-        return [len(caption.text) for _, caption in self.rows]
+        """Characters of each caption (token ids where it has those): close enough to its tokens to sort by."""
+        return [len(caption.text) if caption.token_ids is None else len(caption.token_ids) for _, caption in self.rows]
 
     def make(self, keys: Sequence[int]) -> TextBatch:
         images = [self.rows[row][0] for row in keys]
         return text_batch([self.rows[row][1] for row in keys], keys, images, self.tokeniser)
+
+
+def _require_ids(records: Sequence[ImageRecord], tokeniser: Tokeniser) -> None:
+    """Before the first batch: the captions' token ids, if they have any, are the tokeniser's."""
+    largest = [max(caption.token_ids) for record in records for caption in record.captions if caption.token_ids]
+    if largest:
+        tokeniser.require_ids(max(largest))
 
 
 def image_batch(records: Sequence[ImageRecord], rows: Sequence[int], pixels_B3HW: Tensor) -> ImageBatch:
@@ -282,7 +291,9 @@ def image_batch(records: Sequence[ImageRecord], rows: Sequence[int], pixels_B3HW
 def text_batch(captions: Sequence[Caption], rows: Sequence[int], image_rows: Sequence[int], tokeniser: Tokeniser) -> TextBatch:
     """These captions at `rows` of a split, describing the images at `image_rows`."""
     texts = tuple(caption.text for caption in captions)
-    tokens_BT, mask_BT = tokeniser(texts)
+    ids = [caption.token_ids for caption in captions if caption.token_ids is not None]
+    assert len(ids) in (0, len(captions)), "a split has captions as text or as token ids, not both"
+    tokens_BT, mask_BT = tokeniser.from_ids(ids) if ids else tokeniser(texts)
     return TextBatch(
         caption_ids=tuple(caption.caption_id for caption in captions),
         texts=texts,

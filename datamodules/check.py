@@ -99,7 +99,7 @@ def check(datamodule: ImageTextDataModule, workers: int = 2, progress: bool = Tr
         report.splits[split] = SplitCounts(len(records), sum(len(record.captions) for record in records))
 
     splits_of_image: dict[str, list[str]] = defaultdict(list)
-    splits_of_text: dict[str, set[str]] = defaultdict(set)
+    splits_of_text: dict[str | tuple[int, ...], set[str]] = defaultdict(set)
     images: dict[Path, ImageRecord] = {}
     splits_of_path: dict[Path, set[str]] = defaultdict(set)
     for split, records in parsed.splits.items():
@@ -109,7 +109,7 @@ def check(datamodule: ImageTextDataModule, workers: int = 2, progress: bool = Tr
             if split not in splits_of_image[record.image_id]:
                 splits_of_image[record.image_id].append(split)
             for caption in record.captions:
-                splits_of_text[caption.text.strip().lower()].add(split)
+                splits_of_text[caption.token_ids or caption.text.strip().lower()].add(split)
     for image_id, splits in splits_of_image.items():
         if len(splits) > 1:
             problem = Problem("image in several splits", str(parsed.path), f"image {image_id} is in {', '.join(splits)}")

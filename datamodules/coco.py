@@ -1,4 +1,4 @@
-"""COCO captions (Chen et al. 2015): Karpathy's split, or the official caption files of 2014 and 2017."""
+"""COCO captions (Chen et al. 2015): Karpathy's split, the official caption files of 2014 and 2017, or BEiT-3's index files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from datamodules.download import Remote, fetch, unpack
 from datamodules.errors import InputError
+from datamodules.formats.beit3_index import how_to_write, index_files, parse_index
 from datamodules.formats.coco_captions import parse_coco_captions
 from datamodules.formats.karpathy import parse_karpathy
-from datamodules.formats.parsing import Parsed
+from datamodules.formats.parsing import Parsed, join
 from datamodules.image_text import ImageTextDataModule
 
 IMAGES_URL = "http://images.cocodataset.org"
@@ -43,18 +44,20 @@ class COCO(ImageTextDataModule):
 
     Karpathy: root holds annotations/dataset_coco.json (or dataset_coco.json), train2014/ and val2014/; 113,287/5,000/5,000
     images with restval. Official: root holds annotations/captions_{train,val}YEAR.json, trainYEAR/ and valYEAR/; there is no
-    test split unless `files` names one.
+    test split unless `files` names one. BEiT-3's index: root holds coco_retrieval.{train,val,test}.jsonl (`crosslight data index`
+    writes them), train2014/ and val2014/; the images of Karpathy with restval.
 
     Args:
         root: Folder of the data set.
-        image_dir: Folder of the images, relative to root (or absolute). For "karpathy" the folder that holds train2014/ and
-            val2014/, root by default. For "official" the one folder of all images; by default each caption file has its own,
-            captions_val2017.json has val2017/.
-        captions: "karpathy" reads dataset_coco.json; "official" reads COCO's own caption files.
+        image_dir: Folder of the images, relative to root (or absolute). For "karpathy" and "beit3_index" the folder that holds
+            train2014/ and val2014/, root by default. For "official" the one folder of all images; by default each caption file
+            has its own, captions_val2017.json has val2017/.
+        captions: "karpathy" reads dataset_coco.json; "official" reads COCO's own caption files; "beit3_index" reads BEiT-3's
+            index files, whose captions are token ids: only for a network with BEiT-3's tokeniser.
         restval: Karpathy: train on the 30,504 images of the split "restval" too, as is usual.
         year: Official: of the caption files.
-        files: Official: which caption files make which split, relative to root; replaces `year`. Several files are joined:
-            {test: [annotations/captions_train2017.json, annotations/captions_val2017.json]}.
+        files: Official and index: which files make which split, relative to root; replaces `year` and the names above. Several
+            files are joined: {test: [annotations/captions_train2017.json, annotations/captions_val2017.json]}.
         download: Fetch what is missing (Karpathy's or the official captions, and 20 GB of images).
         mirror: Base address to fetch from instead of the official servers, with the same paths under it; the environment
             variable CROSSLIGHT_COCO_MIRROR does the same.
@@ -67,7 +70,7 @@ class COCO(ImageTextDataModule):
         self,
         root: str,
         image_dir: str | None = None,
-        captions: Literal["karpathy", "official"] = "karpathy",
+        captions: Literal["karpathy", "official", "beit3_index"] = "karpathy",
         restval: bool = True,
         year: Literal["2014", "2017"] = "2014",
         files: dict[str, list[str]] | None = None,
@@ -76,8 +79,8 @@ class COCO(ImageTextDataModule):
         **loading: Any,
     ) -> None:
         super().__init__(root, image_dir or ".", **loading)
-        if files is not None and captions != "official":
-            raise InputError('files names official caption files; set captions to "official" with it.')
+        if files is not None and captions == "karpathy":
+            raise InputError('files names the caption files of splits; set captions to "official" or "beit3_index" with it.')
         self.captions = captions
         self.restval = restval
         self.year = year
@@ -89,22 +92,21 @@ class COCO(ImageTextDataModule):
     def options(self) -> dict[str, Any]:
         if self.captions == "karpathy":
             return {"captions": self.captions, "restval": self.restval}
-        return {"captions": self.captions, "files": {s: [p.name for p in ps] for s, ps in self._official().items()}}
+        return {"captions": self.captions, "files": {s: [p.name for p in ps] for s, ps in self._files().items()}}
 
     def annotation_files(self) -> list[Path]:
         if self.captions == "karpathy":
             return [self._karpathy()]
-        return list(dict.fromkeys(path for paths in self._official().values() for path in paths))
+        return list(dict.fromkeys(path for paths in self._files().values() for path in paths))
 
     def _karpathy(self) -> Path:
         beside = self.root / "dataset_coco.json"
         return beside if beside.exists() else self.root / "annotations" / "dataset_coco.json"
 
-    def _official(self) -> dict[str, list[Path]]:
-        files = self.files or {
-            "train": [f"annotations/captions_train{self.year}.json"],
-            "val": [f"annotations/captions_val{self.year}.json"],
-        }
+    def _files(self) -> dict[str, list[Path]]:
+        """Official and index: the files of each split."""
+        official = {split: [f"annotations/captions_{split}{self.year}.json"] for split in ("train", "val")}
+        files = self.files or (official if self.captions == "official" else index_files("coco"))
         return {split: [self.root / path for path in paths] for split, paths in files.items()}
 
     def _image_folder(self, captions: Path) -> Path:
@@ -113,9 +115,11 @@ class COCO(ImageTextDataModule):
 
     def _needed(self) -> dict[Path, str | None]:
         """The files and folders that must exist, and the archive that brings each (None: not one we can fetch)."""
+        pictures = {self.image_dir / folder: folder if not self.flat else None for folder in ("train2014", "val2014")}
         if self.captions == "karpathy":
-            pictures = {self.image_dir / folder: folder if not self.flat else None for folder in ("train2014", "val2014")}
             return {self._karpathy(): "karpathy", **pictures}
+        if self.captions == "beit3_index":  # files of the user's own may name other folders
+            return {**dict.fromkeys(self.annotation_files()), **({} if self.files else pictures)}
         needed: dict[Path, str | None] = {}
         for path in self.annotation_files():
             folder = self._image_folder(path)
@@ -155,10 +159,14 @@ class COCO(ImageTextDataModule):
         missing = {path: archive for path, archive in self._needed().items() if not path.exists()}
         if not missing:
             return
-        lines = [
-            f"  {path}" + (f": from {self.remote(archive).url}" if archive else ": put it there yourself, or correct the option")
-            for path, archive in missing.items()
-        ]
+        index = self.annotation_files() if self.captions == "beit3_index" else ()
+
+        def source(path: Path, archive: str | None) -> str:
+            if archive:
+                return f"from {self.remote(archive).url}"
+            return how_to_write("coco", self.root) if path in index else "put it there yourself, or correct the option"
+
+        lines = [f"  {path}: {source(path, archive)}" for path, archive in missing.items()]
         fetchable = any(archive for archive in missing.values()) and not self.download
         advice = "Set download to true to fetch them, or put them there:" if fetchable else "Put them there:"
         raise InputError("\n".join([f"COCO is not complete under {self.root}. {advice}", *lines]))
@@ -171,16 +179,7 @@ class COCO(ImageTextDataModule):
                 restval = parsed.splits.pop("restval")
                 parsed.splits["train"] = parsed.splits.get("train", []) + restval
             return parsed
-        joined = Parsed(self.root)
-        for split, paths in self._official().items():
-            records = joined.splits.setdefault(split, [])
-            known: set[str] = set()
-            for path in paths:
-                one = parse_coco_captions(path, self._image_folder(path))
-                joined.problems += one.problems
-                for record in one.splits["all"]:
-                    if record.image_id in known:
-                        joined.add("duplicated id", f"{path.name} repeats image {record.image_id} of split {split}")
-                    known.add(record.image_id)
-                    records.append(record)
-        return joined
+        if self.captions == "beit3_index":
+            return join(self.root, {s: [parse_index(p, self.image_dir) for p in ps] for s, ps in self._files().items()})
+        files = {s: [parse_coco_captions(p, self._image_folder(p)) for p in ps] for s, ps in self._files().items()}
+        return join(self.root, files)

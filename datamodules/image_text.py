@@ -245,7 +245,7 @@ class ImageTextDataModule(LightningDataModule):
         Under a Trainer `setup` does it, from `trainer.lightning_module.network.inputs`.
 
         Raises:
-            InputError: the network takes no images or no texts, or its tokeniser is not there.
+            InputError: the network takes no images or no texts, or its tokeniser is not there or has too many ids for it.
         """
         if inputs.image is None or inputs.text is None:
             lacking = "images" if inputs.image is None else "texts"

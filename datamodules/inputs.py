@@ -27,10 +27,16 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class TextInput:
-    """`tokeniser` is a Hugging Face name or a local folder; `max_tokens` counts special tokens, longer captions are cut."""
+    """`tokeniser` is a Hugging Face name, a local folder, or a sentencepiece file of BEiT-3's kind (`.../beit3.spm`; the bare
+    name fetches the official one).
+
+    `max_tokens` counts special tokens, longer captions are cut. `vocabulary` is the number of rows of the network's token table:
+    a tokeniser with more ids is refused (None: not checked).
+    """
 
     tokeniser: str
     max_tokens: int = 64
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,16 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """One sentence about one image. `caption_id` is unique in its data set."""
+    """One sentence about one image. `caption_id` is unique in its data set.
+
+    `token_ids` come from files that hold ids of BEiT-3's tokeniser (without begin and end token) in place of words: the text is
+    "" then, and only a network with that tokeniser can read them.
+    """
 
     caption_id: str
     text: str
     phrases: tuple[Phrase, ...] = ()
+    token_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

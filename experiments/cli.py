@@ -23,7 +23,9 @@ Train, test and explain light adaptations of vision-language models.
   table     run folders side by side as a Markdown table
   export    the adapter of a run as safetensors + JSON (a few MB)
   world     render the embedded world to a folder, in the real data sets' formats
-  data      `data check`: verify a data folder before you train on it
+  parity    check this build against recorded outputs of the official implementations
+  data      `data check`: verify a data folder before you train on it; `data index`: write BEiT-3's index files
+  params    tunable and total parameters of every configuration, counted in seconds without weights
 
 crosslight COMMAND --help says more.
 """
@@ -66,8 +68,9 @@ _OTHER_HELP = {
     "demo": """\
 usage: crosslight demo [--out DIR] [--seed N]
 
-Render the embedded world, pre-train two small towers on its first style, adapt them to its second in five ways, and
-print one table and a picture of queries with what was found. About a minute on 2 cores.
+Render the embedded world in two styles, pre-train a tiny BEiT-3 on the first, adapt it to the second in five ways
+(heads only, MultiWay-Adapter, its two parts alone, everything), and print one table and a picture of queries with what
+was found. About a minute on 2 cores.
 """,
     "table": """\
 usage: crosslight table RUN [RUN ...] [--data NAME] [--out FILE.md] [--csv FILE.csv]
@@ -88,9 +91,33 @@ Render the embedded world: COCO and Flickr30k files in their real formats, with 
 """,
     "data": """\
 usage: crosslight data check KIND ROOT [--workers N]
+       crosslight data index KIND ROOT --spm FILE [--overwrite]
 
-Verify a data folder. KIND is coco, flickr30k or flickr8k. Counts per split, unreadable or missing images, captions
-without images, duplicated ids; exits 1 when something is wrong.
+check: verify a data folder. KIND is coco, flickr30k or flickr8k. Counts per split, unreadable or missing images,
+captions without images, duplicated ids; exits 1 when something is wrong.
+
+index: write the index files of the official BEiT-3 code (captions as token ids) from Karpathy's split in ROOT, with
+BEiT-3's tokeniser: coco_retrieval.{train,val,test}.jsonl or flickr30k.{train,val,test}.jsonl. KIND is coco or
+flickr30k. --data.init_args.captions=beit3_index reads them.
+
+  --spm FILE    BEiT-3's sentencepiece file; just beit3.spm fetches the official one
+""",
+    "params": """\
+usage: crosslight params [-c FILE ...] [--key.subkey=value ...]
+
+Parameters, tunable and in total, from the meta device: of BEiT-3 base and large at 224 and 384 px under every row
+of MultiWay-Adapter's tables, or of the configuration given (any of `run`; it needs no data, and weights stay unread).
+""",
+    "parity": """\
+usage: crosslight parity FILE.json [FILE.json ...] [--spm FILE]
+
+Check this build against recorded outputs of the official implementations. A FILE.json says what was recorded; its
+tensors lie beside it as FILE.safetensors. One table: the largest deviation of each group and where it is. Outputs may
+deviate by 1e-5 (hidden states, logits: of the tensor's scale), gradients by 1e-4 relative. Exits 1 when anything is off;
+what cannot be checked is said and counted, and is no failure.
+
+  --spm FILE    BEiT-3's sentencepiece file beit3.spm, for the tokeniser and the index files
+                (default: $CROSSLIGHT_BEIT3_SPM)
 """,
 }
 COMMANDS = (*_SUMMARIES, *_OTHER_HELP)

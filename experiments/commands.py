@@ -52,17 +52,46 @@ def world(arguments: list[str]) -> int:
 
 
 def data(arguments: list[str]) -> int:
-    from datamodules.check import run_check
-
     parser = _Parser("data")
-    parser.add_argument("action", choices=("check",))
+    parser.add_argument("action", choices=("check", "index"))
     parser.add_argument("kind", choices=("coco", "flickr30k", "flickr8k"))
     parser.add_argument("root", type=Path)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--spm")
+    parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args(arguments)
+    if options.action == "index":
+        return _data_index(options.kind, options.root, options.spm, options.overwrite)
+
+    from datamodules.check import run_check
+
     report = run_check(options.kind, options.root, workers=options.workers)
     print("\n".join(report.lines()))
     return 1 if report.problems else 0
+
+
+def _data_index(kind: str, root: Path, spm: str | None, overwrite: bool) -> int:
+    from datamodules.coco import COCO
+    from datamodules.flickr30k import Flickr30k
+    from datamodules.formats.beit3_index import write_index
+    from datamodules.inputs import TextInput
+    from datamodules.tokens import Tokeniser
+
+    if kind == "flickr8k":
+        raise InputError("BEiT-3 has index files of coco and flickr30k only; flickr8k is read as it is.")
+    if spm is None:
+        raise InputError("data index needs --spm FILE, BEiT-3's sentencepiece file. See crosslight data --help.")
+    (annotations,) = (COCO if kind == "coco" else Flickr30k)(str(root)).annotation_files()
+    written = write_index(annotations, "coco" if kind == "coco" else "flickr30k", root, Tokeniser(TextInput(spm)), overwrite)
+    for path, pairs in written.items():
+        print(f"{path}: {pairs:,} pairs")
+    return 0
+
+
+def params(arguments: list[str]) -> int:
+    from experiments.params import main
+
+    return main(arguments)
 
 
 def export(arguments: list[str]) -> int:
@@ -84,6 +113,20 @@ def export(arguments: list[str]) -> int:
     size = sum(file.stat().st_size for file in options.folder.iterdir())
     print(f"{options.folder}: {size / 2**20:.2f} MiB")
     return 0
+
+
+def parity(arguments: list[str]) -> int:
+    import os
+
+    from experiments.parity.run import check_files, print_reports, status
+
+    parser = _Parser("parity")
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--spm", type=Path, default=os.environ.get("CROSSLIGHT_BEIT3_SPM") or None)
+    options = parser.parse_args(arguments)
+    reports = check_files(options.files, options.spm)
+    print_reports(reports)
+    return status(reports)
 
 
 def demo(arguments: list[str]) -> int:

@@ -24,21 +24,43 @@ class Trainer(pl.Trainer):
     def run(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, evaluate: DataModules) -> None:
         """Fit, pick the best checkpoint by validation, test it on the data's own test split and on each of `evaluate`.
 
+        Where nothing trains (tuning none, or an adapter of mid dimension 0 beside heads that a checkpoint brought) the model is
+        tested as it is: `fit` of the results then has a `skipped` with the reason, and no checkpoint.
+
         Raises:
             InputError: A split that will be needed, or an image of it, is missing; before the training starts, not after it.
         """
         own = data_name(datamodule)
         if own in evaluate:
             raise InputError(f"--evaluate.{own} has the name of the run's own data. Give it another name: --evaluate.{own}_2=...")
+        trains = _trains(model)
         if self.is_global_zero:
-            _require_splits(datamodule, ("train", "val", "test"))
+            _require_splits(datamodule, ("train", "val", "test") if trains else ("test",))
             for other in evaluate.values():
                 _require_splits(other, ("test",))
-        self.fit_or_resume(model, datamodule)
-        self.test_all(model, {own: datamodule, **evaluate}, str(self.best_checkpoint()))
+        if trains:
+            self.fit_or_resume(model, datamodule)
+        else:
+            self.run_folder.update(
+                fit={
+                    "steps": 0, "epochs": 0, "monitor": None, "best_value": None, "best_checkpoint": None,
+                    "skipped": "nothing trains",
+                }
+            )  # fmt: skip
+        self.test_all(model, {own: datamodule, **evaluate}, str(self.best_checkpoint()) if trains else None)
 
     def fit_or_resume(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None) -> None:
-        """Fit from the beginning, or from the run folder's last checkpoint when an earlier attempt left one."""
+        """Fit from the beginning, or from the run folder's last checkpoint when an earlier attempt left one.
+
+        Raises:
+            InputError: Nothing trains.
+        """
+        if not _trains(model):
+            raise InputError(
+                "nothing trains in this model (tuning none, or an adapter of size 0 beside heads that a checkpoint brought), so "
+                "there is nothing to fit. Use `crosslight run` or `crosslight test` to test it as it is, or set "
+                "--model.init_args.tuning or --model.init_args.train_heads=all."
+            )
         last = self.run_folder.last_checkpoint
         if last is not None:
             ckpt_path = str(last)
@@ -147,6 +169,10 @@ class Trainer(pl.Trainer):
 
     def _relative(self, path: str) -> str | None:
         return str(Path(path).relative_to(self.run_folder.path)) if path else None
+
+
+def _trains(model: pl.LightningModule) -> bool:
+    return any(parameter.requires_grad for parameter in model.parameters())
 
 
 def _require_splits(datamodule: Any, splits: tuple[str, ...]) -> None:

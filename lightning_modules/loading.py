@@ -84,11 +84,18 @@ def _load_run(folder: Path) -> LightningModule:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise InputError(f"{folder / 'config.yaml'} has no section `model`: it is not the configuration of a run.")
-    state = read_checkpoint(best_checkpoint(folder))
+    skipped = (_results(folder).get("fit") or {}).get("skipped")  # nothing trained: the configuration is the model
+    state = None if skipped else read_checkpoint(best_checkpoint(folder))
     model = build(config["model"], config.get("seed_everything") or 0)
-    model.on_load_checkpoint(state)
-    model.load_state_dict(state["state_dict"], strict=False)
+    if state is not None:
+        model.on_load_checkpoint(state)
+        model.load_state_dict(state["state_dict"], strict=False)
     return model.eval()
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    file = folder / "results.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def best_checkpoint(folder: Path) -> Path:
@@ -97,8 +104,7 @@ def best_checkpoint(folder: Path) -> Path:
     Raises:
         InputError: The run kept none.
     """
-    results = json.loads((folder / "results.json").read_text()) if (folder / "results.json").exists() else {}
-    named = (results.get("fit") or {}).get("best_checkpoint")
+    named = (_results(folder).get("fit") or {}).get("best_checkpoint")
     for candidate in (folder / named if named else None, folder / "checkpoints" / "best.ckpt"):
         if candidate is not None and candidate.exists():
             return candidate

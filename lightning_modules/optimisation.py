@@ -7,7 +7,7 @@ from 0, cosine to `min_lr`, per step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,16 +57,20 @@ class Optimisation:
 def parameter_groups(network: Any, settings: Optimisation, is_adapter: Callable[[str], bool]) -> list[dict[str, Any]]:
     """Trainable parameters grouped by (learning-rate scale, weight decay), each group named for the logs.
 
+    No decay on vectors, nor on what the network spares besides (BEiT-3's `no_decay_parameters`).
+
     Raises:
         InputError: Nothing is trainable.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     parameters: dict[str, nn.Parameter] = dict(network.named_parameters())
     heads = {name for name, _ in network.head_parameters()}
+    spared: Set[str] = getattr(network, "no_decay_parameters", frozenset)()
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
-        decay = 0.0 if parameter.ndim <= 1 or name.endswith(".bias") else settings.weight_decay
+        vector = parameter.ndim <= 1 or name.endswith(".bias")
+        decay = 0.0 if vector or name in spared else settings.weight_decay
         adapter = is_adapter(name)
         scale = 1.0
         if settings.layer_decay < 1 and (not adapter or settings.layer_decay_on_adapters):
@@ -91,7 +95,7 @@ def parameter_groups(network: Any, settings: Optimisation, is_adapter: Callable[
 
 def schedule_factor(step: int, total: int, settings: Optimisation) -> float:
     """Learning rate of a step as a fraction of the peak: linear from 0 (`np.linspace(0, lr, warmup)`), cosine to min_lr."""
-    warmup = int(total * settings.warmup_fraction)
+    warmup = int(total * settings.warmup_fraction + 1e-6)  # 3 of 11 epochs are 30 of 110 steps: 3 / 11 * 110 is just below
     if step < warmup:
         return step / max(warmup - 1, 1)
     progress = min((step - warmup) / max(total - warmup, 1), 1.0)

@@ -12,23 +12,27 @@ from torch import Tensor
 
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules import optimisation
-from lightning_modules.adapters.multiway import MultiWayAdapter
+from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import set_mode, set_tuning
 from lightning_modules.checkpoints.adapter_export import load_trainable, trainable_state_dict
 from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
 from lightning_modules.metrics.retrieval import RetrievalRecall
+from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.dual_encoder import DualEncoder
 from lightning_modules.objectives.contrastive import ContrastiveLoss
 from lightning_modules.objectives.gradient_cache import encode_in_chunks
 
 
 class RetrievalModule(pl.LightningModule):
-    """Contrastive image-text retrieval with two encoders, tuned fully, through adapters, or at its heads only.
+    """Contrastive image-text retrieval with two encoders, tuned fully, through adapters, at its heads only, or not at all.
 
     Args:
         network: The two encoders. It names the tokeniser and the image transform that the data must use.
         adapter: What is put into the network; needed for (and only for) `tuning: adapter`.
-        tuning: full = everything learns; adapter = the adapter and the heads; head = the heads (projections, temperature).
+        tuning: full = everything learns; adapter = the adapter and heads that are new; head = the heads (projections,
+            temperature); none = nothing: `crosslight run` then tests the network as it is.
+        train_heads: With tuning adapter: new = the heads that neither the network's own weights nor init_from brought; all; or
+            none.
         objective: The contrastive loss.
         optimisation: AdamW, layer decay, warm-up and cosine.
         init_from: Start from these weights (a run folder, a checkpoint, or an adapter export). What the file does not bring,
@@ -43,9 +47,10 @@ class RetrievalModule(pl.LightningModule):
 
     def __init__(
         self,
-        network: DualEncoder,
-        adapter: MultiWayAdapter | None = None,
-        tuning: Literal["full", "adapter", "head"] = "adapter",
+        network: DualEncoder | BEiT3Retrieval,
+        adapter: Adapter | None = None,
+        tuning: Literal["full", "adapter", "head", "none"] = "adapter",
+        train_heads: Literal["new", "all", "none"] = "new",
         objective: ContrastiveLoss | None = None,
         optimisation: optimisation.Optimisation = optimisation.Optimisation(),  # noqa: B008 - a config default, never mutated
         init_from: str | None = None,
@@ -57,6 +62,7 @@ class RetrievalModule(pl.LightningModule):
         self.network = network
         self.adapter = adapter
         self.tuning = tuning
+        self.train_heads = train_heads
         self.objective = objective or ContrastiveLoss()
         self.optimisation = optimisation
         self.init_from = init_from
@@ -64,9 +70,9 @@ class RetrievalModule(pl.LightningModule):
         self.eval_frozen = eval_frozen
         if adapter is not None:
             adapter.inject(network)
-        self.counts = set_tuning(network, adapter, tuning)
         if init_from is not None:
             start_from(network, adapter, init_from)
+        self.counts = set_tuning(network, adapter, tuning, train_heads)
         self.recall = RetrievalRecall()
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing
         if compile:

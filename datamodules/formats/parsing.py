@@ -7,7 +7,7 @@ training calls `Parsed.valid()`, which turns them into one `InputError`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,23 @@ class Parsed:
             rest = f"\n  and {more} more (`crosslight data check` lists all)" if more > 0 else ""
             raise InputError(f"{self.path} has {len(self.problems)} problem(s); mend or remove these entries:\n  {shown}{rest}")
         return self.splits
+
+
+def join(root: Path, files: Mapping[str, Sequence[Parsed]]) -> Parsed:
+    """Files of one split each (all their images under "all") as splits of these names; an image in two files of a split is a
+    problem."""
+    joined = Parsed(root)
+    for split, parts in files.items():
+        records = joined.splits.setdefault(split, [])
+        known: set[str] = set()
+        for part in parts:
+            joined.problems += part.problems
+            for record in part.splits["all"]:
+                if record.image_id in known:
+                    joined.add("duplicated id", f"{part.path.name} repeats image {record.image_id} of split {split}")
+                known.add(record.image_id)
+                records.append(record)
+    return joined
 
 
 def read_json(path: Path, expected: str) -> Any:

@@ -16,6 +16,11 @@ class Adapter(Protocol):
         """Whether the network computes exactly the same right after `inject`."""
         ...
 
+    @property
+    def off(self) -> bool:
+        """Whether its sizes leave nothing of it (mid dimension or rank 0, the origin of a sweep): `inject` then does nothing."""
+        ...
+
     def inject(self, network: nn.Module) -> None:
         """Put the modules in, in place, without changing any existing key.
 
@@ -25,7 +30,7 @@ class Adapter(Protocol):
         ...
 
     def owns(self, parameter_name: str) -> bool:
-        """Whether a parameter or state-dict name is this adapter's."""
+        """Whether the name of a parameter, of a state-dict entry or of a module is this adapter's."""
         ...
 
     def describe(self) -> dict[str, Any]:

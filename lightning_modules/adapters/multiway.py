@@ -211,7 +211,8 @@ SITES: dict[tuple[str, str], Site] = {
 }
 
 
-def _site(module: nn.Module) -> Site | None:
+def site_of(module: nn.Module) -> Site | None:
+    """Where things are in a module, if it is a known transformer block."""
     for base in type(module).__mro__:  # a checkpointed block is a subclass of the library's
         site = SITES.get((base.__module__, base.__name__))
         if site is not None:
@@ -293,7 +294,8 @@ class MultiWayAdapter:
         towers: Which towers of a dual encoder are adapted.
         knowledge: New Knowledge Extractor on or off.
         alignment: Alignment Enhancer on or off.
-        knowledge_mid: Bottleneck width of the KE; 0 = no KE; None = as the reading.
+        knowledge_mid: Bottleneck width of the KE; 0 = no KE; None = as the reading. Without KE and AE there is no adapter (the
+            origin of Figure 2): the network stays as it is.
         alignment_mid: Middle width of the AE; 0 = no AE; "ffn" = the host's FFN width; None = as the reading.
         alignment_form: "ffn" (GELU, sub-LN) or "bottleneck" (like the KE); None = as the reading.
         sub_norm: LayerNorm inside an AE of form "ffn"; None = as the reading.
@@ -307,7 +309,7 @@ class MultiWayAdapter:
             a dual encoder are different networks, so there each always has its own.
 
     Raises:
-        InputError: A value is out of range, or both parts are off.
+        InputError: A value is out of range, or both parts are switched off.
     """
 
     def __init__(
@@ -365,10 +367,10 @@ class MultiWayAdapter:
         values = self.values
         if values.knowledge_mid < 0 or (values.alignment_mid or 0) < 0 or not 0 <= values.dropout < 1:
             raise InputError(f"multiway adapter: widths must be 0 or more and dropout in [0, 1), got {asdict(values)}")
-        if values.knowledge_mid == 0 and values.alignment_mid == 0:
+        if not knowledge and not alignment:  # two switches contradict the adapter; a width of 0 is the origin of a sweep
             raise InputError(
                 "multiway adapter: both the Knowledge Extractor and the Alignment Enhancer are off; switch one on "
-                "(knowledge, alignment, *_mid), or use tuning mode head without an adapter"
+                "(knowledge, alignment), or use tuning mode head or none without an adapter"
             )
 
     @property
@@ -376,8 +378,13 @@ class MultiWayAdapter:
         """Whether the network computes exactly the same right after `inject`."""
         return self.values.identity_at_start
 
+    @property
+    def off(self) -> bool:
+        """Whether neither a KE nor an AE is left."""
+        return self.values.knowledge_mid == 0 and self.values.alignment_mid == 0
+
     def owns(self, parameter_name: str) -> bool:
-        """Whether a parameter or state-dict name is this adapter's."""
+        """Whether the name of a parameter, of a state-dict entry or of a module is this adapter's."""
         return NAME in parameter_name.split(".")
 
     def describe(self) -> dict[str, Any]:
@@ -390,7 +397,7 @@ class MultiWayAdapter:
         }
 
     def inject(self, network: nn.Module) -> None:
-        """Give every known block of the chosen towers its KE and AE, on the block's device, in fp32.
+        """Give every known block of the chosen towers its KE and AE, on the block's device, in fp32; nothing if it is `off`.
 
         BEiT-3's layers hold both modalities: there `towers` chooses whose tokens are adapted. Otherwise `network.image` and
         `network.text` are the towers; a network without them is adapted as a whole (towers "both").
@@ -398,6 +405,8 @@ class MultiWayAdapter:
         Raises:
             InputError: A chosen tower has no known block (the message names the module types it has), or has adapters already.
         """
+        if self.off:
+            return
         chosen = ("image", "text") if self.towers == "both" else (self.towers,)
         layers = [module for module in network.modules() if isinstance(module, beit3.Layer)]
         if layers:
@@ -428,7 +437,7 @@ class MultiWayAdapter:
     def _find(self, part: nn.Module, where: str) -> list[tuple[nn.Module, Site]]:
         if any(self.owns(name) for name, _ in part.named_modules()):
             raise InputError(f"multiway adapter: the {where} has MultiWay-Adapters already; inject only once")
-        blocks = [(module, site) for module in part.modules() if (site := _site(module)) is not None]
+        blocks = [(module, site) for module in part.modules() if (site := site_of(module)) is not None]
         if not blocks:
             containers = sorted({type(module).__name__ for module in part.modules() if next(module.children(), None) is not None})
             known = ", ".join(sorted({name for _, name in SITES}))

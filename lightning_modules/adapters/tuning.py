@@ -1,7 +1,8 @@
-"""What trains: everything, the adapter with the heads, or the heads alone."""
+"""What trains: everything, the adapter with the heads that are new, the heads alone, or nothing."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -12,12 +13,17 @@ from torch.nn import Parameter
 from datamodules.errors import InputError
 from lightning_modules.adapters.adapter import Adapter
 
-TuningMode = Literal["full", "adapter", "head"]
+TuningMode = Literal["full", "adapter", "head", "none"]
+TrainHeads = Literal["new", "all", "none"]
+
+log = logging.getLogger("crosslight")
 
 
 @runtime_checkable
 class HasHeads(Protocol):
     """The part of the network contract that tuning needs (the object is an nn.Module besides)."""
+
+    loaded_heads: frozenset[str]  # names of the heads that a checkpoint brought
 
     def head_parameters(self) -> Iterable[tuple[str, Parameter]]: ...
 
@@ -39,39 +45,49 @@ class ParameterCounts:
         return 100.0 * self.trainable / own if own else 0.0
 
 
-def set_tuning(network: nn.Module, adapter: Adapter | None, mode: TuningMode, train_heads: bool = True) -> ParameterCounts:
+def set_tuning(network: nn.Module, adapter: Adapter | None, mode: TuningMode, train_heads: TrainHeads = "new") -> ParameterCounts:
     """Set `requires_grad` of every parameter.
 
     full: all parameters but those the network never uses (`network.unused_parameters()`: a mask token, a pooler). adapter: the
-    adapter's, and the heads if `train_heads`. head: the heads. An adapter in the modes full or head would silently change what
-    the row of a table means, so it is an error; full fine-tuning of a network with adapters is nobody's baseline.
+    adapter's, and of the heads what `train_heads` says. head: the heads. none: nothing, for the frozen row of a table. An adapter
+    in another mode than adapter would silently change what the row of a table means, so it is an error; full fine-tuning of a
+    network with adapters is nobody's baseline.
 
     Args:
-        network: The network, with the adapter injected already.
-        adapter: The injected adapter; None in the modes full and head.
+        network: The network, with its weights loaded and the adapter injected already.
+        adapter: The injected adapter; None in the other modes. One that is `off` leaves only the heads to train, or nothing.
         mode: What trains.
-        train_heads: In mode adapter: also train projections and temperature (they are new unless the checkpoint brought them).
+        train_heads: In mode adapter: "new" = the heads that no checkpoint brought (`network.loaded_heads`), "all" or "none". With
+            official BEiT-3 retrieval weights "new" trains the adapter alone, as MultiWay-Adapter does.
 
     Raises:
-        InputError: Mode and adapter contradict each other, the adapter is not in the network, or nothing would train.
+        InputError: Mode and adapter contradict each other, the adapter is not in the network, or mode head may train no heads.
     """
     if mode == "adapter" and adapter is None:
-        raise InputError("tuning mode 'adapter' needs an adapter; set model.adapter, or choose tuning mode head or full")
+        raise InputError("tuning mode 'adapter' needs an adapter; set model.adapter, or choose tuning mode head, full or none")
     if mode != "adapter" and adapter is not None:
         raise InputError(f"tuning mode {mode!r} takes no adapter, but one is set; set model.adapter to null or tuning to adapter")
-    if mode == "head" and not train_heads:
-        raise InputError("tuning mode 'head' with train_heads false trains nothing; set train_heads to true")
+    if mode == "head" and train_heads == "none":
+        raise InputError("tuning mode 'head' with train_heads none trains nothing; leave train_heads out, or set tuning to none")
     heads = head_names(network)
+    loaded = network.loaded_heads if isinstance(network, HasHeads) else frozenset()
+    learn = heads - loaded if train_heads == "new" else heads if train_heads == "all" else frozenset()
     unused: Set[str] = getattr(network, "unused_parameters", frozenset)()
     for name, parameter in network.named_parameters():
         if mode == "full":
             parameter.requires_grad = name not in unused
+        elif mode == "adapter":
+            assert adapter is not None
+            parameter.requires_grad = adapter.owns(name) or name in learn
         else:
-            owned = adapter is not None and adapter.owns(name)
-            parameter.requires_grad = owned or (train_heads and name in heads)
+            parameter.requires_grad = mode == "head" and name in heads
     counts = count_parameters(network, adapter)
-    if mode == "adapter" and counts.adapter == 0:
-        raise InputError("the adapter has no parameters in this network: it was not injected, or all its parts are off")
+    if mode == "adapter" and counts.adapter == 0 and adapter is not None and not adapter.off:
+        raise InputError("the adapter has no parameters in this network: it was not injected")
+    if mode == "adapter" and learn != heads:
+        frozen = ", ".join(sorted(heads - learn))
+        why = "a checkpoint brought them" if train_heads == "new" else "train_heads is none"
+        log.info("%s parameters train; heads that stay frozen, because %s: %s", f"{counts.trainable:,}", why, frozen)
     return counts
 
 
@@ -103,16 +119,13 @@ def set_mode(network: nn.Module, training: bool, adapter: Adapter | None = None)
         return
     owns = adapter.owns if adapter is not None else lambda _name: False
     base: dict[str, bool] = {}  # module name -> whether a parameter of its own (not the adapter's) trains below it
-    inside_adapter: dict[str, bool] = {}  # module name -> whether all parameters below it are the adapter's
     for name, parameter in network.named_parameters(remove_duplicate=False):
-        owned = owns(name)
         parts = name.split(".")[:-1]
         for depth in range(len(parts) + 1):
             prefix = ".".join(parts[:depth])
-            base[prefix] = base.get(prefix, False) or (parameter.requires_grad and not owned)
-            inside_adapter[prefix] = inside_adapter.get(prefix, True) and owned
+            base[prefix] = base.get(prefix, False) or (parameter.requires_grad and not owns(name))
     for name, module in network.named_modules():
         nearest = name
         while nearest not in base and nearest:
             nearest = nearest.rpartition(".")[0]
-        module.training = inside_adapter.get(nearest, False) or base.get(nearest, False)
+        module.training = owns(name) or base.get(nearest, False)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from lightning_modules.checkpoints.official_files import official_file
+from datamodules.official import checkpoint_file
 from lightning_modules.checkpoints.weights import read_weights, some
 from lightning_modules.networks.beit3 import UNUSED_POSITIONS, BEiT3Retrieval
 
@@ -57,6 +59,7 @@ _ADAPTER = {  # the KE, and an AE of its form; then an AE of the FFN's form
     "sub_norm": "ffn_layernorm",
     "fc2": "fc2",
 }
+_ADAPTER_KEYS = re.compile(r"\.(adaptmlp_text|adaptmlp_vision|enhancemlp)\.")
 POSITIONS = "encoder.image_embed.positions"
 
 
@@ -140,25 +143,26 @@ def load_official(network: BEiT3Retrieval, source: str | Path) -> Account:
     Raises:
         InputError: No such file or name, encoder tensors missing, or other shapes. The network is unchanged then.
     """
-    path = official_file(source)
+    path = checkpoint_file(source)
     state = {name.removeprefix("module."): tensor for name, tensor in read_weights(path).items()}
-    own = network.state_dict()
-    taken: dict[str, Tensor] = {}
-    missing, wrong = [], []
+    copies: list[tuple[Tensor, Tensor]] = []  # ours and the file's; made when all is known to fit
+    loaded, missing, wrong = [], [], []
     interpolated = None
     used: set[str] = set()
-    for name, target in own.items():
+    for name, target in network.state_dict().items():
         names = official_names(name)
         used.update(names)
         if absent := [each for each in names if each not in state]:
             missing.append((name, absent))
             continue
-        tensor = state[names[0]] if len(names) == 1 else torch.cat([state[each] for each in names])
-        if name == POSITIONS and tensor.shape != target.shape and tensor.shape[1:] == target.shape[1:]:
-            tensor, interpolated = _resized(tensor, target, path)
-        if tensor.shape != target.shape:
-            wrong.append(f"{', '.join(names)} {list(tensor.shape)}, here {list(target.shape)}")
-        taken[name] = tensor
+        loaded.append(name)
+        for each, part in zip(names, target.chunk(len(names)) if len(names) > 1 else (target,), strict=True):
+            tensor = state[each]
+            if name == POSITIONS and tensor.shape != part.shape and tensor.shape[1:] == part.shape[1:]:
+                tensor, interpolated = _resized(tensor, part, path)
+            if tensor.shape != part.shape:
+                wrong.append(f"{each} {list(tensor.shape)}, here {list(part.shape)}")
+            copies.append((part, tensor))
     heads = {name for name, _ in network.head_parameters()}
     lost = [each for name, absent in missing if name not in heads and ".multiway." not in name for each in absent]
     if lost:
@@ -169,18 +173,28 @@ def load_official(network: BEiT3Retrieval, source: str | Path) -> Account:
     if wrong:
         raise InputError(
             f"{path} has other shapes than this BEiT-3: {some(wrong)}; set width, heads, ffn_width, patch_size, vocab_size and "
-            "text_positions of the network to the file's"
+            "text_positions of the network (and the adapter's sizes) to the file's"
         )
-    network.load_state_dict(taken, strict=False)
-    network.loaded_heads |= heads & taken.keys()
+    with torch.no_grad():
+        for part, tensor in copies:
+            part.copy_(tensor)
+    network.loaded_heads |= heads & set(loaded)
     account = Account(
         str(path),
-        tuple(taken),
+        tuple(loaded),
         tuple(name for name, _ in missing),
         tuple(sorted(state.keys() - used)),
         interpolated,
     )
     log.info("%s", account)
+    if adapters := [name for name in account.unexpected if _ADAPTER_KEYS.search(name)]:
+        log.warning(
+            "%s: %d adapter tensors have no place here (%s), so the network computes something else than the file's; inject the "
+            "adapter they were trained in before loading",
+            path,
+            len(adapters),
+            some(adapters),
+        )
     return account
 
 
@@ -213,11 +227,13 @@ def write_official(network: nn.Module, path: str | Path) -> Path:
     path = Path(path)
     if path.exists():
         raise InputError(f"{path} exists already; choose another name or remove it")
+    # Nothing is cloned on the CPU: the three parts of a packed qkv are contiguous rows of one storage, which is written once.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in to_official(network.state_dict()).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")  # a write cut short leaves no file that looks whole
     if path.suffix == ".safetensors":
-        save_file({name: tensor.clone() for name, tensor in state.items()}, path, metadata={"format": "pt"})
+        save_file(state, partial, metadata={"format": "pt"})
     else:
-        # cloned one by one by torch.save's caller is not needed: contiguous rows of a packed qkv share one storage, saved once
-        torch.save({"model": state}, path)
+        torch.save({"model": state}, partial)
+    os.replace(partial, path)
     return path

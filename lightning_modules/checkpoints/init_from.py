@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from lightning_modules.adapters.adapter import Adapter
-from lightning_modules.adapters.tuning import head_names
+from lightning_modules.adapters.tuning import HasHeads, head_names
 from lightning_modules.checkpoints.adapter_export import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -25,7 +25,8 @@ log = logging.getLogger("crosslight")
 
 
 def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path) -> list[str]:
-    """Copy the weights of `source` into the network and tell what it did not bring.
+    """Copy the weights of `source` into the network and tell what it did not bring. Call it before `set_tuning`: heads that the
+    file brings are entered in `network.loaded_heads`, and an adapter run leaves those frozen.
 
     What may be missing is what this network has new: the adapter's keys and the heads. A file that holds only trained parts (of
     an adapter run, or an export) brings no backbone; any other file must bring all of it.
@@ -54,7 +55,9 @@ def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path) 
     if wrong:
         raise InputError(f"init_from {file}: other shapes than this network: {some(wrong)}. Use the sizes it was made with.")
     heads = set(head_names(network))
-    fresh = sorted(own.keys() - state.keys())
+    # what the network never reads does not train, so not even a run that tuned everything kept it
+    unused: Set[str] = getattr(network, "unused_parameters", frozenset)()
+    fresh = sorted(own.keys() - state.keys() - unused)
     backbone = [name for name in fresh if name not in heads and not (adapter is not None and adapter.owns(name))]
     partial = [name for name in state if name not in heads and not (adapter is not None and adapter.owns(name))] == []
     if backbone and not partial:
@@ -63,6 +66,8 @@ def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path) 
             "Use the network it was made with."
         )
     network.load_state_dict(state, strict=False)
+    if isinstance(network, HasHeads):
+        network.loaded_heads |= heads & state.keys()
     started = [name for name in fresh if name not in backbone]
     log.info(
         "init_from %s: %d tensors taken, %d start fresh%s",

@@ -5,6 +5,7 @@ Files are safetensors, or torch files opened with `weights_only=True` (nothing i
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +31,9 @@ def some(names: Iterable[str]) -> str:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Every tensor of a `.safetensors` file or of a torch file, on the CPU, as stored.
 
-    A torch file may hold the state dict itself or keep it under `state_dict`, `model` or `module` (the common layouts).
+    A torch file may hold the state dict itself or keep it under `model`, `module` or `state_dict` (the common layouts; beside
+    it, training state and the `argparse.Namespace` of official fine-tuned checkpoints are passed over). Large files are mapped,
+    not read: copy the tensors into a module before the file may change.
 
     Raises:
         InputError: No such file, a truncated or foreign file, or a file without tensors.
@@ -41,13 +44,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain attributes; building one runs no code
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
         raise InputError(
             f"weights file {path} ({path.stat().st_size:,} bytes) cannot be read: {str(error).splitlines()[0]}; it may be "
             "truncated (download it again) or hold more than plain tensors (convert it to safetensors)"
         ) from error
-    for key in ("state_dict", "model", "module"):
+    for key in ("model", "module", "state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
             break

@@ -32,8 +32,9 @@ class Attended:
 
     def scores(self) -> Tensor:
         """[B, H, Q, K]: q k^T / sqrt(D) in fp32, -inf at padded keys."""
-        queries, keys = self.queries_BHQD.float(), self.keys_BHKD.float()
-        scores_BHQK = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
+        with torch.autocast(self.queries_BHQD.device.type, enabled=False):  # it would take the product back to half precision
+            queries, keys = self.queries_BHQD.float(), self.keys_BHKD.float()
+            scores_BHQK = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
         if self.mask_BK is not None:
             scores_BHQK = scores_BHQK.masked_fill(~self.mask_BK[:, None, None, :], float("-inf"))
         return scores_BHQK
@@ -43,8 +44,10 @@ class Attended:
         return torch.softmax(self.scores(), dim=-1)
 
 
-def attend(queries_BHQD: Tensor, keys_BHKD: Tensor, values_BHKD: Tensor, mask_BK: Tensor | None = None) -> Tensor:
+def attend(
+    queries_BHQD: Tensor, keys_BHKD: Tensor, values_BHKD: Tensor, mask_BK: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
     """softmax(q k^T / sqrt(D)) v as [B, Q, H * D], in one fused kernel. `mask_BK`: bool, True = a real token."""
     mask_B11K = None if mask_BK is None else mask_BK[:, None, None, :]
-    context_BHQD = F.scaled_dot_product_attention(queries_BHQD, keys_BHKD, values_BHKD, attn_mask=mask_B11K)
+    context_BHQD = F.scaled_dot_product_attention(queries_BHQD, keys_BHKD, values_BHKD, attn_mask=mask_B11K, dropout_p=dropout)
     return context_BHQD.transpose(1, 2).flatten(2)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torchvision.ops import StochasticDepth
 
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput, Inputs, TextInput
@@ -32,6 +32,7 @@ from lightning_modules.networks.attention import Attended, attend
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 
 Side = Literal["image", "text"]
+Start = Literal["official", "scratch"]
 UNUSED_POSITIONS = 2  # both official position tables count from 2 (a fairseq habit); rows 0 and 1 are never read
 HEADS = ("image_head.", "text_head.", "logit_scale")
 
@@ -55,13 +56,40 @@ class Encoded:
     attention: dict[int, Attended]
 
 
-def by_side(x_BTD: Tensor, image_tokens: int, function: Callable[[Side, Tensor], Tensor]) -> Tensor:
-    """`function` on the image tokens and on the text tokens apart; on one piece, uncut, when there is only one modality."""
-    if image_tokens == x_BTD.shape[1]:
-        return function("image", x_BTD)
+def by_side(image_tokens: int, function: Callable[..., Tensor], *parts_BTD: Tensor) -> Tensor:
+    """`function(side, *parts)` on the image tokens and on the text tokens apart; uncut when there is only one modality."""
+    tokens = parts_BTD[0].shape[1]
+    if image_tokens == tokens:
+        return function("image", *parts_BTD)
     if image_tokens == 0:
-        return function("text", x_BTD)
-    return torch.cat([function("image", x_BTD[:, :image_tokens]), function("text", x_BTD[:, image_tokens:])], dim=1)
+        return function("text", *parts_BTD)
+    image = function("image", *(part[:, :image_tokens] for part in parts_BTD))
+    return torch.cat([image, function("text", *(part[:, image_tokens:] for part in parts_BTD))], dim=1)
+
+
+def draw_weight(weight: Tensor) -> None:
+    """The official start of every linear map, in place: N(0, .02) cut at one sigma (`trunc_normal_(std=.02, a=-.02, b=.02)`).
+
+    Drawn through the inverse of the distribution function: `nn.init.trunc_normal_` rejects and redraws, 20 times as slow, which
+    for base is a quarter of a minute on a processor.
+    """
+    bound = math.erf(1 / math.sqrt(2))
+    with torch.no_grad():
+        weight.uniform_(-bound, bound).erfinv_().mul_(0.02 * math.sqrt(2)).clamp_(-0.02, 0.02)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, a sample's whole branch is dropped with this probability, and scaled up otherwise."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, branch_BTD: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return branch_BTD
+        keep = 1 - self.probability
+        return branch_BTD * branch_BTD.new_empty(len(branch_BTD), 1, 1).bernoulli_(keep).div_(keep)
 
 
 class Expert(nn.Module):
@@ -99,7 +127,7 @@ class Layer(nn.Module):
         self.heads = heads
         self.image = Expert(width, ffn_width)
         self.text = Expert(width, ffn_width)
-        self.drop_path = StochasticDepth(drop_path, "row") if drop_path > 0 else nn.Identity()
+        self.drop_path = DropPath(drop_path)
         self.multiway = None
 
     def forward(
@@ -111,18 +139,20 @@ class Layer(nn.Module):
         want_attention: bool = False,
     ) -> tuple[Tensor, Attended | None]:
         """All tokens, or with `pooled` only the first one: what the last layer owes a retrieval head."""
-        qkv = by_side(x_BTD, image_tokens, lambda side, x: self._expert(side).project(x))
-        queries, keys, values = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = by_side(image_tokens, lambda side, x: self._expert(side).project(x), x_BTD).unflatten(-1, (3, self.heads, -1))
+        # unbound before it is transposed: the three gradients then stack up in the layout of qkv, without another copy
+        queries, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))
         access = Attended(queries, keys, mask_BT) if want_attention else None
         if pooled:
             x_BTD, queries, image_tokens = x_BTD[:, :1], queries[:, :, :1], min(image_tokens, 1)
         context = attend(queries, keys, values, mask_BT)
-        x_BTD = x_BTD + self.drop_path(by_side(context, image_tokens, lambda side, part: self._expert(side).merge(part)))
-        return by_side(x_BTD, image_tokens, self._feed_forward), access
-
-    def _feed_forward(self, side: Side, x: Tensor) -> Tensor:
-        y = x + self.drop_path(self._expert(side).feed_forward(x))
-        return y if self.multiway is None else self.multiway(side, x, y, self.drop_path)
+        x_BTD = x_BTD + self.drop_path(by_side(image_tokens, lambda side, part: self._expert(side).merge(part), context))
+        branch = self.drop_path(by_side(image_tokens, lambda side, part: self._expert(side).feed_forward(part), x_BTD))
+        y_BTD = x_BTD + branch
+        if self.multiway is None:
+            return y_BTD, access
+        adapt = self.multiway
+        return by_side(image_tokens, lambda side, x, y: adapt(side, x, y, self.drop_path), x_BTD, y_BTD), access
 
     def _expert(self, side: Side) -> Expert:
         return self.image if side == "image" else self.text
@@ -162,7 +192,14 @@ class TextEmbedding(nn.Module):
         length, most = tokens_BT.shape[1], len(self.positions) - UNUSED_POSITIONS
         if length > most:
             raise InputError(f"BEiT-3 has positions for {most} text tokens, got {length}; lower max_tokens")
-        x_BTD = self.tokens(tokens_BT) + self.positions[UNUSED_POSITIONS : UNUSED_POSITIONS + length]
+        try:
+            embedded_BTD = self.tokens(tokens_BT)
+        except IndexError as error:  # on the CPU; looking at the ids first would make a GPU wait for them at every step
+            raise InputError(
+                f"BEiT-3: token ids from {int(tokens_BT.min())} to {int(tokens_BT.max())}, but its vocabulary has rows 0 to "
+                f"{len(self.tokens.weight) - 1}; use the tokeniser that fits the network, or set its vocab_size"
+            ) from error
+        x_BTD = embedded_BTD + self.positions[UNUSED_POSITIONS : UNUSED_POSITIONS + length]
         return x_BTD if mask_BT is None else x_BTD * mask_BT.unsqueeze(-1)
 
 
@@ -179,6 +216,7 @@ class BEiT3(nn.Module):
         vocab_size: Rows of the token table.
         text_positions: Rows of the text position table (two of them are never read).
         drop_path: Stochastic depth of the last layer; it grows linearly from 0 at the first.
+        init: Random start, see BEiT3Retrieval.
     """
 
     def __init__(
@@ -192,6 +230,7 @@ class BEiT3(nn.Module):
         vocab_size: int,
         text_positions: int,
         drop_path: float,
+        init: Start = "official",
     ) -> None:
         super().__init__()
         self.image_embed = ImageEmbedding(width, image_size, patch_size)
@@ -199,17 +238,20 @@ class BEiT3(nn.Module):
         rates = [drop_path * i / max(num_layers - 1, 1) for i in range(num_layers)]
         self.layers = nn.ModuleList(Layer(width, heads, ffn_width, rate) for rate in rates)
         self.norm = nn.ModuleDict({"image": nn.LayerNorm(width), "text": nn.LayerNorm(width)})
-        self.reset_parameters()
+        self.reset_parameters(init)
 
-    def reset_parameters(self) -> None:
-        """The official start. torchscale's sub-LN gains are overwritten there by `_init_weights`, so they are not here either."""
+    def reset_parameters(self, init: Start = "official") -> None:
+        """Random weights. torchscale's sub-LN gains are overwritten by the official `_init_weights`, so they are not here."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.02, b=0.02)
+                if init == "official":
+                    draw_weight(module.weight)
+                else:
+                    nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.text_embed.tokens.weight, std=self.text_embed.tokens.embedding_dim**-0.5)
-        nn.init.normal_(self.image_embed.positions)
-        nn.init.normal_(self.text_embed.positions)
+        for positions in (self.image_embed.positions, self.text_embed.positions):
+            nn.init.normal_(positions, std=1.0 if init == "official" else 0.02)
 
     def forward(
         self,
@@ -236,20 +278,18 @@ class BEiT3(nn.Module):
         """
         if wrong := [i for i in attention if not 0 <= i < len(self.layers)]:
             raise InputError(f"attention of layers {wrong} was asked for, but BEiT-3 here has layers 0 to {len(self.layers) - 1}")
-        records = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
-        with torch.set_grad_enabled(records):
-            x_BTD, image_tokens, mask = self._embed(pixels_B3HW, tokens_BT, mask_BT)
-            states, access = [x_BTD] if hidden else [], {}
-            for i, layer in enumerate(self.layers):
-                last = pooled and i == len(self.layers) - 1
-                x_BTD, seen = layer(x_BTD, image_tokens, mask, last, i in attention)
-                if hidden:
-                    states.append(x_BTD)
-                if seen is not None:
-                    access[i] = seen
-            if pooled:
-                x_BTD = x_BTD[:, :1]
-            out = by_side(x_BTD, min(image_tokens, x_BTD.shape[1]), lambda side, part: self.norm[side](part))
+        x_BTD, image_tokens, mask = self._embed(pixels_B3HW, tokens_BT, mask_BT)
+        states, access = [x_BTD] if hidden else [], {}
+        for i, layer in enumerate(self.layers):
+            last = pooled and i == len(self.layers) - 1
+            x_BTD, seen = layer(x_BTD, image_tokens, mask, last, i in attention)
+            if hidden:
+                states.append(x_BTD)
+            if seen is not None:
+                access[i] = seen
+        if pooled:
+            x_BTD = x_BTD[:, :1]
+        out = by_side(min(image_tokens, x_BTD.shape[1]), lambda side, part: self.norm[side](part), x_BTD)
         return Encoded(out, image_tokens, mask, tuple(states), access)
 
     def _embed(
@@ -289,6 +329,9 @@ class BEiT3Retrieval(nn.Module):
         weights: An official checkpoint (.pth) by path or by name, or such a file as safetensors; null = random weights. Positions
             are interpolated when it was made for another image size.
         checkpoint_activations: Recompute the layers' activations in the backward pass: less memory, about a third more compute.
+        init: Random start. official = the released one: positions N(0, 1), linear layers within +-.02; made for checkpoints to
+            be loaded over it. A small model trained from it by a contrastive loss alone gives every input the same vector.
+            scratch = positions N(0, .02), linear layers of the encoder Xavier-uniform, which trains.
 
     Raises:
         InputError: Sizes that do not divide, or a checkpoint that does not fit.
@@ -309,8 +352,12 @@ class BEiT3Retrieval(nn.Module):
         drop_path: float = 0.0,
         weights: str | None = None,
         checkpoint_activations: bool = False,
+        init: Start = "official",
     ) -> None:
         super().__init__()
+        sizes = (image_size, width, num_layers, heads, ffn_width, patch_size, vocab_size, text_positions)
+        if min(sizes) < 1:
+            raise InputError(f"BEiT-3: every size must be 1 or more, got {sizes}")
         if image_size % patch_size or width % heads:
             raise InputError(
                 f"BEiT-3: image_size ({image_size}) must be a multiple of patch_size ({patch_size}), and width ({width}) of "
@@ -320,16 +367,22 @@ class BEiT3Retrieval(nn.Module):
             raise InputError(f"BEiT-3: drop_path is {drop_path}; give a probability, 0 <= x < 1")
         if max_tokens > text_positions - UNUSED_POSITIONS:
             raise InputError(f"BEiT-3: max_tokens {max_tokens} exceeds its {text_positions - UNUSED_POSITIONS} text positions")
-        self.encoder = BEiT3(width, num_layers, heads, ffn_width, image_size, patch_size, vocab_size, text_positions, drop_path)
+        # A checkpoint fills the whole encoder or is refused: drawing random weights first would only take time (large: seconds).
+        with torch.device("meta") if weights is not None else nullcontext():
+            self.encoder = BEiT3(
+                width, num_layers, heads, ffn_width, image_size, patch_size, vocab_size, text_positions, drop_path, init
+            )
+        if weights is not None:
+            self.encoder.to_empty(device=torch.get_default_device())
         self.image_head = nn.Linear(width, width, bias=False)
         self.text_head = nn.Linear(width, width, bias=False)
         for head in (self.image_head, self.text_head):
-            nn.init.trunc_normal_(head.weight, std=0.02, a=-0.02, b=0.02)
+            draw_weight(head.weight)
         self.logit_scale = Parameter(torch.tensor(math.log(1 / 0.07)))
         half = (0.5, 0.5, 0.5)
         self.inputs = Inputs(
             image=ImageInput(image_size, half, half, resize="squash"),
-            text=TextInput(tokeniser, max_tokens),
+            text=TextInput(tokeniser, max_tokens, vocab_size),
         )
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought: an adapter run leaves them frozen
         if checkpoint_activations:

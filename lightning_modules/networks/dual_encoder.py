@@ -58,6 +58,7 @@ class DualEncoder(nn.Module):
         self.text_projection = _projection(projection, text.width, embed_dim)
         self.logit_scale = Parameter(torch.tensor(math.log(1.0 / init_temperature)))
         self.inputs = Inputs(image=image.image_input, text=text.text_input)
+        self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought: an adapter run leaves them frozen
         if checkpoint_activations:
             image.checkpoint_activations()
             text.checkpoint_activations()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from tiny_data import write_image
 
 from datamodules.errors import InputError
-from datamodules.images import Augmentation, SplitImages, evaluation_transform, normalise
+from datamodules.images import Augmentation, SplitImages, evaluation_transform, normalise, training_transform
 from datamodules.inputs import ImageInput
 from datamodules.records import Caption, ImageRecord
 
 HALF = (0.5, 0.5, 0.5)
-FIXTURE = Path(__file__).parent / "eval_transform.safetensors"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "mwa" / "eval_transform"
 
 
 def records(folder: Path, count: int) -> list[ImageRecord]:
@@ -31,13 +34,36 @@ def records(folder: Path, count: int) -> list[ImageRecord]:
 
 def test_squash_equals_the_official_evaluation_transform() -> None:
     # Recorded from MWA's build_transform(is_train=False): Resize((S, S), bicubic), ToTensor, Normalize(0.5, 0.5).
-    recorded = load_file(FIXTURE)
-    for number in range(3):
+    recorded = load_file(FIXTURE.with_suffix(".safetensors"))
+    for number, size in enumerate(json.loads(FIXTURE.with_suffix(".json").read_text())["sizes"]):
         pixels = recorded[f"inputs/image_{number}_hwc_uint8_as_int64"].numpy().astype(np.uint8)
-        expected_3HW = recorded[f"outputs/image_{number}"]
-        spec = ImageInput(expected_3HW.shape[-1], HALF, HALF, resize="squash")
+        spec = ImageInput(size, HALF, HALF, resize="squash")
         found_3HW = normalise(evaluation_transform(spec)(Image.fromarray(pixels))[None], spec)[0]
-        assert torch.equal(found_3HW, expected_3HW)
+        assert torch.equal(found_3HW, recorded[f"outputs/image_{number}"])
+
+
+def test_training_transform_is_the_official_crop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # unilm/beit3/datasets.py build_transform(is_train=True): timm's crop with scale (0.5, 1.0), bicubic; flip at 0.5.
+    official = RandomResizedCropAndInterpolation(24, scale=(0.5, 1.0), interpolation="bicubic")
+    crop, flip, _ = training_transform(ImageInput(24, HALF, HALF), Augmentation()).transforms
+    assert flip.p == 0.5
+    write_image(tmp_path / "wide.jpg", 3, (120, 70))
+    image = Image.open(tmp_path / "wide.jpg")
+
+    random.seed(1)
+    torch.manual_seed(1)
+    ours = [crop.make_params([image]) for _ in range(4000)]
+    theirs = [official.get_params(image, official.scale, official.ratio) for _ in range(4000)]
+    boxes = [torch.tensor([[p["top"], p["left"], p["height"], p["width"]] for p in ours]), torch.tensor(theirs)]
+    top, left, height, width = torch.stack(boxes).double().unbind(-1)
+    both = torch.stack([height * width / (120 * 70), (width / height).log(), top / 70, left / 120], -1)  # [2, 4000, 4]
+    for quantile in (0.0, 0.25, 0.5, 0.75, 1.0):
+        torch.testing.assert_close(both[0].quantile(quantile, 0), both[1].quantile(quantile, 0), atol=0.02, rtol=0)
+    # The same box gives the same pixels.
+    top, left, height, width = box = official.get_params(image, official.scale, official.ratio)
+    monkeypatch.setattr(official, "get_params", lambda *_: box)
+    monkeypatch.setattr(crop, "make_params", lambda _: {"top": top, "left": left, "height": height, "width": width})
+    assert np.array_equal(np.asarray(crop(image)), np.asarray(official(image)))
 
 
 def test_crop_resizes_the_shorter_side_and_takes_the_centre() -> None:

@@ -26,6 +26,12 @@ COMMON = (
     f"--data.init_args.batch_size={BATCH}", "--data.init_args.eval_batch_size=4", "--trainer.precision=32-true",
     "--trainer.log_every_n_steps=1",
 )  # fmt: skip
+# A BEiT-3 below the demo's size, for `arguments(row, *BEIT3)`: the later file's network replaces the two towers.
+BEIT3 = (
+    "-c", "configs/model/beit3_tiny.yaml", "--model.init_args.network.init_args.image_size=32",
+    "--model.init_args.network.init_args.width=24", "--model.init_args.network.init_args.num_layers=2",
+    "--model.init_args.network.init_args.ffn_width=48",
+)  # fmt: skip
 RECALLS = {f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum"}
 
 

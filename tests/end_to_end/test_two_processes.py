@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from end_to_end import arguments, metrics, recalls, results, script, started, succeed, wait, weights
+from end_to_end import BEIT3, arguments, metrics, recalls, results, script, started, succeed, wait, weights
 
 
-def test_two_processes_train_and_measure_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", [(), BEIT3], ids=["two_towers", "beit3"])
+def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_path: Path) -> None:
     """27 images, batches of 8 in chunks of 3, 7 images to validate and 11 to test."""
 
     def command(folder: str, *more: str) -> list[str]:
         return arguments(
-            "mwa", "--trainer.max_epochs=1", "--model.init_args.adapter.init_args.dropout=0",
+            "mwa", *network, "--trainer.max_epochs=1", "--model.init_args.adapter.init_args.dropout=0",
             "--model.init_args.gradient_cache_chunk=3", "--model.init_args.optimisation.lr=0.01",
             "--model.init_args.optimisation.eps=1e-4",  # at 1e-8 AdamW makes whole steps of the rounding of gradients near zero
             f"--run_dir={tmp_path / folder}", *more,

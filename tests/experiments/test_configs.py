@@ -14,16 +14,41 @@ from experiments.lightning_cli import CrosslightCLI, ParsedCLI
 from experiments.run_folder import config_hash
 
 REPOSITORY = Path(__file__).parents[2]
+BEIT3 = "configs/model/beit3_tiny.yaml"
 TINY, WORLD, CPU = "configs/model/dual_tiny.yaml", "configs/data/world.yaml", "configs/trainer/cpu.yaml"
 MODELS = [name for name in packaged_configs() if name.startswith("configs/model/")]
 ROWS = ["head", "mwa", "ke_only", "ae_only", "full"]
+MORE_ROWS = ["frozen", "mwa_released", "mwa_text", "lora"]
 MULTIWAY = "lightning_modules.adapters.multiway.MultiWayAdapter"
+LORA = "lightning_modules.adapters.lora.LoRAAdapter"
+RECIPES = {  # recipe -> model, data and row that its comment names
+    **{
+        f"beit3_{size}_{short}": (f"beit3_{size}_384", data, "full")
+        for size in ("base", "large")
+        for short, data in (("coco", "coco"), ("f30k", "flickr30k"))
+    },
+    "paper_base": ("beit3_base_384", "coco", "mwa"),
+    "paper_large": ("beit3_large_384", "flickr30k", "mwa"),
+    "repository_readme": ("beit3_large_384", "coco", "mwa_released"),
+    "repository_ex_sh": ("beit3_base_384", "coco", "mwa_released"),
+}
+GPU = "configs/trainer/gpu.yaml"
+
+
+def recipe(name: str) -> list[str]:
+    model, data, row = RECIPES[name]
+    return [
+        f"configs/model/{model}.yaml", f"configs/data/{data}.yaml", GPU, f"experiments/mwa/rows/{row}.yaml",
+        f"experiments/mwa/recipes/{name}.yaml",
+    ]  # fmt: skip
+
 
 COMPOSITIONS: list[list[str]] = [
     *([model, WORLD, CPU] for model in MODELS),
     *([TINY, name, CPU] for name in packaged_configs() if name.startswith("configs/data/")),
     *([TINY, WORLD, name] for name in packaged_configs() if name.startswith("configs/trainer/")),
-    *([model, WORLD, CPU, f"experiments/mwa/rows/{row}.yaml"] for model in MODELS for row in ROWS),
+    *([BEIT3, WORLD, CPU, f"experiments/mwa/rows/{row}.yaml"] for row in [*ROWS, *MORE_ROWS]),
+    *(recipe(name) for name in RECIPES),
     *(  # as `make flickr8k` composes them
         [CPU, "configs/model/dual_dinov2s_minilm.yaml", "configs/data/flickr8k.yaml", f"experiments/mwa/rows/{row}.yaml",
          "experiments/mwa/flickr8k/common.yaml", f"experiments/mwa/flickr8k/{row}.yaml"]
@@ -95,22 +120,63 @@ def test_rows_say_what_their_names_say() -> None:
         return parse([TINY, WORLD, CPU, f"experiments/mwa/rows/{name}.yaml"])
 
     found = {}
-    for name in ROWS:
+    for name in [*ROWS, *MORE_ROWS]:
         config = row(name)
         assert config["name"] == name
         arguments = config["model"]["init_args"]
         adapter = arguments["adapter"]
-        if adapter is not None:
+        if adapter is not None and name != "lora":
             assert adapter["class_path"] == MULTIWAY
-            adapter = (adapter["init_args"]["knowledge"], adapter["init_args"]["alignment"])
+            adapter = tuple(adapter["init_args"][key] for key in ("reading", "knowledge", "alignment"))
         found[name] = (arguments["tuning"], adapter)
+        assert arguments["train_heads"] == "new"
+    lora = found.pop("lora")
     assert found == {
         "head": ("head", None),
         "full": ("full", None),
-        "mwa": ("adapter", (True, True)),
-        "ke_only": ("adapter", (True, False)),
-        "ae_only": ("adapter", (False, True)),
+        "frozen": ("none", None),
+        "mwa": ("adapter", ("printed", True, True)),
+        "mwa_released": ("adapter", ("released", True, True)),
+        "mwa_text": ("adapter", ("text", True, True)),
+        "ke_only": ("adapter", ("printed", True, False)),
+        "ae_only": ("adapter", ("printed", False, True)),
     }
+    assert lora[1] is not None
+    assert (lora[1]["class_path"], lora[1]["init_args"]["rank"], lora[1]["init_args"]["budget"]) == (LORA, 24, None)
+
+
+@pytest.mark.parametrize(("name", "batch", "lr", "decay", "epochs", "warm", "drop_path"), [
+    # unilm beit3/get_started, MWA Section 4.1, MWA README and ex.sh; None = not stated there
+    ("beit3_base_coco", 3072, 2e-4, 0.65, 15, 3, 0.2),
+    ("beit3_base_f30k", 3072, 1e-4, 0.65, 20, 5, 0.2),
+    ("beit3_large_coco", 3072, 5e-5, 0.85, 15, 3, 0.2),
+    ("beit3_large_f30k", 3072, 5e-5, 0.85, 20, 5, 0.2),
+    ("paper_base", 1024, 1e-3, None, 20, None, None),
+    ("paper_large", 512, 1e-3, None, 20, None, None),
+    ("repository_readme", 128, 2e-4, 0.65, 30, 3, 0.2),
+    ("repository_ex_sh", 64, 5e-4, 0.65, 10, 2, 0.2),
+])  # fmt: skip
+def test_recipes_are_the_published_ones(
+    name: str, batch: int, lr: float, decay: float | None, epochs: int, warm: int | None, drop_path: float | None
+) -> None:
+    config = parse(recipe(name))
+    model = config["model"]["init_args"]
+    optimisation, network = model["optimisation"], model["network"]["init_args"]
+    assert (config["data"]["init_args"]["batch_size"], config["trainer"]["max_epochs"]) == (batch, epochs)
+    assert network["image_size"] == 384
+    assert (optimisation["lr"], optimisation["weight_decay"], optimisation["min_lr"]) == (lr, 0.05, 1e-6)
+    assert (optimisation["betas"], optimisation["eps"]) == ([0.9, 0.999], 1e-8)
+    assert optimisation["layer_decay"] == (decay or 1.0)
+    assert optimisation["warmup_fraction"] == (0.1 if warm is None else warm / epochs)
+    assert network["drop_path"] == (drop_path or 0.0)
+    assert network["width"] == (1024 if "large" in name or name == "repository_readme" else 768)
+    assert config["checkpoint"]["monitor"] == "val/rsum"  # the released code picks on test
+    released = name.startswith("repository")
+    assert optimisation["layer_decay_on_adapters"] is released
+    assert model["eval_frozen"] is not released
+    if released:
+        assert model["adapter"]["init_args"]["reading"] == "released"
+        assert model["adapter"]["init_args"]["scale"] == (1.0 if "ex_sh" in name else 0.6)
 
 
 def test_a_row_on_a_row_switches_the_adapter_off_again() -> None:

@@ -53,6 +53,18 @@ def test_heads_may_be_missing(tiny: Any, tmp_path: Path) -> None:
     save_file({name: value.contiguous() for name, value in towers.items()}, tmp_path / "towers.safetensors")
     assert set(start_from(network, None, tmp_path / "towers.safetensors")) == heads
     assert same(network, parent, set(towers))
+    assert network.loaded_heads == frozenset()
+
+
+def test_heads_that_the_file_brings_are_entered(tiny: Any, tmp_path: Path) -> None:
+    parent, network = tiny.network(seed=1), tiny.network(seed=2)
+    heads = {name for name, _ in network.head_parameters()}
+    some = {name: value for name, value in parent.state_dict().items() if name != "logit_scale"}
+    torch.save(some, tmp_path / "some.pt")
+    assert start_from(network, None, tmp_path / "some.pt") == ["logit_scale"]
+    assert network.loaded_heads == heads - {"logit_scale"}
+    start_from(network, None, checkpoint(parent, tmp_path / "parent.ckpt"))
+    assert network.loaded_heads == heads
 
 
 def test_a_run_folder_gives_its_best_checkpoint(tiny: Any, tmp_path: Path) -> None:

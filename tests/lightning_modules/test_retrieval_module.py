@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,10 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from datamodules.records import PairBatch
+from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
+from lightning_modules.checkpoints.adapter_export import export_adapter, load_adapter, read_adapter_config
+from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.retrieval import RetrievalModule
 
 
@@ -120,6 +125,64 @@ def test_tuning_and_adapter_must_agree(tiny: Any) -> None:
         RetrievalModule(tiny.network(), None, "adapter")
     with pytest.raises(InputError, match="takes no adapter"):
         RetrievalModule(tiny.network(), MultiWayAdapter(), "head")
+
+
+def trained(model: RetrievalModule) -> set[str]:
+    return {name for name, parameter in model.network.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("adapter", [MultiWayAdapter, lambda: LoRAAdapter(rank=2)])
+@pytest.mark.parametrize("kind", ["dual", "beit3"])
+def test_heads_that_init_from_brings_stay_frozen_through_export_and_load(
+    tiny: Any, tmp_path: Path, kind: str, adapter: Callable[[], Any]
+) -> None:
+    def network(seed: int) -> Any:
+        if kind == "dual":
+            return tiny.network(seed=seed)
+        torch.manual_seed(seed)
+        return BEiT3Retrieval(16, 16, 2, 2, 64, 8, 40, 16, max_tokens=8).eval()
+
+    parent = network(1)
+    torch.save(parent.state_dict(), tmp_path / "parent.pt")
+    heads = {name for name, _ in parent.head_parameters()}
+    model = RetrievalModule(network(2), adapter(), init_from=str(tmp_path / "parent.pt")).eval()
+    owned = {name for name, _ in model.network.named_parameters() if model.owns(name)}
+    assert trained(model) == owned
+    assert (model.counts.trainable, model.counts.adapter) == (model.counts.adapter, model.counts.trainable)
+    with torch.no_grad():
+        for name, parameter in model.network.named_parameters():
+            if name in owned:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.3)
+
+    def outputs(module: Any) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([module.encode_images(tiny.images()), module.encode_texts(tiny.texts())])
+
+    expected = outputs(model.network)
+    saved: dict[str, Any] = {}
+    model.on_save_checkpoint(saved)
+    assert set(saved["state_dict"]) == {f"network.{name}" for name in owned}
+    again = RetrievalModule(network(3), adapter(), init_from=str(tmp_path / "parent.pt")).eval()
+    again.on_load_checkpoint(saved)
+    assert torch.equal(outputs(again.network), expected)
+
+    folder = export_adapter(model.network, model.adapter, tmp_path / "export")
+    assert read_adapter_config(folder)["trained_heads"] == []
+    bare = network(1)
+    load_adapter(bare, folder)
+    assert torch.equal(outputs(bare), expected)
+    other = network(1)
+    with torch.no_grad():
+        other.logit_scale.add_(1.0)  # a frozen head is part of the backbone that the export belongs to
+    with pytest.raises(InputError, match="with other weights"):
+        load_adapter(other, folder)
+
+    everything = RetrievalModule(network(2), adapter(), train_heads="all", init_from=str(tmp_path / "parent.pt"))
+    assert trained(everything) == owned | heads
+    fresh = RetrievalModule(network(2), adapter())
+    assert trained(fresh) == owned | heads
+    assert trained(RetrievalModule(network(2), None, "head", init_from=str(tmp_path / "parent.pt"))) == heads
+    assert trained(RetrievalModule(network(2), None, "none")) == set()
 
 
 def test_sanity_check_measures_nothing(tiny: Any) -> None:

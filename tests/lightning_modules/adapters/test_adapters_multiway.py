@@ -1,11 +1,9 @@
-"""MultiWay-Adapter: the equations, the published counts, and what an injection may and may not change.
-
-`TABLE` is the one table of adapters by options; a new adapter method adds its rows to a table like it.
-"""
+"""MultiWay-Adapter: the equations, the published counts, and what an injection may and may not change."""
 
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import pytest
@@ -29,7 +27,9 @@ SCALES = {"knowledge.scale", "alignment.scale"}
 TABLE: dict[str, tuple[dict[str, Any], set[str], bool, int]] = {
     "printed": ({}, KE_KEYS | AE_KEYS | SUB_LN, True, (2 * 16 * 64 + 80) + (2 * 16 * 128 + 144 + 256)),
     "released": ({"reading": "released"}, KE_KEYS | AE_KEYS | SUB_LN, False, (2 * 16 * 64 + 80) + (2 * 16 * 64 + 80 + 128)),
-    "text": ({"reading": "text"}, KE_KEYS | BOTTLENECK | IN_LN | SCALES, True, (2 * 16 * 64 + 80 + 33) + (2 * 16 * 128 + 144 + 33)),
+    "text": (
+        {"reading": "text"}, KE_KEYS | BOTTLENECK | IN_LN | SCALES, True, (2 * 16 * 64 + 80 + 33) + (2 * 16 * 128 + 144 + 33),
+    ),
     "KE only": ({"alignment": False, "knowledge_mid": 8}, KE_KEYS, True, 2 * 16 * 8 + 24),
     "AE only": ({"knowledge": False, "alignment_mid": 8}, AE_KEYS | SUB_LN, True, 2 * 16 * 8 + 24 + 16),
     "AE of mid 0": ({"alignment_mid": 0, "knowledge_mid": 6}, KE_KEYS, True, 2 * 16 * 6 + 22),
@@ -56,10 +56,10 @@ def encode(network: Any, tiny: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("row", TABLE)
-@pytest.mark.parametrize(("image", "text"), HOSTS)
-def test_contract_of_every_adapter_on_every_host(tiny, row, image, text):
+def test_options_and_what_they_put_in(tiny, row):
+    """On one pair of towers; test_adapters_contract.py has every adapter on every host."""
     options, keys, identity, parameters = TABLE[row]
-    network = tiny.network(image, text)
+    network = tiny.network()
     before, base = encode(network, tiny), {name: value.clone() for name, value in network.state_dict().items()}
     adapter = put_into(network, **options)
     assert isinstance(adapter, Adapter)
@@ -78,7 +78,7 @@ def test_contract_of_every_adapter_on_every_host(tiny, row, image, text):
     assert torch.equal(encode(network, tiny), before) is identity
 
     # exactly the declared parameters train, and all of them get a gradient (zero-init hides some in the first step)
-    counts = set_tuning(network, adapter, "adapter", train_heads=False)
+    counts = set_tuning(network, adapter, "adapter", train_heads="none")
     assert counts.trainable == counts.adapter == 4 * parameters
     assert {name for name, p in network.named_parameters() if p.requires_grad} == new
     tiny.randomise(network, "multiway")
@@ -264,6 +264,7 @@ def test_tuning_modes_and_counts(tiny):
     counts = set_tuning(network, None, "full")
     assert counts.trainable == counts.total == total
     assert counts.percent == 100
+    assert set_tuning(network, None, "none").trainable == 0
     counts = set_tuning(network, None, "head")
     assert {name for name, p in network.named_parameters() if p.requires_grad} == heads
     assert counts.trainable == counts.heads == 2 * 16 * 8 + 1
@@ -275,17 +276,43 @@ def test_tuning_modes_and_counts(tiny):
     assert count_parameters(network, adapter) == counts
 
 
+def test_an_adapter_trains_the_heads_that_no_checkpoint_brought(tiny, caplog):
+    def training(**options: Any) -> set[str]:
+        set_tuning(network, adapter, "adapter", **options)
+        return {name for name, parameter in network.named_parameters() if parameter.requires_grad and not adapter.owns(name)}
+
+    network = tiny.network()
+    adapter = put_into(network)
+    heads = {"image_projection.weight", "text_projection.weight", "logit_scale"}
+    with caplog.at_level(logging.INFO, "crosslight"):
+        assert training() == training(train_heads="all") == heads
+        assert not caplog.messages
+        network.loaded_heads = frozenset({"image_projection.weight"})
+        assert training() == training(train_heads="new") == heads - {"image_projection.weight"}
+        assert training(train_heads="none") == set()
+    assert [message.partition("because ")[2] for message in caplog.messages] == [
+        "a checkpoint brought them: image_projection.weight",
+        "a checkpoint brought them: image_projection.weight",
+        "train_heads is none: image_projection.weight, logit_scale, text_projection.weight",
+    ]
+    assert training(train_heads="all") == heads
+    plain = tiny.network()
+    plain.loaded_heads = frozenset(heads)
+    assert set_tuning(plain, None, "head").trainable == set_tuning(plain, None, "head", "new").heads > 0
+
+
 @pytest.mark.parametrize(("arrange", "words"), [
     (lambda n, t: set_tuning(n, None, "adapter"), ["needs an adapter"]),
     (lambda n, t: set_tuning(n, MultiWayAdapter(), "full"), ["'full' takes no adapter"]),
     (lambda n, t: set_tuning(n, MultiWayAdapter(), "head"), ["'head' takes no adapter"]),
     (lambda n, t: set_tuning(n, MultiWayAdapter(), "adapter"), ["not injected"]),
-    (lambda n, t: set_tuning(n, None, "head", train_heads=False), ["trains nothing"]),
+    (lambda n, t: set_tuning(n, None, "head", train_heads="none"), ["trains nothing"]),
     (lambda n, t: (put_into(n), put_into(n)), ["already"]),
     (lambda n, t: put_into(t.network("cnn")), ["image tower", "InvertedResidual", "towers to text", "BertLayer"]),
     (lambda n, t: put_into(nn.Sequential(nn.Linear(2, 2))), ["made of Sequential"]),
     (lambda n, t: put_into(nn.Sequential(nn.Linear(2, 2)), towers="text"), ["no text tower"]),
     (lambda n, t: put_into(n, knowledge=False, alignment=False), ["both"]),
+    (lambda n, t: set_tuning(n, MultiWayAdapter(), "none"), ["'none' takes no adapter"]),
     (lambda n, t: put_into(n, knowledge_mid=-1), ["0 or more"]),
     (lambda n, t: put_into(n, dropout=1.5), ["dropout"]),
     (lambda n, t: put_into(n, reading="printd"), ["printd", "printed, released, text"]),

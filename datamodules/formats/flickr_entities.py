@@ -1,0 +1,403 @@
+"""Flickr30k Entities: captions whose phrases are tied to boxes, read from and written to the released files (v1.0 README and
+flickr30k_entities_utils.py of BryanPlummer/flickr30k_entities).
+
+`Sentences/ID.txt` has one caption a line, its phrases as `[/EN#CHAIN/TYPE/TYPE words of the phrase]`; phrases of one image that
+name the same thing share a chain, and chain 0 (type notvisual) means none. `Annotations/ID.xml` has the photograph's size and
+objects: one or more chains (`name`), and a box or the flags `scene` (the whole picture) and `nobndbox` (not to be seen).
+Boxes are in pixels of the original photograph.
+
+Then what relations need: where a phrase's words are among the word pieces, and which regions show it.
+
+Legend: K annotated boxes of an image, R regions, N objects of a caption.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from xml.etree.ElementTree import Element, ElementTree, ParseError, SubElement, indent
+
+import torch
+from defusedxml import DefusedXmlException  # type: ignore[import-untyped]
+from defusedxml.ElementTree import parse as parse_xml  # type: ignore[import-untyped]
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from datamodules.errors import InputError
+from datamodules.formats.uniter_lmdb import word_pieces_of
+from datamodules.records import Box, Caption, Phrase
+
+NOT_VISUAL = "0"  # the chain of phrases that were not annotated
+
+
+# ------------------------------------------------------------------------------------------------------ reading
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """The boxes of one image, and the chains that have none.
+
+    `boxes` are in file order, which is the order of region features taken from them; box k shows the chains `box_chains[k]`
+    (several where one box was drawn for several things, such as two names of one person). `scenes` are chains of the whole
+    picture, `not_boxed` those that are not to be seen in it (a chain can be in both). Width and height in pixels of the original.
+    """
+
+    width: int
+    height: int
+    boxes: tuple[Box, ...]
+    box_chains: tuple[tuple[str, ...], ...]
+    scenes: frozenset[str] = frozenset()
+    not_boxed: frozenset[str] = frozenset()
+
+    def boxes_of(self, chain: str) -> tuple[Box, ...]:
+        return tuple(box for box, chains in zip(self.boxes, self.box_chains, strict=True) if chain in chains)
+
+    def fractions_K4(self) -> Tensor:
+        """All boxes [K, 4] float32: left, top, right, bottom as fractions of the image."""
+        size = torch.tensor([self.width, self.height, self.width, self.height], dtype=torch.float64)
+        return (_box_tensor(self.boxes) / size).float()
+
+
+@dataclass(frozen=True, slots=True)
+class EntitiesImage:
+    """One image of Entities: its captions ("ID#0", "ID#1", ..., in file order) with phrases that carry their chain's boxes (in
+    pixels of the original photograph), and the annotation they come from."""
+
+    image_id: str
+    captions: tuple[Caption, ...]
+    annotation: Annotation
+
+
+def read_entities(root: Path, image_id: str) -> EntitiesImage:
+    """`root/Sentences/ID.txt` and `root/Annotations/ID.xml`.
+
+    Raises:
+        InputError: a file is missing or malformed; the message says where in it.
+    """
+    annotation = read_annotation(root / "Annotations" / f"{image_id}.xml")
+    captions = []
+    for caption in read_sentences(root / "Sentences" / f"{image_id}.txt"):
+        phrases = tuple(replace(phrase, boxes=annotation.boxes_of(phrase.chain)) for phrase in caption.phrases)
+        captions.append(replace(caption, phrases=phrases))
+    return EntitiesImage(image_id, tuple(captions), annotation)
+
+
+def read_sentences(path: Path) -> tuple[Caption, ...]:
+    """The captions of a Sentences file, their words joined by single spaces, phrases in the order of the words and without boxes.
+    A phrase's category is its types joined by "/" (nearly always one).
+
+    Raises:
+        InputError: the file is missing, not UTF-8, empty, or a line's mark-up is broken.
+    """
+    captions: list[Caption] = []
+    # Not splitlines(): words may hold characters that it takes for ends of lines.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            captions.append(_caption(line, f"{path.stem}#{len(captions)}", f"{path}, line {number}"))
+    if not captions:
+        raise InputError(f"{path} has no captions; expected one a line. Fetch the file again.")
+    return tuple(captions)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; expected the captions of an image of Flickr30k Entities.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start:,}); fetch the file again.") from error
+
+
+def _caption(line: str, caption_id: str, place: str) -> Caption:
+    words: list[str] = []
+    phrases: list[Phrase] = []
+    length = 0  # of the text so far, with the space before the next word
+    opened: tuple[int, str, str, str] | None = None  # start, chain, category, mark-up of the phrase that is being read
+
+    for token in line.split():
+        if token.startswith("["):
+            if opened is not None:
+                raise InputError(f"{place}: {token!r} begins a phrase inside of {opened[3]!r}; close that with ']' first.")
+            parts = token.split("/")
+            if (
+                parts[0] != "["
+                or len(parts) < 3
+                or not parts[1].startswith("EN#")
+                or not parts[1][3:].isdigit()
+                or not all(parts)
+            ):
+                raise InputError(
+                    f"{place}: {token!r} is no mark-up of a phrase; expected [/EN#CHAIN/TYPE words] with a number CHAIN."
+                )
+            opened = (length, parts[1][3:], "/".join(parts[2:]), token)
+            continue
+        word = token.removesuffix("]")
+        closes = word != token
+        if closes and opened is None:
+            raise InputError(f"{place}: ']' after {word!r} closes no phrase.")
+        if closes and not word:
+            raise InputError(f"{place}: ']' stands by itself; expected it at the end of the phrase's last word.")
+        words.append(word)
+        length += len(word) + 1
+        if closes and opened is not None:
+            start, chain, category, _ = opened
+            phrases.append(Phrase(start, length - 1, chain, category))
+            opened = None
+    if opened is not None:
+        raise InputError(f"{place}: the phrase {opened[3]!r} is not closed by ']'.")
+    return Caption(caption_id, " ".join(words), tuple(phrases))
+
+
+def read_annotation(path: Path) -> Annotation:
+    """The objects of an Annotations file.
+
+    Its boxes count pixels from 1 and include the last one: `xmin..xmax` becomes left = xmin - 1 and right = xmax (exclusive). The
+    official Python reader subtracts 1 from both (its xmax is the last pixel, inclusive) and looks at an object's first name only;
+    the README gives the box to all of them, and so does this reader.
+
+    Raises:
+        InputError: the file is missing, no XML, declares entities (never expanded), or an object in it is malformed.
+    """
+    try:
+        root: Element = parse_xml(path, forbid_dtd=True).getroot()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; expected the boxes of an image of Flickr30k Entities.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    except ParseError as error:
+        raise InputError(f"{path} is not valid XML ({error}); a file that ends too early was not copied completely.") from error
+    except DefusedXmlException as error:
+        raise InputError(f"{path} declares a document type or entities, which annotations never do; it is not read.") from error
+    except (ValueError, LookupError) as error:
+        raise InputError(f"{path} is of an encoding that cannot be read ({error}); fetch the file again.") from error
+
+    size = root.find("size")
+    if root.tag != "annotation" or size is None:
+        raise InputError(f"{path} has no <annotation> with a <size>; it is no annotation of Flickr30k Entities.")
+    width, height = (_number(size, key, f"{path}: size") for key in ("width", "height"))
+    if width < 1 or height < 1:
+        raise InputError(f"{path}: the size {width} x {height} is not that of a photograph.")
+    boxes: list[Box] = []
+    box_chains: list[tuple[str, ...]] = []
+    scenes: set[str] = set()
+    not_boxed: set[str] = set()
+    for position, element in enumerate(root.findall("object"), start=1):
+        chains = tuple(dict.fromkeys((name.text or "").strip() for name in element.findall("name")))
+        place = f"{path}: object {position} ({', '.join(chains) or 'no name'})"
+        if not chains or not all(chain.isdigit() for chain in chains):
+            raise InputError(f"{place}: expected one or more <name>, each the number of a chain.")
+        found = element.findall("bndbox")
+        if found:
+            for box in found:
+                boxes.append(_box(box, width, height, place))
+                box_chains.append(chains)
+            continue
+        if _number(element, "scene", place):
+            scenes.update(chains)
+        if _number(element, "nobndbox", place):
+            not_boxed.update(chains)
+    return Annotation(width, height, tuple(boxes), tuple(box_chains), frozenset(scenes), frozenset(not_boxed))
+
+
+def _number(parent: Element, key: str, place: str) -> int:
+    text = (parent.findtext(key) or "").strip()
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{place}: <{key}> is {text!r}; expected a whole number.") from None
+
+
+def _box(element: Element, width: int, height: int, place: str) -> Box:
+    xmin, ymin, xmax, ymax = (_number(element, key, place) for key in ("xmin", "ymin", "xmax", "ymax"))
+    if not (1 <= xmin <= xmax <= width and 1 <= ymin <= ymax <= height):
+        raise InputError(
+            f"{place}: the box xmin {xmin}, ymin {ymin}, xmax {xmax}, ymax {ymax} is not in an image of {width} x {height} "
+            "(pixels count from 1, the last one included)."
+        )
+    return Box(xmin - 1, ymin - 1, xmax, ymax)
+
+
+def read_unrelated(path: Path) -> frozenset[tuple[str, int]]:
+    """UNRELATED_CAPTIONS: captions that are known not to describe their image, as (image id, place of the caption from 0).
+
+    Raises:
+        InputError: the file is missing, or a line is not "ID NUMBER" with a number from 1.
+    """
+    found = set()
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip() and not line.startswith("#"):
+            fields = line.split()
+            if len(fields) != 2 or not fields[1].isdigit() or int(fields[1]) < 1:
+                raise InputError(
+                    f"{path}, line {number}: {line!r} is not an image id and the number (from 1) of one of its captions."
+                )
+            found.add((fields[0], int(fields[1]) - 1))
+    return frozenset(found)
+
+
+# ------------------------------------------------------------------------------------------------------ writing
+
+
+def write_entities(
+    root: Path, image_id: str, size: tuple[int, int], captions: Sequence[Caption], scenes: Collection[str] = ()
+) -> None:
+    """Writes `root/Sentences/ID.txt` and `root/Annotations/ID.xml`.
+
+    Args:
+        root: folder of the data set; made when missing.
+        image_id: file name's stem.
+        size: width and height in pixels.
+        captions: words set apart by single spaces, punctuation too; phrases of whole words that do not overlap. Chains are
+            numbers, "0" for phrases without a thing in the picture; all phrases of a chain carry the same boxes. Boxes become the
+            smallest box of whole pixels around them. Boxes that several chains share are written once, with all their names (so
+            the boxes of a chain that shares some may be read back in another order).
+        scenes: chains that stand for the whole picture; other chains without boxes are written as not to be seen.
+
+    Raises:
+        InputError: the captions cannot be written in this format, or contradict each other.
+    """
+    place = f"{root}: image {image_id}"
+    lines = [_marked_up(caption, f"{place}, caption {caption.caption_id}") for caption in captions]
+    boxes: dict[str, tuple[Box, ...]] = {}
+    for caption in captions:
+        for phrase in caption.phrases:
+            if boxes.setdefault(phrase.chain, phrase.boxes) != phrase.boxes or (phrase.chain == NOT_VISUAL and phrase.boxes):
+                raise InputError(
+                    f"{place}, caption {caption.caption_id}: chain {phrase.chain} has boxes {phrase.boxes} and elsewhere "
+                    f"{boxes[phrase.chain] if phrase.chain != NOT_VISUAL else ()}; a chain is one thing and has one set of boxes."
+                )
+    boxes.pop(NOT_VISUAL, None)
+
+    width, height = size
+    root_element = Element("annotation")
+    SubElement(root_element, "filename").text = f"{image_id}.jpg"
+    _add_numbers(SubElement(root_element, "size"), width=width, height=height, depth=3)
+    chains_of: dict[Box, list[str]] = {}
+    for chain, chain_boxes in boxes.items():
+        for box in chain_boxes:
+            chains_of.setdefault(box, []).append(chain)
+    for box, chains in chains_of.items():
+        element = _named_object(root_element, chains)
+        xmin, ymin, xmax, ymax = math.floor(box.left) + 1, math.floor(box.top) + 1, math.ceil(box.right), math.ceil(box.bottom)
+        _add_numbers(SubElement(element, "bndbox"), xmin=xmin, ymin=ymin, xmax=xmax, ymax=ymax)
+        if not (1 <= xmin <= xmax <= width and 1 <= ymin <= ymax <= height):
+            raise InputError(f"{place}: {box} of chain {chains[0]} is not in an image of {width} x {height}.")
+    for chain, chain_boxes in boxes.items():
+        if not chain_boxes:
+            _add_numbers(_named_object(root_element, [chain]), scene=int(chain in scenes), nobndbox=int(chain not in scenes))
+
+    for folder in ("Sentences", "Annotations"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "Sentences" / f"{image_id}.txt").write_bytes("".join(f"{line}\n" for line in lines).encode())
+    indent(root_element, "\t")
+    ElementTree(root_element).write(root / "Annotations" / f"{image_id}.xml", encoding="utf-8")
+
+
+def _named_object(parent: Element, chains: Iterable[str]) -> Element:
+    element = SubElement(parent, "object")
+    for chain in chains:
+        SubElement(element, "name").text = chain
+    return element
+
+
+def _add_numbers(parent: Element, **numbers: int) -> None:
+    for key, number in numbers.items():
+        SubElement(parent, key).text = str(number)
+
+
+def _marked_up(caption: Caption, place: str) -> str:
+    text, pieces, position = caption.text, [], 0
+    if not text or text != " ".join(text.split()) or "[" in text or "]" in text:
+        raise InputError(f"{place}: {text!r} cannot be written; words are set apart by single spaces, and brackets are mark-up.")
+    for phrase in sorted(caption.phrases, key=lambda phrase: phrase.start):
+        whole = phrase.start == text.rfind(" ", 0, phrase.start) + 1 and f"{text} "[phrase.end : phrase.end + 1] == " "
+        if not position <= phrase.start < phrase.end <= len(text) or not whole:
+            raise InputError(
+                f"{place}: the phrase {phrase.start}:{phrase.end} of {text!r} overlaps another or is not of whole words; "
+                "set punctuation apart by spaces."
+            )
+        if not phrase.chain.isdigit() or set("[] ") & set(phrase.category) or not all(phrase.category.split("/")):
+            raise InputError(f"{place}: chain {phrase.chain!r} with category {phrase.category!r}; expected a number and types.")
+        pieces += [text[position : phrase.start], f"[/EN#{phrase.chain}/{phrase.category} {text[phrase.start : phrase.end]}]"]
+        position = phrase.end
+    return "".join([*pieces, text[position:]])
+
+
+# ------------------------------------------------------------------------------- phrases as word pieces and regions
+
+
+@dataclass(frozen=True, slots=True)
+class WordPieces:
+    """Ids of a text's word pieces without [CLS] and [SEP], and for each phrase the positions of its pieces among them (rising;
+    empty where the tokeniser drops all of its characters)."""
+
+    input_ids: tuple[int, ...]
+    phrases: tuple[tuple[int, ...], ...]
+
+
+def word_pieces(text: str, phrases: Sequence[Phrase], tokenise_word: Callable[[str], Iterable[int]]) -> WordPieces:
+    """A text as UNITER tokenises it (word by word) and where each phrase is in it.
+
+    A phrase has the pieces of every word that it touches, so it may end inside of a word ("dog" of "dog." takes the point too).
+    """
+    spans: list[tuple[int, int]] = []  # characters of a word
+    position = 0
+    for word in text.split():
+        start = text.index(word, position)
+        position = start + len(word)
+        spans.append((start, position))
+    ids: list[int] = []
+    positions: list[list[int]] = [[] for _ in phrases]
+    for (start, end), pieces in zip(spans, word_pieces_of(text, tokenise_word), strict=True):
+        for phrase, its_positions in zip(phrases, positions, strict=True):
+            if phrase.start < end and start < phrase.end:
+                its_positions += range(len(ids), len(ids) + len(pieces))
+        ids += pieces
+    return WordPieces(tuple(ids), tuple(map(tuple, positions)))
+
+
+def annotated_regions(annotation: Annotation, chains: Sequence[str]) -> Tensor:
+    """Which regions show which chains where the visual sequence is the annotation's boxes, in file order ("gt").
+
+    Returns:
+        bool [N, K]; a box that was drawn for several chains serves all of them.
+    """
+    shown = [[chain in box_chains for box_chains in annotation.box_chains] for chain in chains]
+    return torch.tensor(shown, dtype=torch.bool).reshape(len(chains), len(annotation.boxes))
+
+
+def overlapping_regions(
+    regions_R4: Tensor, boxes: Sequence[Sequence[Box]], size: tuple[int, int], threshold: float = 0.5
+) -> Tensor:
+    """Which regions of a detector show which objects ("iou"): those whose IoU with any box of the object is at least `threshold`
+    (the one of Flickr30k Entities' own evaluation), or else the region of largest IoU.
+
+    Args:
+        regions_R4: left, top, right, bottom as fractions of the image; at least one region.
+        boxes: the boxes of N objects (one or more each), in pixels.
+        size: width and height of the image that these pixels are of.
+        threshold: least IoU, 0..1.
+
+    Returns:
+        bool [N, R]; a region may serve several objects. An object that no region touches at all has none.
+    """
+    owner_M = torch.tensor([row for row, its_boxes in enumerate(boxes) for _ in its_boxes], dtype=torch.long)
+    pixels_M4 = _box_tensor([box for its_boxes in boxes for box in its_boxes])
+    width, height = size
+    # IoU does not change when an axis is scaled, so fractions serve as well as pixels.
+    iou_MR = box_iou(pixels_M4 / torch.tensor([width, height, width, height]), regions_R4.double())
+    best_NR = iou_MR.new_zeros(len(boxes), len(regions_R4))
+    best_NR.scatter_reduce_(0, owner_M[:, None].expand_as(iou_MR), iou_MR, "amax")
+    shown_NR = best_NR >= threshold
+    largest_N1 = best_NR.max(dim=1, keepdim=True)
+    alone_NR = torch.zeros_like(shown_NR).scatter_(1, largest_N1.indices, largest_N1.values > 0)
+    return torch.where(shown_NR.any(dim=1, keepdim=True), shown_NR, alone_NR)
+
+
+def _box_tensor(boxes: Sequence[Box]) -> Tensor:
+    """[K, 4] float64: left, top, right, bottom."""
+    return torch.tensor([(box.left, box.top, box.right, box.bottom) for box in boxes], dtype=torch.float64).reshape(-1, 4)

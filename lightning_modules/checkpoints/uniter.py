@@ -1,0 +1,150 @@
+"""Official UNITER checkpoints: a flat dictionary of tensors, of pre-training (`uniter-base.pt`) or of a fine-tuned ranking model.
+
+Official files: ChenRocks/UNITER `model/model.py` (`from_pretrained`), `model/itm.py`. Every tensor of ours has one official name,
+except the packed `qkv`, which is three.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datamodules.errors import InputError
+from datamodules.official import checkpoint_file
+from lightning_modules.checkpoints.weights import read_weights, some
+from lightning_modules.networks.uniter import UniterRetrieval
+
+log = logging.getLogger("crosslight")
+
+_EMBEDDINGS = {
+    "text_embed.words": "embeddings.word_embeddings",
+    "text_embed.positions": "embeddings.position_embeddings",
+    "text_embed.types": "embeddings.token_type_embeddings",
+    "text_embed.norm": "embeddings.LayerNorm",
+    "region_embed.features": "img_embeddings.img_linear",
+    "region_embed.feature_norm": "img_embeddings.img_layer_norm",
+    "region_embed.boxes": "img_embeddings.pos_linear",
+    "region_embed.box_norm": "img_embeddings.pos_layer_norm",
+    "region_embed.norm": "img_embeddings.LayerNorm",
+    "region_embed.mask_feature": "img_embeddings.mask_embedding",
+}
+_LAYER = {
+    "out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+    "ffn_norm": "output.LayerNorm",
+}
+_HEADS = {"itm": "itm_output", "rank": "rank_output"}
+_QKV = ("query", "key", "value")
+
+
+def official_names(name: str) -> tuple[str, ...]:
+    """Official name of one of our tensors (a state-dict name of `UniterRetrieval`); three for `qkv`.
+
+    Raises:
+        InputError: The official layout has no place for it.
+    """
+    module, _, leaf = name.rpartition(".")
+    if module in _HEADS:
+        return (f"{_HEADS[module]}.{leaf}",)
+    module = module.removeprefix("encoder.")
+    if module in _EMBEDDINGS:
+        return (f"uniter.{_EMBEDDINGS[module]}.{leaf}",)
+    if module == "pooler":
+        return (f"uniter.pooler.dense.{leaf}",)
+    parts = module.split(".")
+    if parts[0] == "layers" and len(parts) == 3:
+        layer = f"uniter.encoder.layer.{parts[1]}"
+        if parts[2] == "qkv":
+            return tuple(f"{layer}.attention.self.{part}.{leaf}" for part in _QKV)
+        if parts[2] in _LAYER:
+            return (f"{layer}.{_LAYER[parts[2]]}.{leaf}",)
+    raise InputError(f"{name} has no place in the official UNITER layout")
+
+
+def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors (weights or gradients) under our names -> under the official ones; `qkv` becomes three views."""
+    out: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        names = official_names(name)
+        out.update(zip(names, tensor.chunk(len(names)) if len(names) > 1 else (tensor,), strict=True))
+    return out
+
+
+def _modern(name: str) -> str:
+    """Old TensorFlow spellings of LayerNorm's parameters, and the prefix `bert.` that the official loader accepts."""
+    name = name.replace(".gamma", ".weight").replace(".beta", ".bias")
+    return f"uniter.{name.removeprefix('bert.')}" if name.startswith("bert.") else name
+
+
+def load_official(network: UniterRetrieval, source: str | Path) -> frozenset[str]:
+    """Fill a network from an official checkpoint, by path or by official name; fp16 tensors become the network's dtype.
+
+    A pre-training file brings no ranking head: it then starts from the matching head's row "matched" (`init_output`). The
+    ranking head of a fine-tuned file is kept (the official inference script overwrites it with the stale matching head).
+
+    Returns:
+        Names of the file's tensors that have no place here (the heads of masked pre-training).
+
+    Raises:
+        InputError: No such file or name, encoder tensors missing, or other shapes. The network is unchanged then.
+    """
+    path = checkpoint_file(source)
+    state = {_modern(name): tensor for name, tensor in read_weights(path).items()}
+    own = network.state_dict()
+    taken: dict[str, Tensor] = {}
+    missing, wrong = [], []
+    used: set[str] = set()
+    for name, target in own.items():
+        names = official_names(name)
+        used.update(names)
+        absent = [each for each in names if each not in state]
+        if absent:
+            missing += [(name, each) for each in absent]
+            continue
+        tensor = state[names[0]] if len(names) == 1 else torch.cat([state[each] for each in names])
+        if tensor.shape != target.shape:
+            wrong.append(f"{', '.join(names)} {list(tensor.shape)}, here {list(target.shape)}")
+        taken[name] = tensor
+    lost = [each for name, each in missing if not name.startswith(("rank.", "itm."))]
+    if lost:
+        raise InputError(
+            f"{path} lacks {len(lost)} tensors of this UNITER ({some(lost)}); it is another model or a smaller one: check "
+            "num_layers, or give an official UNITER checkpoint"
+        )
+    if wrong:
+        raise InputError(
+            f"{path} has other shapes than this UNITER: {some(wrong)}; set width, heads, ffn_width, vocab_size and feature_width "
+            "of the network to the file's"
+        )
+    network.load_state_dict(taken, strict=False)
+    if "rank.weight" not in taken and "itm.weight" in taken:
+        network.rank_from_itm()
+    extra = frozenset(state.keys() - used)
+    log.info(
+        "%s: %d tensors taken%s%s",
+        path,
+        len(taken),
+        "" if "rank.weight" in taken else "; the ranking head starts from the matching head",
+        f"; {len(extra)} of it have no place here ({some(sorted(extra))})" if extra else "",
+    )
+    return extra
+
+
+def write_official(network: UniterRetrieval, path: str | Path) -> Path:
+    """Write the network as the official `ModelSaver` does: a flat state dict.
+
+    Raises:
+        InputError: The file exists.
+    """
+    path = Path(path)
+    if path.exists():
+        raise InputError(f"{path} exists already; choose another name or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({name: tensor.detach().cpu().clone() for name, tensor in to_official(network.state_dict()).items()}, path)
+    return path

@@ -1,0 +1,143 @@
+"""UNITER against tensors recorded from the official code, and against itself where two paths must agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from uniter_fixture import Recorded, recorded
+
+from datamodules.errors import InputError
+from lightning_modules.networks.uniter import Packed, UniterRetrieval, pack
+
+
+@pytest.fixture(scope="module")
+def official() -> Recorded:
+    return recorded()
+
+
+@pytest.mark.parametrize("layout", ["compact", "uncompact"])
+def test_every_layer_is_the_official_one(official: Recorded, layout: str) -> None:
+    packed = official.packed()
+    with torch.no_grad():
+        joint = official.network.encoder(packed, hidden=True, attention=[0, 1, 2])
+        scores, _ = official.network.score(packed)
+    out = official.group(f"outputs/{layout}/")
+    # in the uncompacted layout the regions follow the padded text
+    places = places_of(official, packed, layout)
+    for name, ours in [("embedding", packed.x_BSD), *((f"hidden_{i + 1}", h) for i, h in enumerate(joint.hidden))]:
+        theirs = out[name].gather(1, places[:, :, None].expand(-1, -1, ours.shape[2]))
+        torch.testing.assert_close(ours[packed.mask_BS], theirs[packed.mask_BS], atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores, out["rank_scores"][:, 0], atol=1e-5, rtol=0)
+    matching = official.network.itm(official.network.encoder.pool(joint.tokens_BSD))
+    torch.testing.assert_close(matching, out["itm_logits"], atol=1e-5, rtol=0)
+    maps = joint.attention[2].maps()
+    both = packed.mask_BS[:, None, :, None] & packed.mask_BS[:, None, None, :]
+    index = places[:, None, :, None].expand(-1, maps.shape[1], -1, out["last_attn_probs"].shape[3])
+    theirs = out["last_attn_probs"].gather(2, index)
+    theirs = theirs.gather(3, places[:, None, None, :].expand(-1, maps.shape[1], maps.shape[2], -1))
+    torch.testing.assert_close(maps * both, theirs * both, atol=1e-6, rtol=0)
+
+
+def places_of(official: Recorded, packed: Packed, layout: str) -> Tensor:
+    """For every place of our sequence the place of the same token in the recorded one."""
+    length = packed.mask_BS.shape[1]
+    if layout == "compact":
+        return torch.arange(length).expand(len(packed.mask_BS), -1)
+    places = torch.zeros(len(packed.mask_BS), length, dtype=torch.int64)
+    for row, (words, regions) in enumerate(zip(official.words.tolist(), official.regions.tolist(), strict=True)):
+        places[row, :words] = torch.arange(words)
+        places[row, words : words + regions] = official.text_mask.shape[1] + torch.arange(regions)
+    return places
+
+
+def test_packing_keeps_the_order_and_cuts_at_the_longest_pair() -> None:
+    text, regions = torch.arange(8.0).reshape(2, 4, 1), 10 + torch.arange(6.0).reshape(2, 3, 1)
+    text_mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    region_mask = torch.tensor([[True, False, False], [True, True, False]])
+    packed = pack(text, text_mask, regions, region_mask)
+    assert packed.x_BSD.squeeze(-1)[0].tolist() == [0, 1, 2, 10]
+    assert packed.x_BSD.squeeze(-1)[1].tolist() == [4, 5, 13, 14]
+    assert packed.mask_BS.all()
+    assert packed.text_BT[:, :2].tolist() == [[0, 1], [0, 1]]
+    assert packed.regions_BR[0, 0] == 3
+    assert packed.regions_BR[1, :2].tolist() == [2, 3]
+
+
+def test_the_pooled_path_gives_the_score_and_the_gradients_of_the_full_one(official: Recorded) -> None:
+    network, gradients, scores = official.network, [], []
+    for pooled in (True, False):
+        network.zero_grad()
+        joint = network.encoder(official.packed(), pooled=pooled)
+        score = network.rank(network.encoder.pool(joint.tokens_BSD)).squeeze(-1)
+        (score * torch.arange(1.0, len(score) + 1)).sum().backward()
+        scores.append(score.detach())
+        gradients.append({name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(scores[0], scores[1], atol=1e-6, rtol=0)
+    assert (
+        gradients[0].keys()
+        == gradients[1].keys()
+        == {name for name, _ in network.named_parameters()} - network.unused_parameters()
+    )
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=2e-6, rtol=1e-4, msg=name)
+
+
+def test_padding_changes_nothing(official: Recorded) -> None:
+    network = official.network.encoder
+    text, regions = network.embed_texts(official.tokens), network.embed_regions(official.features, official.boxes)
+    wide = pack(
+        torch.cat([text, torch.full_like(text, 7.0)], 1),
+        torch.cat([official.text_mask, torch.zeros_like(official.text_mask)], 1),
+        torch.cat([regions, torch.full_like(regions, -3.0)], 1),
+        torch.cat([official.region_mask, torch.zeros_like(official.region_mask)], 1),
+    )  # fmt: skip
+    one = pack(text[:1], official.text_mask[:1], regions[:1], official.region_mask[:1])
+    with torch.no_grad():
+        expected, _ = official.network.score(official.packed())
+        torch.testing.assert_close(official.network.score(wide)[0], expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(official.network.score(one)[0], expected[:1], atol=1e-6, rtol=0)
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation(official: Recorded) -> None:
+    network = official.network
+    network.train()
+    torch.manual_seed(0)
+    first = network.score(official.packed())[0]
+    assert not torch.equal(first, network.score(official.packed())[0])
+    network.eval()
+    assert torch.equal(network.score(official.packed())[0], network.score(official.packed())[0])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "total"),
+    [({}, 109_901_059), ({"width": 1024, "num_layers": 24, "heads": 16, "ffn_width": 4096}, 335_698_947)],
+    ids=["base", "large"],
+)
+def test_parameter_counts(sizes: dict[str, int], total: int) -> None:
+    with torch.device("meta"):
+        network = UniterRetrieval(**sizes)
+    assert sum(parameter.numel() for parameter in network.parameters()) == total
+
+
+def test_layer_ids(official: Recorded) -> None:
+    ids = {name: official.network.layer_id(name) for name, _ in official.network.named_parameters()}
+    assert ids["encoder.text_embed.types.weight"] == 0
+    assert ids["encoder.region_embed.feature_norm.bias"] == 0
+    assert ids["encoder.layers.2.qkv.weight"] == 3
+    assert ids["encoder.pooler.weight"] == ids["rank.bias"] == 4
+
+
+def test_bad_input_is_told(official: Recorded) -> None:
+    with pytest.raises(InputError, match="multiple of heads"):
+        UniterRetrieval(width=50, heads=4)
+    with pytest.raises(InputError, match="32 text positions"):
+        official.network.encoder.embed_texts(torch.zeros(1, 33, dtype=torch.int64))
+    with pytest.raises(InputError, match="layers 0 to 2"):
+        official.network.encoder(official.packed(), attention=[3])
+
+
+def test_the_fixture_is_committed() -> None:
+    assert (Path(__file__).parents[2] / "fixtures" / "iais" / "fixture.safetensors").is_file()
