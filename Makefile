@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint flickr8k bench clean
+.PHONY: help setup demo test lint flickr8k bench bench-beit3 beit3-official clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -52,6 +52,14 @@ flickr8k: $(READY)  ## real photographs: five ways, two seeds (needs CROSSLIGHT_
 bench: $(READY)  ## step time and memory of the tuning modes, and recalls of 5,000 x 25,000 (about five minutes)
 	$(BIN)/python benchmarks/training_step.py --threads 2 --rounds 4
 	$(BIN)/python benchmarks/retrieval_recall.py
+
+BEIT3_RESULTS ?= runs/bench-beit3
+bench-beit3: $(READY)  ## BEiT-3's step: ours against the official code's, MWA and KE against full (about five minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beit3_step.py official --out $(BEIT3_RESULTS)/beit3_step_official.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beit3_step.py modes --out $(BEIT3_RESULTS)/beit3_step_modes.json
+
+beit3-official: $(READY)  ## base size end to end on photographs (needs CROSSLIGHT_DATA and CROSSLIGHT_BEIT3_SPM, 1 GB of disk)
+	$(BIN)/python benchmarks/official_checkpoint.py --out $(BEIT3_RESULTS)/beit3_official_checkpoint.json
 
 clean:  ## remove the environment and caches, never runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
