@@ -109,8 +109,8 @@ def build(row: Row, sizes: Sizes, device: str) -> RetrievalModule:
 
 
 def needed_flops(row: Row, sizes: Sizes) -> int:
-    """FLOPs of forward and backward of the row's batch without any recomputation, counted on the meta device."""
-    one = build(Row(row.mode, "plain", 1), sizes, "meta").network
+    """FLOPs of forward and backward of the row's batch without any recomputation or drop path, counted on the meta device."""
+    one = build(Row(row.mode, "plain", 1), replace(sizes, drop_path=0.0), "meta").network
     batch = pairs(replace(sizes, batch=1)).to("meta")
     with FlopCounterMode(display=False) as counter:
         (one.encode_images(batch.images).sum() + one.encode_texts(batch.texts).sum()).backward()

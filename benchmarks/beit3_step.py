@@ -112,7 +112,8 @@ def module(mode: str, sizes: Sizes) -> Any:
     }[mode]()
     tuning: Any = "full" if mode == "full" else "adapter"
     optimisation = Optimisation(lr=1e-4, weight_decay=0.05)
-    built = RetrievalModule(network(sizes), adapter, tuning, train_heads="none", optimisation=optimisation)
+    # eval_frozen false, as the official recipe: frozen layers keep their drop path, so every row drops the same share of its work
+    built = RetrievalModule(network(sizes), adapter, tuning, train_heads="none", optimisation=optimisation, eval_frozen=False)
     built.log_dict = lambda *_, **__: None  # type: ignore[method-assign] # there is no trainer to log to
     return built.train()
 
@@ -165,11 +166,18 @@ class Ours:
         return timed(lambda: self._step(self.batches[text]))
 
     def flops(self, text: str = "padded") -> int:
-        """Of one forward and backward pass, counted by torch while it runs."""
+        """Of one forward and backward pass, counted by torch while it runs; drop path is off, as how much it leaves out is drawn."""
         from torch.utils.flop_counter import FlopCounterMode
 
+        from lightning_modules.networks.beit3 import DropPath
+
+        drops = {part: part.probability for part in self.module.modules() if isinstance(part, DropPath)}
+        for part in drops:
+            part.probability = 0.0
         with FlopCounterMode(display=False) as counter:
             self.module.training_step(self.batches[text], 0).backward()
+        for part, probability in drops.items():
+            part.probability = probability
         self.optimizer.zero_grad()
         return counter.get_total_flops()
 

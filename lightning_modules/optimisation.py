@@ -34,6 +34,8 @@ class Optimisation:
             full rate (at 0.65 the first adapter of 12 layers would learn at 0.6 % of it).
         adapter_lr: Peak learning rate of adapters (null: lr).
         backbone_lr: Peak learning rate of what is neither adapter nor head (null: lr). Heads are new and always learn at lr.
+        fused: One kernel a parameter group instead of a dozen passes over its memory. Lightning refuses gradient clipping with it
+            at precision 16-mixed; set it to false there.
     """
 
     lr: float = 1e-3
@@ -46,6 +48,7 @@ class Optimisation:
     layer_decay_on_adapters: bool = False
     adapter_lr: float | None = None
     backbone_lr: float | None = None
+    fused: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_fraction < 1:
@@ -106,5 +109,11 @@ def schedule_factor(step: int, total: int, settings: Optimisation) -> float:
 def build(
     network: Any, settings: Optimisation, total_steps: int, is_adapter: Callable[[str], bool]
 ) -> tuple[Optimizer, LambdaLR]:
-    optimizer = AdamW(parameter_groups(network, settings, is_adapter), lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    optimizer = AdamW(
+        parameter_groups(network, settings, is_adapter),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        fused=settings.fused or None,
+    )
     return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total_steps, settings))

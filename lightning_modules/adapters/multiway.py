@@ -280,7 +280,8 @@ class LayerMultiWay(nn.Module):
         if side in self.knowledge:
             x = x + self.knowledge[side](residual)
         if self.alignment:
-            x = x + drop_path(self.alignment["shared" if "shared" in self.alignment else side](x))
+            align = self.alignment["shared" if "shared" in self.alignment else side]
+            x = drop_path(x, lambda rows: align(x if rows is None else x[rows]))
         return x
 
 

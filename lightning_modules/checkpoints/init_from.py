@@ -112,7 +112,8 @@ def require_backbone(network: nn.Module, stored: Mapping[str, Any] | None, state
     if stored["architecture"] != found["architecture"]:
         raise InputError(
             f"{source} belongs to a network of another architecture or tuning mode ({len(state)} trained tensors, first "
-            f"{next(iter(sorted(state)), 'none')}). Use the configuration it was trained with (config.yaml beside it)."
+            f"{next(iter(sorted(state)), 'none')}). Use the configuration it was trained with, init_from included (config.yaml "
+            "beside it)."
         )
     if stored["weights"] != found["weights"]:
         raise InputError(

@@ -79,17 +79,33 @@ def draw_weight(weight: Tensor) -> None:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, a sample's whole branch is dropped with this probability, and scaled up otherwise."""
+    """Stochastic depth: in training, a sample loses a whole branch with this probability; what stays is scaled up."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
 
-    def forward(self, branch_BTD: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Callable[[Tensor | None], Tensor], dense: bool = False) -> Tensor:
+        """`x` + the branch of the samples that keep it, computed for these only.
+
+        Args:
+            x: Residual stream, a sample a row.
+            branch: Computes the branch of some rows (int64), or of all (None).
+            dense: Compute the branch of every sample, and drop after. So it is under torch.compile, which wants one shape.
+        """
         if not self.training or self.probability == 0:
-            return branch_BTD
+            return x + branch(None)
         keep = 1 - self.probability
-        return branch_BTD * branch_BTD.new_empty(len(branch_BTD), 1, 1).bernoulli_(keep).div_(keep)
+        # drawn on the CPU, so that a GPU is not waited for to learn how many rows there are
+        kept_B = torch.rand(len(x), device="cpu") < keep
+        if dense or torch.compiler.is_compiling() or not kept_B.any():  # none left: DDP must see zero gradients, not none
+            return x + branch(None) * (kept_B / keep).to(x).reshape(-1, *[1] * (x.ndim - 1))
+        rows = kept_B.nonzero().squeeze(1).to(x.device, non_blocking=True)
+        return x.index_add(0, rows, branch(rows).to(x.dtype), alpha=1 / keep)
+
+
+def some_rows(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x[rows]
 
 
 class Expert(nn.Module):
@@ -139,20 +155,27 @@ class Layer(nn.Module):
         want_attention: bool = False,
     ) -> tuple[Tensor, Attended | None]:
         """All tokens, or with `pooled` only the first one: what the last layer owes a retrieval head."""
-        qkv = by_side(image_tokens, lambda side, x: self._expert(side).project(x), x_BTD).unflatten(-1, (3, self.heads, -1))
-        # unbound before it is transposed: the three gradients then stack up in the layout of qkv, without another copy
-        queries, keys, values = (part.transpose(1, 2) for part in qkv.unbind(2))
-        access = Attended(queries, keys, mask_BT) if want_attention else None
-        if pooled:
-            x_BTD, queries, image_tokens = x_BTD[:, :1], queries[:, :, :1], min(image_tokens, 1)
-        context = attend(queries, keys, values, mask_BT)
-        x_BTD = x_BTD + self.drop_path(by_side(image_tokens, lambda side, part: self._expert(side).merge(part), context))
-        branch = self.drop_path(by_side(image_tokens, lambda side, part: self._expert(side).feed_forward(part), x_BTD))
-        y_BTD = x_BTD + branch
-        if self.multiway is None:
-            return y_BTD, access
-        adapt = self.multiway
-        return by_side(image_tokens, lambda side, x, y: adapt(side, x, y, self.drop_path), x_BTD, y_BTD), access
+        seen: list[Attended] = []
+        left = min(image_tokens, 1) if pooled else image_tokens  # image tokens among those that the layer gives
+
+        def attention(rows: Tensor | None) -> Tensor:
+            mask = None if mask_BT is None else some_rows(mask_BT, rows)
+            qkv = by_side(image_tokens, lambda side, x: self._expert(side).project(x), some_rows(x_BTD, rows))
+            # unbound before it is transposed: the three gradients then stack up in the layout of qkv, without another copy
+            queries, keys, values = (part.transpose(1, 2) for part in qkv.unflatten(-1, (3, self.heads, -1)).unbind(2))
+            if want_attention:
+                seen.append(Attended(queries, keys, mask))
+            context = attend(queries[:, :, :1] if pooled else queries, keys, values, mask)
+            return by_side(left, lambda side, x: self._expert(side).merge(x), context)
+
+        x = self.drop_path(x_BTD[:, :1] if pooled else x_BTD, attention, dense=want_attention)
+        y = self.drop_path(
+            x, lambda rows: by_side(left, lambda side, part: self._expert(side).feed_forward(part), some_rows(x, rows))
+        )
+        if self.multiway is not None:
+            adapt = self.multiway
+            y = by_side(left, lambda side, before, after: adapt(side, before, after, self.drop_path), x, y)
+        return y, seen[0] if seen else None
 
     def _expert(self, side: Side) -> Expert:
         return self.image if side == "image" else self.text

@@ -119,8 +119,12 @@ def test_adapter_for_another_backbone(mwa_run: Path, full_run: Path, head_run: P
     """As a checkpoint (here: the parent's weights are left out, so the towers are random) and as an export."""
     options = ("-c", str(mwa_run / "config.yaml"), "--ckpt_path", str(mwa_run / "checkpoints" / "best.ckpt"))
     refused(
-        "test", *options, "--model.init_args.init_from=null", run=tmp_path / "test",
+        "test", *options, f"--model.init_args.init_from={head_run}", run=tmp_path / "test",
         says=(options[-1], "same architecture but with other weights", "Give the network the weights it was trained on"),
+    )  # fmt: skip
+    refused(  # without the parent the heads are new, and would train
+        "test", *options, "--model.init_args.init_from=null", run=tmp_path / "bare",
+        says=(options[-1], "another architecture or tuning mode", "init_from included"),
     )  # fmt: skip
     succeed("export", str(mwa_run), str(tmp_path / "export"))
     network = lightning_modules.load(head_run).network  # random towers

@@ -291,19 +291,52 @@ def test_drop_path_grows_linearly_and_rests_in_eval() -> None:
     assert not torch.allclose(network.encoder(pixels()).tokens_BTD, network.encoder(pixels()).tokens_BTD)
 
 
-def test_drop_path_drops_branches_and_ae_by_sample_but_never_the_ke() -> None:
-    network = build(adapter=True, drop_path=0.5).train()
-    layer = network.encoder.layers[2]
-    assert isinstance(layer.drop_path, DropPath)
-    layer.drop_path.register_forward_hook(lambda module, args, out: torch.zeros_like(out))
+def test_drop_path_drops_branches_and_ae_but_never_the_ke(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = build(adapter=True, drop_path=0.5).train().encoder.layers[2]
     x = torch.randn(2, 5, WIDTH)
-    out, _ = layer(x, 5)
-    torch.testing.assert_close(out, x + layer.multiway.knowledge["image"](x))
-    assert (out - x).abs().max() > 0.01
-    del layer._forward_hooks, layer.multiway
-    sample = DropPath(0.5).train()(torch.ones(64, 5, 3))
-    assert set(sample.unique().tolist()) == {0.0, 2.0}
-    assert all(len(row.unique()) == 1 for row in sample)
+    for dense in (False, True):  # every sample loses its branch: rows computed, or dropped after
+        monkeypatch.setattr(torch, "rand", lambda size, device: torch.ones(size))
+        out, _ = layer(x, 5, want_attention=dense)
+        torch.testing.assert_close(out, x + layer.multiway.knowledge["image"](x))
+        assert (out - x).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_drop_path_keeps_whole_samples_and_scales_them(dense: bool) -> None:
+    drop, x = DropPath(0.25).train(), torch.zeros(400, 5, 3)
+    weight = torch.full((3,), 3.0, requires_grad=True)
+
+    def branch(rows: torch.Tensor | None) -> torch.Tensor:
+        assert dense == (rows is None)
+        return (x if rows is None else x[rows]) + weight
+
+    torch.manual_seed(0)
+    out = drop(x, branch, dense)
+    assert out.unique().tolist() == [0.0, 4.0]  # 3 / (1 - 0.25)
+    assert all(len(row.unique()) == 1 for row in out)
+    assert (out[:, 0, 0] > 0).float().mean() == pytest.approx(0.75, abs=0.06)
+    out.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad[0] == pytest.approx(5 / 0.75 * (out[:, 0, 0] > 0).sum().item(), rel=1e-5)
+
+
+def test_computing_only_kept_samples_gives_the_dense_result_and_gradients() -> None:
+    network = build(adapter=True, drop_path=0.5).train()
+    results = []
+    for compiling in (False, True):
+        torch.manual_seed(1)
+        network.zero_grad()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: compiling)  # noqa: B023
+            patch.setattr(torch.nn.functional, "dropout", lambda x, *args, **kwargs: x)
+            tokens, mask = texts()
+            out = network.encoder(pixels(), pooled=True).tokens_BTD.sum() + network.encoder(None, tokens, mask).tokens_BTD.sum()
+        out.backward()
+        results.append((out.detach(), {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    assert results[0][1].keys() == results[1][1].keys()
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_in_fused_input_a_sample_drops_its_image_and_its_text_together() -> None:
