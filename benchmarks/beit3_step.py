@@ -166,7 +166,7 @@ class Ours:
         return timed(lambda: self._step(self.batches[text]))
 
     def flops(self, text: str = "padded") -> int:
-        """Of one forward and backward pass, counted by torch while it runs; drop path is off, as how much it leaves out is drawn."""
+        """Of one forward and backward pass, counted by torch while it runs, without drop path (how much it saves is drawn)."""
         from torch.utils.flop_counter import FlopCounterMode
 
         from lightning_modules.networks.beit3 import DropPath
