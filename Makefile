@@ -30,7 +30,7 @@ demo: $(READY)  ## render the embedded world, adapt a tiny model in five ways, p
 	@$(BIN)/crosslight demo
 
 test: $(READY)  ## all tests, about 2 minutes on 2 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

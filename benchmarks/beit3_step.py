@@ -37,7 +37,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -435,7 +435,7 @@ def modes(sizes: Sizes, names: Sequence[str], rounds: int, threads: int) -> dict
                 "tunable_parameters": variant.module.counts.trainable,
                 "total_parameters": variant.module.counts.total,
                 "flops": counted,
-                "flops_formula": closed_form(sizes, mids, pooled=True, fused=True),
+                "flops_formula": closed_form(replace(sizes, text_tokens=sizes.real_tokens), mids, pooled=True, fused=True),
                 "flops_ratio": counted / facts[first][0],
                 "textbook_flops": textbook,
                 "textbook_ratio": textbook / closed_form(sizes, adapter_widths(first, sizes)),

@@ -8,10 +8,10 @@ rebuild.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from datamodules.errors import InputError
 from datamodules.images import SplitImages
-from datamodules.records import Caption, ImageBatch, ImageRecord, PairBatch, TextBatch
+from datamodules.records import Caption, ImageBatch, ImageRecord, PairBatch, Regions, TextBatch
+from datamodules.regions import RegionReader
 from datamodules.tokens import Tokeniser
 
 TrainUnit = Literal["pair", "image"]
@@ -86,24 +87,29 @@ class GlobalBatches(Sampler[BatchKeys]):
         """The epoch of the next iteration (Lightning calls this)."""
         self.epoch = epoch
 
-    def order(self, epoch: int) -> Tensor:
-        """The epoch's permutation, int64 [samples]."""
-        return torch.randperm(self.samples, generator=torch.Generator().manual_seed(mix(self.seed, epoch, _ORDER)))
+    def order(self, epoch: int, *stream: int) -> Tensor:
+        """The epoch's permutation, int64 [samples]; another for each `stream`, where samples are drawn several times."""
+        return torch.randperm(self.samples, generator=torch.Generator().manual_seed(mix(self.seed, epoch, _ORDER, *stream)))
 
     def __len__(self) -> int:
         return self.samples // self.batch_size
 
-    def __iter__(self) -> Iterator[BatchKeys]:
+    def __iter__(self) -> Iterator[Any]:
         # Not a generator function: Lightning makes the iterator of a resumed run before it calls set_epoch, so epoch and start
         # are those of this call, however late the first batch is fetched.
         return self._batches(self.epoch, self.start)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[BatchKeys]:
+    def _batches(self, epoch: int, start: int) -> Iterator[Any]:
         order = self.order(epoch)
+        for mine in self.slices(start):
+            yield BatchKeys(epoch, tuple(order[mine].tolist()))
+
+    def slices(self, start: int) -> Iterator[slice]:
+        """This process's part of each global batch, as places in the order."""
         share = self.batch_size // self.world_size
         for batch in range(start, len(self)):
             first = batch * self.batch_size + self.rank * share
-            yield BatchKeys(epoch, tuple(order[first : first + share].tolist()))
+            yield slice(first, first + share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,7 @@ class _Failure:
     message: str
 
 
-class _BatchDataset(Dataset[Any]):
+class BatchDataset(Dataset[Any]):
     """Turns a list of keys into a batch; in a worker, an `InputError` travels as `_Failure`."""
 
     def make(self, keys: Any) -> Any:
@@ -194,7 +200,7 @@ class TrainLoader(BatchLoader):
         self.order.epoch, self.order.start = state["epoch"], state["batch"]
 
 
-class TrainPairs(_BatchDataset):
+class TrainPairs(BatchDataset):
     """Pairs of an image and one of its captions.
 
     Args:
@@ -213,7 +219,7 @@ class TrainPairs(_BatchDataset):
         counts = torch.tensor([len(record.captions) for record in records])
         self.first_caption = (counts.cumsum(0) - counts).tolist()  # the row of each image's first caption in the split
         self.image_of_caption = torch.repeat_interleave(torch.arange(len(records)), counts)
-        _require_ids(records, tokeniser)
+        require_ids(records, tokeniser)
 
     def __len__(self) -> int:
         return len(self.records) if self.unit == "image" else len(self.image_of_caption)
@@ -236,7 +242,7 @@ class TrainPairs(_BatchDataset):
         )
 
 
-class EvaluationImages(_BatchDataset):
+class EvaluationImages(BatchDataset):
     """Images by row."""
 
     def __init__(self, records: Sequence[ImageRecord], images: SplitImages) -> None:
@@ -249,13 +255,30 @@ class EvaluationImages(_BatchDataset):
         return image_batch(self.records, keys, self.images.pixels(keys, [0] * len(keys)))
 
 
-class EvaluationTexts(_BatchDataset):
+class EvaluationRegions(BatchDataset):
+    """Images by row, as regions. All records have a name in the reader's databases."""
+
+    def __init__(self, records: Sequence[ImageRecord], reader: RegionReader) -> None:
+        self.records, self.reader = records, reader
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def lengths(self) -> list[int]:
+        """Regions of each image, to sort by."""
+        return [self.reader.most_regions(name) for name in region_names(self.records, range(len(self.records)))]
+
+    def make(self, keys: Sequence[int]) -> ImageBatch:
+        return image_batch(self.records, keys, regions=self.reader.regions(region_names(self.records, keys)))
+
+
+class EvaluationTexts(BatchDataset):
     """Captions by row, counted over the split in the records' order."""
 
     def __init__(self, records: Sequence[ImageRecord], tokeniser: Tokeniser) -> None:
         self.rows = [(image, caption) for image, record in enumerate(records) for caption in record.captions]
         self.tokeniser = tokeniser
-        _require_ids(records, tokeniser)
+        require_ids(records, tokeniser)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -264,26 +287,54 @@ class EvaluationTexts(_BatchDataset):
         """Characters of each caption (token ids where it has those): close enough to its tokens to sort by."""
         return [len(caption.text) if caption.token_ids is None else len(caption.token_ids) for _, caption in self.rows]
 
+    def words(self) -> list[int]:
+        """Tokens of each caption without special ones, before any cut."""
+        return words_of([caption for _, caption in self.rows], self.tokeniser)
+
     def make(self, keys: Sequence[int]) -> TextBatch:
         images = [self.rows[row][0] for row in keys]
         return text_batch([self.rows[row][1] for row in keys], keys, images, self.tokeniser)
 
 
-def _require_ids(records: Sequence[ImageRecord], tokeniser: Tokeniser) -> None:
-    """Before the first batch: the captions' token ids, if they have any, are the tokeniser's."""
+def require_ids(records: Sequence[ImageRecord], tokeniser: Tokeniser) -> None:
+    """Before the first batch: the captions' token ids, if they have any, are the tokeniser's; texts need a tokeniser."""
     largest = [max(caption.token_ids) for record in records for caption in record.captions if caption.token_ids]
     if largest:
         tokeniser.require_ids(max(largest))
+    else:
+        tokeniser.require_tokenizer()
 
 
-def image_batch(records: Sequence[ImageRecord], rows: Sequence[int], pixels_B3HW: Tensor) -> ImageBatch:
-    """The images at `rows` of a split, with these pixels."""
+def words_of(captions: Sequence[Caption], tokeniser: Tokeniser, enough: int = 0) -> list[int]:
+    """Tokens of each caption without special ones; of captions whose characters are not more than `enough`, those (no tokeniser
+    makes more tokens than bytes)."""
+    words = [len(caption.text.encode()) if caption.token_ids is None else len(caption.token_ids) for caption in captions]
+    unsure = [row for row, caption in enumerate(captions) if caption.token_ids is None and words[row] > enough]
+    for first in range(0, len(unsure), 1000):
+        rows = unsure[first : first + 1000]
+        for row, ids in zip(rows, tokeniser.ids([captions[row].text for row in rows]), strict=True):
+            words[row] = len(ids)
+    return words
+
+
+def region_names(records: Sequence[ImageRecord], rows: Iterable[int]) -> list[str]:
+    """The names of the images at `rows` in their databases of region features."""
+    names = [records[row].regions for row in rows]
+    assert None not in names, "a record has no name in a database of region features"
+    return cast("list[str]", names)
+
+
+def image_batch(
+    records: Sequence[ImageRecord], rows: Sequence[int], pixels_B3HW: Tensor | None = None, regions: Regions | None = None
+) -> ImageBatch:
+    """The images at `rows` of a split, with these pixels or regions."""
     chosen = [records[row] for row in rows]
     domains = tuple(record.domain for record in chosen)
     return ImageBatch(
         image_ids=tuple(record.image_id for record in chosen),
         index_B=torch.tensor(rows, dtype=torch.int64),
         pixels_B3HW=pixels_B3HW,
+        regions=regions,
         domains=domains if any(domain is not None for domain in domains) else None,
     )
 

@@ -22,14 +22,21 @@ from datamodules.coco import COCO
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
 from datamodules.flickr30k import Flickr30k
+from datamodules.flickr30k_entities import Flickr30kEntities
 from datamodules.formats.parsing import Problem
 from datamodules.image_text import ImageTextDataModule
 from datamodules.images import open_image
 from datamodules.records import ImageRecord
+from datamodules.regions import RegionReader, name_of
 
-Kind = Literal["coco", "flickr30k", "flickr8k"]
+Kind = Literal["coco", "flickr30k", "flickr8k", "flickr30k_entities"]
 
-_KINDS: dict[str, type[ImageTextDataModule]] = {"coco": COCO, "flickr30k": Flickr30k, "flickr8k": Flickr8k}
+_KINDS: dict[str, type[ImageTextDataModule]] = {
+    "coco": COCO,
+    "flickr30k": Flickr30k,
+    "flickr8k": Flickr8k,
+    "flickr30k_entities": Flickr30kEntities,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,7 @@ class Report:
 
 
 def run_check(kind: Kind, root: str | Path, workers: int = 2, **options: Any) -> Report:
-    """Check a data root of a kind ("coco", "flickr30k", "flickr8k"); `options` are those of its data module.
+    """Check a data root of a kind ("coco", "flickr30k", ...); `options` are those of its data module.
 
     Raises:
         InputError: unknown kind, or the annotations cannot be read at all.
@@ -88,12 +95,14 @@ def run_check(kind: Kind, root: str | Path, workers: int = 2, **options: Any) ->
 
 
 def check(datamodule: ImageTextDataModule, workers: int = 2, progress: bool = True) -> Report:
-    """Read the annotations and decode every image (limits are ignored) with `workers` processes.
+    """Read the annotations and decode every image (limits are ignored) with `workers` processes; of a data module with region
+    features, read those of every image instead, in this process.
 
     Raises:
-        InputError: the annotations cannot be read at all.
+        InputError: the annotations, or the databases of regions, cannot be read at all.
     """
-    parsed = datamodule.parse()
+    regions = datamodule.region_reader() if datamodule.view == "regions" else None
+    parsed = datamodule.parse() if regions is None else datamodule.parse_regions()[0]
     report = Report(datamodule.name, datamodule.root, problems=list(parsed.problems))
     for split, records in parsed.splits.items():
         report.splits[split] = SplitCounts(len(records), sum(len(record.captions) for record in records))
@@ -104,8 +113,9 @@ def check(datamodule: ImageTextDataModule, workers: int = 2, progress: bool = Tr
     splits_of_path: dict[Path, set[str]] = defaultdict(set)
     for split, records in parsed.splits.items():
         for record in records:
-            images[record.path] = record
-            splits_of_path[record.path].add(split)
+            if record.path is not None:
+                images[record.path] = record
+                splits_of_path[record.path].add(split)
             if split not in splits_of_image[record.image_id]:
                 splits_of_image[record.image_id].append(split)
             for caption in record.captions:
@@ -116,8 +126,14 @@ def check(datamodule: ImageTextDataModule, workers: int = 2, progress: bool = Tr
             report.problems.append(problem)
     _note_shared(report, "caption text(s)", splits_of_text.values())
 
+    if regions is not None:
+        every = {record.image_id: record for records in parsed.splits.values() for record in records}
+        report.problems += _check_regions(list(every.values()), regions, datamodule.region_prefixes, progress)
+        return report
+
     splits_of_content: dict[bytes, set[str]] = defaultdict(set)
     for record, (digest, error) in _decode_all(list(images.values()), workers, progress):
+        assert record.path is not None
         if error is None:
             splits_of_content[digest] |= splits_of_path[record.path]
         else:
@@ -136,6 +152,21 @@ def _note_shared(report: Report, what: str, sets: Iterable[set[str]]) -> None:
             together[tuple(sorted(splits))] += 1
     for names, count in sorted(together.items()):
         report.notes.append(f"{count:,} {what} occur in {' and '.join(names)}")
+
+
+def _check_regions(
+    records: Sequence[ImageRecord], reader: RegionReader, prefixes: Sequence[str], progress: bool
+) -> Iterable[Problem]:
+    console = Console(stderr=True)
+    for record in track(records, "reading regions", console=console, disable=not progress, transient=True):
+        name = name_of(record, reader, prefixes)
+        if name is None:
+            yield Problem("missing image", str(reader.databases[0].folder), f"image {record.image_id} has no regions")
+            continue
+        try:
+            reader.regions([name])
+        except InputError as error:
+            yield Problem("unreadable image", str(reader.databases[0].folder), str(error))
 
 
 def _decode_all(
@@ -161,6 +192,7 @@ def _decode_all(
 
 def _decode(record: ImageRecord) -> tuple[bytes, str | None]:
     """Digest of the file, and what is wrong with the image."""
+    assert record.path is not None
     try:
         open_image(record)
         return hashlib.blake2b(record.path.read_bytes(), digest_size=16).digest(), None

@@ -65,6 +65,7 @@ class COCO(ImageTextDataModule):
     """
 
     name: ClassVar[str] = "coco"
+    region_prefixes: ClassVar[tuple[str, ...]] = ("coco_train2014", "coco_val2014")
 
     def __init__(
         self,
@@ -115,7 +116,11 @@ class COCO(ImageTextDataModule):
 
     def _needed(self) -> dict[Path, str | None]:
         """The files and folders that must exist, and the archive that brings each (None: not one we can fetch)."""
+        if not self.needs_annotation_files:
+            return {}
         pictures = {self.image_dir / folder: folder if not self.flat else None for folder in ("train2014", "val2014")}
+        if not self.needs_image_files:
+            pictures = {}
         if self.captions == "karpathy":
             return {self._karpathy(): "karpathy", **pictures}
         if self.captions == "beit3_index":  # files of the user's own may name other folders
@@ -126,7 +131,8 @@ class COCO(ImageTextDataModule):
             standard = path.parent == self.root / "annotations" and path.stem.startswith("captions_")
             year = path.stem[-4:]
             needed[path] = f"annotations{year}" if standard and f"annotations{year}" in _ARCHIVES else None
-            needed[folder] = folder.name if folder.name in _ARCHIVES and not self.flat else None
+            if self.needs_image_files:
+                needed[folder] = folder.name if folder.name in _ARCHIVES and not self.flat else None
         return needed
 
     def remote(self, archive: str) -> Remote:
@@ -135,7 +141,7 @@ class COCO(ImageTextDataModule):
         return Remote(f"{(self.mirror or server).rstrip('/')}/{path}", size, md5)
 
     def prepare_data(self) -> None:
-        """Fetch what is missing if `download` allows it.
+        """Fetch what is missing if `download` allows it (never region features).
 
         Raises:
             InputError: something is missing that may not or cannot be fetched; says what and how.

@@ -33,6 +33,7 @@ class Flickr30k(ImageTextDataModule):
     """
 
     name: ClassVar[str] = "flickr30k"
+    region_prefixes: ClassVar[tuple[str, ...]] = ("flickr30k",)
 
     def __init__(
         self,
@@ -80,7 +81,9 @@ class Flickr30k(ImageTextDataModule):
             InputError: says which files to put where.
         """
         lists = self._lists() if self.split == "entities" else {}
-        missing = [str(path) for path in (*self.annotation_files(), self.image_dir) if not path.exists()]
+        needed = self.annotation_files() if self.needs_annotation_files else []
+        needed += [self.image_dir] if self.needs_image_files else []
+        missing = [str(path) for path in needed if not path.exists()]
         if missing:
             raise InputError(
                 f"Flickr30k is not complete under {self.root}: missing {', '.join(missing)}. It needs a form, so fetch it by "

@@ -43,7 +43,9 @@ class Flickr8k(ImageTextDataModule):
         Raises:
             InputError: says which files to put where.
         """
-        missing = [str(path) for path in (self.annotations, self.image_dir) if not path.exists()]
+        needed = self.annotation_files() if self.needs_annotation_files else []
+        needed += [self.image_dir] if self.needs_image_files else []
+        missing = [str(path) for path in needed if not path.exists()]
         if missing:
             raise InputError(
                 f"Flickr8k is not complete under {self.root}: missing {', '.join(missing)}. It needs a form, so fetch it by "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader
 from datamodules.batches import (
     BatchLoader,
     EvaluationImages,
+    EvaluationRegions,
     EvaluationTexts,
     GlobalBatches,
     TrainLoader,
@@ -35,10 +37,13 @@ from datamodules.errors import InputError
 from datamodules.formats.parsing import Parsed
 from datamodules.images import Augment, Augmentation, SplitImages
 from datamodules.inputs import ImageInput, Inputs
+from datamodules.ranking import Ranking, RankingBatches, TrainRanking
 from datamodules.records import ImageRecord
-from datamodules.tokens import Tokeniser
+from datamodules.regions import RegionFiles, RegionReader, named, read_text_databases, update_with_texts
+from datamodules.tokens import BEIT3_IDS, FileIds, Tokeniser
 
 Split = Literal["train", "val", "test"]
+View = Literal["pixels", "regions"]
 
 _STAGES: dict[str | None, tuple[Split, ...]] = {
     "fit": ("train", "val"),
@@ -75,7 +80,7 @@ class Limits:
 class _Connection:
     """What `connect` was given."""
 
-    image: ImageInput
+    image: ImageInput | None  # None: the regions view
     tokeniser: Tokeniser
     rank: int
     world_size: int
@@ -83,24 +88,27 @@ class _Connection:
 
 @dataclass(slots=True)
 class _Loaded:
-    """Splits as read, and the images of each split as pixels (made when first asked for)."""
+    """A view's splits as read, whose token ids they hold if any, and what is made of each split when it is first asked for: its
+    records after limits, with all their images there, and its pixels."""
 
     splits: dict[str, list[ImageRecord]]
-    checked: set[str] = field(default_factory=set)
+    file_ids: FileIds
+    ready: dict[str, list[ImageRecord]] = field(default_factory=dict)
     pixels: dict[tuple[str, bool], SplitImages] = field(default_factory=dict)
 
 
 class ImageTextDataModule(LightningDataModule):
-    """Images with captions: pixels and tokens for retrieval.
+    """Images with captions for retrieval: pixels and tokens, or region features and tokens.
 
-    Training yields `PairBatch`; evaluation has two loaders, images once (`ImageBatch`) and captions once (`TextBatch`).
+    Training yields `PairBatch`, in the regions view `RankingBatch`; evaluation has two loaders, images once (`ImageBatch`) and
+    captions once (`TextBatch`). The network chooses the view: one that takes regions and no pixels gets regions.
     Without a Trainer: `module.connect(network.inputs)`, then `module.train_dataloader()`, `module.evaluation_loaders("test")`.
 
     Args:
         root: Folder of the data set.
         image_dir: Folder of the images, relative to root (or absolute).
         batch_size: Pairs in one training batch over all devices together: the number of candidates that the contrastive loss
-            sees. Must divide by the number of devices.
+            sees. With regions: positives of each side in one batch over all devices. Must divide by the number of devices.
         eval_batch_size: Images, or captions, in one evaluation batch of one device.
         num_workers: Processes that decode images, for each loader; 0 decodes in the training process.
         train_unit: "pair" sees each caption once an epoch (the official recipe); "image" sees each image once an epoch with
@@ -113,6 +121,8 @@ class ImageTextDataModule(LightningDataModule):
         seed: Seed of the order of samples, the caption choice and the augmentation.
         cache_pixels: Keep resized uint8 images in memory (3 * size * size bytes each) after their first use. Applies to
             evaluation, and to training where augment is "none"; a random crop needs the original file.
+        regions: The data set's databases of region features, for a network that takes those in place of pixels.
+        ranking: With regions: what a training batch consists of.
 
     Raises:
         InputError: an option is out of range.
@@ -120,6 +130,9 @@ class ImageTextDataModule(LightningDataModule):
 
     name: ClassVar[str]
     """Of the data set, as results name it."""
+
+    region_prefixes: ClassVar[tuple[str, ...]] = ()
+    """Of the data set's image names in UNITER's released databases, such as flickr30k in flickr30k_001000092795.npz."""
 
     allow_zero_length_dataloader_with_multiple_devices = True  # a split may have fewer images than there are devices
 
@@ -137,6 +150,8 @@ class ImageTextDataModule(LightningDataModule):
         limits: Limits = Limits(),
         seed: int = 0,
         cache_pixels: bool = False,
+        regions: RegionFiles | None = None,
+        ranking: Ranking = Ranking(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         for option, value, least in (
@@ -156,8 +171,11 @@ class ImageTextDataModule(LightningDataModule):
         self.limits = limits
         self.seed = seed
         self.cache_pixels = cache_pixels
+        self.regions = regions
+        self.ranking = ranking
         self._connection: _Connection | None = None
-        self._loaded: _Loaded | None = None
+        self._loaded: dict[View, _Loaded] = {}
+        self._reader: RegionReader | None = None
         self._train_loader: TrainLoader | None = None
         self._position: dict[str, Any] | None = None
 
@@ -179,6 +197,62 @@ class ImageTextDataModule(LightningDataModule):
         """The options that change what the splits are (not how they are loaded)."""
         return {}
 
+    # --------------------------------------------------------------------------------------------------------------- view
+
+    @property
+    def view(self) -> View:
+        """Whether images are pixels or regions: what the network takes. Before there is one, regions if their option is set."""
+        if self._connection is not None:
+            return "regions" if self._connection.image is None else "pixels"
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        inputs = getattr(getattr(module, "network", None), "inputs", None)
+        if isinstance(inputs, Inputs):
+            return _view_of(inputs)
+        return "pixels" if self.regions is None else "regions"
+
+    @property
+    def needs_image_files(self) -> bool:
+        """Pixels come from image files, regions do not."""
+        return self.view == "pixels"
+
+    @property
+    def needs_annotation_files(self) -> bool:
+        """In the regions view, text databases take the place of the data set's own caption files."""
+        return self.view == "pixels" or self.regions is None or self.regions.text_db is None
+
+    def region_reader(self) -> RegionReader:
+        """The region features of the data set's images.
+
+        Raises:
+            InputError: the option `regions` is not set, or a database is missing or damaged.
+        """
+        if self._reader is None:
+            files = self._region_files()
+            files.require(self.root)
+            self._reader = RegionReader(files.image_paths(self.root), files.layout)
+        return self._reader
+
+    def parse_regions(self) -> tuple[Parsed, FileIds]:
+        """What `parse` is for pixels, and whose token ids the captions are if they are ids. Records may lack the name of their
+        image in the databases: `records` finds it from the file's name.
+
+        Raises:
+            InputError: the option `regions` is not set, or files are missing or damaged.
+        """
+        texts = self._region_files().text_paths(self.root)
+        if not texts:
+            return self.parse(), BEIT3_IDS
+        self._region_files().require(self.root)
+        return read_text_databases(texts, self.root)
+
+    def _region_files(self) -> RegionFiles:
+        if self.regions is None:
+            raise InputError(
+                f"the network takes region features in place of pixels, and {type(self).__name__} was not told where they are: "
+                "set its option regions, at least {image_db: FOLDER}, or choose a network that takes pixels."
+            )
+        return self.regions
+
     # ------------------------------------------------------------------------------------------------------------- splits
 
     def splits(self) -> dict[str, int]:
@@ -193,13 +267,17 @@ class ImageTextDataModule(LightningDataModule):
         """
         loaded = self._read()
         if split not in loaded.splits:
-            files = ", ".join(str(path) for path in self.annotation_files())
+            sources = self.annotation_files() if self.needs_annotation_files else ["regions.text_db"]
+            files = ", ".join(map(str, sources))
             raise InputError(f"{self.name} has no split {split!r}: {files} give(s) {_counts(loaded.splits)}.")
-        records = loaded.splits[split][: self.limits.of(split)]
-        if split not in loaded.checked:
-            _require_images(self.name, split, records)
-            loaded.checked.add(split)
-        return records
+        if split not in loaded.ready:
+            records = loaded.splits[split][: self.limits.of(split)]
+            if self.view == "regions":
+                records = named(records, self.region_reader(), self.region_prefixes, f"{self.name} {split}")
+            else:
+                _require_images(self.name, split, records)
+            loaded.ready[split] = records
+        return loaded.ready[split]
 
     def split_label(self, split: str) -> str:
         """The split's name in results: "test", or "test[:100]" when `limits` cut it."""
@@ -207,20 +285,25 @@ class ImageTextDataModule(LightningDataModule):
         return split if limit is None or limit >= self.splits().get(split, 0) else f"{split}[:{limit}]"
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over the annotation files' contents, the options and limits, and each image's id and file size.
+        """16 hexadecimal digits over the annotation files' contents, the options and limits, and each image's id and file size;
+        in the regions view over the databases in place of the files that they replace.
 
         Two data roots with the same fingerprint hold the same splits; the place of the root does not matter.
         """
         digest = hashlib.sha256()
-        for path in self.annotation_files():
+        for path in self.annotation_files() if self.needs_annotation_files else ():
             digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-        digest.update(json.dumps([self.options(), asdict(self.limits)], sort_keys=True).encode())
+        digest.update(json.dumps([self._view_options(), asdict(self.limits)], sort_keys=True).encode())
+        if self.view == "regions":
+            self.region_reader().update(digest)
+            update_with_texts(digest, self._region_files().text_paths(self.root))
         for split, all_records in sorted(self._read().splits.items()):
             records = all_records[: self.limits.of(split)]
-            sizes = _sizes(records)
+            sizes = _sizes(records) if self.needs_image_files else {}
             digest.update(f"\n{split} {len(records)}".encode())
             for record in records:
-                digest.update(f"\n{record.image_id} {len(record.captions)} {sizes.get(record.path, -1)}".encode())
+                size = sizes.get(record.path, -1) if record.path is not None else -1
+                digest.update(f"\n{record.image_id} {len(record.captions)} {size}".encode())
         return digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
@@ -230,12 +313,20 @@ class ImageTextDataModule(LightningDataModule):
             records = all_records[: self.limits.of(split)]
             captions = sum(len(record.captions) for record in records)
             counts[self.split_label(split)] = {"images": len(records), "captions": captions}
-        return {"name": self.name, "options": self.options(), "splits": counts, "fingerprint": self.fingerprint()}
+        return {"name": self.name, "options": self._view_options(), "splits": counts, "fingerprint": self.fingerprint()}
 
-    def _read(self) -> _Loaded:
-        if self._loaded is None:
-            self._loaded = _Loaded(self.parse().valid())
-        return self._loaded
+    def _view_options(self) -> dict[str, Any]:
+        if self.view == "pixels":
+            return self.options()
+        own = self.options() if self.needs_annotation_files else {}
+        return {**own, "regions": self._region_files().describe(self.root)}
+
+    def _read(self, view: View | None = None) -> _Loaded:
+        view = view or self.view
+        if view not in self._loaded:
+            parsed, file_ids = self.parse_regions() if view == "regions" else (self.parse(), BEIT3_IDS)
+            self._loaded[view] = _Loaded(parsed.valid(), file_ids)
+        return self._loaded[view]
 
     # ---------------------------------------------------------------------------------------------------------- connection
 
@@ -245,14 +336,20 @@ class ImageTextDataModule(LightningDataModule):
         Under a Trainer `setup` does it, from `trainer.lightning_module.network.inputs`.
 
         Raises:
-            InputError: the network takes no images or no texts, or its tokeniser is not there or has too many ids for it.
+            InputError: the network takes no images or no texts, or its tokeniser is not there or has too many ids for it; it
+                takes regions, and the option `regions` is not set, or its databases are missing or of another feature width.
         """
-        if inputs.image is None or inputs.text is None:
-            lacking = "images" if inputs.image is None else "texts"
+        if inputs.text is None or (inputs.image is None and inputs.regions is None):
+            lacking = "texts" if inputs.text is None else "images"
             raise InputError(f"the network takes no {lacking}; {type(self).__name__} gives image-text pairs.")
-        self._connection = _Connection(inputs.image, Tokeniser(inputs.text), rank, world_size)
-        if self._loaded is not None:
-            self._loaded.pixels.clear()
+        file_ids = BEIT3_IDS
+        if _view_of(inputs) == "regions":
+            assert inputs.regions is not None
+            self.region_reader().require_width(inputs.regions.feature_width)
+            file_ids = self._read("regions").file_ids
+        self._connection = _Connection(inputs.image, Tokeniser(inputs.text, file_ids), rank, world_size)
+        for loaded in self._loaded.values():
+            loaded.pixels.clear()
 
     def setup(self, stage: str) -> None:
         """Connect to the Trainer's network, read the annotations, and see that the stage's images are there."""
@@ -282,13 +379,19 @@ class ImageTextDataModule(LightningDataModule):
     # ------------------------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> TrainLoader:
-        """Batches of `PairBatch`; resumes where `load_state_dict` said."""
+        """Batches of `PairBatch`, in the regions view of `RankingBatch`; resumes where `load_state_dict` said."""
         connection = self._connected()
         records = self.records("train")
-        images = self._images("train", records, self.augmentation)
-        pairs = TrainPairs(records, images, connection.tokeniser, self.train_unit, self.seed)
-        order = GlobalBatches(len(pairs), self.batch_size, self.seed, connection.rank, connection.world_size)
-        loader = TrainLoader(pairs, batch_size=None, sampler=order, **self._loading(persistent=True))
+        place = (connection.rank, connection.world_size)
+        samples: TrainPairs | TrainRanking
+        if self.view == "regions":
+            samples = TrainRanking(records, self.region_reader(), connection.tokeniser, self.ranking, self.seed, *place)
+            order: GlobalBatches = RankingBatches(self.ranking.sides, len(samples), self.batch_size, self.seed, *place)
+        else:
+            images = self._images("train", records, self.augmentation)
+            samples = TrainPairs(records, images, connection.tokeniser, self.train_unit, self.seed)
+            order = GlobalBatches(len(samples), self.batch_size, self.seed, *place)
+        loader = TrainLoader(samples, batch_size=None, sampler=order, **self._loading(persistent=True))
         if self._position is not None:
             self._require_same_epoch(self._position, order)
             loader.load_state_dict(self._position)
@@ -299,14 +402,22 @@ class ImageTextDataModule(LightningDataModule):
         return loader
 
     def evaluation_loaders(self, split: str) -> list[DataLoader[Any]]:
-        """Two loaders over this process's share of a split: images (`ImageBatch`), then captions by length (`TextBatch`)."""
+        """Two loaders over this process's share of a split: images (`ImageBatch`; regions by their number), then captions by
+        length (`TextBatch`)."""
         connection = self._connected()
         records = self.records(split)
-        images = EvaluationImages(records, self._images(split, records, None))
         texts = EvaluationTexts(records, connection.tokeniser)
         share = (self.eval_batch_size, connection.rank, connection.world_size)
-        image_rows = evaluation_batches(len(images), *share)
-        text_rows = evaluation_batches(len(texts), *share, lengths=texts.lengths())
+        images: EvaluationImages | EvaluationRegions
+        if self.view == "regions":
+            images = EvaluationRegions(records, self.region_reader())
+            image_rows = evaluation_batches(len(images), *share, lengths=images.lengths())
+            text_lengths = self._words(split, texts)
+        else:
+            images = EvaluationImages(records, self._images(split, records, None))
+            image_rows = evaluation_batches(len(images), *share)
+            text_lengths = texts.lengths()
+        text_rows = evaluation_batches(len(texts), *share, lengths=text_lengths)
         return [
             BatchLoader(images, batch_size=None, sampler=image_rows, **self._loading()),
             BatchLoader(texts, batch_size=None, sampler=text_rows, **self._loading()),
@@ -324,12 +435,26 @@ class ImageTextDataModule(LightningDataModule):
         """`evaluation_loaders("test")`."""
         return self.evaluation_loaders("test")
 
+    def _words(self, split: str, texts: EvaluationTexts) -> list[int]:
+        """Tokens of each caption; says so if some are cut, which may change a result."""
+        words, most = texts.words(), self._connected().tokeniser.max_tokens
+        cut = sum(length + 2 > most for length in words)
+        if cut:
+            warnings.warn(
+                f"{self.name} {self.split_label(split)}: {cut:,} of {len(words):,} captions have more than the network's "
+                f"max_tokens {most} and are cut.",
+                stacklevel=2,
+            )
+        return words
+
     def _images(self, split: str, records: Sequence[ImageRecord], augmentation: Augmentation | None) -> SplitImages:
         # One for each split and transform, kept, so that a cache outlives the loaders that Lightning makes anew.
         plain = augmentation is None or augmentation.kind == "none"
         kept = self._read().pixels
         if (split, plain) not in kept:
-            kept[split, plain] = SplitImages(records, self._connected().image, augmentation, self.cache_pixels)
+            spec = self._connected().image
+            assert spec is not None
+            kept[split, plain] = SplitImages(records, spec, augmentation, self.cache_pixels)
         return kept[split, plain]
 
     def _loading(self, persistent: bool = False) -> dict[str, Any]:
@@ -354,21 +479,22 @@ class ImageTextDataModule(LightningDataModule):
         self._position = dict(state_dict) or None
 
     def _order_options(self, order: GlobalBatches) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "train_unit": self.train_unit,
-            "samples": order.samples,
-        }
+        options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "samples": order.samples}
+        if not isinstance(order, RankingBatches):
+            return options | {"train_unit": self.train_unit}
+        options |= {f"ranking.{name}": value for name, value in asdict(self.ranking).items()}
+        if self.ranking.caption_pool == "rank":
+            options["world_size"] = order.world_size
+        return options
 
     def _require_same_epoch(self, position: Mapping[str, Any], order: GlobalBatches) -> None:
         if position["batch"] == 0:
             return  # an epoch starts anew: other options are the user's choice
         for option, value in self._order_options(order).items():
-            if position[option] != value:
+            if position.get(option) != value:
                 raise InputError(
                     f"the checkpoint stopped in mid-epoch (epoch {position['epoch']}, after {position['batch']} batches) with "
-                    f"{option} {position[option]}, this run has {value}: the rest of the epoch cannot be continued. Set "
+                    f"{option} {position.get(option)}, this run has {value}: the rest of the epoch cannot be continued. Set "
                     f"{option} back, or start a new run with init_from."
                 )
 
@@ -376,6 +502,10 @@ class ImageTextDataModule(LightningDataModule):
         assert self.trainer is not None
         current = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return current.ready - current.processed, self.trainer.num_training_batches
+
+
+def _view_of(inputs: Inputs) -> View:
+    return "regions" if inputs.image is None and inputs.regions is not None else "pixels"
 
 
 def _counts(splits: Mapping[str, Sequence[ImageRecord]]) -> str:
@@ -386,7 +516,8 @@ def _sizes(records: Sequence[ImageRecord]) -> dict[Path, int]:
     """File sizes of those images that exist, by one listing of each folder (a stat a file is slow over a network)."""
     wanted: dict[Path, dict[str, Path]] = defaultdict(dict)
     for record in records:
-        wanted[record.path.parent][record.path.name] = record.path
+        if record.path is not None:
+            wanted[record.path.parent][record.path.name] = record.path
     sizes = {}
     for folder, names in wanted.items():
         if not folder.is_dir():
@@ -402,6 +533,9 @@ def _require_images(name: str, split: str, records: Sequence[ImageRecord]) -> No
     present: dict[Path, set[str]] = {}
     missing = []
     for record in records:
+        if record.path is None:
+            missing.append(record)
+            continue
         folder = record.path.parent
         if folder not in present:
             present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()

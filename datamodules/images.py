@@ -57,8 +57,10 @@ def open_image(record: ImageRecord) -> Image.Image:
     """The image fully decoded, as RGB.
 
     Raises:
-        InputError: the file is missing, not an image, or truncated; names the file and the image id.
+        InputError: the file is missing, not an image, or truncated; names the file and the image id. Or there is no file.
     """
+    if record.path is None:
+        raise InputError(f"image {record.image_id} has no file: its data set was read from databases of region features.")
     try:
         with Image.open(record.path) as image:
             return image.convert("RGB")

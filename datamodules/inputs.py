@@ -26,22 +26,31 @@ class ImageInput:
 
 
 @dataclass(frozen=True)
+class RegionInput:
+    """Region features of `feature_width` in place of pixels."""
+
+    feature_width: int
+
+
+@dataclass(frozen=True)
 class TextInput:
     """`tokeniser` is a Hugging Face name, a local folder, or a sentencepiece file of BEiT-3's kind (`.../beit3.spm`; the bare
-    name fetches the official one).
+    name fetches the official one). None: captions must come as token ids, from files that name their special tokens.
 
     `max_tokens` counts special tokens, longer captions are cut. `vocabulary` is the number of rows of the network's token table:
     a tokeniser with more ids is refused (None: not checked).
     """
 
-    tokeniser: str
+    tokeniser: str | None
     max_tokens: int = 64
     vocabulary: int | None = None
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Both sides; a network that takes only one modality leaves the other None."""
+    """What there is of each; a network that takes no text, say, leaves it None. With `regions` and without `image`, data modules
+    give region features in place of pixels."""
 
     image: ImageInput | None = None
     text: TextInput | None = None
+    regions: RegionInput | None = None

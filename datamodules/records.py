@@ -1,7 +1,7 @@
 """What readers yield and what batches carry: frozen, typed, shapes and units in the docstrings.
 
 Legend of the shape letters, here and in every file that suffixes names with them:
-B batch, T tokens, H/W pixels, R regions, D feature width, P phrases.
+B batch, T tokens, H/W pixels, R regions, D feature width, N objects, P positives, X a positive and its candidates.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Phrase:
 class Caption:
     """One sentence about one image. `caption_id` is unique in its data set.
 
-    `token_ids` come from files that hold ids of BEiT-3's tokeniser (without begin and end token) in place of words: the text is
-    "" then, and only a network with that tokeniser can read them.
+    `token_ids` come from files that hold ids of a tokeniser (without begin and end token) in place of words, such as BEiT-3's
+    index or UNITER's text databases: the text is "" then, and only a network with that tokeniser can read them.
     """
 
     caption_id: str
@@ -57,12 +57,14 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image of a split with all its captions (any number). `image_id` is unique in its data set; `path` is absolute."""
+    """One image of a split with all its captions (any number). `image_id` is unique in its data set; `path` is absolute, and None
+    where a data set gives region features only; `regions` is the image's name in its database of region features."""
 
     image_id: str
-    path: Path
+    path: Path | None
     captions: tuple[Caption, ...]
     domain: str | None = None
+    regions: str | None = None
 
 
 # ---------------------------------------------------------------------------------------- batches (in memory)
@@ -89,11 +91,12 @@ class _Batch:
 
 @dataclass(frozen=True)
 class Regions(_Batch):
-    """Detected regions, padded to the longest image: features [B, R, D], boxes [B, R, 4] (left, top, right, bottom as
-    fractions of the image), confidences [B, R], mask [B, R] (True = a region)."""
+    """Regions, padded to the longest image: features [B, R, D] (fp16 where stored so: networks cast), boxes [B, R, 7] (left, top,
+    right, bottom, width, height, area as fractions of the image), confidences [B, R], mask [B, R] (True = a region; real regions
+    come first)."""
 
     features_BRD: Tensor
-    boxes_BR4: Tensor
+    boxes_BR7: Tensor
     confidences_BR: Tensor
     mask_BR: Tensor
 
@@ -133,11 +136,55 @@ class TextBatch(_Batch):
 
 
 @dataclass(frozen=True)
+class Objects(_Batch):
+    """Things that the caption and the image of a pair both show (chains of Flickr30k Entities), in the order of first mention.
+
+    Where they are: `words_BNT` bool [B, N, T] among the caption's tokens (the columns of `tokens_BT`; never [CLS], [SEP] or
+    padding), `regions_BNR` bool [B, N, R] among the image's regions. `mask_BN` bool: True = an object. A token or region may
+    belong to several objects.
+    """
+
+    words_BNT: Tensor
+    regions_BNR: Tensor
+    mask_BN: Tensor
+
+
+@dataclass(frozen=True)
 class PairBatch(_Batch):
-    """Training pairs: caption row i describes image row i (`images.index_B == texts.image_index_B`)."""
+    """Pairs: caption row i describes image row i (`images.index_B == texts.image_index_B`)."""
 
     images: ImageBatch
     texts: TextBatch
+    objects: Objects | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Candidates(_Batch):
+    """Positive pairs with the candidates for their hard negatives, as rows of a batch's images and texts, int64 [P, 1 + N].
+
+    Column 0 is the positive. On the hard-text side `image_PX` is the same image along a row, on the hard-image side `text_PX` is
+    the same caption. No candidate is a positive: its caption does not describe its image.
+    """
+
+    image_PX: Tensor
+    text_PX: Tensor
+
+
+@dataclass(frozen=True)
+class RankingBatch(_Batch):
+    """What hard negatives are mined from: each image and each caption once, and which pairs of them to look at.
+
+    `hard_texts`: images with their caption and captions of other images. `hard_images`: captions with their image and other
+    images; another sample of positives (the two come from independently shuffled orders). A side that is not trained is None.
+    """
+
+    images: ImageBatch
+    texts: TextBatch
+    hard_texts: Candidates | None
+    hard_images: Candidates | None
+
+    def __len__(self) -> int:
+        return sum(len(side.image_PX) for side in (self.hard_texts, self.hard_images) if side is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,40 +17,89 @@ from datamodules.inputs import TextInput
 from datamodules.official import RELEASE, TOKENISER, tokeniser_file
 
 _SENTENCEPIECE = (".spm", ".model")
-_BEIT3_SPECIAL = [0, 1, 2, 3]  # begin, padding, end, unknown
+
+
+@dataclass(frozen=True)
+class FileIds:
+    """Which vocabulary the token ids in a data set's files are of.
+
+    Args:
+        maker: The tokeniser that made them, for messages.
+        begin: id that begins a caption.
+        padding: id that pads one.
+        end: id that ends one.
+        unknown: id of what the vocabulary lacks.
+        size: Number of ids; None where the files do not say.
+    """
+
+    maker: str
+    begin: int
+    padding: int
+    end: int
+    unknown: int
+    size: int | None = None
+
+    def __str__(self) -> str:
+        size = "" if self.size is None else f", {self.size:,} ids"
+        return f"{self.maker}: begin {self.begin}, padding {self.padding}, end {self.end}, unknown {self.unknown}{size}"
+
+
+BEIT3_IDS = FileIds("BEiT-3's tokeniser", 0, 1, 2, 3)
 
 
 class Tokeniser:
     """A Hugging Face tokeniser, by hub name or local folder, or BEiT-3's sentencepiece file; cuts and pads as `TextInput` says.
 
+    Args:
+        spec: What the network names. Without a tokeniser, captions have to be token ids.
+        file_ids: What the captions' token ids are of, where they have any.
+
     Raises:
-        InputError: the folder, file or hub name gives no tokeniser, or one with more ids than the network has.
+        InputError: the folder, file or hub name gives no tokeniser, or one with more ids than the network has; there is no
+            tokeniser and no `file_ids`.
     """
 
-    def __init__(self, spec: TextInput) -> None:
-        # Tokenising happens in data workers, one batch each: the Rust threads would only fight with them, and after a fork
-        # they print a warning. A user's own setting stays.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self.name = os.path.expanduser(spec.tokeniser)
+    def __init__(self, spec: TextInput, file_ids: FileIds = BEIT3_IDS) -> None:
         self.max_tokens = spec.max_tokens
-        if self.name.endswith(_SENTENCEPIECE) and not Path(self.name).is_dir():
-            self._tokenizer = _from_sentencepiece(tokeniser_file(self.name))
+        self.file_ids = file_ids
+        self._tokenizer: Any = None
+        if spec.tokeniser is None:
+            if file_ids.size is None:
+                raise InputError(
+                    "the network names no tokeniser, so captions have to come as token ids from text databases: set "
+                    "regions.text_db of the data, or the network's tokeniser."
+                )
+            self.name = file_ids.maker
         else:
-            self._tokenizer = _from_hugging_face(self.name)
-        self._tokenizer.padding_side = "right"
+            self._load(spec.tokeniser)
         if spec.vocabulary is not None and self.vocabulary_size > spec.vocabulary:
             raise InputError(
                 f"tokeniser {self.name} has {self.vocabulary_size:,} ids, the network's token table {spec.vocabulary:,} rows; "
                 "give the tokeniser that the network was trained with (or, without weights, set its vocab_size)."
             )
 
+    def _load(self, name: str) -> None:
+        # Tokenising happens in data workers, one batch each: the Rust threads would only fight with them, and after a fork
+        # they print a warning. A user's own setting stays.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.name = os.path.expanduser(name)
+        if self.name.endswith(_SENTENCEPIECE) and not Path(self.name).is_dir():
+            self._tokenizer = _from_sentencepiece(tokeniser_file(self.name))
+        else:
+            self._tokenizer = _from_hugging_face(self.name)
+        self._tokenizer.padding_side = "right"
+
     @property
     def vocabulary_size(self) -> int:
         """Number of ids, special tokens included (64,002 for beit3.spm)."""
+        if self._tokenizer is None:
+            assert self.file_ids.size is not None
+            return self.file_ids.size
         return len(self._tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (int64) and mask (bool, True = real token), both [B, T], T the longest of the batch."""
+        self.require_tokenizer()
         encoded = self._tokenizer(
             list(texts), padding="longest", truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
@@ -57,32 +107,53 @@ class Tokeniser:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """All ids of each text, without special tokens."""
+        self.require_tokenizer()
         return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+    def require_tokenizer(self) -> None:
+        """See that captions can be text.
+
+        Raises:
+            InputError: the network names no tokeniser.
+        """
+        if self._tokenizer is None:
+            raise InputError(
+                f"captions are text, but the network names no tokeniser and takes only the ids of {self.name}: set the network's "
+                "tokeniser."
+            )
 
     def from_ids(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """What `__call__` gives for the texts that have these `ids()`: with begin and end token, cut and padded.
 
         Official: `_get_text_segment` of unilm/beit3/datasets.py.
         """
-        begin, padding, end, _ = _BEIT3_SPECIAL
-        rows = [[begin, *some[: self.max_tokens - 2], end] for some in ids]
+        special = self.file_ids
+        rows = [[special.begin, *some[: self.max_tokens - 2], special.end] for some in ids]
         longest = max(map(len, rows))
-        tokens_BT = torch.tensor([row + [padding] * (longest - len(row)) for row in rows], dtype=torch.int64)
+        tokens_BT = torch.tensor([row + [special.padding] * (longest - len(row)) for row in rows], dtype=torch.int64)
         return tokens_BT, torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
 
     def require_ids(self, largest: int) -> None:
-        """See that ids made by BEiT-3's tokeniser, up to this one, are this tokeniser's.
+        """See that the ids in the files, up to this one, are this tokeniser's.
 
         Raises:
             InputError: the network's tokeniser is another one.
         """
-        its = self._tokenizer
-        special = [its.bos_token_id, its.pad_token_id, its.eos_token_id, its.unk_token_id]
-        if special != _BEIT3_SPECIAL or largest >= self.vocabulary_size:
+        if self._tokenizer is None:
+            return  # the files are all that there is, and their readers have looked at every id
+        its, theirs = self._tokenizer, self.file_ids
+        begin = its.bos_token_id if its.bos_token_id is not None else its.cls_token_id
+        end = its.eos_token_id if its.eos_token_id is not None else its.sep_token_id
+        special = [begin, its.pad_token_id, end, its.unk_token_id]
+        expected = [theirs.begin, theirs.padding, theirs.end, theirs.unknown]
+        other_size = theirs.size is not None and theirs.size != self.vocabulary_size
+        if special != expected or largest >= self.vocabulary_size or other_size:
+            size = "" if theirs.size is None else f" of {theirs.size:,}"
+            remedy = "captions: karpathy" if theirs == BEIT3_IDS else "regions.text_db: null"
             raise InputError(
-                f"the captions are token ids of BEiT-3's tokeniser (up to {largest}), but the network's tokeniser {self.name} "
-                f"has {self.vocabulary_size:,} ids, and begin, padding, end, unknown at {special} (BEiT-3's: {_BEIT3_SPECIAL}). "
-                "Use a network with BEiT-3's tokeniser, or read the captions as text (captions: karpathy)."
+                f"the captions are token ids of {theirs.maker} (up to {largest}{size}), but the network's tokeniser {self.name} "
+                f"has {self.vocabulary_size:,} ids, and begin, padding, end, unknown at {special} (theirs: {expected}). "
+                f"Use a network with that tokeniser, or read the captions as text ({remedy})."
             )
 
 

@@ -21,10 +21,12 @@ Train, test and explain light adaptations of vision-language models.
 
   demo      the whole story on rendered scenes, in about a minute
   table     run folders side by side as a Markdown table
+  correlate Pearson's r of two metrics over the checkpoints of runs (ISDa against Meta-Sum)
   export    the adapter of a run as safetensors + JSON (a few MB)
   world     render the embedded world to a folder, in the real data sets' formats
   parity    check this build against recorded outputs of the official implementations
-  data      `data check`: verify a data folder before you train on it; `data index`: write BEiT-3's index files
+  data      `data check`: verify a data folder before you train on it; `data index`, `data text-db`, `data regions`:
+            write BEiT-3's index files, UNITER's text databases, UNITER's image databases (region features)
   params    tunable and total parameters of every configuration, counted in seconds without weights
 
 crosslight COMMAND --help says more.
@@ -78,6 +80,12 @@ usage: crosslight table RUN [RUN ...] [--data NAME] [--out FILE.md] [--csv FILE.
 Run folders (or folders of them) side by side: recalls (mean and standard deviation over seeds), tunable parameters,
 memory, time. Runs of one name are seeds of one row.
 """,
+    "correlate": """\
+usage: crosslight correlate RUN [RUN ...] [--x METRIC] [--y METRIC]
+
+Pearson's r of two logged metrics over the validations of each run, and of all runs together: by default val/isda against
+val/rsum (Figure 3 of IAIS). RUN is a run folder or a folder of them; any column of metrics.csv can be named.
+""",
     "export": """\
 usage: crosslight export RUN DIR
 
@@ -92,15 +100,52 @@ Render the embedded world: COCO and Flickr30k files in their real formats, with 
     "data": """\
 usage: crosslight data check KIND ROOT [--workers N]
        crosslight data index KIND ROOT --spm FILE [--overwrite]
+       crosslight data text-db KIND ROOT --tokeniser NAME [--out DIR] [--names released|stem]
+       crosslight data regions KIND ROOT --out DIR --backbone timm:NAME|hf:NAME|fasterrcnn[:NAME] [options]
 
-check: verify a data folder. KIND is coco, flickr30k or flickr8k. Counts per split, unreadable or missing images,
-captions without images, duplicated ids; exits 1 when something is wrong.
+check: verify a data folder. KIND is coco, flickr30k, flickr8k or flickr30k_entities. Counts per split, unreadable or
+missing images, captions without images, duplicated ids; exits 1 when something is wrong.
 
 index: write the index files of the official BEiT-3 code (captions as token ids) from Karpathy's split in ROOT, with
 BEiT-3's tokeniser: coco_retrieval.{train,val,test}.jsonl or flickr30k.{train,val,test}.jsonl. KIND is coco or
 flickr30k. --data.init_args.captions=beit3_index reads them.
 
   --spm FILE    BEiT-3's sentencepiece file; just beit3.spm fetches the official one
+
+text-db: write UNITER's text databases from Karpathy's split in ROOT: itm_KIND_SPLIT.db with every caption's word
+pieces. --data.init_args.regions.text_db reads them, as it reads the released ones. KIND is coco, flickr30k or flickr8k.
+
+  --tokeniser NAME    the network's, by Hugging Face name or folder (UNITER: bert-base-cased)
+  --out DIR           where to put them (default: ROOT/txt_db)
+  --names KIND        images' names in the image database: released (flickr30k_000000036979.npz, the default) or stem
+                      (36979.npz, the file's own name)
+
+regions: extract region features to an image database of UNITER's layouts; --data.init_args.regions.image_db reads it.
+KIND is coco, flickr30k, flickr8k, flickr30k_entities, or folder (ROOT is a folder of images). An interrupted run goes
+on with what is missing. docs/regions.md says more.
+
+  --backbone NAME     timm:NAME or hf:NAME, pooled over given boxes, or fasterrcnn[:NAME], torchvision's detector
+  --weights FILE      its weights (default: the published ones, fetched)
+  --options JSON      further arguments of a timm model; of hf:TYPE with --weights the sizes of its configuration
+  --stages LIST       feature maps to join, such as 3,final (default: final)
+  --boxes WHICH       of a backbone: grid (the default), entities, or the folder of another image database
+  --grid LIST         cells a side of each grid (default: 1,2,4, which is 21 boxes)
+  --entities DIR      where Annotations/ is (default: ROOT/flickr30k_entities or ROOT)
+  --shorter-side PX   the shorter side's length (default: the model's own), the aspect ratio is kept
+  --longest-side PX   the longer side's greatest length (default: 5/3 of the shorter; a detector's own)
+  --image-size PX     squash to a square instead, for vision transformers of one size
+  --samples N         points a side at which a box is read (default: 14)
+  --layout WHICH      threshold (a detector's default), fixed, or all (the default with given boxes: all, in their order)
+  --conf-th, --max-bb, --min-bb, --num-bb, --compressed
+                      of the layout, as UNITER's (default: 0.2, 100, 10, 36)
+  --image-dir DIR     folder of the images, relative to ROOT (default: the data set's own)
+  --batch-size N      images a forward (default: 32), all of one size
+  --workers N         processes that decode (default: 2)
+  --device NAME       cpu, cuda, cuda:N (default: cuda where there is one)
+  --precision NAME    fp32, bf16, fp16 (default: fp32 on cpu, bf16 on cuda)
+  --limit N           the first N images only
+  --skip-unreadable   leave out and list images that cannot be read, instead of stopping at the first
+  --quiet             no progress bar
 """,
     "params": """\
 usage: crosslight params [-c FILE ...] [--key.subkey=value ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from datamodules.errors import InputError
 
@@ -36,6 +36,18 @@ def table(arguments: list[str]) -> int:
     return 0
 
 
+def correlate(arguments: list[str]) -> int:
+    from experiments.correlation import ISDA, META_SUM, report
+
+    parser = _Parser("correlate")
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--x", default=ISDA)
+    parser.add_argument("--y", default=META_SUM)
+    options = parser.parse_args(arguments)
+    print("\n".join(report(options.runs, options.x, options.y)))
+    return 0
+
+
 def world(arguments: list[str]) -> int:
     from datamodules.miniworld.write import write_world
 
@@ -52,14 +64,21 @@ def world(arguments: list[str]) -> int:
 
 
 def data(arguments: list[str]) -> int:
+    if arguments[:1] == ["regions"]:  # has many options of its own
+        return _data_regions(arguments[1:])
     parser = _Parser("data")
-    parser.add_argument("action", choices=("check", "index"))
-    parser.add_argument("kind", choices=("coco", "flickr30k", "flickr8k"))
+    parser.add_argument("action", choices=("check", "index", "text-db", "regions"))
+    parser.add_argument("kind", choices=("coco", "flickr30k", "flickr8k", "flickr30k_entities"))
     parser.add_argument("root", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--spm")
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--tokeniser")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--names", choices=("released", "stem"), default="released")
     options = parser.parse_args(arguments)
+    if options.action == "text-db":
+        return _data_text_db(options.kind, options.root, options.tokeniser, options.out, options.names)
     if options.action == "index":
         return _data_index(options.kind, options.root, options.spm, options.overwrite)
 
@@ -77,14 +96,52 @@ def _data_index(kind: str, root: Path, spm: str | None, overwrite: bool) -> int:
     from datamodules.inputs import TextInput
     from datamodules.tokens import Tokeniser
 
-    if kind == "flickr8k":
-        raise InputError("BEiT-3 has index files of coco and flickr30k only; flickr8k is read as it is.")
+    if kind not in ("coco", "flickr30k"):
+        raise InputError(f"BEiT-3 has index files of coco and flickr30k only; {kind} is read as it is.")
     if spm is None:
         raise InputError("data index needs --spm FILE, BEiT-3's sentencepiece file. See crosslight data --help.")
     (annotations,) = (COCO if kind == "coco" else Flickr30k)(str(root)).annotation_files()
     written = write_index(annotations, "coco" if kind == "coco" else "flickr30k", root, Tokeniser(TextInput(spm)), overwrite)
     for path, pairs in written.items():
         print(f"{path}: {pairs:,} pairs")
+    return 0
+
+
+def _data_text_db(kind: str, root: Path, tokeniser: str | None, out: Path | None, names: Literal["released", "stem"]) -> int:
+    from datamodules.inputs import TextInput
+    from datamodules.text_databases import karpathy_file, write_text_databases
+    from datamodules.tokens import Tokeniser
+
+    if kind == "flickr30k_entities":
+        raise InputError("the text databases of Flickr30k Entities are those of flickr30k: give that KIND.")
+    if tokeniser is None:
+        raise InputError("data text-db needs --tokeniser NAME (UNITER's is bert-base-cased). See crosslight data --help.")
+    written = write_text_databases(
+        karpathy_file(kind, root), kind, Tokeniser(TextInput(tokeniser)), out or root / "txt_db", names
+    )
+    for path, texts in written.items():
+        print(f"{path}: {texts:,} texts")
+    return 0
+
+
+def _data_regions(arguments: list[str]) -> int:
+    from experiments.extract import KINDS, add_options, run
+    from experiments.training import quiet
+
+    parser = _Parser("data regions")
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("root", type=Path)
+    add_options(parser)
+    options = parser.parse_args(arguments)
+    quiet()
+    summary = run(options.kind, options.root, options)
+    for problem in summary.unreadable:
+        print(f"left out: {problem}")
+    rate = summary.images / summary.seconds if summary.seconds else 0.0
+    print(
+        f"{options.out}: {summary.images:,} images with {summary.regions:,} regions written in {summary.seconds:.0f} s "
+        f"({rate:.1f} a second), {summary.there_before:,} were there, {len(summary.unreadable):,} left out"
+    )
     return 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -18,12 +18,15 @@ from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import READINGS, MultiWayAdapter
 from lightning_modules.adapters.tuning import ParameterCounts, TuningMode, head_names, set_tuning
 from lightning_modules.networks.beit3 import BEiT3Retrieval
+from lightning_modules.networks.uniter import UniterRetrieval
+from lightning_modules.objectives.relation_alignment import IAIS, Kind, Reading
 
 BASE: dict[str, int] = {}  # the defaults of BEiT3Retrieval
 LARGE = {"width": 1024, "num_layers": 24, "heads": 16, "ffn_width": 4096}
 SIZES: dict[str, dict[str, Any]] = {
     f"{name} {px}": {**sizes, "image_size": px} for name, sizes in (("base", BASE), ("large", LARGE)) for px in (224, 384)
 }
+UNITER: dict[str, dict[str, Any]] = {"base": {}, "large": LARGE}  # its sizes are BERT's, and so BEiT-3's
 KE_MIDS = (1, 16, 32, 64, 128)  # Figure 2
 
 MULTIWAY: dict[str, dict[str, Any]] = {
@@ -121,6 +124,20 @@ def printed_large() -> str:
     )
 
 
+def uniter() -> list[str]:
+    """UNITER with its two heads, and what IAIS adds in any of its forms."""
+    lines = [f"UNITER{'':<19}{'retrieval':>13}{'encoder':>13}{'layers':>13}"]
+    for size, sizes in UNITER.items():
+        with torch.device("meta"):
+            network = UniterRetrieval(**sizes)
+        counts = (parameters(network), parameters(network.encoder), parameters(network.encoder.layers))
+        lines.append(f"  {size:<23}" + "".join(f"{count:>13,}" for count in counts))
+    added = {parameters(IAIS(kind, reading)) for kind in get_args(Kind) for reading in get_args(Reading)}
+    said = " or ".join(f"{count:,}" for count in sorted(added))
+    lines.append(f"  IAIS adds {said}{': the loss has no parameters' if added == {0} else ''}")
+    return lines
+
+
 def report() -> list[str]:
     """The lines of `crosslight params` without arguments."""
     lines = []
@@ -134,6 +151,8 @@ def report() -> list[str]:
         "brought by the checkpoint and stay frozen (train_heads: new); full leaves out the mask token: retrieval never uses it.",
         "",
         printed_large(),
+        "",
+        *uniter(),
     ]
     return lines
 

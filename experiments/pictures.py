@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from datamodules.image_text import ImageTextDataModule
+from datamodules.images import open_image
+from datamodules.records import ImageRecord
 
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 
@@ -50,9 +52,9 @@ def draw_queries(model: Any, data: ImageTextDataModule, split: str, path: Path, 
     for row, text in enumerate(range(0, len(captions), len(captions) // queries)[:queries]):
         _words(axes[row, 0], f"“{captions[text]}”", "black")
         for column, image in enumerate(scores_IT[:, text].topk(min(found, len(records))).indices.tolist(), 1):
-            _picture(axes[row, column], records[image].path, RIGHT if image == owner_T[text] else WRONG)
+            _picture(axes[row, column], records[image], RIGHT if image == owner_T[text] else WRONG)
     for row, image in enumerate(range(0, len(records), len(records) // queries)[:queries], queries):
-        _picture(axes[row, 0], records[image].path, "#57606a")
+        _picture(axes[row, 0], records[image], "#57606a")
         for column, text in enumerate(scores_IT[image].topk(min(found, len(captions))).indices.tolist(), 1):
             _words(axes[row, column], captions[text], RIGHT if owner_T[text] == image else WRONG)
     figure.suptitle("text to image (above) and image to text (below), best first; green = right, red = wrong", fontsize=11)
@@ -60,11 +62,8 @@ def draw_queries(model: Any, data: ImageTextDataModule, split: str, path: Path, 
     return path
 
 
-def _picture(axis: Any, path: Path, colour: str) -> None:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        axis.imshow(image.convert("RGB"))
+def _picture(axis: Any, record: ImageRecord, colour: str) -> None:
+    axis.imshow(open_image(record))
     axis.axis("on")
     axis.set_xticks([])
     axis.set_yticks([])

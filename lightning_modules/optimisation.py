@@ -1,16 +1,17 @@
-"""AdamW groups and the learning-rate schedule of BEiT-3's recipe, which MultiWay-Adapter uses.
+"""AdamW, its groups and the learning-rate schedules: BEiT-3's recipe, which MultiWay-Adapter uses, and UNITER's.
 
-Official files: `optim_factory.py`, `utils.cosine_scheduler`. No weight decay on vectors, layer-wise decay, linear warm-up
-from 0, cosine to `min_lr`, per step.
+Official files: unilm `beit3/optim_factory.py`, `utils.cosine_scheduler` (no weight decay on vectors, layer-wise decay, linear
+warm-up from 0, cosine to `min_lr`, per step); ChenRocks/UNITER `optim/adamw.py`, `optim/sched.py`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,7 +21,7 @@ from datamodules.errors import InputError
 
 @dataclass
 class Optimisation:
-    """AdamW with warm-up and cosine decay.
+    """AdamW with warm-up and decay. The defaults are of BEiT-3's kind; UNITER's are in configs/model/uniter_base.yaml.
 
     Args:
         lr: Peak learning rate.
@@ -34,8 +35,10 @@ class Optimisation:
             full rate (at 0.65 the first adapter of 12 layers would learn at 0.6 % of it).
         adapter_lr: Peak learning rate of adapters (null: lr).
         backbone_lr: Peak learning rate of what is neither adapter nor head (null: lr). Heads are new and always learn at lr.
+        schedule: After the warm-up: cosine, or linear (to 0 at the last step, never below min_lr), as UNITER's.
+        algorithm: adamw, or uniter_adamw: the released code adds eps before it corrects the bias and decays after the update.
         fused: One kernel a parameter group instead of a dozen passes over its memory. Lightning refuses gradient clipping with it
-            at precision 16-mixed; set it to false there.
+            at precision 16-mixed; set it to false there. Not for uniter_adamw.
     """
 
     lr: float = 1e-3
@@ -48,6 +51,8 @@ class Optimisation:
     layer_decay_on_adapters: bool = False
     adapter_lr: float | None = None
     backbone_lr: float | None = None
+    schedule: Literal["cosine", "linear"] = "cosine"
+    algorithm: Literal["adamw", "uniter_adamw"] = "adamw"
     fused: bool = True
 
     def __post_init__(self) -> None:
@@ -60,7 +65,8 @@ class Optimisation:
 def parameter_groups(network: Any, settings: Optimisation, is_adapter: Callable[[str], bool]) -> list[dict[str, Any]]:
     """Trainable parameters grouped by (learning-rate scale, weight decay), each group named for the logs.
 
-    No decay on vectors, nor on what the network spares besides (BEiT-3's `no_decay_parameters`).
+    No decay on vectors, nor on what the network spares besides (BEiT-3's `no_decay_parameters`); a network may name vectors that
+    its recipe decays all the same (UNITER's `decayed_vectors`).
 
     Raises:
         InputError: Nothing is trainable.
@@ -69,10 +75,11 @@ def parameter_groups(network: Any, settings: Optimisation, is_adapter: Callable[
     parameters: dict[str, nn.Parameter] = dict(network.named_parameters())
     heads = {name for name, _ in network.head_parameters()}
     spared: Set[str] = getattr(network, "no_decay_parameters", frozenset)()
+    decayed: Set[str] = getattr(network, "decayed_vectors", frozenset)()
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
-        vector = parameter.ndim <= 1 or name.endswith(".bias")
+        vector = (parameter.ndim <= 1 or name.endswith(".bias")) and name not in decayed
         decay = 0.0 if vector or name in spared else settings.weight_decay
         adapter = is_adapter(name)
         scale = 1.0
@@ -97,8 +104,16 @@ def parameter_groups(network: Any, settings: Optimisation, is_adapter: Callable[
 
 
 def schedule_factor(step: int, total: int, settings: Optimisation) -> float:
-    """Learning rate of a step as a fraction of the peak: linear from 0 (`np.linspace(0, lr, warmup)`), cosine to min_lr."""
+    """Learning rate of a step (0-based) as a fraction of the peak.
+
+    cosine: linear from 0 (`np.linspace(0, lr, warmup)`), cosine to min_lr. linear: the official `get_lr_sched` is called with the
+    number of steps done when this one is: the first has 1 / warmup, the last 0, and none less than min_lr.
+    """
     warmup = int(total * settings.warmup_fraction + 1e-6)  # 3 of 11 epochs are 30 of 110 steps: 3 / 11 * 110 is just below
+    if settings.schedule == "linear":
+        done = step + 1
+        factor = done / warmup if done < warmup else (total - done) / max(total - warmup, 1)
+        return max(factor, settings.min_lr / settings.lr)
     if step < warmup:
         return step / max(warmup - 1, 1)
     progress = min((step - warmup) / max(total - warmup, 1), 1.0)
@@ -109,11 +124,56 @@ def schedule_factor(step: int, total: int, settings: Optimisation) -> float:
 def build(
     network: Any, settings: Optimisation, total_steps: int, is_adapter: Callable[[str], bool]
 ) -> tuple[Optimizer, LambdaLR]:
-    optimizer = AdamW(
-        parameter_groups(network, settings, is_adapter),
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=settings.fused or None,
-    )
+    groups = parameter_groups(network, settings, is_adapter)
+    optimizer: Optimizer
+    if settings.algorithm == "uniter_adamw":
+        optimizer = UniterAdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    else:
+        optimizer = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=settings.fused or None)
     return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total_steps, settings))
+
+
+class UniterAdamW(Optimizer):
+    """AdamW as the released UNITER has it (`optim/adamw.py`, correct_bias): for step t
+
+        m = b1 m + (1 - b1) g;   v = b2 v + (1 - b2) g^2
+        p = p - lr sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps);   p = p - lr wd p
+
+    torch's divides sqrt(v) by sqrt(1 - b2^t) before it adds eps (early steps differ where gradients are tiny), and decays first.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]] | Iterable[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update; `closure` recomputes the loss, as Lightning wants it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = 0
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                state["step"] += 1
+                state["exp_avg"].lerp_(parameter.grad, 1 - first)
+                state["exp_avg_sq"].mul_(second).addcmul_(parameter.grad, parameter.grad, value=1 - second)
+                size = group["lr"] * math.sqrt(1 - second ** state["step"]) / (1 - first ** state["step"])
+                parameter.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-size)
+                if group["weight_decay"]:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        return loss

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from datamodules.errors import InputError
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules import optimisation
 from lightning_modules.adapters.adapter import Adapter
-from lightning_modules.adapters.tuning import set_mode, set_tuning
-from lightning_modules.checkpoints.adapter_export import load_trainable, trainable_state_dict
-from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
 from lightning_modules.metrics.retrieval import RetrievalRecall
 from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.dual_encoder import DualEncoder
 from lightning_modules.objectives.contrastive import ContrastiveLoss
 from lightning_modules.objectives.gradient_cache import encode_in_chunks
+from lightning_modules.objectives.relation_alignment import IAIS
+from lightning_modules.tuned import TunedModule
 
 
-class RetrievalModule(pl.LightningModule):
+class RetrievalModule(TunedModule):
     """Contrastive image-text retrieval with two encoders, tuned fully, through adapters, at its heads only, or not at all.
 
     Args:
@@ -39,6 +36,8 @@ class RetrievalModule(pl.LightningModule):
             such as a new adapter, starts fresh and is listed. To resume an interrupted run, use --run_dir instead.
         gradient_cache_chunk: Encode this many pairs at a time and recompute them in the backward pass: exact gradients of
             a large contrastive batch in the memory of a chunk (null: the whole batch at once).
+        alignment: IAIS on the batch's pairs, which then also go through the network together, image and caption in one sequence
+            (BEiT-3 only; no paper has tried it). Every pair is a positive: `positives` does not matter here.
         eval_frozen: Keep frozen parts in eval mode while training, so that their dropout does not blur the features.
         compile: torch.compile both encoders.
     """
@@ -55,60 +54,47 @@ class RetrievalModule(pl.LightningModule):
         optimisation: optimisation.Optimisation = optimisation.Optimisation(),  # noqa: B008 - a config default, never mutated
         init_from: str | None = None,
         gradient_cache_chunk: int | None = None,
+        alignment: IAIS | None = None,
         eval_frozen: bool = True,
         compile: bool = False,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.adapter = adapter
-        self.tuning = tuning
-        self.train_heads = train_heads
+        super().__init__(network, adapter, tuning, train_heads, optimisation, init_from, eval_frozen)
         self.objective = objective or ContrastiveLoss()
-        self.optimisation = optimisation
-        self.init_from = init_from
+        self.alignment = alignment
+        self.aligned_layers: list[int] = []
+        if alignment is not None:
+            if not isinstance(network, BEiT3Retrieval):
+                raise InputError(
+                    f"alignment needs a network with one sequence of words and regions, such as BEiT-3; {type(network).__name__} "
+                    "encodes images and texts apart. Set model.alignment to null."
+                )
+            self.aligned_layers = alignment.of_network(network.num_layers)
         self.gradient_cache_chunk = gradient_cache_chunk
-        self.eval_frozen = eval_frozen
-        if adapter is not None:
-            adapter.inject(network)
-        if init_from is not None:
-            start_from(network, adapter, init_from)
-        self.counts = set_tuning(network, adapter, tuning, train_heads)
         self.recall = RetrievalRecall()
-        self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing
         if compile:
             network.compile_encoders()
 
     # ----------------------------------------------------------------------------------------------- training
-
-    def train(self, mode: bool = True) -> RetrievalModule:
-        super().train(mode)
-        if mode and self.eval_frozen and self.tuning != "full":
-            set_mode(self.network, True, self.adapter)
-        return self
-
-    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        # Dropout is a function of (seed, epoch, batch, rank), so a run resumed after SIGKILL draws what it would have drawn.
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-        where = (seed, self.trainer.current_epoch, batch_idx, self.trainer.global_rank)
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=7).digest()))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         chunk = self.gradient_cache_chunk
         images_BD = encode_in_chunks(self.network.encode_images, batch.images, chunk)
         texts_BD = encode_in_chunks(self.network.encode_texts, batch.texts, chunk)
         terms = self.objective(images_BD, texts_BD, self.network.logit_scale.exp(), batch.texts.image_index_B)
+        if self.alignment is not None:
+            terms = self._aligned(self.alignment, terms, batch)
         logged = {f"train/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(logged, batch_size=len(batch), prog_bar=True, sync_dist=True)  # a rank's own loss is of its rows only
         return terms["loss"]
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        total = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedule = optimisation.build(self.network, self.optimisation, total, self.owns)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def owns(self, name: str) -> bool:
-        """Whether a parameter of the network belongs to the adapter."""
-        return self.adapter is not None and self.adapter.owns(name)
+    def _aligned(self, alignment: IAIS, terms: dict[str, Tensor], batch: PairBatch) -> dict[str, Tensor]:
+        """The objective's terms with IAIS of the batch's pairs, from a pass over image and caption together."""
+        relations = self.network.relations(batch, self.aligned_layers)
+        weight = alignment.annealing(self.global_step, int(self.trainer.estimated_stepping_batches))
+        found = {f"iais_{anchor}": loss_B.mean() for anchor, loss_B in alignment(relations).items()}
+        positives = len(batch) * self.trainer.accumulate_grad_batches if alignment.reduction == "sum" else 1
+        added = weight * positives * torch.stack(list(found.values())).sum()
+        return terms | found | {"iais_weight": torch.tensor(weight), "loss": terms["loss"] + added}
 
     # --------------------------------------------------------------------------------------------- evaluation
 
@@ -150,17 +136,3 @@ class RetrievalModule(pl.LightningModule):
         if isinstance(batch, ImageBatch):
             return {"ids": batch.image_ids, "index": batch.index_B, "embeddings": self.network.encode_images(batch)}
         return {"ids": batch.caption_ids, "index": batch.index_B, "embeddings": self.network.encode_texts(batch)}
-
-    # -------------------------------------------------------------------------------------------- checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was trained, and what identifies the backbone it was trained on."""
-        checkpoint["state_dict"] = {f"network.{k}": v for k, v in trainable_state_dict(self.network).items()}
-        checkpoint["crosslight_backbone"] = short_fingerprint(self.network)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
-        path = getattr(self._trainer, "ckpt_path", None)  # no trainer when `lightning_modules.load` reads it
-        source = f"checkpoint {path}" if path else "the checkpoint"
-        require_backbone(self.network, checkpoint.get("crosslight_backbone"), state, source)
-        load_trainable(self.network, state, source)

@@ -23,6 +23,7 @@ ProblemKind = Literal[
     "image without captions",
     "empty caption",
     "image in several splits",
+    "unreadable annotation",
 ]
 
 

@@ -207,10 +207,11 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class RegionFeatures:
-    """The regions of one image, float32: features [R, D]; boxes [R, 7] (left, top, right, bottom, width, height, area as
-    fractions of the image; the first six as stored, the area is width * height); confidences [R] in 0..1."""
+    """The regions of one image, float32: features [R, D] (fp16 where asked for as stored); boxes [R, 7] (left, top, right,
+    bottom, width, height, area as fractions of the image; the first six as stored, the area is width * height); confidences [R]
+    in 0..1."""
 
-    features_RD: Floats
+    features_RD: Floats | npt.NDArray[np.float16]
     boxes_R7: Floats
     confidences_R: Floats
 
@@ -279,6 +280,16 @@ class ImageDatabase:
             raise self._missing(name)
         return self._counts[name]
 
+    def most_regions(self, name: str) -> int:
+        """No image of this name has more; never reads the image, and is its R but for images that the layout miscounts.
+
+        Raises:
+            InputError: the database has no such image.
+        """
+        if self._counts is not None:
+            return self.number_of_regions(name)
+        return self.layout.num_bb if self.layout.kind == "fixed" else self.layout.max_bb
+
     @property
     def feature_width(self) -> int:
         """D.
@@ -293,8 +304,12 @@ class ImageDatabase:
         assert self._feature_width is not None
         return self._feature_width
 
-    def read(self, name: str) -> RegionFeatures:
+    def read(self, name: str, as_stored: bool = False) -> RegionFeatures:
         """The regions of an image: the first n of those stored, n as `number_of_regions`.
+
+        Args:
+            name: the image.
+            as_stored: leave features that are stored as fp16 so; the array may then be read-only.
 
         Raises:
             InputError: there is no such image, or its value is damaged, of another feature width, or of fewer regions than
@@ -305,7 +320,7 @@ class ImageDatabase:
             raise self._missing(name)
         place = f"{self.folder}: image {name}"
         arrays = _arrays(value, self.layout.compressed, place)
-        features_RD, boxes_R6, confidences_R = _regions(arrays, place)
+        features_RD, boxes_R6, confidences_R = _regions(arrays, place, as_stored)
         stored = len(confidences_R)
         if self._counts is not None:
             kept = self._counts[name]
@@ -417,8 +432,8 @@ def _array(value: dict[Any, Any]) -> object:
     return np.frombuffer(value[b"data"], dtype).reshape(value[b"shape"])
 
 
-def _regions(arrays: Mapping[str, object], place: str) -> tuple[Floats, Floats, Floats]:
-    """features [R, D], norm_bb [R, 6], conf [R] as float32.
+def _regions(arrays: Mapping[str, object], place: str, as_stored: bool = False) -> tuple[Floats, Floats, Floats]:
+    """features [R, D], norm_bb [R, 6], conf [R] as float32; features stay fp16 where they are stored so, if asked.
 
     Raises:
         InputError: one is missing, or the shapes do not fit each other.
@@ -438,7 +453,9 @@ def _regions(arrays: Mapping[str, object], place: str) -> tuple[Floats, Floats, 
             f"{place} has features {features.shape}, norm_bb {boxes.shape} and conf {confidences.shape}; expected [R, D], "
             "[R, 6] and [R] or [R, 1] with one R of at least 1. Extract it again."
         )
-    return features.astype(np.float32), boxes.astype(np.float32), confidences.astype(np.float32).reshape(count)
+    if not (as_stored and features.dtype == np.float16):
+        features = features.astype(np.float32)
+    return features, boxes.astype(np.float32), confidences.astype(np.float32).reshape(count)
 
 
 class ImageDatabaseWriter:

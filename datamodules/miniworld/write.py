@@ -3,7 +3,10 @@
 <root>/coco/annotations/dataset_coco.json                    Karpathy's file: train, restval, val, test
 <root>/coco/annotations/captions_{train,val}2014.json        official COCO captions
 <root>/coco/{train,val}2014/COCO_{train,val}2014_<12 digits>.jpg
-<root>/flickr30k/dataset_flickr30k.json, {train,val,test}.txt, flickr30k-images/<id>.jpg
+<root>/coco/img_db/coco_{train,val}2014/all, txt_db/itm_coco_{train,restval,val,test}.db    UNITER's databases
+<root>/flickr30k/dataset_flickr30k.json, flickr30k-images/<id>.jpg
+<root>/flickr30k/img_db/flickr30k/all, txt_db/itm_flickr30k_{train,val,test}.db
+<root>/flickr30k/flickr30k_entities/{train,val,test}.txt, Sentences/<id>.txt, Annotations/<id>.xml
 <root>/scenes.jsonl                                          everything known about each scene (`read_scenes`)
 <root>/tokeniser/                                            a Hugging Face tokeniser that knows every word of both styles
 <root>/world.json                                            arguments, counts, fingerprint: written worlds are complete
@@ -24,18 +27,29 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import track
 
 from datamodules.errors import InputError
 from datamodules.miniworld.captions import RegionDescription, describe, region_descriptions, vocabulary
+from datamodules.miniworld.grounded import (
+    SceneRegions,
+    region_name,
+    scene_regions,
+    write_entities_files,
+    write_image_databases,
+    write_text_databases,
+)
 from datamodules.miniworld.render import render
 from datamodules.miniworld.scenes import Scene, Style, sample_scene
 from datamodules.records import Box, Caption, Phrase
 
-VERSION = 1
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+VERSION = 2
 """Raise it when the same arguments give other bytes (layout, painting, grammar): older worlds are then refused."""
 
 _FEW = 300  # scenes below which starting workers costs more than it saves
@@ -193,8 +207,21 @@ def write_tokeniser(folder: Path) -> None:
 
     It knows every word of both styles and no other: the vocabulary comes from the grammar, so ids are the same for every world.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(
+        tokenizer_object=_tokeniser(),
+        model_max_length=64,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    ).save_pretrained(str(folder))
+
+
+def _tokeniser() -> Tokenizer:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     ids = {word: number for number, word in enumerate((*specials, *vocabulary()))}
@@ -206,15 +233,7 @@ def write_tokeniser(folder: Path) -> None:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
     )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokeniser,
-        model_max_length=64,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    ).save_pretrained(str(folder))
+    return tokeniser
 
 
 # ---------------------------------------------------------------------------------------------------------------- checks
@@ -295,12 +314,14 @@ def _places(counts: dict[str, dict[str, int]]) -> Iterator[_Place]:
                 index += 1
 
 
-def _render_one(place: _Place, root: Path, seed: int, style: Style, image_size: int) -> WorldImage:
+def _render_one(place: _Place, root: Path, seed: int, style: Style, image_size: int) -> tuple[WorldImage, SceneRegions]:
     scene = sample_scene(seed, style, place.index, image_size=image_size)
+    picture = render(scene)
     # no chroma subsampling: at 96 pixels it would wash out the colours that captions name
-    render(scene).save(root / place.file, quality=90, subsampling=0)
-    captions, regions = describe(scene), region_descriptions(scene)
-    return WorldImage(place.part, place.split, place.image_id, place.file, scene, captions, regions)
+    picture.save(root / place.file, quality=90, subsampling=0)
+    captions, descriptions = describe(scene), region_descriptions(scene)
+    image = WorldImage(place.part, place.split, place.image_id, place.file, scene, captions, descriptions)
+    return image, scene_regions(scene, captions, picture)
 
 
 def _build(root: Path, arguments: dict[str, Any], counts: dict[str, dict[str, int]], workers: int) -> None:
@@ -309,22 +330,24 @@ def _build(root: Path, arguments: dict[str, Any], counts: dict[str, dict[str, in
     places = list(_places(counts))
     work = partial(_render_one, root=root, seed=arguments["seed"], style=arguments["style"], image_size=arguments["image_size"])
     if workers == 1:
-        images = list(_progress(map(work, places), len(places)))
+        rendered = list(_progress(map(work, places), len(places)))
     else:
         # Fork: the workers only run numpy and Pillow, and need not import anything again.
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
-            images = list(_progress(pool.map(work, places, chunksize=25), len(places)))
+            rendered = list(_progress(pool.map(work, places, chunksize=25), len(places)))
+    images = [image for image, _ in rendered]
     with (root / "scenes.jsonl").open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(image.to_dict()) + "\n" for image in images)
     _write_coco(root / "coco", [image for image in images if image.part == "coco"])
     _write_flickr(root / "flickr30k", [image for image in images if image.part == "flickr30k"])
+    write_image_databases(root, rendered)
     fingerprint = _fingerprint(root)
     write_tokeniser(root / "tokeniser")
     world = {"version": VERSION, "arguments": arguments, "counts": counts, "fingerprint": fingerprint}
     _write_json(root / "world.json", world, indent=2)
 
 
-def _progress(images: Iterator[WorldImage], total: int) -> Iterator[WorldImage]:
+def _progress(images: Iterator[tuple[WorldImage, SceneRegions]], total: int) -> Iterator[tuple[WorldImage, SceneRegions]]:
     console = Console(stderr=True)
     shown = console.is_terminal
     yield from track(images, "rendering the embedded world", total, console=console, transient=True, disable=not shown)
@@ -359,6 +382,7 @@ def _karpathy(images: list[WorldImage], dataset: Literal["coco", "flickr30k"]) -
 
 def _write_coco(folder: Path, images: list[WorldImage]) -> None:
     karpathy = _karpathy(images, "coco")
+    _write_texts(folder, karpathy, images)
     _write_json(folder / "annotations" / "dataset_coco.json", karpathy)
     for name in ("train2014", "val2014"):
         entries = [entry for entry in karpathy["images"] if entry["filepath"] == name]
@@ -386,10 +410,24 @@ def _write_coco(folder: Path, images: list[WorldImage]) -> None:
 
 
 def _write_flickr(folder: Path, images: list[WorldImage]) -> None:
-    _write_json(folder / "dataset_flickr30k.json", _karpathy(images, "flickr30k"))
+    karpathy = _karpathy(images, "flickr30k")
+    _write_json(folder / "dataset_flickr30k.json", karpathy)
+    _write_texts(folder, karpathy, images)
+    entities = folder / "flickr30k_entities"
+    write_entities_files(entities, images)
     for split in ("train", "val", "test"):
         ids = [image.image_id for image in images if image.split == split]
-        (folder / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids), encoding="utf-8")
+        (entities / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids), encoding="utf-8")
+
+
+def _write_texts(folder: Path, karpathy: dict[str, Any], images: list[WorldImage]) -> None:
+    """UNITER's text databases of a Karpathy file: ids are its sentence ids."""
+    texts = [
+        (entry["split"], str(sentence["sentid"]), region_name(image), sentence["raw"])
+        for entry, image in zip(karpathy["images"], images, strict=True)
+        for sentence in entry["sentences"]
+    ]
+    write_text_databases(folder / "txt_db", karpathy["dataset"], texts, _tokeniser(), "crosslight's embedded world")
 
 
 def _fingerprint(root: Path) -> str:

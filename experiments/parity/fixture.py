@@ -129,22 +129,24 @@ def not_checked(group: str, why: str) -> Row:
 class Tolerance:
     """|found - recorded| <= absolute * scale + relative * |recorded|, element by element.
 
-    `scaled`: scale = the largest |recorded| of the tensor, at least 1. Otherwise scale = 1.
+    `scaled`: scale = the largest |recorded| of the tensor, at least `least`. Otherwise scale = 1.
     """
 
     absolute: float
     relative: float = 0.0
     scaled: bool = False
+    least: float = 1.0
 
     def limit(self, recorded: Tensor) -> Tensor:
         recorded = recorded.double().abs()
-        scale = max(1.0, float(recorded.max())) if self.scaled and recorded.numel() else 1.0
+        scale = max(self.least, float(recorded.max())) if self.scaled and recorded.numel() else 1.0
         return self.absolute * scale + self.relative * recorded
 
     def __str__(self) -> str:
         if not self.absolute and not self.relative:
             return "equal"
-        part, unit = (self.relative, " r") if self.relative else (self.absolute, " s" if self.scaled else "")
+        unit = "" if not self.scaled else " s" if self.least == 1 else " g"
+        part, unit = (self.relative, " r") if self.relative else (self.absolute, unit)
         return f"{part:.0e}{unit}".replace("e-0", "e-")
 
 
@@ -155,9 +157,12 @@ OUTPUT = Tolerance(1e-5)
 STATE = Tolerance(1e-5, scaled=True)
 # 1e-4 of each element; the floor is for elements near zero, whose rounding is that of the tensor's large elements.
 GRADIENT = Tolerance(1e-6, relative=1e-4, scaled=True)
+# UNITER's recorded gradients are hundredths, and sums of cancelling terms: taken of their tensor's largest, but of no rounding.
+SMALL_GRADIENT = Tolerance(1e-4, scaled=True, least=1e-3)
 LEGEND = """\
-allowed: s = times the tensor's largest recorded value, at least 1; equal = no deviation at all;
-r = times the recorded element, and 1e-6 s more (so that elements near zero may be rounded)"""
+allowed: s = times the tensor's largest recorded value, at least 1; g = likewise, at least 1e-3;
+r = times the recorded element, and 1e-6 s more (so that elements near zero may be rounded);
+equal = no deviation at all"""
 
 
 @dataclass

@@ -78,6 +78,18 @@ def check(fixture: Fixture, spm: Path | None = None) -> list[Row]:
             from experiments.parity import transform
 
             return transform.check(fixture)
+        case "uniter-iais":
+            from experiments.parity import uniter
+
+            return uniter.check(fixture)
+        case "uniter-hard-negatives":
+            from experiments.parity import uniter_mining
+
+            return uniter_mining.check(fixture)
+        case "isda":
+            from experiments.parity import isda
+
+            return isda.check(fixture)
     return [not_checked("all", f"no checker for kind {fixture.kind}")]
 
 
@@ -87,6 +99,9 @@ def _integrity(fixture: Fixture) -> list[Row]:
     count = about.get("n_tensors")
     if count is not None and count != len(fixture.tensors):
         rows.append(not_checked("file", f"the .json counts {count} tensors, the file has {len(fixture.tensors)}"))
+    listed = {name for name, said in about.get("tensors", {}).items() if isinstance(said, dict)}  # others describe kinds of names
+    if gone := sorted(listed - fixture.tensors.keys()):
+        rows.append(not_checked("file", f"the .json lists {len(gone)} tensors that the file lacks ({gone[0]})"))
     recorded = about.get("sha256")
     if recorded is not None and fixture.sha256 is not None and recorded != fixture.sha256:
         rows.append(not_checked("file", "its sha256 is not the one in the .json: not the tensors that were recorded"))

@@ -156,5 +156,6 @@ def _read(folder: Path, outputs: dict[str, str]) -> Row:
             recorded.setdefault(f"{file}: {pair['image_path']}", []).append(pair["text_segment"])
         for image in read_index(path, folder):
             captions = [list(caption.token_ids or ()) for caption in image.captions]
+            assert image.path is not None
             found[f"{file}: {image.path.relative_to(folder)}"] = captions
     return compare_lines("reading", found, recorded)

@@ -78,9 +78,9 @@ def set_tuning(network: nn.Module, adapter: Adapter | None, mode: TuningMode, tr
             parameter.requires_grad = name not in unused
         elif mode == "adapter":
             assert adapter is not None
-            parameter.requires_grad = adapter.owns(name) or name in learn
+            parameter.requires_grad = adapter.owns(name) or name in learn - unused
         else:
-            parameter.requires_grad = mode == "head" and name in heads
+            parameter.requires_grad = mode == "head" and name in heads - unused
     counts = count_parameters(network, adapter)
     if mode == "adapter" and counts.adapter == 0 and adapter is not None and not adapter.off:
         raise InputError("the adapter has no parameters in this network: it was not injected")

@@ -1,4 +1,5 @@
 """Official UNITER checkpoints: a flat dictionary of tensors, of pre-training (`uniter-base.pt`) or of a fine-tuned ranking model.
+And BERT of Hugging Face as a start, as UNITER itself started.
 
 Official files: ChenRocks/UNITER `model/model.py` (`from_pretrained`), `model/itm.py`. Every tensor of ours has one official name,
 except the packed `qkv`, which is three.
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from datamodules.official import checkpoint_file
+from datamodules.official import UNITER_CHECKPOINTS, uniter_checkpoint_file
+from lightning_modules.checkpoints.hugging_face import quiet_loading
 from lightning_modules.checkpoints.weights import read_weights, some
-from lightning_modules.networks.uniter import UniterRetrieval
+from lightning_modules.networks.uniter import EPS, UniterRetrieval
 
 log = logging.getLogger("crosslight")
 
@@ -82,6 +84,70 @@ def _modern(name: str) -> str:
     return f"uniter.{name.removeprefix('bert.')}" if name.startswith("bert.") else name
 
 
+def load(network: UniterRetrieval, source: str) -> None:
+    """Fill a network from an official checkpoint (a file, or an official name), or else from a BERT of Hugging Face.
+
+    Raises:
+        InputError: There is no such thing, or it does not fit.
+    """
+    names = {Path(name).stem for name in UNITER_CHECKPOINTS} | set(UNITER_CHECKPOINTS)
+    if Path(source).expanduser().is_file() or source in names or source.endswith((".pt", ".safetensors")):
+        load_official(network, source)
+    else:
+        load_bert(network, source)
+
+
+def load_bert(network: UniterRetrieval, source: str) -> None:
+    """Words, positions, types, layers and pooler of a BERT by hub name or folder; regions and heads stay as they are.
+
+    Raises:
+        InputError: It cannot be loaded, or has other sizes than the network.
+    """
+    from transformers import AutoConfig, BertModel
+
+    name = str(Path(source).expanduser())
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type != "bert":
+            raise InputError(f"weights {source}: a {config.model_type}, not a BERT, which is what UNITER is made of")
+        with quiet_loading():
+            bert = BertModel.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"weights {source}: neither an official UNITER checkpoint ({', '.join(UNITER_CHECKPOINTS)}, or a file) nor a BERT of "
+            f"Hugging Face ({first})"
+        ) from error
+    state = {f"uniter.{key}": tensor for key, tensor in bert.state_dict().items()}
+    own = network.state_dict()
+    taken, wrong, missing = {}, [], []
+    for ours, target in own.items():
+        if ours.startswith(("rank.", "itm.", "encoder.region_embed.")):
+            continue
+        names = official_names(ours)
+        if lost := [each for each in names if each not in state]:
+            missing += lost
+            continue
+        tensor = torch.cat([state[each] for each in names])
+        if tensor.shape != target.shape:
+            wrong.append(f"{ours} {list(tensor.shape)}, here {list(target.shape)}")
+        taken[ours] = tensor
+    more = {key for key in state if key.startswith("uniter.encoder.layer.")} - {o for n in taken for o in official_names(n)}
+    if wrong or missing or more:
+        raise InputError(
+            f"weights {source}: a BERT of {config.num_hidden_layers} layers, width {config.hidden_size}, FFN "
+            f"{config.intermediate_size}, {config.vocab_size} words and {config.max_position_embeddings} positions; set "
+            "num_layers, width, ffn_width, vocab_size and text_positions of the network to these "
+            f"({some(wrong or missing or sorted(more))})"
+        )
+    if config.num_attention_heads != network.heads:
+        raise InputError(f"weights {source}: {config.num_attention_heads} attention heads, here {network.heads}; set heads")
+    if config.layer_norm_eps != EPS:
+        log.info("%s has LayerNorm epsilon %g, UNITER %g", source, config.layer_norm_eps, EPS)
+    network.load_state_dict(taken, strict=False)
+    log.info("%s: %d tensors taken; regions and heads start from random weights", source, len(taken))
+
+
 def load_official(network: UniterRetrieval, source: str | Path) -> frozenset[str]:
     """Fill a network from an official checkpoint, by path or by official name; fp16 tensors become the network's dtype.
 
@@ -94,7 +160,7 @@ def load_official(network: UniterRetrieval, source: str | Path) -> frozenset[str
     Raises:
         InputError: No such file or name, encoder tensors missing, or other shapes. The network is unchanged then.
     """
-    path = checkpoint_file(source)
+    path = uniter_checkpoint_file(source)
     state = {_modern(name): tensor for name, tensor in read_weights(path).items()}
     own = network.state_dict()
     taken: dict[str, Tensor] = {}
@@ -125,6 +191,7 @@ def load_official(network: UniterRetrieval, source: str | Path) -> frozenset[str
     network.load_state_dict(taken, strict=False)
     if "rank.weight" not in taken and "itm.weight" in taken:
         network.rank_from_itm()
+    network.loaded_heads = frozenset(name for name, _ in network.head_parameters() if name in taken or "itm.weight" in taken)
     extra = frozenset(state.keys() - used)
     log.info(
         "%s: %d tensors taken%s%s",

@@ -47,7 +47,7 @@ BLOCK_ROWS = 256
 # computed twice, block by block, in memory that does not grow with the number of images.
 KEEP_BYTES = 2**30
 
-_GATHERED_DTYPES = (torch.float32, torch.float64, torch.int64)
+_GATHERED_DTYPES = (torch.float32, torch.float64, torch.int64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -161,17 +161,26 @@ def score_ranks(scores_IT: Tensor, image_index_T: Tensor, *, ties: Ties = "pessi
         return _ranks(rows, scores_IT.shape[0], image_index_T.to(scores_IT.device), ties, block_rows)
 
 
-def recalls(ranks: Ranks) -> dict[str, Tensor]:
+def recalls(ranks: Ranks, *, compat: bool = False) -> dict[str, Tensor]:
     """Recalls in percent and median ranks, as float64 scalars on the CPU.
 
     Keys: `i2t_r1 i2t_r5 i2t_r10 t2i_r1 t2i_r5 t2i_r10`; `rsum` their sum (the papers' Meta-Sum or RSum); `mean_recall`
     their mean (the official `average_score`); `i2t_medr t2i_medr` the median ranks as VSE++ rounds them (the lower whole
     rank for an even count).
+
+    Args:
+        ranks: From `embedding_ranks` or `score_ranks`.
+        compat: Count text to image as UNITER and IAIS published it (`utils/itm_eval.py`): `(rank < k).sum()` there runs over
+            both columns of `nonzero()`, the ranks and the caption rows, so each of the captions 0 .. k-1 that finds its image
+            among the first ten counts once more. R@k is up to k captions too high, on 5,000 captions 0.02, 0.1 and 0.2 points.
     """
     values: dict[str, float] = {}
     for direction, rank_Q in (("i2t", ranks.i2t_Q), ("t2i", ranks.t2i_T)):
         for k in (1, 5, 10):
-            values[f"{direction}_r{k}"] = 100.0 * int((rank_Q <= k).sum()) / len(rank_Q)
+            hits = int((rank_Q <= k).sum())
+            if compat and direction == "t2i":
+                hits += int((rank_Q[:k] <= 10).sum())
+            values[f"{direction}_r{k}"] = 100.0 * hits / len(rank_Q)
     values["rsum"] = sum(values.values())
     values["mean_recall"] = values["rsum"] / 6
     for direction, rank_Q in (("i2t", ranks.i2t_Q), ("t2i", ranks.t2i_T)):
@@ -197,16 +206,55 @@ def fold_recalls(
     Raises:
         InputError: The images do not divide into `folds`, or what `embedding_ranks` refuses.
     """
-    images = len(images_ID)
+    _check_index(image_index_T, len(images_ID), len(texts_TD))
+
+    def ranks(fold: slice, own_T: Tensor, index: Tensor) -> Ranks:
+        return embedding_ranks(images_ID[fold], texts_TD[own_T], index, ties=ties)
+
+    return _mean_recalls(ranks, len(images_ID), image_index_T, folds)
+
+
+def score_fold_recalls(
+    scores_IT: Tensor,
+    image_index_T: Tensor,
+    *,
+    folds: int = 5,
+    ties: Ties = "pessimistic",
+    compat: bool = False,
+) -> dict[str, Tensor]:
+    """The protocol of `fold_recalls` from the scores [images, captions] of all pairs, as a pair scorer gives them.
+
+    Args:
+        scores_IT: As for `score_ranks`.
+        image_index_T: int64, the image row that each caption describes.
+        folds: Galleries of consecutive images.
+        ties: How equal scores are placed (module docstring).
+        compat: As in `recalls`, within every fold.
+
+    Raises:
+        InputError: The images do not divide into `folds`, or what `score_ranks` refuses.
+    """
+    if scores_IT.ndim != 2:
+        raise InputError(f"scores must be a matrix [images, captions], not of shape {tuple(scores_IT.shape)}")
+    _check_index(image_index_T, *scores_IT.shape)
+
+    def ranks(fold: slice, own_T: Tensor, index: Tensor) -> Ranks:
+        return score_ranks(scores_IT[fold][:, own_T], index, ties=ties)
+
+    return _mean_recalls(ranks, len(scores_IT), image_index_T, folds, compat)
+
+
+def _mean_recalls(
+    ranks: Callable[[slice, Tensor, Tensor], Ranks], images: int, image_index_T: Tensor, folds: int, compat: bool = False
+) -> dict[str, Tensor]:
+    """`recalls` averaged over folds; `ranks(images of the fold, its captions, their image rows in the fold)`."""
     if folds < 1 or images == 0 or images % folds:
         raise InputError(f"{images} images do not divide into {folds} folds of equal size: choose another number of folds")
-    _check_index(image_index_T, images, len(texts_TD))
     size = images // folds
     parts = []
     for start in range(0, images, size):
-        own_T = (image_index_T >= start) & (image_index_T < start + size)
-        gallery = images_ID[start : start + size]
-        parts.append(recalls(embedding_ranks(gallery, texts_TD[own_T], image_index_T[own_T] - start, ties=ties)))
+        own_T = ((image_index_T >= start) & (image_index_T < start + size)).nonzero().squeeze(1)
+        parts.append(recalls(ranks(slice(start, start + size), own_T, image_index_T[own_T] - start), compat=compat))
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
 
@@ -378,18 +426,18 @@ class RetrievalRecall(Metric):
         Raises:
             InputError: Rows that are missing or there more than once, or what `embedding_ranks` refuses.
         """
-        image_index, text_index = _joined(self.image_index), _joined(self.text_index)
+        image_index, text_index = joined(self.image_index), joined(self.text_index)
         if not len(image_index) or not len(text_index):
             raise InputError(
                 f"recall needs images and captions, got {len(image_index)} and {len(text_index)}: "
                 "the evaluation loaders must give both"
             )
-        image_order = _order(image_index, self.expected_images, "image")
-        text_order = _order(text_index, self.expected_texts, "caption")
-        text_image_index = _joined(self.text_image_index)[text_order]
+        image_order = split_order(image_index, self.expected_images, "image")
+        text_order = split_order(text_index, self.expected_texts, "caption")
+        text_image_index = joined(self.text_image_index)[text_order]
         ranks = embedding_ranks(
-            _joined(self.image_embeddings)[image_order],
-            _joined(self.text_embeddings)[text_order],
+            joined(self.image_embeddings)[image_order],
+            joined(self.text_embeddings)[text_order],
             text_image_index,
             ties=self.ties,
         )
@@ -451,12 +499,12 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[Te
     return [part[:count] for part, count in zip(gathered, counts, strict=True)]
 
 
-def _joined(state: list[Tensor] | Tensor) -> Tensor:
+def joined(state: list[Tensor] | Tensor) -> Tensor:
     """A state as one tensor: a list before synchronisation, a tensor after it."""
     return dim_zero_cat(state) if len(state) else torch.empty(0, dtype=torch.int64)
 
 
-def _order(index: Tensor, expected: int | None, what: str) -> Tensor:
+def split_order(index: Tensor, expected: int | None, what: str) -> Tensor:
     """The permutation that puts rows into the order of the split; refuses repeats and holes."""
     count = len(index) if expected is None else expected
     seen = torch.bincount(index.clamp_min(0), minlength=count)

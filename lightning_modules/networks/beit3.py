@@ -27,8 +27,8 @@ from torch.nn import Parameter
 
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput, Inputs, TextInput
-from datamodules.records import ImageBatch, TextBatch
-from lightning_modules.networks.attention import Attended, attend
+from datamodules.records import ImageBatch, PairBatch, TextBatch
+from lightning_modules.networks.attention import Attended, Items, Relations, attend
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 
 Side = Literal["image", "text"]
@@ -332,6 +332,15 @@ class BEiT3(nn.Module):
         return both, images.shape[1], mask
 
 
+def without_padding(tokens_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Without the columns that are padding in every caption: batches of the official data set are always 64 wide."""
+    if mask_BT.is_meta:  # nobody knows what is padding
+        return tokens_BT, mask_BT
+    last_T = mask_BT.any(0) * torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
+    length = max(int(last_T.max()), 1)
+    return tokens_BT[:, :length], mask_BT[:, :length]
+
+
 class BEiT3Retrieval(nn.Module):
     """BEiT-3 as two encoders: an image pass and a text pass, each with a linear head on its first token.
 
@@ -428,8 +437,31 @@ class BEiT3Retrieval(nn.Module):
 
     def encode_texts(self, batch: TextBatch) -> Tensor:
         """Unit vectors [B, D] in fp32."""
-        pooled_BD = self.encoder(None, batch.tokens_BT, batch.mask_BT, pooled=True).tokens_BTD[:, 0]
+        tokens_BT, mask_BT = without_padding(batch.tokens_BT, batch.mask_BT)
+        pooled_BD = self.encoder(None, tokens_BT, mask_BT, pooled=True).tokens_BTD[:, 0]
         return F.normalize(self.text_head(pooled_BD).float(), dim=-1)
+
+    def relations(self, batch: PairBatch, layers: Sequence[int]) -> Relations:
+        """Contract 4, by a pass over image and text together: what IAIS aligns. Regions are the patches, words the tokens between
+        <s> and </s>.
+
+        Raises:
+            InputError: The batch carries no pixels, or a layer that does not exist.
+        """
+        if batch.images.pixels_B3HW is None:
+            raise InputError("BEiT-3 needs pixels, but the data module's images carry none; choose its pixels view")
+        tokens_BT, mask_BT = without_padding(batch.texts.tokens_BT, batch.texts.mask_BT)
+        encoded = self.encoder(batch.images.pixels_B3HW, tokens_BT, mask_BT, pooled=True, attention=layers)
+        device, rows = tokens_BT.device, len(tokens_BT)
+        # the sequence is <image> patches <s> words </s>
+        patches = encoded.image_tokens - 1
+        place_R = 1 + torch.arange(patches, device=device)
+        regions = Items(place_R.expand(rows, -1), torch.ones(rows, patches, dtype=torch.bool, device=device))
+        place_W = torch.arange(1, max(tokens_BT.shape[1] - 1, 2), device=device)
+        content_BW = place_W < mask_BT.sum(1, keepdim=True) - 1
+        end = encoded.image_tokens + tokens_BT.shape[1] - 1
+        words = Items((encoded.image_tokens + place_W).clamp_max(end).expand(rows, -1), content_BW)
+        return Relations(encoded.attention, words, regions)
 
     def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Both heads and the temperature, with their names: what a plain pre-training checkpoint does not bring."""

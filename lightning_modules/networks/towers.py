@@ -9,8 +9,7 @@ A tower without any trainable parameter runs without recording a graph, so a fro
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput, TextInput
+from lightning_modules.checkpoints.hugging_face import quiet_loading
 from lightning_modules.checkpoints.weights import load_weights, some
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 
@@ -237,22 +237,6 @@ class TimmImageTower(ImageTower):
 # ----------------------------------------------------------------------------------------------------------- Hugging Face
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading tables and progress bars off: what matters in them is checked here and raised."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _hugging_face_model(
     side: Literal["image", "text"],
     name: str | None,
@@ -275,7 +259,7 @@ def _hugging_face_model(
         raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
     try:
         if name is not None:
-            with _quiet():
+            with quiet_loading():
                 settings = AutoConfig.from_pretrained(name)
         else:
             sizes = dict(config or {})
@@ -302,7 +286,7 @@ def _hugging_face_model(
             load_weights(model, weights, what=f"{type(model).__name__} of the given config")
         return model.float()
     try:
-        with _quiet():
+        with quiet_loading():
             model, report = model_class.from_pretrained(
                 name, config=settings, attn_implementation=attention, dtype=torch.float32, output_loading_info=True, **extra
             )
@@ -401,7 +385,7 @@ def _stored_normalisation(
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
-        with _quiet():
+        with quiet_loading():
             stored, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:  # the file is optional: folders made by save_pretrained of a model alone have none
         return mean, std

@@ -21,8 +21,11 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from datamodules.errors import InputError
-from lightning_modules.networks.attention import Attended, attend
+from datamodules.inputs import Inputs, RegionInput, TextInput
+from datamodules.records import ImageBatch, PairBatch, TextBatch
+from lightning_modules.networks.attention import Attended, Items, Relations, attend
 from lightning_modules.networks.checkpointing import checkpoint_blocks
+from lightning_modules.networks.pair_scorer import Ragged
 
 EPS = 1e-12  # of every LayerNorm
 TEXT_TYPE, IMAGE_TYPE = 0, 1  # rows of the token type table
@@ -30,19 +33,19 @@ TEXT_TYPE, IMAGE_TYPE = 0, 1  # rows of the token type table
 
 @dataclass(frozen=True)
 class Packed:
-    """Words and regions in one sequence, the padding of both at its end, so that it is no longer than the longest pair.
+    """Words and regions of pairs in one sequence, the padding of both at its end, so that it is no longer than the longest pair.
 
     Args:
         x_BSD: Embeddings.
-        mask_BS: bool, True = a real token.
-        text_BT: Place of every text token in the sequence (of padding: somewhere behind the real tokens).
-        regions_BR: Place of every region.
+        mask_BS: bool, True = a real token; None = all are (pairs of one length).
+        words_B: Words of every pair, [CLS] and [SEP] included: its tokens 0 .. words - 1.
+        regions_B: Regions, which follow.
     """
 
     x_BSD: Tensor
-    mask_BS: Tensor
-    text_BT: Tensor
-    regions_BR: Tensor
+    mask_BS: Tensor | None
+    words_B: Tensor
+    regions_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Joint:
 
     Args:
         tokens_BSD: Output of the last layer.
-        packed: Where words and regions are in the sequence (its `x_BSD` is the input of layer 0).
+        packed: Where words and regions are in the sequence.
         hidden: On request: output of every layer.
         attention: On request: queries and keys by layer index.
     """
@@ -62,45 +65,74 @@ class Joint:
     attention: dict[int, Attended]
 
 
-def pack(text_BTD: Tensor, text_mask_BT: Tensor, regions_BRD: Tensor, region_mask_BR: Tensor) -> Packed:
-    """Join words and regions pair by pair and cut the sequence to the longest pair (the official `gather_index`)."""
-    mask_BA = torch.cat([text_mask_BT, region_mask_BR], dim=1)
-    order_BA = torch.sort(~mask_BA, dim=1, stable=True).indices  # real tokens first, in their order
-    place_BA = torch.empty_like(order_BA).scatter_(
-        1, order_BA, torch.arange(mask_BA.shape[1], device=mask_BA.device).expand_as(order_BA)
-    )
-    length = int(mask_BA.sum(1).max())
-    order_BS = order_BA[:, :length]
-    both_BAD = torch.cat([text_BTD, regions_BRD], dim=1)
-    x_BSD = both_BAD.gather(1, order_BS.unsqueeze(-1).expand(-1, -1, both_BAD.shape[2]))
-    place_BA = place_BA.clamp_max(length - 1)
-    words = text_mask_BT.shape[1]
-    return Packed(x_BSD, mask_BA.gather(1, order_BS), place_BA[:, :words], place_BA[:, words:])
+def pack(texts: Ragged, images: Ragged, text_P: Tensor | None = None, image_P: Tensor | None = None) -> Packed:
+    """Join words and regions pair by pair and cut the sequence to the longest pair (the official `gather_index`).
+
+    Args:
+        texts: Embedded words.
+        images: Embedded regions.
+        text_P: Rows of the pairs' texts (int64); by default text i goes with image i.
+        image_P: Rows of their images.
+    """
+    device = texts.states_ND.device
+    if text_P is None or image_P is None:
+        text_P = image_P = torch.arange(len(texts.lengths_B), device=device)
+    words_P, regions_P = texts.lengths_B[text_P], images.lengths_B[image_P]
+    total_P = words_P + regions_P
+    place_S = torch.arange(int(total_P.max()), device=device)
+    is_word_PS = place_S < words_P[:, None]
+    mask_PS = place_S < total_P[:, None]
+    # rows of (all words, then all regions); padding repeats the first row, and nothing looks at it
+    word_PS = texts.starts()[text_P][:, None] + place_S
+    region_PS = len(texts.states_ND) + (images.starts()[image_P] - words_P)[:, None] + place_S
+    row_PS = torch.where(mask_PS, torch.where(is_word_PS, word_PS, region_PS), 0)
+    both_AD = torch.cat([texts.states_ND, images.states_ND])
+    x_PSD = both_AD.index_select(0, row_PS.flatten()).unflatten(0, row_PS.shape)
+    return Packed(x_PSD, None if bool(mask_PS.all()) else mask_PS, words_P, regions_P)
+
+
+def items_of(packed: Packed, attention: dict[int, Attended], rows: Tensor | None = None) -> Relations:
+    """Attention of packed pairs as relations of content words ([CLS] and [SEP] are none) and regions.
+
+    Args:
+        packed: The pairs.
+        attention: What the encoder gave for them.
+        rows: Only these pairs (int64).
+    """
+    words_B, regions_B = packed.words_B, packed.regions_B
+    if rows is not None:
+        words_B, regions_B = words_B[rows], regions_B[rows]
+        attention = {i: each.rows(rows) for i, each in attention.items()}
+    place_W = torch.arange(max(int(words_B.max()) - 2, 1), device=words_B.device)
+    place_R = torch.arange(max(int(regions_B.max()), 1), device=words_B.device)
+    end = packed.x_BSD.shape[1] - 1
+    words = Items((place_W + 1).clamp_max(end).expand(len(words_B), -1), place_W < words_B[:, None] - 2)
+    regions = Items((words_B[:, None] + place_R).clamp_max(end), place_R < regions_B[:, None])
+    return Relations(attention, words, regions)
 
 
 class TextEmbedding(nn.Module):
     """[B, T] ids -> [B, T, D]. Holds the type table of both modalities, as the official code does."""
 
-    def __init__(self, width: int, vocab_size: int, positions: int, dropout: float) -> None:
+    def __init__(self, width: int, vocab_size: int, positions: int) -> None:
         super().__init__()
         self.words = nn.Embedding(vocab_size, width, padding_idx=0)
         self.positions = nn.Embedding(positions, width)
         self.types = nn.Embedding(2, width)
         self.norm = nn.LayerNorm(width, eps=EPS)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         length = tokens_BT.shape[1]
         if length > self.positions.num_embeddings:
             raise InputError(f"UNITER has {self.positions.num_embeddings} text positions, got {length} tokens; lower max_tokens")
         x_BTD = self.words(tokens_BT) + self.positions.weight[:length] + self.types.weight[TEXT_TYPE]
-        return self.dropout(self.norm(x_BTD))
+        return self.norm(x_BTD)
 
 
 class RegionEmbedding(nn.Module):
-    """Features [B, R, F] and boxes [B, R, 7] -> [B, R, D]."""
+    """Features [..., F] and boxes [..., 7] -> [..., D]."""
 
-    def __init__(self, width: int, feature_width: int, dropout: float) -> None:
+    def __init__(self, width: int, feature_width: int) -> None:
         super().__init__()
         self.features = nn.Linear(feature_width, width)
         self.feature_norm = nn.LayerNorm(width, eps=EPS)
@@ -108,11 +140,10 @@ class RegionEmbedding(nn.Module):
         self.box_norm = nn.LayerNorm(width, eps=EPS)
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.mask_feature = nn.Embedding(2, feature_width, padding_idx=0)  # of masked pre-training; checkpoints have it
-        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, features_BRF: Tensor, boxes_BR7: Tensor, type_D: Tensor) -> Tensor:
-        seen_BRD = self.feature_norm(self.features(features_BRF)) + self.box_norm(self.boxes(boxes_BR7))
-        return self.dropout(self.norm(seen_BRD + type_D))
+    def forward(self, features_XF: Tensor, boxes_X7: Tensor, type_D: Tensor) -> Tensor:
+        seen_XD = self.feature_norm(self.features(features_XF)) + self.box_norm(self.boxes(boxes_X7))
+        return self.norm(seen_XD + type_D)
 
 
 class Layer(nn.Module):
@@ -155,6 +186,7 @@ class Uniter(nn.Module):
         text_positions: Rows of the position table.
         feature_width: Width of the region features.
         dropout: Everywhere: embeddings, attention, hidden states.
+        init_std: Standard deviation of the random weights.
     """
 
     def __init__(
@@ -167,25 +199,31 @@ class Uniter(nn.Module):
         text_positions: int,
         feature_width: int,
         dropout: float,
+        init_std: float = 0.02,
     ) -> None:
         super().__init__()
-        self.text_embed = TextEmbedding(width, vocab_size, text_positions, dropout)
-        self.region_embed = RegionEmbedding(width, feature_width, dropout)
+        self.text_embed = TextEmbedding(width, vocab_size, text_positions)
+        self.region_embed = RegionEmbedding(width, feature_width)
+        # The last thing that embedding does. Here it comes after pairs are made of the embeddings: every pair drops its own.
+        self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Layer(width, heads, ffn_width, dropout) for _ in range(num_layers))
         self.pooler = nn.Linear(width, width)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=init_std)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def embed_texts(self, tokens_BT: Tensor) -> Tensor:
-        """[B, T, D]. A text's embedding does not depend on the image: full-rank evaluation computes it once."""
-        return self.text_embed(tokens_BT)
+    def embed_texts(self, tokens_BT: Tensor, mask_BT: Tensor) -> Ragged:
+        """A text's embedding does not depend on the image: it is computed once, however many pairs it is in."""
+        return Ragged.of(self.text_embed(tokens_BT), mask_BT)
 
-    def embed_regions(self, features_BRF: Tensor, boxes_BR7: Tensor) -> Tensor:
-        """[B, R, D], likewise computed once an image."""
-        return self.region_embed(features_BRF, boxes_BR7, self.text_embed.types.weight[IMAGE_TYPE])
+    def embed_regions(self, features_BRF: Tensor, boxes_BR7: Tensor, mask_BR: Tensor) -> Ragged:
+        """Likewise once an image; padding is not computed."""
+        embed, type_D = self.region_embed, self.text_embed.types.weight[IMAGE_TYPE]
+        dtype = embed.features.weight.dtype
+        regions_NF, boxes_N7 = features_BRF[mask_BR].to(dtype), boxes_BR7[mask_BR].to(dtype)
+        return Ragged(embed(regions_NF, boxes_N7, type_D), mask_BR.sum(1))
 
     def forward(self, packed: Packed, *, pooled: bool = False, hidden: bool = False, attention: Sequence[int] = ()) -> Joint:
         """Run the layers.
@@ -201,7 +239,7 @@ class Uniter(nn.Module):
         """
         if wrong := [i for i in attention if not 0 <= i < len(self.layers)]:
             raise InputError(f"attention of layers {wrong} was asked for, but this UNITER has layers 0 to {len(self.layers) - 1}")
-        x_BSD, states, access = packed.x_BSD, [], {}
+        x_BSD, states, access = self.dropout(packed.x_BSD), [], {}
         mask = packed.mask_BS
         for i, layer in enumerate(self.layers):
             x_BSD, seen = layer(x_BSD, mask, i in attention, pooled and i == len(self.layers) - 1)
@@ -228,10 +266,17 @@ class UniterRetrieval(nn.Module):
         text_positions: Rows of the position table.
         feature_width: Width of the region features.
         dropout: Everywhere: embeddings, attention, hidden states.
+        tokeniser: Hugging Face name or folder of a BERT tokeniser; null where captions come as token ids.
+        max_tokens: Tokens of a caption, [CLS] and [SEP] included; longer ones are cut. Null = as many as there are positions.
+        weights: An official checkpoint, pre-training or fine-tuned, by path or by name ("uniter-base", "uniter-large"), or a BERT
+            of Hugging Face by name or folder: words, positions, layers and pooler are then BERT's, regions and heads random.
+            Null = random weights.
+        init_std: Standard deviation of random weights: 0.02 as BERT's. A narrow network that starts from nothing needs more: its
+            layers else barely change what they are given (0.02 sqrt(768 / width) gives them the gain of base).
         checkpoint_activations: Recompute the layers' activations in the backward pass.
 
     Raises:
-        InputError: Sizes that do not divide.
+        InputError: Sizes that do not divide, or weights that do not fit.
     """
 
     def __init__(
@@ -244,19 +289,33 @@ class UniterRetrieval(nn.Module):
         text_positions: int = 512,
         feature_width: int = 2048,
         dropout: float = 0.1,
+        tokeniser: str | None = "bert-base-cased",
+        max_tokens: int | None = None,
+        weights: str | None = None,
+        init_std: float = 0.02,
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         if width % heads:
             raise InputError(f"UNITER: width ({width}) must be a multiple of heads ({heads})")
-        self.encoder = Uniter(width, num_layers, heads, ffn_width, vocab_size, text_positions, feature_width, dropout)
+        max_tokens = text_positions if max_tokens is None else max_tokens
+        if max_tokens > text_positions:
+            raise InputError(f"UNITER: max_tokens {max_tokens} exceeds its {text_positions} text positions")
+        self.heads = heads
+        self.encoder = Uniter(width, num_layers, heads, ffn_width, vocab_size, text_positions, feature_width, dropout, init_std)
         self.itm = nn.Linear(width, 2)
         self.rank = nn.Linear(width, 1)
         for head in (self.itm, self.rank):
-            nn.init.normal_(head.weight, std=0.02)
+            nn.init.normal_(head.weight, std=init_std)
             nn.init.zeros_(head.bias)
+        self.inputs = Inputs(text=TextInput(tokeniser, max_tokens, vocab_size), regions=RegionInput(feature_width))
+        self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought
         if checkpoint_activations:
             checkpoint_blocks(self.encoder.layers)
+        if weights is not None:
+            from lightning_modules.checkpoints.uniter import load
+
+            load(self, weights)
 
     def rank_from_itm(self) -> None:
         """Start the ranking head from the matching head's row "matched", as the official `init_output` does."""
@@ -264,10 +323,34 @@ class UniterRetrieval(nn.Module):
             self.rank.weight.copy_(self.itm.weight[1:])
             self.rank.bias.copy_(self.itm.bias[1:])
 
+    def embed_images(self, batch: ImageBatch) -> Ragged:
+        """Embedded regions of every image.
+
+        Raises:
+            InputError: The batch carries no regions.
+        """
+        if batch.regions is None:
+            raise InputError("UNITER needs region features, but the data module's images carry none; set its regions option")
+        regions = batch.regions
+        return self.encoder.embed_regions(regions.features_BRD, regions.boxes_BR7, regions.mask_BR)
+
+    def embed_texts(self, batch: TextBatch) -> Ragged:
+        """Embedded words of every caption."""
+        return self.encoder.embed_texts(batch.tokens_BT, batch.mask_BT)
+
+    def score_pairs(self, images: Ragged, texts: Ragged, image_P: Tensor, text_P: Tensor) -> Tensor:
+        """Raw ranking scores [P] (fp32, no sigmoid) of the pairs (image_P[p], text_P[p])."""
+        return self.score(pack(texts, images, text_P, image_P))[0]
+
     def score(self, packed: Packed, attention: Sequence[int] = ()) -> tuple[Tensor, Joint]:
         """Raw ranking scores [B] (fp32, no sigmoid) of packed pairs, and what the encoder gave for its first token."""
         joint = self.encoder(packed, pooled=True, attention=attention)
         return self.rank(self.encoder.pool(joint.tokens_BSD)).float().squeeze(-1), joint
+
+    def relations(self, batch: PairBatch, layers: Sequence[int]) -> Relations:
+        """Contract 4: attention of some layers (0-based) for every pair, and where its words and regions are."""
+        packed = pack(self.embed_texts(batch.texts), self.embed_images(batch.images))
+        return items_of(packed, self.encoder(packed, pooled=True, attention=layers).attention)
 
     def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """The ranking head and the matching head, with their names."""
@@ -276,6 +359,10 @@ class UniterRetrieval(nn.Module):
     def unused_parameters(self) -> frozenset[str]:
         """The mask feature of pre-training and the matching head take no part in ranking."""
         return frozenset({"encoder.region_embed.mask_feature.weight", "itm.weight", "itm.bias"})
+
+    def decayed_vectors(self) -> frozenset[str]:
+        """Norm weights that the official recipe decays: its list of what to spare names only the norms called LayerNorm."""
+        return frozenset(f"encoder.region_embed.{norm}.weight" for norm in ("feature_norm", "box_norm"))
 
     @property
     def num_layers(self) -> int:

@@ -1,4 +1,4 @@
-"""Margin ranking of one positive pair against its mined negatives (UNITER `model/itm.py`; IAIS Eq. 14).
+"""Ranking of one positive pair against its mined negatives (UNITER `model/itm.py`; IAIS Eq. 14).
 
 Shapes: P positives, N negatives of each.
 """
@@ -36,6 +36,15 @@ class MarginRanking(nn.Module):
         if self.hinge == "each":
             return (self.margin + negative_PN - positive_P1).clamp_min(0).mean()
         return (negative_PN.sum(1) - positive_P1[:, 0] + self.margin).clamp_min(0).mean()
+
+
+class SoftmaxRanking(nn.Module):
+    """Cross-entropy of the positive among itself and its negatives, on raw scores. No paper's: a margin of similarities hardly
+    moves a network that was not pre-trained, and this is how a small UNITER gets started where no checkpoint fits it."""
+
+    def forward(self, scores_PX: Tensor) -> Tensor:
+        """Mean over positives, fp32. `scores_PX` [P, 1 + N]: raw ranking scores, column 0 the positive pair."""
+        return -torch.log_softmax(scores_PX.float(), dim=1)[:, 0].mean()
 
 
 def hardest(scores_PX: Tensor, count: int) -> Tensor:

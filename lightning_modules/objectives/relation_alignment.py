@@ -11,42 +11,29 @@ sub-block (words without [CLS], [SEP] and padding; regions), then the mean over 
 probabilities: the singular mirror is a softmax of probabilities, and KL is a mean over rows. `paper` follows the equations: the
 singular mirror is cut out of the raw scores and normalised once, and KL is a sum over rows.
 
-All of it is computed from one set of scores, vectorised over batch and heads, in fp32, with logarithms that cannot be -inf.
+Words and regions of a pair are laid side by side, J items, and all is computed from one product of their queries and keys. Its
+softmaxes are [[LL, LV], [VL, VV]], with one distribution over words and one over regions in every row; both anchors are then the
+two diagonal blocks of the same few operations. No loop over pairs or heads, in fp32, with logarithms that cannot be -inf.
 
-Legend: B pairs, H heads, A items of the anchor, O items of the other modality, D head width.
+Legend: B pairs, H heads, J items of a pair (words, then regions), D head width.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from lightning_modules.networks.attention import Attended
+from lightning_modules.networks.attention import Attended, Items, Relations
 
 Kind = Literal["singular", "distributed"]
 Anchor = Literal["language", "vision"]
 Reading = Literal["released", "paper"]
-
-
-@dataclass(frozen=True)
-class Items:
-    """Where the words or regions of each pair are in the sequence: `place_BN` (int64) and `mask_BN` (bool, True = an item).
-
-    Words are the content tokens: [CLS], [SEP] and padding are no items.
-    """
-
-    place_BN: Tensor
-    mask_BN: Tensor
-
-    def of(self, states_BHSD: Tensor) -> Tensor:
-        """The items' rows of queries or keys: [B, H, N, D]."""
-        index = self.place_BN[:, None, :, None].expand(-1, states_BHSD.shape[1], -1, states_BHSD.shape[3])
-        return states_BHSD.gather(2, index)
 
 
 class RelationAlignment(nn.Module):
@@ -74,83 +61,94 @@ class RelationAlignment(nn.Module):
             anchors: Which modality is the anchor; both share one set of scores.
         """
         with torch.autocast(attended.queries_BHQD.device.type, enabled=False):
-            scores = _Scores(attended, words, regions)
-            return {anchor: self._loss(scores, anchor) for anchor in anchors}
+            scores = Scores(attended, words, regions)
+            mirror = self._singular if self.kind == "singular" else self._distributed
+            eps = 1e-6 if self.kind == "distributed" and self.reading == "released" else 0.0
+            rows_BJ = m_kl(_log(scores.attention_BJJ), mirror(scores), scores.alike_BJJ, eps)
+            terms: dict[Anchor, Tensor] = {}
+            for anchor in anchors:
+                own = "L" if anchor == "language" else "V"
+                total_B, count_B = rows_BJ[:, scores.span[own]].sum(1), scores.masks[own].sum(1)
+                terms[anchor] = total_B / count_B.clamp_min(1) if self.reading == "released" else total_B
+            return terms
 
-    def _loss(self, scores: _Scores, anchor: Anchor) -> Tensor:
-        own, other = ("L", "V") if anchor == "language" else ("V", "L")
-        mask_BA = scores.masks[own]
-        pair_BAA = mask_BA[:, :, None] & mask_BA[:, None, :]
-        log_own_BAA = scores.log_map(own, own)
-        if self.kind == "singular":
-            log_mirror_BAA = self._singular(scores, own, other, pair_BAA)
-            eps = 0.0
-        else:
-            mirror_BAA = scores.log_map(own, other).exp() @ scores.log_map(other, own).exp()
-            log_mirror_BAA = mirror_BAA.clamp_min(torch.finfo(mirror_BAA.dtype).tiny).log()
-            eps = 1e-6 if self.reading == "released" else 0.0
-        rows_BA = m_kl(log_own_BAA, log_mirror_BAA, pair_BAA, eps)
-        total_B = rows_BA.sum(1)
-        usable_B = scores.masks["L"].any(1) & scores.masks["V"].any(1)
-        total_B = torch.where(usable_B, total_B, torch.zeros_like(total_B))
-        return total_B / mask_BA.sum(1).clamp_min(1) if self.reading == "released" else total_B
+    def _singular(self, scores: Scores) -> Tensor:
+        """log of the mirrored matrices [B, J, J] (Algorithm 2): entry i, j is that of i* and j*, of the other modality."""
+        released = self.reading == "released"
+        across_BJJ = scores.attention_BJJ if released else scores.scores_BHJJ.mean(1)
+        star_BJ = across_BJJ.detach().masked_fill(~scores.across_BJJ, -math.inf).argmax(-1)
+        source_BXJJ = scores.attention_BJJ[:, None] if released else scores.scores_BHJJ
+        entry_BE = (star_BJ[:, :, None] * star_BJ.shape[1] + star_BJ[:, None, :]).flatten(1)
+        chosen_BXE = source_BXJJ.flatten(2).gather(2, entry_BE[:, None].expand(-1, source_BXJJ.shape[1], -1))
+        log_BXJJ = _log_softmax(chosen_BXE.view_as(source_BXJJ), scores.alike_BJJ[:, None])
+        return log_BXJJ[:, 0] if released else _log(log_BXJJ.exp().mean(1))
 
-    def _singular(self, scores: _Scores, own: str, other: str, pair_BAA: Tensor) -> Tensor:
-        """log of the mirrored matrix [B, A, A]."""
-        if self.reading == "released":
-            chosen_BA = scores.log_map(own, other).detach().argmax(-1)
-            source_BHOO = scores.log_map(other, other).exp().unsqueeze(1)
-        else:
-            chosen_BA = scores.raw(own, other).mean(1).detach().argmax(-1)
-            source_BHOO = scores.raw(other, other)
-        heads, others = source_BHOO.shape[1], source_BHOO.shape[3]
-        rows_BHAO = source_BHOO.gather(2, chosen_BA[:, None, :, None].expand(-1, heads, -1, others))
-        extracted_BHAA = rows_BHAO.gather(3, chosen_BA[:, None, None, :].expand(-1, heads, rows_BHAO.shape[2], -1))
-        return _mean_of_heads(_log_softmax(extracted_BHAA, pair_BAA[:, None]))
+    def _distributed(self, scores: Scores) -> Tensor:
+        """log of the mirrored matrices [B, J, J] (Eq. 12): [[0, LV], [VL, 0]] squared is [[LV VL, 0], [0, VL LV]]."""
+        across_BJJ = scores.attention_BJJ.masked_fill(~scores.across_BJJ, 0.0)
+        return _log(across_BJJ @ across_BJJ)
 
 
-class _Scores:
-    """Scores between words (L) and regions (V), computed once each and only when asked for."""
+class Scores:
+    """Scores and attention among all items J of a pair, the words L and then the regions V, from one product.
+
+    Attributes:
+        scores_BHJJ: q k^T / sqrt(D) in fp32; the lowest finite number in columns that are no item.
+        mask_BJ: bool, True = an item.
+        alike_BJJ: bool, True = two words or two regions, of a pair that has both.
+        across_BJJ: bool, True = the column is an item of the other modality than the row.
+        span: Where L and V are in J.
+        masks: The masks of L and V.
+    """
 
     def __init__(self, attended: Attended, words: Items, regions: Items) -> None:
-        items = {"L": words, "V": regions}
-        self.masks = {side: each.mask_BN for side, each in items.items()}
-        scale = 1 / math.sqrt(attended.queries_BHQD.shape[-1])
-        self._queries = {side: each.of(attended.queries_BHQD).float() * scale for side, each in items.items()}
-        self._keys = {side: each.of(attended.keys_BHKD).float() for side, each in items.items()}
-        self._raw: dict[str, Tensor] = {}
-        self._log_maps: dict[str, Tensor] = {}
+        items = Items(torch.cat([words.place_BN, regions.place_BN], 1), torch.cat([words.mask_BN, regions.mask_BN], 1))
+        count, total = words.mask_BN.shape[1], items.mask_BN.shape[1]
+        self.masks = {"L": words.mask_BN, "V": regions.mask_BN}
+        self.span = {"L": slice(0, count), "V": slice(count, total)}
+        self.mask_BJ = items.mask_BN
+        region_J = torch.arange(total, device=self.mask_BJ.device) >= count
+        same_JJ = region_J[:, None] == region_J
+        usable_B = words.mask_BN.any(1) & regions.mask_BN.any(1)
+        real_BJJ = self.mask_BJ[:, :, None] & self.mask_BJ[:, None, :]
+        self.alike_BJJ = real_BJJ & same_JJ & usable_B[:, None, None]
+        self.across_BJJ = self.mask_BJ[:, None, :] & ~same_JJ
+        queries_BHJD = items.of(attended.queries_BHQD).float() / math.sqrt(attended.queries_BHQD.shape[-1])
+        scores_BHJJ = queries_BHJD @ items.of(attended.keys_BHKD).float().transpose(-2, -1)
+        nothing_BJ = torch.zeros_like(self.mask_BJ, dtype=scores_BHJJ.dtype)
+        nothing_BJ = nothing_BJ.masked_fill(~self.mask_BJ, torch.finfo(scores_BHJJ.dtype).min)
+        self.scores_BHJJ = scores_BHJJ + nothing_BJ[:, None, None, :]
+
+    @cached_property
+    def attention_BJJ(self) -> Tensor:
+        """[[LL, LV], [VL, VV]], head-averaged: every row has a softmax over the words, and one over the regions."""
+        sizes = [columns.stop - columns.start for columns in self.span.values()]
+        return torch.cat([scores_BHJN.softmax(-1).mean(1) for scores_BHJN in self.scores_BHJJ.split(sizes, -1)], -1)
 
     def raw(self, rows: str, columns: str) -> Tensor:
         """[B, H, rows, columns] scores; the lowest finite number where a row or column is no item."""
-        name = rows + columns
-        if name not in self._raw:
-            scores_BHRC = self._queries[rows] @ self._keys[columns].transpose(-2, -1)
-            mask_B1RC = (self.masks[rows][:, :, None] & self.masks[columns][:, None, :])[:, None]
-            self._raw[name] = scores_BHRC.masked_fill(~mask_B1RC, torch.finfo(scores_BHRC.dtype).min)
-        return self._raw[name]
+        scores_BHRC = self.scores_BHJJ[:, :, self.span[rows], self.span[columns]]
+        return scores_BHRC.masked_fill(~self.mask_BJ[:, None, self.span[rows], None], torch.finfo(scores_BHRC.dtype).min)
 
-    def log_map(self, rows: str, columns: str) -> Tensor:
-        """[B, rows, columns]: log of the head-averaged attention of rows to columns; -inf where either is no item."""
-        name = rows + columns
-        if name not in self._log_maps:
-            mask_BRC = self.masks[rows][:, :, None] & self.masks[columns][:, None, :]
-            self._log_maps[name] = _mean_of_heads(_log_softmax(self.raw(rows, columns), mask_BRC[:, None]))
-        return self._log_maps[name]
+    def map(self, rows: str, columns: str) -> Tensor:
+        """[B, rows, columns]: head-averaged attention of rows to columns; 0 where either is no item."""
+        real_BRC = self.mask_BJ[:, self.span[rows], None] & self.mask_BJ[:, None, self.span[columns]]
+        return self.attention_BJJ[:, self.span[rows], self.span[columns]].masked_fill(~real_BRC, 0.0)
 
 
-_NOTHING = -1e4  # log of a probability that is none; finite, so that no gradient meets inf - inf
+_LEAST = 1e-30  # a probability that is as good as none; 1 / _LEAST, a gradient, must leave room for a loss scale in fp32
+_NOTHING = -1e4  # log of what is no probability; finite, so that no gradient meets inf - inf
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    """Logarithm that is never -inf, and whose gradient is never infinite."""
+    return probabilities.clamp_min(_LEAST).log()
 
 
 def _log_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """log softmax over the last axis among the items; `_NOTHING` elsewhere, also in rows without any item."""
+    """log softmax over the last axis among the masked-in; `_NOTHING` elsewhere, also in rows without any."""
     filled = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return torch.log_softmax(filled, dim=-1).masked_fill(~mask, _NOTHING)
-
-
-def _mean_of_heads(logs_BHRC: Tensor) -> Tensor:
-    """log of the mean over heads of probabilities given as logs."""
-    return torch.logsumexp(logs_BHRC, dim=1) - math.log(logs_BHRC.shape[1])
 
 
 def m_kl(log_p: Tensor, log_q: Tensor, mask: Tensor, eps: float = 0.0) -> Tensor:
@@ -159,9 +157,76 @@ def m_kl(log_p: Tensor, log_q: Tensor, mask: Tensor, eps: float = 0.0) -> Tensor
     `eps` is added to both probabilities inside the logarithm that is compared with (the released distributed loss: 1e-6).
     """
     p, q = log_p.exp(), log_q.exp()
-    seen_p, seen_q = (torch.log(p + eps), torch.log(q + eps)) if eps else (log_p, log_q)
-    terms = p * (log_p - seen_q) + q * (log_q - seen_p)
-    return torch.where(mask, terms, torch.zeros_like(terms)).sum(-1)
+    if not eps:
+        return ((p - q) * (log_p - log_q)).masked_fill(~mask, 0.0).sum(-1)
+    terms = p * (log_p - torch.log(q + eps)) + q * (log_q - torch.log(p + eps))
+    return terms.masked_fill(~mask, 0.0).sum(-1)
+
+
+class IAIS(nn.Module):
+    """Which pairs' relations are aligned, in which layers, and with what weight in the loss.
+
+    Total loss of a step (Eq. 15): ranking or contrastive loss + annealing(t) * IAIS.
+
+    Args:
+        kind: singular or distributed.
+        reading: released (default) or paper: see the top of the file; it also decides the next two where they are null.
+        anchors: language, vision, or both.
+        positives: Hard-negative training has two sides with different positives. by_side (released) = the vision anchor on the
+            hard-text side and the language anchor on the hard-image side; all (Eq. 11, 13) = every anchor on every positive.
+            Where a batch has one kind of positives, as in contrastive training, every anchor sees them all.
+        reduction: mean over the positives of a step (paper, Eq. 15), or sum (released: of a device's positives, over its
+            accumulated micro-batches, while the ranking loss is their mean). In contrastive training null is the mean.
+        layers: Layers that are aligned, 0-based, negative counts from the last; their losses are averaged. Default: the last.
+        annealing: The weight over the steps.
+    """
+
+    def __init__(
+        self,
+        kind: Kind = "singular",
+        reading: Reading = "released",
+        anchors: Literal["language", "vision", "both"] = "both",
+        positives: Literal["by_side", "all"] | None = None,
+        reduction: Literal["mean", "sum"] | None = None,
+        layers: list[int] | None = None,
+        annealing: Annealing | None = None,
+    ) -> None:
+        super().__init__()
+        self.loss = RelationAlignment(kind, reading)
+        self.anchors: tuple[Anchor, ...] = ("language", "vision") if anchors == "both" else (anchors,)
+        self.positives = positives or ("by_side" if reading == "released" else "all")
+        self.reduction = reduction
+        self.layers = [-1] if layers is None else layers
+        self.annealing = annealing or Annealing()
+
+    def of_network(self, num_layers: int) -> list[int]:
+        """The layers counted from 0.
+
+        Raises:
+            InputError: None, or one that the network does not have.
+        """
+        found = [layer + num_layers if layer < 0 else layer for layer in self.layers]
+        if not found or not all(0 <= layer < num_layers for layer in found):
+            raise InputError(f"IAIS: layers {self.layers}; the network has layers 0 to {num_layers - 1} (or -{num_layers} to -1)")
+        return found
+
+    def anchors_of(self, side: Literal["hard_texts", "hard_images"]) -> tuple[Anchor, ...]:
+        """The anchors that see the positives of a side."""
+        if self.positives == "all":
+            return self.anchors
+        released: Anchor = "vision" if side == "hard_texts" else "language"
+        return tuple(anchor for anchor in self.anchors if anchor == released)
+
+    @property
+    def sums(self) -> bool:
+        """Whether hard-negative training takes the sum over the positives of a step."""
+        return (self.reduction or ("sum" if self.loss.reading == "released" else "mean")) == "sum"
+
+    def forward(self, relations: Relations, anchors: tuple[Anchor, ...] | None = None) -> dict[Anchor, Tensor]:
+        """Loss of every pair [B] for each of `anchors` (default: all that are set), mean over the layers in `relations`."""
+        chosen = self.anchors if anchors is None else anchors
+        layers = [self.loss(each, relations.words, relations.regions, chosen) for each in relations.attention.values()]
+        return {anchor: torch.stack([each[anchor] for each in layers]).mean(0) for anchor in chosen}
 
 
 @dataclass

@@ -75,9 +75,8 @@ def test_counted_flops_are_those_of_the_formula(step: ModuleType, mode: str) -> 
     sizes = step.SIZES["tiny"]
     ours = step.Ours(mode, sizes)
     mids = step.adapter_widths(mode, sizes)
-    assert ours.flops() == step.closed_form(sizes, mids, pooled=True, fused=True)
-    cut = replace(sizes, text_tokens=sizes.real_tokens)
-    assert ours.flops("longest") == step.closed_form(cut, mids, pooled=True, fused=True) < ours.flops()
+    cut = replace(sizes, text_tokens=sizes.real_tokens)  # columns that are padding in every caption are not computed
+    assert ours.flops() == ours.flops("longest") == step.closed_form(cut, mids, pooled=True, fused=True)
 
 
 # ---------------------------------------------------------------------------------------------------- ours and the official

@@ -410,7 +410,7 @@ def test_karpathy_and_coco_files(world: Path) -> None:
 def test_flickr_files(world: Path) -> None:
     flickr = json.loads((world / "flickr30k/dataset_flickr30k.json").read_text())
     for split in ("train", "val", "test"):
-        listed = (world / f"flickr30k/{split}.txt").read_text().split()
+        listed = (world / f"flickr30k/flickr30k_entities/{split}.txt").read_text().split()
         assert listed == [entry["filename"].removesuffix(".jpg") for entry in flickr["images"] if entry["split"] == split]
         assert listed
     assert all((world / "flickr30k/flickr30k-images" / entry["filename"]).is_file() for entry in flickr["images"])

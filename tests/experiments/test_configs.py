@@ -43,6 +43,16 @@ def recipe(name: str) -> list[str]:
     ]  # fmt: skip
 
 
+UNITER, ENTITIES = "configs/model/uniter_tiny.yaml", "configs/data/world_entities.yaml"
+KINDS = ("singular", "distributed")
+IAIS_ROWS = (
+    "baseline", *KINDS, *(f"{kind}_{anchor}" for kind in KINDS for anchor in ("language", "vision")),
+    *(f"{kind}_paper" for kind in KINDS), "singular_linear", "singular_log5", "singular_log10", "singular_exp10",
+)  # fmt: skip
+IAIS_RECIPES = (
+    ("flickr30k", "base", "flickr30k"), ("flickr30k", "large", "flickr30k"), ("coco_base", "base", "coco"),
+    ("coco_large", "large", "coco"),
+)  # fmt: skip
 COMPOSITIONS: list[list[str]] = [
     *([model, WORLD, CPU] for model in MODELS),
     *([TINY, name, CPU] for name in packaged_configs() if name.startswith("configs/data/")),
@@ -56,6 +66,10 @@ COMPOSITIONS: list[list[str]] = [
     ),
     [CPU, "configs/model/dual_dinov2s_minilm.yaml", "configs/data/flickr8k.yaml", "experiments/mwa/rows/head.yaml",
      "experiments/mwa/flickr8k/common.yaml", "experiments/mwa/flickr8k/head_long.yaml"],
+    *([UNITER, ENTITIES, CPU, f"experiments/iais/rows/{row}.yaml"] for row in IAIS_ROWS),
+    *([BEIT3, WORLD, CPU, "experiments/mwa/rows/mwa.yaml", f"experiments/iais/rows/beit3_{kind}.yaml"] for kind in KINDS),
+    *([f"configs/model/uniter_{size}.yaml", f"configs/data/{data}_regions.yaml", "configs/trainer/gpu.yaml",
+       "experiments/iais/rows/singular.yaml", f"experiments/iais/recipes/{name}.yaml"] for name, size, data in IAIS_RECIPES),
 ]  # fmt: skip
 
 
@@ -233,3 +247,23 @@ def test_a_runs_own_config_starts_it_again(elsewhere: Path) -> None:
     assert again == config
     assert config_hash({"command": "run", **again}) == config_hash({"command": "run", **config})
     assert parse([str(saved)], "--trainer.max_epochs=4")["trainer"]["max_epochs"] == 4
+
+
+def test_iais_rows_say_what_their_names_say() -> None:
+    found = {}
+    for name in IAIS_ROWS:
+        config = parse([UNITER, ENTITIES, CPU, f"experiments/iais/rows/{name}.yaml"])
+        assert config["name"] == name
+        alignment = config["model"]["init_args"]["alignment"]
+        if alignment is not None:
+            options = alignment["init_args"]
+            annealing = options["annealing"]
+            when = None if annealing is None else (annealing["schedule"], annealing["scale"])
+            alignment = (options["kind"], options["reading"], options["anchors"], when)
+        found[name] = alignment
+    both = {kind: (kind, "released", "both", None) for kind in KINDS}
+    single = {f"{k}_{a}": (k, "released", a, None) for k in KINDS for a in ("language", "vision")}
+    annealed = {"linear": ("linear", 5.0), "log5": ("log", 5.0), "log10": ("log", 10.0), "exp10": ("exp", 10.0)}
+    schedules = {f"singular_{name}": ("singular", "released", "both", when) for name, when in annealed.items()}
+    paper = {f"{kind}_paper": (kind, "paper", "both", None) for kind in KINDS}
+    assert found == {"baseline": None, **both, **single, **paper, **schedules}

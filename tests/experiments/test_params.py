@@ -71,6 +71,18 @@ def test_the_report_explains_the_papers_17_40_million(capsys: pytest.CaptureFixt
     assert "24 layers x 2 x (KE(768, 64) 99,136 + AE(1024, 128) 263,552) = 17,409,024, 2.58 %" in note
     assert "18,994,176, 2.81 %" in note
     assert 48 * (99_136 + 263_552) == 17_409_024
+    assert printed.rstrip().endswith("\n".join(params.uniter()))
+
+
+def test_uniter_and_iais(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert params.uniter() == [
+        "UNITER                       retrieval      encoder       layers",
+        "  base                     109,901,059  109,898,752   85,054,464",
+        "  large                    335,698,947  335,695,872  302,309,376",
+        "  IAIS adds 0: the loss has no parameters",
+    ]
+    monkeypatch.setattr(params, "IAIS", lambda kind, reading: torch.nn.Linear(2, 1 + (kind == "singular")))
+    assert params.uniter()[-1] == "  IAIS adds 3 or 6"  # counted, not said
 
 
 def test_loras_row_is_what_peft_puts_in() -> None:

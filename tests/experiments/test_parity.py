@@ -11,7 +11,6 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,18 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from parity_fixtures import Edit, edited, off, verdicts
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from experiments import cli
 from experiments.parity import contrastive
-from experiments.parity.fixture import GRADIENT, OUTPUT, STATE, Row, compare, compare_lines, compare_names, read_fixture
+from experiments.parity.fixture import GRADIENT, OUTPUT, STATE, compare, compare_lines, compare_names, read_fixture
 from experiments.parity.run import check
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "mwa"
 NETWORKS = ("b_mwa_code", "c_ke_only", "e_paper_count", "f_paper_text")
 OTHERS = ("a_base", "itc_gather", "retrieval_eval", "pos_embed_interp", "recipe", "eval_transform", "index_jsonl", "tokenizer")
-
-Edit = Callable[[dict[str, Any], dict[str, Tensor]], None]
 
 
 @pytest.fixture(scope="module")
@@ -70,28 +68,6 @@ def assembled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for file in FIXTURES.glob(f"{name}.*"):
             shutil.copy(file, folder)
     return folder
-
-
-def edited(source: Path, target: Path, edit: Edit) -> Path:
-    """A copy of a fixture with changed contents; its counts and checksums are made to fit."""
-    about, beside = json.loads(source.read_text()), source.with_suffix(".safetensors")
-    tensors = load_file(beside) if beside.exists() else {}
-    edit(about, tensors)
-    if tensors:
-        save_file(tensors, target / beside.name)
-        about.pop("sha256", None)
-        about.pop("n_tensors", None)
-    path = target / source.name
-    path.write_text(json.dumps(about))
-    return path
-
-
-def verdicts(rows: list[Row]) -> dict[str, str]:
-    return {row.group: row.verdict for row in rows}
-
-
-def off(rows: list[Row]) -> set[str]:
-    return {row.group for row in rows if row.verdict == "OFF"}
 
 
 def parity(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int | str | None, str, str]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from datamodules.errors import InputError
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.adapters.tuning import set_tuning
-from lightning_modules.optimisation import Optimisation, build, parameter_groups, schedule_factor
+from lightning_modules.networks.uniter import UniterRetrieval
+from lightning_modules.optimisation import Optimisation, UniterAdamW, build, parameter_groups, schedule_factor
 
 # Official cosine_scheduler(base=2e-4, final=1e-6, epochs=5, niter_per_ep=7, warmup_epochs=2), recorded: every third of 35 steps.
 OFFICIAL = {
@@ -137,3 +141,57 @@ def test_nothing_trainable(tiny: Any) -> None:
 def test_values_out_of_range(option: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{option} is {value}"):
         Optimisation(**{option: value})
+
+
+# ----------------------------------------------------------------------------------------------------------------- UNITER
+
+IAIS = Path(__file__).parents[1] / "fixtures" / "iais"
+
+
+def test_linear_schedule_is_uniters() -> None:
+    recorded = json.loads((IAIS / "fixture.json").read_text())["lr_schedule"]
+    settings = Optimisation(lr=5e-5, min_lr=1e-8, warmup_fraction=0.1, schedule="linear")
+    assert len(recorded) > 5
+    for done, rate in recorded.items():  # the official schedule is asked with the number of steps done
+        assert 5e-5 * schedule_factor(int(done) - 1, 5000, settings) == pytest.approx(rate, rel=1e-12), done
+
+
+def test_uniter_adamw_is_the_official_one() -> None:
+    tensors = load_file(IAIS / "fixture.safetensors")
+    parameter = nn.Parameter(tensors["inputs/adamw/p0"].clone())
+    optimizer = UniterAdamW([parameter], lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
+    for gradient, after in zip(tensors["inputs/adamw/grads"], tensors["outputs/adamw/params"], strict=True):
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        torch.testing.assert_close(parameter.detach(), after, rtol=1e-6, atol=1e-7)
+
+
+def test_uniter_adamw_resumes_from_its_state() -> None:
+    def run(parameter: nn.Parameter, optimizer: UniterAdamW, steps: range) -> None:
+        for step in steps:
+            parameter.grad = torch.full_like(parameter, 0.1 * step - 0.3)
+            optimizer.step()
+
+    whole, first = (nn.Parameter(torch.arange(4.0)) for _ in range(2))
+    run(whole, UniterAdamW([whole], lr=0.1, weight_decay=0.1), range(6))
+    begun = UniterAdamW([first], lr=0.1, weight_decay=0.1)
+    run(first, begun, range(3))
+    second = nn.Parameter(first.detach().clone())
+    resumed = UniterAdamW([second], lr=0.1, weight_decay=0.1)
+    resumed.load_state_dict(begun.state_dict())
+    run(second, resumed, range(3, 6))
+    assert torch.equal(second, whole)
+
+
+def test_uniters_recipe_decays_two_norms_of_the_regions() -> None:
+    network = UniterRetrieval(24, 1, 2, 32, 20, 8, 6, tokeniser=None)
+    set_tuning(network, None, "full")
+    settings = Optimisation(weight_decay=0.01, schedule="linear", algorithm="uniter_adamw")
+    optimizer, _ = build(network, settings, 10, lambda name: False)
+    assert isinstance(optimizer, UniterAdamW)
+    groups = named(optimizer.param_groups, network)
+    decayed = {name for name, group in groups.items() if group["weight_decay"]}
+    vectors = {name for name in decayed if network.get_parameter(name).ndim == 1}
+    assert vectors == {"encoder.region_embed.feature_norm.weight", "encoder.region_embed.box_norm.weight"}
+    assert "encoder.text_embed.words.weight" in decayed
+    assert "itm.weight" not in groups

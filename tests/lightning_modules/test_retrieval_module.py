@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from datamodules.records import PairBatch
+from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.checkpoints.adapter_export import export_adapter, load_adapter, read_adapter_config
 from lightning_modules.networks.beit3 import BEiT3Retrieval
+from lightning_modules.objectives.relation_alignment import IAIS, Annealing, RelationAlignment
 from lightning_modules.retrieval import RetrievalModule
 
 
@@ -201,3 +202,56 @@ def test_the_module_is_lightning_and_the_network_is_not(tiny: Any) -> None:
     assert isinstance(model, pl.LightningModule)
     assert not any(isinstance(part, pl.LightningModule) for part in model.network.modules())
     assert isinstance(model.training_step(pairs(tiny), 0), Tensor)
+
+
+# ------------------------------------------------------------------------------------------------------------ IAIS on BEiT-3
+
+
+def beit3(**options: Any) -> RetrievalModule:
+    torch.manual_seed(0)
+    network = BEiT3Retrieval(32, 24, 2, 2, 48, 16, 40, 16, max_tokens=12, init="scratch")
+    model = RetrievalModule(network, options.pop("adapter", None), options.pop("tuning", "full"), **options)
+    model.log_dict = lambda *arguments, **keywords: None  # type: ignore[method-assign] - outside a trainer
+    model._trainer = SimpleNamespace(global_step=5, estimated_stepping_batches=10, accumulate_grad_batches=2)
+    return model.eval()  # without dropout
+
+
+def beit3_pairs(rows: int = 4) -> PairBatch:
+    generator = torch.Generator().manual_seed(1)
+    index = torch.arange(rows)
+    mask = torch.arange(7) < torch.tensor([[7], [5], [4], [3]])[:rows]
+    ids = ("",) * rows
+    tokens = torch.randint(4, 40, (rows, 7), generator=generator)
+    images = ImageBatch(ids, index, torch.randn(rows, 3, 32, 32, generator=generator))
+    return PairBatch(images, TextBatch(ids, ids, index, index, tokens, mask))
+
+
+@pytest.mark.parametrize("kind", ["singular", "distributed"])
+def test_iais_is_added_to_the_contrastive_loss_of_beit3(kind: Any) -> None:
+    batch = beit3_pairs()
+    plain = beit3().training_step(batch, 0)
+    model = beit3(alignment=IAIS(kind, annealing=Annealing("linear", weight=3.0)))
+    relations = model.network.relations(batch, [1])
+    loss = RelationAlignment(kind)
+    terms = loss(relations.attention[1], relations.words, relations.regions, ("language", "vision"))
+    expected = plain + 3.0 * 5 / 10 * (terms["language"].mean() + terms["vision"].mean())
+    torch.testing.assert_close(model.training_step(batch, 0), expected)
+    summed = beit3(alignment=IAIS(kind, reduction="sum", annealing=Annealing("linear", weight=3.0))).training_step(batch, 0)
+    torch.testing.assert_close(summed - plain, 4 * 2 * (expected - plain))
+
+
+def test_iais_reaches_the_adapters_of_beit3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the contrastive loss taken out, IAIS alone moves the adapters, on both modalities."""
+    model = beit3(alignment=IAIS("distributed", annealing=Annealing("constant")), adapter=MultiWayAdapter(), tuning="adapter")
+    monkeypatch.setattr(model.objective, "forward", lambda images, *others: {"loss": 0.0 * images.sum()})
+    model.training_step(beit3_pairs(), 0).backward()
+    grown = {name for name, p in model.network.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert {name.split(".")[5] for name in grown if ".multiway." in name} >= {"image", "text"}, grown
+    assert all(".multiway." in name for name in grown)
+
+
+def test_iais_needs_one_sequence(tiny: Any) -> None:
+    with pytest.raises(InputError, match="encodes images and texts apart"):
+        module(tiny, alignment=IAIS())
+    with pytest.raises(InputError, match="layers 0 to 1"):
+        beit3(alignment=IAIS(layers=[2]))

@@ -56,9 +56,8 @@ class Recorded:
 
     def packed(self) -> Packed:
         encoder = self.network.encoder
-        return pack(
-            encoder.embed_texts(self.tokens), self.text_mask, encoder.embed_regions(self.features, self.boxes), self.region_mask
-        )
+        texts = encoder.embed_texts(self.tokens, self.text_mask)
+        return pack(texts, encoder.embed_regions(self.features, self.boxes, self.region_mask))
 
 
 def recorded() -> Recorded:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from datamodules.records import ImageBatch, TextBatch
+from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.adapters.tuning import set_tuning
+from lightning_modules.networks import beit3
 from lightning_modules.networks.beit3 import BEiT3, BEiT3Retrieval, DropPath, Encoded
 
 WIDTH, LAYERS, HEADS, FFN, SIZE, PATCH, VOCAB, POSITIONS = 16, 3, 2, 24, 12, 4, 40, 12
@@ -277,6 +278,36 @@ def test_maps_are_full_precision_under_autocast() -> None:
 def test_a_layer_that_does_not_exist() -> None:
     with pytest.raises(InputError, match=r"layers \[3\] was asked for, but BEiT-3 here has layers 0 to 2"):
         build().encoder(pixels(), attention=[0, 3])
+
+
+def test_columns_that_are_padding_in_every_caption_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build()
+    tokens, mask = texts()
+    wide = TextBatch(
+        caption_ids=("",) * len(tokens), texts=("",) * len(tokens),
+        index_B=torch.arange(len(tokens)), image_index_B=torch.arange(len(tokens)),
+        tokens_BT=torch.nn.functional.pad(tokens, (0, 5), value=1), mask_BT=torch.nn.functional.pad(mask, (0, 5)),
+    )  # fmt: skip
+    expected = torch.nn.functional.normalize(network.text_head(network.encoder(None, tokens, mask).tokens_BTD[:, 0]), dim=-1)
+    widths, attend = [], beit3.attend
+    monkeypatch.setattr(beit3, "attend", lambda q, k, v, m: (widths.append(k.shape[2]), attend(q, k, v, m))[1])
+    torch.testing.assert_close(network.encode_texts(wide), expected)
+    assert set(widths) == {int(mask.sum(1).max())}
+
+
+def test_relations_are_those_of_patches_and_content_words() -> None:
+    network = build()
+    tokens, mask = texts()
+    images, captions = batches()
+    relations = network.relations(PairBatch(images, captions), [1])
+    patches = (SIZE // PATCH) ** 2
+    assert relations.regions.place_BN.tolist() == [list(range(1, patches + 1))] * len(tokens)
+    assert relations.regions.mask_BN.all()
+    words = [relations.words.place_BN[row][relations.words.mask_BN[row]].tolist() for row in range(len(tokens))]
+    # after the class token and the patches comes <s>, then the words, then </s>
+    assert words == [list(range(patches + 2, patches + int(length))) for length in mask.sum(1)]
+    whole = network.encoder(images.pixels_B3HW, tokens, mask, attention=[1])
+    torch.testing.assert_close(relations.attention[1].maps(), whole.attention[1].maps())
 
 
 # -------------------------------------------------------------------------------------------------- drop path, checkpoints

@@ -10,7 +10,8 @@ from torch import Tensor
 from uniter_fixture import Recorded, recorded
 
 from datamodules.errors import InputError
-from lightning_modules.networks.uniter import Packed, UniterRetrieval, pack
+from lightning_modules.networks.pair_scorer import Ragged
+from lightning_modules.networks.uniter import Packed, UniterRetrieval, items_of, pack
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,7 @@ def official() -> Recorded:
 @pytest.mark.parametrize("layout", ["compact", "uncompact"])
 def test_every_layer_is_the_official_one(official: Recorded, layout: str) -> None:
     packed = official.packed()
+    mask = real(packed)
     with torch.no_grad():
         joint = official.network.encoder(packed, hidden=True, attention=[0, 1, 2])
         scores, _ = official.network.score(packed)
@@ -29,24 +31,29 @@ def test_every_layer_is_the_official_one(official: Recorded, layout: str) -> Non
     places = places_of(official, packed, layout)
     for name, ours in [("embedding", packed.x_BSD), *((f"hidden_{i + 1}", h) for i, h in enumerate(joint.hidden))]:
         theirs = out[name].gather(1, places[:, :, None].expand(-1, -1, ours.shape[2]))
-        torch.testing.assert_close(ours[packed.mask_BS], theirs[packed.mask_BS], atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours[mask], theirs[mask], atol=1e-5, rtol=0)
     torch.testing.assert_close(scores, out["rank_scores"][:, 0], atol=1e-5, rtol=0)
     matching = official.network.itm(official.network.encoder.pool(joint.tokens_BSD))
     torch.testing.assert_close(matching, out["itm_logits"], atol=1e-5, rtol=0)
     maps = joint.attention[2].maps()
-    both = packed.mask_BS[:, None, :, None] & packed.mask_BS[:, None, None, :]
+    both = mask[:, None, :, None] & mask[:, None, None, :]
     index = places[:, None, :, None].expand(-1, maps.shape[1], -1, out["last_attn_probs"].shape[3])
     theirs = out["last_attn_probs"].gather(2, index)
     theirs = theirs.gather(3, places[:, None, None, :].expand(-1, maps.shape[1], maps.shape[2], -1))
     torch.testing.assert_close(maps * both, theirs * both, atol=1e-6, rtol=0)
 
 
+def real(packed: Packed) -> Tensor:
+    """[B, S]: True = a token."""
+    return torch.arange(packed.x_BSD.shape[1]) < (packed.words_B + packed.regions_B)[:, None]
+
+
 def places_of(official: Recorded, packed: Packed, layout: str) -> Tensor:
     """For every place of our sequence the place of the same token in the recorded one."""
-    length = packed.mask_BS.shape[1]
+    pairs, length = packed.x_BSD.shape[:2]
     if layout == "compact":
-        return torch.arange(length).expand(len(packed.mask_BS), -1)
-    places = torch.zeros(len(packed.mask_BS), length, dtype=torch.int64)
+        return torch.arange(length).expand(pairs, -1)
+    places = torch.zeros(pairs, length, dtype=torch.int64)
     for row, (words, regions) in enumerate(zip(official.words.tolist(), official.regions.tolist(), strict=True)):
         places[row, :words] = torch.arange(words)
         places[row, words : words + regions] = official.text_mask.shape[1] + torch.arange(regions)
@@ -57,13 +64,27 @@ def test_packing_keeps_the_order_and_cuts_at_the_longest_pair() -> None:
     text, regions = torch.arange(8.0).reshape(2, 4, 1), 10 + torch.arange(6.0).reshape(2, 3, 1)
     text_mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
     region_mask = torch.tensor([[True, False, False], [True, True, False]])
-    packed = pack(text, text_mask, regions, region_mask)
-    assert packed.x_BSD.squeeze(-1)[0].tolist() == [0, 1, 2, 10]
-    assert packed.x_BSD.squeeze(-1)[1].tolist() == [4, 5, 13, 14]
-    assert packed.mask_BS.all()
-    assert packed.text_BT[:, :2].tolist() == [[0, 1], [0, 1]]
-    assert packed.regions_BR[0, 0] == 3
-    assert packed.regions_BR[1, :2].tolist() == [2, 3]
+    packed = pack(Ragged.of(text, text_mask), Ragged.of(regions, region_mask))
+    assert packed.x_BSD.squeeze(-1).tolist() == [[0, 1, 2, 10], [4, 5, 13, 14]]
+    assert packed.mask_BS is None  # pairs of one length
+    relations = items_of(packed, {})
+    assert relations.words.place_BN[relations.words.mask_BN].tolist() == [1]  # the second text has no word
+    assert relations.regions.place_BN[relations.regions.mask_BN].tolist() == [3, 2, 3]
+    crossed = pack(Ragged.of(text, text_mask), Ragged.of(regions, region_mask), torch.tensor([0, 1]), torch.tensor([1, 0]))
+    assert crossed.mask_BS is not None
+    assert crossed.mask_BS.sum(1).tolist() == [5, 3]
+    assert crossed.x_BSD.squeeze(-1)[0].tolist() == [0, 1, 2, 13, 14]
+    assert crossed.x_BSD.squeeze(-1)[1, :3].tolist() == [4, 5, 10]
+
+
+def test_ragged_rows_are_taken_in_any_order_and_number() -> None:
+    mask = torch.tensor([[True, True], [True, False], [True, True]])
+    ragged = Ragged.of(torch.arange(6.0).reshape(3, 2, 1), mask)
+    some = ragged.take(torch.tensor([2, 1, 2]))
+    assert some.states_ND.flatten().tolist() == [4, 5, 2, 4, 5]
+    assert some.lengths_B.tolist() == [2, 1, 2]
+    both = Ragged.joined([some, ragged])
+    assert both.starts().tolist() == [0, 2, 3, 5, 7, 8]
 
 
 def test_the_pooled_path_gives_the_score_and_the_gradients_of_the_full_one(official: Recorded) -> None:
@@ -87,18 +108,18 @@ def test_the_pooled_path_gives_the_score_and_the_gradients_of_the_full_one(offic
 
 def test_padding_changes_nothing(official: Recorded) -> None:
     network = official.network.encoder
-    text, regions = network.embed_texts(official.tokens), network.embed_regions(official.features, official.boxes)
-    wide = pack(
-        torch.cat([text, torch.full_like(text, 7.0)], 1),
-        torch.cat([official.text_mask, torch.zeros_like(official.text_mask)], 1),
-        torch.cat([regions, torch.full_like(regions, -3.0)], 1),
-        torch.cat([official.region_mask, torch.zeros_like(official.region_mask)], 1),
-    )  # fmt: skip
-    one = pack(text[:1], official.text_mask[:1], regions[:1], official.region_mask[:1])
+    text = network.embed_texts(torch.cat([official.tokens, torch.full_like(official.tokens, 7)], 1), wider(official.text_mask))
+    features = torch.cat([official.features, torch.full_like(official.features, -3.0)], 1)
+    regions = network.embed_regions(features, torch.cat([official.boxes] * 2, 1), wider(official.region_mask))
+    wide, one = pack(text, regions), pack(text, regions, torch.tensor([0]), torch.tensor([0]))
     with torch.no_grad():
         expected, _ = official.network.score(official.packed())
         torch.testing.assert_close(official.network.score(wide)[0], expected, atol=1e-6, rtol=0)
         torch.testing.assert_close(official.network.score(one)[0], expected[:1], atol=1e-6, rtol=0)
+
+
+def wider(mask: Tensor) -> Tensor:
+    return torch.cat([mask, torch.zeros_like(mask)], 1)
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation(official: Recorded) -> None:
@@ -134,7 +155,7 @@ def test_bad_input_is_told(official: Recorded) -> None:
     with pytest.raises(InputError, match="multiple of heads"):
         UniterRetrieval(width=50, heads=4)
     with pytest.raises(InputError, match="32 text positions"):
-        official.network.encoder.embed_texts(torch.zeros(1, 33, dtype=torch.int64))
+        official.network.encoder.embed_texts(torch.zeros(1, 33, dtype=torch.int64), torch.ones(1, 33, dtype=torch.bool))
     with pytest.raises(InputError, match="layers 0 to 2"):
         official.network.encoder(official.packed(), attention=[3])
 

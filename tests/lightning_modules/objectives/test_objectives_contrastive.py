@@ -207,7 +207,7 @@ def test_two_processes_with_chunks_equal_one_process_without(ranks):
 
 
 def test_a_batch_is_sliced_in_all_its_parts():
-    regions = Regions(torch.arange(12.0).view(4, 3, 1), torch.zeros(4, 3, 4), torch.zeros(4, 3), torch.ones(4, 3).bool())
+    regions = Regions(torch.arange(12.0).view(4, 3, 1), torch.zeros(4, 3, 7), torch.zeros(4, 3), torch.ones(4, 3).bool())
     batch = ImageBatch(("a", "b", "c", "d"), torch.arange(4), regions=regions, domains=("x", None, "y", None))
     part = slice_batch(batch, 1, 3)
     assert part.image_ids == ("b", "c")

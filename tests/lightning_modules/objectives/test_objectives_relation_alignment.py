@@ -13,8 +13,9 @@ from uniter_fixture import Recorded, recorded
 
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.uniter import to_official
-from lightning_modules.networks.attention import Attended
-from lightning_modules.objectives.relation_alignment import Annealing, Items, RelationAlignment
+from lightning_modules.networks.attention import Attended, Items
+from lightning_modules.networks.uniter import items_of
+from lightning_modules.objectives.relation_alignment import IAIS, Annealing, RelationAlignment
 
 KINDS, READINGS = ("singular", "distributed"), ("released", "paper")
 LETTER = {"language": "L", "vision": "V"}
@@ -25,26 +26,20 @@ def official() -> Recorded:
     return recorded()
 
 
-def items_of(official: Recorded, rows: slice = slice(None)) -> tuple[Items, Items]:
-    packed = official.packed()
-    place = torch.arange(official.tokens.shape[1])[None]
-    content = (place > 0) & (place < official.words[:, None] - 1)
-    return (
-        Items(packed.text_BT[rows], content[rows]),
-        Items(packed.regions_BR[rows], official.region_mask[rows]),
-    )
+def items_of_recorded(official: Recorded, rows: slice = slice(None)) -> tuple[Items, Items]:
+    relations = items_of(official.packed(), {}, torch.arange(len(official.words))[rows])
+    return relations.words, relations.regions
 
 
 def cut(attended: Attended, rows: slice) -> Attended:
-    mask = attended.mask_BK
-    return Attended(attended.queries_BHQD[rows], attended.keys_BHKD[rows], None if mask is None else mask[rows])
+    return attended.rows(torch.arange(len(attended.queries_BHQD))[rows])
 
 
 @pytest.mark.parametrize("anchor", LETTER)
 @pytest.mark.parametrize("kind", KINDS)
 def test_released_reading_is_the_official_code(official: Recorded, kind: Any, anchor: Any) -> None:
     loss = RelationAlignment(kind)
-    words, regions = items_of(official)
+    words, regions = items_of_recorded(official)
     with torch.no_grad():
         joint = official.network.encoder(official.packed(), attention=[0, 1, 2])
         name = f"{kind}_{LETTER[anchor]}"
@@ -54,7 +49,7 @@ def test_released_reading_is_the_official_code(official: Recorded, kind: Any, an
             value = loss(joint.attention[layer], words, regions, (anchor,))[anchor].mean()
             torch.testing.assert_close(value, official.tensors[f"outputs/iais_layer/{name}/layer_{layer}"], atol=2e-6, rtol=1e-5)
         positives = slice(None, None, official.meta["pairs_num"])
-        some = loss(cut(joint.attention[2], positives), *items_of(official, positives), (anchor,))[anchor]
+        some = loss(cut(joint.attention[2], positives), *items_of_recorded(official, positives), (anchor,))[anchor]
         torch.testing.assert_close(some, official.tensors[f"outputs/iais_pos/{name}/per_pair"], atol=2e-6, rtol=1e-5)
 
 
@@ -63,7 +58,7 @@ def test_released_gradients_are_the_official_ones(official: Recorded, kind: Any)
     network = official.network
     network.zero_grad()
     joint = network.encoder(official.packed(), attention=[2])
-    terms = RelationAlignment(kind)(joint.attention[2], *items_of(official), ("language", "vision"))
+    terms = RelationAlignment(kind)(joint.attention[2], *items_of_recorded(official), ("language", "vision"))
     (terms["language"].mean() + terms["vision"].mean()).backward()
     ours = to_official({name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in network.named_parameters()})
     theirs = official.group(f"grads/iais_all/{kind}_LV/")
@@ -175,6 +170,21 @@ def test_no_nan_with_peaked_attention_single_items_or_none(kind: Any, reading: A
         assert not states.grad[2:].any()
 
 
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_scale_does_not_make_gradients_infinite(kind: Any, reading: Any) -> None:
+    """fp16 training multiplies the loss by up to 2^24 before the backward pass; attention here underflows at most items."""
+    generator = torch.Generator().manual_seed(2)
+    queries, keys = ((torch.randn(3, 2, 12, 4, generator=generator) * 12).requires_grad_() for _ in range(2))
+    words, regions = padded([[1, 2, 3, 4]] * 3), padded([[5, 6, 7, 8, 9, 10]] * 3)
+    terms = RelationAlignment(kind, reading)(Attended(queries, keys), words, regions, ("language", "vision"))
+    (2.0**24 * (terms["language"].sum() + terms["vision"].sum())).backward()
+    for states in (queries, keys):
+        assert states.grad is not None
+        assert torch.isfinite(states.grad).all()
+        assert states.grad.any()
+
+
 def test_both_anchors_at_once_are_each_alone() -> None:
     generator = torch.Generator().manual_seed(1)
     attended = Attended(*(torch.randn(2, 2, 8, 4, generator=generator) for _ in range(2)))
@@ -200,3 +210,41 @@ def test_annealing_is_the_official_schedule(official: Recorded) -> None:
 def test_a_mistyped_kind_is_told() -> None:
     with pytest.raises(InputError, match="singular or distributed"):
         RelationAlignment("single")  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------------- IAIS itself
+
+
+def test_which_anchor_sees_which_side() -> None:
+    released, paper = IAIS(), IAIS(reading="paper")
+    assert released.anchors_of("hard_texts") == ("vision",)
+    assert released.anchors_of("hard_images") == ("language",)
+    assert paper.anchors_of("hard_texts") == paper.anchors_of("hard_images") == ("language", "vision")
+    assert IAIS(anchors="vision").anchors_of("hard_images") == ()
+    assert IAIS(anchors="vision", positives="all").anchors_of("hard_images") == ("vision",)
+    assert released.sums
+    assert not paper.sums
+    assert not IAIS(reduction="mean").sums
+
+
+def test_layers_count_from_either_end_and_are_averaged(official: Recorded) -> None:
+    assert IAIS().of_network(3) == [2]
+    both = IAIS(kind="distributed", layers=[0, -2])
+    assert both.of_network(3) == [0, 1]
+    for wrong in ([3], [-4], []):
+        with pytest.raises(InputError, match="layers 0 to 2"):
+            IAIS(layers=wrong).of_network(3)
+    packed = official.packed()
+    with torch.no_grad():
+        relations = items_of(packed, official.network.encoder(packed, attention=both.of_network(3)).attention)
+        found = both(relations)
+    assert set(found) == {"language", "vision"}
+    for anchor, letter in (("language", "L"), ("vision", "V")):
+        theirs = [official.tensors[f"outputs/iais_layer/distributed_{letter}/layer_{layer}"] for layer in (0, 1)]
+        torch.testing.assert_close(found[anchor].mean(), torch.stack(theirs).mean(), atol=2e-6, rtol=1e-5)
+    assert set(both(relations, ("vision",))) == {"vision"}
+
+
+def test_iais_has_no_parameters() -> None:
+    assert not list(IAIS().parameters())
+    assert not list(IAIS().buffers())

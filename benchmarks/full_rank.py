@@ -1,0 +1,346 @@
+"""Full-rank scoring with UNITER: ours, a bare encoder at the same tokens, and the released way. Interleaved in one run.
+
+    python benchmarks/full_rank.py --out full_rank.json            # base, fp32, 2 threads, 2 to 4 minutes
+    python benchmarks/full_rank.py --device cuda                   # bf16; pairs/s and the share of the chip's peak
+    python benchmarks/full_rank.py --tokens 512 1024 2048 4096 --ways encoder      # where throughput saturates
+    python benchmarks/full_rank.py --size tiny --rounds 3          # does it run at all?
+
+A world of 1,200 images and 5,000 captions, random but for their lengths (below), and random weights. A round takes a piece of the
+whole job of each way:
+
+    ours      one unit of full rank (`Plan`; units at equal distances through the job), from embeddings that were made once
+    encoder   the same layers, pooler and head on ready random tokens [pairs, tokens, width] of the same unit in the same
+              mini-batches: nothing is gathered. The upper bound. Goal: at least 90 % of its tokens/s
+    released  IAIS `utils/itm_eval.py`, `data/itm.py`: one caption against images sorted by their regions in mini-batches of 400,
+              padded to the mini-batch's longest, masked, both sides embedded anew for every pair. Goal: never slower. Rounds go
+              through the mini-batches, each with another caption; of a mini-batch every STRIDE-th image is scored (the padding
+              is that of 400; the processor is busy with 50)
+
+Lengths: word pieces of the 40,455 captions of dataset_flickr30k.json's Flickr8k photographs with [CLS] and [SEP] (BERT's uncased
+tokeniser, mean 14.3); regions as UNITER's threshold leaves them, 10 to 100 with a mean of 36 (a clipped gamma distribution: the
+released features are not here).
+
+How to read it
+- Rates are of real tokens (words + regions of the pairs scored; the released way's padding counts for nothing). Ratios are
+  medians of the rounds' own ratios of tokens/s, lowest and highest in brackets; on shared cores only those of CPU seconds mean
+  anything. The released way's rounds differ in padding: the rates over all rounds are its mean.
+- FLOPs are counted by hand: 2 a multiplication and addition, all tokens in all layers but the last, which has its
+  attention and FFN for the first token alone. The share of peak is FLOPs / seconds / the data sheet's dense bf16 peak (GPU only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# The file is run by its path: the packages beside this folder must be found without an installation, too.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from experiments.provenance import device_state, git_state, versions
+from lightning_modules.metrics.full_rank import TOKENS, TOKENS_ELSEWHERE, UNIT_TOKENS, Plan, score_pairs_by_length
+from lightning_modules.networks.pair_scorer import Ragged
+from lightning_modules.networks.uniter import Packed, UniterRetrieval, pack
+
+MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+RELEASED_BATCH = 400
+GOALS = {"encoder": 0.9, "released": 1.0}
+
+# Captions by word pieces, of 10,000 (see the module's text): 4, 5, .. 36.
+WORDS_FROM = 4
+WORDS = (
+    3, 8, 41, 110, 262, 560, 745, 872, 992, 1041, 1009, 951, 801, 670, 517, 401, 285, 220, 155, 103, 80, 57, 34, 24, 20, 12, 9,
+    5, 3, 3, 2, 2, 2,
+)  # fmt: skip
+
+# Dense bf16 FLOP/s of the data sheets, by a part of the device's name; the first that fits.
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+
+
+@dataclass(frozen=True)
+class Size:
+    width: int
+    layers: int
+    heads: int
+    ffn_width: int
+    vocab: int = 28996
+    features: int = 2048
+
+
+SIZES = {
+    "base": Size(768, 12, 12, 3072),
+    "large": Size(1024, 24, 16, 4096),
+    "tiny": Size(32, 2, 2, 64, vocab=200, features=16),
+}
+
+
+def lengths(images: int, texts: int) -> tuple[Tensor, Tensor]:
+    """Regions of every image and tokens of every caption, always the same."""
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.tensor(WORDS, dtype=torch.float64)
+    words_T = WORDS_FROM + torch.multinomial(weights, texts, replacement=True, generator=draw)
+    # gamma of shape 3 = sum of three exponentials
+    gamma_I = -torch.rand(images, 3, generator=draw).clamp_min(1e-9).log().sum(1)
+    regions_I = (4 + 32.5 / 3 * gamma_I).clamp(10, 100).long()
+    return regions_I, words_T
+
+
+def flops(size: Size, total: int) -> int:
+    """Of one pair's pass through the layers, `total` tokens long."""
+    d, f = size.width, size.ffn_width
+    token = 8 * d * d + 4 * d * f + 4 * d * total
+    last = total * 6 * d * d + (2 * d * d + 4 * d * f + 4 * d * total)  # queries, keys, values of all, the rest of one
+    return (size.layers - 1) * total * token + last
+
+
+class World:
+    """Network, items, and the three ways over pieces of the job.
+
+    Args:
+        size: Of the network.
+        images: How many.
+        texts: How many.
+        device: "cpu" or "cuda".
+        tokens: Tokens of a mini-batch (ours and the encoder's).
+        unit_tokens: Tokens of a unit.
+        stride: Of a released mini-batch, every so manieth image is scored.
+    """
+
+    def __init__(self, size: Size, images: int, texts: int, device: str, tokens: int, unit_tokens: int, stride: int) -> None:
+        self.size, self.device, self.tokens, self.stride = size, device, tokens, stride
+        torch.manual_seed(0)
+        network = UniterRetrieval(
+            size.width, size.layers, size.heads, size.ffn_width, size.vocab, feature_width=size.features, tokeniser=None
+        )
+        self.network = network.to(device).eval()
+        self.regions_I, self.words_T = lengths(images, texts)
+        self.regions_I = self.regions_I.sort().values  # as the released data set sorts them
+        most, longest = int(self.regions_I.max()), int(self.words_T.max())
+        # the same features for all images (they would take 1 GB); boxes tell images apart
+        self.features_IRF = torch.randn(1, most, size.features, device=device).expand(images, -1, -1)
+        self.boxes_IR7 = torch.rand(images, most, 7, device=device)
+        self.mask_IR = (torch.arange(most)[None] < self.regions_I[:, None]).to(device)
+        self.tokens_TW = torch.randint(1, size.vocab, (texts, longest), device=device)
+        self.mask_TW = (torch.arange(longest)[None] < self.words_T[:, None]).to(device)
+        self.plan = Plan(self.regions_I.numpy(), self.words_T.numpy(), unit_tokens)
+        encoder = self.network.encoder
+        with self.precision(), torch.no_grad():
+            rows = torch.arange(images).split(100)
+            parts = [encoder.embed_regions(self.features_IRF[r], self.boxes_IR7[r], self.mask_IR[r]) for r in rows]
+            self.images = Ragged.joined(parts)
+            self.texts = encoder.embed_texts(self.tokens_TW, self.mask_TW)
+
+    def precision(self) -> Any:
+        return torch.autocast("cuda", torch.bfloat16) if self.device == "cuda" else nullcontext()
+
+    def unit(self, number: int, rounds: int) -> tuple[Tensor, Tensor]:
+        """Rows of the pairs of one of `rounds` units at equal distances in tokens."""
+        until = self.plan.unit_tokens().cumsum()
+        unit = int((until < until[-1] * (number + 0.5) / rounds).sum())
+        image_P, text_P = self.plan.rows(int(self.plan.edges[unit]), int(self.plan.edges[unit + 1]))
+        return torch.from_numpy(image_P), torch.from_numpy(text_P)
+
+    def released_pairs(self, number: int) -> tuple[Tensor, Tensor]:
+        """Rows of the pairs that a round of the released way scores."""
+        batches = torch.arange(len(self.regions_I)).split(RELEASED_BATCH)
+        # from the end: the mini-batch's longest image decides its padding
+        images = batches[number % len(batches)].flip(0)[:: self.stride].flip(0)
+        return images, torch.full_like(images, number * 997 % len(self.words_T))
+
+    def count(self, image_P: Tensor, text_P: Tensor) -> dict[str, int]:
+        """Pairs, their real tokens, their FLOPs."""
+        total = (self.regions_I[image_P] + self.words_T[text_P]).tolist()
+        return {"pairs": len(total), "tokens": sum(total), "flops": sum(flops(self.size, length) for length in total)}
+
+    def ours(self, image_P: Tensor, text_P: Tensor) -> Tensor:
+        return score_pairs_by_length(self.network, self.images, self.texts, image_P, text_P, tokens=self.tokens)
+
+    def ready(self, image_P: Tensor, text_P: Tensor) -> list[Packed]:
+        """The unit's mini-batches; what is in them costs nothing, so all are the same numbers."""
+        length = int(self.regions_I[image_P[0]] + self.words_T[text_P[0]])
+        counts = [len(part) for part in image_P.split(max(self.tokens // length, 1))]
+        memory = torch.randn(counts[0], length, self.size.width, device=self.device)
+        one = torch.ones(1, dtype=torch.int64, device=self.device)
+        return [Packed(memory[:count], None, one, one) for count in counts]
+
+    def encoder(self, ready: Sequence[Packed]) -> Tensor:
+        return torch.cat([self.network.score(packed)[0] for packed in ready])
+
+    def released(self, images: Tensor, text: Tensor) -> Tensor:
+        """A padded, masked mini-batch of one caption, everything embedded for every pair."""
+        encoder, row = self.network.encoder, int(text[0])
+        rows, longest, words = images.to(self.device), int(self.regions_I[images].max()), int(self.words_T[row])
+        tokens, mask = (each[row, :words].expand(len(images), -1) for each in (self.tokens_TW, self.mask_TW))
+        features, boxes, real = (each[rows, :longest] for each in (self.features_IRF, self.boxes_IR7, self.mask_IR))
+        # padded regions are embedded as well, there
+        states = encoder.region_embed(features, boxes, encoder.text_embed.types.weight[1])
+        return self.network.score(pack(encoder.embed_texts(tokens, mask), Ragged.of(states, real)))[0]
+
+
+def timed(step: Callable[[], Tensor], device: str) -> dict[str, float]:
+    """Wall and CPU seconds of one call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    wall, cpu = time.perf_counter(), time.process_time()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+
+
+def measure(world: World, rounds: int, ways: Sequence[str]) -> dict[str, Any]:
+    """All ways, round by round, after a short one of each that does not count."""
+    steps: list[dict[str, Any]] = []
+    with torch.no_grad(), world.precision():
+        few = [rows[-8:] for rows in world.released_pairs(0)]
+        apart = (world.ours(*few) - world.released(*few)).abs().max().item()
+        for number in range(rounds):
+            unit, caption = world.unit(number, rounds), world.released_pairs(number)
+            ready = world.ready(*unit)
+            turns: dict[str, tuple[Callable[[], Tensor], tuple[Tensor, Tensor]]] = {
+                "ours": (partial(world.ours, *unit), unit),
+                "encoder": (partial(world.encoder, ready), unit),
+                "released": (partial(world.released, *caption), caption),
+            }
+            for way in ways:
+                step, pairs = turns[way]
+                if world.device == "cuda":
+                    step()  # kernels are chosen (and compiled) by shape
+                load = round(os.getloadavg()[0], 2)
+                taken = timed(step, world.device)
+                steps.append({"round": number, "way": way, **world.count(*pairs), **taken, "load_average": load})
+            done = ", ".join(f"{step['way']} {step['wall_s']:.2f} s" for step in steps[-len(ways) :])
+            print(f"round {number + 1} of {rounds}: {done}", file=sys.stderr, flush=True)
+    return {"largest_difference_to_released": apart, "steps": steps, "rows": [summary(steps, way) for way in ways]}
+
+
+def summary(steps: Sequence[Mapping[str, Any]], way: str) -> dict[str, Any]:
+    """Rates of a way over all rounds, and the rounds' own ratios of our tokens/s to its."""
+    own, ours = ([step for step in steps if step["way"] == name] for name in (way, "ours"))
+    row: dict[str, Any] = {"way": way}
+    for kind in ("wall", "cpu"):
+        seconds = sum(step[f"{kind}_s"] for step in own)
+        for what in ("pairs", "tokens", "flops"):
+            row[f"{what}_per_{kind}_s"] = sum(step[what] for step in own) / seconds
+        ratios = [
+            mine["tokens"] / mine[f"{kind}_s"] / (theirs["tokens"] / theirs[f"{kind}_s"])
+            for theirs, mine in zip(own, ours, strict=True)
+        ]
+        row[f"ours_{kind}_ratio"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    return row
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """The table, as Markdown."""
+    device, loads = result["device"], [step["load_average"] for run in result["runs"] for step in run["steps"]]
+    malloc = "set" if all(result["environment"].values()) else "NOT set"
+    revision = (result["git"]["revision"] or "unknown revision")[:12] + (" + changes" if result["git"]["dirty"] else "")
+    lines = [
+        f"UNITER {result['size']}, {result['precision']}, {result['images']} images x {result['texts']} captions, "
+        f"{result['mean_tokens']:.1f} tokens a pair, {result['threads']} thread(s), {result['rounds']} interleaved rounds.",
+        f"{device['name']}, {device['cores']} cores, load average {min(loads):.1f} to {max(loads):.1f}, MALLOC_* {malloc}; "
+        f"torch {result['versions']['torch']}, python {result['versions']['python']}; {revision}; {result['date']}.",
+        "",
+        "| way | mini-batch tokens | pairs/s | tokens/s | tokens/CPU s | GFLOP/s | of peak | ours / it, CPU | ours / it, wall "
+        "| goal |",
+        "| --- |" + " ---: |" * 9,
+    ]
+    for run in result["runs"]:
+        for row in run["rows"]:
+            ratios = [
+                f"{row[f'ours_{kind}_ratio']['median']:.3f} "
+                f"({row[f'ours_{kind}_ratio']['low']:.2f}-{row[f'ours_{kind}_ratio']['high']:.2f})"
+                for kind in ("cpu", "wall")
+            ]
+            share = f"{row['flops_per_wall_s'] / result['peak']:.1%}" if result["peak"] else ""
+            cells = [
+                row["way"],
+                "" if row["way"] == "released" else str(run["tokens"]),
+                f"{row['pairs_per_wall_s']:,.1f}",
+                f"{row['tokens_per_wall_s']:,.0f}",
+                f"{row['tokens_per_cpu_s']:,.0f}",
+                f"{row['flops_per_wall_s'] / 1e9:,.0f}",
+                share,
+                *ratios,
+                f">= {GOALS[row['way']]}" if row["way"] in GOALS else "",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    furthest = max(run["largest_difference_to_released"] for run in result["runs"])
+    lines += ["", f"Largest difference between a score of ours and of the released way: {furthest:.1e}."]
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--size", choices=sorted(SIZES), default="base")
+    add("--images", type=int, default=1200)
+    add("--texts", type=int, default=5000)
+    add("--rounds", type=int, default=9, help="best a multiple of the released mini-batches (3 for 1,200 images)")
+    add("--unit", type=int, help="tokens of a round's unit; default 4,096; as in full rank on a GPU")
+    add("--stride", type=int, help="score every so manieth image of a released mini-batch; default 8; 1 on a GPU")
+    add("--tokens", type=int, nargs="+", help="tokens of a mini-batch, one run each; by default ours of the device")
+    add("--ways", nargs="+", choices=("encoder", "released"), default=["encoder", "released"], help="beside ours")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--threads", type=int, default=2)
+    add("--out", type=Path, help="write everything, each way of each round included, as JSON")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print the table, return what --out would hold."""
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    cuda = options.device == "cuda"
+    images, texts = options.images, options.texts
+    unit, stride = options.unit or (UNIT_TOKENS if cuda else 4096), options.stride or (1 if cuda else 8)
+    regions_I, words_T = lengths(images, texts)
+    state = device_state()
+    result: dict[str, Any] = {
+        "benchmark": "full_rank",
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "size": options.size,
+        "precision": "bf16 autocast" if cuda else "fp32",
+        "images": images,
+        "texts": texts,
+        "mean_regions": regions_I.double().mean().item(),
+        "mean_words": words_T.double().mean().item(),
+        "mean_tokens": regions_I.double().mean().item() + words_T.double().mean().item(),
+        "rounds": options.rounds,
+        "unit_tokens": unit,
+        "stride": stride,
+        "threads": options.threads,
+        "git": git_state(Path(__file__).resolve().parent),
+        "versions": versions(),
+        "device": state,
+        "peak": next((peak for name, peak in PEAKS.items() if cuda and name in state["name"]), None),
+        "environment": {name: os.environ.get(name) for name in MALLOC},
+        "runs": [],
+    }
+    for tokens in options.tokens or [TOKENS.get(options.device, TOKENS_ELSEWHERE)]:
+        world = World(SIZES[options.size], images, texts, options.device, tokens, unit, stride)
+        result["runs"].append({"tokens": tokens, **measure(world, options.rounds, ["ours", *options.ways])})
+        del world
+    print(report(result))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,470 @@
+"""Every caption against every image through a pair scorer: exact, shared out over processes, resumable, nothing padded.
+
+A pair's cost is its tokens (words + regions), and pairs of equally many tokens run without padding and without a mask. So items
+are sorted by length; all pairs of texts of one length and images of one length form a tile; tiles are ordered by total length,
+longest first (what does not fit into memory fails at once); and this order gives every pair its place. Units, the work between
+two writes, are stretches of places within one total length: they depend on the lengths alone, not on the number of processes.
+125 million pairs (COCO) never exist as index tensors: a mini-batch's rows are computed from its places.
+
+Legend: I images, T texts (captions), P pairs, D width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from datamodules.errors import InputError
+from lightning_modules.metrics.retrieval import (
+    Ties,
+    gather_rows,
+    joined,
+    recalls,
+    score_fold_recalls,
+    score_ranks,
+    split_order,
+)
+from lightning_modules.metrics.score_store import Floats, Integers, Job, ScoreStore
+from lightning_modules.networks.pair_scorer import PairScorer, Ragged
+
+# Tokens of a mini-batch, where throughput saturates (benchmarks/full_rank.py --tokens measures it). Layers of UNITER base on an
+# EPYC core, tokens per CPU second relative to 2,048: 0.74 at 100 tokens, 0.89 at 512, 0.97 at 1,024, 0.92 at 4,096.
+TOKENS = {"cpu": 2048}
+TOKENS_ELSEWHERE = 32768
+# Padding that a mini-batch may have, as a share of its tokens, where a total length has too few pairs to fill one. Among the
+# candidates for hard negatives this takes 5 % (120 texts) to 14 % (120 images) less CPU time than none; 0.2 is no better.
+PADDING = 0.1
+# Tokens of a unit: what a kill costs. Half a minute of UNITER base on two processor cores, a fraction of a second on a GPU.
+UNIT_TOKENS = 32768
+# Numbers of an item's fingerprint, see `Job`.
+PRINTS = 4
+
+
+def score_pairs_by_length(
+    scorer: PairScorer,
+    images: Ragged,
+    texts: Ragged,
+    image_P: Tensor,
+    text_P: Tensor,
+    *,
+    tokens: int | None = None,
+    padding: float = PADDING,
+) -> Tensor:
+    """Scores [P] (fp32) of any pairs, in the order given, in mini-batches of pairs of the same total length.
+
+    Gradients flow if the caller lets them.
+
+    Args:
+        scorer: In eval mode, unless the caller wants its dropout.
+        images: Embedded images.
+        texts: Embedded texts.
+        image_P: int64, rows of the pairs' images, on any device.
+        text_P: int64, rows of their texts.
+        tokens: Tokens of a mini-batch, padding included (a longer pair is one by itself). None: what saturates the device.
+        padding: Share of a mini-batch's tokens that may be padding, where a length's pairs do not fill it: neighbouring lengths
+            then share one. 0 = none at all.
+    """
+    device = texts.states_ND.device
+    tokens = tokens or TOKENS.get(device.type, TOKENS_ELSEWHERE)
+    image_P, text_P = image_P.cpu(), text_P.cpu()
+    if not len(image_P):
+        return torch.zeros(0, device=device)
+    total_P = images.lengths_B.cpu()[image_P] + texts.lengths_B.cpu()[text_P]
+    order_P = total_P.argsort(descending=True, stable=True)
+    parts = []
+    for start, stop in _batches(total_P[order_P].numpy(), tokens, padding):
+        own = order_P[start:stop]
+        # Only the items of the mini-batch: a scorer may well join all the items it is given.
+        image_rows, image_places = image_P[own].unique(return_inverse=True)
+        text_rows, text_places = text_P[own].unique(return_inverse=True)
+        taken = images.take(image_rows.to(device)), texts.take(text_rows.to(device))
+        parts.append(scorer.score_pairs(*taken, image_places.to(device), text_places.to(device)))
+    return torch.cat(parts)[order_P.argsort().to(device)]
+
+
+def _batches(lengths_P: Integers, tokens: int, padding: float) -> list[tuple[int, int]]:
+    """Cuts pairs sorted by falling length into mini-batches."""
+    until_P = np.cumsum(lengths_P)
+    cuts, start = [], 0
+    while start < len(lengths_P):
+        longest = max(int(lengths_P[start]), 1)
+        stop = min(start + max(tokens // longest, 1), len(lengths_P))
+        before = int(until_P[start - 1]) if start else 0
+        padded = longest * np.arange(1, stop - start + 1)
+        # The share of padding only grows: the last place where it is allowed. The epsilon is for 0.
+        fits = until_P[start:stop] - before >= (1 - padding) * padded - 1e-6
+        stop = start + int(np.flatnonzero(fits)[-1]) + 1
+        cuts.append((start, stop))
+        start = stop
+    return cuts
+
+
+class Plan:
+    """The places of all pairs (module docstring) and their units.
+
+    Args:
+        image_lengths_I: Regions of every image.
+        text_lengths_T: Words of every text.
+        unit_tokens: Tokens of a unit.
+    """
+
+    def __init__(self, image_lengths_I: Integers, text_lengths_T: Integers, unit_tokens: int = UNIT_TOKENS) -> None:
+        self.image_order = np.argsort(image_lengths_I, kind="stable")
+        self.text_order = np.argsort(text_lengths_T, kind="stable")
+        self.shape = len(image_lengths_I), len(text_lengths_T)
+        self.pairs = len(image_lengths_I) * len(text_lengths_T)
+        sides = []
+        for lengths in (image_lengths_I, text_lengths_T):
+            present, counts = np.unique(lengths, return_counts=True)
+            sides.append((present, np.cumsum(counts) - counts, counts))
+        pick = np.meshgrid(*(np.arange(len(length)) for length, _, _ in sides), indexing="ij")
+        image, text = ([column[index.ravel()] for column in side] for side, index in zip(sides, pick, strict=True))
+        total = image[0] + text[0]
+        order = np.argsort(-total, kind="stable")
+        self.total = total[order]
+        self.image_start, self.image_count = image[1][order], image[2][order]
+        self.text_start, self.text_count = text[1][order], text[2][order]
+        size = self.image_count * self.text_count
+        self.start = np.cumsum(size) - size
+        edges, units = [], []
+        for length in reversed(np.unique(self.total).tolist()):
+            tiles = np.flatnonzero(self.total == length)
+            first, pairs = int(self.start[tiles[0]]), int(size[tiles].sum())
+            count = -(-pairs // max(unit_tokens // max(length, 1), 1))
+            edges.append(first + pairs * np.arange(count) // count)
+            units.append(np.full(count, length))
+        self.edges: Integers = np.append(np.concatenate(edges), self.pairs)
+        self.unit_total: Integers = np.concatenate(units)
+
+    def rows(self, start: int, stop: int) -> tuple[Integers, Integers]:
+        """The pairs at these places: rows of their images, rows of their texts."""
+        place = np.arange(start, stop)
+        tile = np.searchsorted(self.start, place, side="right") - 1
+        image, text = np.divmod(place - self.start[tile], self.text_count[tile])
+        return self.image_order[self.image_start[tile] + image], self.text_order[self.text_start[tile] + text]
+
+    def unit_tokens(self) -> Integers:
+        """[units]: tokens of every unit."""
+        return np.diff(self.edges) * self.unit_total
+
+    def share(self, todo: Integers, rank: int, world: int) -> Integers:
+        """This process's part of the units to do: neighbours (its file stays sparse), with equally many tokens as the others'."""
+        until = np.cumsum(self.unit_tokens()[todo])
+        if not len(todo):
+            return todo
+        # A unit is where its middle is.
+        middle = until - self.unit_tokens()[todo] / 2
+        owner = np.minimum((middle * world / until[-1]).astype(np.int64), world - 1)
+        return todo[owner == rank]
+
+    def unsort(self, store: ScoreStore, matrix_IT: Floats) -> None:
+        """Puts the scores of all places where they belong in [images, texts]."""
+        for tile in range(len(self.start)):
+            images, texts = int(self.image_count[tile]), int(self.text_count[tile])
+            rows = self.image_order[self.image_start[tile] :][:images]
+            columns = self.text_order[self.text_start[tile] :][:texts]
+            start = int(self.start[tile])
+            matrix_IT[np.ix_(rows, columns)] = store.read(start, start + images * texts).reshape(images, texts)
+
+
+class FullRank:
+    """Recalls of a pair scorer over a split, exact on any number of processes.
+
+    Each process adds the embedded images and captions it has, each exactly once over all processes (a hole or a repeat is an
+    error); `compute` gathers the embeddings, scores all pairs, and ranks.
+    """
+
+    def __init__(
+        self,
+        expected_images: int | None = None,
+        expected_texts: int | None = None,
+        ties: Ties = "pessimistic",
+        progress: bool = True,
+        unit_tokens: int = UNIT_TOKENS,
+    ) -> None:
+        """Starts empty.
+
+        Args:
+            expected_images: Images of the split; may be set later as an attribute. None checks for repeats and holes only.
+            expected_texts: Captions of the split, likewise.
+            ties: How equal scores are placed, as for `score_ranks`.
+            progress: Show a bar with pairs/s (first process only).
+            unit_tokens: Tokens between two writes to the store.
+        """
+        self.expected_images = expected_images
+        self.expected_texts = expected_texts
+        self.ties: Ties = ties
+        self.progress = progress
+        self.unit_tokens = unit_tokens
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._images: list[tuple[Ragged, Tensor, tuple[str, ...]]] = []
+        self._texts: list[tuple[Ragged, Tensor, tuple[str, ...]]] = []
+        self._owners: list[Tensor] = []
+        self._scores_IT: Tensor | None = None
+        self._image_index_T: Tensor | None = None
+        self.scored = 0
+
+    def add_images(self, images: Ragged, index: Tensor, ids: Sequence[str] = ()) -> None:
+        """Adds embedded images with their rows [B] in the split, and their ids if these are to be kept with the scores."""
+        self._images.append(self._checked(images, index, ids))
+
+    def add_texts(self, texts: Ragged, index: Tensor, image_index: Tensor, ids: Sequence[str] = ()) -> None:
+        """Adds embedded captions, their rows [B], their images' rows [B], and their ids if these are to be kept."""
+        self._texts.append(self._checked(texts, index, ids))
+        if image_index.shape != index.shape:
+            raise InputError(f"{len(index)} captions need one image index each, got {tuple(image_index.shape)}")
+        self._owners.append(image_index.long())
+
+    @staticmethod
+    def _checked(items: Ragged, index: Tensor, ids: Sequence[str]) -> tuple[Ragged, Tensor, tuple[str, ...]]:
+        if index.shape != (len(items),) or (ids and len(ids) != len(items)):
+            raise InputError(f"{len(items)} embedded items need one index each, got {tuple(index.shape)} and {len(ids)} ids")
+        return Ragged(items.states_ND.detach(), items.lengths_B), index.long(), tuple(ids)
+
+    # ------------------------------------------------------------------------------------------------ scoring
+
+    def compute(
+        self, scorer: PairScorer, store: Path | None = None, *, weights: str = "", tokens: int | None = None
+    ) -> dict[str, Tensor]:
+        """Scores what is not yet scored and gives the recalls, as `recalls` names them.
+
+        Runs without gradients; mixed precision is the caller's (`torch.autocast` around the call).
+
+        Args:
+            scorer: In eval mode, the same in all processes.
+            store: Folder for the scores, seen by all processes: a killed run goes on there, a finished one is only read. None:
+                memory.
+            weights: Which weights and which precision these are (a fingerprint): kept with the scores and compared.
+            tokens: Tokens of a mini-batch, as for `score_pairs_by_length`.
+
+        Raises:
+            InputError: Rows that are missing or there more than once, a store that belongs to something else, a NaN score.
+        """
+        if getattr(scorer, "training", False):
+            raise RuntimeError("the scorer is in training mode: its dropout would make every score another; call eval() first")
+        world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        with torch.no_grad():
+            images, image_ids, _ = _gathered(self._images, None, self.expected_images, "image")
+            texts, text_ids, owners = _gathered(self._texts, self._owners, self.expected_texts, "caption")
+            assert owners is not None
+            outside = (owners < 0) | (owners >= len(images))
+            if bool(outside.any()):
+                row = int(outside.nonzero()[0])
+                raise InputError(f"caption row {row} points at image row {int(owners[row])}, but there are {len(images)} images")
+            plan = Plan(images.lengths_B.cpu().numpy(), texts.lengths_B.cpu().numpy(), self.unit_tokens)
+            with ScoreStore(store, plan.pairs, rank) as scores:
+                todo = _begun(scores, plan, images, texts, (image_ids, text_ids, owners), weights, world, rank)
+                self.scored = self._score(scorer, images, texts, plan, scores, todo, tokens, world, rank)
+                matrix = _finished(scores, plan, images.states_ND.device, world, rank)
+        self._scores_IT, self._image_index_T = torch.from_numpy(matrix), owners.cpu()
+        values = self.recalls()
+        return {name: value.to(images.states_ND.device) for name, value in values.items()}
+
+    def _score(
+        self,
+        scorer: PairScorer,
+        images: Ragged,
+        texts: Ragged,
+        plan: Plan,
+        scores: ScoreStore,
+        todo: Integers,
+        tokens: int | None,
+        world: int,
+        rank: int,
+    ) -> int:
+        """Scores this process's share; how many pairs that were."""
+        mine = plan.share(todo, rank, world)
+        unit_tokens, pairs = plan.unit_tokens(), 0
+        columns = (
+            TextColumn("every pair"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]} pairs/s"),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        wanted = self.progress and rank == 0 and len(mine)
+        shown = Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) if wanted else nullcontext()
+        with shown as bar:
+            # How far: in tokens, which take equally long; all units, so that a resumed job starts where it was.
+            done = int(unit_tokens.sum() - unit_tokens[todo].sum()) // world
+            total = done + int(unit_tokens[mine].sum())
+            task = bar.add_task("", total=total, completed=done, speed="-") if bar else None
+            begun = time.perf_counter()
+            for unit in mine.tolist():
+                start, stop = int(plan.edges[unit]), int(plan.edges[unit + 1])
+                image_P, text_P = plan.rows(start, stop)
+                image_rows, text_rows = torch.from_numpy(image_P), torch.from_numpy(text_P)
+                found = score_pairs_by_length(scorer, images, texts, image_rows, text_rows, tokens=tokens).float().cpu().numpy()
+                if (wrong := np.flatnonzero(np.isnan(found))).size:
+                    raise InputError(
+                        f"the score of image row {image_P[wrong[0]]} and caption row {text_P[wrong[0]]} is NaN, which no ranking "
+                        "can order: the model has diverged (lower the learning rate) or runs in too small a precision"
+                    )
+                scores.write(start, found)
+                pairs += stop - start
+                if bar and task is not None:
+                    # the others go about as fast
+                    speed = world * pairs / (time.perf_counter() - begun)
+                    bar.update(task, advance=int(unit_tokens[unit]), speed=f"{speed:,.{0 if speed >= 100 else 1}f}")
+        return pairs
+
+    # ------------------------------------------------------------------------------------------------- results
+
+    def _computed(self) -> tuple[Tensor, Tensor]:
+        if self._scores_IT is None or self._image_index_T is None:
+            raise RuntimeError("compute() comes first")
+        return self._scores_IT, self._image_index_T
+
+    def scores(self) -> Tensor:
+        """Scores of the last `compute`, float32 [images, captions] on the CPU (a memory map where there is a store)."""
+        return self._computed()[0]
+
+    def recalls(self, folds: int | None = None, compat: bool = False) -> dict[str, Tensor]:
+        """Recalls of the last `compute`.
+
+        Args:
+            folds: COCO's 1K protocol: the mean over this many galleries (`score_fold_recalls`).
+            compat: The released code's count, see `recalls` of metrics/retrieval.py.
+        """
+        scores_IT, image_index_T = self._computed()
+        if folds is not None:
+            return score_fold_recalls(scores_IT, image_index_T, folds=folds, ties=self.ties, compat=compat)
+        return recalls(score_ranks(scores_IT, image_index_T, ties=self.ties), compat=compat)
+
+    def query_ranks(self) -> dict[str, Tensor]:
+        """Per-query ranks of the last `compute`, under the names of `RetrievalRecall.query_ranks`."""
+        scores_IT, image_index_T = self._computed()
+        ranks = score_ranks(scores_IT, image_index_T, ties=self.ties)
+        return {
+            "i2t_image_index": ranks.i2t_image_Q,
+            "i2t_rank": ranks.i2t_Q,
+            "t2i_text_index": torch.arange(len(image_index_T)),
+            "t2i_image_index": image_index_T,
+            "t2i_rank": ranks.t2i_T,
+        }
+
+
+# ------------------------------------------------------------------------------------------------------------ over processes
+
+
+def _gathered(
+    items: list[tuple[Ragged, Tensor, tuple[str, ...]]], owners: list[Tensor] | None, expected: int | None, what: str
+) -> tuple[Ragged, list[str], Tensor | None]:
+    """All processes' items in the order of the split, their ids ([] if not all have one), their images' rows."""
+    rows = [
+        joined([ragged.states_ND for ragged, _, _ in items]) if items else torch.empty(0, 0),
+        joined([ragged.lengths_B for ragged, _, _ in items]),
+        joined([index for _, index, _ in items]),
+        *([] if owners is None else [joined(owners)]),
+    ]
+    ids = [name for _, _, names in items for name in names]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        device = _device(rows[0].device)
+        rows = [torch.cat(gather_rows(each.to(device).contiguous())) for each in rows]
+        all_ids: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(all_ids, ids)
+        ids = [name for names in all_ids for name in names]
+    states, lengths, index = rows[:3]
+    if not len(index):
+        raise InputError(f"full rank needs images and captions, got no {what}: the evaluation loaders must give both")
+    order = split_order(index, expected, what)
+    in_order = [ids[row] for row in order.tolist()] if len(ids) == len(index) else []
+    return Ragged(states, lengths).take(order), in_order, None if owners is None else rows[3][order]
+
+
+def _device(device: torch.device) -> torch.device:
+    """Where collectives run. A process without items does not know it from them."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else device
+
+
+def _begun(
+    scores: ScoreStore,
+    plan: Plan,
+    images: Ragged,
+    texts: Ragged,
+    about: tuple[list[str], list[str], Tensor],
+    weights: str,
+    world: int,
+    rank: int,
+) -> Integers:
+    """Units that are left to do; the first process looks into the store, the others believe it.
+
+    Raises:
+        InputError: What `ScoreStore.prepare` refuses, in all processes.
+    """
+    message: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            image_ids, text_ids, owners = about
+            facts = {
+                "weights": weights,
+                "images": len(images),
+                "captions": len(texts),
+                "width": images.states_ND.shape[1],
+                "dtype": str(images.states_ND.dtype),
+                "regions": images.lengths_B.tolist(),
+                "words": texts.lengths_B.tolist(),
+                "image_of_caption": owners.tolist(),
+                "image_ids": image_ids,
+                "caption_ids": text_ids,
+            }
+            if scores.folder is not None:
+                scores.prepare(Job(facts, np.concatenate([_prints(images), _prints(texts)])))
+            complete = scores.matrix_path is not None
+            message[1] = np.zeros(0, np.int64) if complete else np.flatnonzero(~scores.done(plan.edges))
+        except InputError as error:
+            message[0] = str(error)
+    if world > 1:
+        dist.broadcast_object_list(message, src=0)
+    if message[0] is not None:
+        raise InputError(message[0])
+    todo: npt.NDArray[np.int64] = message[1]
+    return todo
+
+
+def _prints(items: Ragged) -> Floats:
+    """[B, PRINTS]: the mean of every item's tokens, seen from a few fixed directions."""
+    states_ND = items.states_ND.float()
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(states_ND.shape[1], PRINTS, generator=generator).to(states_ND.device) / states_ND.shape[1] ** 0.5
+    # Weighted by place, so that the order of tokens counts.
+    place_N = torch.arange(len(states_ND), device=states_ND.device) - torch.repeat_interleave(items.starts(), items.lengths_B)
+    with torch.autocast(states_ND.device.type, enabled=False):
+        seen_NK = states_ND @ directions * (1 + place_N.remainder(7))[:, None] / 4
+    owner_N = torch.repeat_interleave(torch.arange(len(items), device=states_ND.device), items.lengths_B)
+    sums = torch.zeros(len(items), PRINTS, device=states_ND.device).index_add_(0, owner_N, seen_NK)
+    return (sums / items.lengths_B.clamp_min(1)[:, None]).cpu().numpy()
+
+
+def _finished(scores: ScoreStore, plan: Plan, device: torch.device, world: int, rank: int) -> Floats:
+    """The matrix [images, captions], in every process, after all have scored their share."""
+    if scores.folder is None:
+        if world > 1:
+            flat = torch.from_numpy(scores.read(0, plan.pairs))
+            for chunk in flat.split(2**24):  # everyone else has 0 there
+                total = chunk.to(_device(device))
+                dist.all_reduce(total)
+                chunk.copy_(total)
+        matrix = np.empty(plan.shape, np.float32)
+        plan.unsort(scores, matrix)
+        return matrix
+    if world > 1:
+        dist.barrier()
+    if rank == 0 and scores.matrix_path is None:
+        scores.finish(lambda matrix: plan.unsort(scores, matrix), plan.shape)
+    if world > 1:
+        dist.barrier()
+    assert scores.matrix_path is not None
+    # copy on write: torch wants to be able to write
+    return np.load(scores.matrix_path, mmap_mode="c", allow_pickle=False)

@@ -1,0 +1,256 @@
+"""Retrieval by a network that scores pairs (UNITER): margin ranking against hard negatives that the model mines itself, and IAIS.
+
+A step, for every positive of a side: score it and its candidates (no gradient, no dropout), keep the highest-scored candidates,
+score positive and kept again with gradient. Both sides are summed: hard texts for an image, hard images for a text; their
+positives are different pairs. Source: ChenRocks/UNITER and lancopku/IAIS `train_itm_hard_negatives.py`.
+
+Legend: P positives, X a positive and its negatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from datamodules.errors import InputError
+from datamodules.records import Candidates, ImageBatch, PairBatch, RankingBatch, Regions, TextBatch
+from lightning_modules import optimisation
+from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.checkpoints.adapter_export import backbone_fingerprint
+from lightning_modules.metrics.full_rank import FullRank, score_pairs_by_length
+from lightning_modules.metrics.relation_distance import AlignmentDistance, RelationDistance
+from lightning_modules.networks.attention import Relations
+from lightning_modules.networks.pair_scorer import Ragged
+from lightning_modules.networks.uniter import UniterRetrieval, items_of, pack
+from lightning_modules.objectives.ranking import MarginRanking, SoftmaxRanking, hardest
+from lightning_modules.objectives.relation_alignment import IAIS, Anchor
+from lightning_modules.tuned import TunedModule
+
+Side = Literal["hard_texts", "hard_images"]
+SIDES: tuple[Side, ...] = ("hard_texts", "hard_images")
+
+
+class RankingModule(TunedModule):
+    """Hard-negative fine-tuning of UNITER, with or without IAIS, and its exact evaluation on all pairs.
+
+    The data module decides how many positives a step has and how many candidates (its `ranking` option). The released recipe
+    accumulates eight micro-batches of one positive a side: batch_size = number of devices, trainer.accumulate_grad_batches=8.
+
+    Args:
+        network: UNITER.
+        adapter: What is put into the network; needed for (and only for) `tuning: adapter`.
+        tuning: full = everything learns; adapter = the adapter and heads that are new; head = the ranking head; none = nothing:
+            `crosslight run` then tests the network as it is.
+        train_heads: With tuning adapter: new = the heads that neither the network's own weights nor init_from brought; all; or
+            none.
+        objective: Margin ranking (default), or a softmax over the candidates, to get a network started.
+        hard_negatives: How many of the candidates are kept for each positive: the highest-scored ones.
+        alignment: IAIS; null is plain UNITER.
+        optimisation: AdamW and the schedule.
+        init_from: Start from these weights (a run folder, a checkpoint, or an adapter export). To resume an interrupted run, use
+            --run_dir instead.
+        eval_frozen: Keep frozen parts in eval mode while training.
+        isda_layer: Layer whose attention ISDa compares, 0-based, negative counts from the last.
+        folds: Also give recalls over this many galleries of equal size, averaged, in tests (COCO's 1K protocol: 5): `folds_...`.
+        compat: Also give the recalls that the released code prints, which count some captions twice: `compat_...`.
+
+    Raises:
+        InputError: A layer that does not exist, or an option out of range.
+    """
+
+    protocol = "every image against every caption of the split, every pair scored, pessimistic ties"
+
+    def __init__(
+        self,
+        network: UniterRetrieval,
+        adapter: Adapter | None = None,
+        tuning: Literal["full", "adapter", "head", "none"] = "full",
+        train_heads: Literal["new", "all", "none"] = "new",
+        objective: MarginRanking | SoftmaxRanking | None = None,
+        hard_negatives: int = 31,
+        alignment: IAIS | None = None,
+        optimisation: optimisation.Optimisation = optimisation.Optimisation(),  # noqa: B008 - a config default, never mutated
+        init_from: str | None = None,
+        eval_frozen: bool = True,
+        isda_layer: int = -1,
+        folds: int | None = None,
+        compat: bool = False,
+    ) -> None:
+        super().__init__(network, adapter, tuning, train_heads, optimisation, init_from, eval_frozen)
+        if hard_negatives < 1:
+            raise InputError(f"hard_negatives is {hard_negatives}; give at least 1")
+        layers = network.num_layers
+        if not -layers <= isda_layer < layers:
+            raise InputError(f"isda_layer is {isda_layer}; the network has layers 0 to {layers - 1} (or -{layers} to -1)")
+        self.objective = objective or MarginRanking()
+        self.hard_negatives = hard_negatives
+        self.alignment = alignment
+        self.aligned_layers = [] if alignment is None else alignment.of_network(layers)
+        self.isda_layer = isda_layer % layers
+        self.folds = folds
+        self.compat = compat
+        self.full_rank = FullRank()
+        self.isda = RelationDistance()
+        self.distances = AlignmentDistance()
+
+    # ----------------------------------------------------------------------------------------------- training
+
+    def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
+        mined = self.mine(batch)
+        images, texts = self._embed_used(batch, mined)
+        terms: dict[str, Tensor] = {}
+        aligned: list[Tensor] = []
+        for side, pairs in mined.items():
+            anchors = () if self.alignment is None else self.alignment.anchors_of(side)
+            rank, found = self._side(images, texts, pairs, anchors)
+            terms[f"rank_{side}"] = rank
+            terms |= {f"iais_{anchor}_{side}": loss_P.mean() for anchor, loss_P in found.items()}
+            positives = len(pairs.image_PX) * self.trainer.accumulate_grad_batches
+            aligned += [loss_P.mean() * (positives if self.alignment is not None and self.alignment.sums else 1)
+                        for loss_P in found.values()]  # fmt: skip
+        loss = torch.stack([terms[f"rank_{side}"] for side in mined]).sum()
+        if self.alignment is not None:
+            weight = self.alignment.annealing(self.global_step, int(self.trainer.estimated_stepping_batches))
+            terms["iais_weight"] = torch.tensor(weight)
+            if aligned:
+                loss = loss + weight * torch.stack(aligned).sum()
+        terms["loss"] = loss
+        logged = {f"train/{name}": value.detach() for name, value in terms.items()}
+        self.log_dict(logged, batch_size=len(batch), prog_bar=True, sync_dist=True)
+        return loss
+
+    def mine(self, batch: RankingBatch) -> dict[Side, Candidates]:
+        """The positives of each side with their `hard_negatives` highest-scored candidates: rows into the batch, [P, 1 + N]."""
+        sides: dict[Side, Candidates] = {}
+        for side in SIDES:
+            candidates: Candidates | None = getattr(batch, side)
+            if candidates is not None:
+                sides[side] = candidates
+        if all(each.image_PX.shape[1] == self.hard_negatives + 1 for each in sides.values()):
+            return sides  # there is nothing to choose
+        self.network.eval()
+        with torch.no_grad():
+            images, texts = self.network.embed_images(batch.images), self.network.embed_texts(batch.texts)
+            # one list of pairs for both sides: the more there are, the more have the same length
+            image_P = torch.cat([each.image_PX.flatten() for each in sides.values()])
+            text_P = torch.cat([each.text_PX.flatten() for each in sides.values()])
+            scores_P = score_pairs_by_length(self.network, images, texts, image_P, text_P)
+        self.train()
+        mined: dict[Side, Candidates] = {}
+        for (side, each), scores in zip(
+            sides.items(), scores_P.split([each.image_PX.numel() for each in sides.values()]), strict=True
+        ):
+            columns_PX = hardest(scores.view_as(each.image_PX), self.hard_negatives)
+            mined[side] = Candidates(each.image_PX.gather(1, columns_PX), each.text_PX.gather(1, columns_PX))
+        return mined
+
+    def _embed_used(self, batch: RankingBatch, mined: dict[Side, Candidates]) -> tuple[Ragged, Ragged]:
+        """Embed, with gradient, the images and captions that are in a mined pair; `mined` then has rows of these."""
+        image_U = torch.unique(torch.cat([each.image_PX.flatten() for each in mined.values()]))
+        text_U = torch.unique(torch.cat([each.text_PX.flatten() for each in mined.values()]))
+        for side, each in mined.items():
+            mined[side] = Candidates(torch.searchsorted(image_U, each.image_PX), torch.searchsorted(text_U, each.text_PX))
+        images = self.network.embed_images(_images_at(batch.images, image_U))
+        return images, self.network.embed_texts(_texts_at(batch.texts, text_U))
+
+    def _side(
+        self, images: Ragged, texts: Ragged, pairs: Candidates, anchors: tuple[Anchor, ...]
+    ) -> tuple[Tensor, dict[Anchor, Tensor]]:
+        """Ranking loss of a side's pairs, and IAIS [P] of its positives for each anchor."""
+        packed = pack(texts, images, pairs.text_PX.flatten(), pairs.image_PX.flatten())
+        scores, joint = self.network.score(packed, self.aligned_layers if anchors else ())
+        rank = self.objective(scores.view_as(pairs.image_PX))
+        if not anchors or self.alignment is None:
+            return rank, {}
+        first = torch.arange(0, pairs.image_PX.numel(), pairs.image_PX.shape[1], device=scores.device)
+        return rank, self.alignment(items_of(packed, joint.attention, first), anchors)
+
+    # --------------------------------------------------------------------------------------------- evaluation
+
+    def _evaluation_step(self, batch: ImageBatch | TextBatch | PairBatch) -> None:
+        if isinstance(batch, ImageBatch):
+            self.full_rank.add_images(self.network.embed_images(batch), batch.index_B, batch.image_ids)
+        elif isinstance(batch, TextBatch):
+            texts = self.network.embed_texts(batch)
+            self.full_rank.add_texts(texts, batch.index_B, batch.image_index_B, batch.caption_ids)
+        elif batch.objects is not None:
+            relations: Relations = self.network.relations(batch, [self.isda_layer])
+            attended = relations.attention[self.isda_layer]
+            self.isda.update(attended, relations.words, relations.regions, batch.objects)
+            self.distances.update(attended, relations.words, relations.regions)
+
+    def _evaluation_end(self, stage: str) -> None:
+        if self.trainer.sanity_checking:
+            self._reset()
+            return
+        loaders = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
+        self.full_rank.progress = getattr(self.trainer, "progress_bar_callback", None) is not None
+        self.full_rank.expected_images, self.full_rank.expected_texts = (len(loader.dataset) for loader in loaders[:2])
+        weights = ""
+        if stage == "test":  # of all tensors, trained or not, and of the precision they are used at
+            weights = f"{backbone_fingerprint(self.network, set())['weights']} {self.trainer.precision}"
+        with self.trainer.precision_plugin.forward_context():
+            values = self.full_rank.compute(self.network, self._store(stage), weights=weights)
+        if stage == "test" and self.folds is not None:
+            values |= {f"folds_{name}": value for name, value in self.full_rank.recalls(folds=self.folds).items()}
+        if self.compat:
+            values |= {f"compat_{name}": value for name, value in self.full_rank.recalls(compat=True).items()}
+        self._queries = self.full_rank.query_ranks()
+        if len(loaders) > 2:
+            values |= self.isda.compute() | self.distances.compute()
+        self._reset()
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False, sync_dist=False)
+
+    def _reset(self) -> None:
+        self.full_rank.reset()
+        self.isda.reset()
+        self.distances.reset()
+
+    def _store(self, stage: str) -> Path | None:
+        """Where the score matrix of a test is kept; a validation's is not."""
+        if stage != "test":
+            return None
+        data: Any = getattr(self.trainer, "datamodule", None)
+        return Path(self.trainer.default_root_dir) / "scores" / f"{getattr(data, 'name', 'data')}-{stage}"
+
+    def query_ranks(self) -> dict[str, Any]:
+        """Per-query ranks of the last evaluation as arrays, under the names of `RetrievalRecall.query_ranks`."""
+        return {name: ranks.cpu().numpy() for name, ranks in self._queries.items()}
+
+    def validation_step(self, batch: ImageBatch | TextBatch | PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluation_step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._evaluation_end("val")
+
+    def test_step(self, batch: ImageBatch | TextBatch | PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluation_step(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._evaluation_end("test")
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """A pair scorer has no embeddings of its own to write.
+
+        Raises:
+            InputError: Always; the message says where the scores are.
+        """
+        raise InputError("UNITER scores pairs and has no embedding of an image alone; `test` keeps its score matrix in scores/")
+
+
+def _images_at(batch: ImageBatch, rows: Tensor) -> ImageBatch:
+    """Regions of these images (`image_ids` and `index_B` stay behind: only embedding follows)."""
+    assert batch.regions is not None, "embed_images has seen them"
+    regions = batch.regions
+    return replace(
+        batch,
+        regions=Regions(regions.features_BRD[rows], regions.boxes_BR7[rows], regions.confidences_BR[rows], regions.mask_BR[rows]),
+    )
+
+
+def _texts_at(batch: TextBatch, rows: Tensor) -> TextBatch:
+    return replace(batch, tokens_BT=batch.tokens_BT[rows], mask_BT=batch.mask_BT[rows])

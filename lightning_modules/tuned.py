@@ -1,0 +1,81 @@
+"""What all tuning shares: which part of the network learns, its optimiser, and checkpoints that hold only what was trained."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from lightning_modules import optimisation
+from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.tuning import TrainHeads, TuningMode, set_mode, set_tuning
+from lightning_modules.checkpoints.adapter_export import load_trainable, trainable_state_dict
+from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
+
+
+class TunedModule(pl.LightningModule):
+    """A network that is tuned fully, through an adapter, at its heads, or not at all. See `RetrievalModule` for the arguments."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        adapter: Adapter | None,
+        tuning: TuningMode,
+        train_heads: TrainHeads,
+        optimisation: optimisation.Optimisation,
+        init_from: str | None,
+        eval_frozen: bool,
+    ) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.adapter = adapter
+        self.tuning = tuning
+        self.train_heads = train_heads
+        self.optimisation = optimisation
+        self.init_from = init_from
+        self.eval_frozen = eval_frozen
+        if adapter is not None:
+            adapter.inject(network)
+        if init_from is not None:
+            start_from(network, adapter, init_from)
+        self.counts = set_tuning(network, adapter, tuning, train_heads)
+        self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing
+
+    def train(self, mode: bool = True) -> TunedModule:
+        super().train(mode)
+        if mode and self.eval_frozen and self.tuning != "full":
+            set_mode(self.network, True, self.adapter)
+        return self
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout is a function of (seed, epoch, batch, rank), so a run resumed after SIGKILL draws what it would have drawn.
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        where = (seed, self.trainer.current_epoch, batch_idx, self.trainer.global_rank)
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=7).digest()))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = optimisation.build(self.network, self.optimisation, total, self.owns)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def owns(self, name: str) -> bool:
+        """Whether a parameter of the network belongs to the adapter."""
+        return self.adapter is not None and self.adapter.owns(name)
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained, and what identifies the backbone it was trained on."""
+        checkpoint["state_dict"] = {f"network.{k}": v for k, v in trainable_state_dict(self.network).items()}
+        checkpoint["crosslight_backbone"] = short_fingerprint(self.network)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
+        path = getattr(self._trainer, "ckpt_path", None)  # no trainer when `lightning_modules.load` reads it
+        source = f"checkpoint {path}" if path else "the checkpoint"
+        require_backbone(self.network, checkpoint.get("crosslight_backbone"), state, source)
+        load_trainable(self.network, state, source)
