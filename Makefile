@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint flickr8k bench bench-beit3 beit3-official clean
+.PHONY: help setup demo demo-iais test lint flickr8k bench bench-beit3 beit3-official clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ setup: $(READY)  ## the environment only
 
 demo: $(READY)  ## render the embedded world, adapt a tiny model in five ways, print a table and a picture
 	@$(BIN)/crosslight demo
+
+demo-iais: $(READY)  ## UNITER on the embedded world without IAIS and with both kinds, three seeds
+	@$(BIN)/crosslight demo iais --seed 0 1 2
 
 test: $(READY)  ## all tests, about 2 minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -25,7 +25,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sizes:
-    """What both sides build; the defaults are those the official code was timed at before (facts, section 10).
+    """What both sides build; the defaults are those the official code was timed at before.
 
     `real_tokens` of every caption are words, the rest up to `text_tokens` is padding.
     """

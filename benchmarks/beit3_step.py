@@ -5,7 +5,7 @@
     python benchmarks/beit3_step.py modes --size tiny --rounds 1   # does it run at all?
 
 What runs: `RetrievalModule`'s own step (forward, contrastive loss, backward, AdamW, schedule) on one random batch, without
-Lightning's loop and without data loading, at the sizes the official code was timed at before (facts, section 10: width 192, 6
+Lightning's loop and without data loading, at the sizes the official code was timed at before (width 192, 6
 layers, 112 px, batch 16, captions of 24 tokens padded to 32, drop path 0.1, fp32, one thread). Rounds go A B C A B C.
 
 (a) Two processes stay alive and take turns, step by step; each measures its own CPU seconds. torchscale is installed by itself

@@ -1,6 +1,6 @@
 """The IAIS block against a plain loop and against the released code's way, and its share of UNITER-base's step. Interleaved.
 
-    python benchmarks/iais_loss.py --out iais.json                       # CPU, fp32, 2 threads, the sizes of facts/iais.md
+    python benchmarks/iais_loss.py --out iais.json                       # CPU, fp32, 2 threads, sizes of the official timings
     python benchmarks/iais_loss.py --device cuda --precision bf16        # or fp32
     python benchmarks/iais_loss.py --size tiny --rounds 1                # does it run at all?
 

@@ -190,7 +190,14 @@ def demo(arguments: list[str]) -> int:
     from experiments.demo import run_demo
 
     parser = _Parser("demo")
+    parser.add_argument("what", nargs="?", choices=("all", "iais"), default="all")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
     options = parser.parse_args(arguments)
-    return run_demo(options.out, options.seed)
+    if options.what == "iais":
+        from experiments import iais_demo
+
+        return iais_demo.run_demo(options.out, options.seed)
+    if len(options.seed) > 1:
+        raise InputError("crosslight demo takes one --seed; `crosslight demo iais` takes several.")
+    return run_demo(options.out, options.seed[0])

@@ -2,7 +2,8 @@
 
 A tiny BEiT-3 is pre-trained on the embedded world's first style, then adapted to its second style in five ways from that one
 checkpoint: head-only, MWA, KE only, AE only, full. As in the paper, the adapter rows leave everything that the checkpoint brought
-as it is, the heads too. Every step goes through the same command line that real runs use; the numbers come as they come.
+as it is, the heads too. Then a tiny UNITER is fine-tuned without IAIS and with both kinds (`iais_demo.py`). Every step goes
+through the same command line that real runs use; the numbers come as they come.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import os
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datamodules.errors import InputError
+
+if TYPE_CHECKING:
+    from datamodules.miniworld.scenes import Style
 
 ROWS = ("head", "mwa", "ke_only", "ae_only", "full")
 SCENES = 800
@@ -27,7 +32,7 @@ def run_demo(out: Path, seed: int) -> int:
     """Render, pre-train, adapt in five ways, print the table, draw the picture. Returns the exit status."""
     from rich.console import Console
 
-    from datamodules.miniworld import Splits, write_world
+    from experiments.iais_demo import compare, print_rows
     from experiments.table import find_runs, markdown, rows
     from experiments.training import quiet
 
@@ -39,18 +44,14 @@ def run_demo(out: Path, seed: int) -> int:
         console.print(f"[dim]{time.perf_counter() - started:5.1f} s[/dim]  {text}", highlight=False)
 
     say(f"rendering {2 * SCENES:,} scenes in two styles (kept in {out} for the next time)")
-    splits = Splits(coco=0.02, flickr_train=0.8, flickr_val=0.08)  # nearly all in the Flickr30k part, which the demo reads
-    worlds = {
-        style: write_world(out / f"world-{style}", scenes=SCENES, seed=seed, style=style, splits=splits)
-        for style in ("source", "target")
-    }
+    worlds = demo_worlds(out, seed)
     folder = out / datetime.now().strftime("%Y%m%d-%H%M%S")
     common = ["-c", "configs/trainer/demo.yaml", "-c", "configs/model/beit3_tiny.yaml", "-c", "configs/data/world.yaml"]
     common += [f"--seed_everything={seed}", f"--data.init_args.seed={seed}"]
 
     say(f"pre-training a tiny BEiT-3 on the first style, {PRETRAIN_EPOCHS} epochs")
     pretrained = folder / "pretrain"
-    _crosslight(
+    train(
         "fit", worlds["source"], pretrained,
         [*common, "-c", "experiments/mwa/rows/full.yaml", "--name=pretrain", f"--trainer.max_epochs={PRETRAIN_EPOCHS}",
          f"--trainer.check_val_every_n_epoch={PRETRAIN_EPOCHS}"],
@@ -58,7 +59,7 @@ def run_demo(out: Path, seed: int) -> int:
     for row in ROWS:
         say(f"adapting to the second style: {row}")
         rates = {"lr": FULL_LR} if row == "full" else {"lr": HEAD_LR, "adapter_lr": ADAPTER_LR}
-        _crosslight(
+        train(
             "run", worlds["target"], folder / row,
             [*common, "-c", f"experiments/mwa/rows/{row}.yaml", f"--model.init_args.init_from={pretrained}",
              f"--trainer.max_epochs={ADAPT_EPOCHS}", f"--trainer.check_val_every_n_epoch={ADAPT_EPOCHS}",
@@ -68,14 +69,34 @@ def run_demo(out: Path, seed: int) -> int:
     (folder / "table.md").write_text(table)
     say("drawing queries with what was found")
     picture = _draw(folder / "mwa", worlds["target"])
-    say("done\n")
+    console.print()
     _print_table(console, folder)
+    console.print()
+    distances = compare(worlds["source"], folder / "iais", [seed], say)
+    console.print()
+    print_rows(console, distances)
+    (folder / "iais.md").write_text(markdown(distances))
     console.print(f"\nscale: miniature (embedded world, {SCENES:,} scenes a style), seed {seed}", highlight=False)
-    console.print(f"table:   {folder / 'table.md'}\npicture: {picture}\nruns:    {folder}", highlight=False, soft_wrap=True)
+    for name, path in {"tables": folder / "table.md", "": folder / "iais.md", "picture": picture, "runs": folder}.items():
+        console.print(f"{name + ':' if name else '':<9}{path}", highlight=False, soft_wrap=True)
     return 0
 
 
-def _crosslight(command: str, world: Path, run_dir: Path, arguments: list[str]) -> None:
+def demo_worlds(out: Path, seed: int) -> dict[str, Path]:
+    """A world of each style, nearly all of it in the Flickr30k part, which the demos read."""
+    from datamodules.miniworld import Splits, write_world
+
+    splits = Splits(coco=0.02, flickr_train=0.8, flickr_val=0.08)
+    styles: tuple[Style, ...] = ("source", "target")
+    return {style: write_world(out / f"world-{style}", scenes=SCENES, seed=seed, style=style, splits=splits) for style in styles}
+
+
+def train(command: str, world: Path, run_dir: Path, arguments: list[str]) -> None:
+    """`crosslight COMMAND` on a world, in this process.
+
+    Raises:
+        InputError: It did not finish.
+    """
     from experiments.cli import find_configs
     from experiments.training import train_or_evaluate
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -77,6 +78,19 @@ class WandB:
     tags: list[str] = dataclasses.field(default_factory=list)
 
 
+class Parser(LightningArgumentParser):
+    """The parser of a command line, and those that jsonargparse makes like it for the classes that are configured."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+
+    def parse_args(self, args: Any = None, *arguments: Any, **options: Any) -> Any:
+        # An option of a class inside a class is handed on as text again, and null arrives as str(None).
+        if args is not None and getattr(self, "_inner_parser", False):
+            args = [f"{each.removesuffix('None')}null" if each.endswith("=None") else each for each in args]
+        return super().parse_args(args, *arguments, **options)
+
+
 class CrosslightCLI(LightningCLI):
     """The command line of everything that trains or evaluates. See the module's docstring."""
 
@@ -92,6 +106,7 @@ class CrosslightCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             trainer_class=Trainer,
+            parser_class=Parser,
             trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
             seed_everything_default=0,
             save_config_callback=None,
@@ -103,7 +118,6 @@ class CrosslightCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         kwargs.setdefault("parser_mode", "omegaconf+")
-        kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("exit_on_error", False)  # the stock parser prints the usage of every option first
         return super().init_parser(**kwargs)
 
@@ -189,7 +203,7 @@ class CrosslightCLI(LightningCLI):
             dirpath=folder, filename="best", monitor=options.monitor, mode=options.mode, save_top_k=1,
             auto_insert_metric_name=False, enable_version_counter=False,
         )  # fmt: skip
-        last = ModelCheckpoint(
+        last = _Last(
             dirpath=folder, filename="last", every_n_train_steps=options.every_n_steps, enable_version_counter=False,
             save_on_train_epoch_end=None if options.every_n_steps else False,
         )  # fmt: skip
@@ -267,6 +281,36 @@ class ParsedCLI(CrosslightCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+class _Last(ModelCheckpoint):
+    """The checkpoint that a run resumes from, where Lightning's would lose something to a kill.
+
+    A step that a validation follows is saved after the validation: resumed from before it, a run would never make it up, and that
+    model could not become the best. And the end of the training is saved: a run killed in its test has all of its training behind
+    it, and keeps its last row of metrics.
+    """
+
+    _due = False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loop, every = trainer.fit_loop, self._every_n_train_steps
+        data = loop._data_fetcher
+        if every and trainer.global_step % every == 0 and data is not None and loop.epoch_loop._should_check_val_fx(data):
+            self._due = True
+            return
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if self._due and not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._due = False
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
+        self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 class _RememberConfig(Callback):

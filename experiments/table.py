@@ -14,6 +14,8 @@ from datamodules.errors import InputError
 from experiments.run_folder import read_results
 
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+# Relation distances, where a run measured them (pairs with objects): ISDa, and both IAIS losses.
+DISTANCES = {"isda": "ISDa", "iais_singular": "L(s)", "iais_distributed": "L(d)"}
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -58,8 +60,10 @@ def rows(runs: list[dict[str, Any]], data: str | None = None) -> list[dict[str, 
     done = []
     for (name, data_set), members in grouped.items():
         row: dict[str, Any] = {"name": name, "data": data_set, "status": "finished", "seeds": len(members)}
-        for key in RECALLS:
-            values = [metrics[key] for _, metrics in members]
+        for key in (*RECALLS, *DISTANCES):
+            values = [metrics[key] for _, metrics in members if key in metrics]
+            if not values:
+                continue
             row[key] = statistics.mean(values)
             row[f"{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
         first = members[0][0]
@@ -81,9 +85,10 @@ def rows(runs: list[dict[str, Any]], data: str | None = None) -> list[dict[str, 
 
 def markdown(table: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table; recalls in percent, mean +- standard deviation over seeds."""
+    distances = {key: name for key, name in DISTANCES.items() if any(key in row for row in table)}
     header = [
-        "run", "test data", "seeds", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum", "steps", "tunable", "%",
-        "memory", "s/epoch", "pairs/s",
+        "run", "test data", "seeds", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum", *distances.values(), "steps",
+        "tunable", "%", "memory", "s/epoch", "pairs/s",
     ]  # fmt: skip
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for row in table:
@@ -94,6 +99,9 @@ def markdown(table: list[dict[str, Any]]) -> str:
         for key in RECALLS:
             spread = row[f"{key}_sd"]
             cells.append(f"{row[key]:.1f}" + (f" ±{spread:.1f}" if spread is not None else ""))
+        for key in distances:
+            spread = row.get(f"{key}_sd")
+            cells.append(_or_dash(row.get(key), "{:.3f}") + (f" ±{spread:.3f}" if spread is not None else ""))
         cells += [
             _or_dash(row["steps"], "{:,}"),
             _or_dash(row["tunable_parameters"], "{:,.0f}"),

@@ -20,6 +20,7 @@ class Trainer(pl.Trainer):
     """Lightning's Trainer, unchanged, plus `run` and the run folder that results go to."""
 
     run_folder: RunFolder
+    evaluated_data: str | None = None  # its name: two modules of one data set do not share theirs (`evaluating` is Lightning's)
 
     def run(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, evaluate: DataModules) -> None:
         """Fit, pick the best checkpoint by validation, test it on the data's own test split and on each of `evaluate`.
@@ -118,6 +119,7 @@ class Trainer(pl.Trainer):
         self, verb: str, model: pl.LightningModule, name: str, datamodule: pl.LightningDataModule, ckpt_path: str | None
     ) -> None:
         self._require_sound(ckpt_path)
+        self.evaluated_data = name
         act = self.test if verb == "test" else self.validate
         act(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
         stage = "test" if verb == "test" else "val"

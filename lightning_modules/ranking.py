@@ -26,7 +26,7 @@ from lightning_modules.metrics.relation_distance import AlignmentDistance, Relat
 from lightning_modules.networks.attention import Relations
 from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.networks.uniter import UniterRetrieval, items_of, pack
-from lightning_modules.objectives.ranking import MarginRanking, SoftmaxRanking, hardest
+from lightning_modules.objectives.ranking import MarginRanking, Matching, hardest
 from lightning_modules.objectives.relation_alignment import IAIS, Anchor
 from lightning_modules.tuned import TunedModule
 
@@ -47,7 +47,7 @@ class RankingModule(TunedModule):
             `crosslight run` then tests the network as it is.
         train_heads: With tuning adapter: new = the heads that neither the network's own weights nor init_from brought; all; or
             none.
-        objective: Margin ranking (default), or a softmax over the candidates, to get a network started.
+        objective: Margin ranking (default), or matching, to get a network started.
         hard_negatives: How many of the candidates are kept for each positive: the highest-scored ones.
         alignment: IAIS; null is plain UNITER.
         optimisation: AdamW and the schedule.
@@ -70,7 +70,7 @@ class RankingModule(TunedModule):
         adapter: Adapter | None = None,
         tuning: Literal["full", "adapter", "head", "none"] = "full",
         train_heads: Literal["new", "all", "none"] = "new",
-        objective: MarginRanking | SoftmaxRanking | None = None,
+        objective: MarginRanking | Matching | None = None,
         hard_negatives: int = 31,
         alignment: IAIS | None = None,
         optimisation: optimisation.Optimisation = optimisation.Optimisation(),  # noqa: B008 - a config default, never mutated
@@ -104,23 +104,21 @@ class RankingModule(TunedModule):
         images, texts = self._embed_used(batch, mined)
         terms: dict[str, Tensor] = {}
         aligned: list[Tensor] = []
+        negatives = self._score_negatives(images, texts, mined)
         for side, pairs in mined.items():
             anchors = () if self.alignment is None else self.alignment.anchors_of(side)
-            rank, found = self._side(images, texts, pairs, anchors)
-            terms[f"rank_{side}"] = rank
+            positive_P, found = self._score_positives(images, texts, pairs, anchors)
+            terms[f"rank_{side}"] = self.objective(torch.cat([positive_P[:, None], negatives[side]], dim=1))
             terms |= {f"iais_{anchor}_{side}": loss_P.mean() for anchor, loss_P in found.items()}
-            positives = len(pairs.image_PX) * self.trainer.accumulate_grad_batches
-            aligned += [loss_P.mean() * (positives if self.alignment is not None and self.alignment.sums else 1)
-                        for loss_P in found.values()]  # fmt: skip
+            aligned += [loss_P.mean() for loss_P in found.values()]
         loss = torch.stack([terms[f"rank_{side}"] for side in mined]).sum()
         if self.alignment is not None:
             weight = self.alignment.annealing(self.global_step, int(self.trainer.estimated_stepping_batches))
-            terms["iais_weight"] = torch.tensor(weight)
+            terms["iais_weight"] = loss.new_full((), weight)  # on the device: NCCL averages no tensor of the CPU
             if aligned:
-                loss = loss + weight * torch.stack(aligned).sum()
+                loss = loss + weight * self.alignment.factor(hard_negatives=True) * torch.stack(aligned).sum()
         terms["loss"] = loss
-        logged = {f"train/{name}": value.detach() for name, value in terms.items()}
-        self.log_dict(logged, batch_size=len(batch), prog_bar=True, sync_dist=True)
+        self.log_terms(terms, len(batch))
         return loss
 
     def mine(self, batch: RankingBatch) -> dict[Side, Candidates]:
@@ -157,17 +155,23 @@ class RankingModule(TunedModule):
         images = self.network.embed_images(_images_at(batch.images, image_U))
         return images, self.network.embed_texts(_texts_at(batch.texts, text_U))
 
-    def _side(
+    def _score_negatives(self, images: Ragged, texts: Ragged, mined: dict[Side, Candidates]) -> dict[Side, Tensor]:
+        """Scores [P, N] of each side's negatives, those of one length together: padded to the longest, half would be padding."""
+        image_P = torch.cat([each.image_PX[:, 1:].flatten() for each in mined.values()])
+        text_P = torch.cat([each.text_PX[:, 1:].flatten() for each in mined.values()])
+        scores = score_pairs_by_length(self.network, images, texts, image_P, text_P)
+        parts = scores.split([each.image_PX[:, 1:].numel() for each in mined.values()])
+        return {side: part.view(len(each.image_PX), -1) for (side, each), part in zip(mined.items(), parts, strict=True)}
+
+    def _score_positives(
         self, images: Ragged, texts: Ragged, pairs: Candidates, anchors: tuple[Anchor, ...]
     ) -> tuple[Tensor, dict[Anchor, Tensor]]:
-        """Ranking loss of a side's pairs, and IAIS [P] of its positives for each anchor."""
-        packed = pack(texts, images, pairs.text_PX.flatten(), pairs.image_PX.flatten())
+        """Scores [P] of a side's positives, and their IAIS [P] for each anchor."""
+        packed = pack(texts.take(pairs.text_PX[:, 0]), images.take(pairs.image_PX[:, 0]))
         scores, joint = self.network.score(packed, self.aligned_layers if anchors else ())
-        rank = self.objective(scores.view_as(pairs.image_PX))
         if not anchors or self.alignment is None:
-            return rank, {}
-        first = torch.arange(0, pairs.image_PX.numel(), pairs.image_PX.shape[1], device=scores.device)
-        return rank, self.alignment(items_of(packed, joint.attention, first), anchors)
+            return scores, {}
+        return scores, self.alignment(items_of(packed, joint.attention), anchors)
 
     # --------------------------------------------------------------------------------------------- evaluation
 
@@ -215,7 +219,8 @@ class RankingModule(TunedModule):
         if stage != "test":
             return None
         data: Any = getattr(self.trainer, "datamodule", None)
-        return Path(self.trainer.default_root_dir) / "scores" / f"{getattr(data, 'name', 'data')}-{stage}"
+        name = getattr(self.trainer, "evaluated_data", None) or getattr(data, "name", "data")
+        return Path(self.trainer.default_root_dir) / "scores" / f"{name}-{stage}"
 
     def query_ranks(self) -> dict[str, Any]:
         """Per-query ranks of the last evaluation as arrays, under the names of `RetrievalRecall.query_ranks`."""
@@ -226,6 +231,19 @@ class RankingModule(TunedModule):
 
     def on_validation_epoch_end(self) -> None:
         self._evaluation_end("val")
+
+    def on_test_start(self) -> None:
+        """Hours before the recalls would say it.
+
+        Raises:
+            InputError: The images do not divide into `folds`.
+        """
+        images = len(self.trainer.test_dataloaders[0].dataset)  # type: ignore[index,arg-type]
+        if self.folds is not None and (self.folds < 1 or images % self.folds):
+            raise InputError(
+                f"folds is {self.folds}, and {images} images do not divide into as many of equal size: choose another number of "
+                "folds, or null"
+            )
 
     def test_step(self, batch: ImageBatch | TextBatch | PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluation_step(batch)

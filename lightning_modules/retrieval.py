@@ -83,8 +83,7 @@ class RetrievalModule(TunedModule):
         terms = self.objective(images_BD, texts_BD, self.network.logit_scale.exp(), batch.texts.image_index_B)
         if self.alignment is not None:
             terms = self._aligned(self.alignment, terms, batch)
-        logged = {f"train/{name}": value.detach() for name, value in terms.items()}
-        self.log_dict(logged, batch_size=len(batch), prog_bar=True, sync_dist=True)  # a rank's own loss is of its rows only
+        self.log_terms(terms, len(batch))
         return terms["loss"]
 
     def _aligned(self, alignment: IAIS, terms: dict[str, Tensor], batch: PairBatch) -> dict[str, Tensor]:
@@ -92,9 +91,10 @@ class RetrievalModule(TunedModule):
         relations = self.network.relations(batch, self.aligned_layers)
         weight = alignment.annealing(self.global_step, int(self.trainer.estimated_stepping_batches))
         found = {f"iais_{anchor}": loss_B.mean() for anchor, loss_B in alignment(relations).items()}
-        positives = len(batch) * self.trainer.accumulate_grad_batches if alignment.reduction == "sum" else 1
-        added = weight * positives * torch.stack(list(found.values())).sum()
-        return terms | found | {"iais_weight": torch.tensor(weight), "loss": terms["loss"] + added}
+        added = weight * alignment.factor(hard_negatives=False) * torch.stack(list(found.values())).sum()
+        loss = terms["loss"]
+        # on the device: NCCL averages no tensor of the CPU
+        return terms | found | {"iais_weight": loss.new_full((), weight), "loss": loss + added}
 
     # --------------------------------------------------------------------------------------------- evaluation
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from lightning_modules import optimisation
 from lightning_modules.adapters.adapter import Adapter
@@ -61,6 +62,16 @@ class TunedModule(pl.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         optimizer, schedule = optimisation.build(self.network, self.optimisation, total, self.owns)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def log_terms(self, terms: dict[str, Tensor], batch_size: int) -> None:
+        """Log the named terms of a step, averaged over processes: a rank's own loss is of its rows only. One reduction for all of
+        them, where Lightning's `sync_dist` makes one with a barrier for each."""
+        values = torch.stack([value.detach().float() for value in terms.values()])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        logged = {f"train/{name}": value for name, value in zip(terms, values, strict=True)}
+        self.log_dict(logged, batch_size=batch_size, prog_bar=True)
 
     def owns(self, name: str) -> bool:
         """Whether a parameter of the network belongs to the adapter."""

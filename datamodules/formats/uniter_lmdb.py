@@ -354,6 +354,8 @@ class ImageDatabase:
         names = self.names()
         if not names:
             return InputError(f"{self.folder} has no image {name!r}: it is empty.")
+        if name in names:
+            return InputError(f"{self.folder} lists image {name!r} and holds nothing of it; extract the image again.")
         number = re.sub(r"^0+", "", max(re.findall(r"\d+", name), key=len, default=""))
         similar = [other for other in names if number and re.search(rf"(?<!\d)0*{number}(?!\d)", other)]
         similar = similar or difflib.get_close_matches(name, names[:2000], n=1) or names[:1]

@@ -44,7 +44,9 @@ TOKENS = {"cpu": 2048}
 TOKENS_ELSEWHERE = 32768
 # Padding that a mini-batch may have, as a share of its tokens, where a total length has too few pairs to fill one. Among the
 # candidates for hard negatives this takes 5 % (120 texts) to 14 % (120 images) less CPU time than none; 0.2 is no better.
-PADDING = 0.1
+PADDING = {"cpu": 0.1}
+# A GPU waits for launches where mini-batches are small: two or three groups of lengths (a guess, not measured).
+PADDING_ELSEWHERE = 0.5
 # Tokens of a unit: what a kill costs. Half a minute of UNITER base on two processor cores, a fraction of a second on a GPU.
 UNIT_TOKENS = 32768
 # Numbers of an item's fingerprint, see `Job`.
@@ -59,7 +61,7 @@ def score_pairs_by_length(
     text_P: Tensor,
     *,
     tokens: int | None = None,
-    padding: float = PADDING,
+    padding: float | None = None,
 ) -> Tensor:
     """Scores [P] (fp32) of any pairs, in the order given, in mini-batches of pairs of the same total length.
 
@@ -73,10 +75,11 @@ def score_pairs_by_length(
         text_P: int64, rows of their texts.
         tokens: Tokens of a mini-batch, padding included (a longer pair is one by itself). None: what saturates the device.
         padding: Share of a mini-batch's tokens that may be padding, where a length's pairs do not fill it: neighbouring lengths
-            then share one. 0 = none at all.
+            then share one. 0 = none at all. None: what suits the device.
     """
     device = texts.states_ND.device
     tokens = tokens or TOKENS.get(device.type, TOKENS_ELSEWHERE)
+    padding = PADDING.get(device.type, PADDING_ELSEWHERE) if padding is None else padding
     image_P, text_P = image_P.cpu(), text_P.cpu()
     if not len(image_P):
         return torch.zeros(0, device=device)

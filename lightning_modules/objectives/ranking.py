@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
@@ -38,13 +39,16 @@ class MarginRanking(nn.Module):
         return (negative_PN.sum(1) - positive_P1[:, 0] + self.margin).clamp_min(0).mean()
 
 
-class SoftmaxRanking(nn.Module):
-    """Cross-entropy of the positive among itself and its negatives, on raw scores. No paper's: a margin of similarities hardly
-    moves a network that was not pre-trained, and this is how a small UNITER gets started where no checkpoint fits it."""
+class Matching(nn.Module):
+    """Does a caption match an image? Binary cross-entropy on raw scores, positives and negatives weighing the same: the matching
+    task of UNITER's pre-training. A margin hardly moves a network that was not pre-trained; this is how a small UNITER gets
+    started where no checkpoint fits it, and sigmoid(score) then tells pairs apart, which the margin can go on with."""
 
     def forward(self, scores_PX: Tensor) -> Tensor:
         """Mean over positives, fp32. `scores_PX` [P, 1 + N]: raw ranking scores, column 0 the positive pair."""
-        return -torch.log_softmax(scores_PX.float(), dim=1)[:, 0].mean()
+        scores_PX = scores_PX.float()
+        positive_P, negative_PN = F.logsigmoid(scores_PX[:, 0]), F.logsigmoid(-scores_PX[:, 1:])
+        return -(positive_P.mean() + negative_PN.mean()) / 2
 
 
 def hardest(scores_PX: Tensor, count: int) -> Tensor:

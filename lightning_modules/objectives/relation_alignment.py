@@ -35,6 +35,8 @@ Kind = Literal["singular", "distributed"]
 Anchor = Literal["language", "vision"]
 Reading = Literal["released", "paper"]
 
+RELEASED_POSITIVES = 8  # `train_batch_size` of the released configurations: micro-batches of one positive a device and step
+
 
 class RelationAlignment(nn.Module):
     """The IAIS loss of positive pairs.
@@ -175,8 +177,9 @@ class IAIS(nn.Module):
         positives: Hard-negative training has two sides with different positives. by_side (released) = the vision anchor on the
             hard-text side and the language anchor on the hard-image side; all (Eq. 11, 13) = every anchor on every positive.
             Where a batch has one kind of positives, as in contrastive training, every anchor sees them all.
-        reduction: mean over the positives of a step (paper, Eq. 15), or sum (released: of a device's positives, over its
-            accumulated micro-batches, while the ranking loss is their mean). In contrastive training null is the mean.
+        reduction: mean over the positives of a step (paper, Eq. 15), or sum: eight times that mean. The released code adds up the
+            losses of a device's eight micro-batches of one positive, while the ranking loss is their mean; here the weight is the
+            same for any batch and any number of devices. In contrastive training null is the mean.
         layers: Layers that are aligned, 0-based, negative counts from the last; their losses are averaged. Default: the last.
         annealing: The weight over the steps.
     """
@@ -217,10 +220,10 @@ class IAIS(nn.Module):
         released: Anchor = "vision" if side == "hard_texts" else "language"
         return tuple(anchor for anchor in self.anchors if anchor == released)
 
-    @property
-    def sums(self) -> bool:
-        """Whether hard-negative training takes the sum over the positives of a step."""
-        return (self.reduction or ("sum" if self.loss.reading == "released" else "mean")) == "sum"
+    def factor(self, hard_negatives: bool) -> int:
+        """What the mean over the positives of a step is multiplied by, in hard-negative or in contrastive training."""
+        default = "sum" if hard_negatives and self.loss.reading == "released" else "mean"
+        return RELEASED_POSITIVES if (self.reduction or default) == "sum" else 1
 
     def forward(self, relations: Relations, anchors: tuple[Anchor, ...] | None = None) -> dict[Anchor, Tensor]:
         """Loss of every pair [B] for each of `anchors` (default: all that are set), mean over the layers in `relations`."""

@@ -45,6 +45,7 @@ def recipe(name: str) -> list[str]:
 
 UNITER, ENTITIES = "configs/model/uniter_tiny.yaml", "configs/data/world_entities.yaml"
 KINDS = ("singular", "distributed")
+PHOTOGRAPHS = [CPU, "configs/model/uniter_minilm.yaml", "experiments/iais/flickr8k/common.yaml"]
 IAIS_ROWS = (
     "baseline", *KINDS, *(f"{kind}_{anchor}" for kind in KINDS for anchor in ("language", "vision")),
     *(f"{kind}_paper" for kind in KINDS), "singular_linear", "singular_log5", "singular_log10", "singular_exp10",
@@ -68,6 +69,8 @@ COMPOSITIONS: list[list[str]] = [
      "experiments/mwa/flickr8k/common.yaml", "experiments/mwa/flickr8k/head_long.yaml"],
     *([UNITER, ENTITIES, CPU, f"experiments/iais/rows/{row}.yaml"] for row in IAIS_ROWS),
     *([BEIT3, WORLD, CPU, "experiments/mwa/rows/mwa.yaml", f"experiments/iais/rows/beit3_{kind}.yaml"] for kind in KINDS),
+    [*PHOTOGRAPHS, "experiments/iais/flickr8k/start.yaml"],  # as `make iais-flickr8k` composes them
+    *([*PHOTOGRAPHS, f"experiments/iais/rows/{row}.yaml"] for row in ("baseline", *KINDS)),
     *([f"configs/model/uniter_{size}.yaml", f"configs/data/{data}_regions.yaml", "configs/trainer/gpu.yaml",
        "experiments/iais/rows/singular.yaml", f"experiments/iais/recipes/{name}.yaml"] for name, size, data in IAIS_RECIPES),
 ]  # fmt: skip

@@ -150,8 +150,8 @@ def test_iais_is_on_the_positives_that_its_reading_says(
     loss, added = RelationAlignment(kind, reading), torch.tensor(0.0)
     for side, names in expected.items():
         positives = [row[0] for row in kept[side]]
-        # released: the sum over a device's positives of a step (here 3 micro-batches of this size); paper: their mean
-        factor = 3 * len(positives) if reading == "released" else 1
+        # released: the sum over the eight positives of its recipe, whatever the batch and accumulation here; paper: their mean
+        factor = 8 if reading == "released" else 1
         for anchor in names:
             terms = [aligned(model, data, image, text, anchor, loss) for image, text in positives]
             added = added + factor * torch.stack(terms).mean()
@@ -169,6 +169,25 @@ def test_a_side_may_be_missing() -> None:
     torch.testing.assert_close(one + other, both)
     alone = module(alignment=IAIS(anchors="language"))  # whose released positives are those of the missing side
     torch.testing.assert_close(alone.training_step(replace(data, hard_images=None), 0), one)
+
+
+def test_nothing_is_made_on_the_default_device() -> None:
+    """A tensor of the CPU in the logs ends a run on several GPUs (NCCL has no sum of it); here that device is meta."""
+    model, data, logged = module(alignment=IAIS()), batch(), {}
+    model.log_dict = lambda values, **keywords: logged.update(values)  # type: ignore[method-assign,assignment]
+    with torch.device("meta"):
+        loss = model.training_step(data, 0)
+    assert {"train/iais_weight", "train/loss"} <= logged.keys()
+    assert {value.device.type for value in logged.values()} == {loss.device.type} == {"cpu"}
+
+
+def test_mining_under_autocast_takes_no_gradient_away() -> None:
+    """Autocast keeps the weights that mining casts without a gradient: training must not be given those."""
+    model, data = module(), batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        model.training_step(data, 0).backward()
+    lacking = {name for name, parameter in model.network.named_parameters() if parameter.grad is None}
+    assert lacking == model.network.unused_parameters()
 
 
 def test_the_hinge_is_an_option() -> None:

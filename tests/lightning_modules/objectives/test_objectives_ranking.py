@@ -10,7 +10,7 @@ from uniter_fixture import recorded
 
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.uniter import to_official
-from lightning_modules.objectives.ranking import MarginRanking, hardest
+from lightning_modules.objectives.ranking import MarginRanking, Matching, hardest
 
 
 def test_margin_and_its_gradients_are_the_official_ones() -> None:
@@ -52,3 +52,16 @@ def test_mining_prefers_the_lower_column_on_ties() -> None:
         hardest(torch.zeros(1, 3), 3)
     with pytest.raises(InputError, match="each, sum"):
         MarginRanking(hinge="all")  # type: ignore[arg-type]
+
+
+def test_matching_is_balanced_binary_cross_entropy() -> None:
+    scores = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    positives = [-math.log(1 / (1 + math.exp(-float(row[0])))) for row in scores.detach()]
+    negatives = [-math.log(1 - 1 / (1 + math.exp(-float(score)))) for row in scores.detach() for score in row[1:]]
+    loss = Matching()(scores)
+    assert loss.item() == pytest.approx((sum(positives) / 3 + sum(negatives) / 12) / 2, rel=1e-5)
+    loss.backward()
+    assert scores.grad is not None
+    assert (scores.grad[:, 0] < 0).all()
+    assert (scores.grad[:, 1:] > 0).all()
+    assert Matching()(torch.tensor([[200.0, -200.0]])).isfinite()

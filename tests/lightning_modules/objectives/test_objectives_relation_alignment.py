@@ -222,9 +222,11 @@ def test_which_anchor_sees_which_side() -> None:
     assert paper.anchors_of("hard_texts") == paper.anchors_of("hard_images") == ("language", "vision")
     assert IAIS(anchors="vision").anchors_of("hard_images") == ()
     assert IAIS(anchors="vision", positives="all").anchors_of("hard_images") == ("vision",)
-    assert released.sums
-    assert not paper.sums
-    assert not IAIS(reduction="mean").sums
+    assert (released.factor(hard_negatives=True), released.factor(hard_negatives=False)) == (8, 1)
+    assert (paper.factor(hard_negatives=True), paper.factor(hard_negatives=False)) == (1, 1)
+    for hard_negatives in (True, False):
+        assert IAIS(reduction="mean").factor(hard_negatives) == 1
+        assert IAIS(reading="paper", reduction="sum").factor(hard_negatives) == 8
 
 
 def test_layers_count_from_either_end_and_are_averaged(official: Recorded) -> None:
