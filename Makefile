@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-iais test lint flickr8k bench bench-beit3 beit3-official clean
+.PHONY: help setup demo demo-iais test lint flickr8k iais-flickr8k bench bench-beit3 beit3-official bench-iais clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -63,6 +63,25 @@ bench-beit3: $(READY)  ## BEiT-3's step: ours against the official code's, MWA a
 
 beit3-official: $(READY)  ## base size end to end on photographs (needs CROSSLIGHT_DATA and CROSSLIGHT_BEIT3_SPM, 1 GB of disk)
 	$(BIN)/python benchmarks/official_checkpoint.py --out $(BEIT3_RESULTS)/beit3_official_checkpoint.json
+
+IAIS_RUNS ?= runs/iais-flickr8k
+IAIS_SEEDS ?= 0
+IAIS_RUN = $(BIN)/python -m experiments.cli
+IAIS_CONFIGS = -c configs/trainer/cpu.yaml -c configs/model/uniter_minilm.yaml -c experiments/iais/flickr8k/common.yaml
+iais-flickr8k: $(READY)  ## UNITER and IAIS on real photographs (needs CROSSLIGHT_DATA, CROSSLIGHT_REGIONS, CROSSLIGHT_MINILM)
+	@grep -qs '"status": "finished"' $(IAIS_RUNS)/start/results.json \
+	  || $(IAIS_RUN) fit $(IAIS_CONFIGS) -c experiments/iais/flickr8k/start.yaml --run_dir=$(IAIS_RUNS)/start
+	@set -e; for seed in $(IAIS_SEEDS); do for row in baseline singular distributed; do \
+	  dir=$(IAIS_RUNS)/$$row-$$seed; \
+	  if grep -qs '"status": "finished"' $$dir/results.json; then echo "$$dir is finished"; continue; fi; \
+	  $(IAIS_RUN) run $(IAIS_CONFIGS) -c experiments/iais/rows/$$row.yaml --model.init_args.init_from=$(IAIS_RUNS)/start \
+	    --seed_everything=$$seed --data.init_args.seed=$$seed --run_dir=$$dir; \
+	done; done
+	$(IAIS_RUN) table $(IAIS_RUNS)
+
+bench-iais: $(READY)  ## the IAIS block against a plain loop, full rank against a bare encoder and the released way (six minutes)
+	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/iais_loss.py --out runs/bench-iais/iais_loss.json
+	$(BIN)/python benchmarks/full_rank.py --out runs/bench-iais/full_rank.json
 
 clean:  ## remove the environment and caches, never runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

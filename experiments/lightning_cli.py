@@ -24,6 +24,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_modules.cost
@@ -284,33 +285,41 @@ class ParsedCLI(CrosslightCLI):
 
 
 class _Last(ModelCheckpoint):
-    """The checkpoint that a run resumes from, where Lightning's would lose something to a kill.
+    """The checkpoint that a run resumes from, saved so that a kill loses nothing.
 
-    A step that a validation follows is saved after the validation: resumed from before it, a run would never make it up, and that
-    model could not become the best. And the end of the training is saved: a run killed in its test has all of its training behind
-    it, and keeps its last row of metrics.
+    Where a validation follows a step, after the validation: resumed from before it, a run would never make it up, and that model
+    could not become the best. Never in the middle of a step (Lightning does it after a resume): no checkpoint holds the gradients
+    accumulated so far. And once more when the training ends: a run killed in its test has all of its training behind it.
     """
 
-    _due = False
+    _owed = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loop, every = trainer.fit_loop, self._every_n_train_steps
-        data = loop._data_fetcher
-        if every and trainer.global_step % every == 0 and data is not None and loop.epoch_loop._should_check_val_fx(data):
-            self._due = True
+        loop, data, every = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher, self._every_n_train_steps
+        if loop._should_accumulate():
             return
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._owed |= every > 0 and trainer.global_step % every == 0
+        if self._owed and not (data is not None and loop._should_check_val_fx(data)):
+            self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            if trainer.fit_loop.epoch_loop._should_accumulate():
+                self._owed |= not self._every_n_train_steps
+                return
+            if self._owed:
+                self._save(trainer)
         super().on_validation_end(trainer, pl_module)
-        if self._due and not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-        self._due = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
         self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._owed = False
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
 class _RememberConfig(Callback):

@@ -27,6 +27,7 @@ _CLASS = re.compile(  # a class that is there but was given something wrong is "
     r"Problem with given class_path '([^']+)':\s+(?=\S)(?!Parser key|the following arg|Option |unrecognized)(.+)"
     r"|Expected a dot import path string: (\S+)"
 )
+_OTHER_KIND = re.compile(r"Import path .*?does not correspond to a subclass of (\w+)")
 _KEY = re.compile(r'^( *(?:- )?)Parser key "([^"]+)":(.*)$', re.MULTILINE)
 _EXPECTED = re.compile(r"Expected an? (.+?)(?:\. Got value: (.*))?$", re.MULTILINE)
 _GIVEN = re.compile(r"^ *Given value: (?:NestedArg\(key='[^']*', val='(.*)'\)|(.*))$", re.MULTILINE)
@@ -178,12 +179,24 @@ def _bad_class(path: str, reason: str | None, given: list[tuple[str, Any, str]])
     holder = _holder(path, given)
     option = f"{holder[0]} ({holder[1]}): " if holder else ""
     names = [f"{kind.__module__}.{kind.__qualname__}" for kind in _classes()]
+    tails = {name.split(".")[-1]: name for name in reversed(names)}
     close = difflib.get_close_matches(path, names, 1) or [
-        name for name in names if difflib.get_close_matches(path.split(".")[-1], [name.split(".")[-1]])
+        tails[tail] for tail in difflib.get_close_matches(path.split(".")[-1], tails, 1)
     ]
     hint = f"\nDid you mean {close[0]}?" if close else ""
     because = f" ({' '.join(reason.split())[:120]})" if reason else ""
     return f"{option}there is no class {path!r}{because}.{hint}"
+
+
+def _other_kind(kinds: list[str], tail: str, given: list[tuple[str, Any, str]]) -> str:
+    option = next(((name, value, place) for name, value, place in given if name == tail or name.endswith(f".{tail}")), None)
+    name, value, place = option or (tail, "that class", "")
+    value = value.get("class_path") if isinstance(value, dict) else value
+    takes = [
+        f"{kind.__module__}.{kind.__qualname__}" for kind in _classes() if {base.__name__ for base in kind.__mro__} & set(kinds)
+    ]
+    choice = f"\nIt takes: {', '.join(takes)}." if takes else ""
+    return f"{name}{f' ({place})' if place else ''}: {value} is no {' or '.join(dict.fromkeys(kinds))}.{choice}"
 
 
 def _bad_value(message: str, key: re.Match[str], given: list[tuple[str, Any, str]]) -> str:
@@ -195,6 +208,8 @@ def _bad_value(message: str, key: re.Match[str], given: list[tuple[str, Any, str
         rest += line
     if key[3].strip():  # the reason stands on the line of the key
         return f"{key[2]}: {key[3].strip()[:200]}"
+    if kinds := _OTHER_KIND.findall(rest):
+        return _other_kind(kinds, key[2], given)
     value_line = _GIVEN.search(rest)
     block = rest[: value_line.start()] if value_line else rest
     expected = list(_EXPECTED.finditer(block))
@@ -283,7 +298,8 @@ def _closest(name: str, options: list[str], class_arguments: dict[str, str]) -> 
     """The existing option nearest to a name, or none: in the same section first, then by its last part."""
     parent, _, tail = name.rpartition(".")
     if parent.split(".")[0] in ("model", "data", "evaluate"):  # inside a class
-        close = difflib.get_close_matches(tail, class_arguments, 1)
+        begun = sorted((each for each in class_arguments if len(tail) > 2 and each.startswith(tail)), key=len)
+        close = begun[:1] or difflib.get_close_matches(tail, class_arguments, 1)
         if close and "init_args" not in parent.split("."):  # left out or mistyped
             return [class_arguments[close[0]]]
         return [f"{parent}.{each}" for each in close]

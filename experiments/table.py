@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -61,7 +62,7 @@ def rows(runs: list[dict[str, Any]], data: str | None = None) -> list[dict[str, 
     for (name, data_set), members in grouped.items():
         row: dict[str, Any] = {"name": name, "data": data_set, "status": "finished", "seeds": len(members)}
         for key in (*RECALLS, *DISTANCES):
-            values = [metrics[key] for _, metrics in members if key in metrics]
+            values = [metrics[key] for _, metrics in members if math.isfinite(metrics.get(key, math.nan))]
             if not values:
                 continue
             row[key] = statistics.mean(values)

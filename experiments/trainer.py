@@ -159,8 +159,14 @@ class Trainer(pl.Trainer):
         """Refuse what cannot work, before Lightning starts processes or meets it with a traceback.
 
         Raises:
-            InputError: A distributed sampler over several processes, or a file that is no checkpoint.
+            InputError: A distributed sampler over several processes, a precision that batches are converted to, or a file that is
+                no checkpoint.
         """
+        if str(self.precision) in ("16-true", "bf16-true", "64-true"):
+            raise InputError(
+                f"trainer.precision is {self.precision}, for which Lightning converts batches in place, and ours are read-only: "
+                "set it to bf16-mixed, 16-mixed, or 32-true."
+            )
         if self.world_size > 1 and self._accelerator_connector.use_distributed_sampler:
             raise InputError(
                 "trainer.use_distributed_sampler is true, but the data modules share their batches out themselves (batch_size is "

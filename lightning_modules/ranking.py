@@ -204,7 +204,7 @@ class RankingModule(TunedModule):
         if self.compat:
             values |= {f"compat_{name}": value for name, value in self.full_rank.recalls(compat=True).items()}
         self._queries = self.full_rank.query_ranks()
-        if len(loaders) > 2:
+        if len(loaders) > 2 and len(loaders[2].dataset):  # captions that are cut short may name no two objects
             values |= self.isda.compute() | self.distances.compute()
         self._reset()
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False, sync_dist=False)
@@ -238,7 +238,7 @@ class RankingModule(TunedModule):
         Raises:
             InputError: The images do not divide into `folds`.
         """
-        images = len(self.trainer.test_dataloaders[0].dataset)  # type: ignore[index,arg-type]
+        images = len(self.trainer.test_dataloaders[0].dataset)
         if self.folds is not None and (self.folds < 1 or images % self.folds):
             raise InputError(
                 f"folds is {self.folds}, and {images} images do not divide into as many of equal size: choose another number of "

@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
 
 import pytest
 import torch
-from end_to_end import arguments, succeed
+from end_to_end import arguments, succeed, uniter
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +63,17 @@ def head_run(runs: Path) -> Path:
     """The heads alone, on random towers."""
     succeed("run", *arguments("head", "--trainer.max_epochs=1", f"--run_dir={runs / 'head'}"))
     return runs / "head"
+
+
+@pytest.fixture(scope="session")
+def uniter_run(runs: Path, world: Path) -> Path:
+    """IAIS-distributed with dropout on the Entities part, tested on five of its images under another name as well."""
+    root, entities = world / "flickr30k", "--evaluate.few=datamodules.flickr30k_entities.Flickr30kEntities"
+    few = "--evaluate.few.init_args"
+    options = (
+        "--model.init_args.network.init_args.dropout=0.1", "--model.init_args.optimisation.lr=0.005", entities,
+        f"{few}.root={root}", f"{few}.regions.image_db=img_db/flickr30k", f"{few}.regions.kind=all", f"{few}.limits.test=5",
+        f"{few}.num_workers=0", f"--run_dir={runs / 'uniter'}",
+    )  # fmt: skip
+    succeed("run", *uniter("distributed", *options))
+    return runs / "uniter"

@@ -6,14 +6,18 @@ import contextlib
 import csv
 import io
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +36,18 @@ BEIT3 = (
     "--model.init_args.network.init_args.width=24", "--model.init_args.network.init_args.num_layers=2",
     "--model.init_args.network.init_args.ffn_width=48",
 )  # fmt: skip
+# A UNITER below the demo's size on the same photographs: their 135 training captions in batches of 8 positives a side with 6
+# candidates each, and 6 steps of two such batches, a validation after the third and the last.
+_NETWORK = "--model.init_args.network.init_args"
+UNITER = (
+    "-c", "configs/trainer/demo.yaml", "-c", "configs/model/uniter_tiny.yaml", "-c", "configs/data/world_entities.yaml",
+    f"{_NETWORK}.init_std=0.3", f"{_NETWORK}.width=24", f"{_NETWORK}.heads=2", f"{_NETWORK}.num_layers=2",
+    f"{_NETWORK}.ffn_width=48",
+    "--model.init_args.hard_negatives=3", "--data.init_args.ranking.candidates=6", f"--data.init_args.batch_size={BATCH}",
+    "--data.init_args.eval_batch_size=8", "--trainer.log_every_n_steps=1", "--trainer.accumulate_grad_batches=2",
+    "--trainer.max_epochs=-1", "--trainer.max_steps=6", "--trainer.check_val_every_n_epoch=null",
+    "--trainer.val_check_interval=6",
+)  # fmt: skip
 RECALLS = {f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum"}
 
 
@@ -39,6 +55,11 @@ def arguments(row: str, *more: str) -> list[str]:
     """Options of a row of MWA's tables on the tiny world."""
     pairs = [part for each in COMMON for part in (["-c", each[3:]] if each.startswith("-c=") else [each])]
     return [*pairs, "-c", f"experiments/mwa/rows/{row}.yaml", *more]
+
+
+def uniter(row: str, *more: str) -> list[str]:
+    """Options of a row of IAIS's tables on the tiny world."""
+    return [*UNITER, "-c", f"experiments/iais/rows/{row}.yaml", *more]
 
 
 @dataclass(frozen=True)
@@ -52,16 +73,20 @@ class Answer:
 
 def crosslight(command: str, *options: str) -> Answer:
     """`crosslight COMMAND OPTIONS` in this process."""
-    from experiments.cli import main
-
     out, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        try:
-            main([command, *options])
-            status = 0
-        except SystemExit as end:
-            status = int(end.code or 0)
+        status = _status(command, options)
     return Answer(status, out.getvalue(), error.getvalue())
+
+
+def _status(command: str, options: Sequence[str]) -> int:
+    from experiments.cli import main
+
+    try:
+        main([command, *options])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 def succeed(command: str, *options: str) -> Answer:
@@ -98,6 +123,65 @@ def script() -> list[str]:
     return [str(installed)] if installed.exists() else python_m()
 
 
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["experiments.lightning_cli", "lightning_modules.ranking", "datamodules.flickr30k_entities"])
+
+
+@contextlib.contextmanager
+def forked(
+    log: Path, command: str, *options: str, first: Callable[[], None] | None = None, **environment: str
+) -> Iterator[BaseProcess]:
+    """The same in a process of its own that has everything imported already: forked from one that has done nothing else.
+
+    Args:
+        log: File for what it prints.
+        command: Of crosslight.
+        options: Likewise.
+        first: Called there before the command.
+        environment: More variables.
+    """
+    process = FORKS.Process(target=_child, args=(log, command, options, first, {**os.environ, **environment}))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def _child(
+    log: Path, command: str, options: Sequence[str], first: Callable[[], None] | None, environment: Mapping[str, str]
+) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    if first is not None:
+        first()
+    with open(log, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        status = _status(command, options)
+    sys.exit(status)
+
+
+def ended(process: BaseProcess, log: Path, seconds: float = 280) -> tuple[int | None, str]:
+    """Exit status (negative: the signal) and what it printed."""
+    process.join(seconds)
+    return process.exitcode, log.read_text() if log.exists() else ""
+
+
+def torchrun(rank: int, size: int, port: int) -> dict[str, str]:
+    """The variables that torchrun gives a process of one machine."""
+    return {
+        "RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "GROUP_RANK": "0", "ROLE_RANK": f"{rank}", "WORLD_SIZE": f"{size}",
+        "LOCAL_WORLD_SIZE": f"{size}", "GROUP_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}",
+        "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def results(run: Path) -> dict[str, Any]:
     return json.loads((run / "results.json").read_text())
 
@@ -106,6 +190,11 @@ def recalls(run: Path, data: str = "flickr30k") -> dict[str, float]:
     found = [evaluation for evaluation in results(run)["evaluations"] if evaluation["data"] == data]
     assert len(found) == 1
     return found[0]["metrics"]
+
+
+def scores(run: Path, name: str = "flickr30k_entities") -> Tensor:
+    """The kept score matrix of a test [images, captions]."""
+    return torch.from_numpy(np.load(run / "scores" / f"{name}-test" / "scores.npy"))
 
 
 def weights(run: Path, name: str) -> dict[str, Tensor]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
 import pytest
 import torch
-from end_to_end import arguments, crosslight, recalls, results, succeed
+from end_to_end import arguments, crosslight, recalls, results, succeed, uniter
 
 import lightning_modules
 from datamodules.errors import InputError
@@ -192,3 +194,146 @@ def test_distributed_sampler_is_refused_before_processes_start(tmp_path: Path) -
 def test_name_of_a_second_data_module_that_is_taken(world: Path, tmp_path: Path) -> None:
     second = ("--evaluate.flickr30k=datamodules.coco.COCO", f"--evaluate.flickr30k.init_args.root={world / 'coco'}")
     refused("run", *arguments("head", ONE_EPOCH, *second), run=tmp_path / "run", says=("--evaluate.flickr30k", "another name"))
+
+
+# ------------------------------------------------------------------------------------------ regions, Entities, UNITER
+
+NETWORK, DATA = "--model.init_args.network.init_args", "--data.init_args"
+TEXTS = {split: [f"txt_db/itm_flickr30k_{split}.db"] for split in ("train", "val", "test")}
+
+
+def identities(root: Path, split: str) -> list[str]:
+    return (root / "flickr30k_entities" / f"{split}.txt").read_text().split()
+
+
+def put(root: Path, name: str, value: bytes | None) -> None:
+    """Replaces or removes an image's regions."""
+    with lmdb.open(str(root / "img_db" / "flickr30k" / "all")) as database, database.begin(write=True) as transaction:
+        if value is None:
+            transaction.delete(name.encode())
+        else:
+            transaction.put(name.encode(), value)
+
+
+def test_image_database_cut_short(photographs: Path, tmp_path: Path) -> None:
+    file = photographs / "img_db" / "flickr30k" / "all" / "data.mdb"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    refused(
+        "run", *uniter("singular", f"{DATA}.root={photographs}"), run=tmp_path / "run",
+        says=(str(file), "copied incompletely? Fetch it again"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(b"\x81\xa8features", "its value is not msgpack of plain arrays"), (None, "and holds nothing of it")],
+    ids=["damaged", "gone"],
+)
+def test_image_whose_regions_are_damaged_or_gone(photographs: Path, tmp_path: Path, value: bytes | None, says: str) -> None:
+    name = f"flickr30k_{int(identities(photographs, 'train')[4]):012d}.npz"
+    put(photographs, name, value)
+    options = (f"{DATA}.root={photographs}", f"{DATA}.batch_size=27")  # this image is among them
+    refused("run", *uniter("singular", *options), run=tmp_path / "run", says=(name, says, "extract the image again"))
+
+
+def test_image_that_the_region_database_never_had(photographs: Path, tmp_path: Path) -> None:
+    identity = identities(photographs, "test")[-1]
+    name, folder = f"flickr30k_{int(identity):012d}.npz", photographs / "img_db" / "flickr30k"
+    with lmdb.open(str(folder / "all")) as database, database.begin(write=True) as transaction:
+        names = json.loads(transaction.get(b"__keys__"))
+        transaction.put(b"__keys__", json.dumps([each for each in names if each != name]).encode())
+        transaction.delete(name.encode())
+    counts = json.loads((folder / "nbb.json").read_text())
+    del counts[name]
+    (folder / "nbb.json").write_text(json.dumps(counts))
+    refused(
+        "run", *uniter("singular", f"{DATA}.root={photographs}"), run=tmp_path / "run",
+        says=("flickr30k_entities test: 1 of 11 images have no regions", identity, name, "set regions.image_db"),
+    )  # fmt: skip
+    assert not (tmp_path / "run" / "checkpoints").exists()  # found before the training
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_text_database_of_other_captions(photographs: Path, tmp_path: Path, split: str) -> None:
+    identity = identities(photographs, split)[0]
+    sentences = photographs / "flickr30k_entities" / "Sentences" / f"{identity}.txt"
+    text = sentences.read_text()
+    sentences.write_text(text.replace("]", " big]", 1))
+    refused(
+        "run", *uniter("singular", f"{DATA}.root={photographs}", f"{DATA}.regions.text_db={json.dumps(TEXTS)}"),
+        run=tmp_path / "run",
+        says=(f"caption {identity}#0", "big", f"itm_flickr30k_{split}.db", "crosslight data text-db", "regions.text_db to null"),
+    )  # fmt: skip
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_text_database_of_other_images(photographs: Path, world: Path, tmp_path: Path) -> None:
+    texts = json.dumps({split: [str(world / "coco" / "txt_db" / f"itm_coco_{split}.db")] for split in ("train", "val", "test")})
+    options = (f"{DATA}.root={photographs}", f"{DATA}.regions.text_db={texts}")
+    refused(
+        "run", *uniter("singular", *options), run=tmp_path / "entities",
+        says=("itm_coco_train.db", "have none of the images of flickr30k_entities", "give those of Flickr30k, or null"),
+    )  # fmt: skip
+    command = [part for part in uniter("singular", *options) if part != "configs/data/world_entities.yaml"]
+    command[command.index("-c", 3)] = "--data=datamodules.flickr30k.Flickr30k"
+    image_db = (f"{DATA}.regions.image_db=img_db/flickr30k", f"{DATA}.regions.kind=all")
+    refused(
+        "run", *command, *image_db, run=tmp_path / "other",
+        says=("images have no regions, first image coco_train2014_", "set regions.image_db"),
+    )  # fmt: skip
+
+
+def test_malformed_entities_annotation(photographs: Path, tmp_path: Path) -> None:
+    file = photographs / "flickr30k_entities" / "Annotations" / f"{identities(photographs, 'test')[3]}.xml"
+    file.write_bytes(file.read_bytes()[:150])
+    refused(
+        "run", *uniter("singular", f"{DATA}.root={photographs}"), run=tmp_path / "run",
+        says=(str(file), "is not valid XML", "not copied completely"),
+    )  # fmt: skip
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_regions_that_are_not_the_annotated_boxes(photographs: Path, tmp_path: Path) -> None:
+    for identity in identities(photographs, "val"):
+        file = photographs / "flickr30k_entities" / "Annotations" / f"{identity}.xml"
+        file.write_text(re.sub(r"(?s)(<xmin>)\d+(.*?<xmax>)\d+", r"\g<1>1\g<2>1", file.read_text()))  # a line at the left edge
+    options = uniter("singular", f"{DATA}.root={photographs}", "--trainer.max_steps=1", "--trainer.val_check_interval=2")
+    refused(
+        "run",
+        *options,
+        run=tmp_path / "run",
+        says=('phrase_regions "gt" takes region k for box k', 'set phrase_regions to "iou"'),
+    )
+    succeed("run", *options, f"{DATA}.phrase_regions=iou", f"--run_dir={tmp_path / 'iou'}")
+
+
+def test_a_network_and_data_of_different_views(photographs: Path, tmp_path: Path) -> None:
+    shutil.rmtree(photographs / "flickr30k-images")
+    pixels = arguments("head", ONE_EPOCH, "-c", "configs/data/world_entities.yaml", f"{DATA}.root={photographs}")
+    refused("run", *pixels, run=tmp_path / "pixels", says=(f"missing {photographs / 'flickr30k-images'}", "Fetch by hand"))
+    refused(
+        "run", *uniter("singular", f"{DATA}.regions=null"), run=tmp_path / "regions",
+        says=("the network takes region features in place of pixels", "set its option regions"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (f"{NETWORK}.feature_width=64", ("img_db/flickr30k/all has features of width 108", "the network takes 64")),
+        (f"{NETWORK}.tokeniser=null", ("captions", "regions.text_db", "the network's tokeniser")),
+        (f"{DATA}.ranking.candidates=27", ("only 26 candidate other images", "set ranking.candidates to at most 26")),
+        ("--model.init_args.hard_negatives=7", ("7 hard negatives of 6 candidates", "lower hard_negatives or raise candidates")),
+        ("--model.init_args.alignment.init_args.layers=[0, 2]", ("IAIS: layers [0, 2]", "layers 0 to 1")),
+        ("--trainer.precision=bf16-true", ("trainer.precision is bf16-true", "bf16-mixed, 16-mixed, or 32-true")),
+        ("--model.init_args.isda_layer=2", ("isda_layer is 2", "layers 0 to 1")),
+    ],
+)
+def test_options_that_do_not_fit_each_other(option: str, says: tuple[str, ...], tmp_path: Path) -> None:
+    refused("run", *uniter("singular", option), run=tmp_path / "run", says=says)
+
+
+def test_folds_that_do_not_divide_are_found_before_the_pairs_are_scored(uniter_run: Path, tmp_path: Path) -> None:
+    own = ("-c", str(uniter_run / "config.yaml"), "--ckpt_path", str(uniter_run / "checkpoints" / "best.ckpt"))
+    refused("test", *own, "--model.init_args.folds=3", run=tmp_path / "run", says=("folds is 3", "11 images do not divide"))
+    assert not (tmp_path / "run" / "scores").exists()

@@ -7,7 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from end_to_end import BEIT3, arguments, metrics, recalls, results, script, started, succeed, wait, weights
+from end_to_end import (
+    BEIT3,
+    arguments,
+    ended,
+    forked,
+    free_port,
+    metrics,
+    recalls,
+    results,
+    scores,
+    script,
+    started,
+    succeed,
+    torchrun,
+    uniter,
+    wait,
+    weights,
+)
 
 
 @pytest.mark.parametrize("network", [(), BEIT3], ids=["two_towers", "beit3"])
@@ -56,3 +73,49 @@ def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_pa
     queries = [dict(np.load(tmp_path / folder / "per_query" / "flickr30k-test.npz")) for folder in ("one", "two")]
     for name, values in queries[0].items():
         assert np.array_equal(queries[1][name], values), name
+
+
+def test_two_processes_mine_align_and_score_all_pairs_as_one(tmp_path: Path) -> None:
+    """UNITER, as torchrun starts it: two micro-batches of 8 positives a side a step; 7 images to validate, 11 to test."""
+    name = "flickr30k_entities"
+
+    def command(folder: str, *more: str) -> list[str]:
+        return uniter(
+            "distributed", "--trainer.max_steps=3", "--model.init_args.optimisation.lr=0.005",
+            "--model.init_args.optimisation.eps=1e-4", "--data.init_args.eval_batch_size=3",
+            f"--run_dir={tmp_path / folder}", *more,
+        )  # fmt: skip
+
+    two, port = command("two", "--trainer.devices=2", "--trainer.strategy=ddp"), free_port()
+    logs = [tmp_path / f"rank{rank}" for rank in (0, 1)]
+    with (
+        forked(logs[0], "run", *two, **torchrun(0, 2, port)) as first,
+        forked(logs[1], "run", *two, **torchrun(1, 2, port)) as second,
+    ):
+        succeed("run", *command("one"))
+        for process, log in zip((first, second), logs, strict=True):
+            status, printed = ended(process, log)
+            assert status == 0, printed
+            assert "rror" not in printed, printed
+
+    one, both = results(tmp_path / "one"), results(tmp_path / "two")
+    assert (one["device"]["world_size"], both["device"]["world_size"], both["status"]) == (1, 2, "finished")
+    assert both["config_hash"] == one["config_hash"]
+    assert both["cost"]["pairs"] == one["cost"]["pairs"] == 3 * 2 * 2 * 8
+    for column in ("loss", "rank_hard_texts", "rank_hard_images", "iais_vision_hard_texts", "iais_language_hard_images",
+                   "iais_weight"):  # fmt: skip
+        ours, theirs = (metrics(tmp_path / folder, f"train/{column}") for folder in ("two", "one"))
+        assert [step for step, _ in ours] == [0, 1, 2]
+        assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], rel=1e-4), column
+    state, expected = weights(tmp_path / "two", "last.ckpt"), weights(tmp_path / "one", "last.ckpt")
+    assert state.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(state[key], tensor, rtol=1e-4, atol=5e-5, msg=lambda text, key=key: f"{key}: {text}")
+    assert len(both["evaluations"]) == 1
+    assert recalls(tmp_path / "two", name) == pytest.approx(recalls(tmp_path / "one", name), rel=1e-4)
+    torch.testing.assert_close(scores(tmp_path / "two"), scores(tmp_path / "one"), rtol=1e-3, atol=1e-3)
+    validations = [metrics(tmp_path / folder, "val/isda") for folder in ("two", "one")]
+    assert validations[0] == [(2, pytest.approx(validations[1][0][1], rel=1e-4))]
+    queries = [dict(np.load(tmp_path / folder / "per_query" / f"{name}-test.npz")) for folder in ("one", "two")]
+    for column, values in queries[0].items():
+        assert np.array_equal(queries[1][column], values), column

@@ -55,6 +55,13 @@ def test_every_command_is_in_the_overview_and_has_its_own_help(command: str, cap
         assert ("--evaluate." in text) == (command in ("run", "test"))
 
 
+def test_the_demo_of_iais_is_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["demo", "iais", "--help"])
+    text = capsys.readouterr().out
+    assert "crosslight demo iais [--out DIR] [--seed N [N ...]]" in text
+    assert "UNITER" in text
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -95,6 +102,9 @@ def test_a_missing_file_suggests_the_packaged_one(form: list[str], capsys: pytes
     [
         (["table"], ["required: runs", "crosslight table --help"]),
         (["table", ".", "--dat", "x"], ["unrecognized arguments: --dat", "crosslight table --help"]),
+        (["demo", "iias"], ["'iias'", "iais", "crosslight demo --help"]),
+        (["demo", "iais", "--seed", "one"], ["--seed", "'one'"]),
+        (["demo", "--seed", "0", "1"], ["takes one --seed", "crosslight demo iais"]),
         (["world", "w", "--scenes", "many"], ["--scenes", "'many'", "crosslight world --help"]),
         (["world", "w", "--style", "blue"], ["--style", "'blue'", "source", "target"]),
         (["data", "chek", "coco", "."], ["'chek'", "check"]),

@@ -14,11 +14,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from datamodules.errors import InputError
 from experiments import cli
+from experiments.lightning_cli import ParsedCLI
 from experiments.run_folder import RunFolder, read_results
 from experiments.training import settle_failure
 
 TINY = ["-c", "configs/model/dual_tiny.yaml", "-c", "configs/data/world.yaml", "-c", "configs/trainer/cpu.yaml"]
 MWA = ["-c", "experiments/mwa/rows/mwa.yaml"]
+UNITER = [
+    "-c", "configs/model/uniter_tiny.yaml", "-c", "configs/data/world_entities.yaml", "-c", "experiments/iais/rows/singular.yaml",
+]  # fmt: skip
 Fail = Callable[..., str]
 
 
@@ -63,6 +67,9 @@ def fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("--wandb.enable=false", "--wandb.enabled"),
         ("--checkpoint.monitr=x", "--checkpoint.monitor"),
         ("--nam=x", "--name"),  # abbreviations are off
+        ("--data.init_args.limits.trai=3", "--data.init_args.limits.train"),  # also inside classes
+        ("--data.init_args.ranking.candidate=3", "--data.init_args.ranking.candidates"),
+        ("--model.init_args.optimisation.warmup=0.5", "--model.init_args.optimisation.warmup_fraction"),
         ("--run_di=x", "--run_dir"),
         ("--ckpt_pth=x", "--ckpt_path"),
     ],
@@ -70,6 +77,50 @@ def fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def test_unknown_option_on_the_command_line(wrong: str, meant: str, fail: Fail) -> None:
     name = wrong.partition("=")[0]
     assert fail(*TINY, *MWA, wrong) == f"there is no option {name} (on the command line).\nDid you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("--model.init_args.alignment.init_args.kinds=singular", "--model.init_args.alignment.init_args.kind"),
+        (
+            "--model.init_args.alignment.init_args.annealing.shedule=exp",
+            "--model.init_args.alignment.init_args.annealing.schedule",
+        ),
+        ("--model.init_args.hard_negative=3", "--model.init_args.hard_negatives"),
+        ("--data.init_args.phrase_region=gt", "--data.init_args.phrase_regions"),
+        ("--data.init_args.regions.image_dbs=x", "--data.init_args.regions.image_db"),
+        ("--data.init_args.ranking.candidate=3", "--data.init_args.ranking.candidates"),
+    ],
+)
+def test_unknown_option_of_uniter_and_iais(wrong: str, meant: str, fail: Fail) -> None:
+    name = wrong.partition("=")[0]
+    assert fail(*UNITER, wrong) == f"there is no option {name} (on the command line).\nDid you mean {meant}?"
+
+
+def test_class_of_another_kind(fail: Fail, tmp_path: Path) -> None:
+    towers = "lightning_modules.networks.dual_encoder.DualEncoder"
+    assert fail(*UNITER, f"--model.init_args.network={towers}") == (
+        f"model.init_args.network (on the command line): {towers} is no UniterRetrieval."
+        "\nIt takes: lightning_modules.networks.uniter.UniterRetrieval."
+    )
+    margin = "lightning_modules.objectives.ranking.MarginRanking"
+    (tmp_path / "mine.yaml").write_text(f"model: {{init_args: {{alignment: {{class_path: {margin}}}}}}}\n")
+    assert fail(*UNITER[:4], "-c", "mine.yaml") == (
+        f"model.init_args.alignment (in mine.yaml): {margin} is no IAIS."
+        "\nIt takes: lightning_modules.objectives.relation_alignment.IAIS."
+    )
+
+
+def test_null_arrives_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSLIGHT_WORLD", str(tmp_path / "no-world"))
+    inside = "--model.init_args.network.init_args"
+    files = cli.find_configs(
+        [*UNITER, f"{inside}.tokeniser=null", f"{inside}.max_tokens=null", "--data.init_args.limits.val=null"]
+    )
+    found = ParsedCLI(["fit", *files]).plain
+    network = found["model"]["init_args"]["network"]["init_args"]
+    assert (network["tokeniser"], network["max_tokens"], found["data"]["init_args"]["limits"]["val"]) == (None, None, None)
 
 
 def test_unknown_option_of_a_further_data_set(fail: Fail) -> None:

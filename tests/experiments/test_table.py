@@ -85,6 +85,36 @@ def test_markdown_and_csv(runs: Path) -> None:
     assert next(row for row in read if row["name"] == "full")["rsum"] == ""
 
 
+def test_relation_distances_have_columns_where_a_run_measured_them(runs: Path) -> None:
+    assert "ISDa" not in markdown(rows(find_runs([runs])))
+    for seed, (isda, singular, distributed) in enumerate([(0.2, 0.5, 0.3), (0.4, 0.6, 0.3)]):
+        entry = evaluation(300.0)
+        entry["metrics"] |= {"isda": isda, "iais_singular": singular, "iais_distributed": distributed, "isda_pairs": 9.0}
+        write_run(runs / f"iais-{seed}", "iais", seed=seed, evaluations=[entry])
+    write_run(runs / "iais-2", "iais", seed=2, evaluations=[evaluation(300.0)])
+    odd = evaluation(300.0)
+    odd["metrics"] |= {"isda": float("nan")}
+    write_run(runs / "iais-3", "iais", seed=3, evaluations=[odd])
+    write_run(runs / "few", "few", evaluations=[{**evaluation(60.0), "metrics": evaluation(60.0)["metrics"] | {"isda": 0.125}}])
+    table = rows(find_runs([runs]))
+    row = next(row for row in table if row["name"] == "iais")
+    assert (row["isda"], row["isda_sd"]) == (pytest.approx(0.3), pytest.approx(0.02**0.5))
+    assert (row["iais_singular"], row["iais_distributed"], row["iais_distributed_sd"]) == (pytest.approx(0.55), 0.3, 0.0)
+    assert "isda_pairs" not in row
+    lines = markdown(table).splitlines()
+    header = [cell.strip() for cell in lines[0].split("|")]
+    cells = {
+        line.split("|")[1].strip(): dict(zip(header, (c.strip() for c in line.split("|")), strict=True)) for line in lines[2:]
+    }
+    assert header.index("rsum") + 1 == header.index("ISDa")
+    found = {name: [cells[name][column] for column in ("rsum", "ISDa", "L(s)", "L(d)", "seeds")] for name in cells}
+    assert found["iais"] == ["300.0 ±0.0", "0.300 ±0.141", "0.550 ±0.071", "0.300 ±0.000", "4"]
+    assert found["few"] == ["60.0", "0.125", "–", "–", "1"]
+    assert found["head"][1:4] == ["–", "–", "–"]
+    read = {row["name"]: row for row in csv.DictReader(io.StringIO(to_csv(table)))}
+    assert (float(read["iais"]["isda"]), read["head"]["isda"]) == (pytest.approx(0.3), "")
+
+
 def test_one_data_set_and_cut_splits(runs: Path) -> None:
     write_run(runs / "quick", "quick", evaluations=[evaluation(60.0, split="test[:100]")])
     table = rows(find_runs([runs]), data="coco")
