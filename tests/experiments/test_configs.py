@@ -69,6 +69,7 @@ COMPOSITIONS: list[list[str]] = [
      "experiments/mwa/flickr8k/common.yaml", "experiments/mwa/flickr8k/head_long.yaml"],
     *([UNITER, ENTITIES, CPU, f"experiments/iais/rows/{row}.yaml"] for row in IAIS_ROWS),
     *([BEIT3, WORLD, CPU, "experiments/mwa/rows/mwa.yaml", f"experiments/iais/rows/beit3_{kind}.yaml"] for kind in KINDS),
+    [*PHOTOGRAPHS, "experiments/iais/flickr8k/grid.yaml"],
     [*PHOTOGRAPHS, "experiments/iais/flickr8k/start.yaml"],  # as `make iais-flickr8k` composes them
     *([*PHOTOGRAPHS, f"experiments/iais/rows/{row}.yaml"] for row in ("baseline", *KINDS)),
     *([f"configs/model/uniter_{size}.yaml", f"configs/data/{data}_regions.yaml", "configs/trainer/gpu.yaml",
