@@ -81,7 +81,7 @@ COMPOSITIONS: list[list[str]] = [
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, and roots that do not exist: parsing must need neither."""
     monkeypatch.chdir(tmp_path)
-    for name in ("WORLD", "DATA", "WEIGHTS", "MINILM"):
+    for name in ("WORLD", "DATA", "WEIGHTS", "MINILM", "REGIONS"):
         monkeypatch.setenv(f"CROSSLIGHT_{name}", f"/roots/{name.lower()}")
     return tmp_path
 
