@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-iais test lint flickr8k iais-flickr8k bench bench-beit3 beit3-official bench-iais clean
+.PHONY: help setup demo demo-iais test lint flickr8k iais-flickr8k bench bench-beit3 beit3-official bench-iais bench-captions clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ iais-flickr8k: $(READY)  ## UNITER and IAIS on real photographs (needs CROSSLIGH
 bench-iais: $(READY)  ## the IAIS block against a plain loop, full rank against a bare encoder and the released way (six minutes)
 	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/iais_loss.py --out runs/bench-iais/iais_loss.json
 	$(BIN)/python benchmarks/full_rank.py --out runs/bench-iais/full_rank.json
+
+bench-captions: $(READY)  ## caption metrics against pycocoevalcap's: equal scores, times (half a minute)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/caption_metrics.py --out runs/bench-captions/caption_metrics.json
 
 clean:  ## remove the environment and caches, never runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

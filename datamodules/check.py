@@ -26,16 +26,20 @@ from datamodules.flickr30k_entities import Flickr30kEntities
 from datamodules.formats.parsing import Problem
 from datamodules.image_text import ImageTextDataModule
 from datamodules.images import open_image
+from datamodules.nocaps import NoCaps
 from datamodules.records import ImageRecord
 from datamodules.regions import RegionReader, name_of
+from datamodules.visual_genome import VisualGenome
 
-Kind = Literal["coco", "flickr30k", "flickr8k", "flickr30k_entities"]
+Kind = Literal["coco", "flickr30k", "flickr8k", "flickr30k_entities", "visual_genome", "nocaps"]
 
 _KINDS: dict[str, type[ImageTextDataModule]] = {
     "coco": COCO,
     "flickr30k": Flickr30k,
     "flickr8k": Flickr8k,
     "flickr30k_entities": Flickr30kEntities,
+    "visual_genome": VisualGenome,
+    "nocaps": NoCaps,
 }
 
 
@@ -118,7 +122,7 @@ def check(datamodule: ImageTextDataModule, workers: int = 2, progress: bool = Tr
                 splits_of_path[record.path].add(split)
             if split not in splits_of_image[record.image_id]:
                 splits_of_image[record.image_id].append(split)
-            for caption in record.captions:
+            for caption in record.captions if len(parsed.splits) > 1 else ():  # of one split there may be millions
                 splits_of_text[caption.token_ids or caption.text.strip().lower()].add(split)
     for image_id, splits in splits_of_image.items():
         if len(splits) > 1:

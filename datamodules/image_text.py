@@ -33,6 +33,7 @@ from datamodules.batches import (
     evaluation_batches,
     mix,
 )
+from datamodules.captions import CaptionBatches, Captioning, CaptionTokeniser, TrainCaptions
 from datamodules.errors import InputError
 from datamodules.formats.parsing import Parsed
 from datamodules.images import Augment, Augmentation, SplitImages
@@ -85,6 +86,11 @@ class _Connection:
     rank: int
     world_size: int
 
+    @property
+    def captions(self) -> CaptionTokeniser | None:
+        """The tokeniser of a network that writes captions."""
+        return self.tokeniser if isinstance(self.tokeniser, CaptionTokeniser) else None
+
 
 @dataclass(slots=True)
 class _Loaded:
@@ -98,10 +104,11 @@ class _Loaded:
 
 
 class ImageTextDataModule(LightningDataModule):
-    """Images with captions for retrieval: pixels and tokens, or region features and tokens.
+    """Images with captions, for retrieval as pixels and tokens, or region features and tokens, and for captioning.
 
     Training yields `PairBatch`, in the regions view `RankingBatch`; evaluation has two loaders, images once (`ImageBatch`) and
-    captions once (`TextBatch`). The network chooses the view: one that takes regions and no pixels gets regions.
+    captions once (`TextBatch`). A network that writes captions trains on `CaptionBatch` and is evaluated on images alone, with
+    the references in `records`. The network chooses: one that takes regions and no pixels gets regions (`Inputs`).
     Without a Trainer: `module.connect(network.inputs)`, then `module.train_dataloader()`, `module.evaluation_loaders("test")`.
 
     Args:
@@ -123,6 +130,7 @@ class ImageTextDataModule(LightningDataModule):
             evaluation, and to training where augment is "none"; a random crop needs the original file.
         regions: The data set's databases of region features, for a network that takes those in place of pixels.
         ranking: With regions: what a training batch consists of.
+        captioning: For a network that writes captions: which of them it trains on, in what batches.
 
     Raises:
         InputError: an option is out of range.
@@ -152,6 +160,7 @@ class ImageTextDataModule(LightningDataModule):
         cache_pixels: bool = False,
         regions: RegionFiles | None = None,
         ranking: Ranking = Ranking(),  # noqa: B008 - frozen
+        captioning: Captioning = Captioning(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         for option, value, least in (
@@ -173,6 +182,7 @@ class ImageTextDataModule(LightningDataModule):
         self.cache_pixels = cache_pixels
         self.regions = regions
         self.ranking = ranking
+        self.captioning = captioning
         self._connection: _Connection | None = None
         self._loaded: dict[View, _Loaded] = {}
         self._reader: RegionReader | None = None
@@ -292,7 +302,8 @@ class ImageTextDataModule(LightningDataModule):
         """
         digest = hashlib.sha256()
         for path in self.annotation_files() if self.needs_annotation_files else ():
-            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+            with path.open("rb") as file:  # up to 700 MB
+                digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
         digest.update(json.dumps([self._view_options(), asdict(self.limits)], sort_keys=True).encode())
         if self.view == "regions":
             self.region_reader().update(digest)
@@ -343,11 +354,14 @@ class ImageTextDataModule(LightningDataModule):
             lacking = "texts" if inputs.text is None else "images"
             raise InputError(f"the network takes no {lacking}; {type(self).__name__} gives image-text pairs.")
         file_ids = BEIT3_IDS
+        if inputs.captions and inputs.image is None:
+            raise InputError("captioning takes pixels: the network writes captions, but its inputs name no image transform.")
         if _view_of(inputs) == "regions":
             assert inputs.regions is not None
             self.region_reader().require_width(inputs.regions.feature_width)
             file_ids = self._read("regions").file_ids
-        self._connection = _Connection(inputs.image, Tokeniser(inputs.text, file_ids), rank, world_size)
+        tokeniser = CaptionTokeniser(inputs.text) if inputs.captions else Tokeniser(inputs.text, file_ids)
+        self._connection = _Connection(inputs.image, tokeniser, rank, world_size)
         for loaded in self._loaded.values():
             loaded.pixels.clear()
 
@@ -379,14 +393,19 @@ class ImageTextDataModule(LightningDataModule):
     # ------------------------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> TrainLoader:
-        """Batches of `PairBatch`, in the regions view of `RankingBatch`; resumes where `load_state_dict` said."""
+        """Batches of `PairBatch`, in the regions view of `RankingBatch`, for a network that writes captions of `CaptionBatch`;
+        resumes where `load_state_dict` said."""
         connection = self._connected()
         records = self.records("train")
         place = (connection.rank, connection.world_size)
-        samples: TrainPairs | TrainRanking
+        samples: TrainPairs | TrainRanking | TrainCaptions
         if self.view == "regions":
             samples = TrainRanking(records, self.region_reader(), connection.tokeniser, self.ranking, self.seed, *place)
             order: GlobalBatches = RankingBatches(self.ranking.sides, len(samples), self.batch_size, self.seed, *place)
+        elif connection.captions is not None:
+            images = self._images("train", records, self.augmentation)
+            samples = TrainCaptions(records, images, connection.captions, self.seed)
+            order = CaptionBatches(samples.counts, self.captioning, self.batch_size, self.seed, *place)
         else:
             images = self._images("train", records, self.augmentation)
             samples = TrainPairs(records, images, connection.tokeniser, self.train_unit, self.seed)
@@ -403,11 +422,15 @@ class ImageTextDataModule(LightningDataModule):
 
     def evaluation_loaders(self, split: str) -> list[DataLoader[Any]]:
         """Two loaders over this process's share of a split: images (`ImageBatch`; regions by their number), then captions by
-        length (`TextBatch`)."""
+        length (`TextBatch`). For a network that writes captions the first alone."""
         connection = self._connected()
         records = self.records(split)
-        texts = EvaluationTexts(records, connection.tokeniser)
         share = (self.eval_batch_size, connection.rank, connection.world_size)
+        if connection.captions is not None:
+            shown = EvaluationImages(records, self._images(split, records, None))
+            rows = evaluation_batches(len(shown), *share)
+            return [BatchLoader(shown, batch_size=None, sampler=rows, **self._loading())]
+        texts = EvaluationTexts(records, connection.tokeniser)
         images: EvaluationImages | EvaluationRegions
         if self.view == "regions":
             images = EvaluationRegions(records, self.region_reader())
@@ -480,6 +503,8 @@ class ImageTextDataModule(LightningDataModule):
 
     def _order_options(self, order: GlobalBatches) -> dict[str, Any]:
         options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "samples": order.samples}
+        if isinstance(order, CaptionBatches):
+            return {f"captioning.{name}": value for name, value in asdict(order.captioning).items()} | options
         if not isinstance(order, RankingBatches):
             return options | {"train_unit": self.train_unit}
         options |= {f"ranking.{name}": value for name, value in asdict(self.ranking).items()}

@@ -38,19 +38,26 @@ class TextInput:
     name fetches the official one). None: captions must come as token ids, from files that name their special tokens.
 
     `max_tokens` counts special tokens, longer captions are cut. `vocabulary` is the number of rows of the network's token table:
-    a tokeniser with more ids is refused (None: not checked).
+    a tokeniser with more ids is refused (None: not checked). `before` is put before every caption that a language model learns to
+    write: a space behind a prompt, since most tokenisers have other tokens for the first word of a text.
     """
 
     tokeniser: str | None
     max_tokens: int = 64
     vocabulary: int | None = None
+    before: str = ""
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What there is of each; a network that takes no text, say, leaves it None. With `regions` and without `image`, data modules
-    give region features in place of pixels."""
+    give region features in place of pixels.
+
+    `captions`: the network writes captions. Data modules then give images once with all their captions of a batch, as tokens that
+    end in the end token and have no begin token.
+    """
 
     image: ImageInput | None = None
     text: TextInput | None = None
     regions: RegionInput | None = None
+    captions: bool = False

@@ -6,6 +6,7 @@ B batch, T tokens, H/W pixels, R regions, D feature width, N objects, P positive
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -58,11 +59,12 @@ class Caption:
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One image of a split with all its captions (any number). `image_id` is unique in its data set; `path` is absolute, and None
-    where a data set gives region features only; `regions` is the image's name in its database of region features."""
+    where a data set gives region features only; `regions` is the image's name in its database of region features. `captions` is a
+    tuple but where there are millions (Visual Genome), which are made when they are asked for."""
 
     image_id: str
     path: Path | None
-    captions: tuple[Caption, ...]
+    captions: Sequence[Caption]
     domain: str | None = None
     regions: str | None = None
 

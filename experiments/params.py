@@ -14,10 +14,16 @@ import torch
 from torch import nn
 
 from datamodules.errors import InputError
+from lightning_modules.adapters.clipcap import ClipCap
+from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import READINGS, MultiWayAdapter
 from lightning_modules.adapters.tuning import ParameterCounts, TuningMode, head_names, set_tuning
 from lightning_modules.networks.beit3 import BEiT3Retrieval
+from lightning_modules.networks.captioner import Captioner
+from lightning_modules.networks.clip_tower import ProjectedCLIPTower
+from lightning_modules.networks.language_model import LanguageModel
+from lightning_modules.networks.towers import HFImageTower, ImageTower
 from lightning_modules.networks.uniter import UniterRetrieval
 from lightning_modules.objectives.relation_alignment import IAIS, Kind, Reading
 
@@ -27,6 +33,18 @@ SIZES: dict[str, dict[str, Any]] = {
     f"{name} {px}": {**sizes, "image_size": px} for name, sizes in (("base", BASE), ("large", LARGE)) for px in (224, 384)
 }
 UNITER: dict[str, dict[str, Any]] = {"base": {}, "large": LARGE}  # its sizes are BERT's, and so BEiT-3's
+GPT2: dict[str, dict[str, int]] = {
+    "base": {},
+    "medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
+    "large": {"n_embd": 1280, "n_layer": 36, "n_head": 20},
+}
+CLIP_B = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 512,
+}
 KE_MIDS = (1, 16, 32, 64, 128)  # Figure 2
 
 MULTIWAY: dict[str, dict[str, Any]] = {
@@ -138,6 +156,32 @@ def uniter() -> list[str]:
     return lines
 
 
+def captioning() -> list[str]:
+    """I-Tuning on the hidden states of CLIP-ViT B/16 and ClipCap on the vectors of B/32, with the three sizes of GPT-2."""
+
+    def counted(name: str, size: str, adapter: ITuning | ClipCap) -> Row:
+        with torch.device("meta"):
+            language = LanguageModel(config={"model_type": "gpt2", **GPT2[size]})
+            i_tuning = isinstance(adapter, ITuning)
+            tower: ImageTower = (
+                HFImageTower(config={"model_type": "clip_vision_model", **CLIP_B, "patch_size": 16})
+                if i_tuning
+                else ProjectedCLIPTower(config={**CLIP_B, "patch_size": 32})
+            )
+            network = Captioner(tower, language, visual="tokens" if i_tuning else "pooled")
+        adapter.inject(network)
+        return Row(f"{name}, {size}", set_tuning(network, adapter, "adapter"), exported=True)
+
+    rows = [counted("i-tuning", size, ITuning()) for size in GPT2]
+    rows += [counted("i-tuning, 18 off", "large", ITuning(drop_first=18))]
+    rows += [counted("clipcap", size, ClipCap()) for size in GPT2]
+    rows += [
+        counted("clipcap, mlp", "base", ClipCap("mlp")),
+        counted("+ GPT-2", "base", ClipCap("mlp", tune_language_model=True)),
+    ]
+    return ["Captioning, GPT-2 with CLIP-ViT (I-Tuning: B/16; ClipCap, prefix 10: B/32)", HEADER, *map(str, rows)]
+
+
 def report() -> list[str]:
     """The lines of `crosslight params` without arguments."""
     lines = []
@@ -153,6 +197,8 @@ def report() -> list[str]:
         printed_large(),
         "",
         *uniter(),
+        "",
+        *captioning(),
     ]
     return lines
 

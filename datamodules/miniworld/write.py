@@ -7,6 +7,7 @@
 <root>/flickr30k/dataset_flickr30k.json, flickr30k-images/<id>.jpg
 <root>/flickr30k/img_db/flickr30k/all, txt_db/itm_flickr30k_{train,val,test}.db
 <root>/flickr30k/flickr30k_entities/{train,val,test}.txt, Sentences/<id>.txt, Annotations/<id>.xml
+<root>/visual_genome, <root>/nocaps                          see `datamodules.miniworld.captioned`
 <root>/scenes.jsonl                                          everything known about each scene (`read_scenes`)
 <root>/tokeniser/                                            a Hugging Face tokeniser that knows every word of both styles
 <root>/world.json                                            arguments, counts, fingerprint: written worlds are complete
@@ -33,6 +34,7 @@ from rich.console import Console
 from rich.progress import track
 
 from datamodules.errors import InputError
+from datamodules.miniworld.captioned import NoCapsCounts, write_nocaps, write_visual_genome
 from datamodules.miniworld.captions import RegionDescription, describe, region_descriptions, vocabulary
 from datamodules.miniworld.grounded import (
     SceneRegions,
@@ -49,7 +51,7 @@ from datamodules.records import Box, Caption, Phrase
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same arguments give other bytes (layout, painting, grammar): older worlds are then refused."""
 
 _FEW = 300  # scenes below which starting workers costs more than it saves
@@ -341,6 +343,9 @@ def _build(root: Path, arguments: dict[str, Any], counts: dict[str, dict[str, in
     _write_coco(root / "coco", [image for image in images if image.part == "coco"])
     _write_flickr(root / "flickr30k", [image for image in images if image.part == "flickr30k"])
     write_image_databases(root, rendered)
+    write_visual_genome(root, images)
+    seed, style, image_size = arguments["seed"], arguments["style"], arguments["image_size"]
+    write_nocaps(root, seed=seed, style=style, image_size=image_size, counts=NoCapsCounts.of(arguments["scenes"]))
     fingerprint = _fingerprint(root)
     write_tokeniser(root / "tokeniser")
     world = {"version": VERSION, "arguments": arguments, "counts": counts, "fingerprint": fingerprint}

@@ -90,6 +90,22 @@ def check(fixture: Fixture, spm: Path | None = None) -> list[Row]:
             from experiments.parity import isda
 
             return isda.check(fixture)
+        case "i-tuning-module":
+            from experiments.parity import i_tuning
+
+            return i_tuning.check_module(fixture)
+        case "i-tuning-gpt2":
+            from experiments.parity import i_tuning
+
+            return i_tuning.check_gpt2(fixture)
+        case "clipcap":
+            from experiments.parity import clipcap
+
+            return clipcap.check(fixture)
+        case "caption-metrics":
+            from experiments.parity import caption_metrics
+
+            return caption_metrics.check(fixture)
     return [not_checked("all", f"no checker for kind {fixture.kind}")]
 
 

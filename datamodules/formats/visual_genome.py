@@ -1,0 +1,232 @@
+"""Reader of Visual Genome's regions (Krishna et al. 2017): image_data.json and region_descriptions.json.
+
+image_data.json is a list of {image_id, url, width, height, coco_id, flickr_id}, the latter two null where an image is not COCO's
+or Flickr's; region_descriptions.json a list of {id or image_id, regions[].{region_id, image_id, x, y, width, height, phrase}}.
+An image lies at VG_100K/ID.jpg or VG_100K_2/ID.jpg: the last two parts of its url.
+Source: https://homes.cs.washington.edu/~ranjay/visualgenome/api_readme
+
+5.4 million phrases: as Python objects they would take gigabytes, in each process anew, so they are kept as one block of UTF-8 in
+which each image knows its stretch.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, overload
+
+from datamodules.errors import InputError
+from datamodules.formats.json_stream import stream_list
+from datamodules.formats.parsing import Entry, Parsed
+from datamodules.records import Caption, ImageRecord
+
+EXPECTED_IMAGES = "Visual Genome's image_data.json (a list of {image_id, url, coco_id, flickr_id})"
+EXPECTED_REGIONS = "Visual Genome's region_descriptions.json (a list of {id, regions[].{region_id, image_id, phrase}})"
+
+
+@dataclass(frozen=True, slots=True)
+class GenomeImage:
+    """An entry of image_data.json: `folder/file` is where its image lies; the ids are those in COCO and on Flickr."""
+
+    folder: str
+    file: str
+    coco_id: str | None
+    flickr_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Images that must stay out because another data set evaluates on them: `why` names it, ids are COCO's and Flickr's."""
+
+    why: str
+    coco_ids: frozenset[str] = frozenset()
+    flickr_ids: frozenset[str] = frozenset()
+
+    def holds(self, image: GenomeImage) -> bool:
+        return image.coco_id in self.coco_ids or image.flickr_id in self.flickr_ids
+
+
+@dataclass(slots=True)
+class GenomeCounts:
+    """What came of the files: `images` and `phrases` kept; images `excluded` (by reason) or left `without_phrases`; phrases of
+    images that are not excluded, left out because they are `short` or `repeated` (the same region twice)."""
+
+    images: int = 0
+    phrases: int = 0
+    excluded: dict[str, int] = field(default_factory=dict)
+    without_phrases: int = 0
+    short: int = 0
+    repeated: int = 0
+
+    def __str__(self) -> str:
+        left_out = [f"{count:,} images are {why}" for why, count in self.excluded.items() if count]
+        left_out += [f"{self.without_phrases:,} images have no phrase"] if self.without_phrases else []
+        left_out += [f"{self.short:,} phrases are short"] if self.short else []
+        left_out += [f"{self.repeated:,} regions are repeated"] if self.repeated else []
+        return f"{self.images:,} images with {self.phrases:,} phrases; left out: {', '.join(left_out) or 'nothing'}"
+
+
+class _Block:
+    """Phrases one after the other: UTF-8 text, where each one ends in it, and region ids."""
+
+    def __init__(self) -> None:
+        self.text = bytearray()
+        self.ends = array("q")
+        self.ids = array("q")
+
+    def add(self, region_id: int, text: str) -> None:
+        self.text += text.encode()
+        self.ends.append(len(self.text))
+        self.ids.append(region_id)
+
+    def caption(self, row: int) -> Caption:
+        start = self.ends[row - 1] if row else 0
+        return Caption(str(self.ids[row]), self.text[start : self.ends[row]].decode())
+
+
+class Phrases(Sequence[Caption]):
+    """The phrases of one image as captions, made when they are asked for."""
+
+    __slots__ = ("_block", "_start", "_stop")
+
+    def __init__(self, block: _Block, start: int, stop: int) -> None:
+        self._block, self._start, self._stop = block, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    @overload
+    def __getitem__(self, index: int) -> Caption: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Caption, ...]: ...
+    def __getitem__(self, index: int | slice) -> Caption | tuple[Caption, ...]:
+        rows = range(self._start, self._stop)[index]
+        return self._block.caption(rows) if isinstance(rows, int) else tuple(map(self._block.caption, rows))
+
+    def __iter__(self) -> Iterator[Caption]:
+        return map(self._block.caption, range(self._start, self._stop))
+
+
+def parse_visual_genome(
+    image_data: Path,
+    region_descriptions: Path,
+    image_dir: Path,
+    *,
+    flat: bool = False,
+    min_words: int = 3,
+    exclusions: Sequence[Exclusion] = (),
+) -> tuple[Parsed, GenomeCounts]:
+    """Images with their phrases as captions, as the split "train", in the order of region_descriptions.json, and its problems.
+
+    White space in phrases becomes single spaces, upper and lower case stay. A caption's id is its region's; where the region is
+    in the image is not kept. Images without a phrase to keep are left out. An image that several exclusions hold counts for the
+    first.
+
+    Args:
+        image_data: image_data.json.
+        region_descriptions: region_descriptions.json.
+        image_dir: Folder that holds VG_100K and VG_100K_2.
+        flat: All images lie in `image_dir` itself.
+        min_words: Leave out phrases of fewer words.
+        exclusions: Images to leave out.
+
+    Raises:
+        InputError: a file is missing, cut short, or not of this format.
+    """
+    parsed, counts = Parsed(region_descriptions), GenomeCounts(excluded={exclusion.why: 0 for exclusion in exclusions})
+    image_dir = image_dir.absolute()
+    images = read_image_data(image_data, parsed)
+    records = parsed.splits["train"] = []
+    block = _Block()
+    seen: set[str] = set()
+    for row, value in enumerate(stream_list(region_descriptions, EXPECTED_REGIONS)):
+        entry = Entry(value, region_descriptions, f"[{row}]", EXPECTED_REGIONS)
+        regions = entry.items("regions")
+        image_id = _image_id(entry, regions)
+        if image_id in seen:
+            parsed.add("duplicated id", f"[{row}] repeats image id {image_id}")
+            continue
+        seen.add(image_id)
+        image = images.get(image_id)
+        if image is None:
+            parsed.add("caption without image", f"[{row}] describes image {image_id}, which {image_data.name} does not list")
+            continue
+        why = next((exclusion.why for exclusion in exclusions if exclusion.holds(image)), None)
+        if why is not None:
+            counts.excluded[why] += 1
+            continue
+        start = len(block.ids)
+        known: set[int] = set()
+        for number, region in enumerate(regions):
+            region_id, words = _region(region, region_descriptions, row, number)
+            if region_id in known:
+                counts.repeated += 1
+            elif len(words) < max(min_words, 1):
+                counts.short += 1
+            else:
+                known.add(region_id)
+                block.add(region_id, " ".join(words))
+        if len(block.ids) == start:
+            counts.without_phrases += 1
+            continue
+        phrases = Phrases(block, start, len(block.ids))
+        path = image_dir / image.file if flat else image_dir / image.folder / image.file
+        records.append(ImageRecord(image_id, path, phrases))
+    for image_id, image in images.items():
+        if image_id not in seen:
+            why = next((exclusion.why for exclusion in exclusions if exclusion.holds(image)), None)
+            if why is None:
+                counts.without_phrases += 1
+            else:
+                counts.excluded[why] += 1
+    counts.images, counts.phrases = len(records), len(block.ids)
+    return parsed, counts
+
+
+def read_image_data(path: Path, parsed: Parsed) -> dict[str, GenomeImage]:
+    """The images of image_data.json by id; what is wrong with them is added to `parsed`.
+
+    Raises:
+        InputError: the file is missing, cut short, or not of this format.
+    """
+    images: dict[str, GenomeImage] = {}
+    for row, value in enumerate(stream_list(path, EXPECTED_IMAGES)):
+        entry = Entry(value, path, f"[{row}]", EXPECTED_IMAGES)
+        image_id = entry.identity("image_id" if "image_id" in entry.value else "id")
+        parts = PurePosixPath(entry.text("url").partition("?")[0]).parts
+        if len(parts) < 2 or ".." in parts[-2:]:
+            parsed.add("unreadable annotation", f"{path.name}[{row}]: url {entry.text('url')!r} names no folder and file")
+        elif image_id in images:
+            parsed.add("duplicated id", f"{path.name}[{row}] repeats image id {image_id}")
+        else:
+            coco_id, flickr_id = (
+                entry.identity(key) if entry.value.get(key) is not None else None for key in ("coco_id", "flickr_id")
+            )
+            images[image_id] = GenomeImage(parts[-2], parts[-1], coco_id, flickr_id)
+    return images
+
+
+def _image_id(entry: Entry, regions: list[Any]) -> str:
+    """The regions name their image in every release, the entry only in some."""
+    if "image_id" in entry.value:
+        return entry.identity("image_id")
+    if regions and isinstance(regions[0], Mapping) and "image_id" in regions[0]:
+        place = f"{entry.place}.regions[0]"
+        return Entry(regions[0], entry.path, place, EXPECTED_REGIONS).identity("image_id")
+    return entry.identity("id")
+
+
+def _region(region: Any, path: Path, row: int, number: int) -> tuple[int, list[str]]:
+    """A region's id and the words of its phrase."""
+    if type(region) is dict:  # millions: nothing is made for those that are as they should be
+        region_id, phrase = region.get("region_id"), region.get("phrase")
+        if type(region_id) is int and type(phrase) is str:
+            return region_id, phrase.split()
+    entry = Entry(region, path, f"[{row}].regions[{number}]", EXPECTED_REGIONS)
+    key = "region_id" if "region_id" in entry.value else "id"  # release 1.0
+    identity = entry.identity(key)
+    if not identity.isdecimal():
+        raise InputError(f"{path}: {entry.place}: {key!r} is {identity!r}, not a number; expected {EXPECTED_REGIONS}.")
+    return int(identity), entry.text("phrase").split()

@@ -1,0 +1,460 @@
+"""I-Tuning (Luo et al., arXiv 2202.06574): cross-attention to the image beside the FFN of every layer of a frozen language model.
+
+    Q = Wq X + bq    K = Wk V + bk    U = Wv V + bv            Eq. 1-3; X [T, d] text, V [N, D] visual tokens, r wide inside
+    S = softmax(scale * Q K^T)                                 Eq. 4, where scale is 1 and there is one head
+    dh = lambda * Wo (S U) + bo                                Eq. 5, bo outside of lambda
+    block output = residual + FFN(X) + dh
+
+No official code exists. The printed parameter counts (14 M, 44 M, 95 M, and 47 M with half of the layers dropped) come out with
+r = d/2, V = the 768-d hidden states of CLIP-ViT B/16, own K and V in every layer, and all biases: those are the defaults. X is
+what the FFN itself reads. What the paper leaves open is an option.
+
+The language model keeps its classes, module tree and state dict: the modules lie beside it (`network.i_tuning`, by layer), and
+two hooks a layer read X and add dh. The image travels as state of the modules (`look`, `forget`), since `generate` passes nothing
+to an FFN. Without an image the language model is bit for bit the plain one. Keys and values are computed once an image in `look`:
+all captions or beams of an image share them by index.
+
+Layers below the first module have no module to compute, and nothing in them requires a gradient, so they record no graph, with
+`checkpoint_blocks` neither. (Hugging Face's own switch makes the embeddings require one, and all layers with them.)
+
+Legend: I images, V visual tokens, D visual width, B rows of text, T tokens of a row, H heads, E width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datamodules.errors import InputError
+
+Reading = Literal["paper", "multihead"]
+Initialisation = Literal["normal", "zero_up"]
+Input = Literal["ffn_input", "residual"]
+
+NAME = "i_tuning"  # the network's attribute that holds the modules; its keys are the adapter's keys
+HEAD_WIDTH = 64  # of the reading "multihead", as in GPT-2
+_MOST_PADDING = 2  # times the queries; beyond it, keys are copied to the rows instead of padding the rows of an image
+
+
+# ------------------------------------------------------------------------------------------------------------ whose image
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How rows of text share images.
+
+    `slot_B` (int64) is a row's place in a table of `images` x `most` rows; None: rows of one image follow each other, as many for
+    each image, so that a reshape is enough (beams, or a batch grouped by image).
+    """
+
+    images: int
+    most: int
+    slot_B: Tensor | None
+
+    @staticmethod
+    def of(image_row_B: Tensor, images: int) -> Rows:
+        """Of the image row of each text row.
+
+        Raises:
+            InputError: A row names an image that does not exist.
+        """
+        rows = image_row_B.tolist()
+        if not rows or min(rows) < 0 or max(rows) >= images:
+            raise InputError(f"I-Tuning: captions name image rows {min(rows, default=0)} to {max(rows, default=-1)} of {images}")
+        if len(rows) % images == 0 and rows == [i // (len(rows) // images) for i in range(len(rows))]:
+            return Rows(images, len(rows) // images, None)
+        count = [0] * images
+        place = []
+        for row in rows:
+            place.append(count[row])
+            count[row] += 1
+        most = max(count)
+        slots = [row * most + at for row, at in zip(rows, place, strict=True)]
+        return Rows(images, most, torch.tensor(slots, device=image_row_B.device))
+
+    def group(self, queries: Tensor) -> Tensor:
+        """Queries of any shape [..., r], rows first -> [I, most * T, r]; rows that an image has not are zero."""
+        width = queries.shape[-1]
+        if self.slot_B is None:
+            return queries.reshape(self.images, -1, width)
+        queries_BTR = queries.reshape(len(self.slot_B), -1, width)
+        table = queries_BTR.new_zeros(self.images * self.most, *queries_BTR.shape[1:])
+        return table.index_copy(0, self.slot_B, queries_BTR).reshape(self.images, -1, width)
+
+    def ungroup(self, grouped: Tensor, shape: torch.Size) -> Tensor:
+        """Back to the rows: [I, most * T, R] -> [*shape[:-1], R]."""
+        width = grouped.shape[-1]
+        if self.slot_B is not None:
+            grouped = grouped.reshape(self.images * self.most, -1, width).index_select(0, self.slot_B)
+        return grouped.reshape(*shape[:-1], width)
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """What one layer sees of the images: keys and values [I, H, V, E], lambda already in the values."""
+
+    keys_IHVE: Tensor
+    values_IHVE: Tensor
+    rows: Rows
+
+
+# ---------------------------------------------------------------------------------------------------------------- module
+
+
+class ITuningModule(nn.Module):
+    """The module of one layer.
+
+    Args:
+        width: d, width of the language model.
+        visual_width: D.
+        bottleneck: r.
+        heads: Parts of the bottleneck that attend on their own; contiguous.
+        scale: What Q K^T is multiplied with; None = 1 / sqrt(r / heads).
+        lambda_: lambda of Eq. 5.
+        init: "normal" = weights from N(0, `init_std`), biases zero; "zero_up" = Wo zero besides, so that training starts from the
+            plain language model.
+        init_std: Standard deviation of random weights.
+        visual_norm: LayerNorm on V.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        visual_width: int,
+        bottleneck: int,
+        heads: int = 1,
+        scale: float | None = 1.0,
+        lambda_: float = 4.0,
+        init: Initialisation = "normal",
+        init_std: float = 0.02,
+        visual_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = 1 / math.sqrt(bottleneck / heads) if scale is None else scale
+        self.lambda_ = lambda_
+        self.init, self.init_std = init, init_std
+        self.norm = nn.LayerNorm(visual_width) if visual_norm else None
+        self.q = nn.Linear(width, bottleneck)
+        self.k = nn.Linear(visual_width, bottleneck)
+        self.v = nn.Linear(visual_width, bottleneck)
+        self.o = nn.Linear(bottleneck, width)
+        self._seen: KeysValues | None = None
+        self._x: Tensor | None = None  # X, from when the FFN reads it until dh is added in the same call
+        self._maps: list[Tensor] | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for layer in (self.q, self.k, self.v, self.o):
+            nn.init.normal_(layer.weight, std=self.init_std)
+            nn.init.zeros_(layer.bias)
+        if self.init == "zero_up":
+            nn.init.zeros_(self.o.weight)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts without an image: tensors inside a graph cannot be copied."""
+        return {**self.__dict__, "_seen": None, "_x": None, "_maps": None}
+
+    # ------------------------------------------------------------------------------------------------------- equations
+
+    def keys_values(self, tokens_IVD: Tensor, rows: Rows) -> KeysValues:
+        """Eq. 2 and 3. lambda goes to the values, where it is multiplied once an image: lambda * Wo (S U) = Wo (S lambda U)."""
+        if self.norm is not None:
+            tokens_IVD = self.norm(tokens_IVD)
+        keys, values = self._split(self.k(tokens_IVD)), self._split(self.v(tokens_IVD) * self.lambda_)
+        return KeysValues(keys, values, rows)
+
+    def forward(self, x: Tensor, seen: KeysValues) -> Tensor:
+        """dh, of the shape of X: [B, T, d], or flat [B * T, d]."""
+        queries = self.q(x)
+        queries_IHSE = self._split(seen.rows.group(queries))
+        if self._maps is None:
+            context_IHSE = F.scaled_dot_product_attention(queries_IHSE, seen.keys_IHVE, seen.values_IHVE, scale=self.scale)
+        else:
+            scores = queries_IHSE.float() @ seen.keys_IHVE.float().transpose(-2, -1) * self.scale
+            maps_IHSV = scores.softmax(-1)
+            context_IHSE = maps_IHSV.to(seen.values_IHVE.dtype) @ seen.values_IHVE
+            maps_ISW = maps_IHSV.transpose(1, 2).flatten(2)
+            self._maps.append(seen.rows.ungroup(maps_ISW, queries.shape).unflatten(-1, (self.heads, -1)).detach())
+        return self.o(seen.rows.ungroup(context_IHSE.transpose(1, 2).flatten(2), queries.shape))
+
+    def _split(self, x_INR: Tensor) -> Tensor:
+        return x_INR.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    # ------------------------------------------------------------------------------------------------ beside an FFN
+
+    def look(self, tokens_IVD: Tensor, rows: Rows) -> None:
+        """See these images from now on."""
+        self._seen = self.keys_values(tokens_IVD, rows)
+
+    def forget(self) -> None:
+        """See nothing: the layer is the language model's own."""
+        self._seen = self._x = None
+
+    def attach(self, reads: nn.Module, adds: nn.Module) -> None:
+        """Hook in: X is the first input of `reads`, dh is added to the output of `adds`. Bound methods, so deepcopy follows."""
+        reads.register_forward_pre_hook(self._before)
+        adds.register_forward_hook(self._after)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._seen is not None:
+            self._x = args[0]
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        x, self._x = self._x, None
+        if self._seen is None or x is None:
+            return output
+        return output + self(x, self._seen).to(output.dtype)
+
+
+class ITuningModules(nn.ModuleDict):
+    """The modules of a language model by layer ("0", "1", ...). Dropped layers have none."""
+
+    def look(self, tokens_IVD: Tensor, image_row_B: Tensor | None = None) -> None:
+        """See these images from now on, until `forget` or the next `look`. In training the backward pass still needs them.
+
+        Args:
+            tokens_IVD: Visual tokens.
+            image_row_B: Image of each row of text; None = rows are the images' in order, equally many an image (generation).
+
+        Raises:
+            InputError: A row names an image that does not exist.
+        """
+        images = len(tokens_IVD)
+        rows = Rows(images, 1, None) if image_row_B is None else Rows.of(image_row_B, images)
+        # very unequal numbers of captions: one copy of keys and values a row is less work than queries padded to the most
+        copied = rows.slot_B is not None and rows.images * rows.most > _MOST_PADDING * len(rows.slot_B)
+        for module in self.modules_by_layer().values():
+            module.look(tokens_IVD, rows)
+            if copied and image_row_B is not None:
+                seen = module._seen
+                assert seen is not None
+                keys, values = seen.keys_IHVE.index_select(0, image_row_B), seen.values_IHVE.index_select(0, image_row_B)
+                module._seen = KeysValues(keys, values, Rows(len(image_row_B), 1, None))
+
+    def forget(self) -> None:
+        """Be the plain language model."""
+        for module in self.modules_by_layer().values():
+            module.forget()
+
+    def modules_by_layer(self) -> dict[int, ITuningModule]:
+        return {int(layer): cast(ITuningModule, module) for layer, module in self.items()}
+
+    @contextmanager
+    def watching(self, layers: Sequence[int] | None = None) -> Iterator[dict[int, list[Tensor]]]:
+        """While inside, keep cross-attention maps: one [B, T, H, V] (fp32) a call of the language model, by layer (None = all).
+
+        Raises:
+            InputError: A layer without a module.
+        """
+        modules = self.modules_by_layer()
+        if wrong := [layer for layer in layers or () if layer not in modules]:
+            raise InputError(f"I-Tuning: layers {wrong} have no module to watch; there are modules in layers {[*modules]}")
+        kept: dict[int, list[Tensor]] = {layer: [] for layer in modules if layers is None or layer in layers}
+        for layer, maps in kept.items():
+            modules[layer]._maps = maps
+        try:
+            yield kept
+        finally:
+            for layer in kept:
+                modules[layer]._maps = None
+
+
+# -------------------------------------------------------------------------------------------------------------- injection
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where things are in a causal language model of Hugging Face. The last three are relative to a layer."""
+
+    layers: str
+    first: str  # first module of the FFN: its input is X
+    last: str  # last module of the FFN: its output is FFN(X)
+    norm: str  # norm before the FFN: its input is the residual stream
+
+
+_LLAMA = Site("model.layers", "mlp", "mlp", "post_attention_layernorm")
+
+# By model_type; only those whose forward was read: residual + FFN(norm(residual)) with nothing behind the FFN but dropout.
+SITES: dict[str, Site] = {
+    "gpt2": Site("transformer.h", "mlp", "mlp", "ln_2"),
+    "gpt_neox": Site("gpt_neox.layers", "mlp", "mlp", "post_attention_layernorm"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "opt": Site("model.decoder.layers", "fc1", "fc2", "final_layer_norm"),
+}
+
+
+def find_language_model(network: nn.Module) -> tuple[nn.Module, Site]:
+    """The causal language model in a network, and where its FFNs are.
+
+    Raises:
+        InputError: There is none of a known kind (the message names what was found).
+    """
+    kinds = []
+    for module in network.modules():
+        kind = getattr(getattr(module, "config", None), "model_type", None)
+        if kind is None:
+            continue
+        kinds.append(f"{type(module).__name__} ({kind})")
+        site = SITES.get(kind)
+        if site is not None and any(name == site.layers for name, _ in module.named_modules()):
+            return module, site
+    found = ", ".join(dict.fromkeys(kinds)) or "no model of Hugging Face"
+    raise InputError(
+        f"I-Tuning: {type(network).__name__} has no causal language model it knows ({', '.join(SITES)}); it has {found}; choose "
+        "one of those families as the captioner's language model"
+    )
+
+
+class ITuning:
+    """I-Tuning modules beside the FFNs of a captioner's language model.
+
+    Args:
+        reading: "paper" = Eq. 4 as printed: one head, no scale. "multihead" = heads of width 64, scaled by 1/sqrt(64).
+        drop_first: I-Tuning Dropping: no modules in so many layers from the bottom (the paper: 18 of GPT-2 large's 36).
+        layers: Exactly these layers (0-based), in place of `drop_first`.
+        bottleneck: r; null = half the language model's width.
+        heads: Null = as the reading.
+        scale: What Q K^T is multiplied with: a number, or "sqrt" = 1 / sqrt(r / heads); null = as the reading.
+        lambda_: lambda of Eq. 5, which the paper only says to be 1 or more; 4 is the scale of He et al. (2022), whose parallel
+            adapter this follows.
+        init: "normal" = N(0, `init_std`), biases zero; "zero_up" = Wo zero besides: starts as the plain language model.
+        init_std: Standard deviation of random weights.
+        x: X is what the FFN reads ("ffn_input", behind its norm), or the residual stream before that norm ("residual").
+        visual_norm: LayerNorm on the visual tokens, one in each module.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    def __init__(
+        self,
+        reading: Reading = "paper",
+        drop_first: int = 0,
+        layers: list[int] | None = None,
+        bottleneck: int | None = None,
+        heads: int | None = None,
+        scale: float | Literal["sqrt"] | None = None,
+        lambda_: float = 4.0,
+        init: Initialisation = "normal",
+        init_std: float = 0.02,
+        x: Input = "ffn_input",
+        visual_norm: bool = False,
+    ) -> None:
+        self._init_args: dict[str, Any] = {
+            "reading": reading,
+            "drop_first": drop_first,
+            "layers": layers,
+            "bottleneck": bottleneck,
+            "heads": heads,
+            "scale": scale,
+            "lambda_": lambda_,
+            "init": init,
+            "init_std": init_std,
+            "x": x,
+            "visual_norm": visual_norm,
+        }
+        if reading not in ("paper", "multihead"):
+            raise InputError(f"I-Tuning: unknown reading {reading!r}; choose paper or multihead")
+        if layers is not None and (drop_first or not layers or len(set(layers)) != len(layers)):
+            raise InputError(f"I-Tuning: give layers ({layers}, each once) or drop_first ({drop_first}), not both")
+        least = {"drop_first": (drop_first, 0), "bottleneck": (bottleneck, 1), "heads": (heads, 1)}
+        if wrong := [f"{name} {value}" for name, (value, low) in least.items() if value is not None and value < low]:
+            raise InputError(f"I-Tuning: {', '.join(wrong)} is too small: bottleneck and heads start at 1, drop_first at 0")
+        if not lambda_ > 0 or not init_std > 0 or (isinstance(scale, float) and not scale > 0):
+            raise InputError(f"I-Tuning: lambda_ ({lambda_}), init_std ({init_std}) and scale ({scale}) must be positive")
+        self.reading, self.drop_first, self.layers, self.bottleneck = reading, drop_first, layers, bottleneck
+        self.heads, self.scale, self.lambda_, self.init, self.init_std = heads, scale, lambda_, init, init_std
+        self.x, self.visual_norm = x, visual_norm
+
+    @property
+    def identity_at_start(self) -> bool:
+        """Only with Wo zero."""
+        return self.init == "zero_up"
+
+    @property
+    def off(self) -> bool:
+        """Never: at least one layer has a module."""
+        return False
+
+    def owns(self, parameter_name: str) -> bool:
+        """Whether the name of a parameter, of a state-dict entry or of a module is this adapter's."""
+        return NAME in parameter_name.split(".")
+
+    def describe(self) -> dict[str, Any]:
+        """Constructor arguments to build it again."""
+        return {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "init_args": dict(self._init_args),
+            "identity_at_start": self.identity_at_start,
+        }
+
+    def module(self, width: int, visual_width: int) -> ITuningModule:
+        """A module for a layer of this width.
+
+        Raises:
+            InputError: The heads do not divide the bottleneck.
+        """
+        bottleneck = self.bottleneck or width // 2
+        multihead = self.reading == "multihead"
+        heads = self.heads or (max(1, bottleneck // HEAD_WIDTH) if multihead else 1)
+        if bottleneck < 1 or bottleneck % heads:
+            raise InputError(
+                f"I-Tuning: {heads} heads do not divide the bottleneck of {bottleneck} (language model of width {width}); set "
+                "heads or bottleneck"
+            )
+        scale = self.scale if self.scale is not None else "sqrt" if multihead else 1.0
+        return ITuningModule(
+            width,
+            visual_width,
+            bottleneck,
+            heads,
+            None if scale == "sqrt" else scale,
+            self.lambda_,
+            self.init,
+            self.init_std,
+            self.visual_norm,
+        )
+
+    def inject(self, network: nn.Module) -> None:
+        """Give `network.i_tuning` a module for every chosen layer of its language model, on the layer's device, in fp32.
+
+        Args:
+            network: A captioner: it holds a causal language model and says the width of its visual tokens (`visual_width`).
+
+        Raises:
+            InputError: No language model of a known family, no such layers, no `visual_width`, or modules are there already.
+        """
+        if getattr(network, NAME, None) is not None:
+            raise InputError("I-Tuning: this captioner has I-Tuning modules already; inject only once")
+        visual_width = getattr(network, "visual_width", None)
+        if not isinstance(visual_width, int):
+            raise InputError(f"I-Tuning: {type(network).__name__} does not say its visual_width; it goes into captioners only")
+        model, site = find_language_model(network)
+        blocks = list(model.get_submodule(site.layers).children())
+        chosen = self.layers if self.layers is not None else list(range(self.drop_first, len(blocks)))
+        if not chosen or min(chosen) < 0 or max(chosen) >= len(blocks):
+            what = f"layers {self.layers}" if self.layers is not None else f"drop_first {self.drop_first}"
+            raise InputError(f"I-Tuning: {what}, but the language model has layers 0 to {len(blocks) - 1}")
+        config: Any = model.config
+        # a post-norm layer (OPT 350m) has the residual stream itself as the FFN's input
+        post_norm = getattr(config, "do_layer_norm_before", True) is False
+        reads = site.norm if self.x == "residual" and not post_norm else site.first
+        modules = ITuningModules()
+        for layer in sorted(chosen):
+            with torch.device(next(blocks[layer].parameters()).device):
+                modules[str(layer)] = self.module(int(config.hidden_size), visual_width)
+        for layer, module in modules.modules_by_layer().items():
+            module.attach(blocks[layer].get_submodule(reads), blocks[layer].get_submodule(site.last))
+        modules.train(network.training)
+        setattr(network, NAME, modules)

@@ -1,0 +1,1 @@
+"""Caption metrics, equal to coco-caption's: `evaluation` puts together bleu, rouge, cider and the outside programs."""

@@ -1,0 +1,299 @@
+"""A frozen vision tower, a frozen causal language model, and a place for what connects them (I-Tuning or ClipCap).
+
+The captioner is one network without either: `ITuning` puts `i_tuning` beside the language model's FFNs, `ClipCap` puts `prefix`
+before its text. What both share is here: each image is seen once (`see`), all its captions or beams refer to it by its row.
+
+    row of text = what leads in | caption [end]           leads in: [begin] prompt, or for ClipCap prefix, prompt
+
+Legend: I images, V visual tokens, D visual width, B captions, T tokens of a caption (end token included), L tokens that lead in,
+N tokens that are scored, W width of the language model's embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from datamodules.errors import InputError
+from datamodules.inputs import Inputs
+from datamodules.records import ImageBatch, TextBatch
+from lightning_modules.adapters.clipcap import Prefix
+from lightning_modules.adapters.i_tuning import ITuningModules, find_language_model
+from lightning_modules.networks.checkpointing import checkpoint_blocks
+from lightning_modules.networks.language_model import Decoding, LanguageModel
+from lightning_modules.networks.towers import ImageTower
+
+Visual = Literal["tokens", "patches", "pooled"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the vision tower made of images, each once: tokens [I, V, D]. Without a graph when the tower is frozen, so it may come
+    from a cache as well."""
+
+    tokens_IVD: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens_IVD)
+
+
+class Captioner(nn.Module):
+    """A vision tower that yields tokens beside a causal language model.
+
+    Args:
+        vision: The vision tower: Hugging Face's CLIP-ViT, or any timm or Hugging Face ViT or CNN.
+        language: The language model.
+        visual: What is shown of an image: "tokens" = all tokens of the last layer, the class token and registers included;
+            "patches" = without those; "pooled" = the tower's one vector (its `pooling`), which ClipCap needs.
+        visual_norm: "none" = the last layer's output as it is; "tower" = through the norm that the tower applies to its pooled
+            token only (CLIP's post_layernorm).
+        checkpoint_activations: Recompute the language model's activations in the backward pass.
+
+    Raises:
+        InputError: The tower has no such norm, or the language model is of an unknown family and cannot be checkpointed.
+    """
+
+    def __init__(
+        self,
+        vision: ImageTower,
+        language: LanguageModel,
+        visual: Visual = "tokens",
+        visual_norm: Literal["none", "tower"] = "none",
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        self.vision = vision
+        self.language = language
+        self.visual = visual
+        self.i_tuning: ITuningModules | None = None
+        self.prefix: Prefix | None = None
+        self.inputs = Inputs(image=vision.image_input, text=language.text_input)
+        self.loaded_heads: frozenset[str] = frozenset()
+        self.tunes_language = False  # whether the language model counts as a head (ClipCap with a tuned GPT-2)
+        if visual_norm == "tower" and (visual == "pooled" or not hasattr(vision.model, "post_layernorm")):
+            raise InputError(
+                f"captioner: visual_norm tower needs the tokens of a tower with a post_layernorm (CLIP's), here visual is "
+                f"{visual} of {type(vision.model).__name__}; set visual_norm to none"
+            )
+        self._norm = visual_norm == "tower"
+        self.visual_width = vision.width if visual == "pooled" else token_width(vision)
+        if checkpoint_activations:
+            checkpoint_blocks(self._blocks())
+
+    def _blocks(self) -> list[nn.Module]:
+        model, site = find_language_model(self.language)
+        return list(model.get_submodule(site.layers).children())
+
+    # ----------------------------------------------------------------------------------------------------------- images
+
+    def see(self, images: ImageBatch) -> Seen:
+        """Tokens of every image.
+
+        Raises:
+            InputError: The batch carries no pixels.
+        """
+        if images.pixels_B3HW is None:
+            raise InputError("the captioner needs pixels, but the data module's images carry none; choose its pixels view")
+        return Seen(self.visual_tokens(images.pixels_B3HW))
+
+    def visual_tokens(self, pixels_I3HW: Tensor) -> Tensor:
+        """[I, V, D]."""
+        if self.visual == "pooled":
+            return self.vision(pixels_I3HW).unsqueeze(1)
+        tokens_IVD, special = tower_tokens(self.vision, pixels_I3HW)
+        if self._norm:
+            tokens_IVD = cast(Any, self.vision.model).post_layernorm(tokens_IVD)
+        return tokens_IVD[:, special:] if self.visual == "patches" else tokens_IVD
+
+    # ------------------------------------------------------------------------------------------------------------- text
+
+    def _look(self, seen: Seen, image_row_B: Tensor | None) -> None:
+        if self.i_tuning is not None:
+            self.i_tuning.look(seen.tokens_IVD, image_row_B)
+
+    def forget(self) -> None:
+        """Let go of the last images; the language model is then the plain one. Not before the backward pass."""
+        if self.i_tuning is not None:
+            self.i_tuning.forget()
+
+    def _lead(self, seen: Seen, image_row_B: Tensor | None) -> Tensor:
+        """What comes before captions (`image_row_B` None = one row an image): ids [B, L], with ClipCap embeddings [B, L, W]."""
+        rows, device = len(seen) if image_row_B is None else len(image_row_B), seen.tokens_IVD.device
+        prompt = torch.tensor(self.language.prompt_ids, dtype=torch.int64, device=device).expand(rows, -1)
+        if self.prefix is None:
+            return torch.cat([torch.full((rows, 1), self.language.begin, dtype=torch.int64, device=device), prompt], dim=1)
+        prefix_IKW = self.prefix(seen.tokens_IVD)  # once an image
+        prefix_BKW = prefix_IKW if image_row_B is None else prefix_IKW.index_select(0, image_row_B)
+        return torch.cat([prefix_BKW, self.language.embed(prompt).to(prefix_BKW.dtype)], dim=1)
+
+    def _inputs(self, seen: Seen, tokens_BT: Tensor, image_row_B: Tensor) -> tuple[dict[str, Tensor], int]:
+        """Inputs of the language model for lead and captions, and the position whose output predicts the first caption token."""
+        lead = self._lead(seen, image_row_B)
+        self.language.require_positions(lead.shape[1] + tokens_BT.shape[1], "the longest caption of a batch (with what leads in)")
+        if not lead.is_floating_point():
+            return {"input_ids": torch.cat([lead, tokens_BT], dim=1)}, lead.shape[1] - 1
+        embedded = self.language.embed(tokens_BT).to(lead.dtype)
+        return {"inputs_embeds": torch.cat([lead, embedded], dim=1)}, lead.shape[1] - 1
+
+    def states(self, seen: Seen, tokens_BT: Tensor, image_row_B: Tensor) -> Tensor:
+        """[B, T, hidden]: the state that predicts each caption token, from the lead and the tokens before it."""
+        self._look(seen, image_row_B)
+        inputs, first = self._inputs(seen, tokens_BT[:, :-1], image_row_B)
+        return self.language.states(**inputs)[:, first:]
+
+    def logits(self, seen: Seen, texts: TextBatch, image_row_B: Tensor) -> Tensor:
+        """[B, T, vocabulary]: logits of each caption token. `loss` computes only those of real tokens."""
+        return self.language.logits(self.states(seen, texts.tokens_BT, image_row_B))
+
+    def loss(self, seen: Seen, texts: TextBatch, image_row_B: Tensor, tokens: float | Tensor | None = None) -> dict[str, Tensor]:
+        """-sum log P(token | before, image) over the captions' tokens and end tokens, divided by their number.
+
+        The images stay in the modules until the next call: a backward pass that recomputes activations looks at them again.
+
+        Args:
+            seen: The images, each once.
+            texts: Captions with their end token and without a begin token; what `mask_BT` leaves out is not scored.
+            image_row_B: Row of each caption's image in `seen` (int64).
+            tokens: Divide by this instead. With the number of tokens of all micro-batches and devices that make one step (and the
+                sum, not the mean, of their gradients) the loss is the exact token mean.
+
+        Returns:
+            {"loss": scalar}.
+
+        Raises:
+            InputError: A caption has no token at all, or is longer than the language model's positions.
+        """
+        states_BTW = self.states(seen, texts.tokens_BT, image_row_B)
+        targets_N = texts.tokens_BT[texts.mask_BT]
+        if not len(targets_N):
+            raise InputError("captioner: the batch has no caption token to learn from; captions end with their end token")
+        logits_NV = self.language.logits(states_BTW[texts.mask_BT]).float()
+        total = F.cross_entropy(logits_NV, targets_N, reduction="sum")
+        return {"loss": total / (len(targets_N) if tokens is None else tokens)}
+
+    # ------------------------------------------------------------------------------------------------------- generation
+
+    def generate_ids(self, seen: Seen, decoding: Decoding | None = None) -> list[list[int]]:
+        """One caption an image as token ids, without the end token. Visual keys and values are computed once an image."""
+        decoding = decoding or Decoding()
+        with torch.no_grad():
+            self._look(seen, None)
+            try:
+                lead = self._lead(seen, None)
+                key = "inputs_embeds" if lead.is_floating_point() else "input_ids"
+                return self.language.generate(decoding, **{key: lead})
+            finally:
+                self.forget()
+
+    def generate(self, seen: Seen, decoding: Decoding | None = None) -> list[str]:
+        """One caption an image.
+
+        Raises:
+            InputError: The language model has no tokeniser, or too few positions.
+        """
+        return self.language.decode(self.generate_ids(seen, decoding))
+
+    @torch.no_grad()
+    def attention(
+        self, seen: Seen, tokens_BT: Tensor, image_row_B: Tensor, layers: Sequence[int] | None = None
+    ) -> dict[int, Tensor]:
+        """Figure 3: cross-attention maps [B, H, T, V] (fp32) by layer, where each token of a caption looks.
+
+        Row t is of the position that reads token t. Every row sums to 1 over the visual tokens of the caption's own image.
+
+        Args:
+            seen: The images.
+            tokens_BT: Captions, right-padded.
+            image_row_B: Their images.
+            layers: Layers (0-based); None = all that have a module.
+
+        Raises:
+            InputError: There are no I-Tuning modules, or not in these layers.
+        """
+        if self.i_tuning is None:
+            raise InputError("captioner: attention maps are I-Tuning's; this captioner has no I-Tuning modules")
+        try:
+            with self.i_tuning.watching(layers) as kept:
+                self._look(seen, image_row_B)
+                inputs, first = self._inputs(seen, tokens_BT, image_row_B)
+                self.language.states(**inputs)
+        finally:
+            self.forget()
+        rows = len(tokens_BT)
+        # OPT's FFN flattens rows and tokens
+        maps = {layer: torch.cat(found).reshape(rows, -1, *found[0].shape[-2:]) for layer, found in kept.items()}
+        return {layer: found_BTHV[:, first + 1 :].transpose(1, 2).contiguous() for layer, found_BTHV in maps.items()}
+
+    # --------------------------------------------------------------------------------------------------------- contract
+
+    def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """None, or the whole language model where it is tuned beside an adapter. Tied parameters come under both names."""
+        named = self.language.named_parameters(remove_duplicate=False) if self.tunes_language else iter(())
+        return ((f"language.{name}", parameter) for name, parameter in named)
+
+    def unused_parameters(self) -> frozenset[str]:
+        """Parameters of the vision tower that its tokens do not need."""
+        unused = {f"vision.{name}" for name in self.vision.unused_parameters()}
+        if self._norm:
+            unused = {name for name in unused if "post_layernorm" not in name.split(".")}
+        return frozenset(unused)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the language model."""
+        return len(self._blocks())
+
+    def layer_id(self, name: str) -> int:
+        """Layer for layer-wise decay: vision tower and embeddings 0, layer i of the language model and its I-Tuning module i + 1,
+        what is behind the layers and ClipCap's mapper num_layers + 1."""
+        top, _, rest = name.partition(".")
+        if top == "i_tuning":
+            return int(rest.split(".")[0]) + 1
+        if top == "prefix":
+            return self.num_layers + 1
+        if top == "vision":
+            return 0
+        _, site = find_language_model(self.language)
+        inside = rest.removeprefix("model.")
+        if inside.startswith(f"{site.layers}."):
+            return int(inside.removeprefix(f"{site.layers}.").split(".")[0]) + 1
+        before = ("wte", "wpe", "embed_in", "embed_tokens", "embed_positions", "project_in")
+        return 0 if inside.split(".")[-2] in before else self.num_layers + 1
+
+
+# ---------------------------------------------------------------------------------------------------------- visual tokens
+
+
+def token_width(tower: ImageTower) -> int:
+    """D of a tower's tokens (pooling may join two vectors, or put a layer behind them)."""
+    model: Any = tower.model
+    if hasattr(model, "forward_features"):
+        return int(model.num_features)
+    settings = model.config
+    return int(settings.hidden_sizes[-1] if getattr(settings, "hidden_sizes", None) else settings.hidden_size)
+
+
+def tower_tokens(tower: ImageTower, pixels_B3HW: Tensor) -> tuple[Tensor, int]:
+    """Tokens [B, V, D] of the last layer of a tower of timm or Hugging Face, and how many special ones come first.
+
+    A grid of features (a CNN) becomes tokens row by row. CLIP's are before its post_layernorm, DINOv2's and timm's behind the
+    norm that their own forward ends with.
+    """
+    model: Any = tower.model
+    if hasattr(model, "forward_features"):
+        features = model.forward_features(pixels_B3HW)
+        if features.ndim == 4:
+            last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+            return (features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)), 0
+        return features, int(getattr(model, "num_prefix_tokens", 0))
+    resample: dict[str, bool] = {"interpolate_pos_encoding": True} if getattr(tower, "_resample", False) else {}
+    features = model(pixel_values=pixels_B3HW, **resample).last_hidden_state
+    if features.ndim == 4:
+        return features.flatten(2).transpose(1, 2), 0
+    return features, int(getattr(tower, "_prefix", 0))

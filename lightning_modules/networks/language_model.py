@@ -1,0 +1,355 @@
+"""A causal language model of Hugging Face with the tokens that begin and end a caption, and its decoding.
+
+The library's model is `LanguageModel.model`, under its own keys. A caption is `[begin] prompt | caption [end]`: what is left of
+the bar leads in and is never scored, what is right of it is what a `TextBatch` of a captioner holds.
+
+Legend: B rows, T tokens, L tokens that lead in, D width.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.errors import InputError
+from datamodules.inputs import TextInput
+from lightning_modules.checkpoints.hugging_face import quiet_loading
+from lightning_modules.checkpoints.weights import read_weights, some
+from lightning_modules.networks.towers import _expanded
+
+_OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How captions are made. The defaults are I-Tuning's beam search.
+
+    Args:
+        beams: Beams of beam search; 1 = greedy, or one sample.
+        max_new_tokens: Longest caption, its end token included.
+        min_new_tokens: No end before so many tokens.
+        length_penalty: Beam scores are divided by length to this power.
+        no_repeat_ngram: No n-gram of this size twice; 0 = allowed.
+        sample: Draw tokens (from torch's generator) instead of taking the best.
+        temperature: Of sampling.
+        top_k: Sample from so many best tokens; 0 = all.
+        top_p: Sample from the best tokens that have this probability together.
+        algorithm: "library" = Hugging Face's `generate`. "clipcap" = the beam search of ClipCap's released `generate_beam`: beams
+            are compared by their mean log probability at every step, finished ones with the open ones.
+        keep_end: Leave the end token in the caption; ClipCap's released models end with the full stop.
+
+    Raises:
+        InputError: A value is out of range, or "clipcap" with sampling.
+    """
+
+    beams: int = 5
+    max_new_tokens: int = 30
+    min_new_tokens: int = 0
+    length_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    algorithm: Literal["library", "clipcap"] = "library"
+    keep_end: bool = False
+
+    def __post_init__(self) -> None:
+        if self.beams < 1 or self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise InputError(
+                f"decoding: beams ({self.beams}) and max_new_tokens ({self.max_new_tokens}) must be positive, min_new_tokens "
+                f"({self.min_new_tokens}) between 0 and max_new_tokens"
+            )
+        if self.no_repeat_ngram < 0 or self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"decoding: no_repeat_ngram ({self.no_repeat_ngram}) and top_k ({self.top_k}) must be 0 or more, temperature "
+                f"({self.temperature}) positive, top_p ({self.top_p}) in (0, 1]"
+            )
+        plain = (self.sample, self.min_new_tokens, self.no_repeat_ngram, self.length_penalty) == (False, 0, 0, 1.0)
+        if self.algorithm == "clipcap" and not plain:
+            raise InputError(
+                "decoding: ClipCap's beam search knows neither sampling, min_new_tokens, no_repeat_ngram nor a length_penalty; "
+                "leave them out, or set algorithm to library"
+            )
+
+
+class LanguageModel(nn.Module):
+    """Any causal language model of Hugging Face.
+
+    Args:
+        name: Hub name or local folder, weights included.
+        config: Instead of `name`: the configuration, e.g. {model_type: gpt2, n_embd: 768, n_layer: 12, n_head: 12}.
+        weights: With `config`: a safetensors or torch file with the model's keys (a tied head may be left out). None = random.
+        tokeniser: Hugging Face name or local folder; None = `name`. A model by `config` without one takes and gives ids only.
+        prompt: Text between the begin token and the caption, the same for every image ("A photo of"); "" = none.
+        begin: Token id that begins a text; None = the model's begin token, or its end token if it has none.
+        end: Token id at which a generated caption ends; None = the model's, which must be the tokeniser's: captions in training
+            end in that one. (ClipCap's released models were trained without one and end at the full stop, GPT-2's token 13.)
+        max_tokens: Longest caption in training, its end token included (with the begin token 40); longer ones are cut.
+        attention: "sdpa" (fused) or "eager".
+
+    Raises:
+        InputError: Nothing to build, weights that do not fit, no begin or end token, or more tokens than positions.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        config: dict[str, Any] | None = None,
+        weights: str | None = None,
+        tokeniser: str | None = None,
+        prompt: str = "",
+        begin: int | None = None,
+        end: int | None = None,
+        max_tokens: int = 39,
+        attention: Literal["sdpa", "eager"] = "sdpa",
+    ) -> None:
+        super().__init__()
+        self.model: Any = _causal_model(name, config, weights, attention)
+        settings: Any = self.model.config
+        where = f"language model {name or settings.model_type}"
+        self.width = int(settings.hidden_size)
+        self.vocabulary = int(settings.vocab_size)
+        self.begin = _special(begin, settings.bos_token_id, settings.eos_token_id, self.vocabulary, f"{where}: begin")
+        self._end_given = end is not None
+        self.end = _special(end, settings.eos_token_id, None, self.vocabulary, f"{where}: end")
+        positions = getattr(settings, "max_position_embeddings", None)
+        self.positions = None if positions is None else int(positions)
+        source = tokeniser or _expanded(name)
+        self.text_input = TextInput(
+            source, max_tokens, self.vocabulary, before=" " if prompt and not prompt[-1].isspace() else ""
+        )
+        self._tokenizer: Any = None
+        self.prompt_ids: tuple[int, ...] = ()
+        if prompt:
+            self.prompt_ids = tuple(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        self.require_positions(1 + len(self.prompt_ids) + max_tokens, "max_tokens (with begin token and prompt)")
+
+    @property
+    def tokenizer(self) -> Any:
+        """Hugging Face's tokeniser, loaded when it is first needed.
+
+        Raises:
+            InputError: None was named, or there is none.
+        """
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            source = self.text_input.tokeniser
+            if source is None:
+                raise InputError("language model: tokeniser is missing (a Hugging Face name or folder); captions as text need it")
+            try:
+                with quiet_loading():
+                    self._tokenizer = AutoTokenizer.from_pretrained(source)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                first = str(error).strip().partition("\n")[0]
+                raise InputError(f"language model: no tokeniser at {source} ({first}); give a folder or hub name") from error
+            learned = self._tokenizer.eos_token_id  # captions in training end in it
+            if not self._end_given and learned is not None and learned != self.end:
+                raise InputError(
+                    f"language model: its tokeniser {source} ends texts with token {learned}, its configuration with {self.end}; "
+                    f"set end to {learned}, which captions are trained to end in"
+                )
+        return self._tokenizer
+
+    def require_positions(self, tokens: int, what: str) -> None:
+        """See that the model has so many positions.
+
+        Raises:
+            InputError: It has fewer.
+        """
+        if self.positions is not None and tokens > self.positions:
+            raise InputError(f"language model: {what} needs {tokens} positions, the model has {self.positions}; lower it")
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings of token ids, [..., D']."""
+        return self.model.get_input_embeddings()(ids)
+
+    def states(self, **inputs: Tensor) -> Tensor:
+        """Last hidden states [B, T, D'] of `input_ids` or `inputs_embeds`, right-padded: a causal model never looks at padding
+        that comes later, so it needs no mask, and attention without one is the faster kernel."""
+        return self.model.base_model(**inputs, use_cache=False).last_hidden_state
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., vocabulary] of last hidden states."""
+        return self.model.get_output_embeddings()(states)
+
+    def settings(self, decoding: Decoding) -> Any:
+        """A `GenerationConfig` that leaves nothing to defaults of the library or of the model's folder."""
+        from transformers import GenerationConfig
+
+        chosen: dict[str, Any] = {}
+        if decoding.sample:
+            chosen = {"temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p}
+        if decoding.beams > 1:
+            chosen |= {"length_penalty": decoding.length_penalty, "early_stopping": False}
+        return GenerationConfig(
+            num_beams=decoding.beams,
+            max_new_tokens=decoding.max_new_tokens,
+            min_new_tokens=decoding.min_new_tokens or None,
+            no_repeat_ngram_size=decoding.no_repeat_ngram,
+            do_sample=decoding.sample,
+            num_return_sequences=1,
+            use_cache=True,
+            bos_token_id=self.begin,
+            eos_token_id=self.end,
+            pad_token_id=self.end,
+            **chosen,
+        )
+
+    @torch.no_grad()
+    def generate(self, decoding: Decoding, **inputs: Tensor) -> list[list[int]]:
+        """New token ids of each row after `input_ids` [B, L] or `inputs_embeds` [B, L, D'] (all L real), cut at the end token.
+
+        Raises:
+            InputError: More tokens than positions.
+        """
+        lead = next(iter(inputs.values()))
+        self.require_positions(lead.shape[1] + decoding.max_new_tokens, "max_new_tokens (with what leads in)")
+        if decoding.algorithm == "clipcap":
+            rows = clipcap_beams(self, lead if lead.is_floating_point() else self.embed(lead), decoding)
+            return [self._cut(beams[0], decoding.keep_end) for beams in rows]
+        mask = torch.ones(lead.shape[:2], dtype=torch.int64, device=lead.device)
+        found = self.model.generate(**inputs, attention_mask=mask, generation_config=self.settings(decoding))
+        if "input_ids" in inputs:
+            found = found[:, lead.shape[1] :]
+        return [self._cut(row, decoding.keep_end) for row in found.tolist()]
+
+    def _cut(self, ids: list[int], keep_end: bool) -> list[int]:
+        return ids[: ids.index(self.end) + keep_end] if self.end in ids else ids
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """Captions as text, with their white space made plain.
+
+        Raises:
+            InputError: There is no tokeniser.
+        """
+        tokenizer = self.tokenizer
+        return [" ".join(tokenizer.decode(row, skip_special_tokens=True).split()) for row in ids]
+
+
+@torch.no_grad()
+def clipcap_beams(language: LanguageModel, lead_BLD: Tensor, decoding: Decoding) -> list[list[list[int]]]:
+    """Beam search as `generate_beam` of ClipCap's `predict.py` has it, for all rows at once and with a key/value cache.
+
+    Every step compares the beams' sums of log probabilities, each divided by the beam's own length; a finished beam has one
+    continuation, at no cost, and keeps its length.
+
+    Args:
+        language: The model.
+        lead_BLD: Embeddings to continue.
+        decoding: `beams` and `max_new_tokens`.
+
+    Returns:
+        For each row its beams, best first, as token ids up to their length (the end token is included where there is one).
+    """
+    from transformers import DynamicCache
+
+    beams, rows, device = decoding.beams, len(lead_BLD), lead_BLD.device
+    cache = DynamicCache(config=language.model.config)
+
+    def step(**inputs: Tensor) -> Tensor:
+        logits = language.model(**inputs, past_key_values=cache, use_cache=True).logits
+        return logits[:, -1].float().log_softmax(-1)
+
+    sums_BK, first_BK = step(inputs_embeds=lead_BLD).topk(beams, -1)
+    tokens_BKT = first_BK[:, :, None]
+    lengths_BK = torch.ones(rows, beams, device=device)
+    done_BK = first_BK == language.end
+    source = torch.arange(rows, device=device).repeat_interleave(beams)
+    while tokens_BKT.shape[2] < decoding.max_new_tokens and not bool(done_BK.all()):
+        cache.reorder_cache(source)
+        log_BKV = step(input_ids=tokens_BKT[:, :, -1].reshape(-1, 1)).unflatten(0, (rows, beams))
+        vocabulary = log_BKV.shape[-1]
+        log_BKV = log_BKV.masked_fill(done_BK[:, :, None], float("-inf"))
+        log_BKV[:, :, 0].masked_fill_(done_BK, 0.0)
+        lengths_BK = lengths_BK + ~done_BK
+        mean_BKV = (sums_BK[:, :, None] + log_BKV) / lengths_BK[:, :, None]
+        mean_BK, flat_BK = mean_BKV.flatten(1).topk(beams, -1)
+        beam_BK, next_BK = flat_BK // vocabulary, flat_BK % vocabulary
+        lengths_BK, done_BK = lengths_BK.gather(1, beam_BK), done_BK.gather(1, beam_BK)
+        sums_BK = mean_BK * lengths_BK
+        kept_BKT = tokens_BKT.gather(1, beam_BK[:, :, None].expand(-1, -1, tokens_BKT.shape[2]))
+        tokens_BKT = torch.cat([kept_BKT, next_BK[:, :, None]], dim=2)
+        done_BK = done_BK | (next_BK == language.end)
+        source = (torch.arange(rows, device=device)[:, None] * beams + beam_BK).flatten()
+    order_BK = (sums_BK / lengths_BK).argsort(dim=1, descending=True)
+    found = []
+    for row in range(rows):
+        best = order_BK[row].tolist()
+        found.append([tokens_BKT[row, beam, : int(lengths_BK[row, beam])].tolist() for beam in best])
+    return found
+
+
+def _special(given: int | None, own: Any, fallback: Any, vocabulary: int, what: str) -> int:
+    for value in (given, own, fallback):
+        chosen = value[0] if isinstance(value, (list, tuple)) and value else value
+        if isinstance(chosen, int):
+            if not 0 <= chosen < vocabulary:
+                raise InputError(f"{what} token {chosen} is outside of the vocabulary of {vocabulary:,}; give an id below that")
+            return chosen
+    raise InputError(f"{what} token is unknown: the model's configuration names none; give its id")
+
+
+def _causal_model(name: str | None, config: dict[str, Any] | None, weights: str | None, attention: str) -> nn.Module:
+    """By name (weights included), or by configuration and weights file."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    where = f"language model {name or config}"
+    if (name is None) == (config is None):
+        raise InputError("language model: give either name (a hub name or local folder) or config (model_type and sizes)")
+    if name is not None and weights is not None:
+        raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
+    try:
+        if name is not None:
+            with quiet_loading():
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    name, attn_implementation=attention, dtype=torch.float32, output_loading_info=True
+                )
+            if missing := sorted(report["missing_keys"]):
+                raise InputError(f"{where}: its weights do not fill {type(model).__name__} (missing: {some(missing)})")
+        else:
+            sizes = dict(config or {})
+            settings = AutoConfig.for_model(sizes.pop("model_type", "(none given)"), **sizes)
+            known = set(inspect.signature(type(settings)).parameters) | set(dir(type(settings)()))
+            if unknown := sorted(sizes.keys() - known):
+                raise InputError(f"{where}: {type(settings).__name__} has no option {some(unknown)}")
+            model = AutoModelForCausalLM.from_config(settings, attn_implementation=attention).float()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"{where}: no usable causal language model ({str(error).splitlines()[0]}); give a folder with config.json and "
+            "weights, a hub name (with network), or config: {model_type: ..., sizes}"
+        ) from error
+    if weights is not None:
+        load_language_weights(model, read_weights(weights), f"weights file {weights}")
+    model.generation_config = GenerationConfig()  # a folder's own (sampling, suppressed tokens) would slip into every caption
+    return model
+
+
+def load_language_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Fill a causal language model strictly; a tied head may be left out, buffers of old releases (causal masks) are passed over.
+
+    Raises:
+        InputError: Keys are missing or left over, or shapes differ. The model is unchanged then.
+    """
+    own = model.state_dict()
+    by_storage: dict[int, str] = {}
+    tied = {name: by_storage.setdefault(tensor.data_ptr(), name) for name, tensor in own.items() if tensor.numel()}
+    for name, first in tied.items():
+        group = [other for other, start in tied.items() if start == first and other in state]
+        if name not in state and group and not own[name].is_meta:
+            state = {**state, name: state[group[0]]}
+    extra = sorted(name for name in state.keys() - own.keys() if not name.endswith(_OLD_BUFFERS))
+    missing = sorted(own.keys() - state.keys())
+    shapes = {name: (list(state[name].shape), list(tensor.shape)) for name, tensor in own.items() if name in state}
+    wrong = [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in shapes.items() if theirs != ours]
+    if missing or extra or wrong:
+        raise InputError(
+            f"{source} does not fit {type(model).__name__} (missing: {some(missing) or 'none'}; left over: "
+            f"{some(extra) or 'none'}; other shapes: {some(wrong) or 'none'}); choose the configuration it was made with"
+        )
+    model.load_state_dict({name: state[name] for name in own})
