@@ -345,7 +345,10 @@ class UniterRetrieval(nn.Module):
     def score(self, packed: Packed, attention: Sequence[int] = ()) -> tuple[Tensor, Joint]:
         """Raw ranking scores [B] (fp32, no sigmoid) of packed pairs, and what the encoder gave for its first token."""
         joint = self.encoder(packed, pooled=True, attention=attention)
-        return self.rank(self.encoder.pool(joint.tokens_BSD)).float().squeeze(-1), joint
+        # In fp32 whatever autocast says: eight bits of a bf16 score leave a gallery full of ties, which count as misses.
+        with torch.autocast(joint.tokens_BSD.device.type, enabled=False):
+            pooled_BD = self.encoder.pool(joint.tokens_BSD.to(self.rank.weight.dtype))
+            return self.rank(pooled_BD).float().squeeze(-1), joint
 
     def relations(self, batch: PairBatch, layers: Sequence[int]) -> Relations:
         """Contract 4: attention of some layers (0-based) for every pair, and where its words and regions are."""

@@ -118,6 +118,16 @@ def test_padding_changes_nothing(official: Recorded) -> None:
         torch.testing.assert_close(official.network.score(one)[0], expected[:1], atol=1e-6, rtol=0)
 
 
+def test_scores_are_not_rounded_to_bf16(official: Recorded) -> None:
+    packed = official.packed()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores, _ = official.network.score(packed)
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores, scores.bfloat16().float())
+    with torch.no_grad():
+        torch.testing.assert_close(scores, official.network.score(packed)[0], atol=0.2, rtol=0.1)
+
+
 def wider(mask: Tensor) -> Tensor:
     return torch.cat([mask, torch.zeros_like(mask)], 1)
 
