@@ -32,7 +32,7 @@ demo: $(READY)  ## render the embedded world, adapt a tiny model in five ways, p
 demo-iais: $(READY)  ## UNITER on the embedded world without IAIS and with both kinds, three seeds
 	@$(BIN)/crosslight demo iais --seed 0 1 2
 
-test: $(READY)  ## all tests, about 2 minutes on 2 cores
+test: $(READY)  ## all tests, about four and a half minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## ruff and mypy
