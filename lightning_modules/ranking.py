@@ -104,11 +104,12 @@ class RankingModule(TunedModule):
         images, texts = self._embed_used(batch, mined)
         terms: dict[str, Tensor] = {}
         aligned: list[Tensor] = []
-        negatives = self._score_negatives(images, texts, mined)
+        negatives = {side: Candidates(pairs.image_PX[:, 1:], pairs.text_PX[:, 1:]) for side, pairs in mined.items()}
+        negative_PN = self._score(images, texts, negatives)
         for side, pairs in mined.items():
             anchors = () if self.alignment is None else self.alignment.anchors_of(side)
             positive_P, found = self._score_positives(images, texts, pairs, anchors)
-            terms[f"rank_{side}"] = self.objective(torch.cat([positive_P[:, None], negatives[side]], dim=1))
+            terms[f"rank_{side}"] = self.objective(torch.cat([positive_P[:, None], negative_PN[side]], dim=1))
             terms |= {f"iais_{anchor}_{side}": loss_P.mean() for anchor, loss_P in found.items()}
             aligned += [loss_P.mean() for loss_P in found.values()]
         loss = torch.stack([terms[f"rank_{side}"] for side in mined]).sum()
@@ -133,18 +134,23 @@ class RankingModule(TunedModule):
         self.network.eval()
         with torch.no_grad():
             images, texts = self.network.embed_images(batch.images), self.network.embed_texts(batch.texts)
-            # one list of pairs for both sides: the more there are, the more have the same length
-            image_P = torch.cat([each.image_PX.flatten() for each in sides.values()])
-            text_P = torch.cat([each.text_PX.flatten() for each in sides.values()])
-            scores_P = score_pairs_by_length(self.network, images, texts, image_P, text_P)
+            scores = self._score(images, texts, sides)
         self.train()
         mined: dict[Side, Candidates] = {}
-        for (side, each), scores in zip(
-            sides.items(), scores_P.split([each.image_PX.numel() for each in sides.values()]), strict=True
-        ):
-            columns_PX = hardest(scores.view_as(each.image_PX), self.hard_negatives)
+        for side, each in sides.items():
+            columns_PX = hardest(scores[side], self.hard_negatives)
             mined[side] = Candidates(each.image_PX.gather(1, columns_PX), each.text_PX.gather(1, columns_PX))
         return mined
+
+    def _score(self, images: Ragged, texts: Ragged, sides: dict[Side, Candidates]) -> dict[Side, Tensor]:
+        """Scores of all pairs of each side, shaped as they are. One list of pairs for both sides: the more there are, the more
+        have the same length, and those are scored together (padded to the longest, half would be padding)."""
+        image_P = torch.cat([each.image_PX.flatten() for each in sides.values()])
+        text_P = torch.cat([each.text_PX.flatten() for each in sides.values()])
+        parts = score_pairs_by_length(self.network, images, texts, image_P, text_P).split(
+            [each.image_PX.numel() for each in sides.values()]
+        )
+        return {side: part.view_as(each.image_PX) for (side, each), part in zip(sides.items(), parts, strict=True)}
 
     def _embed_used(self, batch: RankingBatch, mined: dict[Side, Candidates]) -> tuple[Ragged, Ragged]:
         """Embed, with gradient, the images and captions that are in a mined pair; `mined` then has rows of these."""
@@ -154,14 +160,6 @@ class RankingModule(TunedModule):
             mined[side] = Candidates(torch.searchsorted(image_U, each.image_PX), torch.searchsorted(text_U, each.text_PX))
         images = self.network.embed_images(_images_at(batch.images, image_U))
         return images, self.network.embed_texts(_texts_at(batch.texts, text_U))
-
-    def _score_negatives(self, images: Ragged, texts: Ragged, mined: dict[Side, Candidates]) -> dict[Side, Tensor]:
-        """Scores [P, N] of each side's negatives, those of one length together: padded to the longest, half would be padding."""
-        image_P = torch.cat([each.image_PX[:, 1:].flatten() for each in mined.values()])
-        text_P = torch.cat([each.text_PX[:, 1:].flatten() for each in mined.values()])
-        scores = score_pairs_by_length(self.network, images, texts, image_P, text_P)
-        parts = scores.split([each.image_PX[:, 1:].numel() for each in mined.values()])
-        return {side: part.view(len(each.image_PX), -1) for (side, each), part in zip(mined.items(), parts, strict=True)}
 
     def _score_positives(
         self, images: Ragged, texts: Ragged, pairs: Candidates, anchors: tuple[Anchor, ...]
@@ -222,16 +220,6 @@ class RankingModule(TunedModule):
         name = getattr(self.trainer, "evaluated_data", None) or getattr(data, "name", "data")
         return Path(self.trainer.default_root_dir) / "scores" / f"{name}-{stage}"
 
-    def query_ranks(self) -> dict[str, Any]:
-        """Per-query ranks of the last evaluation as arrays, under the names of `RetrievalRecall.query_ranks`."""
-        return {name: ranks.cpu().numpy() for name, ranks in self._queries.items()}
-
-    def validation_step(self, batch: ImageBatch | TextBatch | PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluation_step(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._evaluation_end("val")
-
     def on_test_start(self) -> None:
         """Hours before the recalls would say it.
 
@@ -244,12 +232,6 @@ class RankingModule(TunedModule):
                 f"folds is {self.folds}, and {images} images do not divide into as many of equal size: choose another number of "
                 "folds, or null"
             )
-
-    def test_step(self, batch: ImageBatch | TextBatch | PairBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluation_step(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluation_end("test")
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """A pair scorer has no embeddings of its own to write.

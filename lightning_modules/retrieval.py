@@ -115,22 +115,6 @@ class RetrievalModule(TunedModule):
         self.recall.reset()
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False, sync_dist=False)
 
-    def query_ranks(self) -> dict[str, Any]:
-        """Per-query ranks of the last evaluation as arrays, under the names of `RetrievalRecall.query_ranks`."""
-        return {name: ranks.cpu().numpy() for name, ranks in self._queries.items()}
-
-    def validation_step(self, batch: ImageBatch | TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluation_step(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._evaluation_end("val")
-
-    def test_step(self, batch: ImageBatch | TextBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluation_step(batch)
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluation_end("test")
-
     def predict_step(self, batch: ImageBatch | TextBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Embeddings with their ids: of images from the first loader, of captions from the second."""
         if isinstance(batch, ImageBatch):

@@ -21,6 +21,8 @@ from lightning_modules.checkpoints.init_from import require_backbone, short_fing
 class TunedModule(pl.LightningModule):
     """A network that is tuned fully, through an adapter, at its heads, or not at all. See `RetrievalModule` for the arguments."""
 
+    _queries: dict[str, Tensor]  # per-query ranks of the last evaluation, when there was one
+
     def __init__(
         self,
         network: nn.Module,
@@ -76,6 +78,32 @@ class TunedModule(pl.LightningModule):
     def owns(self, name: str) -> bool:
         """Whether a parameter of the network belongs to the adapter."""
         return self.adapter is not None and self.adapter.owns(name)
+
+    # --------------------------------------------------------------------------------------------- evaluation
+
+    def _evaluation_step(self, batch: Any) -> None:
+        """Take in a batch of validation or test."""
+        raise NotImplementedError
+
+    def _evaluation_end(self, stage: str) -> None:
+        """Log the metrics of stage "val" or "test", and set `_queries`."""
+        raise NotImplementedError
+
+    def query_ranks(self) -> dict[str, Any]:
+        """Per-query ranks of the last evaluation as arrays, under the names of `RetrievalRecall.query_ranks`."""
+        return {name: ranks.cpu().numpy() for name, ranks in self._queries.items()}
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluation_step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._evaluation_end("val")
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluation_step(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._evaluation_end("test")
 
     # -------------------------------------------------------------------------------------------- checkpoints
 
