@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from datamodules.errors import InputError
+from datamodules.features import FeatureFile
 from datamodules.images import SplitImages
 from datamodules.records import Caption, ImageBatch, ImageRecord, PairBatch, Regions, TextBatch
 from datamodules.regions import RegionReader
@@ -243,16 +244,16 @@ class TrainPairs(BatchDataset):
 
 
 class EvaluationImages(BatchDataset):
-    """Images by row."""
+    """Images by row: their pixels, or the features that a frozen tower made of them."""
 
-    def __init__(self, records: Sequence[ImageRecord], images: SplitImages) -> None:
+    def __init__(self, records: Sequence[ImageRecord], images: SplitImages | FeatureFile) -> None:
         self.records, self.images = records, images
 
     def __len__(self) -> int:
         return len(self.records)
 
     def make(self, keys: Sequence[int]) -> ImageBatch:
-        return image_batch(self.records, keys, self.images.pixels(keys, [0] * len(keys)))
+        return shown_batch(self.records, self.images, keys, [0] * len(keys))
 
 
 class EvaluationRegions(BatchDataset):
@@ -324,10 +325,23 @@ def region_names(records: Sequence[ImageRecord], rows: Iterable[int]) -> list[st
     return cast("list[str]", names)
 
 
-def image_batch(
-    records: Sequence[ImageRecord], rows: Sequence[int], pixels_B3HW: Tensor | None = None, regions: Regions | None = None
+def shown_batch(
+    records: Sequence[ImageRecord], images: SplitImages | FeatureFile, rows: Sequence[int], seeds: Sequence[int]
 ) -> ImageBatch:
-    """The images at `rows` of a split, with these pixels or regions."""
+    """The images at `rows` of a split with their pixels (`seeds` as of `SplitImages.pixels`), or visual tokens as stored."""
+    if isinstance(images, FeatureFile):
+        return image_batch(records, rows, tokens_BVD=torch.from_numpy(images.read(rows)))
+    return image_batch(records, rows, images.pixels(rows, seeds))
+
+
+def image_batch(
+    records: Sequence[ImageRecord],
+    rows: Sequence[int],
+    pixels_B3HW: Tensor | None = None,
+    regions: Regions | None = None,
+    tokens_BVD: Tensor | None = None,
+) -> ImageBatch:
+    """The images at `rows` of a split, with these pixels, regions or visual tokens."""
     chosen = [records[row] for row in rows]
     domains = tuple(record.domain for record in chosen)
     return ImageBatch(
@@ -336,6 +350,7 @@ def image_batch(
         pixels_B3HW=pixels_B3HW,
         regions=regions,
         domains=domains if any(domain is not None for domain in domains) else None,
+        tokens_BVD=tokens_BVD,
     )
 
 

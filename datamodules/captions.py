@@ -18,33 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.batches import BatchDataset, GlobalBatches, image_batch, mix, text_batch
+from datamodules.batches import BatchDataset, GlobalBatches, image_batch, mix, shown_batch, text_batch
 from datamodules.errors import InputError
+from datamodules.features import FeatureFile
 from datamodules.images import SplitImages
 from datamodules.inputs import TextInput
-from datamodules.records import Caption, ImageBatch, ImageRecord, TextBatch, _Batch
+from datamodules.records import Caption, CaptionBatch, ImageRecord
 from datamodules.tokens import Tokeniser
 
 _IMAGES, _CAPTIONS, _PIXELS = 5, 6, 7  # what the draws are for: 1 to 4 are those of batches.py and ranking.py
 _NONE = -1  # no caption: the text at the end of an image joins fewer than the others
-
-
-@dataclass(frozen=True)
-class CaptionBatch(_Batch):
-    """Images, each once, with the captions to be learned.
-
-    `image_row_B` (int64 [B]) is the row in `images` of each caption's image: caption i describes image `image_row_B[i]`, so
-    `images.index_B[image_row_B] == texts.image_index_B`. The tokens of `texts` have no begin token and end in the end token (also
-    where a caption is cut); `mask_BT` covers it. A joined text has the ids of its captions, with "+" between them, and the row of
-    the first one. `len()` counts captions.
-    """
-
-    images: ImageBatch
-    texts: TextBatch
-    image_row_B: Tensor
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
 
 @dataclass(frozen=True)
@@ -177,7 +160,7 @@ class TrainCaptions(BatchDataset):
 
     Args:
         records: The training split.
-        images: Its pixels; None where the network has its visual features from elsewhere, by `images.index_B`.
+        images: Its pixels, or the features that a frozen tower made of them; None = captions alone.
         tokeniser: Of the network.
         seed: Seed of the augmentation.
 
@@ -186,7 +169,11 @@ class TrainCaptions(BatchDataset):
     """
 
     def __init__(
-        self, records: Sequence[ImageRecord], images: SplitImages | None, tokeniser: CaptionTokeniser, seed: int
+        self,
+        records: Sequence[ImageRecord],
+        images: SplitImages | FeatureFile | None,
+        tokeniser: CaptionTokeniser,
+        seed: int,
     ) -> None:
         self.records, self.images, self.tokeniser, self.seed = records, images, tokeniser, seed
         self.counts = [len(record.captions) for record in records]
@@ -211,9 +198,9 @@ class TrainCaptions(BatchDataset):
         place = {image: place for place, image in enumerate(dict.fromkeys(image_rows))}
         rows = list(place)
         seeds = [mix(self.seed, keys.epoch, _PIXELS, row) for row in rows]
-        pixels_B3HW = None if self.images is None else self.images.pixels(rows, seeds)
+        shown = image_batch(self.records, rows) if self.images is None else shown_batch(self.records, self.images, rows, seeds)
         return CaptionBatch(
-            images=image_batch(self.records, rows, pixels_B3HW),
+            images=shown,
             texts=text_batch(captions, [text[0] for text in keys.texts], image_rows, self.tokeniser),
             image_row_B=torch.tensor([place[image] for image in image_rows], dtype=torch.int64),
         )

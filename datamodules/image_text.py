@@ -35,6 +35,7 @@ from datamodules.batches import (
 )
 from datamodules.captions import CaptionBatches, Captioning, CaptionTokeniser, TrainCaptions
 from datamodules.errors import InputError
+from datamodules.features import FeatureFile
 from datamodules.formats.parsing import Parsed
 from datamodules.images import Augment, Augmentation, SplitImages
 from datamodules.inputs import ImageInput, Inputs
@@ -186,6 +187,7 @@ class ImageTextDataModule(LightningDataModule):
         self._connection: _Connection | None = None
         self._loaded: dict[View, _Loaded] = {}
         self._reader: RegionReader | None = None
+        self._features: dict[str, FeatureFile] = {}
         self._train_loader: TrainLoader | None = None
         self._position: dict[str, Any] | None = None
 
@@ -362,6 +364,7 @@ class ImageTextDataModule(LightningDataModule):
             file_ids = self._read("regions").file_ids
         tokeniser = CaptionTokeniser(inputs.text) if inputs.captions else Tokeniser(inputs.text, file_ids)
         self._connection = _Connection(inputs.image, tokeniser, rank, world_size)
+        self._features = {}
         for loaded in self._loaded.values():
             loaded.pixels.clear()
 
@@ -403,8 +406,8 @@ class ImageTextDataModule(LightningDataModule):
             samples = TrainRanking(records, self.region_reader(), connection.tokeniser, self.ranking, self.seed, *place)
             order: GlobalBatches = RankingBatches(self.ranking.sides, len(samples), self.batch_size, self.seed, *place)
         elif connection.captions is not None:
-            images = self._images("train", records, self.augmentation)
-            samples = TrainCaptions(records, images, connection.captions, self.seed)
+            shown = self._features.get("train") or self._images("train", records, self.augmentation)
+            samples = TrainCaptions(records, shown, connection.captions, self.seed)
             order = CaptionBatches(samples.counts, self.captioning, self.batch_size, self.seed, *place)
         else:
             images = self._images("train", records, self.augmentation)
@@ -427,7 +430,7 @@ class ImageTextDataModule(LightningDataModule):
         records = self.records(split)
         share = (self.eval_batch_size, connection.rank, connection.world_size)
         if connection.captions is not None:
-            shown = EvaluationImages(records, self._images(split, records, None))
+            shown = EvaluationImages(records, self._features.get(split) or self._images(split, records, None))
             rows = evaluation_batches(len(shown), *share)
             return [BatchLoader(shown, batch_size=None, sampler=rows, **self._loading())]
         texts = EvaluationTexts(records, connection.tokeniser)
@@ -488,6 +491,60 @@ class ImageTextDataModule(LightningDataModule):
             # Otherwise PyTorch draws the workers' seed from the global generator, and dropout would depend on the loaders.
             "generator": torch.Generator().manual_seed(mix(self.seed)),
         }
+
+    # ----------------------------------------------------------------------------------------------------- visual features
+
+    def image_fingerprint(self, split: str) -> str:
+        """16 hexadecimal digits over the ids and file sizes of a split's images, in their order."""
+        records = self.records(split)
+        sizes = _sizes(records)
+        files = [[record.image_id, -1 if record.path is None else sizes.get(record.path, -1)] for record in records]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+
+    def evaluation_images(self, split: str) -> EvaluationImages:
+        """A split's images by row, as pixels of the network's evaluation transform; nothing is kept in memory."""
+        spec = self._connected().image
+        if spec is None:
+            raise InputError("the network takes region features; there are no pixels to show it.")
+        records = self.records(split)
+        return EvaluationImages(records, SplitImages(records, spec))
+
+    def image_loader(self, split: str, batches: Sequence[Sequence[int]]) -> DataLoader[Any]:
+        """Batches of `evaluation_images` of these rows, in this order."""
+        return BatchLoader(self.evaluation_images(split), batch_size=None, sampler=batches, **self._loading())
+
+    def use_features(self, folders: Mapping[str, Path]) -> None:
+        """From now on, until the next `connect`, images of these splits come as visual tokens that were made before.
+
+        Args:
+            folders: Of `FeatureFile`, by split. Their rows are those of the split after limits.
+
+        Raises:
+            InputError: The network writes no captions, the training images are cropped at random, or the features are of other
+                images, of another transform, or not all there.
+        """
+        connection = self._connected()
+        if connection.captions is None or connection.image is None:
+            raise InputError("visual features in place of pixels are for networks that write captions.")
+        if "train" in folders:
+            self.require_fixed_images()
+        files = {split: FeatureFile(folder) for split, folder in folders.items()}
+        for split, file in files.items():
+            transform = json.loads(json.dumps(asdict(connection.image)))
+            for fact, value in (("photographs", self.image_fingerprint(split)), ("image_input", transform)):
+                if file.about.get(fact) != value:
+                    raise InputError(f"{file.folder} holds features of other images than {self.name} {split}: {fact} differ(s).")
+            if missing := int((~file.done()).sum()):
+                raise InputError(f"{file.folder} lacks the features of {missing:,} of {file.shape[0]:,} images.")
+        self._features = files
+
+    def require_fixed_images(self) -> None:
+        """Raise `InputError` where training images look different each time, so that no features of them can be kept."""
+        if self.augmentation.kind != "none":
+            raise InputError(
+                f"augment is {self.augmentation.kind}, and a random crop has no visual features that could be kept: set the "
+                "data's augment to none, or the model's features to null."
+            )
 
     # -------------------------------------------------------------------------------------------------------------- resume
 

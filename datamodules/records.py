@@ -1,7 +1,8 @@
 """What readers yield and what batches carry: frozen, typed, shapes and units in the docstrings.
 
 Legend of the shape letters, here and in every file that suffixes names with them:
-B batch, T tokens, H/W pixels, R regions, D feature width, N objects, P positives, X a positive and its candidates.
+B batch, T tokens, H/W pixels, R regions, V visual tokens, D feature width, N objects, P positives, X a positive and its
+candidates.
 """
 
 from __future__ import annotations
@@ -105,13 +106,15 @@ class Regions(_Batch):
 
 @dataclass(frozen=True)
 class ImageBatch(_Batch):
-    """Images, each once. `index_B` (int64) is the image's row in its split, the row used by relevance maps."""
+    """Images, each once. `index_B` (int64) is the image's row in its split, the row used by relevance maps. `tokens_BVD` are
+    visual tokens as a frozen tower made them, in place of pixels (fp16 where stored so: networks cast)."""
 
     image_ids: tuple[str, ...]
     index_B: Tensor
     pixels_B3HW: Tensor | None = None
     regions: Regions | None = None
     domains: tuple[str | None, ...] | None = None
+    tokens_BVD: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -190,3 +193,21 @@ class RankingBatch(_Batch):
 
     def __len__(self) -> int:
         return sum(len(side.image_PX) for side in (self.hard_texts, self.hard_images) if side is not None)
+
+
+@dataclass(frozen=True)
+class CaptionBatch(_Batch):
+    """Images, each once, with the captions to be learned.
+
+    `image_row_B` (int64 [B]) is the row in `images` of each caption's image: caption i describes image `image_row_B[i]`, so
+    `images.index_B[image_row_B] == texts.image_index_B`. The tokens of `texts` have no begin token and end in the end token (also
+    where a caption is cut); `mask_BT` covers it. A joined text has the ids of its captions, with "+" between them, and the row of
+    the first one. `len()` counts captions.
+    """
+
+    images: ImageBatch
+    texts: TextBatch
+    image_row_B: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)

@@ -1,4 +1,4 @@
-"""Run folders side by side: recalls with mean and standard deviation over seeds, and what they cost."""
+"""Run folders side by side: recalls or caption scores with mean and standard deviation over seeds, and what they cost."""
 
 from __future__ import annotations
 
@@ -14,9 +14,21 @@ from typing import Any
 from datamodules.errors import InputError
 from experiments.run_folder import read_results
 
-RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+# Columns by metric; a table has those of which a run has a value.
+RECALLS = {
+    "i2t_r1": "i2t R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "t2i R@1", "t2i_r5": "R@5", "t2i_r10": "R@10",
+    "rsum": "rsum",
+}  # fmt: skip
 # Relation distances, where a run measured them (pairs with objects): ISDa, and both IAIS losses.
 DISTANCES = {"isda": "ISDa", "iais_singular": "L(s)", "iais_distributed": "L(d)"}
+CAPTIONS = {"bleu_4": "B@4", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "spice": "SPICE"}
+# Of NoCaps, as in Table 2 of I-Tuning.
+DOMAINS = {
+    f"{domain}-domain/{metric}": f"{domain} {CAPTIONS[metric]}"
+    for domain in ("in", "near", "out")
+    for metric in ("cider", "spice")
+}
+METRICS = {**RECALLS, **DISTANCES, **CAPTIONS, **DOMAINS}
 
 
 def find_runs(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -50,10 +62,11 @@ def rows(runs: list[dict[str, Any]], data: str | None = None) -> list[dict[str, 
         if run["status"] != "finished":
             table.append({"name": run["name"], "status": run["status"], "folder": run["folder"]})
             continue
-        tests = [evaluation for evaluation in run["evaluations"] if evaluation["split"].startswith("test")]
+        # NoCaps is tested on what it calls val
+        tests = [each for each in run["evaluations"] if each.get("stage", each["split"][:4]) == "test"]
         for evaluation in tests:
             # A split cut by `limits` is "test[:100]": it is another data set, and says so.
-            label = evaluation["data"] + evaluation["split"].removeprefix("test")
+            label = evaluation["data"] + evaluation["split"].removeprefix("test").replace("val", " val")
             if data in (None, evaluation["data"]):
                 grouped[run["name"], label].append((run, evaluation["metrics"]))
         if not tests:
@@ -61,7 +74,7 @@ def rows(runs: list[dict[str, Any]], data: str | None = None) -> list[dict[str, 
     done = []
     for (name, data_set), members in grouped.items():
         row: dict[str, Any] = {"name": name, "data": data_set, "status": "finished", "seeds": len(members)}
-        for key in (*RECALLS, *DISTANCES):
+        for key in METRICS:
             values = [metrics[key] for _, metrics in members if math.isfinite(metrics.get(key, math.nan))]
             if not values:
                 continue
@@ -85,24 +98,15 @@ def rows(runs: list[dict[str, Any]], data: str | None = None) -> list[dict[str, 
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table; recalls in percent, mean +- standard deviation over seeds."""
-    distances = {key: name for key, name in DISTANCES.items() if any(key in row for row in table)}
-    header = [
-        "run", "test data", "seeds", "i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rsum", *distances.values(), "steps",
-        "tunable", "%", "memory", "s/epoch", "pairs/s",
-    ]  # fmt: skip
+    """The rows as a Markdown table; recalls in percent, caption scores times 100, mean +- standard deviation over seeds."""
+    shown = {key: name for key, name in METRICS.items() if any(key in row for row in table)}
+    header = ["run", "test data", "seeds", *shown.values(), "steps", "tunable", "%", "memory", "s/epoch", "pairs/s"]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for row in table:
         if row["status"] != "finished":
             lines.append(f"| {row['name']} | {row['status']} |" + " |" * (len(header) - 2))
             continue
-        cells = [row["name"], row["data"], str(row["seeds"])]
-        for key in RECALLS:
-            spread = row[f"{key}_sd"]
-            cells.append(f"{row[key]:.1f}" + (f" ±{spread:.1f}" if spread is not None else ""))
-        for key in distances:
-            spread = row.get(f"{key}_sd")
-            cells.append(_or_dash(row.get(key), "{:.3f}") + (f" ±{spread:.3f}" if spread is not None else ""))
+        cells = [row["name"], row["data"], str(row["seeds"]), *(metric_text(row, key) for key in shown)]
         cells += [
             _or_dash(row["steps"], "{:,}"),
             _or_dash(row["tunable_parameters"], "{:,.0f}"),
@@ -113,6 +117,13 @@ def markdown(table: list[dict[str, Any]]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def metric_text(row: dict[str, Any], key: str) -> str:
+    """A metric of a row as papers print it, with its standard deviation over seeds."""
+    factor, form = (1, "{:.3f}") if key in DISTANCES else (1 if key in RECALLS else 100, "{:.1f}")
+    value, spread = (None if row.get(name) is None else factor * row[name] for name in (key, f"{key}_sd"))
+    return _or_dash(value, form) + ("" if spread is None else f" ±{form.format(spread)}")
 
 
 def to_csv(table: list[dict[str, Any]]) -> str:

@@ -132,17 +132,19 @@ class Trainer(pl.Trainer):
         if not self.is_global_zero:
             return
         per_query_file = None
-        queries = getattr(model, "query_ranks", None)
-        if queries is not None:
+        per_query: dict[str, Any] = getattr(model, "per_query", dict)()
+        if per_query:
             per_query_file = f"per_query/{name}-{stage}.npz"
             (self.run_folder.path / "per_query").mkdir(exist_ok=True)
-            np.savez_compressed(self.run_folder.path / per_query_file, **queries())
+            np.savez_compressed(self.run_folder.path / per_query_file, **per_query)
         entry = {
             "data": name,
             "split": split,
+            "stage": stage,
             "protocol": getattr(model, "protocol", None),
             "metrics": metrics,
             "per_query_file": per_query_file,
+            **getattr(model, "evaluation_notes", dict)(),
         }
         self.run_folder.results["evaluations"].append(entry)
         self.run_folder.update(data={**self.run_folder.results.get("data", {}), name: describe_data(datamodule)})

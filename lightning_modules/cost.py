@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
-from datamodules.records import ImageBatch, PairBatch, TextBatch
+from datamodules.records import CaptionBatch, ImageBatch, PairBatch, TextBatch
 from lightning_modules.adapters.tuning import ParameterCounts, count_parameters
 from lightning_modules.metrics.cost import (
     SavedBytes,
@@ -56,7 +56,7 @@ class CostMonitor(Callback):
         self._peak_bytes = self._activation_bytes = self._gradient_bytes = self._optimizer_bytes = 0
         self._seconds = 0.0
         self._epochs = 0.0
-        self._pairs = self._batches = self._steps = 0
+        self._pairs = self._images = self._batches = self._steps = 0
         self._step_times: deque[float] = deque(maxlen=_KEPT_STEP_TIMES)
         # Of this process only, never saved:
         self._running_since: float | None = None
@@ -107,7 +107,10 @@ class CostMonitor(Callback):
             self._optimizer_bytes = max(self._optimizer_bytes, state)
             self._peak_bytes = self._activation_bytes + self._gradient_bytes + self._optimizer_bytes
         self._batches += 1
-        self._pairs += _pairs_of(batch) * trainer.world_size
+        pairs = _pairs_of(batch)
+        self._pairs += pairs * trainer.world_size
+        # captions of one image share its encoding, every other pair encodes its own
+        self._images += (len(batch.images) if isinstance(batch, CaptionBatch) else pairs) * trainer.world_size
         if isinstance(trainer.num_training_batches, int):
             self._epochs += 1 / trainer.num_training_batches
         stepped = trainer.global_step - self._seen_step
@@ -151,7 +154,7 @@ class CostMonitor(Callback):
         all devices.
         """
         seconds, epochs = self._seconds_now(), round(self._epochs, 6)  # a sum of fractions: 3 x 1/3 is 1
-        rate = self._pairs / seconds if seconds and self._pairs else None
+        pairs, images = (count / seconds if seconds and count else None for count in (self._pairs, self._images))
         cpu = self._memory_kind == CPU_MEMORY
         return {
             "tunable_parameters": self._parameters.trainable,
@@ -166,12 +169,13 @@ class CostMonitor(Callback):
             "train_seconds": seconds,
             "seconds_per_epoch": seconds / epochs if epochs else None,
             "seconds_per_step_median": median(self._step_times) if self._step_times else None,
-            "pairs_per_second": rate,
-            "images_per_second": rate,  # every pair encodes its image
+            "pairs_per_second": pairs,
+            "images_per_second": images,
             "epochs": epochs,
             "steps": self._steps,
             "batches": self._batches,
             "pairs": self._pairs,
+            "images": self._images,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,6 +188,7 @@ class CostMonitor(Callback):
             "seconds": self._seconds_now(),
             "epochs": self._epochs,
             "pairs": self._pairs,
+            "images": self._images,
             "batches": self._batches,
             "steps": self._steps,
             "step_times": list(self._step_times),
@@ -197,6 +202,7 @@ class CostMonitor(Callback):
             setattr(self, f"_{name}", int(state_dict[name]))
         self._seconds, self._epochs = float(state_dict["seconds"]), float(state_dict["epochs"])
         self._pairs, self._batches, self._steps = (int(state_dict[name]) for name in ("pairs", "batches", "steps"))
+        self._images = int(state_dict.get("images", self._pairs))  # checkpoints of older versions have none
         self._step_times = deque(state_dict["step_times"], maxlen=_KEPT_STEP_TIMES)
 
     # ------------------------------------------------------------------------------------------------------------- clock

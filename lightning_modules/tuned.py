@@ -21,7 +21,7 @@ from lightning_modules.checkpoints.init_from import require_backbone, short_fing
 class TunedModule(pl.LightningModule):
     """A network that is tuned fully, through an adapter, at its heads, or not at all. See `RetrievalModule` for the arguments."""
 
-    _queries: dict[str, Tensor]  # per-query ranks of the last evaluation, when there was one
+    _queries: dict[str, Tensor]  # of the last evaluation, when there was one: a rank or score for each query, or image
 
     def __init__(
         self,
@@ -47,6 +47,9 @@ class TunedModule(pl.LightningModule):
             start_from(network, adapter, init_from)
         self.counts = set_tuning(network, adapter, tuning, train_heads)
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing
+
+    def on_fit_start(self) -> None:
+        self.train()  # Lightning trains in whatever mode it is given: a network that was built by configuration is in train mode
 
     def train(self, mode: bool = True) -> TunedModule:
         super().train(mode)
@@ -89,9 +92,13 @@ class TunedModule(pl.LightningModule):
         """Log the metrics of stage "val" or "test", and set `_queries`."""
         raise NotImplementedError
 
-    def query_ranks(self) -> dict[str, Any]:
-        """Per-query ranks of the last evaluation as arrays, under the names of `RetrievalRecall.query_ranks`."""
-        return {name: ranks.cpu().numpy() for name, ranks in self._queries.items()}
+    def per_query(self) -> dict[str, Any]:
+        """Of the last evaluation, as arrays: ranks under the names of `RetrievalRecall.query_ranks`, or an image's scores."""
+        return {name: values.cpu().numpy() for name, values in self._queries.items()}
+
+    def evaluation_notes(self) -> dict[str, Any]:
+        """What results.json says of the last evaluation beside its metrics."""
+        return {}
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluation_step(batch)

@@ -73,7 +73,7 @@ class Captioner(nn.Module):
         self.visual = visual
         self.i_tuning: ITuningModules | None = None
         self.prefix: Prefix | None = None
-        self.inputs = Inputs(image=vision.image_input, text=language.text_input)
+        self.inputs = Inputs(image=vision.image_input, text=language.text_input, captions=True)
         self.loaded_heads: frozenset[str] = frozenset()
         self.tunes_language = False  # whether the language model counts as a head (ClipCap with a tuned GPT-2)
         if visual_norm == "tower" and (visual == "pooled" or not hasattr(vision.model, "post_layernorm")):
@@ -93,11 +93,13 @@ class Captioner(nn.Module):
     # ----------------------------------------------------------------------------------------------------------- images
 
     def see(self, images: ImageBatch) -> Seen:
-        """Tokens of every image.
+        """Tokens of every image: made of its pixels, or those that the batch carries, in the tower's dtype.
 
         Raises:
-            InputError: The batch carries no pixels.
+            InputError: The batch carries neither.
         """
+        if images.tokens_BVD is not None:
+            return Seen(images.tokens_BVD.to(next(self.vision.parameters()).dtype))
         if images.pixels_B3HW is None:
             raise InputError("the captioner needs pixels, but the data module's images carry none; choose its pixels view")
         return Seen(self.visual_tokens(images.pixels_B3HW))
@@ -233,8 +235,10 @@ class Captioner(nn.Module):
     # --------------------------------------------------------------------------------------------------------- contract
 
     def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """None, or the whole language model where it is tuned beside an adapter. Tied parameters come under both names."""
-        named = self.language.named_parameters(remove_duplicate=False) if self.tunes_language else iter(())
+        """The whole language model where it is tuned beside an adapter, or where there is no adapter: `tuning: head` then makes a
+        language model of captions. Otherwise none. Tied parameters come under both names."""
+        alone = self.i_tuning is None and self.prefix is None
+        named = self.language.named_parameters(remove_duplicate=False) if self.tunes_language or alone else iter(())
         return ((f"language.{name}", parameter) for name, parameter in named)
 
     def unused_parameters(self) -> frozenset[str]:

@@ -111,6 +111,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model: Any = _causal_model(name, config, weights, attention)
         settings: Any = self.model.config
+        settings.pad_token_id = None  # with one, transformers looks for padding in every batch, and waits for the GPU to do it
         where = f"language model {name or settings.model_type}"
         self.width = int(settings.hidden_size)
         self.vocabulary = int(settings.vocab_size)

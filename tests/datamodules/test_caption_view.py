@@ -12,11 +12,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from datamodules.captions import CaptionBatch, Captioning
+from datamodules.captions import Captioning
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
 from datamodules.inputs import Inputs, RegionInput
-from datamodules.records import ImageBatch
+from datamodules.records import CaptionBatch, ImageBatch
 
 
 class Network(nn.Module):

@@ -13,7 +13,6 @@ from tiny_data import write_flickr8k
 
 from datamodules.batches import TrainLoader
 from datamodules.captions import (
-    CaptionBatch,
     CaptionBatches,
     Captioning,
     CaptionKeys,
@@ -25,7 +24,7 @@ from datamodules.errors import InputError
 from datamodules.formats.karpathy import read_karpathy
 from datamodules.images import Augmentation, SplitImages
 from datamodules.inputs import Inputs, TextInput
-from datamodules.records import Caption, ImageRecord
+from datamodules.records import Caption, CaptionBatch, ImageRecord
 
 COUNTS = [3, 0, 1, 7, 5, 2, 12]
 

@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
 
 import pytest
 import torch
-from end_to_end import arguments, succeed, uniter
+from end_to_end import arguments, captioner, succeed, uniter
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +77,15 @@ def uniter_run(runs: Path, world: Path) -> Path:
     )  # fmt: skip
     succeed("run", *uniter("distributed", *options))
     return runs / "uniter"
+
+
+@pytest.fixture(scope="session")
+def i_tuning_run(runs: Path, world: Path) -> Path:
+    """I-Tuning on the world's captions, tested on both splits of its NoCaps as well."""
+    options = [f"--run_dir={runs / 'i_tuning'}", "--wandb.enabled=true"]
+    for split in ("val", "test"):
+        given = f"--evaluate.nocaps_{split}"
+        options += [f"{given}=datamodules.nocaps.NoCaps", f"{given}.init_args.root={world / 'nocaps'}"]
+        options += [f"{given}.init_args.split={split}", f"{given}.init_args.num_workers=0"]
+    succeed("run", *captioner("i_tuning", *options))
+    return runs / "i_tuning"

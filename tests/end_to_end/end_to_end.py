@@ -48,6 +48,20 @@ UNITER = (
     "--trainer.max_epochs=-1", "--trainer.max_steps=6", "--trainer.check_val_every_n_epoch=null",
     "--trainer.val_check_interval=6",
 )  # fmt: skip
+# A captioner below the demo's size: the 135 training captions in batches of 20, each image of a batch once, and 6 steps of two such
+# batches, a validation after the third and the last; 7 images to validate, 11 to test.
+CAPTIONER = (
+    "-c", "configs/trainer/demo.yaml", "-c", "configs/model/captioner_tiny.yaml", "-c", "configs/data/world_captions.yaml",
+    f"{_NETWORK}.vision.init_args.options={{img_size: 32, patch_size: 16, embed_dim: 24, depth: 1, num_heads: 3}}",
+    f"{_NETWORK}.vision.init_args.image_size=32",
+    f"{_NETWORK}.language.init_args.config={{model_type: gpt2, n_embd: 24, n_layer: 2, n_head: 2, n_positions: 64, "
+    "vocab_size: 320, bos_token_id: 3, eos_token_id: 3, pad_token_id: 0, initializer_range: 0.3}",
+    "--data.init_args.batch_size=20", "--data.init_args.eval_batch_size=2", "--model.init_args.decoding.max_new_tokens=8",
+    "--model.init_args.decoding.beams=3", "--model.init_args.scoring.metrics=[bleu, rouge_l, cider]",
+    "--model.init_args.scoring.tokeniser=simple", "--model.init_args.optimisation.lr=0.02",
+    "--trainer.log_every_n_steps=1", "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=-1", "--trainer.max_steps=6",
+    "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=6",
+)  # fmt: skip
 RECALLS = {f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum"}
 
 
@@ -60,6 +74,11 @@ def arguments(row: str, *more: str) -> list[str]:
 def uniter(row: str, *more: str) -> list[str]:
     """Options of a row of IAIS's tables on the tiny world."""
     return [*UNITER, "-c", f"experiments/iais/rows/{row}.yaml", *more]
+
+
+def captioner(row: str, *more: str) -> list[str]:
+    """Options of a row of I-Tuning's tables on the tiny world."""
+    return [*CAPTIONER, "-c", f"experiments/i_tuning/rows/{row}.yaml", *more]
 
 
 @dataclass(frozen=True)
@@ -195,6 +214,11 @@ def recalls(run: Path, data: str = "flickr30k") -> dict[str, float]:
 def scores(run: Path, name: str = "flickr30k_entities") -> Tensor:
     """The kept score matrix of a test [images, captions]."""
     return torch.from_numpy(np.load(run / "scores" / f"{name}-test" / "scores.npy"))
+
+
+def captions(run: Path, name: str = "flickr30k") -> dict[Any, str]:
+    """The captions of a test by image id."""
+    return {each["image_id"]: each["caption"] for each in json.loads((run / "captions" / f"{name}-test.json").read_text())}
 
 
 def weights(run: Path, name: str) -> dict[str, Tensor]:

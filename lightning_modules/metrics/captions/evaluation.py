@@ -66,7 +66,7 @@ class CaptionScorer:
     """Scores any number of candidate sets against the references of a split, which are tokenised and counted once.
 
     Args:
-        references: Captions of each image, as people wrote them.
+        references: Captions of each image, as people wrote them; without metrics there need be none.
         metrics: Which to compute.
         tokeniser: "ptb" = coco-caption's, for numbers that are compared with published ones (needs Java); "simple" = without
             Java; "auto" = ptb where it is installed, otherwise simple; "none" = the text is tokenised already.
@@ -95,12 +95,12 @@ class CaptionScorer:
         _among("domain_frequencies", [domain_frequencies], get_args(Frequencies))
         if not references:
             raise InputError("there are no images to score captions of")
+        self.metrics: tuple[Name, ...] = tuple(name for name in NAMES if name in {*metrics, *required})
         for row, sentences in enumerate(references):
-            if not sentences:
+            if not sentences and self.metrics:
                 raise InputError(f"image row {row} has no references: every image needs at least one")
         if domains is not None and len(domains) != len(references):
             raise InputError(f"{len(domains)} domains for {len(references)} images: every image needs one, or None")
-        self.metrics: tuple[Name, ...] = tuple(name for name in NAMES if name in {*metrics, *required})
         self.required = tuple(required)
         self.images = len(references)
         self.domain_frequencies: Frequencies = domain_frequencies
@@ -133,6 +133,8 @@ class CaptionScorer:
         """
         if len(captions) != self.images:
             raise InputError(f"{len(captions)} captions for {self.images} images: every image needs exactly one")
+        if not self.metrics:
+            return Scores({}, {}, {}, "none")
         counted = self.counted
         candidates = counted.tokenise(captions)
         matched = counted.ngrams.match(candidates) if counted.ngrams is not None else None
@@ -277,6 +279,7 @@ class CaptionScores(Metric):
         super().__init__(dist_sync_fn=gather_rows)
         self.scorer = CaptionScorer(references, metrics, tokeniser, required, domains, domain_frequencies)
         self.scores: Scores | None = None
+        self.written: list[str] = []  # the captions of the last `compute`, in the split's order
         self.add_state("characters", default=[], dist_reduce_fx="cat")  # code points of all captions in a row
         self.add_state("lengths", default=[], dist_reduce_fx="cat")
         self.add_state("index", default=[], dist_reduce_fx="cat")
@@ -307,7 +310,7 @@ class CaptionScores(Metric):
             InputError: Images without a caption or with several, a program that fails, a required one that is missing (in all
                 processes).
         """
-        captions = self.captions()
+        captions = self.written = self.captions()
         self.scores = _in_one_process(lambda: self.scorer.score(captions)) if self._is_synced else self.scorer.score(captions)
         return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in self.scores.values.items()}
 
@@ -325,7 +328,7 @@ class CaptionScores(Metric):
     def reset(self) -> None:
         """Forgets everything but the references."""
         super().reset()
-        self.scores = None
+        self.scores, self.written = None, []
 
 
 class BLEU(CaptionScores):

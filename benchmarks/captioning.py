@@ -1,0 +1,619 @@
+"""Captioning: dropped layers, image-grouped batches, cached features, beams. Alternating in one run, predictions beside times.
+
+    python benchmarks/captioning.py dropped --out dropped.json   # I-Tuning in the upper half of the layers / in all
+    python benchmarks/captioning.py grouped --out grouped.json   # an image encoded once for all its captions / once a caption
+    python benchmarks/captioning.py cached --out cached.json     # visual tokens read from the feature cache / encoded on the fly
+    python benchmarks/captioning.py beams --out beams.json       # beam search / plain language model / keys anew for every beam
+    python benchmarks/captioning.py dropped --device cuda --size medium      # bf16; pairs/s, captions/s, peak memory
+    python benchmarks/captioning.py grouped --size tiny --rounds 2           # does it run at all?
+
+GPT-2 base (medium, large) and CLIP-ViT B/16 (224 px: 197 tokens of 768) with random weights; captions of 20 tokens with their
+end token; I-Tuning as the paper reads, language model and tower frozen. A training step is forward, loss, backward and AdamW,
+without Lightning's loop and without data loading. Generation is beam search with 5 beams, every caption 16 tokens long. Rounds go
+A B C A B C. What two rows must have equal (losses and gradients, token ids) is compared before anything is timed, and the run
+ends where it is not.
+
+How to read it
+- Without a GPU the measure is CPU seconds of the process, with one thread (shared cores: wall seconds measure the load, which is
+  printed). On a GPU it is wall seconds, synchronised. A ratio is the median of the rounds' own ratios to the reference row.
+- Three predictions (`captioning_work.py`). "FLOPs": 2 a multiplication and addition in products and attention. "moved": bytes of
+  their operands and results, each moved once. "products": these products and attentions alone, timed in their shapes: it knows
+  both FLOPs and bytes, since a product of a few rows runs at the speed of memory and not of arithmetic. Goals are against it.
+- "saved" are bytes that autograd keeps for the backward pass, counted (metrics/cost.py) and by formula.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# The file is run by its path: the packages beside this folder must be found without an installation, too.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from torch import Tensor
+
+from benchmarks.beit3_step import MALLOC, interleave, summary
+from benchmarks.captioning_work import SIZES, Batch, Size, Work, clock, generation, now, predict, saved_bytes, training
+from datamodules.records import ImageBatch, TextBatch
+from experiments.provenance import device_state, git_state, versions
+from lightning_modules import optimisation
+from lightning_modules.adapters.i_tuning import ITuning, ITuningModule, ITuningModules, Rows
+from lightning_modules.adapters.tuning import set_tuning
+from lightning_modules.metrics.cost import SavedBytes
+from lightning_modules.networks.captioner import Captioner, Seen
+from lightning_modules.networks.language_model import Decoding, LanguageModel
+from lightning_modules.networks.towers import HFImageTower
+from lightning_modules.optimisation import Optimisation
+
+GOALS = {
+    "dropped": 0.03,  # reduction of time and saved bytes: at most so far from the prediction
+    "grouped": 2.0,  # times the pairs/s of one encoding a caption, at five captions an image
+    "naive": 4.5,  # times the captions/s of keys and values recomputed for every beam and step
+    "plain": 1.15,  # of the time of the plain language model
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- what runs
+
+
+def precision(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
+
+
+def captioner(size: Size, dropped: int = 0, device: str = "cpu") -> tuple[Captioner, ITuning]:
+    """Random weights, the same at every call; only the modules train."""
+    torch.manual_seed(0)
+    end = size.vocabulary - 1
+    language = {
+        "model_type": "gpt2", "n_embd": size.width, "n_layer": size.layers, "n_head": size.heads, "vocab_size": size.vocabulary,
+        "bos_token_id": end, "eos_token_id": end,
+    }  # fmt: skip
+    tower = {
+        "model_type": "clip_vision_model", "hidden_size": size.tower_width, "intermediate_size": 4 * size.tower_width,
+        "num_hidden_layers": size.tower_layers, "num_attention_heads": size.tower_heads, "image_size": size.image_size,
+        "patch_size": size.patch_size,
+    }  # fmt: skip
+    network, adapter = Captioner(HFImageTower(config=tower), LanguageModel(config=language)), ITuning(drop_first=dropped)
+    adapter.inject(network)
+    set_tuning(network, adapter, "adapter")
+    return network.to(device).eval(), adapter  # modules have no dropout: eval is their training mode, too
+
+
+def captions(size: Size, batch: Batch, device: str) -> tuple[TextBatch, Tensor]:
+    """Random captions without padding, and the image row of each."""
+    draw = torch.Generator().manual_seed(1)
+    tokens_BT = torch.randint(0, size.vocabulary - 1, (batch.pairs, batch.tokens), generator=draw)
+    tokens_BT[:, -1] = size.vocabulary - 1
+    row_B = torch.arange(batch.images).repeat_interleave(batch.captions)
+    names = tuple(map(str, range(batch.pairs)))
+    texts = TextBatch(names, ("",) * batch.pairs, torch.arange(batch.pairs), row_B, tokens_BT, tokens_BT >= 0)
+    return texts.to(device), row_B.to(device)
+
+
+def pixels(size: Size, images: int, device: str) -> ImageBatch:
+    """Random images."""
+    draw = torch.Generator().manual_seed(2)
+    pixels_I3HW = torch.randn(images, 3, size.image_size, size.image_size, generator=draw)
+    return ImageBatch(tuple(map(str, range(images))), torch.arange(images), pixels_I3HW).to(device)
+
+
+def visual_tokens(size: Size, images: int, device: str) -> Seen:
+    """Random tokens in place of a tower's."""
+    return Seen(torch.randn(images, size.visual, size.tower_width, generator=torch.Generator().manual_seed(2)).to(device))
+
+
+class Step:
+    """A training step in parts.
+
+    Args:
+        network: The captioner.
+        adapter: Its adapter.
+        see: Gives the visual tokens.
+        texts: Captions.
+        image_row_B: Image of each.
+    """
+
+    def __init__(
+        self, network: Captioner, adapter: ITuning, see: Callable[[], Seen], texts: TextBatch, image_row_B: Tensor
+    ) -> None:
+        self.network, self.see, self.texts, self.image_row_B = network, see, texts, image_row_B
+        self.device = image_row_B.device.type
+        self.optimizer, _ = optimisation.build(network, Optimisation(lr=1e-4), 100_000, adapter.owns)
+
+    def loss(self) -> Tensor:
+        with precision(self.device):
+            return self.network.loss(self.see(), self.texts, self.image_row_B)["loss"]
+
+    def gradients(self) -> tuple[float, list[Tensor]]:
+        """Loss and gradients, and nothing left of them."""
+        loss = self.loss()
+        loss.backward()
+        found = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        self.optimizer.zero_grad()
+        return loss.item(), found
+
+    def __call__(self) -> dict[str, float]:
+        """CPU and wall seconds of a whole step, and the measure's seconds of its parts."""
+        wall, cpu, marks = time.perf_counter(), time.process_time(), [now(self.device)]
+        with precision(self.device):
+            seen = self.see()
+            marks.append(now(self.device))
+            loss = self.network.loss(seen, self.texts, self.image_row_B)["loss"]
+        marks.append(now(self.device))
+        loss.backward()
+        marks.append(now(self.device))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        marks.append(now(self.device))
+        parts = ("see_s", "forward_s", "backward_s", "optimiser_s")
+        taken = {part: after - before for part, before, after in zip(parts, marks, marks[1:], strict=False)}
+        return {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall, **taken}
+
+    def memory(self) -> dict[str, int]:
+        """Bytes saved for the backward pass, and the allocator's peak where there is one; takes a step."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self()
+            peak = {"peak": torch.cuda.max_memory_allocated()}
+        else:
+            peak = {}
+        with SavedBytes(exclude=self.network) as saved:
+            self.loss().backward()
+        self.optimizer.zero_grad()
+        return {"saved": saved.peak_bytes, **peak}
+
+
+class Generate:
+    """Beam search, every caption of equal length.
+
+    Args:
+        network: The captioner.
+        seen: Images; None = the plain language model, which sees none.
+        images: How many.
+        beams: Of each.
+        tokens: Of each.
+        naive: Keys and values are computed for every beam and step.
+    """
+
+    def __init__(self, network: Captioner, seen: Seen | None, images: int, beams: int, tokens: int, naive: bool = False) -> None:
+        self.network, self.seen, self.beams, self.naive = network, seen, beams, naive
+        self.device = next(network.parameters()).device.type
+        self.decoding = Decoding(beams=beams, max_new_tokens=tokens, min_new_tokens=tokens)
+        language = network.language
+        self.begin = torch.full((images, 1), language.begin, dtype=torch.int64, device=self.device)
+
+    def ids(self) -> list[list[int]]:
+        with precision(self.device):
+            if self.seen is None:
+                self.network.forget()
+                return self.network.language.generate(self.decoding, input_ids=self.begin)
+            modules = self.network.i_tuning
+            assert modules is not None
+            anew = recomputed(modules, self.seen.tokens_IVD, self.beams) if self.naive else nullcontext()
+            with anew:
+                return self.network.generate_ids(self.seen, self.decoding)
+
+    def __call__(self) -> dict[str, float]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.ids()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+
+    def memory(self) -> dict[str, int]:
+        """The allocator's peak where there is one."""
+        if self.device != "cuda":
+            return {}
+        torch.cuda.reset_peak_memory_stats()
+        self()
+        return {"peak": torch.cuda.max_memory_allocated()}
+
+
+@contextmanager
+def recomputed(modules: ITuningModules, tokens_IVD: Tensor, beams: int) -> Iterator[None]:
+    """The naive way: whenever an FFN is called, its module computes keys and values of the image of every beam."""
+    repeated_RVD = tokens_IVD.repeat_interleave(beams, 0)
+    rows = Rows(len(repeated_RVD), 1, None)
+    own = list(modules.modules_by_layer().values())
+
+    def forward(module: ITuningModule, x: Tensor, seen: Any) -> Tensor:
+        return ITuningModule.forward(module, x, module.keys_values(repeated_RVD, rows))
+
+    for module in own:
+        module.forward = partial(forward, module)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in own:
+            del module.forward
+
+
+# -------------------------------------------------------------------------------------------------------------- comparisons
+
+Turns = dict[str, Step | Generate]
+
+
+def compare(
+    turns: Turns,
+    reference: Mapping[str, str],
+    work: Mapping[str, list[Work]],
+    units: Mapping[str, int],
+    options: argparse.Namespace,
+    formulas: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Memory, interleaved times and predictions of every turn.
+
+    Args:
+        turns: What is timed, by name.
+        reference: The row that each is compared with.
+        work: Products of each.
+        units: Pairs or captions of each.
+        options: The command line's.
+        formulas: Saved bytes by formula.
+    """
+    kind, dtype = ("wall", torch.bfloat16) if options.device == "cuda" else ("cpu", torch.float32)
+    memory = {name: turn.memory() for name, turn in turns.items()}
+    clocked = clock([each for own in work.values() for each in own], options.device, dtype)
+    steps = interleave(turns, options.rounds, warm=1)
+    predictions = {name: predict(own, clocked) for name, own in work.items()}
+    rows = []
+    for name in turns:
+        first = reference[name]
+        measured = summary(steps, name, first)
+        seconds = measured[f"{kind}_s"]
+        own = [step for step in steps if step["row"] == name]
+        row: dict[str, Any] = {
+            "name": name,
+            "reference": first,
+            "ratio": measured[f"{kind}_ratio"],
+            "predicted": {
+                key: predictions[name][key] / predictions[first][key] for key in ("flops", "moved_bytes", "products_s")
+            },
+            "units_per_s": units[name] / seconds,
+            # pairs/s or captions/s as a multiple of the reference's
+            "throughput_ratio": units[name] / units[first] / measured[f"{kind}_ratio"]["median"],
+            "parts_s": {
+                part: statistics.median(step[part] for step in own)
+                for part in ("see_s", "forward_s", "backward_s", "optimiser_s")
+                if part in own[0]
+            },
+            "memory_bytes": memory[name],
+            "work": predictions[name],
+            "gflops_per_s": predictions[name]["flops"] / seconds / 1e9,
+            **measured,
+        }
+        if formulas and name in formulas:
+            row["saved_formula"] = formulas[name]
+            row["saved_ratio"] = memory[name]["saved"] / memory[first]["saved"]
+            row["saved_predicted"] = formulas[name] / formulas[first]
+        rows.append(row)
+    return {"rows": rows, "steps": steps, "products": [{"shape": shape, "s": s} for shape, s in clocked.items()]}
+
+
+def require(holds: bool, what: str) -> None:
+    if not holds:
+        raise SystemExit(f"the ways do not compute the same, so there is nothing to compare: {what}")
+
+
+def dropped(size: Size, options: argparse.Namespace) -> dict[str, Any]:
+    """Modules in all layers against the upper half: training at each number of captions, generation."""
+    lower, device = size.layers // 2, options.device
+    networks = {"all": captioner(size, 0, device), "half": captioner(size, lower, device)}
+    turns: Turns = {}
+    work: dict[str, list[Work]] = {}
+    reference, units, formulas = {}, {}, {}
+    for count in options.captions:
+        batch = Batch(options.images, count, options.tokens)
+        for name, (network, adapter) in networks.items():
+            row, less = f"train, {count} an image, {name}", lower if name == "half" else 0
+            seen = visual_tokens(size, batch.images, device)
+            turns[row] = Step(network, adapter, lambda seen=seen: seen, *captions(size, batch, device))  # type: ignore[misc]
+            work[row] = training(size, batch, less)
+            formulas[row] = saved_bytes(size, batch, less)
+            reference[row], units[row] = f"train, {count} an image, all", batch.pairs
+    for name, (network, _) in networks.items():
+        row = f"generate, {name}"
+        seen = visual_tokens(size, options.images, device)
+        turns[row] = Generate(network, seen, options.images, options.beams, options.new_tokens)
+        modules = size.layers - (lower if name == "half" else 0)
+        work[row] = generation(size, options.images, options.beams, options.new_tokens, modules, [options.images])
+        reference[row], units[row] = "generate, all", options.images
+    return compare(turns, reference, work, units, options, formulas if device == "cpu" else None)
+
+
+def grouped(size: Size, options: argparse.Namespace) -> dict[str, Any]:
+    """An image and its keys and values once for all its captions, against once a caption."""
+    device = options.device
+    network, adapter = captioner(size, 0, device)
+    turns: Turns = {}
+    work, reference, units = {}, {}, {}
+    checks = []
+    for count in options.captions:
+        batch = Batch(options.images, count, options.tokens)
+        texts, row_B = captions(size, batch, device)
+        images = pixels(size, batch.images, device)
+        assert images.pixels_B3HW is not None
+        repeated = replace(images, pixels_B3HW=images.pixels_B3HW.index_select(0, row_B))
+        each, once = f"{count} an image, encoded for each", f"{count} an image, encoded once"
+        turns[each] = Step(network, adapter, partial(network.see, repeated), texts, torch.arange(batch.pairs, device=device))
+        turns[once] = Step(network, adapter, partial(network.see, images), texts, row_B)
+        work[each] = training(size, batch, 0, batch.pairs, batch.pairs)
+        work[once] = training(size, batch, 0, batch.images)
+        for row in (each, once):
+            reference[row], units[row] = each, batch.pairs
+        checks.append({"captions": count, **equal_steps(turns[each], turns[once], 1e-2 if device == "cuda" else 1e-4)})
+    return {"checks": checks, **compare(turns, reference, work, units, options)}
+
+
+def equal_steps(a: Any, b: Any, tolerance: float) -> dict[str, float]:
+    """Differences of losses and gradients, relative to the largest of each.
+
+    Raises:
+        SystemExit: One is larger than `tolerance`.
+    """
+    (loss_a, gradients_a), (loss_b, gradients_b) = a.gradients(), b.gradients()
+    largest = max(gradient.abs().max().item() for gradient in gradients_a)
+    apart = max((x - y).abs().max().item() for x, y in zip(gradients_a, gradients_b, strict=True)) / largest
+    found = {"loss": loss_a, "loss_difference": abs(loss_a - loss_b) / abs(loss_a), "gradient_difference": apart}
+    require(max(found["loss_difference"], apart) <= tolerance, str(found))
+    return found
+
+
+def cached(size: Size, options: argparse.Namespace) -> dict[str, Any]:
+    """Visual tokens by the tower in every step, against read from disk."""
+    device = options.device
+    network, adapter = captioner(size, 0, device)
+    turns: Turns = {}
+    work, reference, units = {}, {}, {}
+    checks = []
+    with tempfile.TemporaryDirectory() as folder:
+        for count in options.captions:
+            batch = Batch(options.images, count, options.tokens)
+            texts, row_B = captions(size, batch, device)
+            images = pixels(size, batch.images, device)
+            fly, read = f"{count} an image, on the fly", f"{count} an image, cached"
+            turns[fly] = Step(network, adapter, partial(network.see, images), texts, row_B)
+            turns[read] = Step(network, adapter, stored(network, images, Path(folder) / f"{count}"), texts, row_B)
+            work[fly], work[read] = training(size, batch, 0, batch.images), training(size, batch)
+            for row in (fly, read):
+                reference[row], units[row] = fly, batch.pairs
+            checks.append({"captions": count, **equal_steps(turns[fly], turns[read], 1e-2)})  # tokens are kept in fp16
+        return {"checks": checks, **compare(turns, reference, work, units, options)}
+
+
+def stored(network: Captioner, images: ImageBatch, path: Path) -> Callable[[], Seen]:
+    """Writes the tokens of these images to disk; reads them."""
+    import numpy as np
+
+    with torch.no_grad():
+        tokens_IVD = network.see(images).tokens_IVD.half().cpu().numpy()
+    written = np.memmap(path, tokens_IVD.dtype, "w+", shape=tokens_IVD.shape)
+    written[:] = tokens_IVD
+    written.flush()
+    kept = np.memmap(path, tokens_IVD.dtype, "r", shape=tokens_IVD.shape)
+    device = images.index_B.device
+
+    def see() -> Seen:
+        return Seen(torch.from_numpy(np.array(kept[images.index_B.tolist()])).to(device).float())
+
+    return see
+
+
+def beams(size: Size, options: argparse.Namespace) -> dict[str, Any]:
+    """Beam search with modules in all layers and in half of them, against the naive way and the plain language model."""
+    device, images, steps = options.device, options.images, options.new_tokens
+    networks = {"ours": captioner(size, 0, device)[0], "half": captioner(size, size.layers // 2, device)[0]}
+    seen = visual_tokens(size, images, device)
+    make = partial(Generate, images=images, beams=options.beams, tokens=steps)
+    turns: Turns = {
+        "plain language model": make(networks["ours"], None),
+        "all layers": make(networks["ours"], seen),
+        "upper half": make(networks["half"], seen),
+        "keys and values for every beam and step": make(networks["ours"], seen, naive=True),
+    }
+    own = partial(generation, size, images, options.beams, steps)
+    work = {
+        "plain language model": own(0, []),
+        "all layers": own(size.layers, [images]),
+        "upper half": own(size.layers - size.layers // 2, [images]),
+        "keys and values for every beam and step": own(size.layers, [images * options.beams] * steps),
+    }
+    ids = {name: turn.ids() for name, turn in turns.items() if isinstance(turn, Generate)}
+    same = ids["all layers"] == ids["keys and values for every beam and step"]
+    require(all(len(row) == steps for rows in ids.values() for row in rows), "captions are not of equal length")
+    if device == "cpu":  # in bf16 products of other shapes round otherwise
+        require(same, "token ids of the naive way differ")
+    reference = dict.fromkeys(turns, "plain language model")
+    result = compare(turns, reference, work, dict.fromkeys(turns, images), options)
+    kind = "wall" if device == "cuda" else "cpu"
+    naive = summary(result["steps"], "keys and values for every beam and step", "all layers")[f"{kind}_ratio"]
+    return {"checks": [{"equal_ids": same}], "naive_ratio": naive, **result}
+
+
+WHATS: dict[str, Callable[[Size, argparse.Namespace], dict[str, Any]]] = {
+    "dropped": dropped,
+    "grouped": grouped,
+    "cached": cached,
+    "beams": beams,
+}
+
+
+# ------------------------------------------------------------------------------------------------------------------- report
+
+
+def goals(what: str, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was to be reached, what was, and whether."""
+    found = []
+    rows = {row["name"]: row for row in result["rows"]}
+    compared = [row for row in rows.values() if row["name"] != row["reference"]]
+    if what == "dropped":
+        for row in compared:
+            pairs = [("time", row["ratio"]["median"], row["predicted"]["products_s"], "products")]
+            if "saved_ratio" in row:
+                pairs.append(("saved bytes", row["saved_ratio"], row["saved_predicted"], "formula"))
+            found += [
+                {
+                    "what": f"{row['name']}: {thing}, part saved ({source}: {1 - predicted:.3f}), points apart",
+                    "value": 100 * (predicted - measured),
+                    "goal": f"within {100 * GOALS['dropped']:.0f}",
+                    "reached": abs(measured - predicted) <= GOALS["dropped"],
+                    "measured": 1 - measured,
+                }
+                for thing, measured, predicted, source in pairs
+            ]
+    elif what == "grouped":
+        found = [
+            {
+                "what": f"{row['name']}: pairs/s, times",
+                "value": row["throughput_ratio"],
+                "goal": f"at least {GOALS['grouped']:.0f}" if row["name"].startswith("5 ") else "",
+                "reached": row["throughput_ratio"] >= GOALS["grouped"] if row["name"].startswith("5 ") else None,
+            }
+            for row in compared
+        ]
+    elif what == "cached":
+        found = [
+            {"what": f"{row['name']}: pairs/s, times", "value": row["throughput_ratio"], "goal": "", "reached": None}
+            for row in compared
+        ]
+    else:
+        naive, ours = result["naive_ratio"]["median"], rows["all layers"]["ratio"]["median"]
+        found = [
+            {
+                "what": "captions/s, times those of keys and values for every beam and step",
+                "value": naive,
+                "goal": f"at least {GOALS['naive']}",
+                "reached": naive >= GOALS["naive"],
+            },
+            {
+                "what": "time, times that of the plain language model",
+                "value": ours,
+                "goal": f"at most {GOALS['plain']}",
+                "reached": ours <= GOALS["plain"],
+            },
+        ]
+    return found
+
+
+def _spread(values: Mapping[str, float]) -> str:
+    return f"{values['median']:.3f} ({values['low']:.2f}-{values['high']:.2f})"
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """Tables, as Markdown."""
+    device, loads = result["device"], [step["load_average"] for step in result["steps"]]
+    malloc = "set" if all(result["environment"].values()) else "NOT set"
+    revision = (result["git"]["revision"] or "unknown revision")[:12] + (" + changes" if result["git"]["dirty"] else "")
+    size = result["sizes"]
+    lines = [
+        f"Captioning {result['what']}: GPT-2 {size['layers']}x{size['width']}, {result['images']} images, captions of "
+        f"{result['tokens']} tokens, {result['beams']} beams of {result['new_tokens']} tokens, {result['precision']}, "
+        f"{result['threads']} thread(s), {result['rounds']} interleaved rounds. Measure: {result['measure']}.",
+        f"{device['name']}, {device['cores']} cores, load average {min(loads):.1f} to {max(loads):.1f}, MALLOC_* {malloc}; "
+        f"torch {result['versions']['torch']}, python {result['versions']['python']}; {revision}; {result['date']}.",
+        "",
+        "| row | time / reference | products / | FLOPs / | moved / | ms | units/s | GFLOP | GFLOP/s | saved MB | saved / "
+        "| formula / | peak GB |",
+        "| --- |" + " ---: |" * 12,
+    ]
+    kind = "wall" if device["kind"] == "cuda" and result["precision"] != "fp32" else "cpu"
+    for row in result["rows"]:
+        memory = row["memory_bytes"]
+        cells = [
+            row["name"] + (" (reference)" if row["name"] == row["reference"] else ""),
+            _spread(row["ratio"]),
+            *(f"{row['predicted'][key]:.3f}" for key in ("products_s", "flops", "moved_bytes")),
+            f"{1000 * row[f'{kind}_s']:,.0f}",
+            f"{row['units_per_s']:.2f}",
+            f"{row['work']['flops'] / 1e9:.4g}",
+            f"{row['gflops_per_s']:,.0f}",
+            f"{memory['saved'] / 1e6:,.1f}" if "saved" in memory else "",
+            f"{row['saved_ratio']:.3f}" if "saved_ratio" in row else "",
+            f"{row['saved_predicted']:.3f}" if "saved_ratio" in row else "",
+            f"{memory['peak'] / 1e9:.2f}" if "peak" in memory else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    if any(row["parts_s"] for row in result["rows"]):
+        lines += ["", "| row | see ms | forward ms | backward ms | AdamW ms |", "| --- |" + " ---: |" * 4]
+        for row in result["rows"]:
+            if row["parts_s"]:
+                lines.append("| " + " | ".join([row["name"], *(f"{1000 * s:.1f}" for s in row["parts_s"].values())]) + " |")
+    lines += ["", "| row, products of | GFLOP | products ms | GFLOP/s | moved MB |", "| --- |" + " ---: |" * 4]
+    for row in result["rows"]:
+        for part, work in row["work"]["parts"].items():
+            rate = f"{work['flops'] / work['products_s'] / 1e9:,.0f}" if work["products_s"] else ""
+            moved, taken = f"{work['moved_bytes'] / 1e6:,.0f}", f"{1000 * work['products_s']:.1f}"
+            lines.append(f"| {row['name']}: {part} | {work['flops'] / 1e9:.4g} | {taken} | {rate} | {moved} |")
+    lines.append("")
+    for goal in result["goals"]:
+        reached = {True: ": reached", False: ": MISSED", None: ""}[goal["reached"]]
+        lines.append(f"{goal['what']}: {goal['value']:.2f} {goal['goal'] and '(goal: ' + goal['goal'] + ')'}{reached}")
+    lines += [f"equal: {check}" for check in result.get("checks", ())]
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("what", choices=list(WHATS))
+    add("--size", choices=list(SIZES), default="base")
+    add("--images", type=int, help="of a batch; default 4, on a GPU 64 (generation and training alike)")
+    add("--captions", type=int, nargs="+", help="of each image, a row each; default 5, and 1 where that tells something")
+    add("--tokens", type=int, default=20, help="of a caption in training, end token included")
+    add("--beams", type=int, default=5)
+    add("--new-tokens", type=int, default=16, help="of a generated caption")
+    add("--rounds", type=int, default=7)
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--threads", type=int, default=1)
+    add("--out", type=Path, help="write everything, each step of each round included, as JSON")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print the tables, return what --out would hold."""
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    cuda = options.device == "cuda"
+    options.images = options.images or (64 if cuda else 4)
+    options.captions = options.captions or ([5] if options.what == "grouped" else [1, 5])
+    size = SIZES[options.size]
+    result: dict[str, Any] = {
+        "benchmark": f"captioning {options.what}",
+        "what": options.what,
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "size": options.size,
+        "sizes": asdict(size),
+        "measure": "wall seconds, synchronised" if cuda else "CPU seconds of the process (the cores are shared)",
+        "precision": "bf16 autocast" if cuda else "fp32",
+        **{name: getattr(options, name) for name in ("images", "captions", "tokens", "beams", "new_tokens", "rounds", "threads")},
+        "git": git_state(Path(__file__).resolve().parent),
+        "versions": versions(),
+        "device": device_state(),
+        "environment": {name: os.environ.get(name) for name in MALLOC},
+    }
+    result |= WHATS[options.what](size, options)
+    result["goals"] = goals(options.what, result)
+    print(report(result))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""Captioning: wires a captioner, an adapter (I-Tuning, ClipCap), the token loss, caption metrics and AdamW.
+
+Training minimises -sum log P(token | before, image) over the tokens of an optimiser step, divided by their number: of all its
+micro-batches on all devices. The sums are added up as gradients and divided once, before the step, so that a caption's tokens
+weigh the same in whatever micro-batch, and on whatever device, they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+from torch.optim import Optimizer
+
+from datamodules.errors import InputError
+from datamodules.formats.caption_results import write_caption_results
+from datamodules.records import CaptionBatch, ImageBatch, ImageRecord
+from lightning_modules import optimisation
+from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.checkpoints.adapter_export import backbone_fingerprint
+from lightning_modules.feature_cache import FeatureCache
+from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, CaptionScores, Frequencies, Name
+from lightning_modules.metrics.captions.store import CaptionStore
+from lightning_modules.networks.captioner import Captioner
+from lightning_modules.networks.language_model import Decoding
+from lightning_modules.tuned import TunedModule
+
+# Losses are sums over tokens; this keeps them, and fp16's scaled gradients, at the size of means until they are divided.
+_TOKENS = 1000.0
+
+# Inferred: of AdamW, I-Tuning prints the name.
+ADAMW = optimisation.Optimisation(lr=5e-4, warmup_fraction=0.1, weight_decay=0.01)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What captions are compared by.
+
+    Args:
+        metrics: Of a test, out of bleu, meteor, rouge_l, cider, spice. One whose program is not installed is left out and named
+            in results.json (`crosslight score --install` installs it).
+        val_metrics: Of a validation; by default those that need no Java and take seconds.
+        required: Metrics that must be there: before captions are made, not after, a missing program is an error.
+        tokeniser: "ptb" = coco-caption's (Java), "simple" = without Java; "auto" = ptb where it is installed.
+        domain_frequencies: CIDEr's document frequencies for a domain of NoCaps: of the "whole" set, or of its own "subset".
+    """
+
+    metrics: tuple[Name, ...] = NAMES
+    val_metrics: tuple[Name, ...] = JAVA_FREE
+    required: tuple[Name, ...] = ()
+    tokeniser: Literal["auto", "ptb", "simple"] = "auto"
+    domain_frequencies: Frequencies = "whole"
+
+
+class CaptioningModule(TunedModule):
+    """A captioner, tuned through I-Tuning or ClipCap. `tuning: head` without an adapter trains the language model alone, on
+    captions without their images.
+
+    Args:
+        network: Vision tower and language model. It names the tokeniser and the image transform that the data must use.
+        adapter: What connects them; needed for (and only for) `tuning: adapter`.
+        tuning: adapter = the adapter (and with ClipCap's tune_language_model the language model); full = everything; head = the
+            language model alone; none = nothing: `crosslight run` then tests the captioner as it is.
+        train_heads: With tuning adapter: new = the heads that no checkpoint brought; all; or none.
+        optimisation: AdamW, warm-up and decay.
+        init_from: Start from these weights (a run folder, a checkpoint, or an adapter export): fine-tuning after pre-training on
+            Visual Genome. To resume an interrupted run, use --run_dir instead.
+        decoding: How captions are made in validation and test.
+        scoring: What they are compared by.
+        features: Keep the frozen tower's features of the training and validation images on disk and train from there; null
+            encodes each image of a batch anew, once for all its captions. Test images are encoded once in any case.
+        show: Images whose captions go beside their references into a W&B table at each validation. All captions of a validation
+            or test are in the run folder, in captions/.
+        eval_frozen: Keep frozen parts in eval mode while training: no dropout in the language model.
+    """
+
+    protocol = "one caption an image, coco-caption's metrics as fractions"
+
+    def __init__(
+        self,
+        network: Captioner,
+        adapter: Adapter | None = None,
+        tuning: Literal["full", "adapter", "head", "none"] = "adapter",
+        train_heads: Literal["new", "all", "none"] = "new",
+        optimisation: optimisation.Optimisation = ADAMW,
+        init_from: str | None = None,
+        decoding: Decoding = Decoding(),  # noqa: B008 - frozen
+        scoring: Scoring = Scoring(),
+        features: FeatureCache | None = None,
+        show: int = 16,
+        eval_frozen: bool = True,
+    ) -> None:
+        super().__init__(network, adapter, tuning, train_heads, optimisation, init_from, eval_frozen)
+        self.decoding = decoding
+        self.scoring = scoring
+        self.features = features
+        self.show = show
+        # Of the optimiser step that is going on:
+        self._losses: list[Tensor] = []  # sums over tokens
+        self._tokens: list[Tensor] = []
+        # Of the evaluation that is going on:
+        self._scores: CaptionScores | None = None
+        self._records: Sequence[ImageRecord] = ()
+        self._store = CaptionStore(None)
+        self._notes: dict[str, Any] = {}
+
+    def setup(self, stage: str) -> None:
+        """See that captions can be read and written, before anything takes time."""
+        _ = self.network.language.tokenizer
+
+    # ----------------------------------------------------------------------------------------------- training
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.features is not None:
+            trainer: Any = self.trainer
+            self.features.fill(
+                self.network,
+                trainer.datamodule,
+                ("train", "val"),
+                precision=str(trainer.precision),
+                context=trainer.precision_plugin.forward_context,
+            )
+
+    def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
+        loss = self.network.loss(self.network.see(batch.images), batch.texts, batch.image_row_B, tokens=_TOKENS)["loss"]
+        self._losses.append(loss.detach() * _TOKENS)
+        self._tokens.append(batch.texts.mask_BT.sum())
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Gradients of the sum over all tokens of the step become those of their mean, before they are clipped."""
+        found = torch.stack([torch.stack(self._losses).sum().double(), torch.stack(self._tokens).sum().double()])
+        self._losses, self._tokens = [], []
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(found)
+        loss, tokens = found
+        # Lightning has divided by the micro-batches of a step, DDP by the devices.
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_(gradients, (parts * _TOKENS / tokens).float())
+        self.log_dict({"train/loss": (loss / tokens).float(), "train/tokens": tokens.float()}, prog_bar=True)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.network.forget()  # not before: recomputed activations look at the images again
+
+    # --------------------------------------------------------------------------------------------- evaluation
+
+    def on_validation_start(self) -> None:
+        self._begin("val")
+
+    def on_test_start(self) -> None:
+        self._begin("test")
+
+    def _begin(self, stage: str) -> None:
+        """Take the split's references, and what a killed test has written already.
+
+        Raises:
+            InputError: A required metric is not installed, or the run folder holds captions of other weights.
+        """
+        loaders: Any = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
+        records = loaders[0].dataset.records
+        metrics = self.scoring.val_metrics if stage == "val" else self.scoring.metrics
+        required = () if stage == "val" else self.scoring.required
+        if not any(record.captions for record in records):  # NoCaps' test split: its captions are on the server alone
+            metrics = required = ()
+        if self._scores is None or self._records is not records or set(self._scores.scorer.metrics) != {*metrics, *required}:
+            references = [[caption.text for caption in record.captions] for record in records]
+            domains = [record.domain for record in records]
+            settings = (self.scoring.tokeniser, required, domains, self.scoring.domain_frequencies)
+            self._scores = CaptionScores(references, metrics, *settings).to(self.device)  # tokenised once for all validations
+            self._records = records
+        self._scores.reset()
+        if stage == "test":
+            folder = self._captions_folder / f"{self._evaluated_name}-test.parts"
+            self._store = CaptionStore(folder, self.global_rank)
+            if self.trainer.is_global_zero:
+                self._store.prepare(self._job(records))
+            self.trainer.strategy.barrier()
+            self._store.read()
+        else:
+            self._store = CaptionStore(None)
+
+    def _job(self, records: Sequence[ImageRecord]) -> dict[str, Any]:
+        """What the captions of a split depend on."""
+        ids = hashlib.sha256("\n".join(record.image_id for record in records).encode()).hexdigest()[:16]
+        language = self.network.language
+        return {
+            "images": len(records),
+            "ids": ids,
+            "weights": f"{backbone_fingerprint(self.network, set())['weights']} {self.trainer.precision}",
+            "transform": asdict(self.network.inputs.image),
+            "decoding": asdict(self.decoding),
+            "language": {"prompt": list(language.prompt_ids), "begin": language.begin, "end": language.end},
+        }
+
+    def _evaluation_step(self, batch: ImageBatch) -> None:
+        rows = batch.index_B.tolist()
+        captions = self._store.found(rows)
+        if captions is None:
+            if self.decoding.sample:  # the same draws whenever, and on whatever device, these images come
+                seed = repr((os.environ.get("PL_GLOBAL_SEED", "0"), rows))
+                torch.manual_seed(int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=7).digest()))
+            captions = self.network.generate(self.network.see(batch), self.decoding)
+            self._store.add(rows, captions)
+        assert self._scores is not None
+        self._scores.update(captions, batch.index_B)
+
+    def _evaluation_end(self, stage: str) -> None:
+        scores = self._scores
+        assert scores is not None
+        if self.trainer.sanity_checking:
+            scores.reset()
+            return
+        values = scores.compute()
+        found = scores.scores
+        assert found is not None
+        self._queries = scores.per_image()
+        self._notes = {"tokeniser": found.tokeniser, "unavailable": found.unavailable}
+        for name, advice in found.unavailable.items():
+            if stage == "test" and self.trainer.is_global_zero:
+                print(f"crosslight: {name} is unavailable: {advice}")
+        if self.trainer.is_global_zero:
+            self._write(stage, scores.written)
+        self.trainer.strategy.barrier()  # every process has read the store before it goes
+        if stage == "test" and self.trainer.is_global_zero:
+            self._store.remove()
+        self._store.close()
+        scores.reset()
+        logged = {f"{stage}/{name}": value.float() for name, value in values.items()}
+        self.log_dict(logged, rank_zero_only=False, sync_dist=False)
+
+    def evaluation_notes(self) -> dict[str, Any]:
+        return self._notes
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Captions are what a test writes.
+
+        Raises:
+            InputError: Always; the message says where they are.
+        """
+        raise InputError(
+            "predict writes embeddings, and a captioner has none: `crosslight test` writes a split's captions to captions/ in "
+            "the run folder, `crosslight caption RUN IMAGE...` those of any photographs"
+        )
+
+    # ------------------------------------------------------------------------------------------------ looking
+
+    @property
+    def _captions_folder(self) -> Path:
+        return Path(self.trainer.default_root_dir) / "captions"
+
+    @property
+    def _evaluated_name(self) -> str:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        return str(getattr(self.trainer, "evaluated_data", None) or getattr(data, "name", "data"))
+
+    def _write(self, stage: str, captions: Sequence[str]) -> None:
+        """The captions of a split to the run folder, and some of them to W&B."""
+        rows: list[dict[str, Any]] = [
+            {
+                "image_id": record.image_id,
+                "file": None if record.path is None else str(record.path),
+                "caption": caption,
+                "references": [each.text for each in record.captions],
+                "scores": {name: round(float(values[row]), 6) for name, values in self._queries.items()},
+            }
+            for row, (record, caption) in enumerate(zip(self._records, captions, strict=True))
+        ]
+        folder = self._captions_folder
+        if stage == "test":
+            name = f"{self._evaluated_name}-test"
+            by_id = {record.image_id: caption for record, caption in zip(self._records, captions, strict=True)}
+            write_caption_results(folder / f"{name}.json", by_id, list(by_id))
+            self._notes["captions_file"] = f"captions/{name}.json"
+            _write_rows(folder / f"{name}.beside.json", rows)
+        else:
+            _write_rows(folder / f"val-step-{self.global_step:06d}.json", rows)
+        shown = [rows[len(rows) * place // self.show] for place in range(self.show)] if len(rows) > self.show else rows
+        for logger in self.trainer.loggers:
+            if isinstance(logger, WandbLogger) and self.show:
+                import wandb
+
+                table = [
+                    [each["image_id"], _picture(wandb, each["file"]), each["caption"], "\n".join(each["references"])]
+                    for each in shown
+                ]
+                logger.log_table(f"{stage}/captions", ["image", "picture", "caption", "references"], table)
+
+
+def _picture(wandb: Any, file: str | None) -> Any:
+    """A photograph of at most 256 pixels a side."""
+    if file is None:
+        return None
+    from PIL import Image
+
+    with Image.open(file) as image:
+        small = image.convert("RGB")
+        small.thumbnail((256, 256))
+    return wandb.Image(small)
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n", encoding="utf-8")
+    os.replace(part, path)

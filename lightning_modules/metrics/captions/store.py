@@ -1,0 +1,118 @@
+"""Captions on disk while they are made: a process may be killed at any moment, and no finished batch is made again.
+
+A folder holds `job.json`, what the captions belong to, and one `part-00000.jsonl` a process with a line a batch, a list of
+[row, caption]. Rows are those of the split, so any number of processes may go on. A batch counts only as a whole: a caption may
+depend on its batch (rounding, and the draws of sampling), and one that is made again should come out as it would have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from datamodules.errors import InputError
+
+VERSION = 1
+
+
+class CaptionStore:
+    """One process's access to the folder, or with `folder=None` to memory of its own.
+
+    One process calls `prepare` before the others read.
+
+    Args:
+        folder: Made when missing.
+        rank: Of this process.
+    """
+
+    def __init__(self, folder: Path | None, rank: int = 0) -> None:
+        self.folder, self.rank = folder, rank
+        self._captions: dict[int, str] = {}
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def prepare(self, job: Mapping[str, Any]) -> None:
+        """See that the folder's captions belong to this job, or start a new one in an empty folder.
+
+        Raises:
+            InputError: Captions of another job, or files without a job.
+        """
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "job.json"
+        expected = json.loads(json.dumps({"version": VERSION, **job}))  # what was a tuple is a list
+        if not path.exists():
+            if parts := self._parts():
+                raise InputError(f"{self.folder} holds {parts[0].name} but no job.json that says what it belongs to; delete it")
+            part = path.with_name("job.json.part")
+            part.write_text(json.dumps(expected, indent=1) + "\n")
+            os.replace(part, path)
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            differing = [name for name, value in expected.items() if found.get(name) != value]
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} cannot be read ({error}); delete the folder to write all captions anew") from error
+        if differing:
+            raise InputError(
+                f"{self.folder} holds captions of another job ({', '.join(differing)} differ); delete the folder to write all "
+                "captions anew"
+            )
+
+    def read(self) -> None:
+        """Take in what all processes have written so far."""
+        for path in self._parts():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if line.endswith(b"\n"):  # the last one of a killed process may be half
+                    self._captions |= {int(row): caption for row, caption in json.loads(line)}
+
+    def found(self, rows: Sequence[int]) -> list[str] | None:
+        """The captions of a batch, or None where one of them is missing."""
+        captions = [self._captions[row] for row in rows if row in self._captions]
+        return captions if len(captions) == len(rows) else None
+
+    def add(self, rows: Sequence[int], captions: Sequence[str]) -> None:
+        """Keep a batch, all of it or, where the process is killed now, nothing."""
+        batch = list(zip(rows, captions, strict=True))
+        self._captions |= dict(batch)
+        if self.folder is None:
+            return
+        if self._file is None:
+            self._file = self._open()
+        self._file.write(json.dumps(batch).encode() + b"\n")
+        self._file.flush()
+
+    def _open(self) -> IO[bytes]:
+        """This process's part, without the half line that a killed one may have left."""
+        assert self.folder is not None
+        path = self.folder / f"part-{self.rank:05d}.jsonl"
+        file = open(path, "ab")  # noqa: SIM115 - until close()
+        content = path.read_bytes()
+        file.truncate(content.rfind(b"\n") + 1)
+        return file
+
+    def remove(self) -> None:
+        """Delete the folder; for one process, when the captions stand elsewhere."""
+        self.close()
+        if self.folder is not None and self.folder.exists():
+            for path in [*self._parts(), self.folder / "job.json"]:
+                path.unlink(missing_ok=True)
+            self.folder.rmdir()
+
+    def _parts(self) -> list[Path]:
+        return [] if self.folder is None else sorted(self.folder.glob("part-*.jsonl"))

@@ -1,0 +1,240 @@
+"""I-Tuning and ClipCap through the same commands: what a run holds, NoCaps, starting from runs, two processes, kills, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from end_to_end import (
+    TEST,
+    VAL,
+    captioner,
+    captions,
+    crosslight,
+    ended,
+    forked,
+    free_port,
+    metrics,
+    results,
+    succeed,
+    torchrun,
+    weights,
+)
+from kill_switch import note_captions
+
+import lightning_modules
+from datamodules.flickr30k import Flickr30k
+from lightning_modules.metrics.captions.store import CaptionStore
+
+STEPPED = 6
+NAMES = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"}
+EXACT = ("--model.init_args.optimisation.lr=0.005", "--model.init_args.optimisation.eps=1e-4")
+
+
+def evaluation(run: Path, name: str = "flickr30k") -> dict[str, Any]:
+    (found,) = (each for each in results(run)["evaluations"] if each["data"] == name)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- what a run holds
+
+
+def test_results_have_caption_metrics_of_every_data_set(i_tuning_run: Path, world: Path) -> None:
+    found = results(i_tuning_run)
+    assert (found["status"], found["fit"]["steps"], found["fit"]["monitor"]) == ("finished", STEPPED, "val/cider")
+    assert found["cost"]["pairs"] == 2 * 20 * STEPPED
+    assert found["cost"]["images"] < found["cost"]["pairs"] / 3  # captions of an image come together
+    own = evaluation(i_tuning_run)
+    assert own["metrics"].keys() == NAMES
+    assert (own["tokeniser"], own["unavailable"], own["captions_file"]) == ("simple", {}, "captions/flickr30k-test.json")
+    each = np.load(i_tuning_run / own["per_query_file"])
+    assert own["metrics"]["cider"] == pytest.approx(each["cider"].mean(), rel=1e-6)
+    assert len(each["cider"]) == TEST
+
+    nocaps = evaluation(i_tuning_run, "nocaps_val")
+    assert (nocaps["split"], nocaps["stage"]) == ("val", "test")
+    domains = {f"{domain}/{name}" for domain in ("in-domain", "near-domain", "out-domain") for name in NAMES}
+    assert nocaps["metrics"].keys() == NAMES | domains
+    hidden = evaluation(i_tuning_run, "nocaps_test")  # its references are not public
+    assert (hidden["metrics"], hidden["per_query_file"]) == ({}, None)
+    images = json.loads((world / "nocaps" / "nocaps_test_image_info.json").read_text())["images"]
+    assert sorted(captions(i_tuning_run, "nocaps_test")) == sorted(image["id"] for image in images)  # what EvalAI wants
+
+
+def test_captions_are_the_models_and_their_scores_those_of_score(i_tuning_run: Path, world: Path, tmp_path: Path) -> None:
+    written = captions(i_tuning_run)
+    assert len(written) == TEST
+    assert len(set(written.values())) > 1  # it looks
+    model = lightning_modules.load(i_tuning_run)
+    data = Flickr30k(str(world / "flickr30k"), num_workers=0, eval_batch_size=3)
+    data.connect(model.network.inputs)
+    again: dict[Any, str] = {}
+    for batch in data.evaluation_loaders("test")[0]:
+        ids = [int(each) for each in batch.image_ids]
+        again |= dict(zip(ids, model.network.generate(model.network.see(batch), model.decoding), strict=True))
+    assert again == written
+    out = tmp_path / "scores.json"
+    file = i_tuning_run / "captions" / "flickr30k-test.json"
+    references = world / "flickr30k" / "dataset_flickr30k.json"
+    succeed("score", str(file), "--references", str(references), "--tokeniser", "simple", "--metrics", "bleu,rouge_l,cider",
+            "--out", str(out))  # fmt: skip
+    scored = json.loads(out.read_text())["metrics"]
+    values = evaluation(i_tuning_run)["metrics"]
+    assert {name: scored[name] for name in NAMES} == pytest.approx(values, rel=1e-5, abs=1e-7)
+
+
+def test_every_validation_leaves_captions_beside_references(i_tuning_run: Path) -> None:
+    files = sorted((i_tuning_run / "captions").glob("val-step-*.json"))
+    assert [file.name for file in files] == ["val-step-000003.json", "val-step-000006.json"]
+    rows = json.loads(files[-1].read_text())
+    assert len(rows) == VAL
+    assert {len(row["references"]) for row in rows} == {5}
+    assert np.mean([row["scores"]["cider"] for row in rows]) == pytest.approx(metrics(i_tuning_run, "val/cider")[-1][1], abs=1e-5)
+    assert all(Path(row["file"]).exists() for row in rows)
+    (table, *_) = (i_tuning_run / "wandb").glob("offline-run-*/files/media/table/val/captions_*.table.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["image", "picture", "caption", "references"]
+    assert len(content["data"]) == VAL
+
+
+def test_table_has_caption_columns(i_tuning_run: Path) -> None:
+    lines = succeed("table", str(i_tuning_run)).out.splitlines()
+    header = [cell.strip() for cell in lines[0].split("|")]
+    assert {"B@4", "ROUGE-L", "CIDEr", "in CIDEr"} <= set(header)
+    assert not {"METEOR", "rsum"} & set(header)
+    cells = dict(zip(header, (cell.strip() for cell in lines[2].split("|")), strict=True))
+    assert cells["CIDEr"] == f"{100 * evaluation(i_tuning_run)['metrics']['cider']:.1f}"
+
+
+# --------------------------------------------------------------------------------------------------- other rows, starts
+
+
+def test_fine_tuning_starts_from_another_runs_adapter(i_tuning_run: Path, world: Path, tmp_path: Path) -> None:
+    """VLP on Visual Genome, then captions, would be the same the other way round."""
+    genome = (
+        "-c", "configs/data/visual_genome.yaml", f"--data.init_args.root={world / 'visual_genome'}",
+        "--data.init_args.num_workers=0", "--data.init_args.batch_size=8", "--trainer.max_steps=1", "--trainer.val_check_interval=2",
+    )  # fmt: skip
+    root = world / "visual_genome"
+    if not any((root / "held_out").iterdir()):
+        raise AssertionError("the world writes the splits to hold out")
+    answer = crosslight(
+        "fit", *captioner("i_tuning", *genome, f"--model.init_args.init_from={i_tuning_run}", f"--run_dir={tmp_path / 'vg'}")
+    )
+    assert answer.status == 0, answer.error
+    assert results(tmp_path / "vg")["parent"] == str(i_tuning_run)
+
+
+@pytest.mark.parametrize("row", ["clipcap", "i_tuning_half"])
+def test_other_rows_run(row: str, tmp_path: Path) -> None:
+    more = ("--model.init_args.adapter.init_args.heads=2",) if row == "clipcap" else ("--model.init_args.adapter.init_args.drop_first=1",)
+    succeed("run", *captioner(row, *more, "--trainer.max_steps=1", "--trainer.val_check_interval=2", f"--run_dir={tmp_path / row}"))
+    assert math.isfinite(evaluation(tmp_path / row)["metrics"]["cider"])
+    keys = set(weights(tmp_path / row, "best.ckpt"))
+    assert {key.split(".")[1] for key in keys} == {"prefix" if row == "clipcap" else "i_tuning"}
+
+
+# ------------------------------------------------------------------------------------------------ processes and kills
+
+
+def test_two_processes_train_and_caption_as_one(tmp_path: Path) -> None:
+    def command(folder: str, *more: str) -> list[str]:
+        return captioner("i_tuning", *EXACT, "--trainer.max_steps=3", f"--run_dir={tmp_path / folder}", *more)
+
+    two, port = command("two", "--trainer.devices=2", "--trainer.strategy=ddp"), free_port()
+    logs = [tmp_path / f"rank{rank}" for rank in (0, 1)]
+    with (
+        forked(logs[0], "run", *two, **torchrun(0, 2, port)) as first,
+        forked(logs[1], "run", *two, **torchrun(1, 2, port)) as second,
+    ):
+        succeed("run", *command("one"))
+        for process, log in zip((first, second), logs, strict=True):
+            status, printed = ended(process, log)
+            assert status == 0, printed
+            assert "rror" not in printed, printed
+    one, both = tmp_path / "one", tmp_path / "two"
+    assert results(both)["device"]["world_size"] == 2
+    assert results(both)["cost"]["pairs"] == results(one)["cost"]["pairs"] == 3 * 2 * 20
+    for column in ("train/loss", "train/tokens", "val/cider", "final/flickr30k/test/cider"):
+        ours, theirs = metrics(both, column), metrics(one, column)
+        assert [step for step, _ in ours] == [step for step, _ in theirs], column
+        assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], rel=1e-5), column
+    state = weights(both, "last.ckpt")
+    for key, tensor in weights(one, "last.ckpt").items():
+        torch.testing.assert_close(state[key], tensor, rtol=1e-4, atol=5e-5, msg=lambda text, key=key: f"{key}: {text}")
+    assert captions(both) == captions(one)  # each image once
+    queries = [dict(np.load(run / "per_query" / "flickr30k-test.npz")) for run in (one, both)]
+    for name, values in queries[0].items():
+        assert np.array_equal(queries[1][name], values), name
+
+
+def test_killed_in_training_and_while_it_writes_captions_it_ends_as_if_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, with sampled captions: killed when 5 of 6 steps are done, and in the test after 2 of 6 batches."""
+    run, before, after, log = (tmp_path / name for name in ("run", "before", "after", "log"))
+    sampled = ("--model.init_args.decoding.sample=true", "--model.init_args.decoding.beams=1")
+
+    def command(folder: Path) -> list[str]:
+        return captioner(
+            "i_tuning", *sampled, "--checkpoint.every_n_steps=3", "--trainer.callbacks=kill_switch.KillSwitch",
+            "--trainer.callbacks.step=5", f"--trainer.callbacks.spent={tmp_path / 'power cut'}", f"--run_dir={folder}",
+        )  # fmt: skip
+
+    def is_killed(first: Callable[[], None] | None) -> None:
+        with forked(log, "run", *command(run), first=first) as process:
+            status, printed = ended(process, log)
+        assert status == -signal.SIGKILL, printed
+
+    is_killed(None)
+    is_killed(partial(note_captions, before, 2))
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == STEPPED
+    with monkeypatch.context() as patch:
+        patch.setattr(CaptionStore, "add", CaptionStore.add)  # puts it back afterwards
+        note_captions(after)
+        succeed("run", *command(run))
+    noted = [int(row) for file in (before, after) for row in file.read_text().split()]
+    assert sorted(noted) == list(range(TEST))  # every caption once
+    assert len(before.read_text().splitlines()) == 2
+    assert not list((run / "captions").glob("*.parts"))
+
+    whole = tmp_path / "whole"
+    succeed("run", *command(whole))
+    assert results(run)["attempts"] == 3
+    assert captions(run) == captions(whole)
+    assert results(run)["evaluations"] == results(whole)["evaluations"]
+    for column in ("train/loss", "val/cider"):
+        assert metrics(run, column) == metrics(whole, column), column
+    for key, tensor in weights(whole, "last.ckpt").items():
+        assert torch.equal(weights(run, "last.ckpt")[key], tensor), key
+
+
+# --------------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model.init_args.scoring.metrics=[cidre]"], "cidre"),
+        (["--model.init_args.decoding.beams=0"], "beams (0)"),
+        (["--model.init_args.scoring.required=[spice]", "--model.init_args.tuning=none", "--model.init_args.adapter=null"],
+         "spice is required and unavailable"),
+        (["--model.init_args.decoding.max_new_tokens=100"], "positions"),
+    ],
+)  # fmt: skip
+def test_bad_options_are_one_line(
+    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSLIGHT_CACHE", str(tmp_path / "nothing installed"))
+    answer = crosslight("run", *captioner("i_tuning", *options, f"--run_dir={tmp_path / 'run'}"))
+    assert answer.status == 2
+    assert said in answer.error
+    assert "Traceback" not in answer.error
