@@ -47,6 +47,7 @@ from torch import Tensor
 
 from benchmarks.beit3_step import MALLOC, interleave, summary
 from benchmarks.captioning_work import SIZES, Batch, Size, Work, clock, generation, now, predict, saved_bytes, training
+from datamodules.features import FeatureFile, Precision
 from datamodules.records import ImageBatch, TextBatch
 from experiments.provenance import device_state, git_state, versions
 from lightning_modules import optimisation
@@ -262,7 +263,7 @@ def compare(
         work: Products of each.
         units: Pairs or captions of each.
         options: The command line's.
-        formulas: Saved bytes by formula.
+        formulas: Saved bytes by formula (fp32).
     """
     kind, dtype = ("wall", torch.bfloat16) if options.device == "cuda" else ("cpu", torch.float32)
     memory = {name: turn.memory() for name, turn in turns.items()}
@@ -295,10 +296,9 @@ def compare(
             "gflops_per_s": predictions[name]["flops"] / seconds / 1e9,
             **measured,
         }
+        row |= {f"{key}_ratio": size / memory[first][key] for key, size in memory[name].items()}
         if formulas and name in formulas:
-            row["saved_formula"] = formulas[name]
-            row["saved_ratio"] = memory[name]["saved"] / memory[first]["saved"]
-            row["saved_predicted"] = formulas[name] / formulas[first]
+            row |= {"saved_formula": formulas[name], "saved_predicted": formulas[name] / formulas[first]}
         rows.append(row)
     return {"rows": rows, "steps": steps, "products": [{"shape": shape, "s": s} for shape, s in clocked.items()]}
 
@@ -354,7 +354,7 @@ def grouped(size: Size, options: argparse.Namespace) -> dict[str, Any]:
         work[once] = training(size, batch, 0, batch.images)
         for row in (each, once):
             reference[row], units[row] = each, batch.pairs
-        checks.append({"captions": count, **equal_steps(turns[each], turns[once], 1e-2 if device == "cuda" else 1e-4)})
+        checks.append({"captions": count, **equal_steps(turns[each], turns[once], 5e-2 if device == "cuda" else 1e-4)})
     return {"checks": checks, **compare(turns, reference, work, units, options)}
 
 
@@ -373,41 +373,45 @@ def equal_steps(a: Any, b: Any, tolerance: float) -> dict[str, float]:
 
 
 def cached(size: Size, options: argparse.Namespace) -> dict[str, Any]:
-    """Visual tokens by the tower in every step, against read from disk."""
+    """Visual tokens by the tower in every step, against read from the feature cache (decoding photographs would come on top)."""
     device = options.device
     network, adapter = captioner(size, 0, device)
+    images = pixels(size, options.images, device)
     turns: Turns = {}
     work, reference, units = {}, {}, {}
     checks = []
     with tempfile.TemporaryDirectory() as folder:
+        kept: dict[Precision, Callable[[], Seen]] = {
+            dtype: stored(network, images, Path(folder), dtype) for dtype in ("float16", "float32")
+        }
         for count in options.captions:
             batch = Batch(options.images, count, options.tokens)
             texts, row_B = captions(size, batch, device)
-            images = pixels(size, batch.images, device)
             fly, read = f"{count} an image, on the fly", f"{count} an image, cached"
             turns[fly] = Step(network, adapter, partial(network.see, images), texts, row_B)
-            turns[read] = Step(network, adapter, stored(network, images, Path(folder) / f"{count}"), texts, row_B)
+            turns[read] = Step(network, adapter, kept["float16"], texts, row_B)
             work[fly], work[read] = training(size, batch, 0, batch.images), training(size, batch)
             for row in (fly, read):
                 reference[row], units[row] = fly, batch.pairs
-            checks.append({"captions": count, **equal_steps(turns[fly], turns[read], 1e-2)})  # tokens are kept in fp16
+            exact = Step(network, adapter, kept["float32"], texts, row_B)
+            for dtype, step, tolerance in (("float32", exact, 1e-6), ("float16", turns[read], 1e-2)):
+                apart = equal_steps(turns[fly], step, 5e-2 if device == "cuda" else tolerance)
+                checks.append({"captions": count, "dtype": dtype, **apart})
         return {"checks": checks, **compare(turns, reference, work, units, options)}
 
 
-def stored(network: Captioner, images: ImageBatch, path: Path) -> Callable[[], Seen]:
-    """Writes the tokens of these images to disk; reads them."""
-    import numpy as np
-
+def stored(network: Captioner, images: ImageBatch, root: Path, dtype: Precision) -> Callable[[], Seen]:
+    """Writes the tokens of these images to a feature file; what a step does to have them from there."""
     with torch.no_grad():
-        tokens_IVD = network.see(images).tokens_IVD.half().cpu().numpy()
-    written = np.memmap(path, tokens_IVD.dtype, "w+", shape=tokens_IVD.shape)
-    written[:] = tokens_IVD
-    written.flush()
-    kept = np.memmap(path, tokens_IVD.dtype, "r", shape=tokens_IVD.shape)
-    device = images.index_B.device
+        tokens_IVD = network.see(images).tokens_IVD.float().cpu()
+    about = dict(zip(("images", "tokens", "width"), tokens_IVD.shape, strict=True))
+    file = FeatureFile.make(root, {"data": "random", "split": "train", **about, "dtype": dtype})
+    file.write(0, tokens_IVD.numpy().astype(dtype))
+    rows, device = images.index_B.tolist(), images.index_B.device
 
     def see() -> Seen:
-        return Seen(torch.from_numpy(np.array(kept[images.index_B.tolist()])).to(device).float())
+        tokens_BVD = torch.from_numpy(file.read(rows)).to(device)
+        return network.see(replace(images, pixels_B3HW=None, tokens_BVD=tokens_BVD))
 
     return see
 
@@ -462,7 +466,7 @@ def goals(what: str, result: Mapping[str, Any]) -> list[dict[str, Any]]:
     if what == "dropped":
         for row in compared:
             pairs = [("time", row["ratio"]["median"], row["predicted"]["products_s"], "products")]
-            if "saved_ratio" in row:
+            if "saved_predicted" in row:
                 pairs.append(("saved bytes", row["saved_ratio"], row["saved_predicted"], "formula"))
             found += [
                 {
@@ -526,10 +530,10 @@ def report(result: Mapping[str, Any]) -> str:
         f"torch {result['versions']['torch']}, python {result['versions']['python']}; {revision}; {result['date']}.",
         "",
         "| row | time / reference | products / | FLOPs / | moved / | ms | units/s | GFLOP | GFLOP/s | saved MB | saved / "
-        "| formula / | peak GB |",
-        "| --- |" + " ---: |" * 12,
+        "| formula / | peak GB | peak / |",
+        "| --- |" + " ---: |" * 13,
     ]
-    kind = "wall" if device["kind"] == "cuda" and result["precision"] != "fp32" else "cpu"
+    kind = "cpu" if result["precision"] == "fp32" else "wall"
     for row in result["rows"]:
         memory = row["memory_bytes"]
         cells = [
@@ -542,8 +546,9 @@ def report(result: Mapping[str, Any]) -> str:
             f"{row['gflops_per_s']:,.0f}",
             f"{memory['saved'] / 1e6:,.1f}" if "saved" in memory else "",
             f"{row['saved_ratio']:.3f}" if "saved_ratio" in row else "",
-            f"{row['saved_predicted']:.3f}" if "saved_ratio" in row else "",
+            f"{row['saved_predicted']:.3f}" if "saved_predicted" in row else "",
             f"{memory['peak'] / 1e9:.2f}" if "peak" in memory else "",
+            f"{row['peak_ratio']:.3f}" if "peak" in memory else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     if any(row["parts_s"] for row in result["rows"]):
@@ -577,7 +582,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tokens", type=int, default=20, help="of a caption in training, end token included")
     add("--beams", type=int, default=5)
     add("--new-tokens", type=int, default=16, help="of a generated caption")
-    add("--rounds", type=int, default=7)
+    add("--rounds", type=int, default=5)
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=1)
     add("--out", type=Path, help="write everything, each step of each round included, as JSON")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 BYTES = 4  # of fp32
+_CACHE = {"cpu": 64_000_000, "cuda": 256_000_000}  # bytes that no cache holds
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ def now(device: str) -> float:
 Layout = Literal["x W", "x W'", "g' x"]  # W stored [k, n]; W stored [n, k]; gradient of a weight
 
 
+def _copies(device: str, values: int) -> int:
+    return min(64, 1 + _CACHE[device] // (BYTES * values))
+
+
 @dataclass(frozen=True)
 class Product:
     """`count` products [m, k] x [k, n] of one part in one pass."""
@@ -108,7 +113,7 @@ class Product:
         make = partial(torch.randn, device=device, dtype=dtype)
         left = make(self.k, self.m).t() if self.layout == "g' x" else make(self.m, self.k)
         shape = (self.n, self.k) if self.layout == "x W'" else (self.k, self.n)
-        copies = [make(*shape) for _ in range(min(64, 1 + 64_000_000 // (BYTES * self.k * self.n)))]
+        copies = [make(*shape) for _ in range(_copies(device, self.k * self.n))]
         turn = cycle([copy.t() if self.layout == "x W'" else copy for copy in copies])
         return lambda: torch.mm(left, next(turn))
 
@@ -142,7 +147,7 @@ class Attention:
     def prepare(self, device: str, dtype: torch.dtype) -> Callable[[], object]:
         make = partial(torch.randn, device=device, dtype=dtype, requires_grad=self.backward)
         copies = []
-        for _ in range(min(64, 1 + 64_000_000 // (BYTES * self.b * self.v * self.e))):
+        for _ in range(_copies(device, self.b * self.v * self.e)):
             own = make(self.b, 1, self.q, self.e), make(self.b, 1, self.v, self.e), make(self.b, 1, self.v, self.e)
             copies.append((own, F.scaled_dot_product_attention(*own) if self.backward else None))
         turn = cycle(copies)
@@ -245,9 +250,9 @@ def generation(size: Size, images: int, beams: int, steps: int, modules: int, ke
 def saved_bytes(size: Size, batch: Batch, dropped: int = 0) -> int:
     """What autograd keeps in a step, fp32, tokens ready.
 
-    A layer of GPT-2 above the lowest module keeps 22 values of width d a token: inputs of two norms (2), queries, keys, values and
-    output of attention (4), and the four tensors of width 4 d that its activation function, written out, multiplies (16); with
-    frozen weights the products keep nothing. A module keeps X, Q and S U of every token, and K and U of every image.
+    A layer of GPT-2 above the lowest module keeps 22 values of width d a token: inputs of two norms (2), queries, keys, values,
+    and output of attention (4), and the four tensors of width 4 d that its activation function, written out, multiplies (16);
+    with frozen weights the products keep nothing. A module keeps X, Q and S U of every token, and K and U of every image.
     """
     d, r, modules = size.width, size.bottleneck, size.layers - dropped
     rows, looked = batch.pairs * batch.tokens, batch.images * size.visual

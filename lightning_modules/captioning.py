@@ -30,7 +30,7 @@ from lightning_modules.checkpoints.adapter_export import backbone_fingerprint
 from lightning_modules.feature_cache import FeatureCache
 from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, CaptionScores, Frequencies, Name
 from lightning_modules.metrics.captions.store import CaptionStore
-from lightning_modules.networks.captioner import Captioner
+from lightning_modules.networks.captioner import Captioner, Seen
 from lightning_modules.networks.language_model import Decoding
 from lightning_modules.tuned import TunedModule
 
@@ -132,10 +132,14 @@ class CaptioningModule(TunedModule):
             )
 
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
-        loss = self.network.loss(self.network.see(batch.images), batch.texts, batch.image_row_B, tokens=_TOKENS)["loss"]
+        loss = self.network.loss(self._see(batch.images), batch.texts, batch.image_row_B, tokens=_TOKENS)["loss"]
         self._losses.append(loss.detach() * _TOKENS)
         self._tokens.append(batch.texts.mask_BT.sum())
         return loss
+
+    def _see(self, images: ImageBatch) -> Seen:
+        network: Captioner = self.network
+        return network.unseen(images) if network.alone else network.see(images)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Gradients of the sum over all tokens of the step become those of their mean, before they are clipped."""
@@ -210,7 +214,7 @@ class CaptioningModule(TunedModule):
             if self.decoding.sample:  # the same draws whenever, and on whatever device, these images come
                 seed = repr((os.environ.get("PL_GLOBAL_SEED", "0"), rows))
                 torch.manual_seed(int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=7).digest()))
-            captions = self.network.generate(self.network.see(batch), self.decoding)
+            captions = self.network.generate(self._see(batch), self.decoding)
             self._store.add(rows, captions)
         assert self._scores is not None
         self._scores.update(captions, batch.index_B)

@@ -196,7 +196,10 @@ def _tower(network: Captioner, precision: str) -> dict[str, Any]:
     number of heads of a model of timm, are left to `_require_equal`."""
     vision: Any = network.vision
     config = getattr(vision.model, "config", None)
-    settings = {} if config is None else json.loads(config.to_json_string(use_diff=True))
+    if config is not None:
+        settings = json.loads(config.to_json_string(use_diff=True))
+    else:  # timm
+        settings = {"architecture": getattr(vision.model, "pretrained_cfg", {}).get("architecture")}
     about = {
         "tower": f"{type(vision).__name__} {type(vision.model).__name__}",
         "weights": backbone_fingerprint(vision, set())["weights"],

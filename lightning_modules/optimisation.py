@@ -37,8 +37,8 @@ class Optimisation:
         backbone_lr: Peak learning rate of what is neither adapter nor head (null: lr). Heads are new and always learn at lr.
         schedule: After the warm-up: cosine, or linear (to 0 at the last step, never below min_lr), as UNITER's.
         algorithm: adamw, or uniter_adamw: the released code adds eps before it corrects the bias and decays after the update.
-        fused: One kernel a parameter group instead of a dozen passes over its memory. Lightning refuses gradient clipping with it
-            at precision 16-mixed; set it to false there. Not for uniter_adamw.
+        fused: One kernel a parameter group instead of a dozen passes over its memory. It cannot be clipped for at precision
+            16-mixed; set it to false there. Not for uniter_adamw.
     """
 
     lr: float = 1e-3

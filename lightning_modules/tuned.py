@@ -10,7 +10,9 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from datamodules.errors import InputError
 from lightning_modules import optimisation
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import TrainHeads, TuningMode, set_mode, set_tuning
@@ -67,6 +69,27 @@ class TunedModule(pl.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         optimizer, schedule = optimisation.build(self.network, self.optimisation, total, self.owns)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """As Lightning, which refuses to clip for a fused optimizer in any mixed precision, where only fp16 scales gradients.
+
+        Raises:
+            InputError: A fused optimizer at precision 16-mixed: its gradients are still scaled here.
+        """
+        if not gradient_clip_val:
+            return
+        if optimizer.defaults.get("fused") and self.trainer.precision == "16-mixed":
+            raise InputError(
+                "trainer.gradient_clip_val at precision 16-mixed needs an optimizer that is not fused: set "
+                "model.optimisation.fused to false, or use bf16-mixed"
+            )
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def log_terms(self, terms: dict[str, Tensor], batch_size: int) -> None:
         """Log the named terms of a step, averaged over processes: a rank's own loss is of its rows only. One reduction for all of

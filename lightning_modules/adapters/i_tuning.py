@@ -321,7 +321,8 @@ class ITuning:
 
     Args:
         reading: "paper" = Eq. 4 as printed: one head, no scale. "multihead" = heads of width 64, scaled by 1/sqrt(64).
-        drop_first: I-Tuning Dropping: no modules in so many layers from the bottom (the paper: 18 of GPT-2 large's 36).
+        drop_first: I-Tuning Dropping: no modules in so many layers from the bottom, or in half of them, rounded down (the paper:
+            18 of GPT-2 large's 36).
         layers: Exactly these layers (0-based), in place of `drop_first`.
         bottleneck: r; null = half the language model's width.
         heads: Null = as the reading.
@@ -340,7 +341,7 @@ class ITuning:
     def __init__(
         self,
         reading: Reading = "paper",
-        drop_first: int = 0,
+        drop_first: int | Literal["half"] = 0,
         layers: list[int] | None = None,
         bottleneck: int | None = None,
         heads: int | None = None,
@@ -368,7 +369,7 @@ class ITuning:
             raise InputError(f"I-Tuning: unknown reading {reading!r}; choose paper or multihead")
         if layers is not None and (drop_first or not layers or len(set(layers)) != len(layers)):
             raise InputError(f"I-Tuning: give layers ({layers}, each once) or drop_first ({drop_first}), not both")
-        least = {"drop_first": (drop_first, 0), "bottleneck": (bottleneck, 1), "heads": (heads, 1)}
+        least = {"drop_first": (0 if drop_first == "half" else drop_first, 0), "bottleneck": (bottleneck, 1), "heads": (heads, 1)}
         if wrong := [f"{name} {value}" for name, (value, low) in least.items() if value is not None and value < low]:
             raise InputError(f"I-Tuning: {', '.join(wrong)} is too small: bottleneck and heads start at 1, drop_first at 0")
         if not lambda_ > 0 or not init_std > 0 or (isinstance(scale, float) and not scale > 0):
@@ -442,7 +443,8 @@ class ITuning:
             raise InputError(f"I-Tuning: {type(network).__name__} does not say its visual_width; it goes into captioners only")
         model, site = find_language_model(network)
         blocks = list(model.get_submodule(site.layers).children())
-        chosen = self.layers if self.layers is not None else list(range(self.drop_first, len(blocks)))
+        dropped = len(blocks) // 2 if self.drop_first == "half" else self.drop_first
+        chosen = self.layers if self.layers is not None else list(range(dropped, len(blocks)))
         if not chosen or min(chosen) < 0 or max(chosen) >= len(blocks):
             what = f"layers {self.layers}" if self.layers is not None else f"drop_first {self.drop_first}"
             raise InputError(f"I-Tuning: {what}, but the language model has layers 0 to {len(blocks) - 1}")

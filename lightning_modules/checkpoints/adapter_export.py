@@ -86,8 +86,8 @@ def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], wanted: set[s
     if wrong:
         raise InputError(f"{source} has other shapes than this network: {some(wrong)}; use the widths it was saved with")
     result = network.load_state_dict(dict(state), strict=False)
-    if set(result.missing_keys) != own.keys() - wanted:
-        raise AssertionError(f"{source}: load_state_dict skipped {some(sorted(wanted & set(result.missing_keys)))}")
+    if skipped := wanted & set(result.missing_keys):
+        raise AssertionError(f"{source}: load_state_dict skipped {some(sorted(skipped))}")
 
 
 # -------------------------------------------------------------------------------------------------------------- fingerprint

@@ -90,6 +90,11 @@ class Captioner(nn.Module):
         model, site = find_language_model(self.language)
         return list(model.get_submodule(site.layers).children())
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is no adapter: the language model then writes without looking."""
+        return self.i_tuning is None and self.prefix is None
+
     # ----------------------------------------------------------------------------------------------------------- images
 
     def see(self, images: ImageBatch) -> Seen:
@@ -103,6 +108,10 @@ class Captioner(nn.Module):
         if images.pixels_B3HW is None:
             raise InputError("the captioner needs pixels, but the data module's images carry none; choose its pixels view")
         return Seen(self.visual_tokens(images.pixels_B3HW))
+
+    def unseen(self, images: ImageBatch) -> Seen:
+        """No tokens [I, 0, D]: enough where there is no adapter that would look at them."""
+        return Seen(next(self.vision.parameters()).new_empty(len(images), 0, self.visual_width))
 
     def visual_tokens(self, pixels_I3HW: Tensor) -> Tensor:
         """[I, V, D]."""
@@ -237,8 +246,8 @@ class Captioner(nn.Module):
     def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """The whole language model where it is tuned beside an adapter, or where there is no adapter: `tuning: head` then makes a
         language model of captions. Otherwise none. Tied parameters come under both names."""
-        alone = self.i_tuning is None and self.prefix is None
-        named = self.language.named_parameters(remove_duplicate=False) if self.tunes_language or alone else iter(())
+        heads = self.tunes_language or self.alone
+        named = self.language.named_parameters(remove_duplicate=False) if heads else iter(())
         return ((f"language.{name}", parameter) for name, parameter in named)
 
     def unused_parameters(self) -> frozenset[str]:

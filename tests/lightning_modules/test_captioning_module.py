@@ -72,6 +72,13 @@ def test_without_an_adapter_the_head_is_the_language_model() -> None:
     model = CaptioningModule(captioner("gpt2"), tuning="head")
     trained = {name for name, parameter in model.network.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in model.network.named_parameters() if name.startswith("language.")}
+    model.network.vision.register_forward_hook(lambda *_: pytest.fail("nobody looks at these images"))
+    model.network.vision.model.register_forward_hook(lambda *_: pytest.fail("nobody looks at these images"))
+    (batch, *_) = micro_batches()
+    loss = model.training_step(batch, 0)
+    found = model.network.logits(model.network.unseen(batch.images), batch.texts, batch.image_row_B)[batch.texts.mask_BT]
+    expected = torch.nn.functional.cross_entropy(found, batch.texts.tokens_BT[batch.texts.mask_BT], reduction="sum")
+    torch.testing.assert_close(1000 * loss, expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------- store

@@ -219,6 +219,8 @@ def test_dropped_layers_are_the_plain_ones() -> None:
 def test_chosen_layers_instead() -> None:
     network, _ = tuned(layers=[3, 1])
     assert list(modules_of(network)) == ["1", "3"]
+    network, _ = tuned(drop_first="half")
+    assert list(modules_of(network)) == ["2", "3"]
     for options, message in (
         ({"layers": [4]}, r"layers \[4\], but the language model has layers 0 to 3"),
         ({"drop_first": 4}, "drop_first 4"),
