@@ -99,6 +99,8 @@ class CaptioningModule(TunedModule):
         show: int = 16,
         eval_frozen: bool = True,
     ) -> None:
+        if features is not None and not eval_frozen:
+            raise InputError("features on disk are of a tower without dropout: set eval_frozen to true, or features to null")
         super().__init__(network, adapter, tuning, train_heads, optimisation, init_from, eval_frozen)
         self.decoding = decoding
         self.scoring = scoring
@@ -129,6 +131,7 @@ class CaptioningModule(TunedModule):
                 ("train", "val"),
                 precision=str(trainer.precision),
                 context=trainer.precision_plugin.forward_context,
+                progress=trainer.progress_bar_callback is not None,
             )
 
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:

@@ -48,8 +48,8 @@ UNITER = (
     "--trainer.max_epochs=-1", "--trainer.max_steps=6", "--trainer.check_val_every_n_epoch=null",
     "--trainer.val_check_interval=6",
 )  # fmt: skip
-# A captioner below the demo's size: the 135 training captions in batches of 20, each image of a batch once, and 6 steps of two such
-# batches, a validation after the third and the last; 7 images to validate, 11 to test.
+# A captioner below the demo's size: the 135 training captions in batches of 20, each image of a batch once, and 6 steps of two
+# such batches, a validation after the third and the last; 7 images to validate, 11 to test.
 CAPTIONER = (
     "-c", "configs/trainer/demo.yaml", "-c", "configs/model/captioner_tiny.yaml", "-c", "configs/data/world_captions.yaml",
     f"{_NETWORK}.vision.init_args.options={{img_size: 32, patch_size: 16, embed_dim: 24, depth: 1, num_heads: 3}}",

@@ -415,7 +415,7 @@ def invented(text: str, special: int = 1) -> TokenMaps:
     ("size", "text", "special"),
     [
         ((120, 90), "A woman in a blue shirt holding an extraordinarilylongunsplittableword and MMMMMMMMMMMMMMMMMMMMMMMM.", 1),
-        ((300, 40), "one $x^2$ $ word", 5),
+        ((300, 40), r"one $\nosuch$ $ word", 5),
         ((40, 200), f"dog {'W' * 130}", 0),
         ((60, 60), "", 1),
     ],
