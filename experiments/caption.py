@@ -35,7 +35,7 @@ class Look:
     folder: Path
     layer: int | Literal["last", "mean"] = "last"
     head: int | Literal["mean"] = "mean"
-    position: Position = "reads"
+    position: Position = "predicts"
 
 
 def main(arguments: Sequence[str]) -> int:

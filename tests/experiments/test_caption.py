@@ -19,6 +19,7 @@ from datamodules.images import SplitImages
 from datamodules.miniworld import write_tokeniser
 from datamodules.records import ImageBatch, ImageRecord
 from experiments import caption
+from experiments.attention_maps import token_maps
 from lightning_modules.networks.language_model import Decoding
 
 _TOWER = "lightning_modules.networks.towers.HFImageTower"
@@ -131,8 +132,9 @@ def test_samples_are_those_of_the_seed(
 
 
 def test_a_picture_for_each_photograph(
-    run: Path, photographs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: Any, photographs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
     asked: list[tuple[Any, Any]] = []
     draw = caption.draw_maps
 
@@ -142,16 +144,22 @@ def test_a_picture_for_each_photograph(
 
     monkeypatch.setattr(caption, "draw_maps", drawing)
     folder = tmp_path / "new" / "maps"
-    chosen = ["--layer", "1", "--head", "0", "--position", "predicts"]
-    assert caption.main([str(run), *map(str, photographs[:2]), "--maps", str(folder), *chosen]) == 0
+    chosen = ["--layer", "1", "--head", "0", "--position", "reads"]
+    assert caption.main(["run", *map(str, photographs[:2]), "--maps", str(folder), *chosen]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["0034.png", "12.png"]
     for path in folder.iterdir():
         with Image.open(path) as picture:
             picture.load()
             assert min(picture.size) > 100
-    assert [maps.shown for maps, _ in asked] == ["layer 1, head 0, where each token is predicted"] * 2
+    assert [maps.shown for maps, _ in asked] == ["layer 1, head 0, where each token is read"] * 2
     assert [(box.left, box.top, box.right, box.bottom) for _, box in asked] == [(10, 0, 50, 40), (0, 10, 40, 50)]
-    assert all(len(maps.words) == len(maps.text.split()) for maps, _ in asked)
+    for path, (maps, _) in zip(photographs, asked, strict=False):
+        pixels = SplitImages([ImageRecord("", path, ())], loaded.network.inputs.image).pixels([0], [0])
+        seen = loaded.network.see(ImageBatch(("",), torch.tensor([0]), pixels))
+        (own,) = token_maps(loaded.network, seen, [maps.tokens], layer=1, head=0, position="reads")
+        np.testing.assert_allclose(maps.maps_TYX, own.maps_TYX, atol=1e-5)
+        assert maps.text == loaded.network.generate(seen, loaded.decoding)[0]
+    assert np.abs(asked[0][0].maps_TYX[0] - asked[1][0].maps_TYX[0]).max() > 1e-3
 
 
 def test_photographs_are_turned_upright(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,25 @@ IAIS_RECIPES = (
     ("flickr30k", "base", "flickr30k"), ("flickr30k", "large", "flickr30k"), ("coco_base", "base", "coco"),
     ("coco_large", "large", "coco"),
 )  # fmt: skip
+TUNED = "experiments/i_tuning"
+CAPTIONER, CAPTIONS = "configs/model/captioner_tiny.yaml", "configs/data/world_captions.yaml"
+CAPTION_ROWS = ("i_tuning", "i_tuning_half", "i_tuning_multihead", "clipcap", "clipcap_mlp", "language_model_only")
+CAPTION_RECIPES = {  # recipe -> model, data and row that its comment names
+    "coco": ("captioner_gpt2_large", "coco_captions", "i_tuning"),
+    "flickr30k": ("captioner_gpt2_large", "flickr30k_captions", "i_tuning"),
+    "vlp_visual_genome": ("captioner_gpt2_large", "visual_genome", "i_tuning"),
+    "clipcap_coco": ("captioner_gpt2_clip_b32", "coco_captions", "clipcap_mlp"),
+}
+
+
+def caption_recipe(name: str) -> list[str]:
+    model, data, row = CAPTION_RECIPES[name]
+    return [
+        f"configs/model/{model}.yaml", f"configs/data/{data}.yaml", GPU, f"{TUNED}/rows/{row}.yaml",
+        f"{TUNED}/recipes/{name}.yaml",
+    ]  # fmt: skip
+
+
 COMPOSITIONS: list[list[str]] = [
     *([model, WORLD, CPU] for model in MODELS),
     *([TINY, name, CPU] for name in packaged_configs() if name.startswith("configs/data/")),
@@ -74,6 +96,11 @@ COMPOSITIONS: list[list[str]] = [
     *([*PHOTOGRAPHS, f"experiments/iais/rows/{row}.yaml"] for row in ("baseline", *KINDS)),
     *([f"configs/model/uniter_{size}.yaml", f"configs/data/{data}_regions.yaml", "configs/trainer/gpu.yaml",
        "experiments/iais/rows/singular.yaml", f"experiments/iais/recipes/{name}.yaml"] for name, size, data in IAIS_RECIPES),
+    *([CAPTIONER, CAPTIONS, CPU, f"{TUNED}/rows/{row}.yaml"] for row in CAPTION_ROWS),
+    *(caption_recipe(name) for name in CAPTION_RECIPES),
+    [*caption_recipe("coco"), f"{TUNED}/recipes/nocaps.yaml"],
+    [CPU, "configs/model/captioner_smollm2_lite0.yaml", "configs/data/flickr8k_captions.yaml", f"{TUNED}/rows/i_tuning.yaml",
+     f"{TUNED}/flickr8k/common.yaml"],  # as `make captions-flickr8k` composes them
 ]  # fmt: skip
 
 
@@ -81,7 +108,7 @@ COMPOSITIONS: list[list[str]] = [
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, and roots that do not exist: parsing must need neither."""
     monkeypatch.chdir(tmp_path)
-    for name in ("WORLD", "DATA", "WEIGHTS", "MINILM", "REGIONS"):
+    for name in ("WORLD", "DATA", "WEIGHTS", "MINILM", "REGIONS", "SMOLLM2"):
         monkeypatch.setenv(f"CROSSLIGHT_{name}", f"/roots/{name.lower()}")
     return tmp_path
 
@@ -89,6 +116,16 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def parse(files: list[str], *options: str, command: str = "run") -> dict[str, Any]:
     arguments = [part for file in files for part in ("-c", file)]
     return ParsedCLI([command, *find_configs([*arguments, *options])]).plain
+
+
+@cache
+def _composed(files: tuple[str, ...]) -> dict[str, Any]:
+    return parse(list(files))
+
+
+def composed(files: Sequence[str]) -> dict[str, Any]:
+    """`parse` of packaged files alone: the same in every test, so each composition is parsed once."""
+    return copy.deepcopy(_composed(tuple(files)))
 
 
 def at(config: dict[str, Any], name: str) -> Any:
@@ -113,7 +150,7 @@ def test_every_yaml_is_packaged_and_composed_here() -> None:
 
 @pytest.mark.parametrize("files", COMPOSITIONS, ids=lambda files: "+".join(Path(file).stem for file in files))
 def test_it_parses_and_every_value_of_the_last_file_arrives(files: list[str], elsewhere: Path) -> None:
-    config = parse(files)
+    config = composed(files)
     given = leaves(yaml.safe_load((REPOSITORY / files[-1]).read_text()))
     assert given, f"{files[-1]} says nothing"
     for name, value in given.items():
@@ -135,7 +172,7 @@ def test_every_command_takes_the_same_files() -> None:
 
 def test_rows_say_what_their_names_say() -> None:
     def row(name: str) -> dict[str, Any]:
-        return parse([TINY, WORLD, CPU, f"experiments/mwa/rows/{name}.yaml"])
+        return composed([BEIT3, WORLD, CPU, f"experiments/mwa/rows/{name}.yaml"])
 
     found = {}
     for name in [*ROWS, *MORE_ROWS]:
@@ -177,7 +214,7 @@ def test_rows_say_what_their_names_say() -> None:
 def test_recipes_are_the_published_ones(
     name: str, batch: int, lr: float, decay: float | None, epochs: int, warm: int | None, drop_path: float | None
 ) -> None:
-    config = parse(recipe(name))
+    config = composed(recipe(name))
     model = config["model"]["init_args"]
     optimisation, network = model["optimisation"], model["network"]["init_args"]
     assert (config["data"]["init_args"]["batch_size"], config["trainer"]["max_epochs"]) == (batch, epochs)
@@ -256,7 +293,7 @@ def test_a_runs_own_config_starts_it_again(elsewhere: Path) -> None:
 def test_iais_rows_say_what_their_names_say() -> None:
     found = {}
     for name in IAIS_ROWS:
-        config = parse([UNITER, ENTITIES, CPU, f"experiments/iais/rows/{name}.yaml"])
+        config = composed([UNITER, ENTITIES, CPU, f"experiments/iais/rows/{name}.yaml"])
         assert config["name"] == name
         alignment = config["model"]["init_args"]["alignment"]
         if alignment is not None:
@@ -271,3 +308,40 @@ def test_iais_rows_say_what_their_names_say() -> None:
     schedules = {f"singular_{name}": ("singular", "released", "both", when) for name, when in annealed.items()}
     paper = {f"{kind}_paper": (kind, "paper", "both", None) for kind in KINDS}
     assert found == {"baseline": None, **both, **single, **paper, **schedules}
+
+
+def test_caption_rows_say_what_their_names_say() -> None:
+    found = {}
+    for name in CAPTION_ROWS:
+        config = composed([CAPTIONER, CAPTIONS, CPU, f"{TUNED}/rows/{name}.yaml"])
+        assert (config["name"], config["checkpoint"]["monitor"]) == (name, "val/cider")
+        model = config["model"]["init_args"]
+        adapter = model["adapter"] or {"init_args": {}}
+        named = ("reading", "lambda_", "drop_first", "mapping", "prefix_length", "tune_language_model")
+        options = {key: value for key, value in adapter["init_args"].items() if key in named}
+        found[name] = (model["tuning"], model["network"]["init_args"]["visual"], options)
+    paper = {"reading": "paper", "lambda_": 4.0, "drop_first": 0}
+    prefix = {"mapping": "transformer", "prefix_length": 10, "tune_language_model": False}
+    assert found == {
+        "i_tuning": ("adapter", "tokens", paper),
+        "i_tuning_half": ("adapter", "tokens", {**paper, "drop_first": "half"}),
+        "i_tuning_multihead": ("adapter", "tokens", {**paper, "reading": "multihead"}),
+        "clipcap": ("adapter", "pooled", prefix),
+        "clipcap_mlp": ("adapter", "pooled", {**prefix, "mapping": "mlp", "tune_language_model": True}),
+        "language_model_only": ("none", "tokens", {}),
+    }
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("coco", 30), ("flickr30k", 30), ("vlp_visual_genome", 10)])
+def test_i_tunings_recipes_are_the_papers(name: str, epochs: int) -> None:
+    """Batch, epochs, beams and split of Section 3.1; the rest is inferred, and the same in all three."""
+    config = composed(caption_recipe(name))
+    model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    assert (trainer["max_epochs"], data["batch_size"] * trainer["accumulate_grad_batches"]) == (epochs, 4096)
+    assert data["augment"] == "none"
+    assert data["captioning"]["captions_per_image"] == (5 if name == "vlp_visual_genome" else None)
+    assert data.get("split") == ("entities" if name == "flickr30k" else None)
+    assert (model["decoding"]["beams"], model["decoding"]["length_penalty"]) == (5, 1.0)
+    optimisation = model["optimisation"]
+    assert (optimisation["lr"], optimisation["min_lr"], optimisation["warmup_fraction"]) == (5e-4, 0.0, 0.1)
+    assert (optimisation["weight_decay"], optimisation["betas"], trainer["gradient_clip_val"]) == (0.01, [0.9, 0.999], 1.0)

@@ -218,6 +218,18 @@ def test_statistics_of_a_batch_norm_that_trains_are_trained_state(tiny):
     assert trainable_state_dict(network).keys() == network.state_dict().keys()
 
 
+def test_trained_state_goes_back_beside_a_frozen_batch_norm(tiny):
+    """A file without the frozen norms: they make up their number of batches, so PyTorch does not count it as missing."""
+    network = tiny.network("cnn")
+    set_tuning(network, None, "head")
+    assert any(name.endswith("num_batches_tracked") for name in network.state_dict())
+    state = {name: tensor + 1 for name, tensor in trainable_state_dict(network).items()}
+    frozen = {name: tensor.clone() for name, tensor in network.state_dict().items() if name not in state}
+    load_trainable(network, state)
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, {**frozen, **state}[name], rtol=0, atol=0, msg=name)
+
+
 def test_every_adapter_option_survives_its_description():
     adapter = MultiWayAdapter(reading="text", scale=0.3, alignment_mid="ffn", towers="image", layer_norm="out", dropout=0.0)
     again = build_adapter(json.loads(json.dumps(adapter.describe())))
