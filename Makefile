@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-iais test lint flickr8k iais-flickr8k captions-flickr8k smollm2 bench bench-beit3 beit3-official bench-iais bench-captions clean
+.PHONY: help setup demo demo-iais demo-captioning test lint flickr8k iais-flickr8k captions-flickr8k smollm2 bench bench-beit3 beit3-official bench-iais bench-captions clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: $(READY)  ## render the embedded world, adapt a tiny model in five ways, p
 
 demo-iais: $(READY)  ## UNITER on the embedded world without IAIS and with both kinds, three seeds
 	@$(BIN)/crosslight demo iais --seed 0 1 2
+
+demo-captioning: $(READY)  ## I-Tuning, half of it, and ClipCap between a tiny ViT and GPT-2, where words look, three seeds
+	@$(BIN)/crosslight demo captioning --seed 0 1 2
 
 test: $(READY)  ## all tests, about four and a half minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

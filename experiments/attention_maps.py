@@ -31,7 +31,7 @@ from torch import Tensor
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput
 from datamodules.records import Box
-from lightning_modules.networks.captioner import Captioner, Seen, tower_tokens
+from lightning_modules.networks.captioner import Captioner, Seen
 from lightning_modules.networks.language_model import LanguageModel
 
 Position = Literal["predicts", "reads"]
@@ -62,7 +62,7 @@ def find_grid(network: Captioner) -> Grid:
             "attention maps: this captioner sees one vector of an image (visual: pooled), so there are no places to look at"
         )
     size, weight = network.vision.image_input.size, next(network.vision.parameters())
-    tokens_1VD, special = tower_tokens(network.vision, torch.zeros(1, 3, size, size, dtype=weight.dtype, device=weight.device))
+    tokens_1VD, special = network.vision.tokens(torch.zeros(1, 3, size, size, dtype=weight.dtype, device=weight.device))
     patches = tokens_1VD.shape[1] - special
     side = math.isqrt(patches)
     if not patches or side * side != patches:

@@ -19,7 +19,7 @@ Train, test and explain light adaptations of vision-language models.
   test      evaluate on the test split, and on each data set of --evaluate
   predict   write the test split's embeddings (embeddings.npz)
 
-  demo      the whole story on rendered scenes, in about a minute
+  demo      the whole story on rendered scenes, in about four minutes
   table     run folders side by side as a Markdown table
   correlate Pearson's r of two metrics over the checkpoints of runs (ISDa against Meta-Sum)
   export    the adapter of a run as safetensors + JSON (a few MB)
@@ -73,11 +73,13 @@ _OTHER_HELP = {
     "demo": """\
 usage: crosslight demo [--out DIR] [--seed N]
        crosslight demo iais [--out DIR] [--seed N [N ...]]
+       crosslight demo captioning [--out DIR] [--seed N [N ...]]
 
 Render the embedded world in two styles, pre-train a tiny BEiT-3 on the first, adapt it to the second in five ways
 (heads only, MultiWay-Adapter, its two parts alone, everything), and print one table and a picture of queries with what
-was found; then the same for a tiny UNITER without IAIS and with both kinds. About three minutes on 2 cores.
-iais: only the second part, for any number of seeds.
+was found; then the same for a tiny UNITER without IAIS and with both kinds; then a tiny vision tower and a tiny language
+model, connected by I-Tuning, I-Tuning half dropped and ClipCap, and where words look. About four minutes on 2 cores.
+iais, captioning: only the second or third part, for any number of seeds.
 """,
     "table": """\
 usage: crosslight table RUN [RUN ...] [--data NAME] [--out FILE.md] [--csv FILE.csv]

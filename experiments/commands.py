@@ -215,7 +215,7 @@ def demo(arguments: list[str]) -> int:
     from experiments.demo import run_demo
 
     parser = _Parser("demo")
-    parser.add_argument("what", nargs="?", choices=("all", "iais"), default="all")
+    parser.add_argument("what", nargs="?", choices=("all", "iais", "captioning"), default="all")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     options = parser.parse_args(arguments)
@@ -223,6 +223,10 @@ def demo(arguments: list[str]) -> int:
         from experiments import iais_demo
 
         return iais_demo.run_demo(options.out, options.seed)
+    if options.what == "captioning":
+        from experiments import captioning_demo
+
+        return captioning_demo.run_demo(options.out, options.seed)
     if len(options.seed) > 1:
-        raise InputError("crosslight demo takes one --seed; `crosslight demo iais` takes several.")
+        raise InputError("crosslight demo takes one --seed; `crosslight demo iais` and `... captioning` take several.")
     return run_demo(options.out, options.seed[0])

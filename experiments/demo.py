@@ -2,8 +2,9 @@
 
 A tiny BEiT-3 is pre-trained on the embedded world's first style, then adapted to its second style in five ways from that one
 checkpoint: head-only, MWA, KE only, AE only, full. As in the paper, the adapter rows leave everything that the checkpoint brought
-as it is, the heads too. Then a tiny UNITER is fine-tuned without IAIS and with both kinds (`iais_demo.py`). Every step goes
-through the same command line that real runs use; the numbers come as they come.
+as it is, the heads too. Then a tiny UNITER is fine-tuned without IAIS and with both kinds (`iais_demo.py`), and a tiny vision
+tower is connected with a tiny language model by I-Tuning and ClipCap (`captioning_demo.py`). Every step goes through the same
+command line that real runs use; the numbers come as they come.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def run_demo(out: Path, seed: int) -> int:
     """Render, pre-train, adapt in five ways, print the table, draw the picture. Returns the exit status."""
     from rich.console import Console
 
+    from experiments import captioning_demo
     from experiments.iais_demo import compare, print_rows
     from experiments.table import find_runs, markdown, rows
     from experiments.training import quiet
@@ -76,9 +78,16 @@ def run_demo(out: Path, seed: int) -> int:
     console.print()
     print_rows(console, distances)
     (folder / "iais.md").write_text(markdown(distances))
+    console.print()
+    captioning = captioning_demo.run_captioning(worlds["source"], folder / "captioning", [seed], say)
+    console.print()
+    captioning_demo.print_rows(console, captioning)
+    (folder / "captioning.md").write_text(captioning_demo.report(captioning))
     console.print(f"\nscale: miniature (embedded world, {SCENES:,} scenes a style), seed {seed}", highlight=False)
-    for name, path in {"tables": folder / "table.md", "": folder / "iais.md", "picture": picture, "runs": folder}.items():
-        console.print(f"{name + ':' if name else '':<9}{path}", highlight=False, soft_wrap=True)
+    files = {"tables": ("table.md", "iais.md", "captioning.md"), "pictures": (picture, captioning.picture), "runs": ("",)}
+    for name, paths in files.items():
+        for number, path in enumerate(paths):
+            console.print(f"{'' if number else f'{name}:':<10}{folder / path}", highlight=False, soft_wrap=True)
     return 0
 
 

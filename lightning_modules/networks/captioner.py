@@ -82,7 +82,7 @@ class Captioner(nn.Module):
                 f"{visual} of {type(vision.model).__name__}; set visual_norm to none"
             )
         self._norm = visual_norm == "tower"
-        self.visual_width = vision.width if visual == "pooled" else token_width(vision)
+        self.visual_width = vision.width if visual == "pooled" else vision.token_width
         if checkpoint_activations:
             checkpoint_blocks(self._blocks())
 
@@ -117,7 +117,7 @@ class Captioner(nn.Module):
         """[I, V, D]."""
         if self.visual == "pooled":
             return self.vision(pixels_I3HW).unsqueeze(1)
-        tokens_IVD, special = tower_tokens(self.vision, pixels_I3HW)
+        tokens_IVD, special = self.vision.tokens(pixels_I3HW)
         if self._norm:
             tokens_IVD = cast(Any, self.vision.model).post_layernorm(tokens_IVD)
         return tokens_IVD[:, special:] if self.visual == "patches" else tokens_IVD
@@ -278,35 +278,3 @@ class Captioner(nn.Module):
             return int(inside.removeprefix(f"{site.layers}.").split(".")[0]) + 1
         before = ("wte", "wpe", "embed_in", "embed_tokens", "embed_positions", "project_in")
         return 0 if inside.split(".")[-2] in before else self.num_layers + 1
-
-
-# ---------------------------------------------------------------------------------------------------------- visual tokens
-
-
-def token_width(tower: ImageTower) -> int:
-    """D of a tower's tokens (pooling may join two vectors, or put a layer behind them)."""
-    model: Any = tower.model
-    if hasattr(model, "forward_features"):
-        return int(model.num_features)
-    settings = model.config
-    return int(settings.hidden_sizes[-1] if getattr(settings, "hidden_sizes", None) else settings.hidden_size)
-
-
-def tower_tokens(tower: ImageTower, pixels_B3HW: Tensor) -> tuple[Tensor, int]:
-    """Tokens [B, V, D] of the last layer of a tower of timm or Hugging Face, and how many special ones come first.
-
-    A grid of features (a CNN) becomes tokens row by row. CLIP's are before its post_layernorm, DINOv2's and timm's behind the
-    norm that their own forward ends with.
-    """
-    model: Any = tower.model
-    if hasattr(model, "forward_features"):
-        features = model.forward_features(pixels_B3HW)
-        if features.ndim == 4:
-            last = getattr(model, "output_fmt", "NCHW") == "NHWC"
-            return (features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)), 0
-        return features, int(getattr(model, "num_prefix_tokens", 0))
-    resample: dict[str, bool] = {"interpolate_pos_encoding": True} if getattr(tower, "_resample", False) else {}
-    features = model(pixel_values=pixels_B3HW, **resample).last_hidden_state
-    if features.ndim == 4:
-        return features.flatten(2).transpose(1, 2), 0
-    return features, int(getattr(tower, "_prefix", 0))

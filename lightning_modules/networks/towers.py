@@ -96,6 +96,36 @@ class ImageTower(Tower):
     """Pixels to one vector an image. `forward(pixels_B3HW)` gives [B, width], not normalised."""
 
     image_input: ImageInput
+    _prefix: int = 0  # tokens that come before those of the grid
+    _resample: bool = False  # whether a Hugging Face model has to be asked to fit its positions to another size
+
+    @property
+    def token_width(self) -> int:
+        """D of `tokens` (pooling may join two vectors, or put a layer behind them)."""
+        model: Any = self.model
+        if hasattr(model, "forward_features"):
+            return int(model.num_features)
+        settings = model.config
+        return int(settings.hidden_sizes[-1] if getattr(settings, "hidden_sizes", None) else settings.hidden_size)
+
+    def tokens(self, pixels_B3HW: Tensor) -> tuple[Tensor, int]:
+        """Tokens [B, V, D] of the last layer, and how many special ones come first.
+
+        A grid of features (a CNN) becomes tokens row by row. CLIP's are before its post_layernorm, DINOv2's and timm's behind the
+        norm that their own forward ends with.
+        """
+        model: Any = self.model
+        if hasattr(model, "forward_features"):
+            features = model.forward_features(pixels_B3HW)
+            if features.ndim == 4:
+                last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+                return (features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)), 0
+            return features, int(getattr(model, "num_prefix_tokens", 0))
+        resample: dict[str, bool] = {"interpolate_pos_encoding": True} if self._resample else {}
+        features = model(pixel_values=pixels_B3HW, **resample).last_hidden_state
+        if features.ndim == 4:
+            return features.flatten(2).transpose(1, 2), 0
+        return features, self._prefix
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         with torch.set_grad_enabled(self._records(pixels_B3HW)):

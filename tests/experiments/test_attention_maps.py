@@ -19,7 +19,6 @@ from datamodules.images import evaluation_transform
 from datamodules.inputs import ImageInput
 from datamodules.miniworld import write_tokeniser
 from datamodules.records import Box, ImageBatch
-from experiments import attention_maps
 from experiments.attention_maps import (
     Grid,
     TokenMaps,
@@ -33,7 +32,7 @@ from experiments.attention_maps import (
 )
 from lightning_modules.adapters.clipcap import ClipCap
 from lightning_modules.adapters.i_tuning import ITuning
-from lightning_modules.networks.captioner import Captioner, Seen, tower_tokens
+from lightning_modules.networks.captioner import Captioner, Seen
 from lightning_modules.networks.language_model import LanguageModel
 from lightning_modules.networks.towers import HFImageTower, ImageTower, TimmImageTower
 
@@ -193,16 +192,16 @@ def test_cells_lie_where_the_patches_are() -> None:
     for block in vision.model.blocks:
         torch.nn.init.zeros_(block.attn.proj.weight)
     pixels = torch.randn(1, 3, 24, 24)
-    tokens, special = tower_tokens(vision, pixels)
+    tokens, special = vision.tokens(pixels)
     for row, column in ((0, 0), (0, 2), (2, 1)):
         changed = pixels.clone()
         changed[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 1
-        difference = (tower_tokens(vision, changed)[0] - tokens).abs().sum(2)[0, special:].reshape(3, 3)
+        difference = (vision.tokens(changed)[0] - tokens).abs().sum(2)[0, special:].reshape(3, 3)
         assert difference.nonzero().tolist() == [[row, column]]
 
 
 def test_patches_that_are_no_square_are_refused(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_maps, "tower_tokens", lambda tower, pixels: (torch.zeros(1, 7, 4), 1))
+    monkeypatch.setattr(HFImageTower, "tokens", lambda tower, pixels: (torch.zeros(1, 7, 4), 1))
     with pytest.raises(InputError, match="6 patches of a square image"):
         find_grid(tiny.captioner())
 

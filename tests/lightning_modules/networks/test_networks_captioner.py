@@ -17,7 +17,7 @@ from datamodules.records import ImageBatch
 from lightning_modules.adapters.clipcap import ClipCap
 from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.adapters.tuning import head_names, set_tuning
-from lightning_modules.networks.captioner import Captioner, Seen, tower_tokens
+from lightning_modules.networks.captioner import Captioner, Seen
 from lightning_modules.networks.language_model import Decoding, LanguageModel, load_language_weights
 from lightning_modules.networks.towers import HFImageTower
 
@@ -43,7 +43,7 @@ def test_any_tower_gives_tokens(tiny: Any, kind: str, special: int, tokens: int 
     tower = tiny.image_tower(kind).eval().requires_grad_(False)
     pixels = tiny.images(2, tower.image_input.size).pixels_B3HW
     language = LanguageModel(config=GPT2, max_tokens=12)
-    found, first = tower_tokens(tower, pixels)
+    found, first = tower.tokens(pixels)
     assert first == special
     assert tokens is None or found.shape[1] == tokens
     shown: dict[Any, Tensor] = {}
