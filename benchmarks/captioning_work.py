@@ -250,13 +250,13 @@ def generation(size: Size, images: int, beams: int, steps: int, modules: int, ke
 def saved_bytes(size: Size, batch: Batch, dropped: int = 0) -> int:
     """What autograd keeps in a step, fp32, tokens ready.
 
-    A layer of GPT-2 above the lowest module keeps 22 values of width d a token: inputs of two norms (2), queries, keys, values,
-    and output of attention (4), and the four tensors of width 4 d that its activation function, written out, multiplies (16);
-    with frozen weights the products keep nothing. A module keeps X, Q and S U of every token, and K and U of every image.
+    A layer of GPT-2 above the lowest module keeps 10 values of width d a token: inputs of two norms (2), queries, keys, values,
+    and output of attention (4), and the input of its activation function (4); with frozen weights the products keep nothing.
+    A module keeps X, Q and S U of every token, and K and U of every image.
     """
     d, r, modules = size.width, size.bottleneck, size.layers - dropped
     rows, looked = batch.pairs * batch.tokens, batch.images * size.visual
-    layer = rows * (22 * d + 4 + size.heads)  # means and deviations of two norms, log-sum-exp of attention
+    layer = rows * (10 * d + 4 + size.heads)  # means and deviations of two norms, log-sum-exp of attention
     module = rows * (d + 2 * r + 1) + 2 * looked * r
     head = rows * (d + 2) + rows * size.vocabulary  # last norm, log probabilities
     values = (modules - 1) * layer + modules * module + head + looked * size.tower_width

@@ -43,3 +43,14 @@ def test_on_the_meta_device_weights_stay_unread(folder: Path) -> None:
     assert (counted.begin, counted.end, counted.width) == (1, 2, 8)
     with pytest.raises(InputError, match="no usable causal language model"):
         LanguageModel(name=str(folder))
+
+
+def test_gpt2s_activation_is_one_kernel_of_the_same_function() -> None:
+    sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16, "vocab_size": 9, "bos_token_id": 8, "eos_token_id": 8}
+    language = LanguageModel(config={"model_type": "gpt2", **sizes}, max_tokens=4)
+    plain = GPT2LMHeadModel(language.model.config).eval()
+    plain.load_state_dict(language.model.state_dict())
+    assert {type(block.mlp.act) for block in plain.transformer.h} != {torch.nn.GELU}
+    assert {type(block.mlp.act) for block in language.model.transformer.h} == {torch.nn.GELU}
+    ids = torch.tensor([[8, 1, 2, 3]])
+    torch.testing.assert_close(language.model.eval()(ids).logits, plain(ids).logits, atol=1e-6, rtol=1e-5)
