@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-iais demo-captioning test lint flickr8k iais-flickr8k captions-flickr8k smollm2 bench bench-beit3 beit3-official bench-iais bench-captions clean
+.PHONY: help setup demo demo-iais demo-captioning test lint flickr8k iais-flickr8k captions-flickr8k smollm2 bench bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -107,6 +107,12 @@ bench-iais: $(READY)  ## the IAIS block against a plain loop, full rank against 
 
 bench-captions: $(READY)  ## caption metrics against pycocoevalcap's: equal scores, times (half a minute)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/caption_metrics.py --out runs/bench-captions/caption_metrics.json
+
+CAPTIONING_RESULTS ?= runs/bench-captioning
+bench-captioning: $(READY)  ## half dropped, image-grouped, cached, beams, each against its alternative, with predictions (8 minutes)
+	@set -e; for what in dropped grouped cached beams; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python benchmarks/captioning.py $$what --out $(CAPTIONING_RESULTS)/captioning_$$what.json; \
+	done
 
 clean:  ## remove the environment and caches, never runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

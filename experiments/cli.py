@@ -19,7 +19,9 @@ Train, test and explain light adaptations of vision-language models.
   test      evaluate on the test split, and on each data set of --evaluate
   predict   write the test split's embeddings (embeddings.npz)
 
+  sweep     `sweep run`: a table or figure of a paper, a paper, all of them, or a W&B sweep file, on this machine; `sweep status`
   demo      the whole story on rendered scenes, in about four minutes
+  report    published numbers beside ours, claims judged, figures drawn: a site that opens from disk
   table     run folders side by side as a Markdown table
   correlate Pearson's r of two metrics over the checkpoints of runs (ISDa against Meta-Sum)
   export    the adapter of a run as safetensors + JSON (a few MB)
@@ -29,6 +31,7 @@ Train, test and explain light adaptations of vision-language models.
             write BEiT-3's index files, UNITER's text databases, UNITER's image databases (region features)
   convert   a language model in a GGUF file (or in a wheel that holds one) to a folder that runs name
   caption   what a trained captioner writes about any photographs; `--maps` draws where it looks (I-Tuning)
+  captions  what runs wrote about the photographs of their test, side by side as a picture
   score     caption metrics of a results file (BLEU, METEOR, ROUGE-L, CIDEr, SPICE); `score --install` fetches their programs
   params    tunable and total parameters of every configuration, counted in seconds without weights
 
@@ -80,6 +83,47 @@ Render the embedded world in two styles, pre-train a tiny BEiT-3 on the first, a
 was found; then the same for a tiny UNITER without IAIS and with both kinds; then a tiny vision tower and a tiny language
 model, connected by I-Tuning, I-Tuning half dropped and ClipCap, and where words look. About four minutes on 2 cores.
 iais, captioning: only the second or third part, for any number of seeds.
+""",
+    "sweep": """\
+usage: crosslight sweep run TARGET [options]
+       crosslight sweep status TARGET|DIR [options]
+
+run: run everything of TARGET that is not finished, in order of what starts from what, and go on where it was interrupted.
+TARGET is an artefact (mwa/table1), a run of a paper (mwa/pretrain), a paper (mwa), all, or a W&B sweep file. A failure is a
+recorded row and stops only what starts from it. Ctrl-C stops the runs in order; the same command goes on.
+
+  --scale NAME      of artefacts: miniature (the default: the embedded world, on a processor) or full
+  --seeds N [N ..]  of artefacts (default: 0)
+  --out DIR         where the run folders are (default: runs/papers, or runs/sweeps/NAME of a sweep file)
+  --jobs N          runs at once (default: one a GPU; on a processor one)
+  --count N         of a sweep file: the first N points (random and bayes need it, or run_cap in the file)
+  --search-seed N   of a sweep file: seed of random and bayes (default: 0)
+  --dry-run         print what would run, in order, and what it costs; start nothing
+  --retry-failed    start again what failed
+
+status: what is finished, running, failed, and why.
+
+A sweep file is a W&B sweep configuration: grid, random, bayes (with Optuna: pip install optuna), early_terminate. The same file
+runs on W&B's server, with an account, on any number of machines:
+
+  wandb sweep FILE                          prints the sweep's name
+  wandb agent ENTITY/PROJECT/SWEEP          on each machine; CUDA_VISIBLE_DEVICES gives an agent its GPUs
+
+Without an account every run is written offline; `wandb sync DIR/*/wandb/offline-run-*` uploads them later.
+""",
+    "report": """\
+usage: crosslight report [PAPER|ARTEFACT|FOLDER ...] [--runs DIR ...] [--scale miniature|full] [--out DIR] [--look]
+
+Lay what was measured beside what the papers print, judge their claims, draw their figures: a site that opens from disk,
+with Markdown, CSV and LaTeX of every table beside it. Without arguments all artefacts are shown; what has not been run is
+shown too, with the command that runs it.
+
+  PAPER, ARTEFACT  mwa, iais, i_tuning, or one of them/an artefact, such as mwa/table1
+  FOLDER           run folders, or folders of them, that belong to no artefact: they are listed as runs
+  --runs DIR ...   where `crosslight sweep run` wrote to (default: runs/papers); several, also of several machines, merge
+  --scale SCALE    miniature (default) or full
+  --out DIR        where to (default: report)
+  --look           load the models of the artefacts that show attention maps, and store the maps in RUN/looking
 """,
     "table": """\
 usage: crosslight table RUN [RUN ...] [--data NAME] [--out FILE.md] [--csv FILE.csv]
@@ -153,6 +197,11 @@ on with what is missing. docs/regions.md says more.
   --limit N           the first N images only
   --skip-unreadable   leave out and list images that cannot be read, instead of stopping at the first
   --quiet             no progress bar
+""",
+    "captions": """\
+usage: crosslight captions RUN [RUN ...] --out FILE.png [--data NAME] [--images N]
+
+Photographs of a test, spread evenly over it, with what each run wrote about them, its CIDEr-D (times 100) and a reference.
 """,
     "caption": """\
 usage: crosslight caption RUN IMAGE [IMAGE ...] [options]
@@ -277,11 +326,14 @@ def _help(command: str) -> str:
 
 
 def packaged_configs() -> list[str]:
-    """Names of the YAMLs that come with the package, as `-c` takes them: configs/..., experiments/..."""
+    """Names of the YAMLs that come with the package, as `-c` takes them: configs/..., experiments/... (What the papers print,
+    their artefacts, runs and sweeps are YAMLs too, and no configurations of a run.)"""
     names = []
     for package in ("configs", "experiments"):
         root = Path(str(resources.files(package)))
-        names += [f"{package}/{path.relative_to(root)}" for path in sorted(root.rglob("*.yaml"))]
+        files = [path for path in sorted(root.rglob("*.yaml")) if path.name not in ("runs.yaml", "paper_numbers.yaml")]
+        files = [path for path in files if path.parent.name not in ("artefacts", "sweeps")]
+        names += [f"{package}/{path.relative_to(root)}" for path in files]
     return names
 
 

@@ -36,6 +36,12 @@ def table(arguments: list[str]) -> int:
     return 0
 
 
+def report(arguments: list[str]) -> int:
+    from experiments.report.command import main
+
+    return main(arguments)
+
+
 def correlate(arguments: list[str]) -> int:
     from experiments.correlation import ISDA, META_SUM, report
 
@@ -151,6 +157,19 @@ def params(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def captions(arguments: list[str]) -> int:
+    from experiments.pictures import draw_captions
+
+    parser = _Parser("captions")
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data")
+    parser.add_argument("--images", type=int, default=8)
+    options = parser.parse_args(arguments)
+    print(draw_captions(options.runs, options.out, options.data, options.images))
+    return 0
+
+
 def caption(arguments: list[str]) -> int:
     from experiments.caption import main
 
@@ -209,6 +228,12 @@ def parity(arguments: list[str]) -> int:
     reports = check_files(options.files, options.spm)
     print_reports(reports)
     return status(reports)
+
+
+def sweep(arguments: list[str]) -> int:
+    from experiments.sweep import main
+
+    return main(arguments)
 
 
 def demo(arguments: list[str]) -> int:

@@ -1,14 +1,17 @@
-"""Pictures of what a retrieval model finds."""
+"""Pictures of what a retrieval model finds, and of what captioners write."""
 
 from __future__ import annotations
 
+import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from datamodules.errors import InputError
 from datamodules.image_text import ImageTextDataModule
 from datamodules.images import open_image
 from datamodules.records import ImageRecord
@@ -60,6 +63,61 @@ def draw_queries(model: Any, data: ImageTextDataModule, split: str, path: Path, 
     figure.suptitle("text to image (above) and image to text (below), best first; green = right, red = wrong", fontsize=11)
     figure.savefig(path, dpi=90)
     return path
+
+
+def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, images: int = 8) -> Path:
+    """Photographs with what each run wrote about them, its CIDEr-D (times 100) and one reference.
+
+    The photographs are spread evenly over the split; none is chosen by its captions.
+
+    Args:
+        runs: Run folders that tested on the same images.
+        path: The picture.
+        data: Name of the evaluation (None: the first that the first run has).
+        images: Photographs.
+
+    Raises:
+        InputError: A run has no captions of this data, or of other images.
+    """
+    from matplotlib.figure import Figure
+
+    written = {run.name: _written(run, data) for run in runs}
+    first = next(iter(written.values()))
+    for name, rows in written.items():
+        if [row["image_id"] for row in rows] != [row["image_id"] for row in first]:
+            raise InputError(f"{name} has captions of other images than {next(iter(written))}: give runs of one test set")
+    chosen = [len(first) * place // images for place in range(images)] if len(first) > images else range(len(first))
+    figure = Figure(figsize=(11, 2.1 * len(chosen)), layout="constrained")
+    axes = figure.subplots(len(chosen), 2, width_ratios=(1, 3), squeeze=False)
+    for (picture, words), row in zip(axes, chosen, strict=True):
+        picture.axis("off")
+        words.axis("off")
+        picture.imshow(open_image(ImageRecord(first[row]["image_id"], Path(first[row]["file"]), ())))
+        lines = [("people", first[row]["references"][0], "#57606a")]
+        for name, rows in written.items():
+            score = rows[row]["scores"].get("cider")
+            lines.append((name if score is None else f"{name} ({100 * score:.0f})", rows[row]["caption"], "black"))
+        for place, (name, caption, colour) in enumerate(lines):
+            height = 1 - (place + 0.5) / len(lines)
+            words.text(0, height, name, va="center", fontsize=9, color="#57606a", transform=words.transAxes)
+            text = "\n".join(textwrap.wrap(caption, 75)) or "(nothing)"
+            words.text(0.24, height, text, va="center", fontsize=10, color=colour, transform=words.transAxes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80)
+    return path
+
+
+def _written(run: Path, data: str | None) -> list[dict[str, Any]]:
+    files = sorted((run / "captions").glob(f"{data or '*'}-test.beside.json"))
+    if not files:
+        raise InputError(
+            f"{run} has no captions of {data or 'a test'}: {run / 'captions'} holds no {data or '*'}-test.beside.json"
+        )
+    if data is None:  # in the order of the evaluations
+        tested = [each["data"] for each in json.loads((run / "results.json").read_text())["evaluations"]]
+        files.sort(key=lambda file: tested.index(file.name.removesuffix("-test.beside.json")))
+    rows: list[dict[str, Any]] = json.loads(files[0].read_text())
+    return rows
 
 
 def _picture(axis: Any, record: ImageRecord, colour: str) -> None:

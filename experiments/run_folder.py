@@ -7,10 +7,13 @@
     checkpoints/    best and last
     wandb/          W&B's files
 
-`results.json`, schema `crosslight.results/1`: `status` running|finished|failed|oom|interrupted, `command`, `argv`, `name`,
-`config_hash`, `scale` full|reduced|miniature, `parent`, `seed`, `started`, `finished`, `seconds`, `attempts`, `git`,
+`results.json`, schema `crosslight.results/1`: `status` running|finished|failed|oom|interrupted|stopped_early, `command`, `argv`,
+`name`, `config_hash`, `scale` full|reduced|miniature, `parent`, `seed`, `started`, `finished`, `seconds`, `attempts`, `git`,
 `versions`, `device`, `data` (fingerprint and counts of each data module), `cost`, `fit` (steps, epochs, best checkpoint
 and its validation value), `evaluations: [{data, split, protocol, metrics, per_query_file}]`, `error`.
+
+`stopped_early` is written by a sweep whose early_terminate found the run hopeless (`error` says why); the same command by hand
+resumes it. A run that crashed before it opened its folder gets a `failed` row from the runner, without a configuration.
 
 A run whose process was killed keeps `status: running` but nobody holds its lock; opening it again resumes it.
 """

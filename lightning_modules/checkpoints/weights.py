@@ -1,6 +1,10 @@
 """Plain weight files: read them safely, and put them into a module strictly with an error one can act on.
 
 Files are safetensors, or torch files opened with `weights_only=True` (nothing is unpickled that could run code).
+
+`FILE#PREFIX` is one part of a file: the tensors whose names begin with PREFIX, without it. So a captioner takes its vision tower
+from a dual encoder's run, RUN/checkpoints/best.ckpt#network.image.model., and its language model from another,
+RUN/checkpoints/best.ckpt#network.language.model.
 """
 
 from __future__ import annotations
@@ -33,12 +37,27 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     A torch file may hold the state dict itself or keep it under `model`, `module` or `state_dict` (the common layouts; beside
     it, training state and the `argparse.Namespace` of official fine-tuned checkpoints are passed over). Large files are mapped,
-    not read: copy the tensors into a module before the file may change.
+    not read: copy the tensors into a module before the file may change. `FILE#PREFIX` is a part of a file, see above.
 
     Raises:
-        InputError: No such file, a truncated or foreign file, or a file without tensors.
+        InputError: No such file, a truncated or foreign file, or a file without tensors (of this prefix).
     """
     path = Path(path).expanduser()
+    name, mark, prefix = str(path).rpartition("#")
+    if not mark or path.exists():
+        return _read_file(path)
+    whole = _read_file(Path(name))
+    part = {key.removeprefix(prefix): tensor for key, tensor in whole.items() if key.startswith(prefix)}
+    if not part:
+        raise InputError(
+            f"weights file {name} has no tensor whose name begins with {prefix!r} (it has {some(sorted(whole))}); correct what "
+            "stands behind the #"
+        )
+    return part
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """As `read_weights`, of a whole file."""
     if not path.is_file():
         raise InputError(f"weights file {path} does not exist; check the path (it is relative to {Path.cwd()})")
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from agent import agents_command, wandb_config, wandb_records
 from end_to_end import (
     BEIT3,
     arguments,
@@ -29,27 +31,45 @@ from end_to_end import (
 
 @pytest.mark.parametrize("network", [(), BEIT3], ids=["two_towers", "beit3"])
 def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_path: Path) -> None:
-    """27 images, batches of 8 in chunks of 3, 7 images to validate and 11 to test."""
+    """27 images, batches of 8 in chunks of 3, 7 images to validate and 11 to test. W&B's agent starts the two: they are a point
+    of a sweep, whose values reach both ranks and the one W&B run."""
+    point = {"model.init_args.optimisation.lr": 0.01, "seed_everything": 3}
+    ranks = tmp_path / "ranks"
 
     def command(folder: str, *more: str) -> list[str]:
         return arguments(
             "mwa", *network, "--trainer.max_epochs=1", "--model.init_args.adapter.init_args.dropout=0",
-            "--model.init_args.gradient_cache_chunk=3", "--model.init_args.optimisation.lr=0.01",
+            "--model.init_args.gradient_cache_chunk=3",
             "--model.init_args.optimisation.eps=1e-4",  # at 1e-8 AdamW makes whole steps of the rounding of gradients near zero
-            f"--run_dir={tmp_path / folder}", *more,
+            f"--run_dir={tmp_path / 'runs' / folder}", *more,
         )  # fmt: skip
 
-    two = ("--trainer.devices=2", "--trainer.strategy=ddp")
-    with started(script(), "run", *command("two", *two)) as process:
-        succeed("run", *command("one"))
-        status, printed = wait(process)
+    two = (
+        "--trainer.devices=2", "--trainer.strategy=ddp", "--wandb.enabled=true",
+        "--trainer.callbacks=agent.NoteConfig", f"--trainer.callbacks.folder={ranks}", "${args}",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setenv("WANDB_MODE", "offline")
+        with started(agents_command(["${env}", *script(), "run", *command("two", *two)], point, "run4sweep", patch)) as process:
+            patch.undo()
+            succeed("run", *command("one", *(f"--{name}={value}" for name, value in point.items())))
+            status, printed = wait(process)
     assert status == 0, printed
     assert "Traceback" not in printed, printed
     assert "rror" not in printed, printed
     assert printed.count("results.json") == 1
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["one", "two"]  # rank 1 opened none of its own
+    runs = tmp_path / "runs"
+    assert sorted(folder.name for folder in runs.iterdir()) == ["one", "two"]  # rank 1 opened none of its own
+    noted = {file.name: json.loads(file.read_text()) for file in ranks.iterdir()}
+    assert noted == {f"rank-{rank}.json": {"lr": 0.01, "seed": "3"} for rank in (0, 1)}
+    records = wandb_records(runs / "two")  # of one W&B run, complete, with the id that the agent chose
+    assert {"run", "history", "exit"} <= {record.WhichOneof("record_type") for record in records}
+    assert {record.run.run_id for record in records if record.WhichOneof("record_type") == "run"} == {"run4sweep"}
+    assert {record.run.sweep_id for record in records if record.WhichOneof("record_type") == "run"} == {"abcdefgh"}
+    assert wandb_config(records)["model"]["init_args"]["optimisation"]["lr"] == 0.01
 
-    one, both = results(tmp_path / "one"), results(tmp_path / "two")
+    one, both = results(runs / "one"), results(runs / "two")
     assert both["status"] == "finished"
     assert both["attempts"] == 1
     assert both["config_hash"] == one["config_hash"]  # devices do not decide the result
@@ -58,19 +78,19 @@ def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_pa
     assert both["cost"]["pairs"] == one["cost"]["pairs"] == 24
     assert both["data"] == one["data"]
 
-    losses = [metrics(tmp_path / folder, "train/loss") for folder in ("one", "two")]
+    losses = [metrics(runs / folder, "train/loss") for folder in ("one", "two")]
     assert [step for step, _ in losses[1]] == [0, 1, 2]
     assert [loss for _, loss in losses[1]] == pytest.approx([loss for _, loss in losses[0]], abs=1e-5)
-    ours, theirs = weights(tmp_path / "two", "last.ckpt"), weights(tmp_path / "one", "last.ckpt")
+    ours, theirs = weights(runs / "two", "last.ckpt"), weights(runs / "one", "last.ckpt")
     assert ours.keys() == theirs.keys()
     # AdamW divides rounding by small second moments; the gradients themselves are compared in tests/.../objectives
     for key, tensor in theirs.items():
         torch.testing.assert_close(ours[key], tensor, rtol=1e-4, atol=5e-5, msg=lambda text, key=key: f"{key}: {text}")
 
     assert len(both["evaluations"]) == 1
-    assert recalls(tmp_path / "two") == pytest.approx(recalls(tmp_path / "one"))
-    assert metrics(tmp_path / "two", "val/rsum") == metrics(tmp_path / "one", "val/rsum")
-    queries = [dict(np.load(tmp_path / folder / "per_query" / "flickr30k-test.npz")) for folder in ("one", "two")]
+    assert recalls(runs / "two") == pytest.approx(recalls(runs / "one"))
+    assert metrics(runs / "two", "val/rsum") == metrics(runs / "one", "val/rsum")
+    queries = [dict(np.load(runs / folder / "per_query" / "flickr30k-test.npz")) for folder in ("one", "two")]
     for name, values in queries[0].items():
         assert np.array_equal(queries[1][name], values), name
 

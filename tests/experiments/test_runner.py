@@ -52,6 +52,11 @@ sys.exit(how != "finished")
 """
 
 
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")  # nobody has to be asked
+
+
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("fake") / "fake.py"
@@ -70,10 +75,11 @@ def fake(script: Path, tmp_path: Path) -> Callable[..., Task]:
     return make
 
 
-def run(tasks: list[Task], root: Path, **options: object) -> tuple[int, dict[str, str], str]:
+def run(tasks: list[Task], root: Path, out: StringIO | None = None, **options: object) -> tuple[int, dict[str, str], str]:
     """Exit status, states, and what was printed."""
-    out = StringIO()
-    runner = Runner(tasks, root, console=Console(file=out, width=200), **{"jobs": 2, **options})  # type: ignore[arg-type]
+    out = out or StringIO()
+    given = {"jobs": 2, "every": 0.02, **options}
+    runner = Runner(tasks, root, console=Console(file=out, width=200), **given)  # type: ignore[arg-type]
     status = runner.run()
     return status, {key: entry.state for key, entry in runner.entries.items()}, out.getvalue()
 
@@ -114,16 +120,21 @@ def test_order_failures_and_what_a_second_call_leaves_alone(fake: Callable[..., 
     assert "SIGKILL" in killed["error"]
     assert read_results(tmp_path / "runs" / "broken")["error"] == "it was failed"
 
-    status, states, _ = run(tasks, tmp_path)
+    status, states, printed = run(tasks, tmp_path)
     assert status == 1
     assert states["c"] == "blocked"
+    assert "failed earlier: crash: ended with exit status 1" in printed
     assert started(tmp_path) == first  # nothing ran again
+
+    again = [replace(task, command=(*task.command, "--how=crash")) for task in tasks if task.key == "broken"]
+    assert run(again, tmp_path, retry_failed=True)[1] == {"broken": "failed"}
+    assert "no such option" in read_results(tmp_path / "runs" / "broken")["error"]  # the row tells of the last attempt
 
     mended = [replace(task, command=tuple(part for part in task.command if "how=" not in part)) for task in tasks]
     status, states, _ = run(mended, tmp_path, retry_failed=True)
     assert status == 0
     assert set(states.values()) == {"finished"}
-    assert sorted(started(tmp_path)[len(first) :]) == ["broken", "c", "crash", "d", "killed", "memory"]
+    assert sorted(started(tmp_path)[len(first) + 1 :]) == ["broken", "c", "crash", "d", "killed", "memory"]
 
 
 def test_a_crash_that_opened_nothing_leaves_a_row_that_a_retry_takes_over(tmp_path: Path) -> None:
@@ -163,29 +174,30 @@ from pathlib import Path
 from experiments.runner import Runner, Task
 import json
 tasks = [Task(t["key"], t["key"], "k", Path(t["folder"]), tuple(t["command"])) for t in json.loads(sys.argv[2])]
-sys.exit(Runner(tasks, Path(sys.argv[1]), jobs=2).run())
+sys.exit(Runner(tasks, Path(sys.argv[1]), jobs=2, every=0.02).run())
 """
 
 
-def test_sigkill_of_the_runner_repeats_nothing_and_two_runners_share_the_work(
-    fake: Callable[..., Task], tmp_path: Path
-) -> None:
+def test_a_killed_runner_repeats_nothing_and_two_runners_share_the_work(fake: Callable[..., Task], tmp_path: Path) -> None:
     go = tmp_path / "go"
-    tasks = [fake("a"), fake("b", until=go), fake("c", until=go), fake("d", ("b",))]
+    tasks = [fake("a"), fake("b", until=go), fake("c", until=go), fake("d", ("b",)), fake("e", ("c",))]
     given = json.dumps([{"key": task.key, "folder": str(task.folder), "command": task.command} for task in tasks[:3]])
-    with subprocess.Popen([sys.executable, "-c", RUNNER, str(tmp_path), given], stderr=subprocess.DEVNULL) as other:
+    command = [sys.executable, "-c", RUNNER, str(tmp_path), given]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
         wait_for(lambda: {"b", "c"} <= set(started(tmp_path)))
-        out: list[tuple[int, dict[str, str], str]] = []
-        other.kill()  # its runs go on
-    release = threading.Thread(target=lambda: (time.sleep(0.3), go.touch()))
-    release.start()
-    out.append(run(tasks, tmp_path))
-    release.join()
-    status, states, printed = out[0]
-    assert status == 0
+        first.kill()  # its runs go on
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as second:
+        assert second.stderr is not None
+        lines = [second.stderr.readline() for _ in range(3)]
+        assert "elsewhere b" in "".join(lines)
+        out = StringIO()
+        release = threading.Thread(target=lambda: (wait_for(lambda: "elsewhere b" in out.getvalue()), go.touch()))
+        release.start()
+        status, states, _ = run(tasks, tmp_path, out)
+        release.join()
+    assert (status, second.returncode) == (0, 0)
     assert set(states.values()) == {"finished"}
-    assert "elsewhere b" in printed
-    assert sorted(started(tmp_path)) == ["a", "b", "c", "d"]  # each once
+    assert sorted(started(tmp_path)) == ["a", "b", "c", "d", "e"]  # each once
 
 
 def test_devices_threads_and_jobs(fake: Callable[..., Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +223,7 @@ def test_early_stop_and_more(fake: Callable[..., Task], tmp_path: Path) -> None:
     tasks = [fake("slow", until=never), fake("fast")]
     status, states, _ = run(
         tasks, tmp_path, more=lambda: further.pop(0) if further else None,
-        judge=lambda running: {"slow": "hyperband: too slow"} if "slow" in running else {},
+        judge=lambda running: {"slow": "hyperband: too slow"} if "slow" in running and "slow" in started(tmp_path) else {},
     )  # fmt: skip
     assert status == 0
     assert states == {"slow": "stopped_early", "fast": "finished", "x": "finished", "y": "finished"}

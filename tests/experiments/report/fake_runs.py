@@ -1,6 +1,6 @@
 """Run folders as the commands write them, with made-up numbers: for tests of the report, and to look at one.
 
-    python tests/experiments/report/fake_runs.py OUT [--scale miniature] [--seeds 0 1 2]    fills OUT for all artefacts
+python tests/experiments/report/fake_runs.py OUT [--scale miniature] [--seeds 0 1 2]    fills OUT for all artefacts
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def write_run(
     results: dict[str, Any] = {
         "schema": "crosslight.results/1", "status": status, "attempts": 1, "command": "run", "name": name,
         "config_hash": "0123456789ab", "started": "2026-11-21T15:32:55+00:00", "finished": "2026-11-21T15:40:00+00:00",
-        "seconds": 425.0, "seed": seed, "scale": scale, "error": error, "evaluations": evaluations if status == "finished" else [],
+        "seconds": 425.0, "seed": seed, "scale": scale, "error": error,
+        "evaluations": evaluations if status == "finished" else [],
         "git": {"revision": "148bf7a" + 33 * "0", "dirty": False}, "versions": {"python": "3.11.7", "torch": "2.15.0"},
         "device": {"host": "vm", "kind": "cpu", "name": "AMD EPYC", "precision": "32-true", "world_size": 1},
         "data": {data: {"class": "Made", "fingerprint": fingerprint, "splits": {"test": {"images": IMAGES}}} for data in arrays},
@@ -108,7 +109,7 @@ def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], s
         if any(job.names[0].endswith(end) for end in skip):
             if number % 3:
                 bad = "oom" if number % 3 == 1 else "failed"
-                error = "out of memory: CUDA <24 GiB> & more" if bad == "oom" else "ValueError: a \"quoted\" <b>cause</b>"
+                error = "out of memory: CUDA <24 GiB> & more" if bad == "oom" else 'ValueError: a "quoted" <b>cause</b>'
                 write_run(folder, {}, status=bad, error=error, seed=job.seed, scale=scale, name=job.names[0].partition("/")[2])
             continue
         data: dict[str, dict[str, np.ndarray]] = {}
@@ -131,7 +132,14 @@ def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], s
             "seconds_per_epoch": 4 + 2 * float(generator.random()), "pairs_per_second": 120.0 + 9 * float(generator.random()),
         }  # fmt: skip
         write_run(
-            folder, data, metrics=further, cost=cost, seed=job.seed, scale=scale, logged=lines, name=job.names[0].partition("/")[2]
+            folder,
+            data,
+            metrics=further,
+            cost=cost,
+            seed=job.seed,
+            scale=scale,
+            logged=lines,
+            name=job.names[0].partition("/")[2],
         )
         if any("cider" in metrics for metrics in needs.values()) or not needs:
             write_beside(folder, next(iter(data), "world"), generator, root)
@@ -149,7 +157,7 @@ def write_beside(folder: Path, data: str, generator: np.random.Generator, root: 
             Image.fromarray(colours).resize((320, 240)).save(picture)
         caption = " ".join(generator.choice(["a", "red", "cone", "on", "the", "<snow>", "house", "& sky"], 6))
         entries.append(
-            {"image_id": str(image), "file": str(picture), "caption": caption, "references": ["A red cone stands on the snow."] * 5,
+            {"image_id": str(image), "file": str(picture), "caption": caption, "references": ["A red cone."] * 5,
              "scores": {"cider": float(generator.random())}}
         )  # fmt: skip
     (folder / "captions" / f"{data}-test.beside.json").write_text(json.dumps(entries))

@@ -1,0 +1,475 @@
+"""An artefact's figure as SVG for a page in either light: colours are the page's own variables, text is text.
+
+matplotlib draws with stand-in colours, which become `var(--ink)`, `var(--line-1)` and so on; ids get the figure's name in front,
+since several figures share a page. Every figure has a text alternative that says what is in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from PIL import Image
+
+from experiments.report.collect import Cell, Run, View
+from experiments.report.looking import AttentionMaps, WordMaps, stored
+from experiments.report.verdicts import checkpoints
+
+# Stand-ins: no data is drawn in these very colours. The page's style sheet has the two lights' values.
+_INK, _FAINT = "#010203", "#040506"
+_LINES = tuple(f"#0a0b{10 + number:02d}" for number in range(8))
+_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--grid)", **{line: f"var(--line-{n})" for n, line in enumerate(_LINES, 1)}}
+_MARKERS = "osD^vPX*"
+_DASHES = ("-", "--", "-.", ":")
+_WIDTH = 5.6  # inches: on a telephone the letters are then still some 8 px high
+_NAMED = 5  # points that a scatter has names beside; more have numbers, which its key explains
+SHOWN_IMAGES = 4  # Table 3 of I-Tuning shows the first four of the test split
+_STYLE: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "crosslight", "font.family": "sans-serif", "font.size": 9.5, "text.parse_math": False,
+    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "axes.linewidth": 0.8, "xtick.color": _INK,
+    "ytick.color": _INK, "grid.color": _FAINT, "axes.grid": True, "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 9,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing and what it shows in words.
+
+    Args:
+        svg: To stand inside of HTML.
+        text: The text alternative.
+        title: Above it, where an artefact has several.
+        scale: Which scale its numbers have, if any.
+        key: What the numbers in it stand for, from 1; empty where it has names.
+    """
+
+    svg: str
+    text: str
+    title: str = ""
+    scale: str = ""
+    key: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What the rows write about one image.
+
+    Args:
+        image_id: Of the data set.
+        thumbnail: A data URI; None where the photograph is not on this machine.
+        captions: Row label, caption, and CIDEr of it in points, where it was scored.
+        references: What people wrote.
+    """
+
+    image_id: str
+    thumbnail: str | None
+    captions: tuple[tuple[str, str, float | None], ...]
+    references: tuple[str, ...]
+
+
+def draw(view: View) -> list[Picture]:
+    """The pictures of an artefact's figure; none where nothing of it has been measured, or where it is no drawing."""
+    figure = view.artefact.figure
+    if figure is None or figure.kind == "captions":
+        return []
+    if figure.kind == "maps":
+        return _maps(view)
+    if figure.kind == "schedules":
+        return [_schedules(view)]
+    if figure.kind == "curves":
+        return _curves(view)
+    if figure.kind == "scatter":
+        return _checkpoint_scatter(view) if figure.logged else _scatter(view)
+    return _lines(view)
+
+
+# ---------------------------------------------------------------------------------------------------------------- kinds
+
+
+def _lines(view: View) -> list[Picture]:
+    """Every column over `x` of the rows; the paper's own numbers dashed, where there are some, each scale in its own panel."""
+    columns = view.artefact.columns
+    series = {column.label: _points(view, column.name) for column in columns}
+    printed = {
+        column.label: [
+            (row.row.x, row.cells[column.name].published) for row in view.rows if row.cells[column.name].published is not None
+        ]
+        for column in columns
+    }
+    if not any(series.values()):
+        return []
+    drawing, axes = _axes(view)
+    for number, (label, points) in enumerate(series.items()):
+        if not points:
+            continue
+        xs = [x for x, _ in points]
+        means = [float(cell.mean or 0) for _, cell in points]
+        axes.plot(xs, means, color=_LINES[number % 8], marker=_MARKERS[number % 8], label=label, linewidth=1.8)
+        bands = [_band(cell) for _, cell in points]
+        if all(band is not None for band in bands):
+            lows, highs = zip(*[band for band in bands if band is not None], strict=True)
+            axes.fill_between(xs, lows, highs, color=_LINES[number % 8], alpha=0.15, linewidth=0)
+        if paper := [(x, y) for x, y in printed[label] if x is not None]:
+            axes.plot(*zip(*paper, strict=True), color=_LINES[number % 8], linestyle="--", label=f"{label}, paper", linewidth=1.2)
+    _plain_ticks(axes, [x for points in series.values() for x, _ in points])
+    _legend(drawing, axes)
+    words = [
+        f"{label}: " + ", ".join(f"{x:g} → {_number(cell.mean, cell)}" for x, cell in points)
+        for label, points in series.items()
+        if points
+    ]
+    return [_picture(view, drawing, f"Lines over {axes.get_xlabel() or 'the rows'}. " + "; ".join(words) + ".")]
+
+
+def _points(view: View, column: str) -> list[tuple[float, Cell]]:
+    points = [(row.row.x, row.cells[column]) for row in view.rows if row.cells[column].mean is not None]
+    return sorted(((float(x), cell) for x, cell in points if x is not None), key=lambda each: each[0])
+
+
+def _band(cell: Cell) -> tuple[float, float] | None:
+    """The interval over queries, or one standard deviation over seeds."""
+    if cell.interval is not None:
+        return cell.interval
+    return None if cell.deviation is None or cell.mean is None else (cell.mean - cell.deviation, cell.mean + cell.deviation)
+
+
+def _curves(view: View) -> list[Picture]:
+    """A logged metric of each row over its steps, one picture a metric; every seed is a line of the row's colour."""
+    figure = view.artefact.figure
+    assert figure is not None
+    pictures: list[Picture] = []
+    for name in figure.logged:
+        drawing, axes = _axes(view, y_label=figure.y_label or name)
+        words = []
+        for number, row in enumerate(view.rows):
+            runs = [run for runs in row.runs.values() for run in runs if run.status == "finished" and run.folder is not None]
+            lines = [line for run in runs if run.folder is not None and (line := logged_line(run.folder, name))]
+            for seed, line in enumerate(lines):
+                xs, ys = zip(*_thinned(line), strict=True)
+                axes.plot(
+                    xs,
+                    ys,
+                    color=_LINES[number % 8],
+                    linestyle=_DASHES[number // 8 % 4],
+                    marker=_MARKERS[number % 8] if len(line) <= 30 else None,
+                    markersize=4,
+                    linewidth=1.4,
+                    alpha=1.0 if len(lines) == 1 else 0.75,
+                    label=None if seed else row.row.label,
+                )
+            if lines:
+                first, last = lines[0][0], lines[0][-1]
+                words.append(f"{row.row.label}: from {first[1]:.4g} at step {first[0]:g} to {last[1]:.4g} at step {last[0]:g}")
+        if words:
+            _legend(drawing, axes)
+            title = name if len(figure.logged) > 1 else ""
+            pictures.append(_picture(view, drawing, f"{name} over steps. " + "; ".join(words) + ".", title, len(pictures)))
+    return pictures
+
+
+def logged_line(folder: Path, name: str) -> list[tuple[float, float]]:
+    """Step and value of a column of a run's metrics.csv; empty where it has none."""
+    file = folder / "metrics.csv"
+    if not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        found = [(float(row["step"]), float(row[name])) for row in csv.DictReader(lines) if row.get(name)]
+    return [(step, value) for step, value in found if math.isfinite(value)]
+
+
+def _thinned(line: Sequence[tuple[float, float]], most: int = 200) -> list[tuple[float, float]]:
+    """At most `most` points, means of equal stretches: a page need not carry 5,000."""
+    if len(line) <= most:
+        return list(line)
+    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in np.array_split(np.array(line), most)]
+
+
+def _scatter(view: View) -> list[Picture]:
+    """One column against another, a point a row; the paper's points hollow."""
+    figure = view.artefact.figure
+    assert figure is not None
+    x_name, y_name = figure.x_column or "", figure.y_column or ""
+    pairs = [(row.row.label, row.cells[x_name], row.cells[y_name]) for row in view.rows]
+    ours = [(label, x.mean, y.mean) for label, x, y in pairs if x.mean is not None and y.mean is not None]
+    paper = [(label, x.published, y.published) for label, x, y in pairs if x.published is not None and y.published is not None]
+    quoted = [(label, values[x_name], values[y_name]) for label, values in view.quoted if x_name in values and y_name in values]
+    pictures: list[Picture] = []
+    # The paper's points have a picture of their own: at miniature scale the two have nothing in common but the axes' names.
+    for kind, points, colour in (("measured", ours, 0), ("published", [*paper, *quoted], 1)):
+        if not points:
+            continue
+        drawing, axes = _axes(view)
+        for _, x, y in points:
+            face = "none" if kind == "published" else _LINES[colour]
+            axes.plot([float(x or 0)], [float(y or 0)], marker="o", linestyle="", color=_LINES[colour], markerfacecolor=face)
+        if kind == "measured":
+            for _, x_cell, y_cell in pairs:
+                if x_cell.mean is not None and y_cell.mean is not None and (band := _band(y_cell)) is not None:
+                    axes.vlines(x_cell.mean, *band, color=_LINES[colour], linewidth=1.2)
+        axes.margins(x=0.22, y=0.12)
+        if figure.log_x:
+            _plain_ticks(axes, None)
+        numbered = len(points) > _NAMED
+        names = [str(number) for number in range(1, len(points) + 1)] if numbered else [label for label, _, _ in points]
+        _label_points(
+            drawing, axes, [(name, float(x or 0), float(y or 0)) for name, (_, x, y) in zip(names, points, strict=True)]
+        )
+        words = "; ".join(f"{label} at {float(x or 0):.4g}, {float(y or 0):.4g}" for label, x, y in points)
+        text = f"Scatter of {axes.get_ylabel() or y_name} against {axes.get_xlabel() or x_name}, {kind}: {words}."
+        scale = "Full scale, the paper's numbers" if kind == "published" else None
+        drawn = _picture(view, drawing, text, kind.capitalize(), len(pictures), scale)
+        pictures.append(replace(drawn, key=tuple(label for label, _, _ in points) if numbered else ()))
+    return pictures
+
+
+def _label_points(drawing: Drawing, axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Names beside points, each on the first side where it meets no earlier name and no point."""
+    drawing.canvas.draw()  # settles the layout
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in (axes.transData.transform(point[1:]) for point in points)]
+    dot = drawing.dpi / 72
+    for label, x, y in points:
+        at_x, at_y = axes.transData.transform((x, y))
+        width, height = 4.8 * dot * len(label), 9 * dot
+        sides = [(7, 0, "left"), (-7, 0, "right"), (7, 11, "left"), (7, -11, "left"), (-7, 11, "right"), (-7, -11, "right")]
+        for right, up, side in sides:
+            left = at_x + right * dot - (width if side == "right" else 0)
+            box = (left, at_y + up * dot - height / 2, left + width, at_y + up * dot + height / 2)
+            if not any(box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken):
+                break
+        taken.append(box)
+        where: dict[str, Any] = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8.5, "color": _INK}
+        axes.annotate(label, (x, y), xytext=(right, up), **where)
+
+
+def _checkpoint_scatter(view: View) -> list[Picture]:
+    """Two logged metrics against each other, a point a validation."""
+    figure = view.artefact.figure
+    assert figure is not None
+    x, y = figure.logged
+    drawing, axes = _axes(view, figure.x_label or x, figure.y_label or y)
+    total = 0
+    for number, row in enumerate(view.rows):
+        points = checkpoints([run for runs in row.runs.values() for run in runs], x, y)
+        if points:
+            total += len(points)
+            axes.plot(
+                [each[1] for each in points], [each[2] for each in points], linestyle="", marker=_MARKERS[number % 8],
+                color=_LINES[number % 8], label=row.row.label,
+            )  # fmt: skip
+    if not total:
+        return []
+    _legend(drawing, axes)
+    return [_picture(view, drawing, f"Scatter of {y} against {x}, {total} validations of {len(view.rows)} rows.")]
+
+
+def _schedules(view: View) -> Picture:
+    """The annealing functions of IAIS, computed by the objective's own code."""
+    from lightning_modules.objectives.relation_alignment import Annealing  # imports torch, which the other figures do not need
+
+    schedules = [
+        ("log, γ = 10", Annealing("log", 10)),
+        ("log, γ = 5", Annealing("log", 5)),
+        ("linear", Annealing("linear")),
+        ("exp, γ = 5", Annealing("exp", 5)),
+        ("exp, γ = 10", Annealing("exp", 10)),
+    ]
+    drawing, axes = _axes(view, "share of all steps, t / T", "weight of the IAIS loss")
+    steps = 50
+    for number, (label, annealing) in enumerate(schedules):
+        xs = [step / steps for step in range(steps + 1)]
+        ys = [annealing(step, steps) for step in range(steps + 1)]
+        axes.plot(xs, ys, color=_LINES[number], linestyle=_DASHES[number % 4], label=label, linewidth=1.8)
+    _legend(drawing, axes)
+    words = "; ".join(f"{label}: {annealing(25, 50):.2f}" for label, annealing in schedules)
+    return _picture(view, drawing, f"Five annealing functions from the first to the last step. Half way: {words}.", scale="")
+
+
+def _maps(view: View) -> list[Picture]:
+    """Attention maps that `crosslight report --look` has stored: every row's, of the same example."""
+    pictures: list[Picture] = []
+    for row in view.rows:
+        runs = [run for runs in row.runs.values() for run in runs if run.status == "finished" and run.folder is not None]
+        for run in runs[:1]:
+            assert run.folder is not None
+            for found in stored(run.folder):
+                drawn = _relation_maps(view, row.row.label, found, len(pictures)) if isinstance(found, AttentionMaps) else None
+                pictures.append(drawn or _word_maps(view, row.row.label, found, len(pictures)))  # type: ignore[arg-type]
+    return pictures
+
+
+def _relation_maps(view: View, label: str, maps: AttentionMaps, number: int) -> Picture:
+    """Words among words and regions among regions, each row of attention summing to 1 over its side."""
+    with rc_context({**_STYLE, "axes.grid": False}):
+        drawing = Drawing(figsize=(_WIDTH, 3.0), layout="constrained")
+        left, right = drawing.subplots(1, 2)
+    for axes, values, names, side in (
+        (left, maps.words_WW, maps.words, "words"),
+        (right, maps.regions_RR, [str(each) for each in range(len(maps.regions_RR))], "regions"),
+    ):
+        image = axes.imshow(values, cmap="viridis", vmin=0.0)
+        axes.set_title(f"{side}, largest {values.max():.2f}", fontsize=10)
+        few = len(names) <= 16
+        axes.set_xticks(range(len(names)) if few else [], names if few else [], rotation=60, ha="right", fontsize=7.5)
+        axes.set_yticks(range(len(names)) if few else [], names if few else [], fontsize=7.5)
+        image.set_interpolation("nearest")
+    text = (
+        f"{label}: two heat maps of intra-modal self-attention of layer {maps.layer}, {len(maps.words)} words and "
+        f"{len(maps.regions_RR)} regions of “{maps.caption}”. IAIS losses of the pair: singular {maps.singular:.3g}, distributed "
+        f"{maps.distributed:.3g}."
+    )
+    return _picture(view, drawing, text, label, number)
+
+
+def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
+    """The photograph, then each word's map over it."""
+    panels = 1 + len(maps.words)
+    columns = min(5, panels)
+    rows = -(-panels // columns)
+    height, width = maps.photograph_YX3.shape[:2]
+    with rc_context({**_STYLE, "axes.grid": False}):
+        drawing = Drawing(figsize=(_WIDTH, rows * (_WIDTH / columns * min(1.5, height / width) + 0.3)), layout="constrained")
+        grid = drawing.subplots(rows, columns, squeeze=False)
+    left, top, right, bottom = maps.covered
+    for panel, axes in enumerate(grid.flat):
+        axes.axis("off")
+        if panel >= panels:
+            continue
+        axes.imshow(maps.photograph_YX3, extent=(0, width, height, 0))
+        axes.set_title("photograph" if panel == 0 else maps.words[panel - 1], fontsize=9)
+        if panel:
+            map_YX = maps.maps_KYX[panel - 1] / (float(maps.maps_KYX[panel - 1].max()) or 1.0)
+            extent = (left, right, bottom, top)
+            axes.imshow(map_YX, extent=extent, cmap="turbo", vmin=0, vmax=1, alpha=0.3 + 0.35 * map_YX, interpolation="bilinear")
+        axes.set_xlim(0, width)
+        axes.set_ylim(height, 0)
+    peaks = (
+        f"“{word}” {map_YX.max() * map_YX.size / (map_YX.sum() or 1.0):.1f}"
+        for word, map_YX in zip(maps.words, maps.maps_KYX, strict=True)
+    )
+    text = f"{label}: where each word of “{maps.caption}” looks ({maps.shown}). Peaks over an even share: {', '.join(peaks)}."
+    return _picture(view, drawing, text, label, number)
+
+
+# ------------------------------------------------------------------------------------------------------------- captions
+
+
+def captions(view: View) -> list[Caption]:
+    """The first images of the test split with what every row's first finished run wrote about them."""
+    if view.artefact.figure is None or view.artefact.figure.kind != "captions":
+        return []
+    found: dict[str, dict[str, Any]] = {}
+    written: dict[str, list[tuple[str, str, float | None]]] = {}
+    for row in view.rows:
+        run = next((run for runs in row.runs.values() for run in runs if run.status == "finished"), None)
+        for entry in _beside(run)[:SHOWN_IMAGES] if run is not None else []:
+            image_id = str(entry["image_id"])
+            if found.get(image_id, {}).get("thumbnail") is None:
+                found[image_id] = {"thumbnail": _thumbnail(entry.get("file")), "references": tuple(entry.get("references", ()))}
+            score = entry.get("scores", {}).get("cider")
+            points = None if score is None else 100 * float(score)
+            written.setdefault(image_id, []).append((row.row.label, str(entry["caption"]), points))
+    return [Caption(name, each["thumbnail"], tuple(written[name]), each["references"]) for name, each in found.items()]
+
+
+def _beside(run: Run) -> list[dict[str, Any]]:
+    if run.folder is None:
+        return []
+    evaluation = run.evaluation(None)
+    names = [] if evaluation is None else [run.folder / "captions" / f"{evaluation['data']}-test.beside.json"]
+    file = next((each for each in names if each.exists()), None)
+    return json.loads(file.read_text()) if file is not None else []
+
+
+def _thumbnail(file: str | None, side: int = 200) -> str | None:
+    """A data URI."""
+    if not file or not Path(file).is_file():
+        return None
+    stream = io.BytesIO()
+    with Image.open(file) as image:
+        small = image.convert("RGB")
+        small.thumbnail((side, side))
+        small.save(stream, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+# ------------------------------------------------------------------------------------------------------------------ SVG
+
+
+def _axes(view: View, x_label: str = "", y_label: str = "") -> tuple[Drawing, Axes]:
+    figure = view.artefact.figure
+    assert figure is not None
+    with rc_context(_STYLE):
+        drawing = Drawing(figsize=(_WIDTH, 3.5), layout="constrained")
+        axes = drawing.subplots()
+        axes.set_xlabel(x_label or figure.x_label or ("step" if figure.kind == "curves" else ""))
+        axes.set_ylabel(y_label or figure.y_label)
+        if figure.log_x:
+            axes.set_xscale("symlog" if any(row.row.x == 0 for row in view.rows) else "log")
+    return drawing, axes
+
+
+def _plain_ticks(axes: Axes, values: Sequence[float] | None) -> None:
+    """Plain numbers on a logarithmic x axis, where matplotlib would write powers as formulas: these values, or round ones."""
+    if axes.get_xscale() == "linear":
+        return
+    ticks = sorted(set(values)) if values is not None else [base * 10.0**power for power in range(-9, 10) for base in (1, 2, 5)]
+    low, high = axes.get_xlim()
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axes.set_xticks(shown, [f"{tick:.3g}" for tick in shown])
+    axes.set_xticks([], minor=True)
+
+
+def _legend(drawing: Drawing, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        longest = max(map(len, labels))
+        with rc_context(_STYLE):
+            drawing.legend(handles, labels, loc="outside upper left", ncols=max(1, min(4, len(handles), 84 // (longest + 8))))
+
+
+def _number(value: float | None, cell: Cell) -> str:
+    return "–" if value is None else f"{value:.{cell.column.digits}f}"
+
+
+def _picture(view: View, drawing: Drawing, text: str, title: str = "", number: int = 0, scale: str | None = None) -> Picture:
+    stream = io.StringIO()
+    with rc_context(_STYLE):
+        drawing.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    shown = f"{view.scale.capitalize()} scale" if scale is None else scale
+    return Picture(inline(stream.getvalue(), f"{view.slug}-{number}", text), text, title, shown)
+
+
+def inline(svg: str, name: str, text: str) -> str:
+    """matplotlib's SVG for a page: no header, own ids, the page's colours and font, and a text alternative.
+
+    matplotlib writes the addresses of XML's name spaces, which HTML does not need and a strict reader takes for references.
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r"\bxlink:href=", "href=", svg)
+    svg = re.sub(r'(<[^>]*?\s)id="([^"]+)"', rf'\1id="{name}-\2"', svg)
+    svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    svg = re.sub(r"(font: [^;\"']*?px )[^;\"]*", r"\1system-ui, sans-serif", svg)
+    svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
+    return f'<svg role="img" aria-label="{_escaped(text)}"' + svg.removeprefix("<svg")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")

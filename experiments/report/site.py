@@ -1,0 +1,190 @@
+"""The site: an index, a page an artefact, a page of runs. Every page is one file with its style and script inside, and asks for
+nothing: it opens from a disk, an archive, a mail."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from experiments.artefacts import PAPERS, Scale
+from experiments.report import exports
+from experiments.report.bootstrap import interval
+from experiments.report.collect import Cell, Run, View
+from experiments.report.figures import Picture, captions, draw
+from experiments.report.verdicts import Outcome, Verdict, judge, paired_resamples
+from experiments.run_folder import write_atomically
+
+TITLES = {"mwa": "MultiWay-Adapter", "iais": "IAIS", "i_tuning": "I-Tuning"}
+MARKS: dict[Outcome, str] = {"supported": "✓", "contradicted": "✗", "not decided": "?", "not tested": "–"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row against the first one: ours with its paired interval, and the paper's."""
+
+    ours: str
+    band: str
+    paper: str
+    sort: float | None
+
+
+@dataclass(frozen=True)
+class Page:
+    """An artefact with all that its page shows."""
+
+    view: View
+    verdicts: tuple[Verdict, ...]
+    pictures: tuple[Picture, ...]
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(each.outcome for each in self.verdicts)
+
+    @property
+    def measured(self) -> int:
+        return sum(row.finished > 0 for row in self.view.rows)
+
+
+def build(views: Sequence[View], extra: Sequence[Run], scale: Scale, out: Path) -> Path:
+    """Writes the site: its index.html.
+
+    Args:
+        views: The artefacts.
+        extra: Runs of folders that were given by hand: they are shown as runs.
+        scale: Of the artefacts.
+        out: Folder; files of an earlier report in it are replaced.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    pages = [Page(view, tuple(judge(view, claim) for claim in view.artefact.claims), tuple(draw(view))) for view in views]
+    runs = list({run.folder: run for run in [*(run for view in views for run in view.runs), *extra]}.values())
+    environment = _environment()
+    common: dict[str, Any] = {"scale": scale, "pages": pages, "runs": runs, "titles": TITLES, "marks": MARKS}
+    papers = [(paper, [page for page in pages if page.view.name.partition("/")[0] == paper]) for paper in PAPERS]
+    index = environment.get_template("index.html").render(
+        **common, papers=[(paper, found) for paper, found in papers if found], provenance=provenance(runs)
+    )
+    write_atomically(out / "index.html", index)
+    for page in pages:
+        rendered = environment.get_template("artefact.html").render(
+            **common, page=page, view=page.view, differences=_differences(page.view), captions=captions(page.view)
+        )
+        write_atomically(out / f"{page.view.slug}.html", rendered)
+        write_atomically(out / f"{page.view.slug}.md", exports.to_markdown(page.view, page.verdicts))
+        if page.view.artefact.columns and page.view.rows:
+            write_atomically(out / f"{page.view.slug}.csv", exports.to_csv(page.view))
+            write_atomically(out / f"{page.view.slug}.tex", exports.to_latex(page.view))
+    write_atomically(out / "runs.html", environment.get_template("runs.html").render(**common))
+    judged = [(page.view, page.verdicts) for page in pages]
+    write_atomically(out / "claims.csv", exports.claims_csv(judged))
+    write_atomically(out / "claims.md", exports.claims_markdown(judged))
+    return out / "index.html"
+
+
+def provenance(runs: Iterable[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """What the runs were made of, each with how many runs it holds for."""
+    results = [run.results for run in runs if run.results]
+
+    def counted(values: Iterable[str | None]) -> list[tuple[str, int]]:
+        return Counter(value for value in values if value).most_common()
+
+    def versions(found: dict[str, Any]) -> str:
+        names = ("python", "crosslight", "torch", "lightning", "transformers", "timm", "torchmetrics", "numpy")
+        return ", ".join(f"{name} {found[name]}" for name in names if found.get(name))
+
+    data = (
+        f"{name} {each.get('fingerprint')} ("
+        + ", ".join(f"{split} {sizes.get('images', 0):,} images" for split, sizes in each.get("splits", {}).items())
+        + ")"
+        for result in results
+        for name, each in (result.get("data") or {}).items()
+    )
+    return [
+        ("git revision", counted(revision(result) for result in results)),
+        ("device", counted(device(result) for result in results)),
+        ("versions", counted(versions(result.get("versions") or {}) for result in results)),
+        ("data, by fingerprint", counted(data)),
+        ("seeds", counted(str(result.get("seed")) for result in results)),
+        ("scale", counted(str(result.get("scale")) for result in results)),
+        ("status", counted(run.status for run in runs)),
+    ]
+
+
+def revision(results: Any) -> str:
+    state = results.get("git") or {}
+    if not state.get("revision"):
+        return "no checkout"
+    return state["revision"][:10] + (" with uncommitted changes" if state.get("dirty") else "")
+
+
+def device(results: Any) -> str:
+    state = results.get("device") or {}
+    words = [str(state.get("name") or "unknown"), f"{state.get('world_size')} x" if (state.get("world_size") or 1) > 1 else ""]
+    return " ".join([*reversed([word for word in words if word]), str(state.get("precision") or "")]).strip()
+
+
+def _differences(view: View) -> dict[str, dict[str, Difference]]:
+    """Every row against the first: by row and column. The paper's differences can be compared with ours at any scale, its numbers
+    only at full scale."""
+    if len(view.rows) < 2:
+        return {}
+    first = view.rows[0]
+    return {
+        row.row.label: {
+            column.name: _difference(row.cells[column.name], first.cells[column.name]) for column in view.artefact.columns
+        }
+        for row in view.rows[1:]
+    }
+
+
+def _difference(cell: Cell, base: Cell) -> Difference:
+    digits = cell.column.digits
+    ours = None if cell.mean is None or base.mean is None else cell.mean - base.mean
+    paper = None if cell.published is None or base.published is None else cell.published - base.published
+    both = paired_resamples(cell, base)
+    band = ""
+    if both is not None:
+        low, high = interval(both[0] - both[1])
+        band = f"[{exports.signed(low, digits)}, {exports.signed(high, digits)}]"
+    return Difference(exports.signed(ours, digits), band, exports.signed(paper, digits), ours)
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return exports.NONE
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("experiments.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    assert environment.loader is not None
+    for name in ("style.css", "script.js"):
+        source, _, _ = environment.loader.get_source(environment, name)
+        environment.globals[name.partition(".")[0]] = Markup(source)  # own text, nothing of a run
+    filters: dict[str, Callable[..., Any]] = {
+        "number": exports.number,
+        "signed": exports.signed,
+        "duration": duration,
+        "revision": revision,
+        "device": device,
+        "seeds": exports.seeds,
+        "finite": lambda value: value is not None and math.isfinite(value),
+        "svg": Markup,
+    }
+    environment.filters.update(filters)
+    environment.globals["caption_of"] = exports.caption
+    return environment

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_runs import fill
+from home import write_home
+
+from experiments import artefacts
+from experiments.report.command import main
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home and its miniature runs of two seeds; `broken` failed once and ran out of memory once."""
+    base = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artefacts, "HERE", write_home(base))
+        fill(base / "runs", artefacts.artefact_names(), "miniature", [0, 1], skip=["broken"])
+    return base
+
+
+@pytest.fixture
+def home(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The made-up artefacts in the place of the real ones: the folder with `runs`."""
+    monkeypatch.setattr(artefacts, "HERE", made / "experiments")
+    return made
+
+
+@pytest.fixture(scope="session")
+def site(made: Path) -> Path:
+    """The report of the made-up runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artefacts, "HERE", made / "experiments")
+        assert main(["--runs", str(made / "runs"), "--out", str(made / "site")]) == 0
+    return made / "site"

@@ -1,0 +1,130 @@
+"""From run folders to cells: seeds, roots, failures, data sets, units."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+
+from datamodules.errors import InputError
+from experiments.report.collect import RunFolders, View, collect
+
+
+def table(home: Path, *roots: Path) -> View:
+    (view,) = collect(["mwa/table1"], "miniature", RunFolders(roots or [home / "runs"]))
+    return view
+
+
+def folder(home: Path, run: str, seed: int) -> Path:
+    (found,) = (home / "runs").glob(f"mwa-{run}-s{seed}-*")
+    return found
+
+
+def results(path: Path) -> dict:
+    return json.loads((path / "results.json").read_text())
+
+
+def test_a_cell_is_the_mean_over_seeds_in_the_published_unit(home: Path) -> None:
+    view = table(home)
+    runs = [results(folder(home, "full", seed)) for seed in (0, 1)]
+    cell = view.cell("full fine-tuning", "coco_ir1")
+    values = [each["evaluations"][0]["metrics"]["t2i_r1"] for each in runs]
+    assert cell.n == 2
+    assert cell.mean == pytest.approx(statistics.mean(values))
+    assert cell.deviation == pytest.approx(statistics.stdev(values))
+    assert cell.published == 61.4
+    assert cell.difference == pytest.approx(statistics.mean(values) - 61.4)
+    assert cell.interval is not None
+    assert cell.interval[0] < cell.mean < cell.interval[1]
+    minutes = view.cell("full fine-tuning", "minutes")
+    assert minutes.mean == pytest.approx(statistics.mean(each["cost"]["seconds_per_epoch"] for each in runs) / 60)
+    assert minutes.interval is None
+    assert view.cell("head only", "coco_ir1").published is None
+
+
+def test_a_column_of_other_data_reads_that_evaluation(home: Path) -> None:
+    by_data = {each["data"]: each["metrics"]["t2i_r1"] for each in results(folder(home, "mwa", 0))["evaluations"]}
+    assert len(by_data) == 2
+    cell = table(home).cell("MWA_64 (KE & AE)", "flickr_ir1")
+    assert [each.value for each in cell.measured if each.seed == 0] == [by_data["flickr30k"]]
+
+
+def test_failed_missing_and_absent_rows_say_so(home: Path) -> None:
+    status = {row.row.label: row.status for row in table(home).rows}
+    assert status["full fine-tuning"] == "finished"
+    assert set(status["out of luck"].split(", ")) <= {"oom", "failed", "missing"}
+    assert status["full scale only"] == "not at this scale"
+    assert table(home).command == "crosslight sweep run mwa/table1 --scale miniature --seeds 0 1"
+
+
+def test_roots_merge_and_a_finished_run_wins(home: Path, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    for seed, root in ((0, here), (1, there)):
+        original = folder(home, "full", seed)
+        shutil.copytree(original, root / original.name.replace("mwa-full", "another-name"))  # found by its key
+    assert table(home, here).cell("full fine-tuning", "coco_ir1").n == 1
+    assert table(home, here, there).cell("full fine-tuning", "coco_ir1").n == 2
+    failed = results(folder(home, "full", 1)) | {"status": "failed", "error": "no"}
+    broken = here / folder(home, "full", 1).name
+    broken.mkdir()
+    (broken / "results.json").write_text(json.dumps(failed))
+    row = table(home, here, there).rows[0]
+    assert (row.status, row.finished) == ("finished", 2)
+    row = table(home, here).rows[0]
+    assert (row.status, row.finished) == ("failed", 1)
+
+
+def test_a_killed_run_is_no_running_one_and_broken_files_are_told(home: Path, tmp_path: Path) -> None:
+    original = folder(home, "full", 0)
+    copy = tmp_path / original.name
+    copy.mkdir()
+    (copy / "results.json").write_text(json.dumps(results(original) | {"status": "running"}))
+    (copy / ".lock").touch()
+    assert table(home, tmp_path).rows[0].status == "interrupted"
+    with (copy / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert table(home, tmp_path).rows[0].status == "running"
+    (copy / "results.json").write_text("{")
+    view = table(home, tmp_path)
+    assert view.rows[0].status == "unreadable"
+    assert "is not JSON" in view.runs[0].error
+    (copy / "results.json").unlink()
+    assert table(home, tmp_path).rows[0].status == "interrupted"
+    with pytest.raises(InputError, match="is not a folder"):
+        RunFolders([tmp_path / "none"])
+
+
+def test_a_run_on_other_data_is_not_averaged_query_by_query(home: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        original = folder(home, "full", seed)
+        shutil.copytree(original, tmp_path / original.name)
+        file = tmp_path / original.name / "results.json"
+        content = results(original)
+        content["data"]["world"]["fingerprint"] = f"world {seed}"
+        file.write_text(json.dumps(content))
+    cell = table(home, tmp_path).cell("full fine-tuning", "coco_ir1")
+    assert cell.n == 2
+    assert cell.interval is None
+
+
+def test_captions_have_intervals_in_points(home: Path) -> None:
+    (view,) = collect(["i_tuning/figure1"], "miniature", RunFolders([home / "runs"]))
+    cell = view.cell("GPT-2", "coco_cider")
+    assert cell.mean is not None
+    assert cell.mean > 5, "points, not fractions"
+    assert cell.interval is not None
+    assert cell.interval[0] < cell.mean < cell.interval[1]
+    assert view.cell("GPT-2", "coco_spice").interval is None, "no scores of images"
+    assert dict(view.quoted)["xgpt"]["coco_cider"] == 120.1
+
+
+def test_a_real_artefact_without_any_run_is_all_missing() -> None:
+    (view,) = collect(["mwa/table3"], "miniature", RunFolders([]))
+    assert {row.status for row in view.rows} == {"missing"}
+    assert view.command == "crosslight sweep run mwa/table3 --scale miniature"

@@ -1,0 +1,203 @@
+"""The site: self-contained, escaped, complete; its exports; the command."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_runs import write_run
+
+from datamodules.errors import InputError
+from experiments.report import exports
+from experiments.report.collect import RunFolders, collect
+from experiments.report.command import chosen, main
+from experiments.report.figures import inline
+from experiments.report.looking import AttentionMaps, WordMaps, _write, stored
+
+_VOID = {"meta", "link", "br", "img", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """What a page is made of, and whether its elements are closed in order."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.count: dict[str, int] = {}
+        self.images_without_text = 0
+        self.feed(file.read_text())
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.addresses += [str(given[name]) for name in ("href", "src", "srcset", "action") if name in given]
+        self.ids += [str(given["id"])] if "id" in given else []
+        self.images_without_text += tag == "img" and not given.get("alt")
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in _VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in _VOID:
+            assert self.open.pop() == tag
+
+
+def test_pages_ask_for_nothing(site: Path) -> None:
+    files = sorted(site.glob("*.html"))
+    assert len(files) == 10, "eight artefacts, the index and the runs"
+    for file in files:
+        text = file.read_text()
+        assert not re.search(r"https?:", text), file.name
+        assert "@import" not in text
+        assert "url(" not in re.sub(r"url\(#", "", text)
+        page = Page(file)
+        assert not page.open
+        for address in page.addresses:
+            local = address.partition("#")[0]
+            assert not local or local.startswith("data:") or (site / local).is_file(), f"{file.name}: {address}"
+            if address.startswith("#"):
+                assert address[1:] in page.ids, f"{file.name}: {address}"
+        assert len(page.ids) == len(set(page.ids)), file.name
+        assert page.count["h1"] == page.count["main"] == 1
+        assert page.images_without_text == 0
+        assert page.count.get("caption", 0) == page.count.get("table", 0)
+
+
+def test_what_runs_say_is_text_and_not_markup(site: Path) -> None:
+    text = (site / "mwa-table1.html").read_text() + (site / "runs.html").read_text() + (site / "i-tuning-table3.html").read_text()
+    assert "<b>cause</b>" not in text
+    assert "<24 GiB>" not in text
+    assert "<snow>" not in text
+    assert "&lt;snow&gt;" in text
+    assert html.escape("Table 1: full fine-tuning <against> MWA & its cost") in text
+
+
+def test_every_table_names_its_scale_and_every_missing_row_its_command(site: Path) -> None:
+    for file in site.glob("*-*.html"):
+        for table in re.findall(r"<caption>(.*?)</caption>", file.read_text(), re.DOTALL):
+            assert "scale" in table or "Runs of" in table, f"{file.name}: {table}"  # a run names its own in a column
+    assert "crosslight sweep run mwa/table1 --scale miniature --seeds 0 1" in (site / "mwa-table1.html").read_text()
+    assert "crosslight sweep run" not in (site / "mwa-figure2.html").read_text()
+    assert "Not covered: the recalls alone" in (site / "mwa-table1.html").read_text()
+
+
+def test_a_claim_never_goes_beyond_its_scale(site: Path) -> None:
+    lines = list(csv.DictReader((site / "claims.csv").open()))
+    assert {line["claim"] for line in lines} >= {"loses less than 1 point", "outperforms ClipCap", "no significant decrease"}
+    for line in lines:
+        if line["verdict"] in ("supported", "contradicted"):
+            assert line["scope"].startswith("at miniature scale, embedded world, ")
+    index = (site / "index.html").read_text()
+    assert "embedded world, 2 seeds" in index
+
+
+def test_figures_take_the_pages_colours_and_say_what_they_show(site: Path) -> None:
+    for name in ("mwa-figure2", "iais-figure3", "iais-figure5", "iais-figure6", "i-tuning-figure1"):
+        text = (site / f"{name}.html").read_text()
+        (svg, *_) = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+        assert "var(--ink)" in svg
+        assert "var(--line-1)" in svg
+        assert not re.search(r"#0[14]0[25]0[36]|#0a0b", svg)
+        assert 'role="img" aria-label="' in svg
+    assert "exp, γ = 5: 0.08" in (site / "iais-figure6.html").read_text()
+    assert "Full scale, the paper&#39;s numbers" in (site / "i-tuning-figure1.html").read_text()
+    assert "crosslight report iais/figure7 --look" in (site / "iais-figure7.html").read_text()
+
+
+def test_stored_maps_are_drawn(home: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    for folder in (home / "runs").glob("iais-*-s0-*"):
+        (runs / folder.name).symlink_to(folder)
+    (folder,) = (home / "runs").glob("iais-singular-s0-*")
+    maps = AttentionMaps(("a", "<dog>"), np.eye(2), np.full((3, 3), 1 / 3), 'a "dog"', 1, 0.25, 0.5)
+    _write(folder, "relations.npz", maps)
+    words = WordMaps(("dog",), np.ones((1, 2, 2)) / 4, np.zeros((4, 6, 3), np.uint8), (0.0, 0.0, 6.0, 4.0), "dog", "layer 1")
+    _write(folder, "words.npz", words)
+    first, second = stored(folder)
+    assert isinstance(first, AttentionMaps)
+    assert (first.words, first.singular, first.layer) == (("a", "<dog>"), 0.25, 1)
+    assert isinstance(second, WordMaps)
+    assert second.covered == (0.0, 0.0, 6.0, 4.0)
+    main(["iais/figure7", "--runs", str(runs), "--out", str(tmp_path / "site")])
+    text = (tmp_path / "site" / "iais-figure7.html").read_text()
+    assert "IAIS losses of the pair: singular 0.25, distributed 0.5" in text
+    assert text.count("<svg") == 2
+    assert "data:image/png;base64," in text
+    Page(tmp_path / "site" / "iais-figure7.html")
+    for file in (folder / "looking").iterdir():
+        file.unlink()
+
+
+def test_inline_svg_has_ids_of_its_own_and_no_name_spaces() -> None:
+    svg = '<?xml version="1.0"?>\n<svg xmlns="http://x" xmlns:xlink="http://y"><!-- http://z --><path id="p1" d="M0"/>'
+    text = inline(svg + '<use xlink:href="#p1" clip-path="url(#c)" style="stroke: #010203"/></svg>', "f-0", 'a "b" <c>')
+    assert text == (
+        '<svg role="img" aria-label="a &quot;b&quot; &lt;c&gt;"><path id="f-0-p1" d="M0"/>'
+        '<use href="#f-0-p1" clip-path="url(#f-0-c)" style="stroke: var(--ink)"/></svg>'
+    )
+
+
+def test_exports_are_escaped_and_whole(home: Path, site: Path) -> None:
+    latex = (site / "mwa-table1.tex").read_text()
+    assert r"MWA\_64 (KE \& AE)" in latex
+    assert r"3 \% of \$" in latex
+    assert r"\textless{}against\textgreater{}" in latex
+    body = latex[latex.index(r"\midrule") : latex.index(r"\bottomrule")]
+    assert {line.count(" & ") for line in body.splitlines() if line.endswith(r"\\")} == {13}
+    assert "Miniature scale" in latex
+    markdown = (site / "mwa-table1.md").read_text()
+    table = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {16}
+    assert r"304 % \| of base's 222M; a\_b" in markdown
+    lines = list(csv.DictReader(io.StringIO((site / "mwa-table1.csv").read_text())))
+    assert len(lines) == 5 * 6
+    (view,) = collect(["mwa/table1"], "miniature", RunFolders([home / "runs"]))
+    cell = view.cell("full fine-tuning", "coco_ir1")
+    (line,) = [each for each in lines if each["row"] == "full fine-tuning" and each["column"] == "coco_ir1"]
+    assert float(line["mean"]) == pytest.approx(cell.mean)
+    assert float(line["published"]) == 61.4
+    assert (line["n"], line["seeds"], line["scale"]) == ("2", "0 1", "miniature")
+    assert [each["mean"] for each in lines if each["row"] == "out of luck"] == [""] * 6
+
+
+def test_numbers() -> None:
+    assert exports.number(None, 1) == "–"
+    assert exports.number(-3.14159, 2) == "−3.14"
+    assert exports.number(0.0023, 2) == "2.3e-03"
+    assert exports.number(0.0, 2) == "0.00"
+    assert exports.number(225024.0, 0) == "225,024"
+    assert exports.signed(0.5, 1) == "+0.5"
+
+
+def test_folders_that_belong_to_nothing_are_listed(home: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "mine" / "one", {}, name="my own", seed=7)
+    assert main([str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
+    text = (tmp_path / "site" / "runs.html").read_text()
+    assert "my own" in text
+    assert sorted(each.name for each in (tmp_path / "site").glob("*.html")) == ["index.html", "runs.html"]
+
+
+def test_what_is_chosen(home: Path, tmp_path: Path) -> None:
+    assert chosen(["iais"])[0] == ["iais/figure3", "iais/figure5", "iais/figure6", "iais/figure7"]
+    assert chosen(["mwa/table1", "mwa"])[0] == ["mwa/table1", "mwa/figure2"]
+    assert len(chosen([])[0]) == 8
+    assert chosen([str(tmp_path)]) == ([], [tmp_path])
+    with pytest.raises(InputError, match="no paper"):
+        chosen(["mwa/table9"])
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"):
+        main(["--out", str(tmp_path / "file")])

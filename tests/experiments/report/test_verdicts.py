@@ -1,0 +1,195 @@
+"""Verdicts of made-up numbers whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datamodules.errors import InputError
+from experiments.artefacts import Artefact, Claim, Column, Figure, Row
+from experiments.report.bootstrap import PerImage
+from experiments.report.collect import Cell, Measured, RowView, View
+from experiments.report.verdicts import judge
+
+RECALL = Column("ir1", "IR@1", metric="t2i_r1")
+COUNT = Column("params", "Tunable", cost="tunable_parameters")
+TIME = Column("minutes", "Minutes", cost="seconds_per_epoch")
+
+
+def recall(value: float, seeds: int = 1, images: int = 200, fingerprint: str = "f", noise: float = 0.0) -> tuple[Measured, ...]:
+    """That share of the images is found, always the same ones first."""
+    measured = []
+    for seed in range(seeds):
+        share = value + noise * (-1) ** seed
+        found = (np.arange(images) < share * images).astype(float)[:, None]
+        by_image = PerImage(found, np.ones((images, 1)), 100.0)
+        measured.append(Measured(seed, by_image.value(), by_image, fingerprint, "flickr30k"))
+    return tuple(measured)
+
+
+def numbers(*values: float) -> tuple[Measured, ...]:
+    return tuple(Measured(seed, value) for seed, value in enumerate(values))
+
+
+def view(
+    rows: Mapping[str, Mapping[str, tuple[Measured, ...]]], scale: Any = "miniature", published: float | None = None, **cell: Any
+) -> View:
+    columns = {each.name: each for each in (RECALL, COUNT, TIME)}
+    made = []
+    for label, cells in rows.items():
+        filled = {
+            name: Cell(label, column, published, cells.get(name, ()), planned=cells.get(name) != ("none",))
+            for name, column in columns.items()
+        }
+        filled = {
+            name: each if each.planned else Cell(label, each.column, published, (), planned=False)
+            for name, each in filled.items()
+        }
+        made.append(RowView(Row(label, {}), {}, filled))
+    artefact = Artefact("made up", "table", rows=[each.row for each in made], columns=list(columns.values()))
+    return View("mwa/made", artefact, scale, tuple(made))
+
+
+def claim(
+    test: Any, column: str = "ir1", margin: float = 0.0, high: Sequence[str] = ("A",), low: Sequence[str] = ("B",)
+) -> Claim:
+    return Claim("a claim", test, [[row, column] for row in high], [[row, column] for row in low], margin)
+
+
+def outcome(found: View, asked: Claim) -> str:
+    return judge(found, asked).outcome
+
+
+def test_greater_needs_a_difference_that_the_queries_carry() -> None:
+    assert outcome(view({"A": {"ir1": recall(0.6)}, "B": {"ir1": recall(0.4)}}), claim("greater")) == "supported"
+    assert outcome(view({"A": {"ir1": recall(0.4)}, "B": {"ir1": recall(0.6)}}), claim("greater")) == "contradicted"
+    assert outcome(view({"A": {"ir1": recall(0.405)}, "B": {"ir1": recall(0.4)}}), claim("greater")) == "not decided"
+    equal = view({"A": {"ir1": recall(0.5)}, "B": {"ir1": recall(0.5)}})
+    assert outcome(equal, claim("greater")) == "not decided"
+
+
+def test_a_verdict_names_its_scale_world_and_seeds() -> None:
+    verdict = judge(view({"A": {"ir1": recall(0.6, 2)}, "B": {"ir1": recall(0.4, 1)}}), claim("greater"))
+    assert verdict.sentence == "supported at miniature scale, embedded world, 1 to 2 seeds"
+    verdict = judge(view({"A": {"ir1": recall(0.6)}, "B": {"ir1": recall(0.4)}}, scale="full"), claim("greater"))
+    assert verdict.sentence == "supported at full scale, flickr30k, 1 seed"
+    assert "paired bootstrap over 200 images" in verdict.comparisons[0].how
+
+
+def test_the_comparison_is_paired() -> None:
+    """2 of 200 queries more, of the same ones: never fewer, but 0.5 points of 40 would drown in the spread of each."""
+    found = view({"A": {"ir1": recall(0.44)}, "B": {"ir1": recall(0.40)}})
+    spread = judge(found, claim("greater")).comparisons[0].spread
+    assert spread is not None
+    assert spread.low > 0
+    single = found.cell("A", "ir1").interval
+    assert single is not None
+    assert spread.high - spread.low < (single[1] - single[0]) / 2
+
+
+def test_seeds_that_disagree_leave_it_open() -> None:
+    one = (*recall(0.7, 1), Measured(1, *_of(0.35)))
+    other = (*recall(0.4, 1), Measured(1, *_of(0.4)))
+    verdict = judge(view({"A": {"ir1": one}, "B": {"ir1": other}}), claim("greater"))
+    assert verdict.comparisons[0].spread is not None
+    assert verdict.comparisons[0].spread.above < 0.01, "the queries alone would say yes"
+    assert verdict.outcome == "not decided"
+
+
+def _of(value: float) -> tuple[float, PerImage, str, str]:
+    (measured,) = recall(value)
+    assert measured.by_image is not None
+    return measured.value, measured.by_image, "f", "flickr30k"
+
+
+def test_other_data_is_not_compared_query_by_query() -> None:
+    found = view({"A": {"ir1": recall(0.6)}, "B": {"ir1": recall(0.4, fingerprint="g")}})
+    verdict = judge(found, claim("greater"))
+    assert verdict.outcome == "not decided"
+    assert "not tested on the same data" in verdict.comparisons[0].how
+
+
+def test_within() -> None:
+    found = view({"A": {"ir1": recall(0.5)}, "B": {"ir1": recall(0.505)}})
+    assert outcome(found, claim("within", margin=3.0)) == "supported"
+    assert outcome(found, claim("within", margin=0.1)) == "not decided"
+    assert outcome(view({"A": {"ir1": recall(0.3)}, "B": {"ir1": recall(0.5)}}), claim("within", margin=3.0)) == "contradicted"
+    assert outcome(view({"A": {"ir1": recall(0.7)}, "B": {"ir1": recall(0.5)}}), claim("within", margin=0.0)) == "supported"
+
+
+def test_counts_need_no_spread_and_times_do() -> None:
+    counted = view({"A": {"params": numbers(3.0)}, "B": {"params": numbers(100.0)}})
+    assert outcome(counted, claim("ratio", "params", 0.03)) == "supported"
+    assert outcome(counted, claim("ratio", "params", 0.029)) == "contradicted"
+    assert outcome(counted, claim("equal", "params", 0.0)) == "contradicted"
+    assert outcome(counted, claim("equal", "params", 97.0)) == "supported"
+    once = view({"A": {"minutes": numbers(1.0)}, "B": {"minutes": numbers(9.0)}})
+    verdict = judge(once, claim("ratio", "minutes", 0.5))
+    assert verdict.outcome == "not decided"
+    assert "one run each" in verdict.summary
+    thrice = view({"A": {"minutes": numbers(1.0, 1.1, 0.9)}, "B": {"minutes": numbers(9.0, 9.2, 8.8)}})
+    assert outcome(thrice, claim("ratio", "minutes", 0.5)) == "supported"
+    assert outcome(thrice, claim("ratio", "minutes", 0.05)) == "contradicted"
+    assert outcome(thrice, claim("greater", "minutes", high=["B"], low=["A"])) == "supported"
+
+
+def test_the_mean_of_several_ratios() -> None:
+    rows = {"A": {"params": numbers(2.0)}, "B": {"params": numbers(4.0)}, "C": {"params": numbers(1.0)}}
+    asked = claim("ratio", "params", 0.4, high=["A", "C"], low=["B", "B"])  # (0.5 + 0.25) / 2
+    assert outcome(view(rows), asked) == "supported"
+    assert outcome(view(rows), claim("ratio", "params", 0.3, high=["A", "C"], low=["B", "B"])) == "contradicted"
+    with pytest.raises(InputError, match="give pairs"):
+        judge(view(rows), claim("ratio", "params", 0.3, high=["A", "C"], low=["B"]))
+
+
+def test_all_comparisons_must_hold_and_one_is_enough_to_contradict() -> None:
+    rows = {"A": {"ir1": recall(0.6)}, "B": {"ir1": recall(0.4)}, "C": {"ir1": recall(0.8)}}
+    assert outcome(view(rows), claim("greater", high=["A", "C"], low=["B", "B"])) == "supported"
+    verdict = judge(view(rows), claim("greater", high=["A", "A"], low=["B", "C"]))
+    assert verdict.outcome == "contradicted"
+    assert "1 of 2 comparisons contradict it" in verdict.summary
+
+
+def test_what_is_missing_leaves_a_claim_open_but_does_not_save_it() -> None:
+    rows: dict[str, dict[str, Any]] = {"A": {"ir1": recall(0.6)}, "B": {"ir1": recall(0.4)}, "C": {}}
+    verdict = judge(view(rows), claim("greater", high=["A", "A"], low=["B", "C"]))
+    assert verdict.outcome == "not decided"
+    assert verdict.summary == "nothing measured of C (IR@1)"
+    assert outcome(view(rows), claim("greater", high=["B", "A"], low=["A", "C"])) == "contradicted"
+    elsewhere: dict[str, dict[str, Any]] = {**rows, "C": {"ir1": ("none",)}}  # the scale has no such run
+    verdict = judge(view(elsewhere), claim("greater", high=["A", "A"], low=["B", "C"]))
+    assert verdict.sentence == "supported at miniature scale, embedded world, 1 seed, 1 of its 2 comparisons"
+    assert outcome(view(elsewhere), claim("greater", high=["A"], low=["C"])) == "not decided"
+
+
+def test_the_published_number_is_of_full_scale() -> None:
+    asked = Claim("printed", "equal", [["A", "params"]])
+    rows = {"A": {"params": numbers(7.13)}}
+    assert outcome(view(rows, published=7.1), asked) == "not decided"
+    assert outcome(view(rows, "full", 7.1), asked) == "supported", "7.13 is printed as 7.1"
+    assert outcome(view(rows, "full", 7.3), asked) == "contradicted"
+    rows = {"A": {"ir1": recall(0.6)}}
+    assert outcome(view(rows, "full", 60.0), Claim("printed", "equal", [["A", "ir1"]], margin=20.0)) == "supported"
+    assert outcome(view(rows, "full", 60.0), Claim("printed", "equal", [["A", "ir1"]], margin=1.0)) == "not decided"
+    assert outcome(view(rows, "full", 90.0), Claim("printed", "equal", [["A", "ir1"]], margin=1.0)) == "contradicted"
+
+
+def test_correlation_over_rows() -> None:
+    x = np.linspace(0, 1, 8)
+    points = {"x": x, "y": -x + 0.1 * np.cos(9 * x)}
+    rows = {str(number): {"ir1": numbers(points["x"][number]), "minutes": numbers(points["y"][number])} for number in range(8)}
+    high, low = [[str(n), "ir1"] for n in range(8)], [[str(n), "minutes"] for n in range(8)]
+    assert judge(view(rows), Claim("r", "correlation", high, low, -0.6)).outcome == "supported"
+    assert judge(view(rows), Claim("r", "correlation", high, low, 0.6)).outcome == "contradicted"
+    few = Claim("r", "correlation", high[:3], low[:3], -0.6)
+    assert judge(view(rows), few).outcome == "not decided"
+
+
+def test_no_test() -> None:
+    verdict = judge(view({}), Claim("as the paper says", "none", reason="needs OSCAR"))
+    assert (verdict.outcome, verdict.summary, verdict.sentence) == ("not tested", "needs OSCAR", "not tested")
+    with pytest.raises(InputError, match="two `logged` columns"):
+        judge(View("iais/f", Artefact("f", "figure", figure=Figure("scatter")), "full", ()), Claim("r", "correlation"))
