@@ -62,6 +62,7 @@ CAPTIONER = (
     "--trainer.log_every_n_steps=1", "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=-1", "--trainer.max_steps=6",
     "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=6",
 )  # fmt: skip
+_WANDB_SERVICE = "WANDB_SERVICE"  # of a W&B run in the tests' own process: another process would write into that one's service
 RECALLS = {f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum"}
 
 
@@ -118,7 +119,8 @@ def succeed(command: str, *options: str) -> Answer:
 def started(program: Sequence[str], *options: str) -> Iterator[subprocess.Popen[str]]:
     """The same in a process of its own, in its own session, so that nothing of it outlives the test."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "CROSSLIGHT_RANK0_RUN_FOLDER"):
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "CROSSLIGHT_RANK0_RUN_FOLDER",
+                 _WANDB_SERVICE):  # fmt: skip
         environment.pop(name, None)
     with subprocess.Popen(
         [*program, *options],
@@ -172,6 +174,7 @@ def _child(
     log: Path, command: str, options: Sequence[str], first: Callable[[], None] | None, environment: Mapping[str, str]
 ) -> None:
     os.environ.update(environment)
+    os.environ.pop(_WANDB_SERVICE, None)
     torch.set_num_threads(1)
     if first is not None:
         first()

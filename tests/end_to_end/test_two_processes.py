@@ -80,7 +80,7 @@ def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_pa
 
     losses = [metrics(runs / folder, "train/loss") for folder in ("one", "two")]
     assert [step for step, _ in losses[1]] == [0, 1, 2]
-    assert [loss for _, loss in losses[1]] == pytest.approx([loss for _, loss in losses[0]], abs=1e-5)
+    assert [loss for _, loss in losses[1]] == pytest.approx([loss for _, loss in losses[0]], rel=2e-5)
     ours, theirs = weights(runs / "two", "last.ckpt"), weights(runs / "one", "last.ckpt")
     assert ours.keys() == theirs.keys()
     # AdamW divides rounding by small second moments; the gradients themselves are compared in tests/.../objectives

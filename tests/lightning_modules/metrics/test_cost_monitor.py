@@ -109,6 +109,7 @@ def test_counts_by_hand(clock: Clock) -> None:
         "seconds_per_step_median": STEP_SECONDS,
         "pairs_per_second": B / STEP_SECONDS,
         "images_per_second": B / STEP_SECONDS,
+        "images": 3 * BATCHES * B,
         "epochs": 3.0,
         "steps": 3 * BATCHES,
         "batches": 3 * BATCHES,
