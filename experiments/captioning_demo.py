@@ -344,12 +344,12 @@ def _looks(results: Results) -> tuple[str, list[str], list[list[str]]]:
     lines = []
     for name, looks in results.looks.items():
         places = {
-            f"{layer + 1}, {'reading' if position == 'reads' else 'predicting'}" for layer, position in (x.place for x in looks)
+            f"{layer}, {'reading' if position == 'reads' else 'predicting'}" for layer, position in (x.place for x in looks)
         }
         lines.append([name, " / ".join(sorted(places)), *(_percent([getattr(each, key) for each in looks]) for key in columns)])
     words = next(iter(results.looks.values()))[0].words
     title = f"where {words} words of test captions look that name a thing: % of attention inside of its box"
-    return title, ["", "layer", *columns.values()], lines
+    return title, ["", "layer (from 0)", *columns.values()], lines
 
 
 def _percent(values: Sequence[float]) -> str:
