@@ -90,4 +90,4 @@ def test_the_report_has_both_tables_with_deviations_over_seeds() -> None:
     assert "| no image | 20.0 | – | – |  |  |" in text
     assert "| i_tuning | 50.0 ±2.0 | 25.0 | – | 74,688 | 1.50 |" in text
     assert "where 7 words" in text
-    assert "| i_tuning | 1, reading / 2, predicting | 35.0 ±7.1 | 10.0 ±0.0 | 12.0 ±0.0 | 80.0 ±0.0 | 20.0 ±0.0 |" in text
+    assert "| i_tuning | 0, reading / 1, predicting | 35.0 ±7.1 | 10.0 ±0.0 | 12.0 ±0.0 | 80.0 ±0.0 | 20.0 ±0.0 |" in text
