@@ -84,10 +84,10 @@ def run_demo(out: Path, seed: int) -> int:
     captioning_demo.print_rows(console, captioning)
     (folder / "captioning.md").write_text(captioning_demo.report(captioning))
     console.print(f"\nscale: miniature (embedded world, {SCENES:,} scenes a style), seed {seed}", highlight=False)
-    files = {"tables": ("table.md", "iais.md", "captioning.md"), "pictures": (picture, captioning.picture), "runs": ("",)}
-    for name, paths in files.items():
+    tables = [folder / name for name in ("table.md", "iais.md", "captioning.md")]
+    for name, paths in {"tables": tables, "pictures": [picture, captioning.picture], "runs": [folder]}.items():
         for number, path in enumerate(paths):
-            console.print(f"{'' if number else f'{name}:':<10}{folder / path}", highlight=False, soft_wrap=True)
+            console.print(f"{'' if number else f'{name}:':<10}{path}", highlight=False, soft_wrap=True)
     return 0
 
 
