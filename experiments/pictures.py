@@ -15,6 +15,7 @@ from datamodules.errors import InputError
 from datamodules.image_text import ImageTextDataModule
 from datamodules.images import open_image
 from datamodules.records import ImageRecord
+from experiments.run_folder import read_results
 
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 
@@ -81,7 +82,10 @@ def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, ima
     """
     from matplotlib.figure import Figure
 
-    written = {run.name: _written(run, data) for run in runs}
+    if data is None:
+        data = str(read_results(runs[0])["evaluations"][0]["data"])
+    names = [run.name for run in runs]
+    written = {(run.name if names.count(run.name) == 1 else str(run)): _written(run, data) for run in runs}
     first = next(iter(written.values()))
     for name, rows in written.items():
         if [row["image_id"] for row in rows] != [row["image_id"] for row in first]:
@@ -101,22 +105,17 @@ def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, ima
             height = 1 - (place + 0.5) / len(lines)
             words.text(0, height, name, va="center", fontsize=9, color="#57606a", transform=words.transAxes)
             text = "\n".join(textwrap.wrap(caption, 75)) or "(nothing)"
-            words.text(0.24, height, text, va="center", fontsize=10, color=colour, transform=words.transAxes)
+            words.text(0.24, height, text, va="center", fontsize=10, color=colour, transform=words.transAxes, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     return path
 
 
-def _written(run: Path, data: str | None) -> list[dict[str, Any]]:
-    files = sorted((run / "captions").glob(f"{data or '*'}-test.beside.json"))
-    if not files:
-        raise InputError(
-            f"{run} has no captions of {data or 'a test'}: {run / 'captions'} holds no {data or '*'}-test.beside.json"
-        )
-    if data is None:  # in the order of the evaluations
-        tested = [each["data"] for each in json.loads((run / "results.json").read_text())["evaluations"]]
-        files.sort(key=lambda file: tested.index(file.name.removesuffix("-test.beside.json")))
-    rows: list[dict[str, Any]] = json.loads(files[0].read_text())
+def _written(run: Path, data: str) -> list[dict[str, Any]]:
+    file = run / "captions" / f"{data}-test.beside.json"
+    if not file.exists():
+        raise InputError(f"{run} has no captions of {data}: {file} does not exist")
+    rows: list[dict[str, Any]] = json.loads(file.read_text())
     return rows
 
 

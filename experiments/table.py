@@ -56,7 +56,7 @@ def rows(runs: list[dict[str, Any]], data: str | None = None) -> list[dict[str, 
         runs: What `find_runs` gives.
         data: Only this data set (default: all that were tested).
     """
-    grouped: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, float]]]] = defaultdict(list)
+    grouped: dict[tuple[str, str, int | None], list[tuple[dict[str, Any], dict[str, float]]]] = defaultdict(list)
     table: list[dict[str, Any]] = []
     for run in runs:
         if run["status"] != "finished":
@@ -68,11 +68,12 @@ def rows(runs: list[dict[str, Any]], data: str | None = None) -> list[dict[str, 
             # A split cut by `limits` is "test[:100]": it is another data set, and says so.
             label = evaluation["data"] + evaluation["split"].removeprefix("test").replace("val", " val")
             if data in (None, evaluation["data"]):
-                grouped[run["name"], label].append((run, evaluation["metrics"]))
+                # models of other sizes are no seeds of each other, whatever they are called
+                grouped[run["name"], label, run.get("cost", {}).get("total_parameters")].append((run, evaluation["metrics"]))
         if not tests:
             table.append({"name": run["name"], "status": "not tested", "folder": run["folder"]})
     done = []
-    for (name, data_set), members in grouped.items():
+    for (name, data_set, _), members in grouped.items():
         row: dict[str, Any] = {"name": name, "data": data_set, "status": "finished", "seeds": len(members)}
         for key in METRICS:
             values = [metrics[key] for _, metrics in members if math.isfinite(metrics.get(key, math.nan))]

@@ -238,10 +238,10 @@ class CaptioningModule(TunedModule):
                 print(f"crosslight: {name} is unavailable: {advice}")
         if self.trainer.is_global_zero:
             self._write(stage, scores.written)
-        self.trainer.strategy.barrier()  # every process has read the store before it goes
+        self._store.close()
+        self.trainer.strategy.barrier()  # every process has let go of the store before it goes
         if stage == "test" and self.trainer.is_global_zero:
             self._store.remove()
-        self._store.close()
         scores.reset()
         logged = {f"{stage}/{name}": value.float() for name, value in values.items()}
         self.log_dict(logged, rank_zero_only=False, sync_dist=False)
@@ -301,7 +301,9 @@ class CaptioningModule(TunedModule):
                     [each["image_id"], _picture(wandb, each["file"]), each["caption"], "\n".join(each["references"])]
                     for each in shown
                 ]
-                logger.log_table(f"{stage}/captions", ["image", "picture", "caption", "references"], table)
+                key = f"test/{self._evaluated_name}/captions" if stage == "test" else "val/captions"
+                columns = ["image", "picture", "caption", "references"]
+                logger.log_table(key, columns, table, step=self.global_step)
 
 
 def _picture(wandb: Any, file: str | None) -> Any:

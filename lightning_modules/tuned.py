@@ -43,6 +43,7 @@ class TunedModule(pl.LightningModule):
         self.optimisation = optimisation
         self.init_from = init_from
         self.eval_frozen = eval_frozen
+        self._queries = {}
         if adapter is not None:
             adapter.inject(network)
         if init_from is not None:
