@@ -88,7 +88,7 @@ def settle_failure(error: BaseException, folder: object) -> int:
         message = (
             f"out of memory: {text.splitlines()[0].rstrip('. ') if text else 'host memory'}. Try a smaller "
             "--model.init_args.gradient_cache_chunk (retrieval: same gradients), half the --data.init_args.batch_size with twice "
-            "the --trainer.accumulate_grad_batches (captioning: same gradients), activation checkpointing, or bf16-mixed precision."
+            "the --trainer.accumulate_grad_batches (captioning: same gradients), activation checkpointing, or bf16-mixed."
         )
     elif (full := next((each for each in _chain(error) if is_disk_full(each)), None)) is not None:
         status, code = "failed", 1
