@@ -396,6 +396,7 @@ class Runner:
         at_once = (self.jobs or max(1, len(self.gpus) // task.gpus)) if task.gpus else (self.jobs or 1)
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // at_once))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, **task.environment}
+        environment.pop("WANDB_SERVICE", None)  # of a W&B run in this very process: a notebook's, say
         if task.gpus or self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(entry.gpus)
         if not _is_own(task) and "WANDB_MODE" not in environment:  # crosslight sees to that itself

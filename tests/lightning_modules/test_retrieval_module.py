@@ -192,7 +192,7 @@ def test_sanity_check_measures_nothing(tiny: Any) -> None:
     model._trainer = SimpleNamespace(sanity_checking=True)
     model.validation_step(tiny.images(4), 0)
     model.on_validation_epoch_end()
-    assert not hasattr(model, "_queries")
+    assert not model._queries
     assert isinstance(model.recall.update_count, int)
     assert model.recall.update_count == 0
 
