@@ -43,20 +43,9 @@ _CAPTIONER = "model.init_args.network.init_args"
 
 def run_demo(out: Path, seeds: Sequence[int]) -> int:
     """Render, train and look for every seed, print both tables. Returns the exit status."""
-    import time
+    from experiments.demo import demo_worlds, opening
 
-    from rich.console import Console
-
-    from experiments.demo import demo_worlds
-    from experiments.training import quiet
-
-    quiet()
-    console = Console()
-    started = time.perf_counter()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.perf_counter() - started:5.1f} s[/dim]  {text}", highlight=False)
-
+    console, say = opening()
     folder = out / datetime.now().strftime("captioning-%Y%m%d-%H%M%S")
     worlds = demo_worlds(out, seed=0)
     results = run_captioning(worlds["source"], folder, seeds, say)

@@ -18,6 +18,10 @@ from typing import TYPE_CHECKING
 from datamodules.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
     from datamodules.miniworld.scenes import Style
 
 ROWS = ("head", "mwa", "ke_only", "ae_only", "full")
@@ -31,20 +35,11 @@ HEAD_LR, ADAPTER_LR, FULL_LR = 1e-3, 3e-3, 3e-4
 
 def run_demo(out: Path, seed: int) -> int:
     """Render, pre-train, adapt in five ways, print the table, draw the picture. Returns the exit status."""
-    from rich.console import Console
-
     from experiments import captioning_demo
     from experiments.iais_demo import compare, print_rows
     from experiments.table import find_runs, markdown, rows
-    from experiments.training import quiet
 
-    quiet()
-    console = Console()
-    started = time.perf_counter()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.perf_counter() - started:5.1f} s[/dim]  {text}", highlight=False)
-
+    console, say = opening()
     say(f"rendering {2 * SCENES:,} scenes in two styles (kept in {out} for the next time)")
     worlds = demo_worlds(out, seed)
     folder = out / datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -89,6 +84,22 @@ def run_demo(out: Path, seed: int) -> int:
         for number, path in enumerate(paths):
             console.print(f"{'' if number else f'{name}:':<10}{path}", highlight=False, soft_wrap=True)
     return 0
+
+
+def opening() -> tuple[Console, Callable[[str], None]]:
+    """A console, and how a demo says on it what comes next: with the seconds since now."""
+    from rich.console import Console
+
+    from experiments.training import quiet
+
+    quiet()
+    console = Console()
+    started = time.perf_counter()
+
+    def say(text: str) -> None:
+        console.print(f"[dim]{time.perf_counter() - started:5.1f} s[/dim]  {text}", highlight=False)
+
+    return console, say
 
 
 def demo_worlds(out: Path, seed: int) -> dict[str, Path]:

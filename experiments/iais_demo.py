@@ -20,21 +20,10 @@ COMMON = ("-c", "configs/trainer/demo.yaml", "-c", "configs/model/uniter_tiny.ya
 
 def run_demo(out: Path, seeds: Sequence[int]) -> int:
     """Render, pre-train and fine-tune for every seed, print the table. Returns the exit status."""
-    import time
-
-    from rich.console import Console
-
-    from experiments.demo import demo_worlds
+    from experiments.demo import demo_worlds, opening
     from experiments.table import markdown
-    from experiments.training import quiet
 
-    quiet()
-    console = Console()
-    started = time.perf_counter()
-
-    def say(text: str) -> None:
-        console.print(f"[dim]{time.perf_counter() - started:5.1f} s[/dim]  {text}", highlight=False)
-
+    console, say = opening()
     folder = out / datetime.now().strftime("iais-%Y%m%d-%H%M%S")
     worlds = demo_worlds(out, seed=0)
     table = compare(worlds["source"], folder, seeds, say)

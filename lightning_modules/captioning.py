@@ -32,7 +32,7 @@ from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, Capt
 from lightning_modules.metrics.captions.store import CaptionStore
 from lightning_modules.networks.captioner import Captioner, Seen
 from lightning_modules.networks.language_model import Decoding
-from lightning_modules.tuned import TunedModule
+from lightning_modules.tuned import TunedModule, seed_draws
 
 # Losses are sums over tokens; this keeps them, and fp16's scaled gradients, at the size of means until they are divided.
 _TOKENS = 1000.0
@@ -215,8 +215,7 @@ class CaptioningModule(TunedModule):
         captions = self._store.found(rows)
         if captions is None:
             if self.decoding.sample:  # the same draws whenever, and on whatever device, these images come
-                seed = repr((os.environ.get("PL_GLOBAL_SEED", "0"), rows))
-                torch.manual_seed(int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=7).digest()))
+                seed_draws((os.environ.get("PL_GLOBAL_SEED", "0"), rows))
             captions = self.network.generate(self._see(batch), self.decoding)
             self._store.add(rows, captions)
         assert self._scores is not None

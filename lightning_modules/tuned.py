@@ -64,7 +64,7 @@ class TunedModule(pl.LightningModule):
         # Dropout is a function of (seed, epoch, batch, rank), so a run resumed after SIGKILL draws what it would have drawn.
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         where = (seed, self.trainer.current_epoch, batch_idx, self.trainer.global_rank)
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=7).digest()))
+        seed_draws(where)
 
     def configure_optimizers(self) -> dict[str, Any]:
         total = int(self.trainer.estimated_stepping_batches)
@@ -149,3 +149,8 @@ class TunedModule(pl.LightningModule):
         source = f"checkpoint {path}" if path else "the checkpoint"
         require_backbone(self.network, checkpoint.get("crosslight_backbone"), state, source)
         load_trainable(self.network, state, source)
+
+
+def seed_draws(where: tuple[Any, ...]) -> None:
+    """Make what is drawn next a function of `where`."""
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=7).digest()))

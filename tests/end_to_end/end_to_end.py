@@ -198,6 +198,21 @@ def torchrun(rank: int, size: int, port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
+def run_by_one_and_by_two(command: Callable[..., list[str]], logs: Path) -> None:
+    """`crosslight run` of `command("one")` in this process beside `command("two", ...)` in two ranks, as torchrun starts them."""
+    two, port = command("two", "--trainer.devices=2", "--trainer.strategy=ddp"), free_port()
+    files = [logs / f"rank{rank}" for rank in (0, 1)]
+    with (
+        forked(files[0], "run", *two, **torchrun(0, 2, port)) as first,
+        forked(files[1], "run", *two, **torchrun(1, 2, port)) as second,
+    ):
+        succeed("run", *command("one"))
+        for process, log in zip((first, second), files, strict=True):
+            status, printed = ended(process, log)
+            assert status == 0, printed
+            assert "rror" not in printed, printed
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -21,11 +21,10 @@ from end_to_end import (
     crosslight,
     ended,
     forked,
-    free_port,
     metrics,
     results,
+    run_by_one_and_by_two,
     succeed,
-    torchrun,
     weights,
 )
 from kill_switch import note_captions
@@ -161,17 +160,7 @@ def test_two_processes_train_and_caption_as_one(tmp_path: Path) -> None:
     def command(folder: str, *more: str) -> list[str]:
         return captioner("i_tuning", *EXACT, "--trainer.max_steps=3", f"--run_dir={tmp_path / folder}", *more)
 
-    two, port = command("two", "--trainer.devices=2", "--trainer.strategy=ddp"), free_port()
-    logs = [tmp_path / f"rank{rank}" for rank in (0, 1)]
-    with (
-        forked(logs[0], "run", *two, **torchrun(0, 2, port)) as first,
-        forked(logs[1], "run", *two, **torchrun(1, 2, port)) as second,
-    ):
-        succeed("run", *command("one"))
-        for process, log in zip((first, second), logs, strict=True):
-            status, printed = ended(process, log)
-            assert status == 0, printed
-            assert "rror" not in printed, printed
+    run_by_one_and_by_two(command, tmp_path)
     one, both = tmp_path / "one", tmp_path / "two"
     assert results(both)["device"]["world_size"] == 2
     assert results(both)["cost"]["pairs"] == results(one)["cost"]["pairs"] == 3 * 2 * 20

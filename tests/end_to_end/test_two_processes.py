@@ -12,17 +12,14 @@ from agent import agents_command, wandb_config, wandb_records
 from end_to_end import (
     BEIT3,
     arguments,
-    ended,
-    forked,
-    free_port,
     metrics,
     recalls,
     results,
+    run_by_one_and_by_two,
     scores,
     script,
     started,
     succeed,
-    torchrun,
     uniter,
     wait,
     weights,
@@ -106,17 +103,7 @@ def test_two_processes_mine_align_and_score_all_pairs_as_one(tmp_path: Path) -> 
             f"--run_dir={tmp_path / folder}", *more,
         )  # fmt: skip
 
-    two, port = command("two", "--trainer.devices=2", "--trainer.strategy=ddp"), free_port()
-    logs = [tmp_path / f"rank{rank}" for rank in (0, 1)]
-    with (
-        forked(logs[0], "run", *two, **torchrun(0, 2, port)) as first,
-        forked(logs[1], "run", *two, **torchrun(1, 2, port)) as second,
-    ):
-        succeed("run", *command("one"))
-        for process, log in zip((first, second), logs, strict=True):
-            status, printed = ended(process, log)
-            assert status == 0, printed
-            assert "rror" not in printed, printed
+    run_by_one_and_by_two(command, tmp_path)
 
     one, both = results(tmp_path / "one"), results(tmp_path / "two")
     assert (one["device"]["world_size"], both["device"]["world_size"], both["status"]) == (1, 2, "finished")
