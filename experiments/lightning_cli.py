@@ -122,12 +122,12 @@ class CrosslightCLI(LightningCLI):
         kwargs.setdefault("exit_on_error", False)  # the stock parser prints the usage of every option first
         return super().init_parser(**kwargs)
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def subcommands(self) -> dict[str, set[str]]:
         # options of Lightning's that are settled here (weights are never unpickled, results go to the run folder)
         settled = {"weights_only", "verbose", "return_predictions"}
         stock = {name: skipped | settled for name, skipped in LightningCLI.subcommands().items()}
-        return {**stock, "run": {"model", "datamodule", "evaluate"}}
+        every = {**stock, "run": {"model", "datamodule", "evaluate"}}
+        return {self.arguments[0]: every[self.arguments[0]]}  # a parser of each of the others would cost as much as the parsing
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="What the run is called; runs/<name>/... by default.")

@@ -161,14 +161,21 @@ class Trainer(pl.Trainer):
         """Refuse what cannot work, before Lightning starts processes or meets it with a traceback.
 
         Raises:
-            InputError: A distributed sampler over several processes, a precision that batches are converted to, or a file that is
-                no checkpoint.
+            InputError: A part of a split, a distributed sampler over several processes, a precision that batches are converted to,
+                or a file that is no checkpoint.
         """
         if str(self.precision) in ("16-true", "bf16-true", "64-true"):
             raise InputError(
                 f"trainer.precision is {self.precision}, for which Lightning converts batches in place, and ours are read-only: "
                 "set it to bf16-mixed, 16-mixed, or 32-true."
             )
+        for stage in ("val", "test"):
+            limit = getattr(self, f"limit_{stage}_batches")
+            if limit and (isinstance(limit, int) or limit != 1.0):  # 1 is one batch, 1.0 is all; fast_dev_run makes it an int
+                raise InputError(
+                    f"trainer.limit_{stage}_batches is {limit} (fast_dev_run sets it too), but recalls and caption scores are of a "
+                    f"whole split. Shorten the split instead: --data.init_args.limits.{stage}=N."
+                )
         if self.world_size > 1 and self._accelerator_connector.use_distributed_sampler:
             raise InputError(
                 "trainer.use_distributed_sampler is true, but the data modules share their batches out themselves (batch_size is "

@@ -191,6 +191,14 @@ def test_distributed_sampler_is_refused_before_processes_start(tmp_path: Path) -
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("option", ["limit_test_batches=2", "limit_val_batches=0.5", "fast_dev_run=true"])
+def test_part_of_a_split_has_no_metrics(option: str, tmp_path: Path) -> None:
+    refused(
+        "run", *arguments("head", ONE_EPOCH, f"--trainer.{option}"), run=tmp_path / "run",
+        says=("_batches is ", "--data.init_args.limits."),
+    )  # fmt: skip
+
+
 def test_name_of_a_second_data_module_that_is_taken(world: Path, tmp_path: Path) -> None:
     second = ("--evaluate.flickr30k=datamodules.coco.COCO", f"--evaluate.flickr30k.init_args.root={world / 'coco'}")
     refused("run", *arguments("head", ONE_EPOCH, *second), run=tmp_path / "run", says=("--evaluate.flickr30k", "another name"))
