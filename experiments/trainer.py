@@ -161,8 +161,8 @@ class Trainer(pl.Trainer):
         """Refuse what cannot work, before Lightning starts processes or meets it with a traceback.
 
         Raises:
-            InputError: A part of a split, a distributed sampler over several processes, a precision that batches are converted to,
-                or a file that is no checkpoint.
+            InputError: A part of a split, a distributed sampler over several processes, a precision that batches are converted
+                to, or a file that is no checkpoint.
         """
         if str(self.precision) in ("16-true", "bf16-true", "64-true"):
             raise InputError(
@@ -173,8 +173,8 @@ class Trainer(pl.Trainer):
             limit = getattr(self, f"limit_{stage}_batches")
             if limit and (isinstance(limit, int) or limit != 1.0):  # 1 is one batch, 1.0 is all; fast_dev_run makes it an int
                 raise InputError(
-                    f"trainer.limit_{stage}_batches is {limit} (fast_dev_run sets it too), but recalls and caption scores are of a "
-                    f"whole split. Shorten the split instead: --data.init_args.limits.{stage}=N."
+                    f"trainer.limit_{stage}_batches is {limit} (fast_dev_run sets it too), but recalls and caption scores are of "
+                    f"whole splits. Shorten the split instead: --data.init_args.limits.{stage}=N."
                 )
         if self.world_size > 1 and self._accelerator_connector.use_distributed_sampler:
             raise InputError(
