@@ -20,7 +20,7 @@ Train, test and explain light adaptations of vision-language models.
   predict   write the test split's embeddings (embeddings.npz)
 
   sweep     `sweep run`: a table or figure of a paper, a paper, all of them, or a W&B sweep file, on this machine; `sweep status`
-  demo      the whole story on rendered scenes, in about four minutes
+  demo      a table or figure of each paper on rendered scenes, and the report: four minutes
   report    published numbers beside ours, claims judged, figures drawn: a site that opens from disk
   table     run folders side by side as a Markdown table
   correlate Pearson's r of two metrics over the checkpoints of runs (ISDa against Meta-Sum)
@@ -74,15 +74,19 @@ _EXTRAS = {"run": _EVALUATE, "fit": _CKPT, "validate": _CKPT, "test": _CKPT + _E
 
 _OTHER_HELP = {
     "demo": """\
-usage: crosslight demo [--out DIR] [--seed N]
+usage: crosslight demo [--out DIR] [--runs DIR] [--seed N [N ...]]
        crosslight demo iais [--out DIR] [--seed N [N ...]]
        crosslight demo captioning [--out DIR] [--seed N [N ...]]
 
-Render the embedded world in two styles, pre-train a tiny BEiT-3 on the first, adapt it to the second in five ways
-(heads only, MultiWay-Adapter, its two parts alone, everything), and print one table and a picture of queries with what
-was found; then the same for a tiny UNITER without IAIS and with both kinds; then a tiny vision tower and a tiny language
-model, connected by I-Tuning, I-Tuning half dropped and ClipCap, and where words look. About four minutes on 2 cores.
-iais, captioning: only the second or third part, for any number of seeds.
+Run a headline artefact of each paper at miniature scale, two runs at once: what each part of the MultiWay-Adapter brings to a
+tiny BEiT-3; a tiny UNITER without IAIS and with both kinds, its distances and attention; captions by ClipCap and I-Tuning between
+a tiny vision tower and a tiny GPT-2, and where their words look. Prints the tables and verdicts and ends on the report. Four
+minutes on 2 cores; a second demo runs nothing again, nor does `crosslight sweep run` what a demo has run.
+iais, captioning: one method with settings of its own, one run at a time, for any number of seeds.
+
+  --out DIR         where the report and a picture of queries go (default: runs/demo)
+  --runs DIR        where the run folders are (default: runs/papers, that of `crosslight sweep run`)
+  --seed N [N ..]   seeds of every run (default: 0)
 """,
     "sweep": """\
 usage: crosslight sweep run TARGET [options]
@@ -298,6 +302,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     try:
         if command in _SUMMARIES:
+            from experiments import preemption
+
+            preemption.listen()  # before torch is imported: until then a signal of Slurm's finds nobody
             from experiments.training import train_or_evaluate
 
             status = train_or_evaluate(command, find_configs(rest))

@@ -237,21 +237,22 @@ def sweep(arguments: list[str]) -> int:
 
 
 def demo(arguments: list[str]) -> int:
-    from experiments.demo import run_demo
-
     parser = _Parser("demo")
     parser.add_argument("what", nargs="?", choices=("all", "iais", "captioning"), default="all")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--runs", type=Path)
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     options = parser.parse_args(arguments)
+    if options.what == "all":
+        from experiments.demo import run_demo
+
+        return run_demo(options.out, options.runs or Path("runs/papers"), options.seed)
+    if options.runs is not None:
+        raise InputError(f"--runs is of the whole demo; `crosslight demo {options.what}` writes its runs below --out.")
     if options.what == "iais":
         from experiments import iais_demo
 
         return iais_demo.run_demo(options.out, options.seed)
-    if options.what == "captioning":
-        from experiments import captioning_demo
+    from experiments import captioning_demo
 
-        return captioning_demo.run_demo(options.out, options.seed)
-    if len(options.seed) > 1:
-        raise InputError("crosslight demo takes one --seed; `crosslight demo iais` and `... captioning` take several.")
-    return run_demo(options.out, options.seed[0])
+    return captioning_demo.run_demo(options.out, options.seed)

@@ -1,89 +1,87 @@
-"""`make demo`: the whole story on rendered scenes, in one process.
+"""`make demo`: a headline artefact of each paper, run at miniature scale from nothing, and the report that judges it.
 
-A tiny BEiT-3 is pre-trained on the embedded world's first style, then adapted to its second style in five ways from that one
-checkpoint: head-only, MWA, KE only, AE only, full. As in the paper, the adapter rows leave everything that the checkpoint brought
-as it is, the heads too. Then a tiny UNITER is fine-tuned without IAIS and with both kinds (`iais_demo.py`), and a tiny vision
-tower is connected with a tiny language model by I-Tuning and ClipCap (`captioning_demo.py`). Every step goes through the same
-command line that real runs use; the numbers come as they come.
+    mwa/table3        a tiny BEiT-3, adapted whole, by either part of the MultiWay-Adapter, by both
+    iais/figure7      a tiny UNITER without IAIS and with both kinds: attention maps, and the distances that IAIS is made of
+    i_tuning/table3   a tiny GPT-2 that sees through ClipCap, I-Tuning, I-Tuning after pre-training: captions beside images
+    i_tuning/figure3  where the words of these captions look: needs no further run
+
+The runs are those of `crosslight sweep run`, in the same folder: what a demo has run, no sweep repeats, and a second demo runs
+nothing. `iais_demo.py` and `captioning_demo.py` are demos of one method with settings of their own; they render and train here.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import time
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
     from datamodules.miniworld.scenes import Style
+    from experiments.report.collect import View
+    from experiments.report.site import Page
+    from experiments.runner import Task
 
-ROWS = ("head", "mwa", "ke_only", "ae_only", "full")
-SCENES = 800
-PRETRAIN_EPOCHS = 20
-ADAPT_EPOCHS = 14
-# Peak learning rates, chosen by validation recalls of one seed: heads of 3e-4, 1e-3 and 3e-3, adapters of 1e-3, 3e-3 and 1e-2,
-# full of 3e-5, 1e-4, 3e-4 and of 1e-4 with heads at 1e-3.
-HEAD_LR, ADAPTER_LR, FULL_LR = 1e-3, 3e-3, 3e-4
+# The longest chains of runs first: two at once then end together.
+HEADLINES = ("iais/figure7", "i_tuning/table3", "mwa/table3")
+SHOWN = ("mwa/table3", "iais/figure7", "i_tuning/table3", "i_tuning/figure3")
+QUERIES_OF = "mwa/base-coco-mwa"
+SCENES = 800  # of the worlds of `demo_worlds`
 
 
-def run_demo(out: Path, seed: int) -> int:
-    """Render, pre-train, adapt in five ways, print the table, draw the picture. Returns the exit status."""
-    from experiments import captioning_demo
-    from experiments.iais_demo import compare, print_rows
-    from experiments.table import find_runs, markdown, rows
+def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
+    """Run what is not there yet, look, report. Returns the exit status.
+
+    Args:
+        out: Folder of the report and the picture.
+        runs: Folder of the runs.
+        seeds: Seeds of every run.
+    """
+    from experiments.report.collect import RunFolders, collect
+    from experiments.report.looking import look_at
+    from experiments.report.site import build, judged
+    from experiments.runner import Runner
 
     console, say = opening()
-    say(f"rendering {2 * SCENES:,} scenes in two styles (kept in {out} for the next time)")
-    worlds = demo_worlds(out, seed)
-    folder = out / datetime.now().strftime("%Y%m%d-%H%M%S")
-    common = ["-c", "configs/trainer/demo.yaml", "-c", "configs/model/beit3_tiny.yaml", "-c", "configs/data/world.yaml"]
-    common += [f"--seed_everything={seed}", f"--data.init_args.seed={seed}"]
+    started = time.perf_counter()
+    tasks = headline_tasks(runs, seeds)
+    say(f"{len(tasks)} miniature runs, two at once where there are two cores; the first demo renders scenes for them")
+    status = Runner(tasks, runs, jobs=min(2, len(os.sched_getaffinity(0))), console=console).run()
+    if status > 1:
+        return status  # told to stop
+    views = collect(SHOWN, "miniature", RunFolders([runs]))
+    say("looking where words and regions look")
+    for view in views:
+        look_at(view)
+    picture = _draw_queries(views, out, say)
+    say("writing the report")
+    pages = judged(views)
+    index = build(pages, [], "miniature", out / "report")
+    for page in pages:
+        _print_page(console, page)
+    console.print(
+        f"\nMiniature scale: the embedded world, small models, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. "
+        f"{time.perf_counter() - started:.0f} s in all.\n",
+        highlight=False,
+    )
+    for name, path in {"runs": runs, "queries": picture, "report": index}.items():
+        if path is not None:
+            console.print(f"{name + ':':<9}{path}", highlight=False, soft_wrap=True)
+    return status
 
-    say(f"pre-training a tiny BEiT-3 on the first style, {PRETRAIN_EPOCHS} epochs")
-    pretrained = folder / "pretrain"
-    train(
-        "fit", worlds["source"], pretrained,
-        [*common, "-c", "experiments/mwa/rows/full.yaml", "--name=pretrain", f"--trainer.max_epochs={PRETRAIN_EPOCHS}",
-         f"--trainer.check_val_every_n_epoch={PRETRAIN_EPOCHS}"],
-    )  # fmt: skip
-    for row in ROWS:
-        say(f"adapting to the second style: {row}")
-        rates = {"lr": FULL_LR} if row == "full" else {"lr": HEAD_LR, "adapter_lr": ADAPTER_LR}
-        train(
-            "run", worlds["target"], folder / row,
-            [*common, "-c", f"experiments/mwa/rows/{row}.yaml", f"--model.init_args.init_from={pretrained}",
-             f"--trainer.max_epochs={ADAPT_EPOCHS}", f"--trainer.check_val_every_n_epoch={ADAPT_EPOCHS}",
-             *(f"--model.init_args.optimisation.{key}={rate}" for key, rate in rates.items())],
-        )  # fmt: skip
-    table = markdown(rows(find_runs([folder / row for row in ROWS])))
-    (folder / "table.md").write_text(table)
-    say("drawing queries with what was found")
-    picture = _draw(folder / "mwa", worlds["target"])
-    console.print()
-    _print_table(console, folder)
-    console.print()
-    distances = compare(worlds["source"], folder / "iais", [seed], say)
-    console.print()
-    print_rows(console, distances)
-    (folder / "iais.md").write_text(markdown(distances))
-    console.print()
-    captioning = captioning_demo.run_captioning(worlds["source"], folder / "captioning", [seed], say)
-    console.print()
-    captioning_demo.print_rows(console, captioning)
-    (folder / "captioning.md").write_text(captioning_demo.report(captioning))
-    console.print(f"\nscale: miniature (embedded world, {SCENES:,} scenes a style), seed {seed}", highlight=False)
-    tables = [folder / name for name in ("table.md", "iais.md", "captioning.md")]
-    for name, paths in {"tables": tables, "pictures": [picture, captioning.picture], "runs": [folder]}.items():
-        for number, path in enumerate(paths):
-            console.print(f"{'' if number else f'{name}:':<10}{path}", highlight=False, soft_wrap=True)
-    return 0
+
+def headline_tasks(runs: Path, seeds: Sequence[int]) -> list[Task]:
+    """What the headline artefacts need, each once."""
+    from experiments.sweep import artefact_tasks
+
+    tasks = [task for name in HEADLINES for task in artefact_tasks(name, "miniature", seeds, runs)]
+    return list({task.key: task for task in tasks}.values())
 
 
 def opening() -> tuple[Console, Callable[[str], None]]:
@@ -94,6 +92,8 @@ def opening() -> tuple[Console, Callable[[str], None]]:
 
     quiet()
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=132)  # in a file or pipe nothing is cut at 80
     started = time.perf_counter()
 
     def say(text: str) -> None:
@@ -102,8 +102,68 @@ def opening() -> tuple[Console, Callable[[str], None]]:
     return console, say
 
 
+# ------------------------------------------------------------------------------------------------------------ what is shown
+
+
+def _print_page(console: Console, page: Page) -> None:
+    """An artefact on a terminal: ours beside what the paper prints, what a run took, the verdicts, a few captions."""
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    from experiments.report.exports import number, seeds
+    from experiments.report.figures import captions
+    from experiments.report.site import MARKS
+
+    view = page.view
+    console.print(f"\n[bold]{escape(view.artefact.title)}[/bold]  [dim]{view.name}[/dim]", highlight=False)
+    columns = view.artefact.columns
+    printed = {column.name for row in view.rows for column in columns if row.cells[column.name].published is not None}
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("", *(column.label + " (paper)" * (column.name in printed) for column in columns), "n", "time"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in view.rows:
+        cells = []
+        for column in columns:
+            cell = row.cells[column.name]
+            text = number(cell.mean, column.digits)
+            text += f" ±{number(cell.deviation, column.digits)}" if cell.deviation is not None and not cell.counted else ""
+            cells.append(text + (f" ({number(cell.published, column.digits)})" if cell.published is not None else ""))
+        took = [run.results["seconds"] for found in row.runs.values() for run in found if run.status == "finished"]
+        time_text = f"{statistics.fmean(took):.0f} s" if took else row.status
+        table.add_row(escape(row.row.label), *cells, str(seeds(row)), time_text)
+    console.print(table)
+    for image in captions(view)[:2]:
+        console.print(f"  [dim]a person:[/dim] {escape(image.references[0])}", highlight=False)
+        for row_label, written, _ in image.captions:
+            console.print(f"    [dim]{escape(row_label)}:[/dim] {escape(written)}", highlight=False)
+    colours = {"supported": "green", "contradicted": "red", "not decided": "yellow"}
+    for verdict in page.verdicts:
+        if verdict.outcome != "not tested":
+            told = Text(f"{MARKS[verdict.outcome]} {verdict.sentence}: ", colours[verdict.outcome])
+            console.print(told.append(f"“{verdict.claim.text}”", "default"))
+            console.print(Text(f"  {verdict.summary}", "dim"))
+
+
+def _draw_queries(views: Sequence[View], out: Path, say: Callable[[str], None]) -> Path | None:
+    """Queries of MWA's test split with what it finds for them; None where its run did not finish."""
+    import lightning_modules
+    from experiments.pictures import draw_queries
+    from experiments.report.looking import data_of
+
+    found = next((run for view in views for run in view.runs if run.name == QUERIES_OF and run.status == "finished"), None)
+    if found is None or found.folder is None:
+        return None
+    say("drawing queries with what was found")
+    out.mkdir(parents=True, exist_ok=True)
+    return draw_queries(lightning_modules.load(found.folder), data_of(found.folder), "test", out / "queries.png")
+
+
+# ------------------------------------------------------------------------------------------- for the demos of one method
+
+
 def demo_worlds(out: Path, seed: int) -> dict[str, Path]:
-    """A world of each style, nearly all of it in the Flickr30k part, which the demos read."""
+    """A world of each style, nearly all of it in the Flickr30k part, which the demos of one method read."""
     from datamodules.miniworld import Splits, write_world
 
     splits = Splits(coco=0.02, flickr_train=0.8, flickr_val=0.08)
@@ -124,35 +184,3 @@ def train(command: str, world: Path, run_dir: Path, arguments: list[str]) -> Non
     status = train_or_evaluate(command, find_configs([*arguments, f"--run_dir={run_dir}"]), announce=False)
     if status != 0:
         raise InputError(f"the demo stopped in {run_dir}: its results.json says why.")
-
-
-def _print_table(console: object, folder: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from experiments.table import find_runs, rows
-
-    assert isinstance(console, Console)
-    table = Table(
-        box=None,
-        padding=(0, 1, 0, 0),
-        title="one pre-trained model, five ways to adapt it: test recalls in %",
-        title_justify="left",
-    )
-    columns = ("", "i2t@1", "@5", "@10", "t2i@1", "@5", "@10", "rsum", "tunable", "%", "MiB", "s/epoch")
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left")
-    for row in rows(find_runs([folder / name for name in ROWS])):
-        recalls = [f"{row[key]:.1f}" for key in ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")]
-        cost = [f"{row['tunable_parameters']:,.0f}", f"{row['tunable_percent']:.0f}", f"{row['peak_memory_bytes'] / 2**20:.1f}"]
-        table.add_row(row["name"], *recalls, *cost, f"{row['seconds_per_epoch']:.2f}")
-    console.print(table)
-
-
-def _draw(run: Path, world: Path) -> Path:
-    import lightning_modules
-    from datamodules.flickr30k import Flickr30k
-    from experiments.pictures import draw_queries
-
-    data = Flickr30k(root=str(world / "flickr30k"), num_workers=0, eval_batch_size=256)
-    return draw_queries(lightning_modules.load(run), data, "test", run.parent / "queries.png")

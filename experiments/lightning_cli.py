@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 import lightning_modules.cost
 import lightning_modules.retrieval
 from datamodules.errors import InputError
-from experiments import provenance
+from experiments import preemption, provenance
 from experiments.loggers import MetricsCSV, make_wandb
 from experiments.parse_errors import explain, explain_interpolation
 from experiments.run_folder import RunFolder, differing_keys
@@ -196,6 +196,8 @@ class CrosslightCLI(LightningCLI):
         trainer = super().instantiate_trainer(callbacks=callbacks, logger=self._loggers(trainer_config.get("logger")), **kwargs)
         assert isinstance(trainer, Trainer)
         trainer.run_folder = self.run_folder
+        if preemption.listening():  # Lightning's handlers would save and broadcast from wherever each rank is
+            trainer._signal_connector.register_signal_handlers = lambda: None
         return trainer
 
     def _checkpoint_callbacks(self, options: Checkpoints) -> list[Callback]:
@@ -208,6 +210,7 @@ class CrosslightCLI(LightningCLI):
             dirpath=folder, filename="last", every_n_train_steps=options.every_n_steps, enable_version_counter=False,
             save_on_train_epoch_end=None if options.every_n_steps else False,
         )  # fmt: skip
+        last.agreement = preemption.Agreement() if preemption.listening() else None
         return [best, last]
 
     def _loggers(self, given: Any) -> list[Logger] | bool:
@@ -290,9 +293,17 @@ class _Last(ModelCheckpoint):
     Where a validation follows a step, after the validation: resumed from before it, a run would never make it up, and that model
     could not become the best. Never in the middle of a step (Lightning does it after a resume): no checkpoint holds the gradients
     accumulated so far. And once more when the training ends: a run killed in its test has all of its training behind it.
+
+    Under Slurm also where the ranks agree to leave. They do so before the next step, when this one's metrics are written.
     """
 
+    agreement: preemption.Agreement | None = None
     _owed = False
+    _leaving = False
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._leaving and not self._owed:
+            raise preemption.Preempted(f"after step {trainer.global_step}")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -301,6 +312,8 @@ class _Last(ModelCheckpoint):
         if loop._should_accumulate():
             return
         self._owed |= every > 0 and trainer.global_step % every == 0
+        if self.agreement is not None and not self._leaving and self.agreement(trainer.strategy.root_device):
+            self._leaving = self._owed = True
         if self._owed and not (data is not None and loop._should_check_val_fx(data)):
             self._save(trainer)
 

@@ -10,6 +10,7 @@ import numpy as np
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.errors import InputError
+from experiments import preemption
 from experiments.run_folder import RunFolder, read_results
 from lightning_modules.loading import read_checkpoint
 
@@ -121,7 +122,10 @@ class Trainer(pl.Trainer):
         self._require_sound(ckpt_path)
         self.evaluated_data = name
         act = self.test if verb == "test" else self.validate
-        act(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
+        if preemption.listening() and self.strategy.reduce_boolean_decision(preemption.told() is not None, all=False):
+            raise preemption.Preempted(f"before the {verb} of {name}")
+        with preemption.leaving_at_once(self.world_size == 1):
+            act(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
         stage = "test" if verb == "test" else "val"
         split = datamodule.split_label(stage) if hasattr(datamodule, "split_label") else stage
         metrics = {

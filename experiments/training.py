@@ -74,6 +74,7 @@ def settle_failure(error: BaseException, folder: object) -> int:
     import torch
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    from experiments import preemption
     from experiments.run_folder import RunFolder
 
     if isinstance(error, SystemExit) and error.code in (0, None) and not isinstance(error, SIGTERMException):
@@ -93,6 +94,10 @@ def settle_failure(error: BaseException, folder: object) -> int:
     elif (full := next((each for each in _chain(error) if is_disk_full(each)), None)) is not None:
         status, code = "failed", 1
         message = f"the disk is full ({getattr(full, 'filename', None) or 'while writing'}). Free some space.{resume}"
+    elif isinstance(error, preemption.Preempted):
+        status, message, code = "interrupted", f"preempted {error}.{resume}", preemption.PREEMPTED
+    elif (notice := preemption.told()) is not None:  # a worker or another rank was quicker to go
+        status, message, code = "interrupted", f"preempted by {notice.name}; {type(error).__name__}: {text}.{resume}", 130
     elif isinstance(error, (KeyboardInterrupt, SIGTERMException, SystemExit)):
         status, message, code = "interrupted", f"interrupted.{resume}", 130
     else:
@@ -103,7 +108,8 @@ def settle_failure(error: BaseException, folder: object) -> int:
             folder.finish(status, message)
         except OSError as problem:
             print(f"crosslight: could not write {folder.path / 'results.json'}: {problem}", file=sys.stderr)
-    print(f"crosslight: error: {message}" if code != 130 else f"crosslight: {message}", file=sys.stderr)
+    if code != preemption.PREEMPTED or not isinstance(folder, RunFolder) or folder.ours:  # all ranks leave alike: one says so
+        print(f"crosslight: error: {message}" if status != "interrupted" else f"crosslight: {message}", file=sys.stderr)
     return code
 
 

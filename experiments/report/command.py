@@ -38,25 +38,21 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"--out {options.out} is a file. Give a new folder, or that of an earlier report.")
 
     from experiments.report.collect import Run, RunFolders, collect
-    from experiments.report.site import build
+    from experiments.report.site import build, judged
     from experiments.table import find_runs
 
     folders = RunFolders(roots)
     views = collect(names, options.scale, folders)
     if options.look:
-        from experiments.report.looking import look
+        from experiments.report.looking import look_at
 
-        for view in views:
-            if view.artefact.figure is not None and view.artefact.figure.kind == "maps":
-                for row in view.rows:
-                    shown = next((run for runs in row.runs.values() for run in runs if run.status == "finished"), None)
-                    if shown is not None and shown.folder is not None:
-                        print(f"looking: {look(shown.folder)}", file=sys.stderr)
+        for file in (file for view in views for file in look_at(view)):
+            print(f"looking: {file}", file=sys.stderr)
     extra = []
     for results in find_runs(given) if given else []:
         status, folder, read = folders.read(Path(results["folder"]))
         extra.append(Run(str(read.get("name", folder.name)), int(read.get("seed") or 0), status, folder, read))
-    index = build(views, extra, options.scale, options.out)
+    index = build(judged(views), extra, options.scale, options.out)
     rows = [row for view in views for row in view.rows]
     done = sum(row.finished > 0 for row in rows)
     print(f"report: {index} ({len(views)} artefacts, {done} of {len(rows)} rows measured, {options.scale} scale)")

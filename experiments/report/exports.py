@@ -1,11 +1,14 @@
-"""An artefact's table as Markdown, CSV and LaTeX, from the same cells as the page; and its claims."""
+"""An artefact's table as Markdown, CSV and LaTeX, from the same cells as the page; and its claims. `summary_markdown` and
+`summary_json` have all artefacts in one file each, which can be kept: no path of this machine, no link out of the file."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from experiments.report.collect import Cell, RowView, View
 from experiments.report.verdicts import Verdict
@@ -24,7 +27,10 @@ def number(value: float | None, digits: int) -> str:
     if value is None:
         return NONE
     if value and abs(value) < 0.5 * 10.0**-digits:
-        return f"{value:.1e}"
+        # 0.015 and 0.00028, and only what is smaller as 2.8e-05
+        places = 1 - math.floor(math.log10(abs(value)))
+        mantissa, _, power = f"{value:.1e}".partition("e")
+        return (f"{value:.{places}f}" if places <= 5 else f"{mantissa}e−{power[1:]}").replace("-", "−")
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
@@ -56,30 +62,38 @@ _LEGEND = (
 
 
 def to_markdown(view: View, verdicts: Sequence[Verdict]) -> str:
-    columns = view.artefact.columns
-    header = ["row"]
-    for column in columns:
-        header += [column.label, "*paper*"]
     lines = [f"# {_md(view.artefact.title)}", "", f"{_md(caption(view))} {_LEGEND}", ""]
-    if view.rows and columns:
-        header = [*(_md(name) if name != "*paper*" else name for name in header), "n", "status"]
-        lines += ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (2 * len(columns) + 1) + " --- |"]
-        for row in view.rows:
-            cells = [_md(row.row.label)]
-            for column in columns:
-                cell = row.cells[column.name]
-                cells += [ours(cell).replace("[", "\\["), f"*{number(cell.published, column.digits)}*"]
-            lines.append("| " + " | ".join([*cells, str(seeds(row)), _md(row.status)]) + " |")
-        lines.append("")
+    lines += _markdown_table(view)
     if any(row.status != "finished" for row in view.rows):
         lines += ["What is missing runs with:", "", f"    {view.command}", ""]
     if verdicts:
-        lines += ["## Claims", ""]
-        lines += [f"- **{each.sentence}**: {_md(each.claim.text)} — {_md(each.summary)}" for each in verdicts]
-        lines.append("")
+        lines += ["## Claims", "", *_markdown_claims(verdicts), ""]
     if view.artefact.note:
         lines += [_md(view.artefact.note), ""]
     return "\n".join(lines)
+
+
+def _markdown_table(view: View) -> list[str]:
+    """A column of ours, and one of the paper's where it prints any."""
+    columns = view.artefact.columns
+    if not view.rows or not columns:
+        return []
+    printed = {column.name for row in view.rows for column in columns if row.cells[column.name].published is not None}
+    names = [part for column in columns for part in (_md(column.label), *(["*paper*"] if column.name in printed else []))]
+    lines = ["| " + " | ".join(["row", *names, "n", "status"]) + " |"]
+    lines += ["| --- |" + " ---: |" * (len(names) + 1) + " --- |"]
+    for row in view.rows:
+        cells = [_md(row.row.label)]
+        for column in columns:
+            cell = row.cells[column.name]
+            cells += [ours(cell).replace("[", "\\[")]
+            cells += [f"*{number(cell.published, column.digits)}*"] if column.name in printed else []
+        lines.append("| " + " | ".join([*cells, str(seeds(row)), _md(row.status)]) + " |")
+    return [*lines, ""]
+
+
+def _markdown_claims(verdicts: Sequence[Verdict]) -> list[str]:
+    return [f"- **{each.sentence}**: {_md(each.claim.text)} — {_md(each.summary)}" for each in verdicts]
 
 
 def to_latex(view: View) -> str:
@@ -143,13 +157,99 @@ def claims_csv(judged: Sequence[tuple[View, Sequence[Verdict]]]) -> str:
     return stream.getvalue()
 
 
-def claims_markdown(judged: Sequence[tuple[View, Sequence[Verdict]]]) -> str:
-    lines = ["# Claims", "", "| artefact | claim | verdict | why |", "| --- | --- | --- | --- |"]
-    for view, verdicts in judged:
-        lines += [
-            f"| {_md(view.name)} | {_md(each.claim.text)} | {_md(each.sentence)} | {_md(each.summary)} |" for each in verdicts
-        ]
-    return "\n".join([*lines, ""])
+def summary_markdown(
+    judged: Sequence[tuple[View, Sequence[Verdict], Sequence[str]]], provenance: Sequence[tuple[str, Sequence[tuple[str, int]]]]
+) -> str:
+    """Everything in one Markdown file.
+
+    Args:
+        judged: Artefacts, their verdicts, and what their pictures show in words.
+        provenance: As `site.provenance` has it.
+    """
+    scale = judged[0][0].scale if judged else "no"
+    outcomes = [each.outcome for _, verdicts, _ in judged for each in verdicts]
+    counts = ", ".join(f"{outcomes.count(each)} {each}" for each in dict.fromkeys(sorted(outcomes, key=_ORDER.index)))
+    lines = [
+        "# Published and measured", "",
+        f"Written by `crosslight report`. {scale.capitalize()} scale. {_LEGEND} Claims: {counts or 'none'}; a verdict holds for "
+        "the scale, data and seeds that it names.", "",
+        "| artefact | rows measured | verdicts |", "| --- | ---: | --- |",
+    ]  # fmt: skip
+    for view, verdicts, _ in judged:
+        each = ", ".join(
+            f"{sum(v.outcome == outcome for v in verdicts)} {outcome}" for outcome in _ORDER if _any(verdicts, outcome)
+        )
+        done = f"{sum(row.finished > 0 for row in view.rows)} of {len(view.rows)}" if view.rows else NONE
+        lines.append(f"| [{_md(view.name)}](#{view.slug}) | {done} | {each or NONE} |")
+    for view, verdicts, words in judged:
+        # an anchor of its own: what a viewer makes of a heading differs between viewers
+        lines += ["", f'<a id="{view.slug}"></a>', "", f"## {_md(view.name)}", "", _md(caption(view)), ""]
+        lines += _markdown_table(view)
+        lines += [f"- {_md(text)}" for text in words] + [""] * bool(words)
+        if any(row.status != "finished" for row in view.rows):
+            lines += [f"What is missing runs with `{view.command}`.", ""]
+        lines += _markdown_claims(verdicts)
+    if provenance:
+        lines += ["", "## Where the numbers come from", "", "| what | value | runs |", "| --- | --- | ---: |"]
+        lines += [f"| {what} | {_md(value)} | {count} |" for what, values in provenance for value, count in values]
+    return "\n".join(lines) + "\n"
+
+
+_ORDER = ("supported", "contradicted", "not decided", "not tested")
+
+
+def _any(verdicts: Sequence[Verdict], outcome: str) -> bool:
+    return any(each.outcome == outcome for each in verdicts)
+
+
+def summary_json(
+    judged: Sequence[tuple[View, Sequence[Verdict], Sequence[str]]], provenance: Sequence[tuple[str, Sequence[tuple[str, int]]]]
+) -> str:
+    """The same as data, with the numbers of every seed, interval and comparison."""
+    content = {
+        "schema": "crosslight.summary/1",
+        "scale": judged[0][0].scale if judged else None,
+        "artefacts": [
+            {
+                "name": view.name, "title": view.artefact.title, "published": view.artefact.published,
+                "beyond": view.artefact.beyond, "command": view.command,
+                "rows": [
+                    {"label": row.row.label, "status": row.status, "n": seeds(row), "beyond": row.row.beyond,
+                     "cells": {column.name: _cell_json(row.cells[column.name]) for column in view.artefact.columns}}
+                    for row in view.rows
+                ],
+                "words": list(words),
+                "claims": [_verdict_json(each) for each in verdicts],
+            }
+            for view, verdicts, words in judged
+        ],
+        "provenance": {what: dict(values) for what, values in provenance},
+    }  # fmt: skip
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _cell_json(cell: Cell) -> Mapping[str, Any]:
+    low, high = cell.interval or (None, None)
+    numbers = {"mean": cell.mean, "sd": cell.deviation, "low": low, "high": high, "published": cell.published}
+    seeds = {str(each.seed): _short(each.value) for each in cell.measured}
+    return {"label": cell.column.label, **{name: _short(value) for name, value in numbers.items()}, "seeds": seeds}
+
+
+def _verdict_json(verdict: Verdict) -> Mapping[str, Any]:
+    compared = [
+        {"what": each.what, "outcome": each.outcome, "bound": each.bound, "how": each.how,
+         **({} if each.spread is None else {name: _short(getattr(each.spread, name)) for name in ("mean", "low", "high")})}
+        for each in verdict.comparisons
+    ]  # fmt: skip
+    return {
+        "text": verdict.claim.text, "test": verdict.claim.test, "verdict": verdict.outcome, "scope": verdict.scope,
+        "summary": verdict.summary, "not_covered": verdict.claim.reason, "comparisons": compared,
+    }  # fmt: skip
+
+
+def _short(value: float | None) -> float | None:
+    """Six digits say enough; JSON has no nan."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
 def seeds(row: RowView) -> int:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import yaml
 
 from datamodules.errors import InputError
+from experiments.report.collect import View
 
 Array = npt.NDArray[Any]
 
@@ -75,6 +76,14 @@ def stored(folder: Path) -> list[AttentionMaps | WordMaps]:
     return [_read(file, kind) for name, kind in _FILES.items() if (file := folder / "looking" / name).is_file()]
 
 
+def look_at(view: View) -> list[Path]:
+    """Makes the maps of an artefact whose figure shows some: of the first finished run of each row."""
+    if view.artefact.figure is None or view.artefact.figure.kind != "maps":
+        return []
+    shown = [next((run for runs in row.runs.values() for run in runs if run.status == "finished"), None) for row in view.rows]
+    return [look(run.folder) for run in shown if run is not None and run.folder is not None]
+
+
 def look(folder: Path) -> Path:
     """Makes the maps of a run, unless they are there: the file.
 
@@ -90,7 +99,7 @@ def look(folder: Path) -> Path:
 
     quiet()
     model: Any = lightning_modules.load(folder)
-    data = _data_module(folder)
+    data = data_of(folder)
     if isinstance(model.network, Captioner):
         return _write(folder, "words.npz", _word_maps(model, data))
     if hasattr(model.network, "relations"):
@@ -98,8 +107,12 @@ def look(folder: Path) -> Path:
     raise InputError(f"{folder} is a run of {type(model.network).__name__}, which has no attention maps to show.")
 
 
-def _data_module(folder: Path) -> Any:
-    """The run's own data module, from its configuration."""
+def data_of(folder: Path) -> Any:
+    """The run's own data module, from its configuration.
+
+    Raises:
+        InputError: It cannot be built.
+    """
     from jsonargparse import ArgumentError, ArgumentParser
     from lightning.pytorch import LightningDataModule
 

@@ -52,23 +52,29 @@ class Page:
         return sum(row.finished > 0 for row in self.view.rows)
 
 
-def build(views: Sequence[View], extra: Sequence[Run], scale: Scale, out: Path) -> Path:
+def judged(views: Iterable[View]) -> list[Page]:
+    """Artefacts with their verdicts and pictures."""
+    return [Page(view, tuple(judge(view, claim) for claim in view.artefact.claims), tuple(draw(view))) for view in views]
+
+
+def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path) -> Path:
     """Writes the site: its index.html.
 
     Args:
-        views: The artefacts.
+        pages: The artefacts.
         extra: Runs of folders that were given by hand: they are shown as runs.
         scale: Of the artefacts.
         out: Folder; files of an earlier report in it are replaced.
     """
     out.mkdir(parents=True, exist_ok=True)
-    pages = [Page(view, tuple(judge(view, claim) for claim in view.artefact.claims), tuple(draw(view))) for view in views]
-    runs = list({run.folder: run for run in [*(run for view in views for run in view.runs), *extra]}.values())
+    runs = list({run.folder: run for run in [*(run for page in pages for run in page.view.runs), *extra]}.values())
+    made_of = provenance(runs)
+    where = Counter(str(run.folder.parent) for run in runs if run.folder is not None).most_common()
     environment = _environment()
     common: dict[str, Any] = {"scale": scale, "pages": pages, "runs": runs, "titles": TITLES, "marks": MARKS}
     papers = [(paper, [page for page in pages if page.view.name.partition("/")[0] == paper]) for paper in PAPERS]
     index = environment.get_template("index.html").render(
-        **common, papers=[(paper, found) for paper, found in papers if found], provenance=provenance(runs)
+        **common, papers=[(paper, found) for paper, found in papers if found], provenance=[*made_of, ("folder", where)]
     )
     write_atomically(out / "index.html", index)
     for page in pages:
@@ -81,9 +87,11 @@ def build(views: Sequence[View], extra: Sequence[Run], scale: Scale, out: Path) 
             write_atomically(out / f"{page.view.slug}.csv", exports.to_csv(page.view))
             write_atomically(out / f"{page.view.slug}.tex", exports.to_latex(page.view))
     write_atomically(out / "runs.html", environment.get_template("runs.html").render(**common))
-    judged = [(page.view, page.verdicts) for page in pages]
-    write_atomically(out / "claims.csv", exports.claims_csv(judged))
-    write_atomically(out / "claims.md", exports.claims_markdown(judged))
+    claims = [(page.view, page.verdicts) for page in pages]
+    write_atomically(out / "claims.csv", exports.claims_csv(claims))
+    told = [(page.view, page.verdicts, [each.text for each in page.pictures]) for page in pages]
+    write_atomically(out / "summary.md", exports.summary_markdown(told, made_of))
+    write_atomically(out / "summary.json", exports.summary_json(told, made_of))
     return out / "index.html"
 
 

@@ -306,7 +306,7 @@ def _correlation(claim: Claim, xs: Sequence[float | None], ys: Sequence[float | 
         outcome, why = "contradicted", "the sign is certainly the other"
     else:
         why = "the sign is right and the size certainly smaller" if weak else "the interval holds 0"
-    summary = f"r = {r:.2f} [{low:.2f}, {high:.2f}] against {claim.margin:.2f}: {why}"
+    summary = f"r = {r:.2f} [{low:.2f}, {high:.2f}] against {claim.margin:.2f}: {why}".replace("-", "−")
     return Verdict(claim, outcome, scope, summary, (Comparison(name, outcome, spread, claim.margin, how),))
 
 
@@ -336,9 +336,13 @@ def _told(each: Comparison) -> str:
     spread = each.spread
     if spread is None:
         return f"{each.what}: {each.how}"
-    band = "" if math.isnan(spread.low) or spread.low == spread.high else f" [{spread.low:.3g}, {spread.high:.3g}]"
+    band = "" if math.isnan(spread.low) or spread.low == spread.high else f" [{_digits(spread.low)}, {_digits(spread.high)}]"
     why = f" ({each.how})" if math.isnan(spread.low) else ""
-    return f"{each.what}: {spread.mean:.3g}{band} against {each.bound:.3g}{why}"
+    return f"{each.what}: {_digits(spread.mean)}{band} against {_digits(each.bound)}{why}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
 
 
 def _name(high: Cell, low: Cell, word: str) -> str:

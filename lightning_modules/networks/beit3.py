@@ -73,6 +73,8 @@ def draw_weight(weight: Tensor) -> None:
     Drawn through the inverse of the distribution function: `nn.init.trunc_normal_` rejects and redraws, 20 times as slow, which
     for base is a quarter of a minute on a processor.
     """
+    if weight.is_meta:  # there, all this is slow Python that draws nothing
+        return
     bound = math.erf(1 / math.sqrt(2))
     with torch.no_grad():
         weight.uniform_(-bound, bound).erfinv_().mul_(0.02 * math.sqrt(2)).clamp_(-0.02, 0.02)

@@ -177,7 +177,9 @@ def test_exports_are_escaped_and_whole(home: Path, site: Path) -> None:
 def test_numbers() -> None:
     assert exports.number(None, 1) == "–"
     assert exports.number(-3.14159, 2) == "−3.14"
-    assert exports.number(0.0023, 2) == "2.3e-03"
+    assert exports.number(0.0023, 2) == "0.0023"
+    assert exports.number(-0.015, 1) == "−0.015"
+    assert exports.number(0.0000123, 2) == "1.2e−05"
     assert exports.number(0.0, 2) == "0.00"
     assert exports.number(225024.0, 0) == "225,024"
     assert exports.signed(0.5, 1) == "+0.5"
