@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-iais demo-captioning test lint flickr8k iais-flickr8k captions-flickr8k smollm2 bench bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
+.PHONY: help setup demo demo-iais demo-captioning test lint reproduce-miniature report-check flickr8k iais-flickr8k captions-flickr8k smollm2 bench bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)  ## the environment only
 
-demo: $(READY)  ## render the embedded world, adapt a tiny model in five ways, print a table and a picture
+demo: $(READY)  ## a headline table or figure of each paper at miniature scale, then its report (runs/papers, runs/demo/report)
 	@$(BIN)/crosslight demo
 
 demo-iais: $(READY)  ## UNITER on the embedded world without IAIS and with both kinds, three seeds
@@ -42,6 +42,20 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+PAPERS ?= runs/papers
+SEEDS ?= 0
+JOBS ?= 2
+reproduce-miniature: $(READY)  ## every table, figure and ablation on the embedded world, then the report (SEEDS="0 1 2", JOBS=2)
+	@status=0; $(BIN)/crosslight sweep run all --scale miniature --seeds $(SEEDS) --jobs $(JOBS) --out $(PAPERS) || status=$$?; \
+	$(BIN)/crosslight report --scale miniature --runs $(PAPERS) --look --out $(PAPERS)/report && exit $$status
+
+REPORT ?= $(PAPERS)/report
+report-check: $(READY)  ## a report's pages in headless Chromium: requests, console, widths, axe, time (REPORT=DIR; chromium, node, npm)
+	$(BIN)/python benchmarks/report_check.py $(REPORT)
+
+slurm-proof: $(READY)  ## submit, preempt, requeue, cancel on a real one-machine Slurm (root; Debian: SLURM_PROOF=--install fetches it)
+	$(BIN)/python tests/slurm/prove.py $(SLURM_PROOF)
 
 FLICKR8K_RUNS ?= runs/flickr8k
 FLICKR8K_SEEDS ?= 0 1
