@@ -343,10 +343,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         sizes = replace(sizes, image_size=options.image_size)
     if options.text_tokens:
         sizes = replace(sizes, text_tokens=options.text_tokens, real_tokens=options.text_tokens)
-    device = device_state()
+    device = device_state(options.device)
     peak = options.peak_tflops * 1e12 if options.peak_tflops else peak_flops(device["name"])
     if options.device == "cpu":
-        device, peak = device | {"kind": "cpu"}, None
+        peak = None
     chosen_by = "given"
     batch: int = options.batch or sizes.batch
     if options.batch is None and options.device == "cuda":

@@ -547,7 +547,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "rounds": options.rounds,
         "git": git_state(HERE),
         "versions": versions(),
-        "device": device_state(),
+        "device": device_state("cpu"),
         "environment": {name: os.environ.get(name) for name in MALLOC},
     }
     if options.what == "official":

@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         from experiments.provenance import device_state, versions
 
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"device": device_state(), "versions": versions(), **result}, indent=1) + "\n")
+        options.out.write_text(json.dumps({"device": device_state("cpu"), "versions": versions(), **result}, indent=1) + "\n")
     return result
 
 

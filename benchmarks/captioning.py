@@ -613,7 +613,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         **{name: getattr(options, name) for name in ("images", "captions", "tokens", "beams", "new_tokens", "rounds", "threads")},
         "git": git_state(Path(__file__).resolve().parent),
         "versions": versions(),
-        "device": device_state(),
+        "device": device_state(options.device),
         "environment": {name: os.environ.get(name) for name in MALLOC},
     }
     result |= WHATS[options.what](size, options)

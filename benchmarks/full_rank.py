@@ -309,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     images, texts = options.images, options.texts
     unit, stride = options.unit or (UNIT_TOKENS if cuda else 4096), options.stride or (1 if cuda else 8)
     regions_I, words_T = lengths(images, texts)
-    state = device_state()
+    state = device_state(options.device)
     result: dict[str, Any] = {
         "benchmark": "full_rank",
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),

@@ -434,7 +434,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "calls": options.calls,
         "git": git_state(HERE),
         "versions": versions(),
-        "device": device_state(),
+        "device": device_state(options.device),
         "environment": {name: os.environ.get(name) for name in MALLOC},
         **measure(sizes, options.device, dtype, options.rounds, options.calls),
     }

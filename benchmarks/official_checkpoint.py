@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "network": json.loads(options.network),
         "git": git_state(ROOT),
         "versions": versions(),
-        "device": device_state(),
+        "device": device_state("cpu"),
         **found,
     }
     result["problems"] = problems(result)

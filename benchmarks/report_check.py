@@ -2,9 +2,9 @@
 
     python benchmarks/report_check.py SITE [--pages NAME ...] [--shots DIR]
 
-Needs chromium (Debian: apt-get install chromium), node and npm; two npm packages go to ~/.cache/crosslight/report_check.
-Without them it says so and exits 0: nothing of crosslight depends on it. Exits 1 when a page asks for anything, logs an error,
-is wider than its window, takes 3 s of processor time, or has an accessibility finding.
+Needs chromium, node and npm (Debian: apt-get install chromium nodejs npm); at the first call npm fetches two packages to
+~/.cache/crosslight/report_check. Exits 2 and says so where they are missing; 1 when a page asks for anything, logs an error, is
+wider than its window, takes 3 s of processor time, or has an accessibility finding.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ def main() -> int:
     if not (options.site / "index.html").is_file():
         print(f"{options.site} holds no index.html: give the folder that `crosslight report --out` wrote.", file=sys.stderr)
         return 2
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    for name, found in (("chromium", chromium), ("node", shutil.which("node")), ("npm", shutil.which("npm"))):
-        if found is None:
-            print(f"skipped: {name} is not installed")
-            return 0
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    missing = [
+        name for name, found in (("chromium", chromium), *((name, shutil.which(name)) for name in ("node", "npm"))) if not found
+    ]
+    if missing:
+        print(f"report_check needs {', '.join(missing)}: apt-get install chromium nodejs npm", file=sys.stderr)
+        return 2
     if not (CACHE / "node_modules" / "axe-core").is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
-        fetched = subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--silent", *PACKAGES], cwd=CACHE)
-        if fetched.returncode:
-            print("skipped: npm could not fetch puppeteer-core and axe-core")
-            return 0
+        if subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--silent", *PACKAGES], cwd=CACHE).returncode:
+            print(f"npm could not fetch {' and '.join(PACKAGES)}, which report_check needs once", file=sys.stderr)
+            return 2
     if options.shots is not None:
         options.shots.mkdir(parents=True, exist_ok=True)
     script = Path(__file__).with_suffix(".mjs").resolve()

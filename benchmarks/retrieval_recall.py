@@ -95,33 +95,37 @@ WAYS: dict[str, Callable[[Any, Any, Any], dict[str, float]]] = {
 }  # fmt: skip
 
 
-def child(way: str, images: int, captions: int, width: int, threads: int, repeat: int) -> None:
-    """One measurement in this process, as one line of JSON."""
+def child(way: str, images: int, captions: int, width: int, threads: int, repeat: int, device: str = "cpu") -> None:
+    """One measurement in this process, as one line of JSON. On a GPU the peak is the allocator's; recalls are numbers of the
+    processor, so that whoever has them has waited for the GPU."""
     import torch
 
     torch.set_num_threads(threads)
-    data = world(images, captions, width)
+    data = tuple(tensor.to(device) for tensor in world(images, captions, width))
     if way != "nothing":
         import lightning_modules.metrics.retrieval  # noqa: F401 - imports are not part of the time
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds, cpu_seconds, recalls = [], [], {}
     for _ in range(repeat):
+        if device == "cuda":
+            torch.cuda.synchronize()
         start, cpu_start = time.perf_counter(), time.process_time()
-        recalls = WAYS[way](*data)
+        with torch.device(device):
+            recalls = WAYS[way](*data)
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu_start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if device == "cpu" else torch.cuda.max_memory_allocated()
     answer = {
-        "way": way, "images": images, "captions": images * captions, "width": width, "threads": threads,
+        "way": way, "device": device, "images": images, "captions": images * captions, "width": width, "threads": threads,
         "seconds": seconds, "cpu_seconds": cpu_seconds, "load_average": os.getloadavg()[0],
-        "peak_rss_bytes": peak * 1024, "rss_before_bytes": before * 1024, "recalls": recalls,
+        "peak_rss_bytes": peak, "rss_before_bytes": before * 1024, "recalls": recalls,
         "torch": torch.__version__,
     }  # fmt: skip
     print(json.dumps(answer))
 
 
 def measure(way: str, images: int, options: argparse.Namespace, repeat: int) -> dict[str, Any]:
-    arguments = [way, images, options.captions, options.width, options.threads, repeat]
+    arguments = [way, options.device, images, options.captions, options.width, options.threads, repeat]
     command = [sys.executable, __file__, "--child", *map(str, arguments)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
@@ -130,13 +134,14 @@ def main() -> None:
     # The file is run by its path: the packages beside this folder must be found without an installation, too.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     if sys.argv[1:2] == ["--child"]:
-        way, *numbers = sys.argv[2:]
-        child(way, *map(int, numbers))
+        way, device, *numbers = sys.argv[2:]
+        child(way, *map(int, numbers), device=device)
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--captions", type=int, default=5, help="captions an image")
     parser.add_argument("--width", type=int, default=512, help="embedding width")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the measurements as JSON")

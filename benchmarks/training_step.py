@@ -470,7 +470,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "rounds": options.rounds,
         "git": git_state(Path(__file__).resolve().parent),
         "versions": versions(),
-        "device": device_state(),
+        "device": device_state(options.device),
         "environment": {name: os.environ.get(name) for name in MALLOC},
         "load_average_at_start": os.getloadavg(),
     }

@@ -484,9 +484,11 @@ class ImageTextDataModule(LightningDataModule):
         return kept[split, plain]
 
     def _loading(self, persistent: bool = False) -> dict[str, Any]:
+        strategy = getattr(self.trainer, "strategy", None)
         return {
             "num_workers": self.num_workers,
-            "pin_memory": torch.cuda.is_available(),
+            # pinning opens the GPU: not for a run on the processor of a machine that has one
+            "pin_memory": torch.cuda.is_available() if strategy is None else strategy.root_device.type == "cuda",
             "persistent_workers": persistent and self.num_workers > 0,
             # Otherwise PyTorch draws the workers' seed from the global generator, and dropout would depend on the loaders.
             "generator": torch.Generator().manual_seed(mix(self.seed)),

@@ -19,7 +19,8 @@ Train, test and explain light adaptations of vision-language models.
   test      evaluate on the test split, and on each data set of --evaluate
   predict   write the test split's embeddings (embeddings.npz)
 
-  sweep     `sweep run`: a table or figure of a paper, a paper, all of them, or a W&B sweep file, on this machine; `sweep status`
+  sweep     `sweep run`: a table or figure of a paper, a paper, all of them, or a W&B sweep file, on this machine or by Slurm;
+            `sweep status`, `sweep cancel`
   demo      a table or figure of each paper on rendered scenes, and the report: four minutes
   report    published numbers beside ours, claims judged, figures drawn: a site that opens from disk
   table     run folders side by side as a Markdown table
@@ -90,7 +91,9 @@ iais, captioning: one method with settings of its own, one run at a time, for an
 """,
     "sweep": """\
 usage: crosslight sweep run TARGET [options]
+       crosslight sweep run TARGET --submit slurm [--slurm FILE.yaml] [--slurm.NAME=VALUE ...] [options]
        crosslight sweep status TARGET|DIR [options]
+       crosslight sweep cancel TARGET [options]
 
 run: run everything of TARGET that is not finished, in order of what starts from what, and go on where it was interrupted.
 TARGET is an artefact (mwa/table1), a run of a paper (mwa/pretrain), a paper (mwa), all, or a W&B sweep file. A failure is a
@@ -105,7 +108,21 @@ recorded row and stops only what starts from it. Ctrl-C stops the runs in order;
   --dry-run         print what would run, in order, and what it costs; start nothing
   --retry-failed    start again what failed
 
-status: what is finished, running, failed, and why.
+status: what is finished, running, failed, and why; of submitted runs also what Slurm says. cancel: submitted runs of TARGET.
+
+--submit slurm: submit what is neither finished nor queued, as job arrays that wait for each other; preempted or at its time
+limit a run saves, is queued again and goes on. --dry-run prints the batch scripts. Not for bayes and early_terminate.
+
+  --slurm.partition, .account, .qos, .constraint, .time, .mem, .cpus_per_task (a process)
+                    as sbatch has them
+  --slurm.nodes N, --slurm.gpus_per_node N
+                    of a run on GPUs (default: 1, and as its estimate says), a process each
+  --slurm.at_once N             elements of an array that run at once
+  --slurm.notice SECONDS        before the limit, to save in (default: 120)
+  --slurm.requeues N            before a run counts as failed (default: 50)
+  --slurm.setup=[LINE, ...]     for the batch script, such as [module load cuda]
+  --slurm.extra=[OPTION, ...]   further options of sbatch
+  --slurm FILE.yaml             the same without `slurm.`
 
 A sweep file is a W&B sweep configuration: grid, random, bayes (with Optuna: pip install optuna), early_terminate. The same file
 runs on W&B's server, with an account, on any number of machines:

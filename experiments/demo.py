@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 HEADLINES = ("iais/figure7", "i_tuning/table3", "mwa/table3")
 SHOWN = ("mwa/table3", "iais/figure7", "i_tuning/table3", "i_tuning/figure3")
 QUERIES_OF = "mwa/base-coco-mwa"
+QUERIES_TEXT = (
+    "Queries spread evenly over the test images, and what “KE and AE” of MultiWay-Adapter's Table 3 finds for them, best first."
+)
 SCENES = 800  # of the worlds of `demo_worlds`
 
 
@@ -45,7 +48,7 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
     """
     from experiments.report.collect import RunFolders, collect
     from experiments.report.looking import look_at
-    from experiments.report.site import build, judged
+    from experiments.report.site import Shot, build, judged
     from experiments.runner import Runner
 
     console, say = opening()
@@ -62,7 +65,8 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
     picture = _draw_queries(views, out, say)
     say("writing the report")
     pages = judged(views)
-    index = build(pages, [], "miniature", out / "report")
+    shots = [] if picture is None else [Shot(picture, QUERIES_TEXT)]
+    index = build(pages, [], "miniature", out / "report", shots)
     for page in pages:
         _print_page(console, page)
     console.print(
@@ -111,27 +115,35 @@ def _print_page(console: Console, page: Page) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from experiments.report.exports import number, seeds
+    from experiments.report.exports import mean_text, number, seeds
     from experiments.report.figures import captions
-    from experiments.report.site import MARKS
+    from experiments.report.site import MARKS, differences
 
     view = page.view
     console.print(f"\n[bold]{escape(view.artefact.title)}[/bold]  [dim]{view.name}[/dim]", highlight=False)
+    if view.name not in HEADLINES:  # other views of the same rows: what they show, in words
+        for each in page.pictures:
+            console.print(f"  {escape(each.text)}", highlight=False)
+        return
     columns = view.artefact.columns
-    printed = {column.name for row in view.rows for column in columns if row.cells[column.name].published is not None}
+    against = differences(view)
+    # of the first column that has queries: the first row's number is subtracted, with the interval of the difference
+    paired = next((each for each in columns if any(row[each.name].band for row in against.values())), None)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("", *(column.label + " (paper)" * (column.name in printed) for column in columns), "n", "time"):
+    titles = [column.label + " (paper)" * (column.name in view.printed) for column in columns]
+    for name in ("", *titles, *([] if paired is None else [f"{paired.label} − {view.rows[0].row.label}"]), "n", "time"):
         table.add_column(name, justify="right" if name else "left")
     for row in view.rows:
         cells = []
         for column in columns:
             cell = row.cells[column.name]
-            text = number(cell.mean, column.digits)
-            text += f" ±{number(cell.deviation, column.digits)}" if cell.deviation is not None and not cell.counted else ""
-            cells.append(text + (f" ({number(cell.published, column.digits)})" if cell.published is not None else ""))
+            cells.append(mean_text(cell) + (f" ({number(cell.published, column.digits)})" if cell.published is not None else ""))
         took = [run.results["seconds"] for found in row.runs.values() for run in found if run.status == "finished"]
         time_text = f"{statistics.fmean(took):.0f} s" if took else row.status
-        table.add_row(escape(row.row.label), *cells, str(seeds(row)), time_text)
+        if paired is not None:
+            found = against.get(row.row.label)
+            cells.append("" if found is None else f"{found[paired.name].ours} {found[paired.name].band}")
+        table.add_row(escape(row.row.label), *map(escape, cells), str(seeds(row)), time_text)
     console.print(table)
     for image in captions(view)[:2]:
         console.print(f"  [dim]a person:[/dim] {escape(image.references[0])}", highlight=False)

@@ -248,7 +248,11 @@ class CrosslightCLI(LightningCLI):
             seed=config.seed_everything,
             git=provenance.git_state(Path(__file__).parent),
             versions=provenance.versions(),
-            device={**provenance.device_state(), "precision": str(trainer.precision), "world_size": trainer.world_size},
+            device={
+                **provenance.device_state(trainer.strategy.root_device.type),
+                "precision": str(trainer.precision),
+                "world_size": trainer.world_size,
+            },
         )
         if folder.ours:
             self.datamodule.prepare_data()  # a download comes before the description of what was downloaded

@@ -41,12 +41,16 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def device_state() -> dict[str, Any]:
-    """The accelerator, or the processor when there is none, with what decides its speed."""
+def device_state(kind: str | None = None) -> dict[str, Any]:
+    """What computed, with what decides its speed.
+
+    Args:
+        kind: Of the device that was used: "cpu" may be said on a machine with a GPU. None: a GPU where there is one.
+    """
     import torch
 
     state: dict[str, Any] = {"host": socket.gethostname(), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    if torch.cuda.is_available():
+    if kind == "cuda" or (kind is None and torch.cuda.is_available()):
         state |= {"kind": "cuda", "name": torch.cuda.get_device_name(0), "count": torch.cuda.device_count()}
     else:
         state |= {"kind": "cpu", "name": _processor_name(), "count": 1}

@@ -177,10 +177,10 @@ def record(task: Task, status: str, error: str | None, **more: Any) -> bool:
         return False
     with lock:
         file = task.folder / "results.json"
-        seed = _given(task, "seed_everything")
+        seed = given(task, "seed_everything")
         results = read_results(task.folder) if file.exists() else {
-            "schema": SCHEMA, "attempts": 1, "command": _given(task, None), "name": _given(task, "name") or task.name,
-            "config_hash": "", "scale": _given(task, "scale"), "seed": None if seed is None else int(seed), "started": now(),
+            "schema": SCHEMA, "attempts": 1, "command": given(task, None), "name": given(task, "name") or task.name,
+            "config_hash": "", "scale": given(task, "scale"), "seed": None if seed is None else int(seed), "started": now(),
             "evaluations": [],
         }  # fmt: skip
         seconds = (datetime.fromisoformat(now()) - datetime.fromisoformat(results.get("started") or now())).total_seconds()
@@ -189,16 +189,28 @@ def record(task: Task, status: str, error: str | None, **more: Any) -> bool:
     return True
 
 
-def _given(task: Task, option: str | None) -> str | None:
+def is_held(file: Path) -> bool:
+    """Whether a process has the lock."""
+    if not file.exists():
+        return False
+    with open(file) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def given(task: Task, option: str | None) -> str | None:
     """An option's value in a task's command; None: the sub-command."""
-    arguments = task.command[len(PROGRAM) :] if _is_own(task) else task.command
+    arguments = task.command[len(PROGRAM) :] if is_own(task) else task.command
     if option is None:
         return arguments[0]
     found = [each.partition("=")[2] for each in arguments if each.startswith(f"--{option}=")]
     return found[-1] if found else None
 
 
-def _is_own(task: Task) -> bool:
+def is_own(task: Task) -> bool:
     return task.command[: len(PROGRAM)] == PROGRAM
 
 
@@ -399,7 +411,7 @@ class Runner:
         environment.pop("WANDB_SERVICE", None)  # of a W&B run in this very process: a notebook's, say
         if task.gpus or self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(entry.gpus)
-        if not _is_own(task) and "WANDB_MODE" not in environment:  # crosslight sees to that itself
+        if not is_own(task) and "WANDB_MODE" not in environment:  # crosslight sees to that itself
             from experiments.loggers import wandb_logged_in
 
             environment |= {} if wandb_logged_in() else {"WANDB_MODE": "offline"}
@@ -472,8 +484,9 @@ class Runner:
         elif self.signal is not None:
             ours = told != "running" or record(entry.task, "interrupted", "stopped with the runner")
         elif told != "interrupted":
-            oom = told == "running" and code == -signal.SIGKILL and _oom_kills() > entry.ooms
-            ours = record(entry.task, "oom" if oom else "failed", self._reason(entry, code))
+            no_memory = code == -signal.SIGKILL and _oom_kills() > entry.ooms
+            why = why_it_ended(log_of(self.root, entry.task), code, no_memory)
+            ours = record(entry.task, "oom" if no_memory and told == "running" else "failed", why)
         if not ours:
             entry.state, entry.looked = "elsewhere", time.monotonic()
             return
@@ -481,17 +494,6 @@ class Runner:
         if entry.state == "waiting":
             entry.state = "interrupted"
             entry.error = None if self.signal is not None else f"see {log_of(self.root, entry.task)}"
-
-    def _reason(self, entry: Entry, code: int) -> str:
-        log = log_of(self.root, entry.task)
-        last = [line.strip() for line in log.read_text(errors="replace").splitlines()[-200:] if line.strip()]
-        told = next((line for line in reversed(last) if line.startswith("crosslight: error: ")), None)
-        if told is not None:
-            return told.removeprefix("crosslight: error: ")
-        if code == -signal.SIGKILL and _oom_kills() > entry.ooms:
-            return "killed by the system, which was out of memory"
-        how = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit status {code}"
-        return f"{how}; last line of {log}: {last[-1] if last else ''}"
 
     def _stop_early(self) -> None:
         if self.judge is None or time.monotonic() - self._judged < self.every:
@@ -551,6 +553,18 @@ def log_of(root: Path, task: Task) -> Path:
     return root / "logs" / f"{task.folder.name}.log"
 
 
+def why_it_ended(log: Path, code: int, no_memory: bool = False) -> str:
+    """What a task's log says of its end, or else how it ended: its exit status, a negative one is a signal."""
+    last = [line.strip() for line in log.read_text(errors="replace").splitlines()[-200:] if line.strip()]
+    told = next((line for line in reversed(last) if line.startswith("crosslight: error: ")), None)
+    if told is not None:
+        return told.removeprefix("crosslight: error: ")
+    if no_memory:
+        return "killed by the system, which was out of memory"
+    how = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit status {code}"
+    return f"{how}; last line of {log}: {last[-1] if last else ''}"
+
+
 def visible_gpus() -> list[str]:
     """Names of the devices present, for CUDA_VISIBLE_DEVICES."""
     import torch
@@ -572,7 +586,7 @@ def _oom_kills() -> int:
 def _is_forked(task: Task) -> bool:
     """Whether a task may start in a process that has imported everything: a crosslight command of one process, no GPU."""
     several = any(each.startswith(("--trainer.devices", "--trainer.strategy")) for each in task.command)
-    return _is_own(task) and task.gpus == 0 and not several
+    return is_own(task) and task.gpus == 0 and not several
 
 
 def _start_forked(arguments: tuple[Any, ...]) -> BaseProcess:

@@ -1,4 +1,4 @@
-"""`crosslight sweep`: artefacts of the papers and W&B sweep files, run on this machine."""
+"""`crosslight sweep`: artefacts of the papers and W&B sweep files, run on this machine or submitted to Slurm."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.errors import InputError
+from experiments import slurm
 from experiments.artefacts import PAPERS, SCALES, artefact_names, plan_runs, read_artefact, read_runs
 from experiments.run_folder import read_results, write_atomically
 from experiments.runner import (
     PROGRAM,
     Runner,
     Task,
+    is_held,
     readable_time,
     state_of,
     state_style,
@@ -50,8 +52,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str]) -> int:
     """`crosslight sweep ...`. Returns the exit status."""
+    arguments, slurm_arguments = _apart(arguments)
     parser = _Parser()
-    parser.add_argument("action", choices=("run", "status"))
+    parser.add_argument("action", choices=("run", "status", "cancel"))
     parser.add_argument("target")
     parser.add_argument("--scale", choices=SCALES)
     parser.add_argument("--seeds", type=int, nargs="+")
@@ -61,7 +64,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--search-seed", type=int)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--retry-failed", action="store_true")
+    parser.add_argument("--submit", choices=("slurm",))
     options = parser.parse_args(arguments)
+    if slurm_arguments and options.submit is None:
+        raise InputError(f"{slurm_arguments[0]} is of jobs: add --submit slurm.")
+    if options.submit is not None and options.jobs is not None:
+        raise InputError("--jobs is of this machine; --slurm.at_once says how many elements of an array run at once.")
+    options.slurm = slurm.read_options(slurm_arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     file = sweep_file(options.target)
     if file is not None:
@@ -78,10 +87,35 @@ def main(arguments: list[str]) -> int:
     tasks = artefact_tasks(options.target, options.scale or "miniature", options.seeds or [0], root)
     if not tasks:
         raise InputError(f"{options.target} has no run at scale {options.scale or 'miniature'}.")
-    if options.action == "status" or options.dry_run:
-        show_tasks(console, tasks, root)
-        return 0
+    if options.action != "run" or options.dry_run or options.submit:
+        return _without_running(console, tasks, root, options)
     return Runner(tasks, root, jobs=options.jobs, retry_failed=options.retry_failed).run()
+
+
+def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments, and those of them that are options of Slurm: --slurm FILE, --slurm.NAME=VALUE, --slurm.NAME VALUE."""
+    rest: list[str] = []
+    slurm: list[str] = []
+    place = 0
+    while place < len(arguments):
+        option = arguments[place]
+        number = 1 if not option.startswith("--slurm") or "=" in option else 2
+        (slurm if option.startswith("--slurm") else rest).extend(arguments[place : place + number])
+        place += number
+    return rest, slurm
+
+
+def _without_running(console: Console, tasks: Sequence[Task], root: Path, options: argparse.Namespace) -> int:
+    """What becomes of tasks where this process starts none itself: they are shown, submitted or cancelled."""
+    if options.action == "cancel":
+        return slurm.cancel(tasks, root, console)
+    if options.action == "run" and options.submit:
+        given = {"retry_failed": options.retry_failed, "dry_run": options.dry_run}
+        status = slurm.submit(tasks, root, options.slurm, options.target, console, **given)
+        if not options.dry_run:
+            return status
+    show_tasks(console, tasks, root, slurm.queue_words(root, {task.key for task in tasks}))
+    return 0
 
 
 # --------------------------------------------------------------------------------------------------------------- artefacts
@@ -119,22 +153,26 @@ def _runs_of(artefact: str) -> list[str]:
     return [f"{paper}/{run}" for row in read_artefact(artefact).rows for run in row.runs.values()]
 
 
-def show_tasks(console: Console, tasks: Sequence[Task], root: Path) -> None:
-    """Tasks in the order in which they would start, what is done, and what the rest costs."""
+def show_tasks(console: Console, tasks: Sequence[Task], root: Path, queue: Mapping[str, str] | None = None) -> None:
+    """Tasks in the order in which they would start, what is done, and what the rest costs. `queue` is what Slurm says of them."""
     numbers = {task.key: str(number) for number, task in enumerate(tasks, 1)}
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("#", "run", "status", "after", "time", "cost", ""):
+    for column in ("#", "run", "status", "after", "time", "cost", *(["slurm"] if queue else []), ""):
         table.add_column(column, justify="right" if column in ("#", "time", "cost") else "left", overflow="fold")
-    rest = []
+    statuses: dict[str, str] = {}
     for task in tasks:
         status, seconds, error = _status(task, root)
-        if status not in ("finished", "stopped_early"):
-            rest.append(task)
+        broken = next((key for key in task.after if statuses.get(key) in ("failed", "oom", "blocked")), None)
+        if status == "waiting" and broken is not None:
+            status, error = "blocked", f"starts from {numbers[broken]}, which is {statuses[broken]}"
+        statuses[task.key] = status
         cost = "" if task.cost is None else _hours(task.cost.hours * task.cost.devices, task.cost.device)
         table.add_row(
             numbers[task.key], task.name, Text(status, state_style(status)), " ".join(numbers[key] for key in task.after),
-            "" if seconds is None else readable_time(seconds), cost, (error or "")[:200],
+            "" if seconds is None else readable_time(seconds), cost, *([queue.get(task.key, "")] if queue else []),
+            (error or "")[:200],
         )  # fmt: skip
+    rest = [task for task in tasks if statuses[task.key] not in ("finished", "stopped_early")]
     console.print(table)
     console.print(f"\n{len(tasks)} runs in {root}, {len(tasks) - len(rest)} finished", highlight=False, soft_wrap=True)
     if rest:
@@ -174,32 +212,22 @@ def _status(task: Task, root: Path) -> tuple[str, float | None, str | None]:
         return "failed", None, str(error)
     if state == "waiting" and results:
         return _unfinished(task.folder, results), results.get("seconds"), results.get("error")
-    if state == "waiting" and _is_held(root / ".locks" / task.key):
+    if state == "waiting" and is_held(root / ".locks" / task.key):
         return "running", None, None
     return state, results.get("seconds"), results.get("error")
 
 
 def _unfinished(folder: Path, results: Mapping[str, Any]) -> str:
     """A killed run still says that it is running: whoever runs holds its lock."""
-    running = results["status"] == "running" and _is_held(folder / ".lock")
+    running = results["status"] == "running" and is_held(folder / ".lock")
     return "running" if running else "interrupted"
 
 
-def _is_held(file: Path) -> bool:
-    if not file.exists():
-        return False
-    with open(file) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
 def _status_of_folder(console: Console, root: Path) -> int:
-    """Every run below a folder. Exit status 1 where one failed."""
+    """Every run below a folder, and what was submitted from it. Exit status 1 where one failed."""
     files = sorted(root.rglob("results.json"))
-    if not files:
+    jobs, queue = slurm.read_jobs(root), slurm.queue_words(root)
+    if not files and not jobs:
         raise InputError(f"{root} holds no results.json: there is no run in it.")
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", "status", "time", ""):
@@ -216,6 +244,10 @@ def _status_of_folder(console: Console, root: Path) -> int:
             str(file.parent.relative_to(root)), Text(status, state_style(status)),
             "" if seconds is None else readable_time(seconds), (results.get("error") or "")[:200],
         )  # fmt: skip
+    for key, job in jobs.items():
+        if not (Path(job["folder"]) / "results.json").exists():
+            counts["submitted"] = counts.get("submitted", 0) + 1
+            table.add_row(Path(job["folder"]).name, "submitted", "", queue[key])
     console.print(table)
     console.print("\n" + ", ".join(f"{number} {status}" for status, number in sorted(counts.items())), highlight=False)
     return int(any(status in counts for status in ("failed", "oom")))
@@ -335,14 +367,22 @@ class _Search:
         points = self._known() if bayes else points_of(self.sweep, self.cap, self.seed)
         if bayes and self.cap is None:
             raise InputError(f"{self.sweep.file}: method bayes has no end: give --count N, or run_cap in the file.")
-        only_show = self.options.action == "status" or self.options.dry_run
-        self.gpus_here = 0 if only_show else len(visible_gpus())
+        submits, only_show = self.options.submit, self.options.action != "run" or self.options.dry_run
+        if submits and (bayes or self.sweep.early_terminate):
+            what = "method: bayes" if bayes else "early_terminate"
+            raise InputError(
+                f"{self.sweep.file}: {what} looks at other runs' results, and all jobs are submitted at once: submit grid or "
+                "random without early_terminate, or run this file without --submit inside of an allocation (salloc)."
+            )
+        self.gpus_here = 1 if submits else 0 if only_show else len(visible_gpus())
         tasks = [self._task(point) for point in points]
-        if only_show:
-            show_tasks(console, tasks, self.root)
+        if only_show or submits:
+            if submits and not only_show:
+                self._note(points)
+            status = _without_running(console, tasks, self.root, self.options)
             if bayes:
                 console.print(f"bayes chooses {max(0, (self.cap or 0) - len(tasks))} further points by the results of others")
-            return 0
+            return status
         engine = Bayes(self.sweep, self.seed) if bayes else None
         if engine is None:
             self._note(points)

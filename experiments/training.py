@@ -95,9 +95,10 @@ def settle_failure(error: BaseException, folder: object) -> int:
         status, code = "failed", 1
         message = f"the disk is full ({getattr(full, 'filename', None) or 'while writing'}). Free some space.{resume}"
     elif isinstance(error, preemption.Preempted):
+        preemption.leave()
         status, message, code = "interrupted", f"preempted {error}.{resume}", preemption.PREEMPTED
     elif (notice := preemption.told()) is not None:  # a worker or another rank was quicker to go
-        status, message, code = "interrupted", f"preempted by {notice.name}; {type(error).__name__}: {text}.{resume}", 130
+        status, message, code = "interrupted", f"stopped by {notice.name}; {type(error).__name__}: {text}.{resume}", 130
     elif isinstance(error, (KeyboardInterrupt, SIGTERMException, SystemExit)):
         status, message, code = "interrupted", f"interrupted.{resume}", 130
     else:

@@ -259,6 +259,12 @@ class View:
         return f"crosslight sweep run {self.name} --scale {self.scale}{more}"
 
     @property
+    def printed(self) -> frozenset[str]:
+        """Names of the columns of which the paper prints a number."""
+        cells = [cell for row in self.rows for cell in row.cells.values()]
+        return frozenset(cell.column.name for cell in cells if cell.published is not None)
+
+    @property
     def runs(self) -> list[Run]:
         """All runs that there are, each once."""
         found = {run.folder: run for row in self.rows for runs in row.runs.values() for run in runs if run.folder is not None}

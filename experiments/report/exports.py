@@ -26,12 +26,26 @@ def number(value: float | None, digits: int) -> str:
     """With that many digits behind the point; small numbers keep two that say something."""
     if value is None:
         return NONE
-    if value and abs(value) < 0.5 * 10.0**-digits:
-        # 0.015 and 0.00028, and only what is smaller as 2.8e-05
-        places = 1 - math.floor(math.log10(abs(value)))
+    digits = _places(value, digits)
+    if digits > 5:  # 0.015 and 0.00028 stay as they are
         mantissa, _, power = f"{value:.1e}".partition("e")
-        return (f"{value:.{places}f}" if places <= 5 else f"{mantissa}e−{power[1:]}").replace("-", "−")
+        return f"{mantissa}e{power}".replace("-", "−")
     return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def _places(value: float, digits: int) -> int:
+    small = value and abs(value) < 0.5 * 10.0**-digits
+    return 1 - math.floor(math.log10(abs(value))) if small else digits
+
+
+def mean_text(cell: Cell) -> str:
+    """ "60.7 ±0.4": mean and standard deviation over seeds, with as many digits as the mean."""
+    digits = cell.column.digits
+    text = number(cell.mean, digits)
+    if cell.mean is None or cell.deviation is None or cell.counted:
+        return text
+    places = _places(cell.mean, digits)
+    return f"{text} ±{cell.deviation:,.{places}f}" if places <= 5 else f"{text} ±{number(cell.deviation, digits)}"
 
 
 def signed(value: float | None, digits: int) -> str:
@@ -40,10 +54,7 @@ def signed(value: float | None, digits: int) -> str:
 
 def ours(cell: Cell) -> str:
     """ "60.7 ±0.4 [59.1, 62.0]": mean, standard deviation over seeds, interval over queries."""
-    digits = cell.column.digits
-    text = number(cell.mean, digits)
-    if cell.deviation is not None and not cell.counted:
-        text += f" ±{number(cell.deviation, digits)}"
+    digits, text = cell.column.digits, mean_text(cell)
     if cell.interval is not None:
         text += f" [{number(cell.interval[0], digits)}, {number(cell.interval[1], digits)}]"
     return text
@@ -78,8 +89,7 @@ def _markdown_table(view: View) -> list[str]:
     columns = view.artefact.columns
     if not view.rows or not columns:
         return []
-    printed = {column.name for row in view.rows for column in columns if row.cells[column.name].published is not None}
-    names = [part for column in columns for part in (_md(column.label), *(["*paper*"] if column.name in printed else []))]
+    names = [part for column in columns for part in (_md(column.label), *(["*paper*"] if column.name in view.printed else []))]
     lines = ["| " + " | ".join(["row", *names, "n", "status"]) + " |"]
     lines += ["| --- |" + " ---: |" * (len(names) + 1) + " --- |"]
     for row in view.rows:
@@ -87,7 +97,7 @@ def _markdown_table(view: View) -> list[str]:
         for column in columns:
             cell = row.cells[column.name]
             cells += [ours(cell).replace("[", "\\[")]
-            cells += [f"*{number(cell.published, column.digits)}*"] if column.name in printed else []
+            cells += [f"*{number(cell.published, column.digits)}*"] if column.name in view.printed else []
         lines.append("| " + " | ".join([*cells, str(seeds(row)), _md(row.status)]) + " |")
     return [*lines, ""]
 
@@ -114,10 +124,7 @@ def to_latex(view: View) -> str:
         cells = []
         for column in columns:
             cell = row.cells[column.name]
-            value = number(cell.mean, column.digits)
-            if cell.deviation is not None and not cell.counted:
-                value += f" ±{number(cell.deviation, column.digits)}"
-            cells += [_tex(value), f"\\textit{{{_tex(number(cell.published, column.digits))}}}"]
+            cells += [_tex(mean_text(cell)), f"\\textit{{{_tex(number(cell.published, column.digits))}}}"]
         lines.append(f"    {_tex(row.row.label)} & " + " & ".join([*cells, str(seeds(row))]) + " \\\\")
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
 

@@ -34,6 +34,7 @@ _VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--grid)", **{line: f"var(--line-{
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH = 5.6  # inches: on a telephone the letters are then still some 8 px high
+_TITLE_PAD = 0.12  # inches: titles over images are else cut at the picture's edge
 _NAMED = 5  # points that a scatter has names beside; more have numbers, which its key explains
 SHOWN_IMAGES = 4  # Table 3 of I-Tuning shows the first four of the test split
 _STYLE: Any = {
@@ -215,17 +216,18 @@ def _scatter(view: View) -> list[Picture]:
         for _, x, y in points:
             face = "none" if kind == "published" else _LINES[colour]
             axes.plot([float(x or 0)], [float(y or 0)], marker="o", linestyle="", color=_LINES[colour], markerfacecolor=face)
-        if kind == "measured":
-            for _, x_cell, y_cell in pairs:
-                if x_cell.mean is not None and y_cell.mean is not None and (band := _band(y_cell)) is not None:
-                    axes.vlines(x_cell.mean, *band, color=_LINES[colour], linewidth=1.2)
+        bands: list[tuple[float, float, float]] = []
+        for _, x_cell, y_cell in pairs if kind == "measured" else []:
+            if x_cell.mean is not None and y_cell.mean is not None and (band := _band(y_cell)) is not None:
+                bands.append((x_cell.mean, *band))
+                axes.vlines(*bands[-1], color=_LINES[colour], linewidth=1.2)
         axes.margins(x=0.22, y=0.12)
         if figure.log_x:
             _plain_ticks(axes, None)
         numbered = len(points) > _NAMED
         names = [str(number) for number in range(1, len(points) + 1)] if numbered else [label for label, _, _ in points]
         _label_points(
-            drawing, axes, [(name, float(x or 0), float(y or 0)) for name, (_, x, y) in zip(names, points, strict=True)]
+            drawing, axes, [(name, float(x or 0), float(y or 0)) for name, (_, x, y) in zip(names, points, strict=True)], bands
         )
         words = "; ".join(f"{label} at {float(x or 0):.4g}, {float(y or 0):.4g}" for label, x, y in points)
         text = f"Scatter of {axes.get_ylabel() or y_name} against {axes.get_xlabel() or x_name}, {kind}: {words}."
@@ -235,10 +237,15 @@ def _scatter(view: View) -> list[Picture]:
     return pictures
 
 
-def _label_points(drawing: Drawing, axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Names beside points, each on the first side where it meets no earlier name and no point."""
+def _label_points(
+    drawing: Drawing, axes: Axes, points: Sequence[tuple[str, float, float]], bands: Sequence[tuple[float, float, float]]
+) -> None:
+    """Names beside points, each on the first side where it meets no earlier name, no point and no interval (x, low, high)."""
     drawing.canvas.draw()  # settles the layout
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in (axes.transData.transform(point[1:]) for point in points)]
+    for x, low, high in bands:
+        (at, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
+        taken.append((at - 3, bottom, at + 3, top))
     dot = drawing.dpi / 72
     for label, x, y in points:
         at_x, at_y = axes.transData.transform((x, y))
@@ -313,7 +320,8 @@ def _maps(view: View) -> list[Picture]:
 def _relation_maps(view: View, label: str, maps: AttentionMaps, number: int) -> Picture:
     """Words among words and regions among regions, each row of attention summing to 1 over its side."""
     with rc_context({**_STYLE, "axes.grid": False}):
-        drawing = Drawing(figsize=(_WIDTH, 3.0), layout="constrained")
+        drawing = Drawing(figsize=(_WIDTH, 3.1))
+        drawing.set_layout_engine("constrained", h_pad=_TITLE_PAD)
         left, right = drawing.subplots(1, 2)
     for axes, values, names, side in (
         (left, maps.words_WW, maps.words, "words"),
@@ -322,7 +330,8 @@ def _relation_maps(view: View, label: str, maps: AttentionMaps, number: int) -> 
         image = axes.imshow(values, cmap="viridis", vmin=0.0)
         axes.set_title(f"{side}, largest {values.max():.2f}", fontsize=10)
         few = len(names) <= 16
-        axes.set_xticks(range(len(names)) if few else [], names if few else [], rotation=60, ha="right", fontsize=7.5)
+        turned: dict[str, Any] = {"rotation": 60, "ha": "right"} if side == "words" else {}
+        axes.set_xticks(range(len(names)) if few else [], names if few else [], fontsize=7.5, **turned)
         axes.set_yticks(range(len(names)) if few else [], names if few else [], fontsize=7.5)
         image.set_interpolation("nearest")
     text = (
@@ -340,7 +349,8 @@ def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
     rows = -(-panels // columns)
     height, width = maps.photograph_YX3.shape[:2]
     with rc_context({**_STYLE, "axes.grid": False}):
-        drawing = Drawing(figsize=(_WIDTH, rows * (_WIDTH / columns * min(1.5, height / width) + 0.3)), layout="constrained")
+        drawing = Drawing(figsize=(_WIDTH, rows * (_WIDTH / columns * min(1.5, height / width) + 0.3)))
+        drawing.set_layout_engine("constrained", h_pad=_TITLE_PAD)
         grid = drawing.subplots(rows, columns, squeeze=False)
     left, top, right, bottom = maps.covered
     for panel, axes in enumerate(grid.flat):
@@ -352,7 +362,7 @@ def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
         if panel:
             map_YX = maps.maps_KYX[panel - 1] / (float(maps.maps_KYX[panel - 1].max()) or 1.0)
             extent = (left, right, bottom, top)
-            axes.imshow(map_YX, extent=extent, cmap="turbo", vmin=0, vmax=1, alpha=0.3 + 0.35 * map_YX, interpolation="bilinear")
+            axes.imshow(map_YX, extent=extent, cmap="turbo", vmin=0, vmax=1, alpha=0.1 + 0.6 * map_YX, interpolation="bilinear")
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
     peaks = (
@@ -377,7 +387,7 @@ def captions(view: View) -> list[Caption]:
         for entry in _beside(run)[:SHOWN_IMAGES] if run is not None else []:
             image_id = str(entry["image_id"])
             if found.get(image_id, {}).get("thumbnail") is None:
-                found[image_id] = {"thumbnail": _thumbnail(entry.get("file")), "references": tuple(entry.get("references", ()))}
+                found[image_id] = {"thumbnail": thumbnail(entry.get("file")), "references": tuple(entry.get("references", ()))}
             score = entry.get("scores", {}).get("cider")
             points = None if score is None else 100 * float(score)
             written.setdefault(image_id, []).append((row.row.label, str(entry["caption"]), points))
@@ -393,8 +403,8 @@ def _beside(run: Run) -> list[dict[str, Any]]:
     return json.loads(file.read_text()) if file is not None else []
 
 
-def _thumbnail(file: str | None, side: int = 200) -> str | None:
-    """A data URI."""
+def thumbnail(file: str | Path | None, side: int = 200) -> str | None:
+    """An image file as a data URI, no side longer than that (pixels); None where there is no such file."""
     if not file or not Path(file).is_file():
         return None
     stream = io.BytesIO()
@@ -466,7 +476,7 @@ def inline(svg: str, name: str, text: str) -> str:
     svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
-    svg = re.sub(r"(font: [^;\"']*?px )[^;\"]*", r"\1system-ui, sans-serif", svg)
+    svg = re.sub(r"(font-family: |font: [^;\"']*?px )[^;\"]*", r"\1system-ui, sans-serif", svg)
     svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
     return f'<svg role="img" aria-label="{_escaped(text)}"' + svg.removeprefix("<svg")
 

@@ -17,7 +17,7 @@ from experiments.artefacts import PAPERS, Scale
 from experiments.report import exports
 from experiments.report.bootstrap import interval
 from experiments.report.collect import Cell, Run, View
-from experiments.report.figures import Picture, captions, draw
+from experiments.report.figures import Picture, captions, draw, thumbnail
 from experiments.report.verdicts import Outcome, Verdict, judge, paired_resamples
 from experiments.run_folder import write_atomically
 
@@ -52,12 +52,25 @@ class Page:
         return sum(row.finished > 0 for row in self.view.rows)
 
 
+@dataclass(frozen=True)
+class Shot:
+    """A picture on the first page: its file, and what it shows in words."""
+
+    file: Path
+    text: str
+
+    @property
+    def data(self) -> str:
+        """A data URI."""
+        return str(thumbnail(self.file, 1000))
+
+
 def judged(views: Iterable[View]) -> list[Page]:
     """Artefacts with their verdicts and pictures."""
     return [Page(view, tuple(judge(view, claim) for claim in view.artefact.claims), tuple(draw(view))) for view in views]
 
 
-def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path) -> Path:
+def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, shots: Sequence[Shot] = ()) -> Path:
     """Writes the site: its index.html.
 
     Args:
@@ -65,6 +78,7 @@ def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path) 
         extra: Runs of folders that were given by hand: they are shown as runs.
         scale: Of the artefacts.
         out: Folder; files of an earlier report in it are replaced.
+        shots: Pictures of the first page.
     """
     out.mkdir(parents=True, exist_ok=True)
     runs = list({run.folder: run for run in [*(run for page in pages for run in page.view.runs), *extra]}.values())
@@ -74,12 +88,15 @@ def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path) 
     common: dict[str, Any] = {"scale": scale, "pages": pages, "runs": runs, "titles": TITLES, "marks": MARKS}
     papers = [(paper, [page for page in pages if page.view.name.partition("/")[0] == paper]) for paper in PAPERS]
     index = environment.get_template("index.html").render(
-        **common, papers=[(paper, found) for paper, found in papers if found], provenance=[*made_of, ("folder", where)]
+        **common,
+        papers=[(paper, found) for paper, found in papers if found],
+        provenance=[*made_of, ("folder", where)],
+        shots=shots,
     )
     write_atomically(out / "index.html", index)
     for page in pages:
         rendered = environment.get_template("artefact.html").render(
-            **common, page=page, view=page.view, differences=_differences(page.view), captions=captions(page.view)
+            **common, page=page, view=page.view, differences=differences(page.view), captions=captions(page.view)
         )
         write_atomically(out / f"{page.view.slug}.html", rendered)
         write_atomically(out / f"{page.view.slug}.md", exports.to_markdown(page.view, page.verdicts))
@@ -137,7 +154,7 @@ def device(results: Any) -> str:
     return " ".join([*reversed([word for word in words if word]), str(state.get("precision") or "")]).strip()
 
 
-def _differences(view: View) -> dict[str, dict[str, Difference]]:
+def differences(view: View) -> dict[str, dict[str, Difference]]:
     """Every row against the first: by row and column. The paper's differences can be compared with ours at any scale, its numbers
     only at full scale."""
     if len(view.rows) < 2:
@@ -186,6 +203,7 @@ def _environment() -> Environment:
     filters: dict[str, Callable[..., Any]] = {
         "number": exports.number,
         "signed": exports.signed,
+        "mean_text": exports.mean_text,
         "duration": duration,
         "revision": revision,
         "device": device,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -163,6 +163,7 @@ _NO_SPREAD = "one run each and no queries to resample: how much it varies is not
 
 def _spread(high: Cell, low: Cell, of: Callable[[float, float], float], bound: float) -> tuple[Spread | None, str, list[float]]:
     """What two cells differ by, how that was found, and the seeds' own differences from the bound."""
+    high, low = _in_common(high, low)
     mean = of(float(high.mean or 0), float(low.mean or 0))
     by_seed = _by_seed(high, low, of)
     signs = [value - bound for value in by_seed.values()]
@@ -180,6 +181,15 @@ def _spread(high: Cell, low: Cell, of: Callable[[float, float], float], bound: f
     if high.by_image is not None and low.by_image is not None:
         why = "the two were not tested on the same data"
     return Spread(mean, math.nan, math.nan, math.nan, math.nan), why, signs
+
+
+def _in_common(high: Cell, low: Cell) -> tuple[Cell, Cell]:
+    """Both cells with the seeds that both have, where there are any: a seed that only one has would count as its row's merit."""
+    seeds = {each.seed for each in high.measured} & {each.seed for each in low.measured}
+    if not seeds or high.seedless or low.seedless:
+        return high, low
+    kept = [tuple(each for each in cell.measured if each.seed in seeds) for cell in (high, low)]
+    return replace(high, measured=kept[0]), replace(low, measured=kept[1])
 
 
 def paired_resamples(high: Cell, low: Cell) -> tuple[Floats, Floats] | None:
@@ -342,7 +352,7 @@ def _told(each: Comparison) -> str:
 
 
 def _digits(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
+    return f"{value + 0.0:.3g}".replace("-", "−")  # no minus before a zero
 
 
 def _name(high: Cell, low: Cell, word: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from experiments import preemption
+
 
 class KillSwitch(Callback):
     """SIGKILLs its own process before a step, once.
@@ -17,16 +19,20 @@ class KillSwitch(Callback):
     Args:
         step: Optimiser steps that are done by then.
         spent: A file that appears with the kill; where it is there already, nothing happens.
+        notice: Steps by which SIGUSR1 is sent, as Slurm would, to a process that is one of Slurm's.
     """
 
-    def __init__(self, step: int, spent: str) -> None:
+    def __init__(self, step: int, spent: str, notice: int | None = None) -> None:
         self.step = step
         self.spent = Path(spent)
+        self.notice = notice
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step and not self.spent.exists():
             self.spent.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if trainer.global_step == self.notice and preemption.listening():
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def note_scores(noted: Path, most: int | None = None, kept: bool = True) -> None:

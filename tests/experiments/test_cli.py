@@ -104,7 +104,7 @@ def test_a_missing_file_suggests_the_packaged_one(form: list[str], capsys: pytes
         (["table", ".", "--dat", "x"], ["unrecognized arguments: --dat", "crosslight table --help"]),
         (["demo", "iias"], ["'iias'", "iais", "crosslight demo --help"]),
         (["demo", "iais", "--seed", "one"], ["--seed", "'one'"]),
-        (["demo", "--seed", "0", "1"], ["takes one --seed", "crosslight demo iais"]),
+        (["demo", "iais", "--runs", "r"], ["--runs is of the whole demo", "crosslight demo iais"]),
         (["world", "w", "--scenes", "many"], ["--scenes", "'many'", "crosslight world --help"]),
         (["world", "w", "--style", "blue"], ["--style", "'blue'", "source", "target"]),
         (["data", "chek", "coco", "."], ["'chek'", "check"]),

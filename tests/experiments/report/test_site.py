@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from fake_runs import write_run
 
 from datamodules.errors import InputError
+from experiments.artefacts import artefact_names, read_artefact
 from experiments.report import exports
 from experiments.report.collect import RunFolders, collect
 from experiments.report.command import chosen, main
@@ -172,6 +174,33 @@ def test_exports_are_escaped_and_whole(home: Path, site: Path) -> None:
     assert float(line["published"]) == 61.4
     assert (line["n"], line["seeds"], line["scale"]) == ("2", "0 1", "miniature")
     assert [each["mean"] for each in lines if each["row"] == "out of luck"] == [""] * 6
+
+
+def test_the_summary_has_everything_and_no_path_of_this_machine(home: Path, site: Path) -> None:
+    text, content = (site / "summary.md").read_text(), json.loads((site / "summary.json").read_text())
+    assert [each["name"] for each in content["artefacts"]] == artefact_names()
+    for each in artefact_names():
+        slug = each.replace("/", "-").replace("_", "-")
+        assert text.count(f"](#{slug})") == text.count(f'<a id="{slug}">') == 1
+        claims = read_artefact(each).claims
+        (found,) = (one for one in content["artefacts"] if one["name"] == each)
+        assert [one["text"] for one in found["claims"]] == [claim.text for claim in claims]
+    for kept in (text, json.dumps(content)):
+        assert str(home) not in kept
+        assert "/tmp" not in kept
+        assert "NaN" not in kept
+    assert "Miniature scale" in text
+    (view,) = collect(["mwa/table1"], "miniature", RunFolders([home / "runs"]))
+    cell = view.cell("full fine-tuning", "coco_ir1")
+    assert cell.mean is not None
+    (table1,) = (each for each in content["artefacts"] if each["name"] == "mwa/table1")
+    stored = table1["rows"][0]["cells"]["coco_ir1"]
+    assert stored["mean"] == pytest.approx(cell.mean, rel=1e-5)
+    assert stored["seeds"].keys() == {"0", "1"}
+    assert "| full fine-tuning |" in text
+    assert f"{exports.number(cell.mean, 1)} ±" in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.count("|") > 3 for line in tables)
 
 
 def test_numbers() -> None:

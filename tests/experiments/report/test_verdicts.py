@@ -112,6 +112,17 @@ def test_other_data_is_not_compared_query_by_query() -> None:
     assert "not tested on the same data" in verdict.comparisons[0].how
 
 
+def test_only_seeds_in_common_are_compared() -> None:
+    lucky = Measured(2, *_of(0.9))  # of A alone
+    found = view({"A": {"ir1": (*recall(0.5, 2), lucky)}, "B": {"ir1": recall(0.5, 2)}})
+    verdict = judge(found, claim("greater", margin=5.0))
+    (only,) = verdict.comparisons
+    assert only.spread is not None
+    assert only.spread.mean == 0.0
+    assert "2 seeds in common" in only.how
+    assert verdict.outcome == "contradicted"
+
+
 def test_within() -> None:
     found = view({"A": {"ir1": recall(0.5)}, "B": {"ir1": recall(0.505)}})
     assert outcome(found, claim("within", margin=3.0)) == "supported"

@@ -1,0 +1,426 @@
+"""Tasks as Slurm jobs: `crosslight sweep run TARGET --submit slurm`.
+
+What is submitted is one batch script an array: tasks of one shape (nodes, processes, GPUs) that start from the same tasks.
+`script_of` writes it, `--dry-run` prints it. An array that starts from others waits for their very elements
+(`--dependency=afterok:JOB_ELEMENT`), and is cancelled by Slurm when one of them fails (`--kill-on-invalid-dep=yes`).
+
+    ROOT/slurm/jobs.json      which job a task was submitted as, and how: the only thing that is remembered
+    ROOT/slurm/NAME-....sh    the batch scripts; Slurm's own output of an element is JOB_ELEMENT.out
+    ROOT/logs, ROOT/.locks    as `runner.py` has them: a task that a runner has in hand does not start here, nor the reverse
+
+An element of an array takes its task's lock, leaves if it is finished, starts it by srun, a process a device, and then asks
+`settle` what has become of it: one that was preempted (`preemption.py`) is queued again, one that could not write down its own
+failure is recorded. A second submission leaves alone what is finished, queued or running.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from datamodules.errors import InputError
+from experiments.artefacts import write_miniature_world
+from experiments.preemption import PREEMPTED
+from experiments.run_folder import now, write_atomically
+from experiments.runner import Task, given, is_held, is_own, log_of, record, state_of, why_it_ended, world_folder
+
+MOST = 1000  # elements of an array; Slurm's MaxArraySize is 1001 unless configured
+# Of a job that will not come back by itself; all others are waiting or running.
+ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """What jobs ask for.
+
+    Args:
+        partition: Partition.
+        account: Account.
+        qos: Quality of service.
+        constraint: Features that nodes must have.
+        time: Time limit, such as 8:00:00. A run that reaches it is queued again and goes on.
+        notice: Seconds before the limit at which a run is told to save. A validation in progress is completed first.
+        nodes: Nodes of a run on GPUs (one on the processor says so itself: --trainer.num_nodes).
+        gpus_per_node: GPUs a node, with a process each (default: as many as the run's estimate says).
+        cpus_per_task: Cores a process.
+        mem: Memory a node, such as 64G.
+        at_once: Elements of an array that run at once, at most.
+        requeues: How often a run may be queued again before it counts as failed.
+        setup: Lines for the batch script, such as `module load cuda`.
+        extra: Further options of sbatch, such as --mail-type=END.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str | None = None
+    notice: int = 120
+    nodes: int = 1
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem: str | None = None
+    at_once: int | None = None
+    requeues: int = 50
+    setup: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("notice", "nodes", "gpus_per_node", "cpus_per_task", "at_once"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--slurm.{name} is {value}; it is at least 1.")
+        if wrong := [each for each in self.extra if not each.startswith("-") or "\n" in each]:
+            raise InputError(f"--slurm.extra has {wrong[0]!r}, which is no option of sbatch, such as --mail-type=END.")
+
+
+def read_options(arguments: Sequence[str]) -> SlurmOptions:
+    """Of --slurm FILE, --slurm.NAME=VALUE and --slurm.NAME VALUE; later ones win.
+
+    Raises:
+        InputError: No such option, or a value of another type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--slurm", type=SlurmOptions, default=SlurmOptions())
+    try:
+        return parser.instantiate(parser.parse_args(list(arguments))).slurm
+    except ArgumentError as error:
+        text = " ".join(str(error).split()).replace("<class '", "").replace("'>", "")
+        unknown = re.search(r"unrecognized arguments: --slurm\.(\w+)|option '(\w+)'", text)
+        names = [each.name for each in fields(SlurmOptions)]
+        close = difflib.get_close_matches((unknown[1] or unknown[2]) if unknown else "", names, 1)
+        raise InputError(text + (f". Did you mean --slurm.{close[0]}?" if close else "")) from None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Nodes of a task, and processes and GPUs on each."""
+
+    nodes: int
+    processes: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Array:
+    """Tasks that one batch script runs; `after` has the keys of those that all of them start from."""
+
+    tasks: tuple[Task, ...]
+    shape: Shape
+    after: tuple[str, ...]
+
+
+# -------------------------------------------------------------------------------------------------------- what is submitted
+
+
+def arrays_of(tasks: Iterable[Task], options: SlurmOptions) -> list[Array]:
+    """Tasks in arrays, those that others start from first. Parents come before their children in `tasks`."""
+    groups: dict[tuple[Shape, tuple[str, ...]], list[Task]] = {}
+    for task in tasks:
+        shape = _shape(task, options)
+        groups.setdefault((shape, tuple(sorted(task.after))), []).append(_shaped(task, shape))
+    return [
+        Array(tuple(group[start : start + MOST]), shape, after)
+        for (shape, after), group in groups.items()
+        for start in range(0, len(group), MOST)
+    ]
+
+
+def _shape(task: Task, options: SlurmOptions) -> Shape:
+    if task.gpus:
+        gpus = options.gpus_per_node or task.gpus
+        return Shape(options.nodes, gpus, gpus)
+    nodes, devices = given(task, "trainer.num_nodes"), given(task, "trainer.devices")
+    return Shape(int(nodes or 1), int(devices) if devices and devices.isdigit() else 1, 0)
+
+
+def _shaped(task: Task, shape: Shape) -> Task:
+    """Lightning wants to be told what srun starts. Neither decides a result: the global batch is the same."""
+    if not task.gpus or not is_own(task):
+        return task
+    return replace(task, command=(*task.command, f"--trainer.devices={shape.processes}", f"--trainer.num_nodes={shape.nodes}"))
+
+
+def script_of(array: Array, root: Path, options: SlurmOptions, target: str, dependency: str | None) -> str:
+    """The batch script of an array."""
+    shape, at_once = array.shape, f"%{options.at_once}" if options.at_once else ""
+    header = {
+        "job-name": re.sub(r"[^\w.-]+", "-", target), "array": f"0-{len(array.tasks) - 1}{at_once}", "dependency": dependency,
+        "kill-on-invalid-dep": "yes", "nodes": shape.nodes, "ntasks-per-node": shape.processes,
+        "gpus-per-node": shape.gpus or None, "cpus-per-task": options.cpus_per_task, "mem": options.mem,
+        "partition": options.partition, "account": options.account, "qos": options.qos, "constraint": options.constraint,
+        "time": options.time, "signal": f"USR1@{options.notice}", "requeue": "", "open-mode": "append",
+        "output": _quoted(root / "slurm" / "%A_%a.out"),
+    }  # fmt: skip
+    lines = [f"--{name}={value}".rstrip("=") for name, value in header.items() if value is not None] + options.extra
+    elements = "\n".join(
+        f"{index})  # {task.name}\n"
+        f"  key={task.key} folder={_quoted(task.folder)} log={_quoted(log_of(root, task))}\n"
+        + "".join(f"  export {name}={_quoted(value)}\n" for name, value in sorted(_environment(task).items()))
+        + f"  set -- {shlex.join(task.command)} ;;"
+        for index, task in enumerate(array.tasks)
+    )
+    cpus = f" --cpus-per-task={options.cpus_per_task}" if options.cpus_per_task else ""
+    return f"""\
+#!/bin/bash
+# {target}: {_counted(len(array.tasks), "run")}, an element each
+{"".join(f"#SBATCH {line}{chr(10)}" for line in lines)}
+cd {_quoted(Path.cwd())}
+export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-${{SLURM_CPUS_PER_TASK:-1}}}}
+{"".join(line + chr(10) for line in options.setup)}
+case $SLURM_ARRAY_TASK_ID in
+{elements}
+esac
+
+exec >>"$log" 2>&1
+echo "$(date -u +%FT%TZ) Slurm job ${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID on $SLURM_JOB_NODELIST," \\
+  "requeued ${{SLURM_RESTART_COUNT:-0}} times: $*"
+exec 9>>{_quoted(root / ".locks")}/$key
+flock --nonblock 9 || {{ echo "crosslight: $folder is running elsewhere"; exit 1; }}
+grep -qs '"status": "finished"' "$folder/results.json" && exit 0
+
+trap : USR1 TERM  # for the run, which saves and leaves; the shell waits for it
+srun --ntasks-per-node={shape.processes}{cpus} --kill-on-bad-exit=1 \\
+  bash -c 'trap "" USR1; exec "$@"' crosslight "$@"  # ignored until the program listens: its default would kill
+{shlex.join([sys.executable, "-m", "experiments.slurm", str(root)])} $key $?
+"""
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _quoted(value: object) -> str:
+    return shlex.quote(str(value))
+
+
+def _environment(task: Task) -> dict[str, str]:
+    environment = dict(task.environment)
+    if not is_own(task) and "WANDB_MODE" not in os.environ:  # crosslight sees to that itself
+        from experiments.loggers import wandb_logged_in
+
+        environment |= {} if wandb_logged_in() else {"WANDB_MODE": "offline"}
+    return environment
+
+
+def submit(
+    tasks: Sequence[Task], root: Path, options: SlurmOptions, target: str, console: Console, *, retry_failed: bool = False,
+    dry_run: bool = False,
+) -> int:  # fmt: skip
+    """Submit what is neither finished nor queued. Returns the exit status: 1 where something can only be reported.
+
+    Raises:
+        InputError: Slurm is not there or refuses a job.
+    """
+    root = root.absolute()
+    with _locked(root, dry_run):
+        jobs = read_jobs(root)
+        waits, says = _sorted_out(tasks, root, jobs, retry_failed)
+        wanted = [task for task in tasks if task.key not in says]
+        if not dry_run:
+            for style in sorted({task.world for task in wanted if task.world is not None}):
+                write_miniature_world(world_folder(root, style), style)
+            for folder in ("slurm", "logs", ".locks"):
+                (root / folder).mkdir(parents=True, exist_ok=True)
+        for number, array in enumerate(arrays_of(wanted, options), 1):
+            parents = [waits[key] for key in array.after if key in waits]
+            script = script_of(array, root, options, target, f"afterok:{':'.join(parents)}" if parents else None)
+            file = root / "slurm" / f"{re.sub(r'[^-0-9A-Za-z_.]+', '-', target)}-{array.tasks[0].key}.sh"
+            job = f"JOB{number}" if dry_run else _sbatch(script, file)
+            waits |= {task.key: f"{job}_{index}" for index, task in enumerate(array.tasks)}
+            if dry_run:
+                console.print(script, highlight=False, markup=False, soft_wrap=True)
+                continue
+            jobs |= {
+                task.key: {
+                    "name": task.name, "folder": str(task.folder), "command": task.command, "job": waits[task.key],
+                    "requeues": options.requeues, "submitted": now(),
+                }
+                for task in array.tasks
+            }  # fmt: skip
+            write_atomically(root / "slurm" / "jobs.json", json.dumps(jobs, indent=1) + "\n")
+            names = ", ".join(task.name for task in array.tasks[:3]) + (", ..." if len(array.tasks) > 3 else "")
+            after = f", after {' '.join(parents)}" if parents else ""
+            console.print(f"job {job}: {_counted(len(array.tasks), 'run')} ({names}){after}", highlight=False, soft_wrap=True)
+    for state in sorted(set(says.values())):
+        console.print(f"{list(says.values()).count(state)} {state}", highlight=False, soft_wrap=True)
+    if not wanted:
+        console.print("nothing to submit", highlight=False)
+    return int(any(state.startswith(("failed", "oom", "blocked")) for state in says.values()))
+
+
+def _sbatch(script: str, file: Path) -> str:
+    """Submit a batch script, which stays in its file. Returns the job's number."""
+    file.write_text(script)
+    return _slurm("sbatch", "--parsable", str(file)).strip().partition(";")[0]
+
+
+def _sorted_out(
+    tasks: Sequence[Task], root: Path, jobs: Mapping[str, Mapping[str, Any]], retry_failed: bool
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The jobs of queued tasks by key, and what there is to say of every task that is not submitted."""
+    queue = states_of(jobs.values()) if any(task.key in jobs for task in tasks) else {}
+    waits: dict[str, str] = {}
+    says: dict[str, str] = {}
+    for task in tasks:
+        state = state_of(task)[0]
+        job = jobs.get(task.key, {}).get("job", "")
+        broken = next((key for key in task.after if says.get(key, "").startswith(("failed", "oom", "block", "running"))), None)
+        if state in ("finished", "stopped_early"):
+            says[task.key] = state
+        elif is_active(queue.get(job)):
+            says[task.key], waits[task.key] = "queued or running already", job
+        elif is_held(root / ".locks" / task.key) or is_held(task.folder / ".lock"):
+            says[task.key] = "running outside of Slurm"
+        elif state in ("failed", "oom") and not retry_failed:
+            says[task.key] = f"{state} earlier (--retry-failed submits it again)"
+        elif broken is not None:
+            says[task.key] = "blocked by a run that failed or runs outside of Slurm"
+    return waits, says
+
+
+# ------------------------------------------------------------------------------------------------------------ what became of it
+
+
+def states_of(jobs: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """State and reason of jobs by JOB_ELEMENT. What Slurm has forgotten, and no accounting remembers, is left out."""
+    wanted = {job["job"] for job in jobs}
+    lines = _slurm("squeue", "--noheader", "--array", "--me", "--states=all", "--format=%i|%T|%r").splitlines()
+    states = {job: (state, reason) for job, state, reason in (line.strip().split("|", 2) for line in lines) if job in wanted}
+    if forgotten := sorted(wanted - states.keys()):
+        numbers = ",".join(sorted({job.partition("_")[0] for job in forgotten}))
+        command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={numbers}"]
+        for line in _slurm(*command, optional=True).splitlines():
+            job, _, state = line.partition("|")
+            if job in forgotten:
+                states[job] = (state.split()[0], "")
+    return states
+
+
+def is_active(state: tuple[str, str] | None) -> bool:
+    return state is not None and state[0] not in ENDED
+
+
+def queue_words(root: Path, keys: Collection[str] | None = None) -> dict[str, str]:
+    """What Slurm says of tasks (default: all) that were submitted, by key: `41_3 PENDING Dependency`."""
+    jobs = {key: job for key, job in read_jobs(root).items() if keys is None or key in keys}
+    here = shutil.which("squeue") is not None  # folders may be read elsewhere
+    states = states_of(jobs.values()) if jobs and here else {}
+    words = {}
+    for key, job in jobs.items():
+        state, reason = states.get(job["job"], ("forgotten by Slurm" if here else "(no Slurm here)", ""))
+        words[key] = f"{job['job']} {state} {'' if reason in ('None', state) else reason}".strip()
+    return words
+
+
+def cancel(tasks: Sequence[Task], root: Path, console: Console) -> int:
+    """Cancel the jobs of tasks that are queued or running. A running one saves first, if Slurm's KillWait is long enough.
+
+    Raises:
+        InputError: Nothing was submitted from there.
+    """
+    jobs = {key: job for key, job in read_jobs(root).items() if key in {task.key for task in tasks}}
+    if not jobs:
+        raise InputError(f"{root} has no jobs of these runs (slurm/jobs.json). Ctrl-C stops a runner of this machine.")
+    states = states_of(jobs.values())
+    active = {job["job"]: job["name"] for job in jobs.values() if is_active(states.get(job["job"]))}
+    for number, name in active.items():
+        console.print(f"cancelling {number} ({states[number][0].lower()}): {name}", highlight=False, soft_wrap=True)
+    if active:
+        _slurm("scancel", *active)
+    console.print(f"{len(active)} cancelled; what was trained is kept: submitted again it goes on", highlight=False)
+    return 0
+
+
+def settle(root: Path, key: str, code: int) -> int:
+    """In a job, after srun: queue the task again if it was preempted, record what it could not. Returns the job's exit status."""
+    job = read_jobs(root)[key]
+    task = Task(key, job["name"], job["name"], Path(job["folder"]), tuple(job["command"]))
+    log = log_of(root, task)
+    element = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    shown = re.search(r"\bJobState=(\w+)", _slurm("scontrol", "--oneliner", "show", "job", element))
+    state, requeued = shown[1] if shown else "", int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    results = state_of(task)[1]
+    status = results.get("status")
+    if status == "finished":
+        return 0
+    # a rank that is killed while the others leave hides their exit status
+    left = code == PREEMPTED or (code > 128 and status == "interrupted" and str(results.get("error")).startswith("preempted"))
+    if (left and state == "RUNNING") or (status in ("running", "interrupted") and state == "TIMEOUT"):
+        if requeued < job["requeues"]:
+            print(f"crosslight: preempted; Slurm job {element} goes back into the queue", flush=True)
+            _slurm("scontrol", "requeue", element)
+            return code
+        record(
+            task, "failed", f"was queued again {requeued} times and did not finish: give more --slurm.time or --slurm.requeues"
+        )
+    elif state != "RUNNING":  # Slurm ends the job itself: preempted it is queued again, cancelled it is not
+        print(f"crosslight: Slurm says that job {element} is {state}", flush=True)
+    elif status not in ("failed", "oom"):
+        record(task, "failed", why_it_ended(log, code if code <= 128 else 128 - code))
+    return code or 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- the files
+
+
+def read_jobs(root: Path) -> dict[str, dict[str, Any]]:
+    """Submitted tasks by key: name, folder, command, job."""
+    file = root / "slurm" / "jobs.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+@contextmanager
+def _locked(root: Path, dry_run: bool) -> Iterator[None]:
+    """One submission at a time."""
+    if dry_run:
+        yield
+        return
+    (root / ".locks").mkdir(parents=True, exist_ok=True)
+    with open(root / ".locks" / "slurm", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _slurm(*command: str, optional: bool = False) -> str:
+    """What a command of Slurm's prints; nothing where an optional one fails.
+
+    Raises:
+        InputError: There is no such command, it does not answer, or it says no.
+    """
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+    except FileNotFoundError:
+        if optional:
+            return ""
+        raise InputError(f"there is no {command[0]} on this machine: submit from a login node of the cluster.") from None
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{command[0]} does not answer for two minutes: Slurm's controller seems to be away.") from None
+    if answer.returncode != 0 and not optional:
+        raise InputError(f"{shlex.join(command[:4])} failed: {' '.join(answer.stderr.split())}")
+    return answer.stdout if answer.returncode == 0 else ""
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(settle(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    except InputError as error:
+        sys.exit(f"crosslight: error: {error}")
