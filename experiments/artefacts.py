@@ -149,7 +149,7 @@ class Claim:
         high: [row label, column name] pairs that should be higher (or equal) ...
         low: ... than these, pair by pair.
         margin: See test.
-        reason: Why there is no test; with a test, what of the claim it does not cover.
+        reason: Why there is no test; with a test, what of the claim it tests, and what not.
     """
 
     text: str

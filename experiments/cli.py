@@ -96,7 +96,7 @@ usage: crosslight sweep run TARGET [options]
        crosslight sweep cancel TARGET [options]
 
 run: run everything of TARGET that is not finished, in order of what starts from what, and go on where it was interrupted.
-TARGET is an artefact (mwa/table1), a run of a paper (mwa/pretrain), a paper (mwa), all, or a W&B sweep file. A failure is a
+TARGET is an artefact (mwa/table1), a run of a paper (mwa/pretrain-base), a paper (mwa), all, or a W&B sweep file. A failure is a
 recorded row and stops only what starts from it. Ctrl-C stops the runs in order; the same command goes on.
 
   --scale NAME      of artefacts: miniature (the default: the embedded world, on a processor) or full

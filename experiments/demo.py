@@ -69,8 +69,9 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
     index = build(pages, [], "miniature", out / "report", shots)
     for page in pages:
         _print_page(console, page)
+    measured = sorted({seed for view in views for seed in view.seeds})  # a sweep may have run more
     console.print(
-        f"\nMiniature scale: the embedded world, small models, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. "
+        f"\nMiniature scale: the embedded world, small models, seed{'s' * (len(measured) > 1)} {', '.join(map(str, measured))}. "
         f"{time.perf_counter() - started:.0f} s in all.\n",
         highlight=False,
     )
@@ -154,7 +155,7 @@ def _print_page(console: Console, page: Page) -> None:
         if verdict.outcome != "not tested":
             told = Text(f"{MARKS[verdict.outcome]} {verdict.sentence}: ", colours[verdict.outcome])
             console.print(told.append(f"“{verdict.claim.text}”", "default"))
-            console.print(Text(f"  {verdict.summary}", "dim"))
+            console.print(Text((f"  tested: {verdict.tested}\n" if verdict.tested else "") + f"  {verdict.summary}", "dim"))
 
 
 def _draw_queries(views: Sequence[View], out: Path, say: Callable[[str], None]) -> Path | None:

@@ -356,15 +356,16 @@ def settle(root: Path, key: str, code: int) -> int:
     task = Task(key, job["name"], job["name"], Path(job["folder"]), tuple(job["command"]))
     log = log_of(root, task)
     element = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    shown = re.search(r"\bJobState=(\w+)", _slurm("scontrol", "--oneliner", "show", "job", element))
-    state, requeued = shown[1] if shown else "", int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    shown = _slurm("scontrol", "--oneliner", "show", "job", element)
+    state, reason = ("".join(re.findall(rf"\b{name}=(\w+)", shown)[:1]) for name in ("JobState", "Reason"))
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     results = state_of(task)[1]
     status = results.get("status")
     if status == "finished":
         return 0
     # a rank that is killed while the others leave hides their exit status
     left = code == PREEMPTED or (code > 128 and status == "interrupted" and str(results.get("error")).startswith("preempted"))
-    if (left and state == "RUNNING") or (status in ("running", "interrupted") and state == "TIMEOUT"):
+    if (left and state == "RUNNING") or (status in ("running", "interrupted") and reason == "TimeLimit"):
         if requeued < job["requeues"]:
             print(f"crosslight: preempted; Slurm job {element} goes back into the queue", flush=True)
             _slurm("scontrol", "requeue", element)

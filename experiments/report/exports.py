@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,7 +104,12 @@ def _markdown_table(view: View) -> list[str]:
 
 
 def _markdown_claims(verdicts: Sequence[Verdict]) -> list[str]:
-    return [f"- **{each.sentence}**: {_md(each.claim.text)} — {_md(each.summary)}" for each in verdicts]
+    return [
+        f"- **{each.sentence}**: {_md(each.claim.text)} — "
+        + (f"tested: {_md(each.tested)} — " if each.tested else "")
+        + _md(each.summary)
+        for each in verdicts
+    ]
 
 
 def to_latex(view: View) -> str:
@@ -150,10 +156,12 @@ def to_csv(view: View) -> str:
 def claims_csv(judged: Sequence[tuple[View, Sequence[Verdict]]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["artefact", "claim", "verdict", "scope", "summary", "comparison", "mean", "low", "high", "bound", "test"])
+    writer.writerow(
+        ["artefact", "claim", "tested", "verdict", "scope", "summary", "comparison", "mean", "low", "high", "bound", "test"]
+    )
     for view, verdicts in judged:
         for verdict in verdicts:
-            start = [view.name, verdict.claim.text, verdict.outcome, verdict.scope, verdict.summary]
+            start = [view.name, verdict.claim.text, verdict.tested or "", verdict.outcome, verdict.scope, verdict.summary]
             for each in verdict.comparisons:
                 spread = each.spread
                 found = [math.nan] * 3 if spread is None else [spread.mean, spread.low, spread.high]
@@ -199,7 +207,7 @@ def summary_markdown(
     if provenance:
         lines += ["", "## Where the numbers come from", "", "| what | value | runs |", "| --- | --- | ---: |"]
         lines += [f"| {what} | {_md(value)} | {count} |" for what, values in provenance for value, count in values]
-    return "\n".join(lines) + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
 _ORDER = ("supported", "contradicted", "not decided", "not tested")
@@ -250,7 +258,7 @@ def _verdict_json(verdict: Verdict) -> Mapping[str, Any]:
     ]  # fmt: skip
     return {
         "text": verdict.claim.text, "test": verdict.claim.test, "verdict": verdict.outcome, "scope": verdict.scope,
-        "summary": verdict.summary, "not_covered": verdict.claim.reason, "comparisons": compared,
+        "summary": verdict.summary, "tested": verdict.tested, "comparisons": compared,
     }  # fmt: skip
 
 

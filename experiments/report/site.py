@@ -48,6 +48,13 @@ class Page:
         return Counter(each.outcome for each in self.verdicts)
 
     @property
+    def words(self) -> list[str]:
+        """What the pictures show, where it is not in the table."""
+        figure = self.view.artefact.figure
+        tabled = figure is not None and (figure.kind == "lines" or figure.x_column is not None)
+        return [] if tabled else [each.text for each in self.pictures]
+
+    @property
     def measured(self) -> int:
         return sum(row.finished > 0 for row in self.view.rows)
 
@@ -106,7 +113,7 @@ def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, 
     write_atomically(out / "runs.html", environment.get_template("runs.html").render(**common))
     claims = [(page.view, page.verdicts) for page in pages]
     write_atomically(out / "claims.csv", exports.claims_csv(claims))
-    told = [(page.view, page.verdicts, [each.text for each in page.pictures]) for page in pages]
+    told = [(page.view, page.verdicts, page.words) for page in pages]
     write_atomically(out / "summary.md", exports.summary_markdown(told, made_of))
     write_atomically(out / "summary.json", exports.summary_json(told, made_of))
     return out / "index.html"

@@ -67,6 +67,11 @@ class Verdict:
     comparisons: tuple[Comparison, ...] = ()
 
     @property
+    def tested(self) -> str | None:
+        """What of the claim the test is of, where it is not the whole claim."""
+        return None if self.claim.test == "none" else self.claim.reason
+
+    @property
     def sentence(self) -> str:
         """The outcome, never without its scope."""
         return f"{self.outcome} {self.scope}".strip() if self.outcome in ("supported", "contradicted") else self.outcome

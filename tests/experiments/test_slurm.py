@@ -10,12 +10,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from torch import distributed
 
 from datamodules.errors import InputError
 from experiments import preemption, slurm
@@ -36,20 +39,22 @@ with open(folder / "called", "a") as called:
 if name == "sbatch":
     script = Path(sys.argv[-1]).read_text()
     job = max([10, *(int(row[0].split("_")[0]) for row in rows)]) + 1
-    state = "PENDING|Dependency" if "--dependency" in script else "PENDING|Priority"
+    reason = "Dependency" if "--dependency" in script else "Priority"
     for index in range(int(re.search("array=0-([0-9]+)", script)[1]) + 1):
-        rows.append([f"{job}_{index}", state])
+        rows.append([f"{job}_{index}", "PENDING", reason])
     print(f"{job};cluster")
 elif name == "squeue":
     print("".join("|".join(row) + chr(10) for row in rows), end="")
 elif name == "scontrol":
     if sys.argv[1] == "requeue":
-        rows = [[row[0], "PENDING|BeginTime"] if row[0] == sys.argv[2] else row for row in rows]
+        rows = [[row[0], "PENDING", "BeginTime"] if row[0] == sys.argv[2] else row for row in rows]
     else:
-        state = next(row[1] for row in rows if row[0] == sys.argv[-1])
-        print(f"JobId=11 ArrayJobId=11 JobState={state.split('|')[0]} Reason=None")
+        state, reason = next(row[1:] for row in rows if row[0] == sys.argv[-1])
+        print(f"JobId=11 ArrayJobId=11 JobState={state} Reason={reason} Dependency=(null)")
+elif name == "srun":
+    sys.exit(3)
 elif name == "scancel":
-    rows = [[row[0], "CANCELLED|None"] if row[0] in sys.argv[1:] else row for row in rows]
+    rows = [[row[0], "CANCELLED", "None"] if row[0] in sys.argv[1:] else row for row in rows]
 else:
     sys.exit("Slurm accounting storage is disabled")
 queue.write_text("".join("|".join(row) + chr(10) for row in rows))
@@ -63,7 +68,7 @@ class Queue:
         self.folder = folder
         folder.mkdir()
         (folder / "queue.py").write_text(QUEUE)
-        for name in ("sbatch", "squeue", "scontrol", "scancel", "sacct"):
+        for name in ("sbatch", "squeue", "scontrol", "scancel", "sacct", "srun"):
             program = folder / name
             program.write_text(f"#!{sys.executable} -SE\n{QUEUE}")
             program.chmod(0o755)
@@ -71,7 +76,7 @@ class Queue:
     def becomes(self, **states: str) -> None:
         """State of elements, as j11_0="RUNNING"."""
         rows = dict(line.split("|", 1) for line in (self.folder / "queue").read_text().splitlines())
-        rows |= {job[1:]: f"{state}|None" for job, state in states.items()}
+        rows |= {job[1:]: state if "|" in state else f"{state}|None" for job, state in states.items()}
         (self.folder / "queue").write_text("".join(f"{job}|{row}\n" for job, row in rows.items()))
 
     def called(self, name: str) -> list[str]:
@@ -222,16 +227,39 @@ def test_status_and_cancel(queue: Queue, tmp_path: Path, capsys: pytest.CaptureF
         slurm.cancel(tasks, tmp_path / "elsewhere", Console())
 
 
+def test_a_script_as_slurm_runs_it(queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves alone what a runner has in hand or has finished, and settles what srun has started."""
+    written: list[str] = []
+    monkeypatch.setattr(slurm, "write_miniature_world", lambda folder, style: written.append(f"{folder.name} {style}"))
+    tasks = [replace(task(tmp_path, name), world="target") for name in ("held", "done", "broken")]
+    submit(tasks, tmp_path)
+    assert written == ["target target"]
+    queue.becomes(j11_2="RUNNING")
+    ended(tasks[1], "finished")
+    lock = take_lock(tmp_path / ".locks" / "held")
+    script = queue.called("sbatch")[0].split()[-1]
+    for index, code in enumerate((1, 0, 3)):
+        given = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": str(index), "SLURM_JOB_NODELIST": "n1"}
+        assert subprocess.run(["bash", script], env={**os.environ, **given}, check=False).returncode == code
+    assert lock is not None
+    lock.close()
+    (started,) = queue.called("srun")
+    assert started.endswith(f"crosslight {' '.join(tasks[2].command)}")
+    assert "held is running elsewhere" in (tmp_path / "logs" / "held.log").read_text()
+    assert "Slurm job 11_2 on n1, requeued 0 times" in (tmp_path / "logs" / "broken.log").read_text()
+    assert "ended with exit status 3" in read_results(tasks[2].folder)["error"]
+
+
 @pytest.mark.parametrize(
     ("code", "state", "status", "exits", "requeued", "recorded"),
     [
         (0, "RUNNING", "finished", 0, False, "finished"),
         (75, "RUNNING", "interrupted", 75, True, "interrupted"),
-        (75, "PREEMPTED", "interrupted", 75, False, "interrupted"),  # Slurm does it
-        (75, "CANCELLED", "interrupted", 75, False, "interrupted"),  # nobody wants it
+        (75, "COMPLETING", "interrupted", 75, False, "interrupted"),  # Slurm queues it again, or it was cancelled
         (143, "RUNNING", "preempted", 143, True, "interrupted"),  # one rank was killed on its way out
         (143, "RUNNING", "interrupted", 143, False, "failed"),
-        (137, "TIMEOUT", "running", 137, True, "running"),  # there was no time to save
+        (75, "COMPLETING|TimeLimit", "interrupted", 75, True, "interrupted"),
+        (137, "COMPLETING|TimeLimit", "running", 137, True, "running"),  # there was no time to save
         (137, "RUNNING", "running", 137, False, "failed"),
         (1, "RUNNING", "failed", 1, False, "failed"),
         (2, "RUNNING", None, 2, False, "failed"),
@@ -338,9 +366,6 @@ def test_outside_of_slurm_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def _step_by_step(rank: int, folder: Path, answers: Any) -> None:
-    import torch
-    from torch import distributed
-
     preemption.listen()
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
     agreement, found = preemption.Agreement(), []

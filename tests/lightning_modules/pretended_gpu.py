@@ -63,7 +63,7 @@ def _call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if name in _WAITING or (name in ("to", "cpu") and target == "cpu" and isinstance(first, OnGPU)):
             _waits[name] += 1
     if target == "cuda":  # on the processor after all
-        args = (first, *(each for each in args[1:] if each not in places)) if name == "to" else args
+        args = tuple("cpu" if name == "to" and isinstance(each, (str, torch.device)) else each for each in args)
         kwargs = {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
     outer = _in_backward
     _in_backward = outer or name in _BACKWARD

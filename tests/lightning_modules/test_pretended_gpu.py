@@ -76,7 +76,7 @@ def test_ranking_with_mining_and_full_rank() -> None:
         data = test_ranking_module.batch().to("cuda")
         logged_on_gpu(model, data)
         model.eval()
-        metric = FullRank().to("cuda")
+        metric = FullRank()
         with torch.no_grad():
             metric.add_images(model.network.embed_images(data.images), data.images.index_B)
             metric.add_texts(model.network.embed_texts(data.texts), data.texts.index_B, data.texts.image_index_B)

@@ -1,4 +1,6 @@
-"""A real Slurm in a folder: controller and two nodes on this machine, low and high partitions, for as long as a test wants them.
+"""A real Slurm in a folder: controller and two nodes on this machine, three partitions, for as long as a test wants them.
+
+Jobs of high take the nodes of those of low, which are told half a minute before, and of brute, which are not.
 
 Needs root and Debian's packages `slurmctld slurmd slurm-client` (`prove.py --install` fetches them). Nothing outside of the
 folder is written, and it listens on 127.0.0.1 only. No accounting, no cgroups, no authentication: for a machine of one's own.
@@ -49,12 +51,13 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=10
+KillWait=20
 MinJobAge=3600
 MessageTimeout=30
 {nodes}
 PartitionName=low  Nodes=n[1-2] Default=YES MaxTime=60 DefaultTime=10 PriorityTier=1  PreemptMode=REQUEUE GraceTime=30 State=UP
 PartitionName=high Nodes=n[1-2] Default=NO  MaxTime=60 DefaultTime=10 PriorityTier=10 PreemptMode=OFF State=UP
+PartitionName=brute Nodes=n[1-2] Default=NO MaxTime=60 DefaultTime=10 PriorityTier=1  PreemptMode=REQUEUE GraceTime=0 State=UP
 """
 
 
