@@ -64,6 +64,11 @@ class Cost:
     memory_gb: float | None = None
     disk_gb: float | None = None
 
+    @property
+    def seconds(self) -> float:
+        """On the clock."""
+        return 3600 * self.hours / self.devices
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -122,9 +122,8 @@ def _print_page(console: Console, page: Page) -> None:
 
     view = page.view
     console.print(f"\n[bold]{escape(view.artefact.title)}[/bold]  [dim]{view.name}[/dim]", highlight=False)
-    if view.name not in HEADLINES:  # other views of the same rows: what they show, in words
-        for each in page.pictures:
-            console.print(f"  {escape(each.text)}", highlight=False)
+    if view.name not in HEADLINES:  # another view of the same rows: a picture
+        console.print("  drawn in the report", highlight=False)
         return
     columns = view.artefact.columns
     against = differences(view)

@@ -529,7 +529,7 @@ class Runner:
             if entry.state == "finished" and entry.seconds:
                 times[entry.task.kind].append(entry.seconds)
                 if entry.task.cost is not None and entry.task.cost.hours > 0:
-                    ratios.append(entry.seconds / (3600 * entry.task.cost.hours))
+                    ratios.append(entry.seconds / entry.task.cost.seconds)
         everything = [each for group in times.values() for each in group]
         total, slots = 0.0, max(1, len(self.gpus) if self.gpus else self.jobs or 1)
         for entry in entries:
@@ -539,7 +539,7 @@ class Runner:
             if known:
                 expected = sum(known) / len(known)
             elif entry.task.cost is not None and entry.task.cost.hours > 0:
-                expected = 3600 * entry.task.cost.hours * (median(ratios) if ratios else 1.0)
+                expected = entry.task.cost.seconds * (median(ratios) if ratios else 1.0)
             elif everything:
                 expected = sum(everything) / len(everything)
             else:

@@ -166,7 +166,7 @@ def show_tasks(console: Console, tasks: Sequence[Task], root: Path, queue: Mappi
         if status == "waiting" and broken is not None:
             status, error = "blocked", f"starts from {numbers[broken]}, which is {statuses[broken]}"
         statuses[task.key] = status
-        cost = "" if task.cost is None else _hours(task.cost.hours * task.cost.devices, task.cost.device)
+        cost = "" if task.cost is None else _hours(task.cost.hours, task.cost.device)
         table.add_row(
             numbers[task.key], task.name, Text(status, state_style(status)), " ".join(numbers[key] for key in task.after),
             "" if seconds is None else readable_time(seconds), cost, *([queue.get(task.key, "")] if queue else []),
@@ -187,7 +187,7 @@ def summed_cost(tasks: Sequence[Task]) -> str:
     for task in tasks:
         if task.cost is None:
             continue
-        hours[task.cost.device] = hours.get(task.cost.device, 0.0) + task.cost.hours * task.cost.devices
+        hours[task.cost.device] = hours.get(task.cost.device, 0.0) + task.cost.hours
         files = tuple(part for part in task.command if part.startswith(("configs/data/", "configs/model/")))
         disk[files] = max(disk.get(files, 0.0), task.cost.disk_gb or 0.0)
     unknown = sum(task.cost is None for task in tasks)

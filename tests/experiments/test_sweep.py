@@ -332,7 +332,7 @@ def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.Capture
     assert re.search(r"mwa-start-s0-\w+ +finished", capsys.readouterr().out)
     full = artefact_tasks("mwa", "full", [0, 1], tmp_path)
     assert summed_cost(full) == (
-        "still to run: 4: 4.0 A100-hours, up to 30 GB of memory a device, 20 GB of data and weights, 2 runs without an estimate"
+        "still to run: 4: 1.0 A100-hours, up to 30 GB of memory a device, 20 GB of data and weights, 2 runs without an estimate"
     )
     for arguments, message in {
         ("run", "mwa/table9"): "no artefact, run, paper or sweep file 'mwa/table9'",
