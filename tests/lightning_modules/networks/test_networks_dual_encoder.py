@@ -198,8 +198,8 @@ def test_checkpointing_repeats_dropout(tiny):
     assert not all(torch.equal(results[1][name], g) for name, g in gradients(plain).items())  # dropout is really on
 
 
-@pytest.mark.parametrize(("checkpointed", "backend"), [(False, "eager"), (True, "aot_eager")])
-def test_compiled_encoders_compute_the_same(tiny, checkpointed, backend):
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiled_encoders_compute_the_same(tiny, checkpointed):
     torch._dynamo.reset()
     network = tiny.network(checkpoint_activations=checkpointed)
     adapter = MultiWayAdapter(dropout=0.0)
@@ -210,7 +210,7 @@ def test_compiled_encoders_compute_the_same(tiny, checkpointed, backend):
     expected = gradients(network)
     compiled = copy.deepcopy(network)
     compiled.zero_grad()
-    compiled.compile_encoders(backend=backend)
+    compiled.compile_encoders(backend="eager")  # aot_eager takes ten seconds and graphs no other code
     loss(compiled, tiny).backward()
     found = gradients(compiled)
     assert expected.keys() == found.keys()
