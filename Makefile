@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-iais demo-captioning test lint reproduce-miniature report-check flickr8k iais-flickr8k captions-flickr8k smollm2 bench bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
+.PHONY: help setup demo demo-iais demo-captioning test lint reproduce-miniature report-check flickr8k iais-flickr8k captions-flickr8k smollm2 slurm-proof bench bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)

@@ -147,18 +147,17 @@ class Claim:
     Args:
         text: The claim in the paper's words, from paper_numbers.yaml (claims or readings), or a number of its tables.
         test: greater (every `high` more than `margin` above its `low`), within (at most `margin` below it), ratio (the mean of
-            high / low is at most `margin`), equal (at most `margin` from `low`, or without `low` from its published number),
-            correlation (Pearson's r of the points (high, low), or without points of the figure's two `logged` columns over the
-            rows' checkpoints, has the sign and about the size of `margin`, the claimed r), or none (`reason` says what keeps us
-            from testing it).
-        high: [row label, column name] pairs that should be higher (or equal) ...
+            high / low is at most `margin`), correlation (Pearson's r of the points (high, low), or without points of the figure's
+            two `logged` columns over each run's checkpoints, has the sign and about the size of `margin`, the claimed r), or none
+            (`reason` says what keeps us from testing it).
+        high: [row label, column name] pairs that should be higher ...
         low: ... than these, pair by pair.
         margin: See test.
         reason: Why there is no test; with a test, what of the claim it tests, and what not.
     """
 
     text: str
-    test: Literal["greater", "within", "ratio", "equal", "correlation", "none"]
+    test: Literal["greater", "within", "ratio", "correlation", "none"]
     high: list[list[str]] = field(default_factory=list)
     low: list[list[str]] = field(default_factory=list)
     margin: float = 0.0
@@ -170,15 +169,16 @@ class Figure:
     """How a figure is drawn from its rows.
 
     Args:
-        kind: lines (columns over `x` of the rows), curves (a logged metric of each row over steps), scatter (`x_column` against
-            `y_column` of the rows, or with `logged` the first of its columns against the second over each row's checkpoints),
-            schedules (annealing functions, no runs), maps (attention maps), captions (beside images).
+        kind: lines (columns over `x` of the rows, a panel for each unit), curves (a logged metric of each row over steps),
+            scatter (`x_column` against `y_column` of the rows, or with `logged` the first of its columns against the second over
+            each row's checkpoints), schedules (annealing functions, no runs), maps (attention maps), captions (beside images).
         x_label: Of the axis.
         y_label: Of the axis.
         x_column: Of a scatter.
         y_column: Of a scatter.
         logged: Column of metrics.csv that curves show.
         log_x: Logarithmic axis.
+        categories: The rows of `lines` are no numbers: they stand side by side in order, with their labels and no line between.
     """
 
     kind: Literal["lines", "curves", "scatter", "schedules", "maps", "captions"]
@@ -188,6 +188,7 @@ class Figure:
     y_column: str | None = None
     logged: list[str] = field(default_factory=list)
     log_x: bool = False
+    categories: bool = False
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,14 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
         return status  # told to stop
     views = collect(SHOWN, "miniature", RunFolders([runs]))
     say("looking where words and regions look")
+    unseen: dict[str, list[str]] = {}
     for view in views:
-        look_at(view)
+        _, unseen[view.name] = look_at(view)
+        for why in unseen[view.name]:
+            say(f"not possible: {why}")
     picture = _draw_queries(views, out, say)
     say("writing the report")
-    pages = judged(views)
+    pages = judged(views, unseen)
     shots = [] if picture is None else [Shot(picture, QUERIES_TEXT)]
     index = build(pages, [], "miniature", out / "report", shots)
     for page in pages:

@@ -8,9 +8,10 @@
     wandb/          W&B's files
 
 `results.json`, schema `crosslight.results/1`: `status` running|finished|failed|oom|interrupted|stopped_early, `command`, `argv`,
-`name`, `config_hash`, `scale` full|reduced|miniature, `parent`, `seed`, `started`, `finished`, `seconds`, `attempts`, `git`,
-`versions`, `device`, `data` (fingerprint and counts of each data module), `cost`, `fit` (steps, epochs, best checkpoint
-and its validation value), `evaluations: [{data, split, protocol, metrics, per_query_file}]`, `error`.
+`name`, `config_hash`, `scale` full|reduced|miniature, `parent`, `seed`, `started`, `finished`, `seconds` (of all attempts,
+without what lay between them), `attempts`, `git`, `versions`, `device`, `data` (fingerprint and counts of each data module),
+`cost`, `fit` (steps, epochs, best checkpoint and its validation value), `evaluations: [{data, split, protocol, metrics,
+per_query_file}]`, `error`.
 
 `stopped_early` is written by a sweep whose early_terminate found the run hopeless (`error` says why); the same command by hand
 resumes it. A run that crashed before it opened its folder gets a `failed` row from the runner, without a configuration.
@@ -25,6 +26,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ _NOT_HASHED_TRAINER = (
     "default_root_dir", "logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "devices", "num_nodes",
     "accelerator", "strategy", "profiler", "callbacks",
 )  # fmt: skip
+_TIMED = ("config.yaml", "results.json", "metrics.csv", "checkpoints/last.ckpt")
 
 
 def now() -> str:
@@ -92,6 +95,7 @@ class RunFolder:
         self.resumed = resumed
         self.ours = lock is not None
         self._lock = lock
+        self._began = time.monotonic()
 
     @classmethod
     def open(cls, path: str | Path | None, *, name: str, command: str, config: dict[str, Any]) -> RunFolder:
@@ -158,6 +162,8 @@ class RunFolder:
                     f"--run_dir {folder} holds this very run, finished. Read its results.json, or give another --run_dir "
                     "to run it again."
                 )
+            if results["status"] == "running":  # killed: its last attempt has not been counted
+                results["seconds"] = round((results.get("seconds") or 0.0) + seconds_of_attempt(folder), 1)
             results |= {"status": "running", "attempts": results.get("attempts", 1) + 1, "error": None}
             run = cls(folder, results, lock, resumed=True)
         else:
@@ -220,8 +226,7 @@ class RunFolder:
         """Write how the run ended and let go of the folder, also when that cannot be written."""
         if self._lock is None:
             return
-        started = datetime.fromisoformat(self.results["started"])
-        seconds = (datetime.now(UTC) - started).total_seconds()
+        seconds = (self.results.get("seconds") or 0.0) + time.monotonic() - self._began
         try:
             self.update(status=status, error=error, finished=now(), seconds=round(seconds, 1))
         finally:
@@ -229,19 +234,32 @@ class RunFolder:
             self._lock = None
 
 
+def seconds_of_attempt(folder: Path) -> float:
+    """Of an attempt that could not say so itself: from its config.yaml, which it wrote first, to the last of its results, metrics
+    and checkpoints. 0 without a config.yaml."""
+    times = {name: (folder / name).stat().st_mtime for name in _TIMED if (folder / name).exists()}
+    if "config.yaml" not in times:
+        return 0.0
+    return max(times.values()) - times["config.yaml"]
+
+
 def read_results(folder: str | Path) -> dict[str, Any]:
     """`results.json` of a run folder.
 
     Raises:
-        InputError: No such file, not JSON, or a schema that this version does not read.
+        InputError: No such file, not JSON, no mapping, a schema that this version does not read, or no status.
     """
     file = Path(folder) / "results.json"
     try:
         results = json.loads(file.read_text())
     except FileNotFoundError:
         raise InputError(f"{file} does not exist: {folder} is not a run folder.") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of JSON, or of UTF-8
         raise InputError(f"{file} is not JSON ({error}). Restore or delete it.") from None
+    if not isinstance(results, dict):
+        raise InputError(f"{file} is not the results of a run: it holds no mapping. Restore or delete it.")
     if results.get("schema") != SCHEMA:
         raise InputError(f"{file} has schema {results.get('schema')!r}; this version reads {SCHEMA!r}.")
+    if not isinstance(results.get("status"), str):
+        raise InputError(f"{file} has no status. Restore or delete it.")
     return results

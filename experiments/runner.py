@@ -45,7 +45,7 @@ from rich.text import Text
 
 from datamodules.errors import InputError
 from experiments.artefacts import Cost, Job, folder_of, write_miniature_world
-from experiments.run_folder import SCHEMA, now, read_results, write_atomically
+from experiments.run_folder import SCHEMA, now, read_results, seconds_of_attempt, write_atomically
 
 State = Literal[
     "waiting", "running", "elsewhere", "blocked", "interrupted", "failed", "oom", "stopped_early", "finished"
@@ -183,8 +183,10 @@ def record(task: Task, status: str, error: str | None, **more: Any) -> bool:
             "config_hash": "", "scale": given(task, "scale"), "seed": None if seed is None else int(seed), "started": now(),
             "evaluations": [],
         }  # fmt: skip
-        seconds = (datetime.fromisoformat(now()) - datetime.fromisoformat(results.get("started") or now())).total_seconds()
-        results |= {"status": status, "error": error, "finished": now(), "seconds": seconds, **more}
+        seconds = results.get("seconds") or 0.0
+        if results.get("status") == "running":  # else the process has counted its last attempt itself
+            seconds += seconds_of_attempt(task.folder)
+        results |= {"status": status, "error": error, "finished": now(), "seconds": round(seconds, 1), **more}
         write_atomically(file, json.dumps(results, indent=1, default=str) + "\n")
     return True
 
@@ -220,7 +222,7 @@ def is_own(task: Task) -> bool:
 @dataclass
 class Entry:
     """A task and how far it is. `seconds` is its time, of this or an earlier call; `stopping` why it was told to stop,
-    `before` its results before it was started."""
+    `before` its results and `logged` the bytes of its log before it was started."""
 
     task: Task
     state: State = "waiting"
@@ -233,6 +235,7 @@ class Entry:
     stopping: str | None = None
     killed_at: float | None = None
     before: dict[str, Any] = field(default_factory=dict)
+    logged: int = 0
     ooms: int = 0
     looked: float = 0.0
 
@@ -354,6 +357,7 @@ class Runner:
             if task is None:
                 return
             self._add(task)
+            self._render_worlds()
             self._start_one(self.entries[task.key])
 
     def _start_one(self, entry: Entry) -> None:
@@ -395,7 +399,7 @@ class Runner:
         if gpus:
             return gpus <= len(self._free_gpus()) and (self.jobs is None or len(busy) < self.jobs)
         if self.gpus and self.more is not None:  # a search on GPUs
-            return bool(self._free_gpus()) and (self.jobs is None or len(busy) < self.jobs)
+            return bool(self._free_gpus()) and len(busy) < (self.jobs or len(self.gpus))
         return sum(not entry.gpus for entry in busy) < (self.jobs or 1)
 
     def _free_gpus(self) -> list[str]:
@@ -418,6 +422,7 @@ class Runner:
         log = log_of(self.root, task)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
+            entry.logged = file.tell()
             file.write(f"{now()} {' '.join(task.command)}\n")
         entry.ooms, entry.began, entry.error, entry.before = _oom_kills(), time.monotonic(), None, state_of(task)[1]
         if _is_forked(task):
@@ -485,7 +490,7 @@ class Runner:
             ours = told != "running" or record(entry.task, "interrupted", "stopped with the runner")
         elif told != "interrupted":
             no_memory = code == -signal.SIGKILL and _oom_kills() > entry.ooms
-            why = why_it_ended(log_of(self.root, entry.task), code, no_memory)
+            why = why_it_ended(log_of(self.root, entry.task), code, no_memory, entry.logged)
             ours = record(entry.task, "oom" if no_memory and told == "running" else "failed", why)
         if not ours:
             entry.state, entry.looked = "elsewhere", time.monotonic()
@@ -553,15 +558,18 @@ def log_of(root: Path, task: Task) -> Path:
     return root / "logs" / f"{task.folder.name}.log"
 
 
-def why_it_ended(log: Path, code: int, no_memory: bool = False) -> str:
-    """What a task's log says of its end, or else how it ended: its exit status, a negative one is a signal."""
-    last = [line.strip() for line in log.read_text(errors="replace").splitlines()[-200:] if line.strip()]
+def why_it_ended(log: Path, code: int, no_memory: bool = False, start: int = 0) -> str:
+    """What a task's log says of its end, or else how it ended: its exit status, a negative one is a signal. Earlier attempts
+    wrote into the same log; this one's lines begin at byte `start`."""
+    lines = log.read_bytes()[start:].decode(errors="replace").splitlines()
+    last = [line.strip() for line in lines[-200:] if line.strip()]
     told = next((line for line in reversed(last) if line.startswith("crosslight: error: ")), None)
     if told is not None:
         return told.removeprefix("crosslight: error: ")
     if no_memory:
         return "killed by the system, which was out of memory"
-    how = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit status {code}"
+    name = next((f" ({each.name})" for each in signal.Signals if each == -code), "")  # real-time signals have none
+    how = f"killed by signal {-code}{name}" if code < 0 else f"ended with exit status {code}"
     return f"{how}; last line of {log}: {last[-1] if last else ''}"
 
 

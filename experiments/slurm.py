@@ -22,6 +22,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -376,7 +377,9 @@ def settle(root: Path, key: str, code: int) -> int:
     elif state != "RUNNING":  # Slurm ends the job itself: preempted it is queued again, cancelled it is not
         print(f"crosslight: Slurm says that job {element} is {state}", flush=True)
     elif status not in ("failed", "oom"):
-        record(task, "failed", why_it_ended(log, code if code <= 128 else 128 - code))
+        killed = 128 < code <= 128 + max(signal.valid_signals())  # 255, say, is no signal's
+        start = log.read_bytes().rfind(f" Slurm job {element} on ".encode())
+        record(task, "failed", why_it_ended(log, 128 - code if killed else code, start=max(start, 0)))
     return code or 1
 
 

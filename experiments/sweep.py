@@ -39,7 +39,7 @@ from experiments.runner import (
     world_folder,
 )
 from experiments.search import Bayes, draws, grid, hopeless, point_id
-from experiments.sweep_file import Point, Sweep, command_of, read_sweep
+from experiments.sweep_file import Point, Sweep, command_of, read_sweep, write_json_file
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,6 +66,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--submit", choices=("slurm",))
     options = parser.parse_args(arguments)
+    if options.action != "run":
+        _refuse_options_of_run(options, slurm_arguments)
     if slurm_arguments and options.submit is None:
         raise InputError(f"{slurm_arguments[0]} is of jobs: add --submit slurm.")
     if options.submit is not None and options.jobs is not None:
@@ -82,6 +84,9 @@ def main(arguments: list[str]) -> int:
         if given is not None:
             raise InputError(f"{name} is of sweep files, and {options.target} is none.")
     if options.action == "status" and Path(options.target).is_dir():
+        for name, given in (("--scale", options.scale), ("--seeds", options.seeds), ("--out", options.out)):
+            if given is not None:
+                raise InputError(f"status {options.target} shows all runs of that folder; leave {name} out.")
         return _status_of_folder(console, Path(options.target))
     root = (options.out or Path("runs/papers")).absolute()
     tasks = artefact_tasks(options.target, options.scale or "miniature", options.seeds or [0], root)
@@ -90,6 +95,15 @@ def main(arguments: list[str]) -> int:
     if options.action != "run" or options.dry_run or options.submit:
         return _without_running(console, tasks, root, options)
     return Runner(tasks, root, jobs=options.jobs, retry_failed=options.retry_failed).run()
+
+
+def _refuse_options_of_run(options: argparse.Namespace, slurm_arguments: Sequence[str]) -> None:
+    given = {
+        "--dry-run": options.dry_run, "--retry-failed": options.retry_failed, "--submit": options.submit is not None,
+        "--jobs": options.jobs is not None, **dict.fromkeys(slurm_arguments[:1], True),
+    }  # fmt: skip
+    if wrong := [name for name, is_given in given.items() if is_given]:
+        raise InputError(f"{', '.join(wrong)}: of `sweep run` only, and this is `sweep {options.action}`; leave it out.")
 
 
 def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -114,8 +128,8 @@ def _without_running(console: Console, tasks: Sequence[Task], root: Path, option
         status = slurm.submit(tasks, root, options.slurm, options.target, console, **given)
         if not options.dry_run:
             return status
-    show_tasks(console, tasks, root, slurm.queue_words(root, {task.key for task in tasks}))
-    return 0
+    statuses = show_tasks(console, tasks, root, slurm.queue_words(root, {task.key for task in tasks}))
+    return int(options.action == "status" and not {"failed", "oom"}.isdisjoint(statuses))
 
 
 # --------------------------------------------------------------------------------------------------------------- artefacts
@@ -153,8 +167,9 @@ def _runs_of(artefact: str) -> list[str]:
     return [f"{paper}/{run}" for row in read_artefact(artefact).rows for run in row.runs.values()]
 
 
-def show_tasks(console: Console, tasks: Sequence[Task], root: Path, queue: Mapping[str, str] | None = None) -> None:
-    """Tasks in the order in which they would start, what is done, and what the rest costs. `queue` is what Slurm says of them."""
+def show_tasks(console: Console, tasks: Sequence[Task], root: Path, queue: Mapping[str, str] | None = None) -> list[str]:
+    """Tasks in the order in which they would start, what is done, and what the rest costs. `queue` is what Slurm says of them.
+    Returns their statuses."""
     numbers = {task.key: str(number) for number, task in enumerate(tasks, 1)}
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("#", "run", "status", "after", "time", "cost", *(["slurm"] if queue else []), ""):
@@ -177,10 +192,12 @@ def show_tasks(console: Console, tasks: Sequence[Task], root: Path, queue: Mappi
     console.print(f"\n{len(tasks)} runs in {root}, {len(tasks) - len(rest)} finished", highlight=False, soft_wrap=True)
     if rest:
         console.print(summed_cost(rest), highlight=False, soft_wrap=True)
+    return list(statuses.values())
 
 
 def summed_cost(tasks: Sequence[Task]) -> str:
-    """Device-hours by device, the most memory of a device, and disk, where the data and weights of equal files count once."""
+    """Device-hours by device, the most memory of a device, and disk: a data set counts once, with the most that one of its runs
+    needs beside it. Retrieval and captioning read the same photographs (coco.yaml, coco_captions.yaml)."""
     hours: dict[str, float] = {}
     disk: dict[tuple[str, ...], float] = {}
     memory = [task.cost.memory_gb for task in tasks if task.cost is not None and task.cost.memory_gb is not None]
@@ -188,8 +205,8 @@ def summed_cost(tasks: Sequence[Task]) -> str:
         if task.cost is None:
             continue
         hours[task.cost.device] = hours.get(task.cost.device, 0.0) + task.cost.hours
-        files = tuple(part for part in task.command if part.startswith(("configs/data/", "configs/model/")))
-        disk[files] = max(disk.get(files, 0.0), task.cost.disk_gb or 0.0)
+        data = tuple(Path(part).stem.removesuffix("_captions") for part in task.command if part.startswith("configs/data/"))
+        disk[data] = max(disk.get(data, 0.0), task.cost.disk_gb or 0.0)
     unknown = sum(task.cost is None for task in tasks)
     parts = [_hours(amount, device) for device, amount in hours.items()]
     parts += [f"up to {max(memory):g} GB of memory a device"] if memory else []
@@ -234,7 +251,10 @@ def _status_of_folder(console: Console, root: Path) -> int:
         table.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
     counts: dict[str, int] = {}
     for file in files:
-        results = read_results(file.parent)
+        try:
+            results = read_results(file.parent)
+        except InputError as error:
+            results = {"status": "failed", "error": str(error)}
         status = results["status"]
         if status in ("running", "interrupted"):
             status = _unfinished(file.parent, results)
@@ -292,7 +312,7 @@ def point_task(sweep: Sweep, point: Point, root: Path, gpus_here: int) -> Task:
     Raises:
         InputError: The command names a folder for all points.
     """
-    command = command_of(sweep, point, json_file=root / "points" / f"{point_id(point)}.json")
+    command = command_of(sweep, point, json_file=_json_file(root, point))
     if command[:1] == ["/usr/bin/env"]:
         command = command[1:]
     own = _own_arguments(command)
@@ -314,6 +334,10 @@ def point_task(sweep: Sweep, point: Point, root: Path, gpus_here: int) -> Task:
         gpus=0 if on_processor else int(devices[-1]) if devices and devices[-1].isdigit() else 1,
         world="target" if in_world else None,
     )  # fmt: skip
+
+
+def _json_file(root: Path, point: Point) -> Path:
+    return root / "points" / f"{point_id(point)}.json"
 
 
 def _own_arguments(command: Sequence[str]) -> list[str] | None:
@@ -360,34 +384,39 @@ class _Search:
         self.seed = options.search_seed or 0
         self.cap = options.count if options.count is not None else sweep.cap
         self.gpus_here = 0
+        self.only_shows = options.action != "run" or options.dry_run
         self.tasks: dict[str, Task] = {}
 
     def act(self, console: Console) -> int:
         bayes = self.sweep.method == "bayes"
-        points = self._known() if bayes else points_of(self.sweep, self.cap, self.seed)
-        if bayes and self.cap is None:
+        points = self._known() if bayes or self._asks_of_draws() else points_of(self.sweep, self.cap, self.seed)
+        if bayes and self.cap is None and self.options.action == "run":
             raise InputError(f"{self.sweep.file}: method bayes has no end: give --count N, or run_cap in the file.")
-        submits, only_show = self.options.submit, self.options.action != "run" or self.options.dry_run
+        submits, only_shows = self.options.submit, self.only_shows
         if submits and (bayes or self.sweep.early_terminate):
             what = "method: bayes" if bayes else "early_terminate"
             raise InputError(
                 f"{self.sweep.file}: {what} looks at other runs' results, and all jobs are submitted at once: submit grid or "
                 "random without early_terminate, or run this file without --submit inside of an allocation (salloc)."
             )
-        self.gpus_here = 1 if submits else 0 if only_show else len(visible_gpus())
+        gpus = [] if submits or only_shows else visible_gpus()
+        self.gpus_here = 1 if submits else len(gpus)
         tasks = [self._task(point) for point in points]
-        if only_show or submits:
-            if submits and not only_show:
-                self._note(points)
+        if only_shows or submits:
+            if not only_shows:
+                self._note_draws(points)
             status = _without_running(console, tasks, self.root, self.options)
-            if bayes:
-                console.print(f"bayes chooses {max(0, (self.cap or 0) - len(tasks))} further points by the results of others")
+            if bayes and self.cap is not None:
+                console.print(f"bayes chooses {max(0, self.cap - len(tasks))} further points by the results of others")
             return status
         engine = Bayes(self.sweep, self.seed) if bayes else None
         if engine is None:
-            self._note(points)
+            self._note_draws(points)
+        # what Optuna will suggest is not known yet, and is like what could be drawn
+        drawn = itertools.islice(draws(self.sweep, self.seed), 9) if bayes else ()
+        wants_gpus = any(task.gpus for task in (*tasks, *(point_task(self.sweep, each, self.root, len(gpus)) for each in drawn)))
         self.runner = Runner(
-            tasks, self.root, jobs=self.options.jobs, retry_failed=self.options.retry_failed,
+            tasks, self.root, jobs=self.options.jobs, gpus=gpus if wants_gpus else [], retry_failed=self.options.retry_failed,
             more=None if engine is None else lambda: self._suggested(engine),
             judge=None if self.sweep.early_terminate is None else self._judge,
         )  # fmt: skip
@@ -396,6 +425,8 @@ class _Search:
     def _task(self, point: Point) -> Task:
         task = point_task(self.sweep, point, self.root, self.gpus_here)
         self.tasks[task.key] = task
+        if not self.only_shows:
+            write_json_file(self.sweep, point, _json_file(self.root, point))
         return task
 
     def _suggested(self, engine: Bayes) -> Task | None:
@@ -448,6 +479,18 @@ class _Search:
         """Points that earlier calls and other runners chose, in their order."""
         file = self.root / "points.json"
         return json.loads(file.read_text())["points"] if file.exists() else []
+
+    def _asks_of_draws(self) -> bool:
+        """Whether status or cancel is asked of all that was drawn and started: which those are only the folder knows."""
+        given = self.options.count is not None or self.options.search_seed is not None
+        return self.sweep.method == "random" and self.options.action != "run" and not given and bool(self._known())
+
+    def _note_draws(self, points: Sequence[Point]) -> None:
+        """Another call may have drawn others, by its --count or --search-seed."""
+        with self._locked():
+            noted = self._known() if self.sweep.method == "random" else []
+            known = {point_id(point) for point in noted}
+            self._note([*noted, *(point for point in points if point_id(point) not in known)])
 
     def _note(self, points: Sequence[Point]) -> None:
         """Write the points down: Optuna goes on from them, and a reader sees what was swept."""

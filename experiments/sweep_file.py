@@ -306,7 +306,7 @@ def nested(values: Mapping[tuple[str, ...], Any]) -> Point:
 
 def command_of(sweep: Sweep, point: Point, interpreter: str = sys.executable, json_file: Path | None = None) -> list[str]:
     """The command line that `wandb agent` starts for a point. It says `python` for the interpreter, which is the right one only
-    in an activated environment.
+    in an activated environment. `json_file` is the file of ${args_json_file}, which `write_json_file` writes.
 
     Raises:
         InputError: An unknown macro, or one whose file has no place.
@@ -325,7 +325,7 @@ def command_of(sweep: Sweep, point: Point, interpreter: str = sys.executable, js
         "args_append_hydra": lambda: [f"+{each}" for each in given],
         "args_override_hydra": lambda: [f"++{each}" for each in given],
         "args_json": lambda: [json.dumps(point)],
-        "args_json_file": lambda: [_write_json(json_file, point)],
+        "args_json_file": lambda: [_named(json_file)],
     }
     command: list[str] = []
     for part in sweep.command:
@@ -340,9 +340,14 @@ def command_of(sweep: Sweep, point: Point, interpreter: str = sys.executable, js
     return command
 
 
-def _write_json(file: Path | None, point: Point) -> str:
+def _named(file: Path | None) -> str:
     if file is None:
         raise InputError("the command has ${args_json_file}, and there is no folder for that file here.")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(point))
     return str(file)
+
+
+def write_json_file(sweep: Sweep, point: Point, file: Path) -> None:
+    """The file of ${args_json_file}, where the command asks for it."""
+    if "${args_json_file}" in sweep.command:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(point))

@@ -4,7 +4,7 @@ Images are resampled, and the captions of an image go with it: five captions of 
 intervals of test sets of one size share their draws, so that a difference of two rows is paired by subtracting their resamples.
 The draws are fixed, so a report of the same runs is the same report.
 
-Legend: I images, T terms of a metric, B resamples.
+Legend: I images, T terms of a metric, B resamples, S seeds.
 """
 
 from __future__ import annotations
@@ -63,6 +63,19 @@ def draws(images: int) -> Floats:
     chosen_BI = np.random.default_rng(_SEED).integers(images, size=(RESAMPLES, images))
     counts = np.bincount((chosen_BI + np.arange(RESAMPLES)[:, None] * images).ravel(), minlength=RESAMPLES * images)
     return counts.reshape(RESAMPLES, images).astype(np.float64)
+
+
+@lru_cache(maxsize=16)
+def seed_weights(seeds: int) -> Floats:
+    """[B, S]: the share of each seed in each resample of seeds.
+
+    One fewer is drawn than there are (Rao and Wu 1988): the mean of so many draws has the variance of the mean of the seeds; that
+    of as many draws has (S - 1) / S of it, half for two seeds.
+    """
+    drawn = max(seeds - 1, 1)
+    chosen_BD = np.random.default_rng([_SEED, seeds]).integers(seeds, size=(RESAMPLES, drawn))
+    counts = np.bincount((chosen_BD + np.arange(RESAMPLES)[:, None] * seeds).ravel(), minlength=RESAMPLES * seeds)
+    return counts.reshape(RESAMPLES, seeds) / drawn
 
 
 def per_image(metric: str, arrays: Mapping[str, npt.NDArray[Any]], value: float) -> PerImage | None:

@@ -6,7 +6,6 @@ has several folders a finished one counts before any other.
 
 from __future__ import annotations
 
-import fcntl
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from datamodules.errors import InputError
 from experiments.artefacts import Artefact, Column, Job, Row, Scale, plan_runs, published_row, published_table, read_artefact
 from experiments.report.bootstrap import Floats, PerImage, interval, mean_of, per_image
 from experiments.run_folder import read_results
+from experiments.runner import is_held
 
 Status = Literal[
     "finished", "failed", "oom", "interrupted", "running", "stopped_early", "unreadable", "missing", "not at this scale"
@@ -120,27 +120,24 @@ def read_run(folder: Path) -> tuple[Status, Mapping[str, Any]]:
         results = read_results(folder)
     except InputError as error:
         return "unreadable", {"error": str(error)}
-    if results["status"] == "running" and not _locked(folder):
+    if results["status"] == "running" and not is_held(folder / ".lock"):
         return "interrupted", {**results, "error": "its process was killed; the same sweep resumes it"}
     return results["status"], results
 
 
-def _locked(folder: Path) -> bool:
-    """Whether a process of this machine works in the folder."""
-    lock = folder / ".lock"
-    if not lock.exists():
-        return False
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
 @dataclass(frozen=True)
 class Measured:
-    """One number of one run, in the published unit."""
+    """One number of one run, in the published unit.
+
+    Args:
+        seed: Of the run.
+        value: The number.
+        by_image: Taken apart by image, where it is a mean over images.
+        fingerprint: Of the data that it was measured on.
+        data: The data's name.
+        seeded: Whether the run depends on its seed.
+        conditions: What a time or memory was measured on; None of all other numbers.
+    """
 
     seed: int
     value: float
@@ -148,6 +145,7 @@ class Measured:
     fingerprint: str | None = None
     data: str | None = None
     seeded: bool = True
+    conditions: str | None = None
 
 
 @dataclass(frozen=True)
@@ -335,7 +333,10 @@ def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
     seeded = run.job is None or run.job.recipe.seeded or bool(run.job.after)
     if column.cost is not None:
         value: object = run.results.get("cost", {}).get(column.cost)
-        return Measured(run.seed, column.factor * value, seeded=seeded) if _number(value) else None
+        if not _number(value):
+            return None
+        where = None if column.cost in COUNTED else _conditions(run.results.get("device") or {})
+        return Measured(run.seed, column.factor * value, seeded=seeded, conditions=where)
     evaluation = run.evaluation(column.data)
     value = None if evaluation is None else evaluation["metrics"].get(column.metric)
     if evaluation is None or not _number(value) or not np.isfinite(value):
@@ -345,3 +346,11 @@ def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
         found = PerImage(found.total_IT, found.count_IT, found.factor * column.factor)
     data = evaluation["data"]
     return Measured(run.seed, column.factor * value, found, run.fingerprint(data), data, seeded)
+
+
+def _conditions(device: Mapping[str, Any]) -> str:
+    """ "AMD EPYC, 1 process, 2 threads": what times and memory depend on besides the run. Whatever else was running on the
+    machine is not known."""
+    processes, threads = device.get("world_size") or 1, device.get("threads")
+    told = [str(device.get("name") or "a device unknown"), f"{processes} process{'es' * (processes != 1)}"]
+    return ", ".join([*told, *([f"{threads} thread{'s' * (threads != 1)}"] if threads is not None else [])])

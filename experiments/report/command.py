@@ -39,24 +39,41 @@ def main(arguments: Sequence[str]) -> int:
 
     from experiments.report.collect import Run, RunFolders, collect
     from experiments.report.site import build, judged
-    from experiments.table import find_runs
 
     folders = RunFolders(roots)
     views = collect(names, options.scale, folders)
+    unseen: dict[str, list[str]] = {}
     if options.look:
         from experiments.report.looking import look_at
 
-        for file in (file for view in views for file in look_at(view)):
-            print(f"looking: {file}", file=sys.stderr)
+        for view in views:
+            files, unseen[view.name] = look_at(view)
+            for text in (*map(str, files), *(f"not possible: {why}" for why in unseen[view.name])):
+                print(f"looking: {text}", file=sys.stderr)
     extra = []
-    for results in find_runs(given) if given else []:
-        status, folder, read = folders.read(Path(results["folder"]))
+    for found in runs_below(given):
+        status, folder, read = folders.read(found)
         extra.append(Run(str(read.get("name", folder.name)), int(read.get("seed") or 0), status, folder, read))
-    index = build(judged(views), extra, options.scale, options.out)
+    index = build(judged(views, unseen), extra, options.scale, options.out)
     rows = [row for view in views for row in view.rows]
     done = sum(row.finished > 0 for row in rows)
     print(f"report: {index} ({len(views)} artefacts, {done} of {len(rows)} rows measured, {options.scale} scale)")
     return 0
+
+
+def runs_below(folders: Sequence[Path]) -> list[Path]:
+    """Run folders in or below the folders; what cannot be read is one too.
+
+    Raises:
+        InputError: A folder holds no run.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        below = sorted(file.parent for file in folder.rglob("results.json"))
+        if not below:
+            raise InputError(f"{folder} holds no results.json: there is no run in it.")
+        found += below
+    return found
 
 
 def chosen(what: Sequence[str]) -> tuple[list[str], list[Path]]:

@@ -18,7 +18,8 @@ NONE = "–"
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "–": "--",
-    "−": "$-$", "×": r"$\times$", "γ": r"$\gamma$", "→": r"$\rightarrow$", "≤": r"$\leq$", "≥": r"$\geq$", "“": "``", "”": "''",
+    "−": "$-$", "×": r"$\times$", "γ": r"$\gamma$", "→": r"$\rightarrow$", "≤": r"$\leq$", "≥": r"$\geq$",
+    "†": r"$\dagger$", "“": "``", "”": "''",
 }  # fmt: skip
 _MARKDOWN = {character: "\\" + character for character in "\\`*_[]<>|#~"}
 
@@ -132,7 +133,8 @@ def to_latex(view: View) -> str:
             cell = row.cells[column.name]
             cells += [_tex(mean_text(cell)), f"\\textit{{{_tex(number(cell.published, column.digits))}}}"]
         lines.append(f"    {_tex(row.row.label)} & " + " & ".join([*cells, str(seeds(row))]) + " \\\\")
-    return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""])
+    note = [f"  \\par\\smallskip\\footnotesize {_tex(view.artefact.note)}"] if view.artefact.note else []
+    return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", *note, "\\end{table}", ""])
 
 
 def to_csv(view: View) -> str:
@@ -146,7 +148,8 @@ def to_csv(view: View) -> str:
         for column in view.artefact.columns:
             cell = row.cells[column.name]
             low, high = cell.interval or (None, None)
-            numbers = [cell.mean, cell.deviation, cell.n, low, high, cell.published, cell.difference]
+            difference = cell.difference if view.scale == "full" else None  # the paper's numbers are of full scale
+            numbers = [cell.mean, cell.deviation, cell.n, low, high, cell.published, difference]
             run_seeds = " ".join(str(each.seed) for each in cell.measured)
             line = [view.name, view.scale, row.row.label, column.name, *numbers, row.status, run_seeds]
             writer.writerow(["" if each is None else _cell(each) for each in line])
@@ -199,6 +202,7 @@ def summary_markdown(
     for view, verdicts, words in judged:
         # an anchor of its own: what a viewer makes of a heading differs between viewers
         lines += ["", f'<a id="{view.slug}"></a>', "", f"## {_md(view.name)}", "", _md(caption(view)), ""]
+        lines += [_md(view.artefact.note), ""] if view.artefact.note else []
         lines += _markdown_table(view)
         lines += [f"- {_md(text)}" for text in words] + [""] * bool(words)
         if any(row.status != "finished" for row in view.rows):
@@ -227,7 +231,7 @@ def summary_json(
         "artefacts": [
             {
                 "name": view.name, "title": view.artefact.title, "published": view.artefact.published,
-                "beyond": view.artefact.beyond, "command": view.command,
+                "note": view.artefact.note, "beyond": view.artefact.beyond, "command": view.command,
                 "rows": [
                     {"label": row.row.label, "status": row.status, "n": seeds(row), "beyond": row.row.beyond,
                      "cells": {column.name: _cell_json(row.cells[column.name]) for column in view.artefact.columns}}

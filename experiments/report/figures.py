@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from PIL import Image
 
+from experiments.artefacts import Column
 from experiments.report.collect import Cell, Run, View
 from experiments.report.looking import AttentionMaps, WordMaps, stored
 from experiments.report.verdicts import checkpoints
@@ -35,6 +36,7 @@ _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
 _WIDTH = 5.6  # inches: on a telephone the letters are then still some 8 px high
 _TITLE_PAD = 0.12  # inches: titles over images are else cut at the picture's edge
+_BANDS = "Around a point: its 95 % interval over the test images; where it has none, one standard deviation over seeds."
 _NAMED = 5  # points that a scatter has names beside; more have numbers, which its key explains
 SHOWN_IMAGES = 4  # Table 3 of I-Tuning shows the first four of the test split
 _STYLE: Any = {
@@ -101,43 +103,63 @@ def draw(view: View) -> list[Picture]:
 
 
 def _lines(view: View) -> list[Picture]:
-    """Every column over `x` of the rows; the paper's own numbers dashed, where there are some, each scale in its own panel."""
-    columns = view.artefact.columns
-    series = {column.label: _points(view, column.name) for column in columns}
-    printed = {
-        column.label: [
-            (row.row.x, row.cells[column.name].published) for row in view.rows if row.cells[column.name].published is not None
-        ]
-        for column in columns
-    }
-    if not any(series.values()):
+    """Every column over the rows, units in panels one above the other; the paper's own numbers dashed, where there are some."""
+    figure = view.artefact.figure
+    assert figure is not None
+    series = {column: points for column in view.artefact.columns if (points := _points(view, column.name))}
+    if not series:
         return []
-    drawing, axes = _axes(view)
-    for number, (label, points) in enumerate(series.items()):
-        if not points:
-            continue
+    units = list(dict.fromkeys(_unit(column) for column in series))
+    drawing, panels = _axes(view, panels=len(units))
+    for number, (column, points) in enumerate(series.items()):
+        axes = panels[units.index(_unit(column))]
         xs = [x for x, _ in points]
         means = [float(cell.mean or 0) for _, cell in points]
-        axes.plot(xs, means, color=_LINES[number % 8], marker=_MARKERS[number % 8], label=label, linewidth=1.8)
+        line: dict[str, Any] = {"color": _LINES[number % 8], "linestyle": "" if figure.categories else "-"}
+        axes.plot(xs, means, marker=_MARKERS[number % 8], label=column.label, linewidth=1.8, **line)
         bands = [_band(cell) for _, cell in points]
         if all(band is not None for band in bands):
             lows, highs = zip(*[band for band in bands if band is not None], strict=True)
-            axes.fill_between(xs, lows, highs, color=_LINES[number % 8], alpha=0.15, linewidth=0)
-        if paper := [(x, y) for x, y in printed[label] if x is not None]:
-            axes.plot(*zip(*paper, strict=True), color=_LINES[number % 8], linestyle="--", label=f"{label}, paper", linewidth=1.2)
-    _plain_ticks(axes, [x for points in series.values() for x, _ in points])
-    _legend(drawing, axes)
+            if figure.categories:
+                axes.vlines(xs, lows, highs, color=_LINES[number % 8], linewidth=1.4)
+            else:
+                axes.fill_between(xs, lows, highs, color=_LINES[number % 8], alpha=0.15, linewidth=0)
+        if paper := [(x, cell.published) for x, cell in _points(view, column.name, "published")]:
+            line |= {"markerfacecolor": "none", "marker": _MARKERS[number % 8]} if figure.categories else {"linestyle": "--"}
+            axes.plot(*zip(*paper, strict=True), label=f"{column.label}, paper", linewidth=1.2, **line)
+        alone = len(units) > 1 and [_unit(each) for each in series].count(_unit(column)) == 1
+        axes.set_ylabel(column.label if alone else figure.y_label)
+    if figure.categories:
+        panels[-1].set_xticks(range(len(view.rows)), [row.row.label for row in view.rows])
+        panels[-1].set_xlim(-0.5, len(view.rows) - 0.5)
+    _plain_ticks(panels[-1], [x for points in series.values() for x, _ in points])
+    _legend(drawing, *panels)
     words = [
-        f"{label}: " + ", ".join(f"{x:g} → {_number(cell.mean, cell)}" for x, cell in points)
-        for label, points in series.items()
-        if points
+        f"{column.label}: " + ", ".join(f"{_place(view, x)} → {_number(cell.mean, cell)}" for x, cell in points)
+        for column, points in series.items()
     ]
-    return [_picture(view, drawing, f"Lines over {axes.get_xlabel() or 'the rows'}. " + "; ".join(words) + ".")]
+    start = "Points by" if figure.categories else "Lines over"
+    return [_picture(view, drawing, f"{start} {panels[-1].get_xlabel() or 'the rows'}. {'; '.join(words)}. {_BANDS}")]
 
 
-def _points(view: View, column: str) -> list[tuple[float, Cell]]:
-    points = [(row.row.x, row.cells[column]) for row in view.rows if row.cells[column].mean is not None]
-    return sorted(((float(x), cell) for x, cell in points if x is not None), key=lambda each: each[0])
+def _unit(column: Column) -> str:
+    """Recalls share an axis; another metric or cost is by itself."""
+    return "recall" if re.fullmatch(r"(i2t|t2i)_r\d+", column.metric or "") else str(column.metric or column.cost)
+
+
+def _points(view: View, column: str, number: Literal["mean", "published"] = "mean") -> list[tuple[float, Cell]]:
+    """Cells that have the number, by their place: `x` of the row, or of categories its index."""
+    figure = view.artefact.figure
+    categories = figure is not None and figure.categories
+    places = [(float(index) if categories else row.row.x, row.cells[column]) for index, row in enumerate(view.rows)]
+    return sorted(
+        ((float(x), cell) for x, cell in places if x is not None and getattr(cell, number) is not None), key=lambda each: each[0]
+    )
+
+
+def _place(view: View, x: float) -> str:
+    categories = view.artefact.figure is not None and view.artefact.figure.categories
+    return view.rows[int(x)].row.label if categories else f"{x:g}"
 
 
 def _band(cell: Cell) -> tuple[float, float] | None:
@@ -153,7 +175,7 @@ def _curves(view: View) -> list[Picture]:
     assert figure is not None
     pictures: list[Picture] = []
     for name in figure.logged:
-        drawing, axes = _axes(view, y_label=figure.y_label or name)
+        drawing, (axes,) = _axes(view, y_label=figure.y_label or name)
         words = []
         for number, row in enumerate(view.rows):
             runs = [run for runs in row.runs.values() for run in runs if run.status == "finished" and run.folder is not None]
@@ -212,7 +234,7 @@ def _scatter(view: View) -> list[Picture]:
     for kind, points, colour in (("measured", ours, 0), ("published", [*paper, *quoted], 1)):
         if not points:
             continue
-        drawing, axes = _axes(view)
+        drawing, (axes,) = _axes(view)
         for _, x, y in points:
             face = "none" if kind == "published" else _LINES[colour]
             axes.plot([float(x or 0)], [float(y or 0)], marker="o", linestyle="", color=_LINES[colour], markerfacecolor=face)
@@ -266,7 +288,7 @@ def _checkpoint_scatter(view: View) -> list[Picture]:
     figure = view.artefact.figure
     assert figure is not None
     x, y = figure.logged
-    drawing, axes = _axes(view, figure.x_label or x, figure.y_label or y)
+    drawing, (axes,) = _axes(view, figure.x_label or x, figure.y_label or y)
     total = 0
     for number, row in enumerate(view.rows):
         points = checkpoints([run for runs in row.runs.values() for run in runs], x, y)
@@ -293,7 +315,7 @@ def _schedules(view: View) -> Picture:
         ("exp, γ = 5", Annealing("exp", 5)),
         ("exp, γ = 10", Annealing("exp", 10)),
     ]
-    drawing, axes = _axes(view, "share of all steps, t / T", "weight of the IAIS loss")
+    drawing, (axes,) = _axes(view, "share of all steps, t / T", "weight of the IAIS loss")
     steps = 50
     for number, (label, annealing) in enumerate(schedules):
         xs = [step / steps for step in range(steps + 1)]
@@ -418,17 +440,19 @@ def thumbnail(file: str | Path | None, side: int = 200) -> str | None:
 # ------------------------------------------------------------------------------------------------------------------ SVG
 
 
-def _axes(view: View, x_label: str = "", y_label: str = "") -> tuple[Drawing, Axes]:
+def _axes(view: View, x_label: str = "", y_label: str = "", panels: int = 1) -> tuple[Drawing, list[Axes]]:
+    """A drawing and its panels, one above the other over one x axis."""
     figure = view.artefact.figure
     assert figure is not None
     with rc_context(_STYLE):
-        drawing = Drawing(figsize=(_WIDTH, 3.5), layout="constrained")
-        axes = drawing.subplots()
-        axes.set_xlabel(x_label or figure.x_label or ("step" if figure.kind == "curves" else ""))
-        axes.set_ylabel(y_label or figure.y_label)
-        if figure.log_x:
-            axes.set_xscale("symlog" if any(row.row.x == 0 for row in view.rows) else "log")
-    return drawing, axes
+        drawing = Drawing(figsize=(_WIDTH, 3.5 if panels == 1 else 2.2 * panels), layout="constrained")
+        found = list(drawing.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
+        found[-1].set_xlabel(x_label or figure.x_label or ("step" if figure.kind == "curves" else ""))
+        for axes in found:
+            axes.set_ylabel(y_label or figure.y_label)
+            if figure.log_x:
+                axes.set_xscale("symlog" if any(row.row.x == 0 for row in view.rows) else "log")
+    return drawing, found
 
 
 def _plain_ticks(axes: Axes, values: Sequence[float] | None) -> None:
@@ -442,8 +466,11 @@ def _plain_ticks(axes: Axes, values: Sequence[float] | None) -> None:
     axes.set_xticks([], minor=True)
 
 
-def _legend(drawing: Drawing, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+def _legend(drawing: Drawing, *panels: Axes) -> None:
+    found = [axes.get_legend_handles_labels() for axes in panels]
+    handles, labels = [each for one, _ in found for each in one], [each for _, one in found for each in one]
+    if len(handles) == len(panels) > 1:
+        return  # the axes say it
     if handles:
         longest = max(map(len, labels))
         with rc_context(_STYLE):

@@ -76,12 +76,23 @@ def stored(folder: Path) -> list[AttentionMaps | WordMaps]:
     return [_read(file, kind) for name, kind in _FILES.items() if (file := folder / "looking" / name).is_file()]
 
 
-def look_at(view: View) -> list[Path]:
-    """Makes the maps of an artefact whose figure shows some: of the first finished run of each row."""
+def look_at(view: View) -> tuple[list[Path], list[str]]:
+    """Makes the maps of an artefact whose figure shows some: of the first finished run of each row.
+
+    Returns the files, and for each run that has none why (its checkpoint was not copied, for example).
+    """
+    files: list[Path] = []
+    unseen: list[str] = []
     if view.artefact.figure is None or view.artefact.figure.kind != "maps":
-        return []
-    shown = [next((run for runs in row.runs.values() for run in runs if run.status == "finished"), None) for row in view.rows]
-    return [look(run.folder) for run in shown if run is not None and run.folder is not None]
+        return files, unseen
+    for row in view.rows:
+        run = next((run for runs in row.runs.values() for run in runs if run.status == "finished"), None)
+        if run is not None and run.folder is not None:
+            try:
+                files.append(look(run.folder))
+            except InputError as error:
+                unseen.append(f"{row.row.label}: {error}")
+    return files, unseen
 
 
 def look(folder: Path) -> Path:

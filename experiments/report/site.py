@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from experiments.report.collect import Cell, Run, View
 from experiments.report.figures import Picture, captions, draw, thumbnail
 from experiments.report.verdicts import Outcome, Verdict, judge, paired_resamples
 from experiments.run_folder import write_atomically
+from experiments.runner import readable_time
 
 TITLES = {"mwa": "MultiWay-Adapter", "iais": "IAIS", "i_tuning": "I-Tuning"}
 MARKS: dict[Outcome, str] = {"supported": "✓", "contradicted": "✗", "not decided": "?", "not tested": "–"}
@@ -37,11 +38,19 @@ class Difference:
 
 @dataclass(frozen=True)
 class Page:
-    """An artefact with all that its page shows."""
+    """An artefact with all that its page shows.
+
+    Args:
+        view: The artefact.
+        verdicts: Of its claims.
+        pictures: Of its figure.
+        unseen: Why some run has no attention maps, where they were asked for.
+    """
 
     view: View
     verdicts: tuple[Verdict, ...]
     pictures: tuple[Picture, ...]
+    unseen: tuple[str, ...] = ()
 
     @property
     def counts(self) -> Counter[str]:
@@ -72,9 +81,22 @@ class Shot:
         return str(thumbnail(self.file, 1000))
 
 
-def judged(views: Iterable[View]) -> list[Page]:
-    """Artefacts with their verdicts and pictures."""
-    return [Page(view, tuple(judge(view, claim) for claim in view.artefact.claims), tuple(draw(view))) for view in views]
+def judged(views: Iterable[View], unseen: Mapping[str, Sequence[str]] | None = None) -> list[Page]:
+    """Artefacts with their verdicts and pictures.
+
+    Args:
+        views: The artefacts.
+        unseen: Why runs have no attention maps, by artefact: `looking.look_at` gives it.
+    """
+    return [
+        Page(
+            view,
+            tuple(judge(view, claim) for claim in view.artefact.claims),
+            tuple(draw(view)),
+            tuple((unseen or {}).get(view.name, ())),
+        )
+        for view in views
+    ]
 
 
 def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, shots: Sequence[Shot] = ()) -> Path:
@@ -187,14 +209,6 @@ def _difference(cell: Cell, base: Cell) -> Difference:
     return Difference(exports.signed(ours, digits), band, exports.signed(paper, digits), ours)
 
 
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return exports.NONE
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("experiments.report", "templates"),
@@ -211,7 +225,7 @@ def _environment() -> Environment:
         "number": exports.number,
         "signed": exports.signed,
         "mean_text": exports.mean_text,
-        "duration": duration,
+        "duration": lambda seconds: exports.NONE if seconds is None else readable_time(seconds),
         "revision": revision,
         "device": device,
         "seeds": exports.seeds,

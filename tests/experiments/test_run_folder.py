@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -121,6 +122,21 @@ def test_an_unfinished_run_of_this_configuration_resumes(status: str, tmp_path: 
     assert run.evaluated("coco")
     assert not run.evaluated("flickr30k")
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == config
+
+
+def test_seconds_are_those_of_the_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 104.0, 5000.0, 5002.5, 9000.0, 9001.0])
+    monkeypatch.setattr("experiments.run_folder.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    open_run(tmp_path / "run").finish("interrupted")
+    run = open_run(tmp_path / "run")
+    run.finish("interrupted")
+    assert read_results(run.path)["seconds"] == 6.5  # not the hour between
+    run.update(status="running")  # a third attempt that was killed: it began with config.yaml and last wrote its metrics
+    (run.path / "metrics.csv").touch()
+    for name, written in (("config.yaml", 1e9), ("metrics.csv", 1e9 + 20), ("results.json", 1e9 + 8)):
+        os.utime(run.path / name, (written, written))
+    open_run(tmp_path / "run").finish("finished")
+    assert read_results(run.path)["seconds"] == 27.5
 
 
 def test_a_killed_run_resumes(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from datamodules.errors import InputError
 from experiments.artefacts import Cost, Job, Recipe
 from experiments.run_folder import RunFolder, read_results
-from experiments.runner import PROGRAM, Runner, Task, log_of, record, state_of, take_lock, tasks_of
+from experiments.runner import PROGRAM, Runner, Task, log_of, record, state_of, take_lock, tasks_of, why_it_ended
 
 # A run as the runner sees it: notes its start, waits for `until` to appear, writes how it ended.
 FAKE = """
@@ -145,8 +145,28 @@ def test_a_crash_that_opened_nothing_leaves_a_row_that_a_retry_takes_over(tmp_pa
     folder = RunFolder.open(tmp_path / "x", name="x", command="run", config={"seed_everything": 3})
     assert folder.results["status"] == "running"
     assert not record(task, "failed", "never")  # it is open
+    os.utime(tmp_path / "x" / "config.yaml", (time.time() - 50, time.time() - 50))
+    folder.finish("interrupted")
+    counted = read_results(tmp_path / "x")["seconds"]
+    assert counted < 50
+    assert record(task, "stopped_early", "hopeless")
+    assert read_results(tmp_path / "x")["seconds"] == counted  # the process had counted its attempt
+    (tmp_path / "x" / "results.json").write_text(json.dumps({**row, "status": "running", "seconds": 7.0}))
+    assert record(task, "failed", "killed")
+    assert read_results(tmp_path / "x")["seconds"] >= 57  # this one had not
+    folder = RunFolder.open(tmp_path / "x", name="x", command="run", config={"seed_everything": 3})
     folder.finish("finished")
     assert state_of(task)[0] == "finished"
+
+
+def test_a_row_tells_of_its_own_attempt(fake: Callable[..., Task], tmp_path: Path) -> None:
+    log = log_of(tmp_path, fake("killed"))
+    log.parent.mkdir()
+    log.write_text("crosslight: error: no such option\n")  # of an earlier attempt
+    assert why_it_ended(log, -9) == "no such option"
+    assert run([fake("killed", how="killed")], tmp_path)[1] == {"killed": "failed"}
+    assert "signal 9 (SIGKILL)" in read_results(tmp_path / "runs" / "killed")["error"]
+    assert "killed by signal 50;" in why_it_ended(log, -50, start=log.stat().st_size)
 
 
 def test_ctrl_c_stops_in_order_and_the_next_call_goes_on(fake: Callable[..., Task], tmp_path: Path) -> None:

@@ -263,6 +263,7 @@ def test_a_script_as_slurm_runs_it(queue: Queue, tmp_path: Path, monkeypatch: py
         (137, "RUNNING", "running", 137, False, "failed"),
         (1, "RUNNING", "failed", 1, False, "failed"),
         (2, "RUNNING", None, 2, False, "failed"),
+        (255, "RUNNING", None, 255, False, "failed"),
         (0, "RUNNING", None, 1, False, "failed"),  # whoever starts from it must not start
     ],
 )
@@ -275,12 +276,17 @@ def test_a_job_settles(
     queue.becomes(j11_0=state)
     if status is not None:
         ended(each, "interrupted" if status == "preempted" else status, error=f"{status} after step 3")
-    (tmp_path / "logs" / "a.log").write_text("crosslight: error: no such option\n")
+    (tmp_path / "logs" / "a.log").write_text("crosslight: error: of old\n2026 Slurm job 11_0 on n1, requeued 2 times: x\n")
     for name, value in (("ARRAY_JOB_ID", "11"), ("ARRAY_TASK_ID", "0"), ("RESTART_COUNT", "2")):
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert settle(tmp_path, "a", code) == exits
     assert queue.called("scontrol requeue") == (["scontrol requeue 11_0"] if requeued else [])
     assert read_results(each.folder)["status"] == recorded
+    if recorded == "failed" and status != "failed":
+        how = {143: "killed by signal 15 (SIGTERM)", 137: "killed by signal 9 (SIGKILL)"}.get(
+            code, f"ended with exit status {code}"
+        )
+        assert read_results(each.folder)["error"].startswith(f"{how}; last line of")
     if requeued:
         monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
         queue.becomes(j11_0=state)
@@ -306,6 +312,13 @@ def test_options_and_refusals(queue: Queue, tmp_path: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=re.escape(message)):
             main(["run", *arguments, *out])
+    for action in ("cancel", "status"):
+        for wrong in (["--dry-run"], ["--retry-failed"], ["--submit", "slurm"], ["--jobs", "2"], ["--slurm.nodes=2"]):
+            with pytest.raises(InputError, match=f"{wrong[0]}: of `sweep run` only"):
+                main([action, "mwa/table1", *wrong])
+    assert queue.called("scancel") == []
+    with pytest.raises(InputError, match="leave --seeds out"):
+        main(["status", str(tmp_path), "--seeds", "1"])
     with pytest.raises(InputError, match="has no jobs of these runs"):
         main(["cancel", "mwa/table1", "--out", str(tmp_path / "out")])
 
@@ -324,6 +337,27 @@ def test_options_from_a_file_reach_the_script(queue: Queue, tmp_path: Path, caps
     assert "job 11: 2 runs (x=1, x=2)" in capsys.readouterr().out
     assert main(["status", str(sweep), "--out", str(tmp_path / "out")]) == 0
     assert "11_1 PENDING Priority" in capsys.readouterr().out
+
+
+def test_status_and_cancel_of_draws_are_of_those_submitted(
+    queue: Queue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, out = tmp_path / "draws.yaml", ["--out", str(tmp_path / "out")]
+    sweep.write_text("{method: random, command: [x, '${args_json_file}'], parameters: {x: {min: 0.0, max: 1.0}}}")
+    with pytest.raises(InputError, match="--count"):
+        main(["status", str(sweep), *out])
+    assert main(["run", str(sweep), *out, "--count", "2", "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()
+    for given in (["--count", "3"], ["--count", "1", "--search-seed", "7"]):
+        assert main(["run", str(sweep), *out, *given, "--submit", "slurm"]) == 0
+    assert len(list((tmp_path / "out" / "points").glob("*.json"))) == 4
+    for job in json.loads((tmp_path / "out" / "slurm" / "jobs.json").read_text()).values():
+        ended(Task("k", "n", "k", Path(job["folder"]), ()), "failed", error="e")
+    capsys.readouterr()
+    assert main(["status", str(sweep), *out]) == 1
+    assert "4 runs in" in capsys.readouterr().out
+    assert main(["cancel", str(sweep), *out]) == 0
+    assert queue.called("scancel") == ["scancel 11_0 11_1 11_2 12_0"]
 
 
 # -------------------------------------------------------------------------------------------------------------- preemption

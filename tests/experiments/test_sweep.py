@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from datamodules.errors import InputError
 from experiments import artefacts, search
+from experiments.artefacts import Cost
 from experiments.run_folder import SCHEMA
 from experiments.runner import PROGRAM, Runner
 from experiments.search import Bayes, draws, grid, hopeless, point_id
@@ -330,10 +332,20 @@ def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "logs").exists()
     assert main(["status", str(tmp_path)]) == 0
     assert re.search(r"mwa-start-s0-\w+ +finished", capsys.readouterr().out)
+    (tmp_path / "a-broken").mkdir()
+    (tmp_path / "a-broken" / "results.json").write_text("{")
+    assert main(["status", str(tmp_path)]) == 1
+    rows = capsys.readouterr().out
+    assert re.search(r"a-broken +failed .*is not JSON", rows)
+    assert "1 failed, 1 finished" in rows
     full = artefact_tasks("mwa", "full", [0, 1], tmp_path)
     assert summed_cost(full) == (
         "still to run: 4: 1.0 A100-hours, up to 30 GB of memory a device, 20 GB of data and weights, 2 runs without an estimate"
     )
+    read = [("coco", "base", 21), ("coco", "large", 23), ("coco_captions", "gpt2", 22), ("flickr30k", "base", 8)]
+    tasks = [replace(full[0], command=(f"configs/data/{data}.yaml", f"configs/model/{model}.yaml"), cost=Cost(1, disk_gb=size))
+             for data, model, size in read]  # fmt: skip
+    assert "31 GB of data and weights" in summed_cost(tasks)  # COCO once
     for arguments, message in {
         ("run", "mwa/table9"): "no artefact, run, paper or sweep file 'mwa/table9'",
         ("run", "none.yaml"): "none.yaml does not exist",
@@ -393,17 +405,21 @@ def test_a_search_learns_from_its_points_stops_the_hopeless_and_goes_on(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr("experiments.sweep.Bayes", Engine)
     monkeypatch.setattr("experiments.sweep.Runner", partial(Runner, every=0.02))
-    monkeypatch.setattr("experiments.sweep.visible_gpus", list)
+    monkeypatch.setattr("experiments.sweep.visible_gpus", lambda: ["0"])
+    monkeypatch.delenv("CROSSLIGHT_WORLD", raising=False)
+    worlds: list[Path] = []
+    monkeypatch.setattr("experiments.runner.write_miniature_world", lambda folder, style: worlds.append(folder))
     (tmp_path / "program.py").write_text(PROGRAM_OF_POINTS)
     content = {
         **BAYES, "run_cap": 3, "early_terminate": {"type": "hyperband", "min_iter": 2}, "program": str(tmp_path / "program.py"),
-        "command": ["${interpreter}", "-S", "${program}", "${args}"],
+        "command": ["${interpreter}", "-S", "${program}", "--data=configs/data/world.yaml", "${args}"],
     }  # fmt: skip
     sweep = sweep_of(tmp_path, **content)
     assert main(["run", str(sweep.file), "--out", str(tmp_path / "out")]) == 0
     assert asked == [([], []), ([3.0], [3.0]), ([3.0, 5.0], [3.0, 3.0])]  # no metric: the worst of all
     assert "2 finished, 1 stopped_early" in capsys.readouterr().err
     assert main(["run", str(sweep.file), "--out", str(tmp_path / "out"), "--count", "4"]) == 0
+    assert set(worlds) == {tmp_path / "out" / "worlds" / "target"}
     assert asked[3:] == [([3.0, 5.0, -1.0], [3.0, -1.0, -1.0])]
     assert "3 finished, 1 stopped_early" in capsys.readouterr().err
     assert main(["status", str(tmp_path / "out")]) == 0

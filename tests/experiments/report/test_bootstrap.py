@@ -18,6 +18,7 @@ from experiments.report.bootstrap import (
     over_queries,
     over_seeds,
     per_image,
+    seed_weights,
     student_cdf,
     student_quantile,
 )
@@ -74,6 +75,29 @@ def test_draws_are_the_same_every_time_and_each_of_full_size() -> None:
     assert (draws(7) == first).all()
     assert (first.sum(1) == 7).all()
     assert first.shape == (RESAMPLES, 7)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_resampled_seeds_vary_as_their_mean_does(seeds: int) -> None:
+    weights_BS = seed_weights(seeds)
+    assert weights_BS.shape == (RESAMPLES, seeds)
+    assert weights_BS.sum(1) == pytest.approx(np.ones(RESAMPLES))
+    values = np.random.default_rng(3).normal(size=seeds)
+    assert (weights_BS @ values).std() == pytest.approx(values.std(ddof=1) / math.sqrt(seeds), rel=0.1)
+    assert (seed_weights(1) == 1).all()
+
+
+def test_seeds_are_no_certain_numbers() -> None:
+    """Two rows that do not differ, training twice as variable as the images are: how often three seeds "support" a difference.
+    docs/papers.md has these rates, of 20,000 trials."""
+    generator = np.random.default_rng(4)
+    images_B, of_images_T, trials = generator.normal(size=RESAMPLES), generator.normal(size=3000), 3000
+    of_seeds_TS = of_images_T[:, None] + 2 * generator.normal(size=(trials, 3))
+    agree_T = (of_seeds_TS > 0).all(1)
+    below_T = ((of_seeds_TS @ seed_weights(3).T + images_B) <= 0).mean(1)
+    images_alone_T = of_seeds_TS.mean(1) > 1.96
+    assert (agree_T & images_alone_T).mean() > 0.07
+    assert 0.025 < (agree_T & (below_T < 0.025)).mean() < 0.055
 
 
 def test_the_mean_over_seeds_is_of_the_same_queries_only() -> None:

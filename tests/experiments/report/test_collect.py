@@ -43,6 +43,8 @@ def test_a_cell_is_the_mean_over_seeds_in_the_published_unit(home: Path) -> None
     minutes = view.cell("full fine-tuning", "minutes")
     assert minutes.mean == pytest.approx(statistics.mean(each["cost"]["seconds_per_epoch"] for each in runs) / 60)
     assert minutes.interval is None
+    assert {each.conditions for each in minutes.measured} == {"AMD EPYC, 1 process"}
+    assert {each.conditions for each in view.cell("full fine-tuning", "tunable_m").measured} == {None}
     assert view.cell("head only", "coco_ir1").published is None
 
 
@@ -90,10 +92,13 @@ def test_a_killed_run_is_no_running_one_and_broken_files_are_told(home: Path, tm
     with (copy / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert table(home, tmp_path).rows[0].status == "running"
-    (copy / "results.json").write_text("{")
-    view = table(home, tmp_path)
-    assert view.rows[0].status == "unreadable"
-    assert "is not JSON" in view.runs[0].error
+    broken = {"{": "is not JSON", "[]": "holds no mapping", '{"schema": "crosslight.results/1"}': "has no status"}
+    for content, told in broken.items():
+        (copy / "results.json").write_text(content)
+        view = table(home, tmp_path)
+        assert view.rows[0].status == "unreadable"
+        assert told in view.runs[0].error
+        assert str(copy / "results.json") in view.runs[0].error
     (copy / "results.json").unlink()
     assert table(home, tmp_path).rows[0].status == "interrupted"
     with pytest.raises(InputError, match="is not a folder"):

@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,11 +16,11 @@ import pytest
 from fake_runs import write_run
 
 from datamodules.errors import InputError
-from experiments.artefacts import artefact_names, read_artefact
-from experiments.report import exports
+from experiments.artefacts import Column, artefact_names, read_artefact
+from experiments.report import exports, looking
 from experiments.report.collect import RunFolders, collect
 from experiments.report.command import chosen, main
-from experiments.report.figures import inline
+from experiments.report.figures import draw, inline
 from experiments.report.looking import AttentionMaps, WordMaps, _write, stored
 
 _VOID = {"meta", "link", "br", "img", "path", "use", "rect"}
@@ -146,6 +147,43 @@ def test_stored_maps_are_drawn(home: Path, tmp_path: Path) -> None:
         file.unlink()
 
 
+def test_a_run_that_cannot_be_looked_at_is_told_and_not_the_end(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look(folder: Path) -> Path:
+        if folder.name.startswith("iais-none"):
+            raise InputError(f"{folder} holds no checkpoint.")
+        return folder / "looking"
+
+    monkeypatch.setattr(looking, "look", look)
+    assert main(["iais/figure7", "--look", "--runs", str(home / "runs"), "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().err
+    assert "looking: not possible: baseline: " in told
+    assert "iais-singular" in told, "the other row is looked at"
+    text = (tmp_path / "iais-figure7.html").read_text()
+    assert "No attention maps of baseline: " in text
+    assert "holds no checkpoint" in text
+
+
+def test_another_unit_has_a_panel_and_categories_their_names(home: Path) -> None:
+    (view,) = collect(["mwa/figure2"], "miniature", RunFolders([home / "runs"]))
+    figure = view.artefact.figure
+    assert figure is not None
+    minutes = Column("minutes", "Minutes", cost="seconds_per_epoch")
+    (table,) = collect(["mwa/table1"], "miniature", RunFolders([home / "runs"]))
+    cells = {row.row.runs["run"]: row.cells for row in table.rows}
+    rows = tuple(replace(row, cells={**row.cells, "minutes": cells[row.row.runs["run"]]["minutes"]}) for row in view.rows)
+    artefact = replace(view.artefact, columns=[*view.artefact.columns, minutes], figure=replace(figure, categories=True))
+    (picture,) = draw(replace(view, artefact=artefact, rows=rows))
+    assert len(re.findall(r'id="mwa-figure2-0-axes_\d"', picture.svg)) == 2, "both recalls share one"
+    shown = re.findall(r">([^<>]+)</text>", picture.svg)
+    assert {"0", "1", "64", "Minutes", "recall@1, %"} <= set(shown)
+    assert "16" not in shown, "places are the rows"
+    assert "64 → " in picture.text
+    (plain,) = draw(view)
+    assert len(re.findall(r'id="mwa-figure2-0-axes_\d"', plain.svg)) == 1
+
+
 def test_inline_svg_has_ids_of_its_own_and_no_name_spaces() -> None:
     svg = '<?xml version="1.0"?>\n<svg xmlns="http://x" xmlns:xlink="http://y"><!-- http://z --><path id="p1" d="M0"/>'
     text = inline(svg + '<use xlink:href="#p1" clip-path="url(#c)" style="stroke: #010203"/></svg>', "f-0", 'a "b" <c>')
@@ -175,6 +213,8 @@ def test_exports_are_escaped_and_whole(home: Path, site: Path) -> None:
     assert float(line["mean"]) == pytest.approx(cell.mean)
     assert float(line["published"]) == 61.4
     assert (line["n"], line["seeds"], line["scale"]) == ("2", "0 1", "miniature")
+    assert line["difference"] == "", "the paper's numbers are of full scale"
+    assert "222M; a\\_b" in latex
     assert [each["mean"] for each in lines if each["row"] == "out of luck"] == [""] * 6
 
 
@@ -200,6 +240,8 @@ def test_the_summary_has_everything_and_no_path_of_this_machine(home: Path, site
     assert stored["mean"] == pytest.approx(cell.mean, rel=1e-5)
     assert stored["seeds"].keys() == {"0", "1"}
     assert "| full fine-tuning |" in text
+    assert table1["note"] == "The paper prints 304 % | of base's 222M; a_b."
+    assert r"304 % \| of base's 222M; a\_b" in text
     assert f"{exports.number(cell.mean, 1)} ±" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.count("|") > 3 for line in tables)
@@ -221,6 +263,14 @@ def test_folders_that_belong_to_nothing_are_listed(home: Path, tmp_path: Path) -
     assert main([str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
     text = (tmp_path / "site" / "runs.html").read_text()
     assert "my own" in text
+    (tmp_path / "mine" / "two").mkdir()
+    (tmp_path / "mine" / "two" / "results.json").write_text("{}")
+    assert main([str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
+    text = (tmp_path / "site" / "runs.html").read_text()
+    assert "my own" in text, "a broken run does not hide the others"
+    assert "unreadable" in text
+    with pytest.raises(InputError, match="there is no run in it"):
+        main([str(tmp_path / "site")])
     assert sorted(each.name for each in (tmp_path / "site").glob("*.html")) == ["index.html", "runs.html"]
 
 
