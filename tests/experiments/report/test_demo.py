@@ -15,7 +15,8 @@ from experiments.run_folder import read_results
 
 def test_the_runs_are_those_of_the_shown_artefacts_each_once_after_what_it_needs(tmp_path: Path) -> None:
     tasks = demo.headline_tasks(tmp_path, [0])
-    assert {task.key for task in tasks} == {job.key for job in plan(demo.SHOWN, "miniature", [0])}, "a second sweep finds them"
+    jobs = [job for job in plan(demo.SHOWN, "miniature", [0]) if not set(job.names) & set(demo.LEFT_OUT)]
+    assert {task.key for task in tasks} == {job.key for job in jobs}, "a second sweep finds them"
     assert len({task.key for task in tasks}) == len(tasks)
     done: set[str] = set()
     for task in tasks:
