@@ -165,6 +165,15 @@ def take_lock(file: Path) -> Any | None:
     return lock
 
 
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """An exclusive lock on a file, waited for."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def record(task: Task, status: str, error: str | None, **more: Any) -> bool:
     """Write into a run folder how a run ended whose own process could not. False: another process has the folder open.
 

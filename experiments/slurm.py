@@ -16,7 +16,6 @@ failure is recorded. A second submission leaves alone what is finished, queued o
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import os
 import re
@@ -25,8 +24,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from datamodules.errors import InputError
 from experiments.artefacts import write_miniature_world
 from experiments.preemption import PREEMPTED
 from experiments.run_folder import now, write_atomically
-from experiments.runner import Task, given, is_held, is_own, log_of, record, state_of, why_it_ended, world_folder
+from experiments.runner import Task, given, is_held, is_own, locked, log_of, record, state_of, why_it_ended, world_folder
 
 MOST = 1000  # elements of an array; Slurm's MaxArraySize is 1001 unless configured
 # Of a job that will not come back by itself; all others are waiting or running.
@@ -232,7 +231,7 @@ def submit(
         InputError: Slurm is not there or refuses a job.
     """
     root = root.absolute()
-    with _locked(root, dry_run):
+    with nullcontext() if dry_run else locked(root / ".locks" / "slurm"):  # one submission at a time
         jobs = read_jobs(root)
         waits, says = _sorted_out(tasks, root, jobs, retry_failed)
         wanted = [task for task in tasks if task.key not in says]
@@ -390,18 +389,6 @@ def read_jobs(root: Path) -> dict[str, dict[str, Any]]:
     """Submitted tasks by key: name, folder, command, job."""
     file = root / "slurm" / "jobs.json"
     return json.loads(file.read_text()) if file.exists() else {}
-
-
-@contextmanager
-def _locked(root: Path, dry_run: bool) -> Iterator[None]:
-    """One submission at a time."""
-    if dry_run:
-        yield
-        return
-    (root / ".locks").mkdir(parents=True, exist_ok=True)
-    with open(root / ".locks" / "slurm", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _slurm(*command: str, optional: bool = False) -> str:

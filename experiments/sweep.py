@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import fcntl
 import hashlib
 import io
 import itertools
@@ -13,7 +12,6 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +29,7 @@ from experiments.runner import (
     Runner,
     Task,
     is_held,
+    locked,
     readable_time,
     state_of,
     state_style,
@@ -431,7 +430,7 @@ class _Search:
 
     def _suggested(self, engine: Bayes) -> Task | None:
         """Optuna's next point, from all that are noted: those of another runner too."""
-        with self._locked():
+        with locked(self.root / ".locks" / "points"):
             points = self._known()
             if len(points) >= (self.cap or 0):
                 return next((self._task(point) for point in points if self._is_new(point)), None)
@@ -468,13 +467,6 @@ class _Search:
         histories = {key: history(task.folder, str(self.sweep.metric)) for key, task in self.tasks.items()}
         return hopeless(self.sweep.early_terminate, self.sweep.goal == "maximize", histories, list(running))
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        (self.root / ".locks").mkdir(parents=True, exist_ok=True)
-        with open(self.root / ".locks" / "points", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
     def _known(self) -> list[Point]:
         """Points that earlier calls and other runners chose, in their order."""
         file = self.root / "points.json"
@@ -487,7 +479,7 @@ class _Search:
 
     def _note_draws(self, points: Sequence[Point]) -> None:
         """Another call may have drawn others, by its --count or --search-seed."""
-        with self._locked():
+        with locked(self.root / ".locks" / "points"):
             noted = self._known() if self.sweep.method == "random" else []
             known = {point_id(point) for point in noted}
             self._note([*noted, *(point for point in points if point_id(point) not in known)])
