@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.beit3_reference import Sizes
 from benchmarks.beit3_step import network, pairs
-from experiments.provenance import device_state, git_state, versions
+from experiments.runs.provenance import device_state, git_state, versions
 from lightning_modules import optimisation
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
@@ -80,7 +80,7 @@ class Row:
 
 
 def adapter(mode: str, sizes: Sizes) -> Adapter | None:
-    """As in experiments/mwa/rows: the paper's widths, and LoRA of the rank that fits MWA's count; narrower in the toy network."""
+    """As in experiments/papers/mwa/variants: the paper's widths, and LoRA of the rank that fits MWA's count; narrower in the toy network."""
     toy = sizes.width < 256
     if mode == "lora":
         from lightning_modules.adapters.lora import LoRAAdapter

@@ -537,7 +537,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if options.what == "worker":
         worker(sizes, options.threads)
         return {}
-    from experiments.provenance import device_state, git_state, versions
+    from experiments.runs.provenance import device_state, git_state, versions
 
     result: dict[str, Any] = {
         "benchmark": f"beit3_step {options.what}",

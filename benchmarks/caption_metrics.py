@@ -69,7 +69,7 @@ def made_up(images: int, references: int, vocabulary: int = 8000) -> tuple[list[
 
 def from_files(references: Path, results: Path) -> tuple[list[list[str]], list[str]]:
     """The same of files in COCO's formats, tokenised without Java."""
-    from experiments.score import choose, read_references, read_results
+    from experiments.cli.score import choose, read_references, read_results
     from lightning_modules.metrics.captions.tokeniser import simple
 
     captions, _ = read_results(results)
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     result = compare(*data, packages, options.rounds)
     print("\n".join(report(result)))
     if options.out:
-        from experiments.provenance import device_state, versions
+        from experiments.runs.provenance import device_state, versions
 
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"device": device_state("cpu"), "versions": versions(), **result}, indent=1) + "\n")

@@ -47,16 +47,16 @@ from torch import Tensor
 
 from benchmarks.beit3_step import MALLOC, interleave, summary
 from benchmarks.captioning_work import SIZES, Batch, Size, Work, clock, generation, now, predict, saved_bytes, training
-from datamodules.features import FeatureFile, Precision
+from datamodules.loading.features import FeatureFile, Precision
 from datamodules.records import ImageBatch, TextBatch
-from experiments.provenance import device_state, git_state, versions
+from experiments.runs.provenance import device_state, git_state, versions
 from lightning_modules import optimisation
 from lightning_modules.adapters.i_tuning import ITuning, ITuningModule, ITuningModules, Rows
 from lightning_modules.adapters.tuning import set_tuning
 from lightning_modules.metrics.cost import SavedBytes
 from lightning_modules.networks.captioner import Captioner, Seen
 from lightning_modules.networks.language_model import Decoding, LanguageModel
-from lightning_modules.networks.towers import HFImageTower
+from lightning_modules.networks.towers.hugging_face import HFImageTower
 from lightning_modules.optimisation import Optimisation
 
 GOALS = {

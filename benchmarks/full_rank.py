@@ -49,8 +49,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from experiments.provenance import device_state, git_state, versions
-from lightning_modules.metrics.full_rank import TOKENS, TOKENS_ELSEWHERE, UNIT_TOKENS, Plan, score_pairs_by_length
+from experiments.runs.provenance import device_state, git_state, versions
+from lightning_modules.metrics.pair_batches import TOKENS, TOKENS_ELSEWHERE, UNIT_TOKENS, Plan, score_pairs_by_length
 from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.networks.uniter import Packed, UniterRetrieval, pack
 

@@ -418,7 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: there is no CUDA device here")
-    from experiments.provenance import device_state, git_state, versions
+    from experiments.runs.provenance import device_state, git_state, versions
 
     torch.set_num_threads(options.threads)
     sizes = SIZES[options.size]

@@ -176,7 +176,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     training = [
         *cli, "run",
         "-c", "configs/trainer/cpu.yaml", "-c", "configs/model/beit3_base_224.yaml",
-        "-c", "configs/data/flickr8k.yaml", "-c", "experiments/mwa/rows/mwa.yaml",
+        "-c", "configs/data/flickr8k.yaml", "-c", "experiments/papers/mwa/variants/mwa.yaml",
         f"{network}.image_size={options.image_size}", *(f"{network}.{name}={value}" for name, value in sizes.items()),
         f"--data.init_args.batch_size={options.batch}", "--data.init_args.eval_batch_size=32", "--data.init_args.num_workers=0",
         f"--data.init_args.limits.train={options.steps * options.batch}", "--data.init_args.limits.val=32",
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.spm = Path(options.spm)
     if not os.environ.get("CROSSLIGHT_DATA"):
         raise SystemExit("CROSSLIGHT_DATA must name the folder that holds flickr8k/ (photographs and Karpathy's split)")
-    from experiments.provenance import device_state, git_state, versions
+    from experiments.runs.provenance import device_state, git_state, versions
 
     date = time.strftime("%Y-%m-%d %H:%M:%S %z")
     if options.work:

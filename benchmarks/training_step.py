@@ -46,12 +46,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.records import ImageBatch, PairBatch, TextBatch
-from experiments.provenance import device_state, git_state, versions
+from experiments.runs.provenance import device_state, git_state, versions
 from lightning_modules import optimisation
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.metrics.cost import SavedBytes, gradient_bytes, optimizer_state_bytes
 from lightning_modules.networks.dual_encoder import DualEncoder
-from lightning_modules.networks.towers import HFImageTower, HFTextTower
+from lightning_modules.networks.towers.hugging_face import HFImageTower, HFTextTower
 from lightning_modules.objectives.gradient_cache import slice_batch
 from lightning_modules.retrieval import RetrievalModule
 
@@ -146,7 +146,7 @@ def network(shape: Shape) -> DualEncoder:
 
 
 def adapter(mode: str) -> MultiWayAdapter | None:
-    """As in experiments/mwa/rows; None where the towers stay as they are."""
+    """As in experiments/papers/mwa/variants; None where the towers stay as they are."""
     if mode not in ("mwa", "ke", "ae"):
         return None
     return MultiWayAdapter(reading="printed", knowledge=mode != "ae", alignment=mode != "ke")

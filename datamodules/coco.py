@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from datamodules.download import Remote, fetch, unpack
 from datamodules.errors import InputError
+from datamodules.files.download import Remote, fetch, unpack
 from datamodules.formats.beit3_index import how_to_write, index_files, parse_index
 from datamodules.formats.coco_captions import parse_coco_captions
 from datamodules.formats.karpathy import parse_karpathy

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.batches import BatchDataset, BatchLoader, TrainLoader, evaluation_batches, image_batch, region_names, text_batch
 from datamodules.errors import InputError
 from datamodules.formats.flickr_entities import (
     NOT_VISUAL,
@@ -30,11 +29,14 @@ from datamodules.formats.flickr_entities import (
 )
 from datamodules.formats.karpathy import read_karpathy
 from datamodules.formats.parsing import Parsed
-from datamodules.formats.uniter_lmdb import TextDatabase
+from datamodules.formats.uniter.text_database import TextDatabase
 from datamodules.image_text import ImageTextDataModule
+from datamodules.loading.collate import image_batch, region_names, text_batch
+from datamodules.loading.loader import BatchDataset, BatchLoader, TrainLoader
+from datamodules.loading.order import evaluation_batches
+from datamodules.loading.regions import RegionReader
+from datamodules.loading.tokens import BEIT3_IDS, FileIds, Tokeniser
 from datamodules.records import Caption, ImageRecord, Objects, PairBatch, Phrase, Regions
-from datamodules.regions import RegionReader
-from datamodules.tokens import BEIT3_IDS, FileIds, Tokeniser
 
 PhraseRegions = Literal["gt", "iou"]
 

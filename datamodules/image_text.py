@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,28 +19,20 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from datamodules.batches import (
-    BatchLoader,
-    EvaluationImages,
-    EvaluationRegions,
-    EvaluationTexts,
-    GlobalBatches,
-    TrainLoader,
-    TrainPairs,
-    TrainUnit,
-    evaluation_batches,
-    mix,
-)
-from datamodules.captions import CaptionBatches, Captioning, CaptionTokeniser, TrainCaptions
 from datamodules.errors import InputError
-from datamodules.features import FeatureFile
 from datamodules.formats.parsing import Parsed
-from datamodules.images import Augment, Augmentation, SplitImages
 from datamodules.inputs import ImageInput, Inputs
-from datamodules.ranking import Ranking, RankingBatches, TrainRanking
+from datamodules.loading.captions import CaptionBatches, Captioning, CaptionTokeniser, TrainCaptions
+from datamodules.loading.features import FeatureFile
+from datamodules.loading.fingerprint import file_sizes, require_images
+from datamodules.loading.images import Augment, Augmentation, SplitImages
+from datamodules.loading.loader import BatchLoader, TrainLoader
+from datamodules.loading.order import GlobalBatches, evaluation_batches, mix
+from datamodules.loading.pairs import EvaluationImages, EvaluationRegions, EvaluationTexts, TrainPairs, TrainUnit
+from datamodules.loading.ranking import Ranking, RankingBatches, TrainRanking
+from datamodules.loading.regions import RegionFiles, RegionReader, named, read_text_databases, update_with_texts
+from datamodules.loading.tokens import BEIT3_IDS, FileIds, Tokeniser
 from datamodules.records import ImageRecord
-from datamodules.regions import RegionFiles, RegionReader, named, read_text_databases, update_with_texts
-from datamodules.tokens import BEIT3_IDS, FileIds, Tokeniser
 
 Split = Literal["train", "val", "test"]
 View = Literal["pixels", "regions"]
@@ -287,7 +277,7 @@ class ImageTextDataModule(LightningDataModule):
             if self.view == "regions":
                 records = named(records, self.region_reader(), self.region_prefixes, f"{self.name} {split}")
             else:
-                _require_images(self.name, split, records)
+                require_images(self.name, split, records)
             loaded.ready[split] = records
         return loaded.ready[split]
 
@@ -312,7 +302,7 @@ class ImageTextDataModule(LightningDataModule):
             update_with_texts(digest, self._region_files().text_paths(self.root))
         for split, all_records in sorted(self._read().splits.items()):
             records = all_records[: self.limits.of(split)]
-            sizes = _sizes(records) if self.needs_image_files else {}
+            sizes = file_sizes(records) if self.needs_image_files else {}
             digest.update(f"\n{split} {len(records)}".encode())
             for record in records:
                 size = sizes.get(record.path, -1) if record.path is not None else -1
@@ -499,7 +489,7 @@ class ImageTextDataModule(LightningDataModule):
     def image_fingerprint(self, split: str) -> str:
         """16 hexadecimal digits over the ids and file sizes of a split's images, in their order."""
         records = self.records(split)
-        sizes = _sizes(records)
+        sizes = file_sizes(records)
         files = [[record.image_id, -1 if record.path is None else sizes.get(record.path, -1)] for record in records]
         return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
@@ -594,40 +584,3 @@ def _view_of(inputs: Inputs) -> View:
 
 def _counts(splits: Mapping[str, Sequence[ImageRecord]]) -> str:
     return ", ".join(f"{split} ({len(records):,} images)" for split, records in splits.items()) or "none"
-
-
-def _sizes(records: Sequence[ImageRecord]) -> dict[Path, int]:
-    """File sizes of those images that exist, by one listing of each folder (a stat a file is slow over a network)."""
-    wanted: dict[Path, dict[str, Path]] = defaultdict(dict)
-    for record in records:
-        if record.path is not None:
-            wanted[record.path.parent][record.path.name] = record.path
-    sizes = {}
-    for folder, names in wanted.items():
-        if not folder.is_dir():
-            continue
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name in names and entry.is_file():
-                    sizes[names[entry.name]] = entry.stat().st_size
-    return sizes
-
-
-def _require_images(name: str, split: str, records: Sequence[ImageRecord]) -> None:
-    present: dict[Path, set[str]] = {}
-    missing = []
-    for record in records:
-        if record.path is None:
-            missing.append(record)
-            continue
-        folder = record.path.parent
-        if folder not in present:
-            present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
-        if record.path.name not in present[folder]:
-            missing.append(record)
-    if missing:
-        first = missing[0]
-        raise InputError(
-            f"{name} {split}: {len(missing):,} of {len(records):,} image files are missing, first image {first.image_id}: "
-            f"{first.path}. Put the images there or set image_dir; `crosslight data check` lists them all."
-        )

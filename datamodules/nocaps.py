@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 from rich.console import Console
 from rich.progress import track
 
-from datamodules import download as downloads
-from datamodules.download import Remote, fetch
 from datamodules.errors import InputError
+from datamodules.files import download as downloads
+from datamodules.files.download import Remote, fetch
 from datamodules.formats.nocaps import parse_nocaps, read_addresses
 from datamodules.formats.parsing import Parsed
 from datamodules.image_text import ImageTextDataModule

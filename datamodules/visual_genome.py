@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from datamodules.captions import Captioning
 from datamodules.coco import KARPATHY_URL
-from datamodules.download import Remote, fetch, unpack
 from datamodules.errors import InputError
+from datamodules.files.download import Remote, fetch, unpack
 from datamodules.formats import karpathy
 from datamodules.formats.json_stream import stream_list
 from datamodules.formats.parsing import Entry, Parsed
 from datamodules.formats.visual_genome import Exclusion, GenomeCounts, parse_visual_genome
 from datamodules.image_text import ImageTextDataModule
+from datamodules.loading.captions import Captioning
 
 ANNOTATIONS_URL = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset"
 IMAGES_URL = "https://cs.stanford.edu/people/rak248/VG_100K_2"

@@ -26,13 +26,13 @@ from datamodules.formats.caption_results import write_caption_results
 from datamodules.records import CaptionBatch, ImageBatch, ImageRecord
 from lightning_modules import optimisation
 from lightning_modules.adapters.adapter import Adapter
-from lightning_modules.checkpoints.adapter_export import backbone_fingerprint
-from lightning_modules.feature_cache import FeatureCache
+from lightning_modules.base import TunedModule, seed_draws
+from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
+from lightning_modules.extraction.feature_cache import FeatureCache
 from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, CaptionScores, Frequencies, Name
 from lightning_modules.metrics.captions.store import CaptionStore
 from lightning_modules.networks.captioner import Captioner, Seen
 from lightning_modules.networks.language_model import Decoding
-from lightning_modules.tuned import TunedModule, seed_draws
 
 # Losses are sums over tokens; this keeps them, and fp16's scaled gradients, at the size of means until they are divided.
 _TOKENS = 1000.0

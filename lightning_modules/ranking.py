@@ -20,15 +20,16 @@ from datamodules.errors import InputError
 from datamodules.records import Candidates, ImageBatch, PairBatch, RankingBatch, Regions, TextBatch
 from lightning_modules import optimisation
 from lightning_modules.adapters.adapter import Adapter
-from lightning_modules.checkpoints.adapter_export import backbone_fingerprint
-from lightning_modules.metrics.full_rank import FullRank, score_pairs_by_length
+from lightning_modules.base import TunedModule
+from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
+from lightning_modules.metrics.full_rank import FullRank
+from lightning_modules.metrics.pair_batches import score_pairs_by_length
 from lightning_modules.metrics.relation_distance import AlignmentDistance, RelationDistance
 from lightning_modules.networks.attention import Relations
 from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.networks.uniter import UniterRetrieval, items_of, pack
 from lightning_modules.objectives.ranking import MarginRanking, Matching, hardest
 from lightning_modules.objectives.relation_alignment import IAIS, Anchor
-from lightning_modules.tuned import TunedModule
 
 Side = Literal["hard_texts", "hard_images"]
 SIDES: tuple[Side, ...] = ("hard_texts", "hard_images")

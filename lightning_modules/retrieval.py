@@ -11,13 +11,13 @@ from datamodules.errors import InputError
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules import optimisation
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.base import TunedModule
 from lightning_modules.metrics.retrieval import RetrievalRecall
 from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.dual_encoder import DualEncoder
 from lightning_modules.objectives.contrastive import ContrastiveLoss
 from lightning_modules.objectives.gradient_cache import encode_in_chunks
 from lightning_modules.objectives.relation_alignment import IAIS
-from lightning_modules.tuned import TunedModule
 
 
 class RetrievalModule(TunedModule):

@@ -26,7 +26,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from datamodules.errors import InputError
-from datamodules.formats.uniter_lmdb import word_pieces_of
+from datamodules.formats.uniter.text_database import word_pieces_of
 from datamodules.records import Box, Caption, Phrase
 
 NOT_VISUAL = "0"  # the chain of phrases that were not annotated

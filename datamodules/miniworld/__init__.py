@@ -13,6 +13,7 @@ Flickr30k parts of a world are all "in".
 from __future__ import annotations
 
 from datamodules.miniworld.captions import RegionDescription, describe, region_descriptions, vocabulary
+from datamodules.miniworld.images import WorldImage, read_scenes
 from datamodules.miniworld.render import render
 from datamodules.miniworld.scenes import (
     NOVEL_KINDS,
@@ -25,7 +26,7 @@ from datamodules.miniworld.scenes import (
     Style,
     sample_scene,
 )
-from datamodules.miniworld.write import Splits, WorldImage, read_scenes, write_tokeniser, write_world
+from datamodules.miniworld.write import Splits, write_tokeniser, write_world
 
 __all__ = [
     "NOVEL_KINDS",

@@ -27,7 +27,7 @@ from datamodules.miniworld.render import render
 from datamodules.miniworld.scenes import Domain, Style, sample_scene
 
 if TYPE_CHECKING:
-    from datamodules.miniworld.write import WorldImage
+    from datamodules.miniworld.images import WorldImage
 
 _FIRST_NOCAPS = 10_000_000  # scenes of NoCaps are none of the other parts', however large those are
 _FIRST_FLICKR = 5_000_000_000  # Flickr ids of NoCaps' images
@@ -144,7 +144,7 @@ def write_nocaps(
 
 
 def _world_image(split: str, image_id: str, file: str, scene: Any) -> WorldImage:
-    from datamodules.miniworld.write import WorldImage
+    from datamodules.miniworld.images import WorldImage
 
     return WorldImage("nocaps", split, image_id, file, scene, describe(scene), region_descriptions(scene))
 

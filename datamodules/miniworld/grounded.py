@@ -27,7 +27,7 @@ from datamodules.records import Box, Caption, Phrase
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from datamodules.miniworld.write import WorldImage
+    from datamodules.miniworld.images import WorldImage
 
 CROP = 6
 """Side of the small picture that a region's features are."""
@@ -86,7 +86,8 @@ def region_name(image: WorldImage) -> str:
 
 def write_image_databases(root: Path, images: Sequence[tuple[WorldImage, SceneRegions]]) -> None:
     """`root/PART/img_db/{coco_train2014,coco_val2014,flickr30k}`, for the images of all parts."""
-    from datamodules.formats.uniter_lmdb import ImageDatabaseWriter, Layout
+    from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
+    from datamodules.formats.uniter.layout import Layout
 
     by_folder: dict[Path, list[tuple[WorldImage, SceneRegions]]] = {}
     for image, regions in images:
@@ -114,7 +115,7 @@ def write_text_databases(
         tokeniser: of `write_tokeniser`.
         name: its name.
     """
-    from datamodules.formats.uniter_lmdb import TextDatabaseWriter, Vocabulary
+    from datamodules.formats.uniter.text_database import TextDatabaseWriter, Vocabulary
 
     ids = tokeniser.get_vocab()
     special = {word: ids[f"[{word.upper()}]"] for word in ("unk", "cls", "sep", "mask")}

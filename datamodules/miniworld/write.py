@@ -35,7 +35,7 @@ from rich.progress import track
 
 from datamodules.errors import InputError
 from datamodules.miniworld.captioned import NoCapsCounts, write_nocaps, write_visual_genome
-from datamodules.miniworld.captions import RegionDescription, describe, region_descriptions, vocabulary
+from datamodules.miniworld.captions import describe, region_descriptions, vocabulary
 from datamodules.miniworld.grounded import (
     SceneRegions,
     region_name,
@@ -45,11 +45,11 @@ from datamodules.miniworld.grounded import (
     write_text_databases,
 )
 from datamodules.miniworld.render import render
-from datamodules.miniworld.scenes import Scene, Style, sample_scene
-from datamodules.records import Box, Caption, Phrase
+from datamodules.miniworld.scenes import Style, sample_scene
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+from datamodules.miniworld.images import WorldImage
 
 VERSION = 3
 """Raise it when the same arguments give other bytes (layout, painting, grammar): older worlds are then refused."""
@@ -99,42 +99,6 @@ class Splits:
 def _shares(total: int, shares: dict[str, float]) -> dict[str, int]:
     counts = {split: round(total * share) for split, share in shares.items()}
     return {**counts, "test": total - sum(counts.values())}
-
-
-@dataclass(frozen=True, slots=True)
-class WorldImage:
-    """One line of `scenes.jsonl`.
-
-    `part` is "coco" or "flickr30k", `image_id` the id in that part's own files, `file` is relative to the world's root.
-    """
-
-    part: str
-    split: str
-    image_id: str
-    file: str
-    scene: Scene
-    captions: tuple[Caption, ...]
-    regions: tuple[RegionDescription, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` reads them back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> WorldImage:
-        """The inverse of `to_dict`."""
-        captions = tuple(
-            Caption(
-                entry["caption_id"],
-                entry["text"],
-                tuple(Phrase(**{**phrase, "boxes": tuple(Box(**box) for box in phrase["boxes"])}) for phrase in entry["phrases"]),
-            )
-            for entry in values["captions"]
-        )
-        regions = tuple(
-            RegionDescription(entry["text"], Box(**entry["box"]), tuple(entry["objects"])) for entry in values["regions"]
-        )
-        return cls(**{**values, "scene": Scene.from_dict(values["scene"]), "captions": captions, "regions": regions})
 
 
 def write_world(
@@ -189,19 +153,6 @@ def write_world(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return root
-
-
-def read_scenes(root: Path) -> Iterator[WorldImage]:
-    """Every image of a written world, in the order of its scenes."""
-    path = Path(root) / "scenes.jsonl"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; write a world there first (datamodules.miniworld.write_world).")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield WorldImage.from_dict(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path}, line {number}: not a scene ({error}); delete {root} and render it again.") from error
 
 
 def write_tokeniser(folder: Path) -> None:

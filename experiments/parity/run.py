@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.parity.fixture import LEGEND, Fixture, Row, Verdict, not_checked, read_fixture
+from experiments.parity.compare import LEGEND, Row, Verdict, not_checked
+from experiments.parity.recordings import Fixture, read_fixture
 
 WIDTH = 100
 _STYLES: dict[Verdict, str] = {"ok": "", "OFF": "bold red", "not checked": "yellow"}
@@ -47,63 +48,63 @@ def check(fixture: Fixture, spm: Path | None = None) -> list[Row]:
     """
     match fixture.kind:
         case "beit3-retrieval":
-            from experiments.parity import beit3_retrieval
+            from experiments.parity.beit3 import retrieval as beit3_retrieval
 
             return beit3_retrieval.check(fixture)
         case "contrastive-gather":
-            from experiments.parity import contrastive
+            from experiments.parity.beit3 import contrastive
 
             return contrastive.check(fixture)
         case "retrieval-recall":
-            from experiments.parity import recalls
+            from experiments.parity.beit3 import recalls
 
             return recalls.check(fixture)
         case "position-interpolation":
-            from experiments.parity import positions
+            from experiments.parity.beit3 import positions
 
             return positions.check(fixture)
         case "beit3-recipe":
-            from experiments.parity import recipe
+            from experiments.parity.beit3 import recipe
 
             return recipe.check(fixture)
         case "beit3-tokenizer":
-            from experiments.parity import text
+            from experiments.parity.beit3 import text
 
             return text.check_tokeniser(fixture, spm)
         case "beit3-index":
-            from experiments.parity import text
+            from experiments.parity.beit3 import text
 
             return text.check_index(fixture, spm)
         case "eval-transform":
-            from experiments.parity import transform
+            from experiments.parity.beit3 import transform
 
             return transform.check(fixture)
         case "uniter-iais":
-            from experiments.parity import uniter
+            from experiments.parity.uniter import network as uniter
 
             return uniter.check(fixture)
         case "uniter-hard-negatives":
-            from experiments.parity import uniter_mining
+            from experiments.parity.uniter import mining as uniter_mining
 
             return uniter_mining.check(fixture)
         case "isda":
-            from experiments.parity import isda
+            from experiments.parity.uniter import isda
 
             return isda.check(fixture)
         case "i-tuning-module":
-            from experiments.parity import i_tuning
+            from experiments.parity.captioning import i_tuning
 
             return i_tuning.check_module(fixture)
         case "i-tuning-gpt2":
-            from experiments.parity import i_tuning
+            from experiments.parity.captioning import i_tuning
 
             return i_tuning.check_gpt2(fixture)
         case "clipcap":
-            from experiments.parity import clipcap
+            from experiments.parity.captioning import clipcap
 
             return clipcap.check(fixture)
         case "caption-metrics":
-            from experiments.parity import caption_metrics
+            from experiments.parity.captioning import metrics as caption_metrics
 
             return caption_metrics.check(fixture)
     return [not_checked("all", f"no checker for kind {fixture.kind}")]

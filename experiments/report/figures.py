@@ -23,10 +23,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from PIL import Image
 
-from experiments.artefacts import Column
-from experiments.report.collect import Cell, Run, View
-from experiments.report.looking import AttentionMaps, WordMaps, stored
+from experiments.analysis.stored_maps import AttentionMaps, WordMaps, stored
+from experiments.papers.schema import Column
+from experiments.report.collect import Cell, View
 from experiments.report.verdicts import checkpoints
+from experiments.runs.store import Run
 
 # Stand-ins: no data is drawn in these very colours. The page's style sheet has the two lights' values.
 _INK, _FAINT = "#010203", "#040506"

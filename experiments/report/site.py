@@ -13,14 +13,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from experiments.artefacts import PAPERS, Scale
+from experiments.papers.schema import PAPERS, Scale
 from experiments.report import exports
 from experiments.report.bootstrap import interval
-from experiments.report.collect import Cell, Run, View
+from experiments.report.collect import Cell, View
 from experiments.report.figures import Picture, captions, draw, thumbnail
 from experiments.report.verdicts import Outcome, Verdict, judge, paired_resamples
-from experiments.run_folder import write_atomically
-from experiments.runner import readable_time
+from experiments.runs.files import write_atomically
+from experiments.runs.store import Run
+from experiments.sweep.display import readable_time
 
 TITLES = {"mwa": "MultiWay-Adapter", "iais": "IAIS", "i_tuning": "I-Tuning"}
 MARKS: dict[Outcome, str] = {"supported": "✓", "contradicted": "✗", "not decided": "?", "not tested": "–"}

@@ -27,10 +27,12 @@ from typing import Literal
 import numpy as np
 
 from datamodules.errors import InputError
-from experiments.artefacts import Claim
-from experiments.correlation import pearson, validations
+from experiments.papers.schema import Claim
 from experiments.report.bootstrap import Floats, Spread, correlation_interval, over_queries, over_seeds, seed_weights
-from experiments.report.collect import Cell, Run, View
+from experiments.report.collect import Cell, View
+from experiments.report.correlation import pearson
+from experiments.runs.metrics_csv import validations
+from experiments.runs.store import Run
 
 Outcome = Literal["supported", "contradicted", "not decided", "not tested"]
 _TAIL = 0.025

@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from datamodules.official import checkpoint_file
-from lightning_modules.checkpoints.weights import read_weights, some
+from datamodules.files.releases import checkpoint_file
 from lightning_modules.networks.beit3 import UNUSED_POSITIONS, BEiT3Retrieval
+from lightning_modules.networks.weights import read_weights, some
 
 log = logging.getLogger("crosslight")
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from lightning_modules.adapters.clipcap import ClipCap
-from lightning_modules.checkpoints.weights import read_weights, some
 from lightning_modules.networks.captioner import Captioner
 from lightning_modules.networks.language_model import load_language_weights
+from lightning_modules.networks.weights import read_weights, some
 
 MAPPER, LANGUAGE = "clip_project.", "gpt."
 

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from datamodules.official import UNITER_CHECKPOINTS, uniter_checkpoint_file
-from lightning_modules.checkpoints.hugging_face import quiet_loading
-from lightning_modules.checkpoints.weights import read_weights, some
+from datamodules.files.releases import UNITER_CHECKPOINTS, uniter_checkpoint_file
 from lightning_modules.networks.uniter import EPS, UniterRetrieval
+from lightning_modules.networks.weights import quiet_loading, read_weights, some
 
 log = logging.getLogger("crosslight")
 

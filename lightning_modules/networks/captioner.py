@@ -24,10 +24,11 @@ from datamodules.errors import InputError
 from datamodules.inputs import Inputs
 from datamodules.records import ImageBatch, TextBatch
 from lightning_modules.adapters.clipcap import Prefix
-from lightning_modules.adapters.i_tuning import ITuningModules, find_language_model
+from lightning_modules.adapters.i_tuning import ITuningModules
 from lightning_modules.networks.checkpointing import checkpoint_blocks
+from lightning_modules.networks.decoder_layers import find_language_model
 from lightning_modules.networks.language_model import Decoding, LanguageModel
-from lightning_modules.networks.towers import ImageTower
+from lightning_modules.networks.towers.base import ImageTower
 
 Visual = Literal["tokens", "patches", "pooled"]
 

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from datamodules.inputs import TextInput
-from lightning_modules.checkpoints.hugging_face import quiet_loading
-from lightning_modules.checkpoints.weights import read_weights, some
-from lightning_modules.networks.towers import _expanded
+from lightning_modules.networks.towers.hugging_face import expanded
+from lightning_modules.networks.weights import quiet_loading, read_weights, some
 
 _OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
@@ -120,7 +119,7 @@ class LanguageModel(nn.Module):
         self.end = _special(end, settings.eos_token_id, None, self.vocabulary, f"{where}: end")
         positions = getattr(settings, "max_position_embeddings", None)
         self.positions = None if positions is None else int(positions)
-        source = tokeniser or _expanded(name)
+        source = tokeniser or expanded(name)
         self.text_input = TextInput(
             source, max_tokens, self.vocabulary, before=" " if prompt and not prompt[-1].isspace() else ""
         )

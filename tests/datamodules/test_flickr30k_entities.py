@@ -14,17 +14,19 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from datamodules.check import run_check
 from datamodules.errors import InputError
 from datamodules.flickr30k import Flickr30k
 from datamodules.flickr30k_entities import Flickr30kEntities
 from datamodules.formats.flickr_entities import read_entities, write_entities
-from datamodules.formats.uniter_lmdb import ImageDatabase, ImageDatabaseWriter, Layout
+from datamodules.formats.uniter.image_database import ImageDatabase
+from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
+from datamodules.formats.uniter.layout import Layout
 from datamodules.inputs import ImageInput, Inputs, RegionInput, TextInput
+from datamodules.loading.ranking import Ranking
+from datamodules.loading.regions import RegionFiles
 from datamodules.miniworld import write_world
-from datamodules.ranking import Ranking
+from datamodules.prepare.check import run_check
 from datamodules.records import Box, Caption, ImageBatch, PairBatch, Phrase, RankingBatch, TextBatch
-from datamodules.regions import RegionFiles
 
 REGIONS = RegionFiles("img_db/flickr30k", kind="all")
 SPLITS = ("train", "val", "test")

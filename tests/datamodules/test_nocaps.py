@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_download import Server, server
+from local_server import Server, server
 from tiny_data import write_image
 
 from datamodules.errors import InputError

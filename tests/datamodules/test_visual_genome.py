@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_download import Server, server
+from local_server import Server, server
 from tiny_data import karpathy, write_image
 
 from datamodules import visual_genome
-from datamodules.batches import BatchLoader
-from datamodules.captions import CaptionBatches, CaptionTokeniser, TrainCaptions
 from datamodules.errors import InputError
 from datamodules.formats.parsing import Parsed
 from datamodules.formats.visual_genome import Exclusion, parse_visual_genome, read_image_data
 from datamodules.inputs import Inputs
+from datamodules.loading.captions import CaptionBatches, CaptionTokeniser, TrainCaptions
+from datamodules.loading.loader import BatchLoader
 from datamodules.visual_genome import HeldOut, VisualGenome, open_images_flickr_ids
 
 __all__ = ["server"]  # the fixture

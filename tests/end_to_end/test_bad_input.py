@@ -151,7 +151,7 @@ def test_full_disk_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he
     """The disk fills up with the second checkpoint, and the record cannot be written either: what was there stays whole."""
     import lightning.fabric.plugins.io.torch_io as checkpoints
 
-    from experiments import run_folder
+    from experiments.runs import folder as run_folder
 
     write_text, write_checkpoint = run_folder.write_atomically, checkpoints._atomic_save
     written: list[str] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from end_to_end import BEIT3, RECALLS, STEPS, arguments, recalls, results, succeed, weights
-from test_run import embed, naive_recalls
+from naive_recalls import embed, naive_recalls
 
 import lightning_modules
 from lightning_modules.networks.beit3 import BEiT3Retrieval

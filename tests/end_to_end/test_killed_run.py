@@ -11,7 +11,7 @@ import pytest
 import torch
 from end_to_end import arguments, crosslight, metrics, python_m, recalls, results, started, succeed, wait, weights
 
-from experiments import preemption
+from experiments.training import preemption
 
 
 @contextmanager

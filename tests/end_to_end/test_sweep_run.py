@@ -9,7 +9,7 @@ import yaml
 from agent import wandb_config, wandb_records
 from end_to_end import arguments, results
 
-from experiments.sweep import main
+from experiments.cli.sweep import main
 
 LR = "model.init_args.optimisation.lr"
 

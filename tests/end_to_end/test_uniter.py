@@ -32,12 +32,12 @@ from end_to_end import (
     weights,
 )
 from kill_switch import note_scores, places
-from test_run import naive_recalls
+from naive_recalls import naive_recalls
 from torch import Tensor
 
 import lightning_modules
 from datamodules.flickr30k_entities import Flickr30kEntities
-from datamodules.regions import RegionFiles
+from datamodules.loading.regions import RegionFiles
 from lightning_modules.metrics.score_store import ScoreStore
 
 NETWORK = "--model.init_args.network.init_args"
@@ -207,7 +207,12 @@ def test_training_on_token_ids_alone(world: Path, tmp_path: Path) -> None:
 
 
 def test_beit3_with_iais_trains_its_adapter(tmp_path: Path) -> None:
-    options = ("-c", "experiments/iais/rows/beit3_singular.yaml", "--trainer.max_epochs=1", f"--run_dir={tmp_path / 'run'}")
+    options = (
+        "-c",
+        "experiments/papers/iais/variants/beit3_singular.yaml",
+        "--trainer.max_epochs=1",
+        f"--run_dir={tmp_path / 'run'}",
+    )
     succeed("run", *arguments("mwa", *BEIT3, "--model.init_args.optimisation.lr=0.01", *options))
     found = results(tmp_path / "run")
     assert (found["status"], found["name"], found["fit"]["steps"]) == ("finished", "beit3_singular", STEPS)

@@ -12,7 +12,9 @@ import torch
 
 from datamodules.records import ImageBatch, TextBatch
 from lightning_modules.networks.dual_encoder import DualEncoder
-from lightning_modules.networks.towers import HFImageTower, HFTextTower, ImageTower, TextTower, TimmImageTower
+from lightning_modules.networks.towers.base import ImageTower, TextTower
+from lightning_modules.networks.towers.hugging_face import HFImageTower, HFTextTower
+from lightning_modules.networks.towers.timm import TimmImageTower
 
 WIDTH, FFN, DEPTH, SIZE, TOKENS, VOCAB = 16, 64, 2, 16, 6, 40
 _SIZES = {"hidden_size": WIDTH, "intermediate_size": FFN, "num_hidden_layers": DEPTH, "num_attention_heads": 2}

@@ -14,8 +14,8 @@ import yaml
 import lightning_modules
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.adapter_export import export_adapter
-from lightning_modules.checkpoints.weights import read_weights
 from lightning_modules.loading import build, read_checkpoint
+from lightning_modules.networks.weights import read_weights
 
 BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
         "vocab_size": 40, "max_position_embeddings": 16}  # fmt: skip
@@ -28,8 +28,8 @@ def configuration() -> dict[str, Any]:
              "options": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 16}}  # fmt: skip
     text = {"config": BERT, "tokeniser": "none", "max_tokens": 8}
     network = {
-        "image": {"class_path": towers + "TimmImageTower", "init_args": image},
-        "text": {"class_path": towers + "HFTextTower", "init_args": text},
+        "image": {"class_path": towers + "timm.TimmImageTower", "init_args": image},
+        "text": {"class_path": towers + "hugging_face.HFTextTower", "init_args": text},
         "embed_dim": 8,
     }
     return {

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import test_ranking_module
+import tiny_ranking
 import torch
 from pretended_gpu import OnGPU, pretended_gpu
-from test_retrieval_module import beit3, beit3_pairs
+from tiny_beit3 import beit3, beit3_pairs
 from tiny_captioner import captioner, images, texts
 
 from datamodules.records import CaptionBatch
@@ -72,8 +72,8 @@ def test_retrieval(chunk: int | None) -> None:
 
 def test_ranking_with_mining_and_full_rank() -> None:
     with pretended_gpu():
-        model = test_ranking_module.module(alignment=IAIS("distributed")).to("cuda")
-        data = test_ranking_module.batch().to("cuda")
+        model = tiny_ranking.module(alignment=IAIS("distributed")).to("cuda")
+        data = tiny_ranking.batch().to("cuda")
         logged_on_gpu(model, data)
         model.eval()
         metric = FullRank()

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from experiments import preemption
+from experiments.training import preemption
 
 
 class Hold(Callback):

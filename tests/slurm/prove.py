@@ -31,9 +31,9 @@ from cluster import PROGRAMS, Cluster
 
 import experiments
 from datamodules.errors import InputError
-from experiments import artefacts
-from experiments.slurm import read_jobs
-from experiments.sweep import main
+from experiments.cli.sweep import main
+from experiments.papers import strict_yaml
+from experiments.sweep.slurm import read_jobs
 
 HERE = Path(__file__).parent
 # Fake nodes have names that do not resolve; real ones need neither line.
@@ -45,7 +45,7 @@ OPTIONS = {
     "data.init_args.batch_size": 4, "data.init_args.eval_batch_size": 4, "trainer.log_every_n_steps": 1,
     "trainer.max_epochs": EPOCHS, "model.init_args.optimisation.lr": 0.01,
 }  # fmt: skip
-MWA = {"configs": [*CONFIGS, "experiments/mwa/rows/mwa.yaml"], "start": "start"}
+MWA = {"configs": [*CONFIGS, "experiments/papers/mwa/variants/mwa.yaml"], "start": "start"}
 ARTEFACT = ("two_ranks", "two_nodes", "broken", "after_broken")
 
 failures: list[str] = []
@@ -149,25 +149,28 @@ def prepare(work: Path) -> None:
     os.environ.pop("WANDB_SERVICE", None)
     held = {**OPTIONS, **hold(work, 8, 15)}
     runs: dict[str, dict[str, Any]] = {
-        "start": {"configs": [*CONFIGS, "experiments/mwa/rows/full.yaml"], "options": {**OPTIONS, "trainer.max_epochs": 1}},
+        "start": {
+            "configs": [*CONFIGS, "experiments/papers/mwa/variants/full.yaml"],
+            "options": {**OPTIONS, "trainer.max_epochs": 1},
+        },
         "two_ranks": {**MWA, "options": {**held, "trainer.devices": 2}},
         "two_nodes": {**MWA, "options": {**held, "trainer.devices": 1, "trainer.num_nodes": 2}},
         "broken": {**MWA, "options": {**OPTIONS, "model.init_args.optimisation.lr": "high"}},
         "after_broken": {**MWA, "options": OPTIONS, "start": "broken"},
     }
-    package = work / "package" / "experiments"
-    (package / "mwa" / "artefacts").mkdir(parents=True)
+    package = work / "package" / "experiments" / "papers"
+    (package / "mwa" / "exhibits").mkdir(parents=True)
     original = Path(experiments.__file__ or "").parent
-    (package / "mwa" / "rows").symlink_to(original / "mwa" / "rows")
-    (package.parent / "configs").symlink_to(original.parent / "configs")
-    (package / "paper_numbers.yaml").write_text("{}")
+    (package / "mwa" / "variants").symlink_to(original / "papers" / "mwa" / "variants")
+    (package.parent.parent / "configs").symlink_to(original.parent / "configs")
+    (package / "numbers.yaml").write_text("{}")
     book = {name: {"miniature": {**recipe, "command": "fit" if name == "start" else "run"}} for name, recipe in runs.items()}
     (package / "mwa" / "runs.yaml").write_text(yaml.safe_dump({"runs": book}))
     rows = [{"label": name, "runs": {"run": name}} for name in ARTEFACT]
     column = {"name": "rsum", "label": "rsum", "metric": "rsum"}
     artefact = {"title": "The proof's runs", "kind": "table", "rows": rows, "columns": [column]}
-    (package / "mwa" / "artefacts" / "proof.yaml").write_text(yaml.safe_dump(artefact))
-    artefacts.HERE = package
+    (package / "mwa" / "exhibits" / "proof.yaml").write_text(yaml.safe_dump(artefact))
+    strict_yaml.HERE = package
 
 
 def hold(work: Path, *steps: int) -> dict[str, Any]:

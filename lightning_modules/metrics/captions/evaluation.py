@@ -33,7 +33,7 @@ from lightning_modules.metrics.captions.meteor import meteor
 from lightning_modules.metrics.captions.ngrams import Candidates, ReferenceNgrams
 from lightning_modules.metrics.captions.rouge import rouge_l
 from lightning_modules.metrics.captions.spice import spice
-from lightning_modules.metrics.retrieval import gather_rows, joined, split_order
+from lightning_modules.metrics.gather import gather_rows, joined, split_order
 
 Name = Literal["bleu", "meteor", "rouge_l", "cider", "spice"]
 Tokeniser = Literal["auto", "ptb", "simple", "none"]

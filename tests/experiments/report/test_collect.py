@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from datamodules.errors import InputError
-from experiments.report.collect import RunFolders, View, collect
+from experiments.report.collect import View, collect
+from experiments.runs.store import RunFolders
 
 
 def table(home: Path, *roots: Path) -> View:

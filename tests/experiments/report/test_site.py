@@ -16,12 +16,15 @@ import pytest
 from fake_runs import write_run
 
 from datamodules.errors import InputError
-from experiments.artefacts import Column, artefact_names, read_artefact
-from experiments.report import exports, looking
-from experiments.report.collect import RunFolders, collect
-from experiments.report.command import chosen, main
+from experiments.analysis import run_maps as looking
+from experiments.analysis.stored_maps import AttentionMaps, WordMaps, store_map, stored
+from experiments.cli.report import chosen, main
+from experiments.papers.catalogue import artefact_names, read_artefact
+from experiments.papers.schema import Column
+from experiments.report import exports
+from experiments.report.collect import collect
 from experiments.report.figures import draw, inline
-from experiments.report.looking import AttentionMaps, WordMaps, _write, stored
+from experiments.runs.store import RunFolders
 
 _VOID = {"meta", "link", "br", "img", "path", "use", "rect"}
 
@@ -129,9 +132,9 @@ def test_stored_maps_are_drawn(home: Path, tmp_path: Path) -> None:
         (runs / folder.name).symlink_to(folder)
     (folder,) = (home / "runs").glob("iais-singular-s0-*")
     maps = AttentionMaps(("a", "<dog>"), np.eye(2), np.full((3, 3), 1 / 3), 'a "dog"', 1, 0.25, 0.5)
-    _write(folder, "relations.npz", maps)
+    store_map(folder, "relations.npz", maps)
     words = WordMaps(("dog",), np.ones((1, 2, 2)) / 4, np.zeros((4, 6, 3), np.uint8), (0.0, 0.0, 6.0, 4.0), "dog", "layer 1")
-    _write(folder, "words.npz", words)
+    store_map(folder, "words.npz", words)
     first, second = stored(folder)
     assert isinstance(first, AttentionMaps)
     assert (first.words, first.singular, first.layer) == (("a", "<dog>"), 0.25, 1)

@@ -12,10 +12,11 @@ import pytest
 from fake_runs import write_run
 
 from datamodules.errors import InputError
-from experiments.artefacts import Artefact, Claim, Column, Figure, Row
+from experiments.papers.schema import Artefact, Claim, Column, Figure, Row
 from experiments.report.bootstrap import PerImage
-from experiments.report.collect import Cell, Measured, RowView, Run, View
+from experiments.report.collect import Cell, Measured, RowView, View
 from experiments.report.verdicts import judge
+from experiments.runs.store import Run
 
 RECALL = Column("ir1", "IR@1", metric="t2i_r1")
 COUNT = Column("params", "Tunable", cost="tunable_parameters")

@@ -1,0 +1,1 @@
+"""Records -> batches: one task a file, and what they share."""

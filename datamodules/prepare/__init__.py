@@ -1,0 +1,1 @@
+"""Made once, before training: checks, text databases, index files. They need tokenizers, so they are no formats."""

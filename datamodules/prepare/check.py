@@ -1,0 +1,204 @@
+"""`crosslight data check`: everything that is wrong with a data root, in one pass.
+
+report = run_check("flickr8k", "/data/flickr8k")
+print("\\n".join(report.lines()))
+raise SystemExit(report.exit_code)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from rich.console import Console
+from rich.progress import track
+
+from datamodules.coco import COCO
+from datamodules.errors import InputError
+from datamodules.flickr8k import Flickr8k
+from datamodules.flickr30k import Flickr30k
+from datamodules.flickr30k_entities import Flickr30kEntities
+from datamodules.formats.parsing import Problem
+from datamodules.image_text import ImageTextDataModule
+from datamodules.loading.images import open_image
+from datamodules.loading.regions import RegionReader, name_of
+from datamodules.nocaps import NoCaps
+from datamodules.records import ImageRecord
+from datamodules.visual_genome import VisualGenome
+
+Kind = Literal["coco", "flickr30k", "flickr8k", "flickr30k_entities", "visual_genome", "nocaps"]
+
+_KINDS: dict[str, type[ImageTextDataModule]] = {
+    "coco": COCO,
+    "flickr30k": Flickr30k,
+    "flickr8k": Flickr8k,
+    "flickr30k_entities": Flickr30kEntities,
+    "visual_genome": VisualGenome,
+    "nocaps": NoCaps,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """Of one split."""
+
+    images: int
+    captions: int
+
+
+@dataclass(slots=True)
+class Report:
+    """What a data root holds and what is wrong with it.
+
+    `problems` must be mended; `notes` are properties that published data sets have too, but that a result should mention
+    (the same caption text, or the same picture under two names, in two splits).
+    """
+
+    name: str
+    root: Path
+    splits: dict[str, SplitCounts] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.problems else 0
+
+    def lines(self, most: int = 20) -> list[str]:
+        """The report as text: counts, then at most `most` problems of each kind, then notes."""
+        lines = [f"{self.name} at {self.root}"]
+        for split, counts in self.splits.items():
+            lines.append(f"  {split}: {counts.images:,} images, {counts.captions:,} captions")
+        kinds: dict[str, list[Problem]] = defaultdict(list)
+        for problem in self.problems:
+            kinds[problem.kind].append(problem)
+        for kind, problems in kinds.items():
+            lines.append(f"{kind}: {len(problems):,}")
+            lines += [f"  {problem.text}" for problem in problems[:most]]
+            if len(problems) > most:
+                lines.append(f"  and {len(problems) - most:,} more")
+        lines += [f"note: {note}" for note in self.notes]
+        lines.append(f"{len(self.problems):,} problem(s)" if self.problems else "no problems found")
+        return lines
+
+
+def run_check(kind: Kind, root: str | Path, workers: int = 2, **options: Any) -> Report:
+    """Check a data root of a kind ("coco", "flickr30k", ...); `options` are those of its data module.
+
+    Raises:
+        InputError: unknown kind, or the annotations cannot be read at all.
+    """
+    if kind not in _KINDS:
+        raise InputError(f"unknown kind of data {kind!r}; choose one of {', '.join(get_args(Kind))}.")
+    return check(_KINDS[kind](root=str(root), **options), workers)
+
+
+def check(datamodule: ImageTextDataModule, workers: int = 2, progress: bool = True) -> Report:
+    """Read the annotations and decode every image (limits are ignored) with `workers` processes; of a data module with region
+    features, read those of every image instead, in this process.
+
+    Raises:
+        InputError: the annotations, or the databases of regions, cannot be read at all.
+    """
+    regions = datamodule.region_reader() if datamodule.view == "regions" else None
+    parsed = datamodule.parse() if regions is None else datamodule.parse_regions()[0]
+    report = Report(datamodule.name, datamodule.root, problems=list(parsed.problems))
+    for split, records in parsed.splits.items():
+        report.splits[split] = SplitCounts(len(records), sum(len(record.captions) for record in records))
+
+    splits_of_image: dict[str, list[str]] = defaultdict(list)
+    splits_of_text: dict[str | tuple[int, ...], set[str]] = defaultdict(set)
+    images: dict[Path, ImageRecord] = {}
+    splits_of_path: dict[Path, set[str]] = defaultdict(set)
+    for split, records in parsed.splits.items():
+        for record in records:
+            if record.path is not None:
+                images[record.path] = record
+                splits_of_path[record.path].add(split)
+            if split not in splits_of_image[record.image_id]:
+                splits_of_image[record.image_id].append(split)
+            for caption in record.captions if len(parsed.splits) > 1 else ():  # of one split there may be millions
+                splits_of_text[caption.token_ids or caption.text.strip().lower()].add(split)
+    for image_id, splits in splits_of_image.items():
+        if len(splits) > 1:
+            problem = Problem("image in several splits", str(parsed.path), f"image {image_id} is in {', '.join(splits)}")
+            report.problems.append(problem)
+    _note_shared(report, "caption text(s)", splits_of_text.values())
+
+    if regions is not None:
+        every = {record.image_id: record for records in parsed.splits.values() for record in records}
+        report.problems += _check_regions(list(every.values()), regions, datamodule.region_prefixes, progress)
+        return report
+
+    splits_of_content: dict[bytes, set[str]] = defaultdict(set)
+    for record, (digest, error) in _decode_all(list(images.values()), workers, progress):
+        assert record.path is not None
+        if error is None:
+            splits_of_content[digest] |= splits_of_path[record.path]
+        else:
+            missing = not record.path.exists()
+            report.problems.append(Problem("missing image" if missing else "unreadable image", str(record.path), error))
+    several = {path for path, splits in splits_of_path.items() if len(splits) > 1}
+    if not several:  # otherwise the image ids have already said so
+        _note_shared(report, "image file(s) with equal content", splits_of_content.values())
+    return report
+
+
+def _note_shared(report: Report, what: str, sets: Iterable[set[str]]) -> None:
+    together: dict[tuple[str, ...], int] = defaultdict(int)
+    for splits in sets:
+        if len(splits) > 1:
+            together[tuple(sorted(splits))] += 1
+    for names, count in sorted(together.items()):
+        report.notes.append(f"{count:,} {what} occur in {' and '.join(names)}")
+
+
+def _check_regions(
+    records: Sequence[ImageRecord], reader: RegionReader, prefixes: Sequence[str], progress: bool
+) -> Iterable[Problem]:
+    console = Console(stderr=True)
+    for record in track(records, "reading regions", console=console, disable=not progress, transient=True):
+        name = name_of(record, reader, prefixes)
+        if name is None:
+            yield Problem("missing image", str(reader.databases[0].folder), f"image {record.image_id} has no regions")
+            continue
+        try:
+            reader.regions([name])
+        except InputError as error:
+            yield Problem("unreadable image", str(reader.databases[0].folder), str(error))
+
+
+def _decode_all(
+    records: Sequence[ImageRecord], workers: int, progress: bool
+) -> Iterable[tuple[ImageRecord, tuple[bytes, str | None]]]:
+    console = Console(stderr=True)
+    if workers <= 1:
+        results: Iterable[tuple[bytes, str | None]] = map(_decode, records)
+        yield from zip(
+            records,
+            track(results, "decoding images", len(records), console=console, disable=not progress, transient=True),
+            strict=True,
+        )
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        results = pool.map(_decode, records, chunksize=32)
+        yield from zip(
+            records,
+            track(results, "decoding images", len(records), console=console, disable=not progress, transient=True),
+            strict=True,
+        )
+
+
+def _decode(record: ImageRecord) -> tuple[bytes, str | None]:
+    """Digest of the file, and what is wrong with the image."""
+    assert record.path is not None
+    try:
+        open_image(record)
+        return hashlib.blake2b(record.path.read_bytes(), digest_size=16).digest(), None
+    except InputError as error:
+        return b"", str(error).partition(". Replace the file")[0]

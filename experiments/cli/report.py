@@ -1,0 +1,99 @@
+"""`crosslight report`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from datamodules.errors import InputError
+from experiments.papers.catalogue import artefact_names
+from experiments.papers.schema import PAPERS, SCALES
+
+DEFAULT_RUNS = Path("runs/papers")  # of `crosslight sweep run ARTEFACT`
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. See crosslight report --help.")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status of `crosslight report`: 0.
+
+    Raises:
+        InputError: An argument names nothing, or an artefact is wrong.
+    """
+    parser = _Parser(prog="crosslight report", allow_abbrev=False, add_help=False)
+    parser.add_argument("what", nargs="*")
+    parser.add_argument("--runs", nargs="+", type=Path)
+    parser.add_argument("--scale", choices=SCALES, default="miniature")
+    parser.add_argument("--out", type=Path, default=Path("report"))
+    parser.add_argument("--look", action="store_true")
+    options = parser.parse_args(list(arguments))
+    names, given = chosen(options.what)
+    roots = options.runs if options.runs is not None else [DEFAULT_RUNS] if DEFAULT_RUNS.is_dir() else []
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out} is a file. Give a new folder, or that of an earlier report.")
+
+    from experiments.report.collect import collect
+    from experiments.report.site import build, judged
+    from experiments.runs.store import Run, RunFolders
+
+    folders = RunFolders(roots)
+    views = collect(names, options.scale, folders)
+    unseen: dict[str, list[str]] = {}
+    if options.look:
+        from experiments.report.maps import look_at
+
+        for view in views:
+            files, unseen[view.name] = look_at(view)
+            for text in (*map(str, files), *(f"not possible: {why}" for why in unseen[view.name])):
+                print(f"looking: {text}", file=sys.stderr)
+    extra = []
+    for found in runs_below(given):
+        status, folder, read = folders.read(found)
+        extra.append(Run(str(read.get("name", folder.name)), int(read.get("seed") or 0), status, folder, read))
+    index = build(judged(views, unseen), extra, options.scale, options.out)
+    rows = [row for view in views for row in view.rows]
+    done = sum(row.finished > 0 for row in rows)
+    print(f"report: {index} ({len(views)} artefacts, {done} of {len(rows)} rows measured, {options.scale} scale)")
+    return 0
+
+
+def runs_below(folders: Sequence[Path]) -> list[Path]:
+    """Run folders in or below the folders; what cannot be read is one too.
+
+    Raises:
+        InputError: A folder holds no run.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        below = sorted(file.parent for file in folder.rglob("results.json"))
+        if not below:
+            raise InputError(f"{folder} holds no results.json: there is no run in it.")
+        found += below
+    return found
+
+
+def chosen(what: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Artefacts and folders that are meant. Nothing means every artefact.
+
+    Raises:
+        InputError: A word is none of them.
+    """
+    known = artefact_names()
+    names: list[str] = []
+    folders: list[Path] = []
+    for each in what:
+        if each in PAPERS or each in known:
+            names += [name for name in known if name == each or name.startswith(f"{each}/")]
+        elif Path(each).is_dir():
+            folders.append(Path(each))
+        else:
+            raise InputError(
+                f"{each!r} is no paper, artefact or folder. Papers: {', '.join(PAPERS)}; artefacts: {', '.join(known)}"
+            )
+    return (list(dict.fromkeys(names)) if what else known), folders

@@ -1,0 +1,118 @@
+"""Kind `clipcap`: rmokady/CLIP_prefix_caption, `train.py` (`ClipCaptionModel`) and `predict.py` (`generate_beam`, `generate2`).
+
+The official loss pads with id 0 and so ignores a real id 0 ("!") as well; here too the recorded loss is compared on that reading.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.errors import InputError
+from experiments.parity.captioning.captioner import captioner, texts_of
+from experiments.parity.compare import (
+    OUTPUT,
+    Row,
+    Tolerance,
+    compare,
+    compare_lines,
+    not_checked,
+    stacked,
+)
+from experiments.parity.recordings import Fixture
+from lightning_modules.adapters.clipcap import ClipCap
+from lightning_modules.checkpoints import clipcap as checkpoint
+from lightning_modules.networks.captioner import Captioner, Seen
+from lightning_modules.networks.language_model import Decoding, clipcap_beams
+
+STATE = Tolerance(2e-5, scaled=True)  # as the recordings have it
+NORM = Tolerance(1e-6, relative=1e-4)  # of a gradient
+
+
+def check(fixture: Fixture) -> list[Row]:
+    """Prefix, logits, loss, gradients and generated tokens.
+
+    Raises:
+        InputError: The fixture lacks an input or a size.
+    """
+    tokens, mask, vectors = (fixture.tensor(f"inputs/{name}") for name in ("tokens", "mask", "prefix"))
+    prefix_length = int(fixture.value("prefix_length"))
+    stop = int(fixture.value("stop_token"))
+    network = captioner(fixture, vectors.shape[1], stop)
+    mapping = fixture.value("mapping")
+    if mapping not in ("mlp", "transformer"):
+        return [not_checked("all", f"unknown mapping {mapping!r}")]
+    options: dict[str, Any] = {"mapping": mapping, "prefix_length": prefix_length}
+    if mapping == "transformer":
+        of = {"clip_length": "clip_length", "layers": "mapper_layers", "heads": "mapper_heads", "mlp_ratio": "mapper_mlp_ratio"}
+        options |= {ours: fixture.value(theirs) for ours, theirs in of.items()}
+    ClipCap(**options).inject(network)
+    weights = fixture.group("weights")
+    try:
+        checkpoint.fill(network, weights, str(fixture.path.with_suffix(".safetensors")))
+    except InputError as error:
+        return [Row("weights", "OFF", note=str(error))]
+    back = {name: tensor for name, tensor in checkpoint.official_state(network).items() if name in weights}
+    rows = [compare("weights, in and out", back, weights, Tolerance(0.0))]
+    seen, own = Seen(vectors[:, None]), torch.arange(len(vectors))
+    assert network.prefix is not None
+    with torch.no_grad():
+        rows.append(_recorded(fixture, "prefix_embeddings", {"prefix_embeddings": network.prefix(seen.tokens_IVD)}, STATE))
+        inputs, _ = network._inputs(seen, tokens, own)
+        logits = network.language.logits(network.language.states(**inputs))
+    real = mask.bool()
+    if bool((real[:, 1:] > real[:, :-1]).any()):
+        rows.append(not_checked("logits", "the mask has holes; ours pads on the right only"))
+    else:
+        recorded = {name: t for name, t in fixture.group("outputs").items() if name == "logits"}
+        recorded = {name: t[real] if t.shape[:2] == real.shape else t for name, t in recorded.items()}
+        rows.append(compare("logits at real positions", {"logits": logits[real]}, recorded, STATE))
+    rows += _training(fixture, network, seen, tokens, own)
+    rows += _generation(fixture, network, seen)
+    return rows
+
+
+def _recorded(fixture: Fixture, name: str, found: dict[str, Tensor], tolerance: Tolerance) -> Row:
+    outputs = fixture.group("outputs")
+    return compare(name.replace("_", " "), found, {key: t for key, t in outputs.items() if key == name}, tolerance)
+
+
+def _training(fixture: Fixture, network: Captioner, seen: Seen, tokens: Tensor, own: Tensor) -> list[Row]:
+    network.requires_grad_(True)
+    loss = network.loss(seen, texts_of(tokens, tokens != 0), own)["loss"]
+    loss.backward()
+    rows = [_recorded(fixture, "loss", {"loss": loss.detach().reshape(1)}, OUTPUT)]
+    assert network.prefix is not None
+    norms = {name: float(p.grad.norm()) for name, p in network.prefix.mapper.named_parameters() if p.grad is not None}
+    wte = network.language.model.get_input_embeddings().weight
+    norms["wte"] = float(wte.grad.norm())
+    recorded = dict(fixture.about.get("grad_norms_clip_project", {}))
+    if "grad_norm_wte" in fixture.about:
+        recorded["wte"] = fixture.about["grad_norm_wte"]
+    rows.append(compare("norms of gradients", stacked(norms), stacked(recorded), NORM))
+    return rows
+
+
+def _generation(fixture: Fixture, network: Captioner, seen: Seen) -> list[Row]:
+    rows = []
+    longest = int(fixture.value("entry_length"))
+    if "beam_outputs_best_first" in fixture.about:
+        decoding = Decoding(beams=int(fixture.value("beam_size")), max_new_tokens=longest, algorithm="clipcap")
+        with torch.no_grad():
+            found = clipcap_beams(network.language, network._lead(seen, None), decoding)
+        recorded = fixture.about["beam_outputs_best_first"]
+        rows.append(compare_lines("generate_beam", _lines([[_said(ids) for ids in each] for each in found]), _lines(recorded)))
+    if "greedy_outputs" in fixture.about:
+        greedy = network.generate_ids(seen, Decoding(beams=1, max_new_tokens=longest, keep_end=True))
+        rows.append(compare_lines("generate2", _lines([_said(ids) for ids in greedy]), _lines(fixture.about["greedy_outputs"])))
+    return rows
+
+
+def _said(ids: list[int]) -> str:
+    return " ".join(map(str, ids))
+
+
+def _lines(rows: list[Any]) -> dict[str, Any]:
+    return {f"image {i}": row for i, row in enumerate(rows)}
