@@ -41,11 +41,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.beit3_reference import Sizes
 from benchmarks.beit3_step import network, pairs
 from experiments.runs.provenance import device_state, git_state, versions
-from lightning_modules import optimisation
+from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.metrics.cost import SavedBytes, gradient_bytes, optimizer_state_bytes
-from lightning_modules.optimisation import Optimisation
+from lightning_modules.optimization import Optimization
 from lightning_modules.retrieval import RetrievalModule
 
 SIZES = {
@@ -80,7 +80,7 @@ class Row:
 
 
 def adapter(mode: str, sizes: Sizes) -> Adapter | None:
-    """As in experiments/papers/mwa/variants: the paper's widths, and LoRA of the rank that fits MWA's count; narrower in the toy network."""
+    """As in papers/mwa/variants: the paper's widths, and LoRA of the rank that fits MWA's count; narrower in the toy network."""
     toy = sizes.width < 256
     if mode == "lora":
         from lightning_modules.adapters.lora import LoRAAdapter
@@ -100,7 +100,7 @@ def build(row: Row, sizes: Sizes, device: str) -> RetrievalModule:
             adapter(row.mode, sizes),
             "full" if row.mode == "full" else "adapter",
             train_heads="none",
-            optimisation=Optimisation(lr=1e-4),
+            optimization=Optimization(lr=1e-4),
             gradient_cache_chunk=row.chunk,
             compile=row.way == "compile",
         )
@@ -130,8 +130,8 @@ class Visit:
         self.device = device
         self.module = build(row, sizes, device)
         self.batch = pairs(replace(sizes, batch=row.batch)).to(device)
-        self.optimizer, self.schedule = optimisation.build(
-            self.module.network, self.module.optimisation, 100_000, self.module.owns
+        self.optimizer, self.schedule = optimization.build(
+            self.module.network, self.module.optimization, 100_000, self.module.owns
         )
 
     def backward(self) -> None:

@@ -79,7 +79,7 @@ def network(sizes: Sizes, checkpoint_activations: bool = False) -> Any:
         patch_size=sizes.patch_size,
         vocab_size=sizes.vocabulary,
         text_positions=sizes.text_positions,
-        tokeniser="none",
+        tokenizer="none",
         max_tokens=min(64, sizes.text_positions - 2),
         drop_path=sizes.drop_path,
         checkpoint_activations=checkpoint_activations,
@@ -101,7 +101,7 @@ def pairs(sizes: Sizes, longest: bool = False) -> Any:
 def module(mode: str, sizes: Sizes) -> Any:
     """A `RetrievalModule` in training mode."""
     from lightning_modules.adapters.multiway import MultiWayAdapter
-    from lightning_modules.optimisation import Optimisation
+    from lightning_modules.optimization import Optimization
     from lightning_modules.retrieval import RetrievalModule
 
     adapter = {
@@ -111,9 +111,9 @@ def module(mode: str, sizes: Sizes) -> Any:
         "released": lambda: MultiWayAdapter("released", knowledge_mid=KNOWLEDGE),
     }[mode]()
     tuning: Any = "full" if mode == "full" else "adapter"
-    optimisation = Optimisation(lr=1e-4, weight_decay=0.05)
+    optimization = Optimization(lr=1e-4, weight_decay=0.05)
     # eval_frozen false, as the official recipe: frozen layers keep their drop path, so every row drops the same share of its work
-    built = RetrievalModule(network(sizes), adapter, tuning, train_heads="none", optimisation=optimisation, eval_frozen=False)
+    built = RetrievalModule(network(sizes), adapter, tuning, train_heads="none", optimization=optimization, eval_frozen=False)
     built.log_dict = lambda *_, **__: None  # type: ignore[method-assign] # there is no trainer to log to
     return built.train()
 
@@ -127,13 +127,13 @@ class Ours:
     """
 
     def __init__(self, mode: str, sizes: Sizes) -> None:
-        from lightning_modules import optimisation
+        from lightning_modules import optimization
 
         self.mode, self.sizes = mode, sizes
         self.module = module(mode, sizes)
         self.batches = {"padded": pairs(sizes), "longest": pairs(sizes, longest=True)}
-        self.optimizer, self.schedule = optimisation.build(
-            self.module.network, self.module.optimisation, 100_000, self.module.owns
+        self.optimizer, self.schedule = optimization.build(
+            self.module.network, self.module.optimization, 100_000, self.module.owns
         )
 
     def check(self, weights: str, gradients: str) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Ours:
         gradients = gradient_bytes(self.module.parameters())
         self.optimizer.step()
         state = optimizer_state_bytes(self.optimizer)
-        parts = {"activations": saved.peak_bytes, "gradients": gradients, "optimiser": state}
+        parts = {"activations": saved.peak_bytes, "gradients": gradients, "optimizer": state}
         return parts | {"all": sum(parts.values())}
 
 

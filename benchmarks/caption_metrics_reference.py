@@ -21,7 +21,7 @@ from benchmarks.beit3_reference import serve, timed
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--packages", required=True, help="folder with pycocoevalcap 1.2 (caption_metrics.py fills it)")
-    parser.add_argument("--captions", required=True, help='JSON: {"references": [[...], ...], "candidates": [...]}, tokenised')
+    parser.add_argument("--captions", required=True, help='JSON: {"references": [[...], ...], "candidates": [...]}, tokenized')
     options = parser.parse_args()
     sys.path.insert(0, options.packages)
     from pycocoevalcap.bleu.bleu import Bleu

@@ -50,14 +50,14 @@ from benchmarks.captioning_work import SIZES, Batch, Size, Work, clock, generati
 from datamodules.loading.features import FeatureFile, Precision
 from datamodules.records import ImageBatch, TextBatch
 from experiments.runs.provenance import device_state, git_state, versions
-from lightning_modules import optimisation
+from lightning_modules import optimization
 from lightning_modules.adapters.i_tuning import ITuning, ITuningModule, ITuningModules, Rows
 from lightning_modules.adapters.tuning import set_tuning
 from lightning_modules.metrics.cost import SavedBytes
 from lightning_modules.networks.captioner import Captioner, Seen
 from lightning_modules.networks.language_model import Decoding, LanguageModel
 from lightning_modules.networks.towers.hugging_face import HFImageTower
-from lightning_modules.optimisation import Optimisation
+from lightning_modules.optimization import Optimization
 
 GOALS = {
     "dropped": 0.03,  # reduction of time and saved bytes: at most so far from the prediction
@@ -132,7 +132,7 @@ class Step:
     ) -> None:
         self.network, self.see, self.texts, self.image_row_B = network, see, texts, image_row_B
         self.device = image_row_B.device.type
-        self.optimizer, _ = optimisation.build(network, Optimisation(lr=1e-4), 100_000, adapter.owns)
+        self.optimizer, _ = optimization.build(network, Optimization(lr=1e-4), 100_000, adapter.owns)
 
     def loss(self) -> Tensor:
         with precision(self.device):
@@ -159,7 +159,7 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
         marks.append(now(self.device))
-        parts = ("see_s", "forward_s", "backward_s", "optimiser_s")
+        parts = ("see_s", "forward_s", "backward_s", "optimizer_s")
         taken = {part: after - before for part, before, after in zip(parts, marks, marks[1:], strict=False)}
         return {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall, **taken}
 
@@ -288,7 +288,7 @@ def compare(
             "throughput_ratio": units[name] / units[first] / measured[f"{kind}_ratio"]["median"],
             "parts_s": {
                 part: statistics.median(step[part] for step in own)
-                for part in ("see_s", "forward_s", "backward_s", "optimiser_s")
+                for part in ("see_s", "forward_s", "backward_s", "optimizer_s")
                 if part in own[0]
             },
             "memory_bytes": memory[name],

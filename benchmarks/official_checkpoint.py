@@ -50,7 +50,7 @@ def write(path: str, sizes: Mapping[str, Any]) -> None:
     from lightning_modules.networks.beit3 import BEiT3Retrieval
 
     torch.manual_seed(0)
-    write_official(BEiT3Retrieval(tokeniser="none", **sizes), path)
+    write_official(BEiT3Retrieval(tokenizer="none", **sizes), path)
 
 
 def embed(source: str, out: str, config: str, frozen: bool) -> None:
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             embed(rest[0], rest[1], rest[2], rest[3] == "frozen")
         return 0
     if options.spm is None or not Path(options.spm).is_file():
-        raise SystemExit(f"BEiT-3's tokeniser is needed: --spm FILE or CROSSLIGHT_BEIT3_SPM (got {options.spm})")
+        raise SystemExit(f"BEiT-3's tokenizer is needed: --spm FILE or CROSSLIGHT_BEIT3_SPM (got {options.spm})")
     options.spm = Path(options.spm)
     if not os.environ.get("CROSSLIGHT_DATA"):
         raise SystemExit("CROSSLIGHT_DATA must name the folder that holds flickr8k/ (photographs and Karpathy's split)")

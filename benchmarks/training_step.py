@@ -12,7 +12,7 @@ A B C D A B C D, never A A B B: on a machine with other work a mode is then comp
 How to read it
 - "predicted" is the ratio of FLOPs, counted by torch while the step runs (matrix products, convolutions and attention only).
   Beside the measured ratio it says whether a mode costs what its arithmetic costs; a measured ratio above it is work that
-  no FLOP count sees (memory traffic of small operations, dropout, the optimiser).
+  no FLOP count sees (memory traffic of small operations, dropout, the optimizer).
 - A ratio is the median of the rounds' own ratios to the first mode (full, unless --modes says otherwise), with the lowest
   and the highest in brackets. Only ratios travel between machines, and on shared cores only CPU ratios: wall seconds of a
   loaded machine measure its load, which is printed (load average beside the number of cores).
@@ -47,7 +47,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from experiments.runs.provenance import device_state, git_state, versions
-from lightning_modules import optimisation
+from lightning_modules import optimization
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.metrics.cost import SavedBytes, gradient_bytes, optimizer_state_bytes
 from lightning_modules.networks.dual_encoder import DualEncoder
@@ -57,7 +57,7 @@ from lightning_modules.retrieval import RetrievalModule
 
 MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 LABELS = {"full": "full", "mwa": "MWA (KE 64 + AE 128)", "ke": "KE only", "ae": "AE only", "head": "head-only"}
-PHASES = ("forward", "backward", "optimiser")
+PHASES = ("forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def network(shape: Shape) -> DualEncoder:
             "hidden_dropout_prob": shape.dropout,
             "attention_probs_dropout_prob": shape.dropout,
         },
-        tokeniser="none",
+        tokenizer="none",
         max_tokens=shape.tokens,
         pooling="mean",
         attention=attention,
@@ -169,7 +169,7 @@ def random_batch(shape: Shape) -> PairBatch:
 
 
 class Variant:
-    """One row of the tables: a module with its optimiser, ready to step.
+    """One row of the tables: a module with its optimizer, ready to step.
 
     Args:
         mode: A key of `LABELS`.
@@ -187,8 +187,8 @@ class Variant:
         self.module.log_dict = lambda *_, **__: None  # type: ignore[method-assign] # there is no trainer to log to
         self.module.train()
         self.batch = random_batch(shape).to(device)
-        self.optimizer, self.schedule = optimisation.build(
-            self.module.network, self.module.optimisation, 10_000, self.module.owns
+        self.optimizer, self.schedule = optimization.build(
+            self.module.network, self.module.optimization, 10_000, self.module.owns
         )
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -200,7 +200,7 @@ class Variant:
         return time.perf_counter(), time.process_time()
 
     def backward(self) -> None:
-        """Forward and backward without the optimiser's step."""
+        """Forward and backward without the optimizer's step."""
         with self._autocast():
             loss = self.module.training_step(self.batch, 0)
         self.optimizer.zero_grad()
@@ -239,7 +239,7 @@ class Variant:
             "activations": activations,
             "recomputed": recomputed,  # the part of the activations that is of one chunk
             "gradients": gradients,
-            "optimiser": state,
+            "optimizer": state,
             "all": activations + gradients + state,
         }
 
@@ -391,7 +391,7 @@ def report(result: dict[str, Any]) -> str:
     memory_rows = [
         [
             row["label"], f"{row['tunable_parameters']:,}", f"{row['memory_ratio']:.2f}",
-            *(f"{row['memory_bytes'][part] / 1e6:.1f}" for part in ("all", "activations", "gradients", "optimiser")),
+            *(f"{row['memory_bytes'][part] / 1e6:.1f}" for part in ("all", "activations", "gradients", "optimizer")),
             f"{row['flops'] / 1e9:.5g}", f"{row['flops_formula'] / 1e9:.5g}",
         ]
         for row in rows
@@ -408,14 +408,14 @@ def report(result: dict[str, Any]) -> str:
             _table(
                 [
                     "step", "predicted (FLOPs)", f"CPU / {reference}", f"wall / {reference}", "CPU s", "wall s",
-                    "forward CPU s", "backward CPU s", "optimiser CPU s", "GFLOP/s",
+                    "forward CPU s", "backward CPU s", "optimizer CPU s", "GFLOP/s",
                 ],
                 time_rows,
             ),
             "",
             _table(
                 [
-                    "step", "tunable", f"memory / {reference}", "memory MB", "activations", "gradients", "optimiser",
+                    "step", "tunable", f"memory / {reference}", "memory MB", "activations", "gradients", "optimizer",
                     "GFLOP counted", "GFLOP formula",
                 ],
                 memory_rows,

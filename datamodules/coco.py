@@ -53,7 +53,7 @@ class COCO(ImageTextDataModule):
             train2014/ and val2014/, root by default. For "official" the one folder of all images; by default each caption file
             has its own, captions_val2017.json has val2017/.
         captions: "karpathy" reads dataset_coco.json; "official" reads COCO's own caption files; "beit3_index" reads BEiT-3's
-            index files, whose captions are token ids: only for a network with BEiT-3's tokeniser.
+            index files, whose captions are token ids: only for a network with BEiT-3's tokenizer.
         restval: Karpathy: train on the 30,504 images of the split "restval" too, as is usual.
         year: Official: of the caption files.
         files: Official and index: which files make which split, relative to root; replaces `year` and the names above. Several

@@ -27,7 +27,7 @@ class Flickr30k(ImageTextDataModule):
         split: "karpathy" takes the splits of dataset_flickr30k.json; "entities" takes those of Flickr30k Entities, one image id
             a line in flickr30k_entities/{train,val,test}.txt (29,783/1,000/1,000, used with region annotations).
         captions: "karpathy" reads dataset_flickr30k.json; "beit3_index" reads BEiT-3's index files (of Karpathy's split), whose
-            captions are token ids: only for a network with BEiT-3's tokeniser.
+            captions are token ids: only for a network with BEiT-3's tokenizer.
         files: Index: which files make which split, relative to root, in place of the names above.
         loading: Options of all image-text data modules.
     """

@@ -35,7 +35,7 @@ from datamodules.loading.collate import image_batch, region_names, text_batch
 from datamodules.loading.loader import BatchDataset, BatchLoader, TrainLoader
 from datamodules.loading.order import evaluation_batches
 from datamodules.loading.regions import RegionReader
-from datamodules.loading.tokens import BEIT3_IDS, FileIds, Tokeniser
+from datamodules.loading.tokens import BEIT3_IDS, FileIds, Tokenizer
 from datamodules.records import Caption, ImageRecord, Objects, PairBatch, Phrase, Regions
 
 PhraseRegions = Literal["gt", "iou"]
@@ -204,7 +204,7 @@ class Flickr30kEntities(ImageTextDataModule):
             self.records(split),
             lambda image_id: read_annotation(self._annotation(image_id)),
             self.region_reader(),
-            connection.tokeniser,
+            connection.tokenizer,
             self.phrase_regions,
             self.object_pairs,
         )
@@ -223,7 +223,7 @@ class Flickr30kEntities(ImageTextDataModule):
         if not databases or split in self._compared:
             return
         texts_of = {name: (database, ids) for database in databases for name, ids in database.image_texts.items()}
-        tokenise_word = _word_by_word(self._connected().tokeniser)
+        tokenize_word = _word_by_word(self._connected().tokenizer)
         records = [record for record in self.records(split) if record.regions in texts_of]
         if not records:
             raise InputError(
@@ -234,12 +234,12 @@ class Flickr30kEntities(ImageTextDataModule):
             database, text_ids = texts_of[str(record.regions)]
             stored = {database.read(text_id).input_ids for text_id in text_ids}
             for caption in record.captions:
-                pieces = word_pieces(caption.text, (), tokenise_word).input_ids
+                pieces = word_pieces(caption.text, (), tokenize_word).input_ids
                 if pieces not in stored:
                     raise InputError(
                         f"caption {caption.caption_id} ({caption.text!r}) has the word pieces {list(pieces)} by the network's "
-                        f"tokeniser, which none of the texts of {record.regions} in {database.path} has: that is of another "
-                        "tokeniser or of other captions. Build it again (`crosslight data text-db`), or set regions.text_db to "
+                        f"tokenizer, which none of the texts of {record.regions} in {database.path} has: that is of another "
+                        "tokenizer or of other captions. Build it again (`crosslight data text-db`), or set regions.text_db to "
                         "null: Entities' own words serve as well."
                     )
         self._compared.add(split)
@@ -277,12 +277,12 @@ class ObjectPairs(BatchDataset):
         records: The split; all have a name in the reader's databases, captions are text.
         annotation: The annotation of an image id.
         reader: Of the regions.
-        tokeniser: Of the network.
+        tokenizer: Of the network.
         phrase_regions: See `Flickr30kEntities`.
         most: The first so many pairs; None is all.
 
     Raises:
-        InputError: an annotation is missing or malformed. When a batch is made: the tokeniser looks across words; "gt", and the
+        InputError: an annotation is missing or malformed. When a batch is made: the tokenizer looks across words; "gt", and the
             regions are not the annotation's boxes.
     """
 
@@ -291,11 +291,11 @@ class ObjectPairs(BatchDataset):
         records: Sequence[ImageRecord],
         annotation: Callable[[str], Annotation],
         reader: RegionReader,
-        tokeniser: Tokeniser,
+        tokenizer: Tokenizer,
         phrase_regions: PhraseRegions,
         most: int | None = None,
     ) -> None:
-        self.records, self.reader, self.tokeniser, self.phrase_regions = records, reader, tokeniser, phrase_regions
+        self.records, self.reader, self.tokenizer, self.phrase_regions = records, reader, tokenizer, phrase_regions
         self.pairs: list[_Pair] = []
         self.first_caption: list[int] = []
         self.annotations: dict[int, Annotation] = {}
@@ -307,12 +307,12 @@ class ObjectPairs(BatchDataset):
             self.pairs.append(pair)
 
     def _all_pairs(self) -> Iterator[_Pair]:
-        tokenise_word = _word_by_word(self.tokeniser)
+        tokenize_word = _word_by_word(self.tokenizer)
         row = 0
         for image, record in enumerate(self.records):
             self.first_caption.append(row)
             for caption in record.captions:
-                chains, words, pieces = _objects(caption, tokenise_word, self.tokeniser.max_tokens - 2)
+                chains, words, pieces = _objects(caption, tokenize_word, self.tokenizer.max_tokens - 2)
                 if len(chains) >= 2:
                     yield _Pair(image, row, chains, words, pieces)
                 row += 1
@@ -330,7 +330,7 @@ class ObjectPairs(BatchDataset):
         image_rows, caption_rows = [pair.image for pair in pairs], [pair.caption for pair in pairs]
         captions = [self.records[pair.image].captions[pair.caption - self.first_caption[pair.image]] for pair in pairs]
         regions = self.reader.regions(region_names(self.records, image_rows))
-        texts = text_batch(captions, caption_rows, image_rows, self.tokeniser)
+        texts = text_batch(captions, caption_rows, image_rows, self.tokenizer)
         shape = (len(pairs), max(len(pair.chains) for pair in pairs))
         words_BNT = torch.zeros(*shape, texts.tokens_BT.shape[1], dtype=torch.bool)
         regions_BNR = torch.zeros(*shape, regions.mask_BR.shape[1], dtype=torch.bool)
@@ -349,8 +349,8 @@ class ObjectPairs(BatchDataset):
         if tokens_T[1 : len(pieces) + 1].tolist() != pieces:
             raise InputError(
                 f"caption {caption.caption_id} ({caption.text!r}) has the tokens {tokens_T.tolist()} and, word by word, "
-                f"{pieces}. Where phrases are can only be told for a tokeniser that takes each word by itself and begins with "
-                f"one special token, as BERT's do; {self.tokeniser.name} does not."
+                f"{pieces}. Where phrases are can only be told for a tokenizer that takes each word by itself and begins with "
+                f"one special token, as BERT's do; {self.tokenizer.name} does not."
             )
 
     def _shown(self, pair: _Pair, regions: Regions, row: int) -> Tensor:
@@ -373,21 +373,21 @@ class ObjectPairs(BatchDataset):
         return annotated_regions(annotation, pair.chains)
 
 
-def _word_by_word(tokeniser: Tokeniser) -> Callable[[str], Sequence[int]]:
+def _word_by_word(tokenizer: Tokenizer) -> Callable[[str], Sequence[int]]:
     @cache
-    def tokenise_word(word: str) -> tuple[int, ...]:
-        return tuple(tokeniser.ids([word])[0])
+    def tokenize_word(word: str) -> tuple[int, ...]:
+        return tuple(tokenizer.ids([word])[0])
 
-    return tokenise_word
+    return tokenize_word
 
 
 def _objects(
-    caption: Caption, tokenise_word: Callable[[str], Sequence[int]], most_pieces: int
+    caption: Caption, tokenize_word: Callable[[str], Sequence[int]], most_pieces: int
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[int, ...]]:
     """Chains in the order of first mention, where their words are among the caption's pieces, and those (all three as far as the
     network reads)."""
     phrases: list[Phrase] = [phrase for phrase in caption.phrases if phrase.boxes and phrase.chain != NOT_VISUAL]
-    pieces = word_pieces(caption.text, phrases, tokenise_word)
+    pieces = word_pieces(caption.text, phrases, tokenize_word)
     words: dict[str, list[int]] = {}
     for phrase, positions in zip(phrases, pieces.phrases, strict=True):
         read = [position for position in positions if position < most_pieces]

@@ -1,7 +1,7 @@
 """The base of the image-text data modules: from splits of records to the loaders of training and evaluation.
 
 A subclass says how its files are read (`parse`) and what to do when they are not there (`prepare_data`); everything else is
-here. The network decides size, normalisation and tokeniser: see `ImageTextDataModule.connect`.
+here. The network decides size, normalization and tokenizer: see `ImageTextDataModule.connect`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from datamodules.errors import InputError
 from datamodules.formats.parsing import Parsed
 from datamodules.inputs import ImageInput, Inputs
-from datamodules.loading.captions import CaptionBatches, Captioning, CaptionTokeniser, TrainCaptions
+from datamodules.loading.captions import CaptionBatches, Captioning, CaptionTokenizer, TrainCaptions
 from datamodules.loading.features import FeatureFile
 from datamodules.loading.fingerprint import file_sizes, require_images
 from datamodules.loading.images import Augment, Augmentation, SplitImages
@@ -31,7 +31,7 @@ from datamodules.loading.order import GlobalBatches, evaluation_batches, mix
 from datamodules.loading.pairs import EvaluationImages, EvaluationRegions, EvaluationTexts, TrainPairs, TrainUnit
 from datamodules.loading.ranking import Ranking, RankingBatches, TrainRanking
 from datamodules.loading.regions import RegionFiles, RegionReader, named, read_text_databases, update_with_texts
-from datamodules.loading.tokens import BEIT3_IDS, FileIds, Tokeniser
+from datamodules.loading.tokens import BEIT3_IDS, FileIds, Tokenizer
 from datamodules.records import ImageRecord
 
 Split = Literal["train", "val", "test"]
@@ -73,14 +73,14 @@ class _Connection:
     """What `connect` was given."""
 
     image: ImageInput | None  # None: the regions view
-    tokeniser: Tokeniser
+    tokenizer: Tokenizer
     rank: int
     world_size: int
 
     @property
-    def captions(self) -> CaptionTokeniser | None:
-        """The tokeniser of a network that writes captions."""
-        return self.tokeniser if isinstance(self.tokeniser, CaptionTokeniser) else None
+    def captions(self) -> CaptionTokenizer | None:
+        """The tokenizer of a network that writes captions."""
+        return self.tokenizer if isinstance(self.tokenizer, CaptionTokenizer) else None
 
 
 @dataclass(slots=True)
@@ -334,12 +334,12 @@ class ImageTextDataModule(LightningDataModule):
     # ---------------------------------------------------------------------------------------------------------- connection
 
     def connect(self, inputs: Inputs, rank: int = 0, world_size: int = 1) -> None:
-        """Take the transform and tokeniser that the network was built with, and this process's place among all.
+        """Take the transform and tokenizer that the network was built with, and this process's place among all.
 
         Under a Trainer `setup` does it, from `trainer.lightning_module.network.inputs`.
 
         Raises:
-            InputError: the network takes no images or no texts, or its tokeniser is not there or has too many ids for it; it
+            InputError: the network takes no images or no texts, or its tokenizer is not there or has too many ids for it; it
                 takes regions, and the option `regions` is not set, or its databases are missing or of another feature width.
         """
         if inputs.text is None or (inputs.image is None and inputs.regions is None):
@@ -352,8 +352,8 @@ class ImageTextDataModule(LightningDataModule):
             assert inputs.regions is not None
             self.region_reader().require_width(inputs.regions.feature_width)
             file_ids = self._read("regions").file_ids
-        tokeniser = CaptionTokeniser(inputs.text) if inputs.captions else Tokeniser(inputs.text, file_ids)
-        self._connection = _Connection(inputs.image, tokeniser, rank, world_size)
+        tokenizer = CaptionTokenizer(inputs.text) if inputs.captions else Tokenizer(inputs.text, file_ids)
+        self._connection = _Connection(inputs.image, tokenizer, rank, world_size)
         self._features = {}
         for loaded in self._loaded.values():
             loaded.pixels.clear()
@@ -370,7 +370,7 @@ class ImageTextDataModule(LightningDataModule):
             network: Any = getattr(trainer.lightning_module, "network", None)
             if network is None or not isinstance(getattr(network, "inputs", None), Inputs):
                 raise InputError(
-                    f"{type(trainer.lightning_module).__name__}.network.inputs names no transform and tokeniser; "
+                    f"{type(trainer.lightning_module).__name__}.network.inputs names no transform and tokenizer; "
                     f"{type(self).__name__} takes them from there."
                 )
             self.connect(network.inputs, trainer.global_rank, trainer.world_size)
@@ -393,7 +393,7 @@ class ImageTextDataModule(LightningDataModule):
         place = (connection.rank, connection.world_size)
         samples: TrainPairs | TrainRanking | TrainCaptions
         if self.view == "regions":
-            samples = TrainRanking(records, self.region_reader(), connection.tokeniser, self.ranking, self.seed, *place)
+            samples = TrainRanking(records, self.region_reader(), connection.tokenizer, self.ranking, self.seed, *place)
             order: GlobalBatches = RankingBatches(self.ranking.sides, len(samples), self.batch_size, self.seed, *place)
         elif connection.captions is not None:
             shown = self._features.get("train") or self._images("train", records, self.augmentation)
@@ -401,7 +401,7 @@ class ImageTextDataModule(LightningDataModule):
             order = CaptionBatches(samples.counts, self.captioning, self.batch_size, self.seed, *place)
         else:
             images = self._images("train", records, self.augmentation)
-            samples = TrainPairs(records, images, connection.tokeniser, self.train_unit, self.seed)
+            samples = TrainPairs(records, images, connection.tokenizer, self.train_unit, self.seed)
             order = GlobalBatches(len(samples), self.batch_size, self.seed, *place)
         loader = TrainLoader(samples, batch_size=None, sampler=order, **self._loading(persistent=True))
         if self._position is not None:
@@ -423,7 +423,7 @@ class ImageTextDataModule(LightningDataModule):
             shown = EvaluationImages(records, self._features.get(split) or self._images(split, records, None))
             rows = evaluation_batches(len(shown), *share)
             return [BatchLoader(shown, batch_size=None, sampler=rows, **self._loading())]
-        texts = EvaluationTexts(records, connection.tokeniser)
+        texts = EvaluationTexts(records, connection.tokenizer)
         images: EvaluationImages | EvaluationRegions
         if self.view == "regions":
             images = EvaluationRegions(records, self.region_reader())
@@ -453,7 +453,7 @@ class ImageTextDataModule(LightningDataModule):
 
     def _words(self, split: str, texts: EvaluationTexts) -> list[int]:
         """Tokens of each caption; says so if some are cut, which may change a result."""
-        words, most = texts.words(), self._connected().tokeniser.max_tokens
+        words, most = texts.words(), self._connected().tokenizer.max_tokens
         cut = sum(length + 2 > most for length in words)
         if cut:
             warnings.warn(

@@ -47,8 +47,8 @@ class Phrase:
 class Caption:
     """One sentence about one image. `caption_id` is unique in its data set.
 
-    `token_ids` come from files that hold ids of a tokeniser (without begin and end token) in place of words, such as BEiT-3's
-    index or UNITER's text databases: the text is "" then, and only a network with that tokeniser can read them.
+    `token_ids` come from files that hold ids of a tokenizer (without begin and end token) in place of words, such as BEiT-3's
+    index or UNITER's text databases: the text is "" then, and only a network with that tokenizer can read them.
     """
 
     caption_id: str

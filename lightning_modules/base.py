@@ -1,4 +1,4 @@
-"""What all tuning shares: which part of the network learns, its optimiser, and checkpoints that hold only what was trained."""
+"""What all tuning shares: which part of the network learns, its optimizer, and checkpoints that hold only what was trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.errors import InputError
-from lightning_modules import optimisation
+from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import TrainHeads, TuningMode, set_mode, set_tuning
 from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
@@ -31,7 +31,7 @@ class TunedModule(pl.LightningModule):
         adapter: Adapter | None,
         tuning: TuningMode,
         train_heads: TrainHeads,
-        optimisation: optimisation.Optimisation,
+        optimization: optimization.Optimization,
         init_from: str | None,
         eval_frozen: bool,
     ) -> None:
@@ -40,7 +40,7 @@ class TunedModule(pl.LightningModule):
         self.adapter = adapter
         self.tuning = tuning
         self.train_heads = train_heads
-        self.optimisation = optimisation
+        self.optimization = optimization
         self.init_from = init_from
         self.eval_frozen = eval_frozen
         self._queries = {}
@@ -68,7 +68,7 @@ class TunedModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         total = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedule = optimisation.build(self.network, self.optimisation, total, self.owns)
+        optimizer, schedule = optimization.build(self.network, self.optimization, total, self.owns)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -84,7 +84,7 @@ class TunedModule(pl.LightningModule):
         if optimizer.defaults.get("fused") and self.trainer.precision == "16-mixed":
             raise InputError(
                 "trainer.gradient_clip_val at precision 16-mixed needs an optimizer that is not fused: set "
-                "model.optimisation.fused to false, or use bf16-mixed"
+                "model.optimization.fused to false, or use bf16-mixed"
             )
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if gradient_clip_algorithm == "value":

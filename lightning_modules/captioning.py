@@ -1,6 +1,6 @@
 """Captioning: wires a captioner, an adapter (I-Tuning, ClipCap), the token loss, caption metrics and AdamW.
 
-Training minimises -sum log P(token | before, image) over the tokens of an optimiser step, divided by their number: of all its
+Training minimises -sum log P(token | before, image) over the tokens of an optimizer step, divided by their number: of all its
 micro-batches on all devices. The sums are added up as gradients and divided once, before the step, so that a caption's tokens
 weigh the same in whatever micro-batch, and on whatever device, they are.
 """
@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from datamodules.errors import InputError
 from datamodules.formats.caption_results import write_caption_results
 from datamodules.records import CaptionBatch, ImageBatch, ImageRecord
-from lightning_modules import optimisation
+from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import TunedModule, seed_draws
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
@@ -38,7 +38,7 @@ from lightning_modules.networks.language_model import Decoding
 _TOKENS = 1000.0
 
 # Inferred: of AdamW, I-Tuning prints the name.
-ADAMW = optimisation.Optimisation(lr=5e-4, warmup_fraction=0.1, weight_decay=0.01)
+ADAMW = optimization.Optimization(lr=5e-4, warmup_fraction=0.1, weight_decay=0.01)
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Scoring:
             in results.json (`crosslight score --install` installs it).
         val_metrics: Of a validation; by default those that need no Java and take seconds.
         required: Metrics that must be there: before captions are made, not after, a missing program is an error.
-        tokeniser: "ptb" = coco-caption's (Java), "simple" = without Java; "auto" = ptb where it is installed.
+        tokenizer: "ptb" = coco-caption's (Java), "simple" = without Java; "auto" = ptb where it is installed.
         domain_frequencies: CIDEr's document frequencies for a domain of NoCaps: of the "whole" set, or of its own "subset".
     """
 
     metrics: tuple[Name, ...] = NAMES
     val_metrics: tuple[Name, ...] = JAVA_FREE
     required: tuple[Name, ...] = ()
-    tokeniser: Literal["auto", "ptb", "simple"] = "auto"
+    tokenizer: Literal["auto", "ptb", "simple"] = "auto"
     domain_frequencies: Frequencies = "whole"
 
 
@@ -66,12 +66,12 @@ class CaptioningModule(TunedModule):
     captions without their images.
 
     Args:
-        network: Vision tower and language model. It names the tokeniser and the image transform that the data must use.
+        network: Vision tower and language model. It names the tokenizer and the image transform that the data must use.
         adapter: What connects them; needed for (and only for) `tuning: adapter`.
         tuning: adapter = the adapter (and with ClipCap's tune_language_model the language model); full = everything; head = the
-            language model alone; none = nothing: `crosslight run` then tests the captioner as it is.
+            language model alone; frozen = nothing trains: `crosslight run` then tests the captioner as it is.
         train_heads: With tuning adapter: new = the heads that no checkpoint brought; all; or none.
-        optimisation: AdamW, warm-up and decay.
+        optimization: AdamW, warm-up and decay.
         init_from: Start from these weights (a run folder, a checkpoint, or an adapter export): fine-tuning after pre-training on
             Visual Genome. To resume an interrupted run, use --run_dir instead.
         decoding: How captions are made in validation and test.
@@ -89,9 +89,9 @@ class CaptioningModule(TunedModule):
         self,
         network: Captioner,
         adapter: Adapter | None = None,
-        tuning: Literal["full", "adapter", "head", "none"] = "adapter",
+        tuning: Literal["full", "adapter", "head", "frozen"] = "adapter",
         train_heads: Literal["new", "all", "none"] = "new",
-        optimisation: optimisation.Optimisation = ADAMW,
+        optimization: optimization.Optimization = ADAMW,
         init_from: str | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008 - frozen
         scoring: Scoring = Scoring(),
@@ -101,12 +101,12 @@ class CaptioningModule(TunedModule):
     ) -> None:
         if features is not None and not eval_frozen:
             raise InputError("features on disk are of a tower without dropout: set eval_frozen to true, or features to null")
-        super().__init__(network, adapter, tuning, train_heads, optimisation, init_from, eval_frozen)
+        super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen)
         self.decoding = decoding
         self.scoring = scoring
         self.features = features
         self.show = show
-        # Of the optimiser step that is going on:
+        # Of the optimizer step that is going on:
         self._losses: list[Tensor] = []  # sums over tokens
         self._tokens: list[Tensor] = []
         # Of the evaluation that is going on:
@@ -117,7 +117,7 @@ class CaptioningModule(TunedModule):
 
     def setup(self, stage: str) -> None:
         """See that captions can be read and written, before anything takes time."""
-        _ = self.network.language.tokenizer
+        _ = self.network.language.hf_tokenizer
 
     # ----------------------------------------------------------------------------------------------- training
 
@@ -183,8 +183,8 @@ class CaptioningModule(TunedModule):
         if self._scores is None or self._records is not records or set(self._scores.scorer.metrics) != {*metrics, *required}:
             references = [[caption.text for caption in record.captions] for record in records]
             domains = [record.domain for record in records]
-            settings = (self.scoring.tokeniser, required, domains, self.scoring.domain_frequencies)
-            self._scores = CaptionScores(references, metrics, *settings).to(self.device)  # tokenised once for all validations
+            settings = (self.scoring.tokenizer, required, domains, self.scoring.domain_frequencies)
+            self._scores = CaptionScores(references, metrics, *settings).to(self.device)  # tokenized once for all validations
             self._records = records
         self._scores.reset()
         if stage == "test":
@@ -231,7 +231,7 @@ class CaptioningModule(TunedModule):
         found = scores.scores
         assert found is not None
         self._queries = scores.per_image()
-        self._notes = {"tokeniser": found.tokeniser, "unavailable": found.unavailable}
+        self._notes = {"tokenizer": found.tokenizer, "unavailable": found.unavailable}
         for name, advice in found.unavailable.items():
             if stage == "test" and self.trainer.is_global_zero:
                 print(f"crosslight: {name} is unavailable: {advice}")

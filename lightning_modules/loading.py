@@ -22,7 +22,7 @@ from lightning_modules.checkpoints.adapter_export import load_adapter, read_adap
 
 
 def build(model_config: dict[str, Any], seed: int = 0) -> LightningModule:
-    """Instantiate the `model:` section of a configuration. `seed` makes randomly initialised parts those of the run.
+    """Instantiate the `model:` section of a configuration. `seed` makes randomly initialized parts those of the run.
 
     The random state of the process is as before afterwards, unlike after Lightning's `seed_everything`.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.records import Candidates, ImageBatch, PairBatch, RankingBatch, Regions, TextBatch
-from lightning_modules import optimisation
+from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import TunedModule
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
@@ -44,14 +44,14 @@ class RankingModule(TunedModule):
     Args:
         network: UNITER.
         adapter: What is put into the network; needed for (and only for) `tuning: adapter`.
-        tuning: full = everything learns; adapter = the adapter and heads that are new; head = the ranking head; none = nothing:
+        tuning: full = everything learns; adapter = the adapter and heads that are new; head = the ranking head; frozen = nothing:
             `crosslight run` then tests the network as it is.
         train_heads: With tuning adapter: new = the heads that neither the network's own weights nor init_from brought; all; or
             none.
         objective: Margin ranking (default), or matching, to get a network started.
         hard_negatives: How many of the candidates are kept for each positive: the highest-scored ones.
         alignment: IAIS; null is plain UNITER.
-        optimisation: AdamW and the schedule.
+        optimization: AdamW and the schedule.
         init_from: Start from these weights (a run folder, a checkpoint, or an adapter export). To resume an interrupted run, use
             --run_dir instead.
         eval_frozen: Keep frozen parts in eval mode while training.
@@ -69,19 +69,19 @@ class RankingModule(TunedModule):
         self,
         network: UniterRetrieval,
         adapter: Adapter | None = None,
-        tuning: Literal["full", "adapter", "head", "none"] = "full",
+        tuning: Literal["full", "adapter", "head", "frozen"] = "full",
         train_heads: Literal["new", "all", "none"] = "new",
         objective: MarginRanking | Matching | None = None,
         hard_negatives: int = 31,
         alignment: IAIS | None = None,
-        optimisation: optimisation.Optimisation = optimisation.Optimisation(),  # noqa: B008 - a config default, never mutated
+        optimization: optimization.Optimization = optimization.Optimization(),  # noqa: B008 - a config default, never mutated
         init_from: str | None = None,
         eval_frozen: bool = True,
         isda_layer: int = -1,
         folds: int | None = None,
         compat: bool = False,
     ) -> None:
-        super().__init__(network, adapter, tuning, train_heads, optimisation, init_from, eval_frozen)
+        super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen)
         if hard_negatives < 1:
             raise InputError(f"hard_negatives is {hard_negatives}; give at least 1")
         layers = network.num_layers

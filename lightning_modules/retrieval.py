@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.records import ImageBatch, PairBatch, TextBatch
-from lightning_modules import optimisation
+from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import TunedModule
 from lightning_modules.metrics.retrieval import RetrievalRecall
@@ -24,14 +24,14 @@ class RetrievalModule(TunedModule):
     """Contrastive image-text retrieval with two encoders, tuned fully, through adapters, at its heads only, or not at all.
 
     Args:
-        network: The two encoders. It names the tokeniser and the image transform that the data must use.
+        network: The two encoders. It names the tokenizer and the image transform that the data must use.
         adapter: What is put into the network; needed for (and only for) `tuning: adapter`.
         tuning: full = everything learns; adapter = the adapter and heads that are new; head = the heads (projections,
-            temperature); none = nothing: `crosslight run` then tests the network as it is.
+            temperature); frozen = nothing trains: `crosslight run` then tests the network as it is.
         train_heads: With tuning adapter: new = the heads that neither the network's own weights nor init_from brought; all; or
             none.
         objective: The contrastive loss.
-        optimisation: AdamW, layer decay, warm-up and cosine.
+        optimization: AdamW, layer decay, warm-up and cosine.
         init_from: Start from these weights (a run folder, a checkpoint, or an adapter export). What the file does not bring,
             such as a new adapter, starts fresh and is listed. To resume an interrupted run, use --run_dir instead.
         gradient_cache_chunk: Encode this many pairs at a time and recompute them in the backward pass: exact gradients of
@@ -48,17 +48,17 @@ class RetrievalModule(TunedModule):
         self,
         network: DualEncoder | BEiT3Retrieval,
         adapter: Adapter | None = None,
-        tuning: Literal["full", "adapter", "head", "none"] = "adapter",
+        tuning: Literal["full", "adapter", "head", "frozen"] = "adapter",
         train_heads: Literal["new", "all", "none"] = "new",
         objective: ContrastiveLoss | None = None,
-        optimisation: optimisation.Optimisation = optimisation.Optimisation(),  # noqa: B008 - a config default, never mutated
+        optimization: optimization.Optimization = optimization.Optimization(),  # noqa: B008 - a config default, never mutated
         init_from: str | None = None,
         gradient_cache_chunk: int | None = None,
         alignment: IAIS | None = None,
         eval_frozen: bool = True,
         compile: bool = False,
     ) -> None:
-        super().__init__(network, adapter, tuning, train_heads, optimisation, init_from, eval_frozen)
+        super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen)
         self.objective = objective or ContrastiveLoss()
         self.alignment = alignment
         self.aligned_layers: list[int] = []

@@ -24,14 +24,14 @@ RELEASE = "https://github.com/addf400/files/releases/download/beit3"
 UNITER_RELEASE = "https://acvrpublicycchen.blob.core.windows.net/uniter/pretrained"
 URL_VARIABLE = "CROSSLIGHT_BEIT3_URL"  # a mirror of the release
 CACHE_VARIABLE = "CROSSLIGHT_CACHE"
-TOKENISER = "beit3.spm"
+TOKENIZER = "beit3.spm"
 CHECKPOINTS = (
     *(f"beit3_{size}_patch16_224.pth" for size in ("base", "large")),
     *(f"beit3_{size}_itc_patch16_224.pth" for size in ("base", "large")),
     *(f"beit3_{size}_patch16_384_{data}_retrieval.pth" for size in ("base", "large") for data in ("coco", "f30k")),
 )
 UNITER_CHECKPOINTS = ("uniter-base.pt", "uniter-large.pt")
-SHA256 = {TOKENISER: "6f5e2fefcf793761a76a6bfb8ad35489f9c203b25557673284b6d032f41043f4"}
+SHA256 = {TOKENIZER: "6f5e2fefcf793761a76a6bfb8ad35489f9c203b25557673284b6d032f41043f4"}
 
 log = logging.getLogger("crosslight")
 
@@ -50,13 +50,13 @@ BEIT3 = Release("BEiT-3", RELEASE, URL_VARIABLE, "beit3")
 UNITER = Release("UNITER", UNITER_RELEASE, "CROSSLIGHT_UNITER_URL", "uniter")
 
 
-def tokeniser_file(source: str | Path) -> Path:
+def tokenizer_file(source: str | Path) -> Path:
     """BEiT-3's sentencepiece model: a local file, or the official `beit3.spm`.
 
     Raises:
         InputError: Neither, or it cannot be fetched.
     """
-    return _resolve(source, BEIT3, (TOKENISER,), "tokeniser")
+    return _resolve(source, BEIT3, (TOKENIZER,), "tokenizer")
 
 
 def checkpoint_file(source: str | Path) -> Path:

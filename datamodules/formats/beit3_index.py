@@ -1,7 +1,7 @@
 """Reader and writer of BEiT-3's index files for retrieval: {coco_retrieval,flickr30k}.{train,val,test}.jsonl.
 
 One JSON object a line is one image-text pair: `image_path` (relative to the data root), `text_segment` (ids of BEiT-3's
-tokeniser without begin and end token) and `image_id` (running number of the image in its file).
+tokenizer without begin and end token) and `image_id` (running number of the image in its file).
 Official file: unilm/beit3/datasets.py, RetrievalDataset and _make_retrieval_coco_karpathy_dataset_index.
 """
 
@@ -21,7 +21,7 @@ EXPECTED = 'a BEiT-3 index ({"image_path": "...", "text_segment": [ids], "image_
 
 SPLITS = ("train", "val", "test")
 _NAMES: dict[IndexKind, str] = {"coco": "coco_retrieval.{}.jsonl", "flickr30k": "flickr30k.{}.jsonl"}
-TOGETHER = 4096  # captions tokenised at once
+TOGETHER = 4096  # captions tokenized at once
 
 
 def index_files(kind: IndexKind) -> dict[str, list[str]]:

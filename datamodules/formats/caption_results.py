@@ -27,7 +27,7 @@ _ODD = re.compile(r"[^\S ]|  |^ | $")  # white space other than single spaces be
 class CaptionResults:
     """The captions of a results file by image id, in the file's order, and its problems.
 
-    White space of every kind is made single spaces: coco-caption's tokeniser takes a line for a caption, so that one with "\\r",
+    White space of every kind is made single spaces: coco-caption's tokenizer takes a line for a caption, so that one with "\\r",
     "\\x0b" or U+2028 in it would shift all that follow. `odd_white_space` lists the images where that changed more than the ends.
     """
 

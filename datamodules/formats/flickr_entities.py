@@ -333,14 +333,14 @@ def _marked_up(caption: Caption, place: str) -> str:
 @dataclass(frozen=True, slots=True)
 class WordPieces:
     """Ids of a text's word pieces without [CLS] and [SEP], and for each phrase the positions of its pieces among them (rising;
-    empty where the tokeniser drops all of its characters)."""
+    empty where the tokenizer drops all of its characters)."""
 
     input_ids: tuple[int, ...]
     phrases: tuple[tuple[int, ...], ...]
 
 
-def word_pieces(text: str, phrases: Sequence[Phrase], tokenise_word: Callable[[str], Iterable[int]]) -> WordPieces:
-    """A text as UNITER tokenises it (word by word) and where each phrase is in it.
+def word_pieces(text: str, phrases: Sequence[Phrase], tokenize_word: Callable[[str], Iterable[int]]) -> WordPieces:
+    """A text as UNITER tokenizes it (word by word) and where each phrase is in it.
 
     A phrase has the pieces of every word that it touches, so it may end inside of a word ("dog" of "dog." takes the point too).
     """
@@ -352,7 +352,7 @@ def word_pieces(text: str, phrases: Sequence[Phrase], tokenise_word: Callable[[s
         spans.append((start, position))
     ids: list[int] = []
     positions: list[list[int]] = [[] for _ in phrases]
-    for (start, end), pieces in zip(spans, word_pieces_of(text, tokenise_word), strict=True):
+    for (start, end), pieces in zip(spans, word_pieces_of(text, tokenize_word), strict=True):
         for phrase, its_positions in zip(phrases, positions, strict=True):
             if phrase.start < end and start < phrase.end:
                 its_positions += range(len(ids), len(ids) + len(pieces))

@@ -25,7 +25,7 @@ from datamodules.loading.features import FeatureFile
 from datamodules.loading.images import SplitImages
 from datamodules.loading.loader import BatchDataset
 from datamodules.loading.order import GlobalBatches, mix
-from datamodules.loading.tokens import Tokeniser
+from datamodules.loading.tokens import Tokenizer
 from datamodules.records import Caption, CaptionBatch, ImageRecord
 
 _IMAGES, _CAPTIONS, _PIXELS = 5, 6, 7  # what the draws are for: 1 to 4 are those of batches.py and ranking.py
@@ -54,7 +54,7 @@ class Captioning:
                 raise InputError(f"captioning.{name} is {value}; give at least 1.")
 
 
-class CaptionTokeniser(Tokeniser):
+class CaptionTokenizer(Tokenizer):
     """Captions for a language model: the ids of the words and the end token; no begin token, which a network that wants one puts
     before them itself. `max_tokens` counts the end token, which a longer caption keeps.
 
@@ -62,19 +62,19 @@ class CaptionTokeniser(Tokeniser):
         spec: What the network names.
 
     Raises:
-        InputError: as `Tokeniser`; the network names no tokeniser, or one without an end token; there is no room for a word.
+        InputError: as `Tokenizer`; the network names no tokenizer, or one without an end token; there is no room for a word.
     """
 
     def __init__(self, spec: TextInput) -> None:
-        if spec.tokeniser is None:
-            raise InputError("the network writes captions and names no tokeniser: set that of its language model.")
+        if spec.tokenizer is None:
+            raise InputError("the network writes captions and names no tokenizer: set that of its language model.")
         super().__init__(spec)
         if spec.max_tokens < 2:
             raise InputError(f"max_tokens is {spec.max_tokens}: a caption needs at least 2, a word and the end token.")
         end = self._tokenizer.eos_token_id
         end = end if end is not None else self._tokenizer.sep_token_id
         if end is None:
-            raise InputError(f"tokeniser {self.name} has no end token (eos_token or sep_token) for captions: give it one.")
+            raise InputError(f"tokenizer {self.name} has no end token (eos_token or sep_token) for captions: give it one.")
         self.end: int = end
         self.before = spec.before
 
@@ -163,7 +163,7 @@ class TrainCaptions(BatchDataset):
     Args:
         records: The training split.
         images: Its pixels, or the features that a frozen tower made of them; None = captions alone.
-        tokeniser: Of the network.
+        tokenizer: Of the network.
         seed: Seed of the augmentation.
 
     Raises:
@@ -174,16 +174,16 @@ class TrainCaptions(BatchDataset):
         self,
         records: Sequence[ImageRecord],
         images: SplitImages | FeatureFile | None,
-        tokeniser: CaptionTokeniser,
+        tokenizer: CaptionTokenizer,
         seed: int,
     ) -> None:
-        self.records, self.images, self.tokeniser, self.seed = records, images, tokeniser, seed
+        self.records, self.images, self.tokenizer, self.seed = records, images, tokenizer, seed
         self.counts = [len(record.captions) for record in records]
         self.first_caption = np.cumsum([0, *self.counts])  # caption rows of image i: [i] up to [i + 1]
         first = next((record.captions[0] for record in records if record.captions), None)
         if first is not None and first.token_ids is not None:
             raise InputError(
-                f"caption {first.caption_id} is token ids of another tokeniser, and the network writes words: read the captions "
+                f"caption {first.caption_id} is token ids of another tokenizer, and the network writes words: read the captions "
                 "as text (captions: karpathy)."
             )
 
@@ -203,7 +203,7 @@ class TrainCaptions(BatchDataset):
         shown = image_batch(self.records, rows) if self.images is None else shown_batch(self.records, self.images, rows, seeds)
         return CaptionBatch(
             images=shown,
-            texts=text_batch(captions, [text[0] for text in keys.texts], image_rows, self.tokeniser),
+            texts=text_batch(captions, [text[0] for text in keys.texts], image_rows, self.tokenizer),
             image_row_B=torch.tensor([place[image] for image in image_rows], dtype=torch.int64),
         )
 

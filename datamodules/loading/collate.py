@@ -10,27 +10,27 @@ from torch import Tensor
 
 from datamodules.loading.features import FeatureFile
 from datamodules.loading.images import SplitImages
-from datamodules.loading.tokens import Tokeniser
+from datamodules.loading.tokens import Tokenizer
 from datamodules.records import Caption, ImageBatch, ImageRecord, Regions, TextBatch
 
 
-def require_ids(records: Sequence[ImageRecord], tokeniser: Tokeniser) -> None:
-    """Before the first batch: the captions' token ids, if they have any, are the tokeniser's; texts need a tokeniser."""
+def require_ids(records: Sequence[ImageRecord], tokenizer: Tokenizer) -> None:
+    """Before the first batch: the captions' token ids, if they have any, are the tokenizer's; texts need a tokenizer."""
     largest = [max(caption.token_ids) for record in records for caption in record.captions if caption.token_ids]
     if largest:
-        tokeniser.require_ids(max(largest))
+        tokenizer.require_ids(max(largest))
     else:
-        tokeniser.require_tokenizer()
+        tokenizer.require_tokenizer()
 
 
-def words_of(captions: Sequence[Caption], tokeniser: Tokeniser, enough: int = 0) -> list[int]:
-    """Tokens of each caption without special ones; of captions whose characters are not more than `enough`, those (no tokeniser
+def words_of(captions: Sequence[Caption], tokenizer: Tokenizer, enough: int = 0) -> list[int]:
+    """Tokens of each caption without special ones; of captions whose characters are not more than `enough`, those (no tokenizer
     makes more tokens than bytes)."""
     words = [len(caption.text.encode()) if caption.token_ids is None else len(caption.token_ids) for caption in captions]
     unsure = [row for row, caption in enumerate(captions) if caption.token_ids is None and words[row] > enough]
     for first in range(0, len(unsure), 1000):
         rows = unsure[first : first + 1000]
-        for row, ids in zip(rows, tokeniser.ids([captions[row].text for row in rows]), strict=True):
+        for row, ids in zip(rows, tokenizer.ids([captions[row].text for row in rows]), strict=True):
             words[row] = len(ids)
     return words
 
@@ -71,12 +71,12 @@ def image_batch(
     )
 
 
-def text_batch(captions: Sequence[Caption], rows: Sequence[int], image_rows: Sequence[int], tokeniser: Tokeniser) -> TextBatch:
+def text_batch(captions: Sequence[Caption], rows: Sequence[int], image_rows: Sequence[int], tokenizer: Tokenizer) -> TextBatch:
     """These captions at `rows` of a split, describing the images at `image_rows`."""
     texts = tuple(caption.text for caption in captions)
     ids = [caption.token_ids for caption in captions if caption.token_ids is not None]
     assert len(ids) in (0, len(captions)), "a split has captions as text or as token ids, not both"
-    tokens_BT, mask_BT = tokeniser.from_ids(ids) if ids else tokeniser(texts)
+    tokens_BT, mask_BT = tokenizer.from_ids(ids) if ids else tokenizer(texts)
     return TextBatch(
         caption_ids=tuple(caption.caption_id for caption in captions),
         texts=texts,

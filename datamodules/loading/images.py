@@ -1,6 +1,6 @@
 """From an image file to the pixels a network wants: opening, the papers' transforms, an optional cache.
 
-Geometry happens on uint8 (PIL, as the official code does it); scaling to [0, 1] and normalisation happen once for the whole
+Geometry happens on uint8 (PIL, as the official code does it); scaling to [0, 1] and normalization happen once for the whole
 batch, element by element the same arithmetic as torchvision's ToTensor and Normalize.
 """
 
@@ -106,7 +106,7 @@ def training_transform(spec: ImageInput, augmentation: Augmentation) -> v2.Trans
     return v2.Compose([crop, v2.RandomHorizontalFlip(augmentation.flip), v2.PILToTensor()])
 
 
-def normalise(pixels_B3HW: Tensor, spec: ImageInput) -> Tensor:
+def normalize(pixels_B3HW: Tensor, spec: ImageInput) -> Tensor:
     """uint8 to float32 with the network's mean and standard deviation."""
     mean_311 = torch.tensor(spec.mean)[:, None, None]
     std_311 = torch.tensor(spec.std)[:, None, None]
@@ -135,7 +135,7 @@ class SplitImages:
     def pixels(self, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """float32 [B, 3, size, size] of these rows; `seeds` (one a row) fix the random crop and flip."""
         pixels = [self._row(row, seed) for row, seed in zip(rows, seeds, strict=True)]
-        return normalise(torch.stack(pixels), self.spec)
+        return normalize(torch.stack(pixels), self.spec)
 
     def _row(self, row: int, seed: int) -> Tensor:
         if self.cache is not None and (kept := self.cache.get(row)) is not None:

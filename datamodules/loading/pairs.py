@@ -26,7 +26,7 @@ from datamodules.loading.images import SplitImages
 from datamodules.loading.loader import BatchDataset
 from datamodules.loading.order import CAPTION, PIXELS, BatchKeys, mix
 from datamodules.loading.regions import RegionReader
-from datamodules.loading.tokens import Tokeniser
+from datamodules.loading.tokens import Tokenizer
 from datamodules.records import ImageBatch, ImageRecord, PairBatch, TextBatch
 
 TrainUnit = Literal["pair", "image"]
@@ -38,20 +38,20 @@ class TrainPairs(BatchDataset):
     Args:
         records: The training split.
         images: Its pixels.
-        tokeniser: Of the network.
+        tokenizer: Of the network.
         unit: "pair": a sample is a caption, so each caption comes once an epoch; "image": a sample is an image with one
             of its captions, drawn anew each epoch.
         seed: Seed of caption choice and augmentation.
     """
 
     def __init__(
-        self, records: Sequence[ImageRecord], images: SplitImages, tokeniser: Tokeniser, unit: TrainUnit, seed: int
+        self, records: Sequence[ImageRecord], images: SplitImages, tokenizer: Tokenizer, unit: TrainUnit, seed: int
     ) -> None:
-        self.records, self.images, self.tokeniser, self.unit, self.seed = records, images, tokeniser, unit, seed
+        self.records, self.images, self.tokenizer, self.unit, self.seed = records, images, tokenizer, unit, seed
         counts = torch.tensor([len(record.captions) for record in records])
         self.first_caption = (counts.cumsum(0) - counts).tolist()  # the row of each image's first caption in the split
         self.image_of_caption = torch.repeat_interleave(torch.arange(len(records)), counts)
-        require_ids(records, tokeniser)
+        require_ids(records, tokenizer)
 
     def __len__(self) -> int:
         return len(self.records) if self.unit == "image" else len(self.image_of_caption)
@@ -70,7 +70,7 @@ class TrainPairs(BatchDataset):
         captions = [self.records[image].captions[row - self.first_caption[image]] for image, row in chosen]
         return PairBatch(
             images=image_batch(self.records, image_rows, self.images.pixels(image_rows, seeds)),
-            texts=text_batch(captions, [row for _, row in chosen], image_rows, self.tokeniser),
+            texts=text_batch(captions, [row for _, row in chosen], image_rows, self.tokenizer),
         )
 
 
@@ -107,10 +107,10 @@ class EvaluationRegions(BatchDataset):
 class EvaluationTexts(BatchDataset):
     """Captions by row, counted over the split in the records' order."""
 
-    def __init__(self, records: Sequence[ImageRecord], tokeniser: Tokeniser) -> None:
+    def __init__(self, records: Sequence[ImageRecord], tokenizer: Tokenizer) -> None:
         self.rows = [(image, caption) for image, record in enumerate(records) for caption in record.captions]
-        self.tokeniser = tokeniser
-        require_ids(records, tokeniser)
+        self.tokenizer = tokenizer
+        require_ids(records, tokenizer)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -121,8 +121,8 @@ class EvaluationTexts(BatchDataset):
 
     def words(self) -> list[int]:
         """Tokens of each caption without special ones, before any cut."""
-        return words_of([caption for _, caption in self.rows], self.tokeniser)
+        return words_of([caption for _, caption in self.rows], self.tokenizer)
 
     def make(self, keys: Sequence[int]) -> TextBatch:
         images = [self.rows[row][0] for row in keys]
-        return text_batch([self.rows[row][1] for row in keys], keys, images, self.tokeniser)
+        return text_batch([self.rows[row][1] for row in keys], keys, images, self.tokenizer)

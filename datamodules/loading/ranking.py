@@ -22,7 +22,7 @@ from datamodules.loading.collate import image_batch, region_names, require_ids, 
 from datamodules.loading.loader import BatchDataset
 from datamodules.loading.order import GlobalBatches, mix
 from datamodules.loading.regions import RegionReader
-from datamodules.loading.tokens import Tokeniser
+from datamodules.loading.tokens import Tokenizer
 from datamodules.records import Candidates, ImageRecord, RankingBatch
 
 Rows = npt.NDArray[np.int64]
@@ -93,7 +93,7 @@ class TrainRanking(BatchDataset):
     Args:
         records: The training split; all have a name in the reader's databases.
         reader: Of the regions.
-        tokeniser: Of the network.
+        tokenizer: Of the network.
         ranking: Candidates, pools and the longest caption.
         seed: Seed of the candidates.
         rank: This process, for the pool "rank".
@@ -107,21 +107,21 @@ class TrainRanking(BatchDataset):
         self,
         records: Sequence[ImageRecord],
         reader: RegionReader,
-        tokeniser: Tokeniser,
+        tokenizer: Tokenizer,
         ranking: Ranking,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.records, self.reader, self.tokeniser, self.ranking, self.seed = records, reader, tokeniser, ranking, seed
+        self.records, self.reader, self.tokenizer, self.ranking, self.seed = records, reader, tokenizer, ranking, seed
         counts = np.array([len(record.captions) for record in records], dtype=np.int64)
         self.first_caption: Rows = np.concatenate([[0], counts.cumsum()])  # caption rows of image i: [i] up to [i + 1]
         self.image_of_caption: Rows = np.repeat(np.arange(len(records)), counts)
         captions = [caption for record in records for caption in record.captions]
-        require_ids(records, tokeniser)
+        require_ids(records, tokenizer)
         self.kept: Rows = np.arange(len(captions))
         if ranking.max_words is not None:
-            words = np.array(words_of(captions, tokeniser, enough=ranking.max_words), dtype=np.int64)
+            words = np.array(words_of(captions, tokenizer, enough=ranking.max_words), dtype=np.int64)
             self.kept = np.flatnonzero(words <= ranking.max_words)
         self.pool = self.kept[rank::world_size] if ranking.caption_pool == "rank" else self.kept
         self._require_candidates()
@@ -194,7 +194,7 @@ class TrainRanking(BatchDataset):
         rows = image_rows.tolist()
         return RankingBatch(
             images=image_batch(self.records, rows, regions=self.reader.regions(region_names(self.records, rows))),
-            texts=text_batch(texts, caption_rows.tolist(), owners.tolist(), self.tokeniser),
+            texts=text_batch(texts, caption_rows.tolist(), owners.tolist(), self.tokenizer),
             hard_texts=places(sides[0]),
             hard_images=places(sides[1]),
         )

@@ -193,7 +193,7 @@ class RegionReader:
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor; in a data worker in shared memory from the start, so that it is not copied there on its way out
+    """An uninitialized tensor; in a data worker in shared memory from the start, so that it is not copied there on its way out
     (as PyTorch's own collate function does it)."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
@@ -286,7 +286,7 @@ def read_text_databases(files: Mapping[str, Sequence[Path]], root: Path) -> tupl
 
 def _file_ids(database: TextDatabase) -> FileIds:
     words = database.vocabulary
-    return FileIds(f"{database.path} ({words.tokeniser})", words.cls, _PADDING, words.sep, words.unk, words.size)
+    return FileIds(f"{database.path} ({words.tokenizer})", words.cls, _PADDING, words.sep, words.unk, words.size)
 
 
 def update_with_texts(digest: hashlib._Hash, files: Mapping[str, Sequence[Path]]) -> None:

@@ -1,4 +1,4 @@
-"""From captions to padded token ids, with the tokeniser that the network names."""
+"""From captions to padded token ids, with the tokenizer that the network names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from datamodules.files.releases import RELEASE, TOKENISER, tokeniser_file
+from datamodules.files.releases import RELEASE, TOKENIZER, tokenizer_file
 from datamodules.inputs import TextInput
 
 _SENTENCEPIECE = (".spm", ".model")
@@ -24,7 +24,7 @@ class FileIds:
     """Which vocabulary the token ids in a data set's files are of.
 
     Args:
-        maker: The tokeniser that made them, for messages.
+        maker: The tokenizer that made them, for messages.
         begin: id that begins a caption.
         padding: id that pads one.
         end: id that ends one.
@@ -44,47 +44,47 @@ class FileIds:
         return f"{self.maker}: begin {self.begin}, padding {self.padding}, end {self.end}, unknown {self.unknown}{size}"
 
 
-BEIT3_IDS = FileIds("BEiT-3's tokeniser", 0, 1, 2, 3)
+BEIT3_IDS = FileIds("BEiT-3's tokenizer", 0, 1, 2, 3)
 
 
-class Tokeniser:
-    """A Hugging Face tokeniser, by hub name or local folder, or BEiT-3's sentencepiece file; cuts and pads as `TextInput` says.
+class Tokenizer:
+    """A Hugging Face tokenizer, by hub name or local folder, or BEiT-3's sentencepiece file; cuts and pads as `TextInput` says.
 
     Args:
-        spec: What the network names. Without a tokeniser, captions have to be token ids.
+        spec: What the network names. Without a tokenizer, captions have to be token ids.
         file_ids: What the captions' token ids are of, where they have any.
 
     Raises:
-        InputError: the folder, file or hub name gives no tokeniser, or one with more ids than the network has; there is no
-            tokeniser and no `file_ids`.
+        InputError: the folder, file or hub name gives no tokenizer, or one with more ids than the network has; there is no
+            tokenizer and no `file_ids`.
     """
 
     def __init__(self, spec: TextInput, file_ids: FileIds = BEIT3_IDS) -> None:
         self.max_tokens = spec.max_tokens
         self.file_ids = file_ids
         self._tokenizer: Any = None
-        if spec.tokeniser is None:
+        if spec.tokenizer is None:
             if file_ids.size is None:
                 raise InputError(
-                    "the network names no tokeniser, so captions have to come as token ids from text databases: set "
-                    "regions.text_db of the data, or the network's tokeniser."
+                    "the network names no tokenizer, so captions have to come as token ids from text databases: set "
+                    "regions.text_db of the data, or the network's tokenizer."
                 )
             self.name = file_ids.maker
         else:
-            self._load(spec.tokeniser)
+            self._load(spec.tokenizer)
         if spec.vocabulary is not None and self.vocabulary_size > spec.vocabulary:
             raise InputError(
-                f"tokeniser {self.name} has {self.vocabulary_size:,} ids, the network's token table {spec.vocabulary:,} rows; "
-                "give the tokeniser that the network was trained with (or, without weights, set its vocab_size)."
+                f"tokenizer {self.name} has {self.vocabulary_size:,} ids, the network's token table {spec.vocabulary:,} rows; "
+                "give the tokenizer that the network was trained with (or, without weights, set its vocab_size)."
             )
 
     def _load(self, name: str) -> None:
-        # Tokenising happens in data workers, one batch each: the Rust threads would only fight with them, and after a fork
+        # Tokenizing happens in data workers, one batch each: the Rust threads would only fight with them, and after a fork
         # they print a warning. A user's own setting stays.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.name = os.path.expanduser(name)
         if self.name.endswith(_SENTENCEPIECE) and not Path(self.name).is_dir():
-            self._tokenizer = _from_sentencepiece(tokeniser_file(self.name))
+            self._tokenizer = _from_sentencepiece(tokenizer_file(self.name))
         else:
             self._tokenizer = _from_hugging_face(self.name)
         self._tokenizer.padding_side = "right"
@@ -114,12 +114,12 @@ class Tokeniser:
         """See that captions can be text.
 
         Raises:
-            InputError: the network names no tokeniser.
+            InputError: the network names no tokenizer.
         """
         if self._tokenizer is None:
             raise InputError(
-                f"captions are text, but the network names no tokeniser and takes only the ids of {self.name}: set the network's "
-                "tokeniser."
+                f"captions are text, but the network names no tokenizer and takes only the ids of {self.name}: set the network's "
+                "tokenizer."
             )
 
     def from_ids(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -134,10 +134,10 @@ class Tokeniser:
         return tokens_BT, torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
 
     def require_ids(self, largest: int) -> None:
-        """See that the ids in the files, up to this one, are this tokeniser's.
+        """See that the ids in the files, up to this one, are this tokenizer's.
 
         Raises:
-            InputError: the network's tokeniser is another one.
+            InputError: the network's tokenizer is another one.
         """
         if self._tokenizer is None:
             return  # the files are all that there is, and their readers have looked at every id
@@ -151,14 +151,14 @@ class Tokeniser:
             size = "" if theirs.size is None else f" of {theirs.size:,}"
             remedy = "captions: karpathy" if theirs == BEIT3_IDS else "regions.text_db: null"
             raise InputError(
-                f"the captions are token ids of {theirs.maker} (up to {largest}{size}), but the network's tokeniser {self.name} "
+                f"the captions are token ids of {theirs.maker} (up to {largest}{size}), but the network's tokenizer {self.name} "
                 f"has {self.vocabulary_size:,} ids, and begin, padding, end, unknown at {special} (theirs: {expected}). "
-                f"Use a network with that tokeniser, or read the captions as text ({remedy})."
+                f"Use a network with that tokenizer, or read the captions as text ({remedy})."
             )
 
 
 def _from_sentencepiece(path: Path) -> Any:
-    """BEiT-3's tokeniser from its sentencepiece file: <s> 0, <pad> 1, </s> 2, <unk> 3, then piece i has id i + 1.
+    """BEiT-3's tokenizer from its sentencepiece file: <s> 0, <pad> 1, </s> 2, <unk> 3, then piece i has id i + 1.
 
     It equals `XLMRobertaTokenizer("beit3.spm")` of transformers 4, which unilm/beit3/utils.py makes.
     """
@@ -166,7 +166,7 @@ def _from_sentencepiece(path: Path) -> Any:
     from sentencepiece import sentencepiece_model_pb2
     from transformers import XLMRobertaTokenizer
 
-    remedy = f"give BEiT-3's file, {RELEASE}/{TOKENISER}"
+    remedy = f"give BEiT-3's file, {RELEASE}/{TOKENIZER}"
     try:
         content = path.read_bytes()
         sentencepiece.SentencePieceProcessor().LoadFromSerializedProto(content)
@@ -181,7 +181,7 @@ def _from_sentencepiece(path: Path) -> Any:
     if first != ["<unk>", "<s>", "</s>"] or model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
         raise InputError(f"{path} is not a unigram model whose first pieces are <unk>, <s>, </s>, as BEiT-3's are; {remedy}.")
     # transformers 5 wants a folder that holds the file under this name. A folder of this process alone, gone at once.
-    with TemporaryDirectory(prefix="crosslight-tokeniser-") as folder:
+    with TemporaryDirectory(prefix="crosslight-tokenizer-") as folder:
         (Path(folder) / "sentencepiece.bpe.model").write_bytes(content)
         return XLMRobertaTokenizer.from_pretrained(folder)
 
@@ -192,7 +192,7 @@ def _from_hugging_face(name: str) -> Any:
     looks_local = name.startswith((".", os.sep)) or Path(name).exists()
     if looks_local and not Path(name).is_dir():
         raise InputError(
-            f"tokeniser folder {name} does not exist; give a folder with tokenizer.json, a Hugging Face name, or BEiT-3's "
+            f"tokenizer folder {name} does not exist; give a folder with tokenizer.json, a Hugging Face name, or BEiT-3's "
             "sentencepiece file (.spm)."
         )
     try:
@@ -205,12 +205,12 @@ def _from_hugging_face(name: str) -> Any:
             else "check the name, or download it once on a connected machine (`hf download NAME --local-dir FOLDER`) and "
             "give that folder instead (HF_HUB_OFFLINE is set)"
             if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
-            else "check the name and the network, or give a local folder with the tokeniser's files"
+            else "check the name and the network, or give a local folder with the tokenizer's files"
         )
-        raise InputError(f"no tokeniser at {name}: {first_line}. Remedy: {remedy}.") from error
+        raise InputError(f"no tokenizer at {name}: {first_line}. Remedy: {remedy}.") from error
     if tokenizer.pad_token is None:
         # GPT-2's has none. Which id pads does not matter where the mask is False.
         if tokenizer.eos_token is None:
-            raise InputError(f"tokeniser {name} has neither a padding nor an end token; it cannot pad a batch.")
+            raise InputError(f"tokenizer {name} has neither a padding nor an end token; it cannot pad a batch.")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

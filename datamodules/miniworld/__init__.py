@@ -26,7 +26,7 @@ from datamodules.miniworld.scenes import (
     Style,
     sample_scene,
 )
-from datamodules.miniworld.write import Splits, write_tokeniser, write_world
+from datamodules.miniworld.write import Splits, write_tokenizer, write_world
 
 __all__ = [
     "NOVEL_KINDS",
@@ -46,6 +46,6 @@ __all__ = [
     "render",
     "sample_scene",
     "vocabulary",
-    "write_tokeniser",
+    "write_tokenizer",
     "write_world",
 ]

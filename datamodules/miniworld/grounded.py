@@ -104,7 +104,7 @@ def write_image_databases(root: Path, images: Sequence[tuple[WorldImage, SceneRe
 
 
 def write_text_databases(
-    folder: Path, kind: str, texts: Iterable[tuple[str, str, str, str]], tokeniser: Tokenizer, name: str
+    folder: Path, kind: str, texts: Iterable[tuple[str, str, str, str]], tokenizer: Tokenizer, name: str
 ) -> None:
     """`folder/itm_KIND_SPLIT.db`, with the world's own word pieces.
 
@@ -112,19 +112,19 @@ def write_text_databases(
         folder: made when missing.
         kind: "coco" or "flickr30k".
         texts: split, text id, the image's name in the image database, and the words of every caption.
-        tokeniser: of `write_tokeniser`.
+        tokenizer: of `write_tokenizer`.
         name: its name.
     """
     from datamodules.formats.uniter.text_database import TextDatabaseWriter, Vocabulary
 
-    ids = tokeniser.get_vocab()
+    ids = tokenizer.get_vocab()
     special = {word: ids[f"[{word.upper()}]"] for word in ("unk", "cls", "sep", "mask")}
     vocabulary = Vocabulary(name, **special, first_word=max(special.values()) + 1, size=len(ids))
     known: dict[str, list[int]] = {}  # the world has few words, and says them often
 
     def pieces(word: str) -> list[int]:
         if word not in known:
-            known[word] = tokeniser.encode(word, add_special_tokens=False).ids
+            known[word] = tokenizer.encode(word, add_special_tokens=False).ids
         return known[word]
 
     by_split: dict[str, list[tuple[str, str, str]]] = {}

@@ -9,7 +9,7 @@
 <root>/flickr30k/flickr30k_entities/{train,val,test}.txt, Sentences/<id>.txt, Annotations/<id>.xml
 <root>/visual_genome, <root>/nocaps                          see `datamodules.miniworld.captioned`
 <root>/scenes.jsonl                                          everything known about each scene (`read_scenes`)
-<root>/tokeniser/                                            a Hugging Face tokeniser that knows every word of both styles
+<root>/tokenizer/                                            a Hugging Face tokenizer that knows every word of both styles
 <root>/world.json                                            arguments, counts, fingerprint: written worlds are complete
 """
 
@@ -155,15 +155,15 @@ def write_world(
     return root
 
 
-def write_tokeniser(folder: Path) -> None:
-    """A word-level tokeniser for `AutoTokenizer.from_pretrained(folder)`: lower case, `[CLS] ... [SEP]`.
+def write_tokenizer(folder: Path) -> None:
+    """A word-level tokenizer for `AutoTokenizer.from_pretrained(folder)`: lower case, `[CLS] ... [SEP]`.
 
     It knows every word of both styles and no other: the vocabulary comes from the grammar, so ids are the same for every world.
     """
     from transformers import PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(
-        tokenizer_object=_tokeniser(),
+        tokenizer_object=_tokenizer(),
         model_max_length=64,
         pad_token="[PAD]",
         unk_token="[UNK]",
@@ -173,20 +173,20 @@ def write_tokeniser(folder: Path) -> None:
     ).save_pretrained(str(folder))
 
 
-def _tokeniser() -> Tokenizer:
+def _tokenizer() -> Tokenizer:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     ids = {word: number for number, word in enumerate((*specials, *vocabulary()))}
-    tokeniser = Tokenizer(models.WordLevel(vocab=ids, unk_token="[UNK]"))
-    tokeniser.normalizer = normalizers.Lowercase()
-    tokeniser.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokeniser.post_processor = processors.TemplateProcessing(
+    tokenizer = Tokenizer(models.WordLevel(vocab=ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
     )
-    return tokeniser
+    return tokenizer
 
 
 # ---------------------------------------------------------------------------------------------------------------- checks
@@ -270,7 +270,7 @@ def _places(counts: dict[str, dict[str, int]]) -> Iterator[_Place]:
 def _render_one(place: _Place, root: Path, seed: int, style: Style, image_size: int) -> tuple[WorldImage, SceneRegions]:
     scene = sample_scene(seed, style, place.index, image_size=image_size)
     picture = render(scene)
-    # no chroma subsampling: at 96 pixels it would wash out the colours that captions name
+    # no chroma subsampling: at 96 pixels it would wash out the colors that captions name
     picture.save(root / place.file, quality=90, subsampling=0)
     captions, descriptions = describe(scene), region_descriptions(scene)
     image = WorldImage(place.part, place.split, place.image_id, place.file, scene, captions, descriptions)
@@ -298,7 +298,7 @@ def _build(root: Path, arguments: dict[str, Any], counts: dict[str, dict[str, in
     seed, style, image_size = arguments["seed"], arguments["style"], arguments["image_size"]
     write_nocaps(root, seed=seed, style=style, image_size=image_size, counts=NoCapsCounts.of(arguments["scenes"]))
     fingerprint = _fingerprint(root)
-    write_tokeniser(root / "tokeniser")
+    write_tokenizer(root / "tokenizer")
     world = {"version": VERSION, "arguments": arguments, "counts": counts, "fingerprint": fingerprint}
     _write_json(root / "world.json", world, indent=2)
 
@@ -383,7 +383,7 @@ def _write_texts(folder: Path, karpathy: dict[str, Any], images: list[WorldImage
         for entry, image in zip(karpathy["images"], images, strict=True)
         for sentence in entry["sentences"]
     ]
-    write_text_databases(folder / "txt_db", karpathy["dataset"], texts, _tokeniser(), "crosslight's embedded world")
+    write_text_databases(folder / "txt_db", karpathy["dataset"], texts, _tokenizer(), "crosslight's embedded world")
 
 
 def _fingerprint(root: Path) -> str:

@@ -9,10 +9,10 @@ from datamodules.errors import InputError
 from datamodules.formats import karpathy
 from datamodules.formats.beit3_index import SPLITS, TOGETHER, IndexKind, index_files
 from datamodules.formats.parsing import Entry, read_json
-from datamodules.loading.tokens import Tokeniser
+from datamodules.loading.tokens import Tokenizer
 
 
-def index_lines(annotations: Path, kind: IndexKind, tokeniser: Tokeniser) -> dict[str, list[str]]:
+def index_lines(annotations: Path, kind: IndexKind, tokenizer: Tokenizer) -> dict[str, list[str]]:
     """The official index of each split (train with restval) from Karpathy's file, a string with line end for each pair.
 
     Raises:
@@ -42,14 +42,14 @@ def index_lines(annotations: Path, kind: IndexKind, tokeniser: Tokeniser) -> dic
         lines[split] = []
         for first in range(0, len(of_split), TOGETHER):
             some = of_split[first : first + TOGETHER]
-            for (path, _), ids in zip(some, tokeniser.ids([raw for _, raw in some]), strict=True):
+            for (path, _), ids in zip(some, tokenizer.ids([raw for _, raw in some]), strict=True):
                 pair = {"image_path": path, "text_segment": ids, "image_id": number_of[split][path]}
                 lines[split].append(json.dumps(pair) + "\n")
     return lines
 
 
 def write_index(
-    annotations: Path, kind: IndexKind, folder: Path, tokeniser: Tokeniser, overwrite: bool = False
+    annotations: Path, kind: IndexKind, folder: Path, tokenizer: Tokenizer, overwrite: bool = False
 ) -> dict[Path, int]:
     """Write the official index files to a folder; the pairs in each.
 
@@ -60,7 +60,7 @@ def write_index(
     there = [str(path) for path in targets.values() if path.exists()]
     if there and not overwrite:
         raise InputError(f"{', '.join(there)} exist(s) already; give --overwrite to replace.")
-    lines = index_lines(annotations, kind, tokeniser)
+    lines = index_lines(annotations, kind, tokenizer)
     for split, path in targets.items():
         part = path.with_name(path.name + ".part")
         try:

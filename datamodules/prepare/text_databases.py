@@ -1,5 +1,5 @@
 """UNITER's text databases from Karpathy's split files. The released code has none for retrieval; the rules are those of its
-prepro.py: a caption is split at white space and tokenised word by word, special tokens are not stored."""
+prepro.py: a caption is split at white space and tokenized word by word, special tokens are not stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import track
 from datamodules.errors import InputError
 from datamodules.formats.karpathy import read_karpathy
 from datamodules.formats.uniter.text_database import TextDatabaseWriter, Vocabulary
-from datamodules.loading.tokens import Tokeniser
+from datamodules.loading.tokens import Tokenizer
 from datamodules.records import ImageRecord
 
 Names = Literal["released", "stem"]
@@ -50,7 +50,7 @@ def region_name(image: Path, names: Names = "released") -> str:
 
 
 def write_text_databases(
-    annotations: Path, kind: str, tokeniser: Tokeniser, out: Path, names: Names = "released"
+    annotations: Path, kind: str, tokenizer: Tokenizer, out: Path, names: Names = "released"
 ) -> dict[Path, int]:
     """Writes `out/itm_KIND_SPLIT.db` for every split of a Karpathy file ("restval" has its own, as released), each whole or not
     at all, with progress. Text ids are the file's `sentid`.
@@ -58,7 +58,7 @@ def write_text_databases(
     Args:
         annotations: Karpathy's file.
         kind: "coco", "flickr30k", ...: what the databases are called.
-        tokeniser: of the network that will read them; of BERT's kind.
+        tokenizer: of the network that will read them; of BERT's kind.
         out: folder of the databases; made when missing.
         names: what images are called in the image database, see `region_name`.
 
@@ -66,10 +66,10 @@ def write_text_databases(
         Each database with its number of texts.
 
     Raises:
-        InputError: the file is not a Karpathy file, a database is there already, the tokeniser lacks BERT's special tokens, or a
+        InputError: the file is not a Karpathy file, a database is there already, the tokenizer lacks BERT's special tokens, or a
             caption gives no word pieces.
     """
-    vocabulary = _vocabulary(tokeniser)
+    vocabulary = _vocabulary(tokenizer)
     splits = read_karpathy(annotations, annotations.parent)
     paths = {split: out / f"itm_{kind}_{split}.db" for split in splits}
     there = [str(path) for path in paths.values() if path.exists()]
@@ -78,31 +78,31 @@ def write_text_databases(
     named = {split: [region_name(record.path, names) for record in records if record.path] for split, records in splits.items()}
     written = {}
     for split, records in splits.items():
-        written[paths[split]] = _write(paths[split], records, named[split], tokeniser, vocabulary)
+        written[paths[split]] = _write(paths[split], records, named[split], tokenizer, vocabulary)
     return written
 
 
-def _vocabulary(tokeniser: Tokeniser) -> Vocabulary:
-    its = tokeniser._tokenizer
+def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    its = tokenizer._tokenizer
     special = {name: getattr(its, f"{name}_token_id") for name in ("unk", "cls", "sep", "mask")}
     missing = [name for name, number in special.items() if number is None]
     if missing:
         raise InputError(
-            f"tokeniser {tokeniser.name} has no {', '.join(missing)} token; text databases hold the word pieces of a tokeniser "
+            f"tokenizer {tokenizer.name} has no {', '.join(missing)} token; text databases hold the word pieces of a tokenizer "
             "like BERT's, such as bert-base-cased."
         )
     # UNITER's prepro.py takes "!" for the first word: in BERT's vocabularies all that comes before is special or unused.
     exclamation = its.convert_tokens_to_ids("!")
     first_word = max(special.values()) + 1 if exclamation in (None, special["unk"]) else exclamation
-    return Vocabulary(tokeniser.name, **special, first_word=first_word, size=tokeniser.vocabulary_size)
+    return Vocabulary(tokenizer.name, **special, first_word=first_word, size=tokenizer.vocabulary_size)
 
 
-def _write(path: Path, records: Sequence[ImageRecord], names: Sequence[str], tokeniser: Tokeniser, vocabulary: Vocabulary) -> int:
+def _write(path: Path, records: Sequence[ImageRecord], names: Sequence[str], tokenizer: Tokenizer, vocabulary: Vocabulary) -> int:
     known: dict[str, list[int]] = {}  # captions repeat their words
 
     def pieces(word: str) -> list[int]:
         if word not in known:
-            known[word] = tokeniser.ids([word])[0]
+            known[word] = tokenizer.ids([word])[0]
         return known[word]
 
     texts = 0

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from datamodules.errors import InputError
-from datamodules.loading.images import evaluation_transform, normalise, open_image
+from datamodules.loading.images import evaluation_transform, normalize, open_image
 from datamodules.records import ImageBatch, ImageRecord
 from experiments.analysis.draw_maps import draw_maps
 from experiments.analysis.grid import covered_area, find_grid
@@ -68,7 +68,7 @@ def write_captions(
     for first in range(0, len(paths), batch_size):
         chosen = paths[first : first + batch_size]
         photographs = [open_photograph(path) for path in chosen]
-        pixels_B3HW = normalise(torch.stack([transform(photograph) for photograph in photographs]), spec).to(device)
+        pixels_B3HW = normalize(torch.stack([transform(photograph) for photograph in photographs]), spec).to(device)
         batch = ImageBatch(tuple(path.stem for path in chosen), torch.arange(len(chosen), device=device), pixels_B3HW)
         with torch.no_grad():
             seen = network.see(batch)

@@ -20,7 +20,7 @@ _PIXELS = 500  # a photograph's longer side in a picture
 def draw_maps(path: Path, photograph: Image.Image, maps: TokenMaps, covered: Box, smooth: bool = True) -> Path:
     """A picture: the photograph with its caption, then for each word the photograph with its map over it.
 
-    Each map has its own colours, from nothing to its peak, which is given in times an even share: a map that is even is as bright
+    Each map has its own colors, from nothing to its peak, which is given in times an even share: a map that is even is as bright
     as any other, but its peak is near 1.
 
     Args:
@@ -92,7 +92,7 @@ def draw_maps(path: Path, photograph: Image.Image, maps: TokenMaps, covered: Box
     return path
 
 
-def _head(axes: Any, title: str, small: str, colour: str) -> None:
+def _head(axes: Any, title: str, small: str, color: str) -> None:
     """Two lines over a panel. Long words get small letters, then two lines."""
     lines = textwrap.wrap(title, 2 * _LETTERS, break_long_words=True) or [""]
     if len(lines) > 2:  # no word, but a caption without spaces
@@ -100,7 +100,7 @@ def _head(axes: Any, title: str, small: str, colour: str) -> None:
     above = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "annotation_clip": False}
     axes.annotate(small, (0.5, 1), (0, 4), fontsize=_fitting([small], 7, _PANEL), color="#57606a", **above)
     size = _fitting(lines, 11, _PANEL)
-    axes.annotate("\n".join(lines), (0.5, 1), (0, 15), fontsize=size, color=colour, parse_math=False, linespacing=1.0, **above)
+    axes.annotate("\n".join(lines), (0.5, 1), (0, 15), fontsize=size, color=color, parse_math=False, linespacing=1.0, **above)
 
 
 def _fitting(lines: Sequence[str], size: float, inches: float) -> float:

@@ -124,7 +124,7 @@ def naming(network: Any, caption: Caption) -> tuple[list[int], list[tuple[int, t
     """A caption's token ids; of each phrase with boxes its last token, which is the noun's ("two purple balls"), and them."""
     from datamodules.formats.flickr_entities import word_pieces
 
-    tokenizer = network.language.tokenizer
+    tokenizer = network.language.hf_tokenizer
     pieces = word_pieces(caption.text, caption.phrases, lambda word: tokenizer(word, add_special_tokens=False)["input_ids"])
     named = [(tokens[-1], phrase.boxes) for tokens, phrase in zip(pieces.phrases, caption.phrases, strict=True) if phrase.boxes]
     return list(pieces.input_ids), named

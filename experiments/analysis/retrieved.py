@@ -101,11 +101,11 @@ def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, ima
         for name, rows in written.items():
             score = rows[row]["scores"].get("cider")
             lines.append((name if score is None else f"{name} ({100 * score:.0f})", rows[row]["caption"], "black"))
-        for place, (name, caption, colour) in enumerate(lines):
+        for place, (name, caption, color) in enumerate(lines):
             height = 1 - (place + 0.5) / len(lines)
             words.text(0, height, name, va="center", fontsize=9, color="#57606a", transform=words.transAxes)
             text = "\n".join(textwrap.wrap(caption, 75)) or "(nothing)"
-            words.text(0.24, height, text, va="center", fontsize=10, color=colour, transform=words.transAxes, parse_math=False)
+            words.text(0.24, height, text, va="center", fontsize=10, color=color, transform=words.transAxes, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     return path
@@ -119,15 +119,15 @@ def _written(run: Path, data: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _picture(axis: Any, record: ImageRecord, colour: str) -> None:
+def _picture(axis: Any, record: ImageRecord, color: str) -> None:
     axis.imshow(open_image(record))
     axis.axis("on")
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
-        spine.set(color=colour, linewidth=3)
+        spine.set(color=color, linewidth=3)
 
 
-def _words(axis: Any, text: str, colour: str) -> None:
+def _words(axis: Any, text: str, color: str) -> None:
     wrapped = "\n".join(textwrap.wrap(text, 22))
-    axis.text(0.5, 0.5, wrapped, ha="center", va="center", fontsize=8.5, color=colour, transform=axis.transAxes)
+    axis.text(0.5, 0.5, wrapped, ha="center", va="center", fontsize=8.5, color=color, transform=axis.transAxes)

@@ -4,7 +4,7 @@
     RUN/looking/words.npz       I-Tuning: where each word of a caption looks (Figure 3 of I-Tuning)
 
 Both show the first example of the run's own test split: of a pair, the one whose image comes first in the first batch. None is
-chosen by its result, and rows of one artefact show the same.
+chosen by its result, and rows of one exhibit show the same.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _relation_maps(model: Any, data: Any, folder: Path) -> AttentionMaps:
     losses = {kind: sum(float(loss_B[row]) for loss_B in each.values()) for kind, each in terms.items()}
     kept_words, kept_regions = words.mask_BN[row], regions.mask_BN[row]
     pieces = batch.texts.tokens_BT[row][1:][: len(kept_words)][kept_words[: batch.texts.tokens_BT.shape[1] - 1]].tolist()
-    name = model.network.inputs.text.tokeniser
+    name = model.network.inputs.text.tokenizer
     names = AutoTokenizer.from_pretrained(name).convert_ids_to_tokens(pieces) if name else [str(piece) for piece in pieces]
     return AttentionMaps(
         tuple(names),
@@ -100,7 +100,7 @@ def _relation_maps(model: Any, data: Any, folder: Path) -> AttentionMaps:
 def _word_maps(model: Any, data: Any) -> WordMaps:
     import torch
 
-    from datamodules.loading.images import evaluation_transform, normalise, open_image
+    from datamodules.loading.images import evaluation_transform, normalize, open_image
     from datamodules.records import ImageBatch
     from experiments.analysis.grid import covered_area
     from experiments.analysis.word_maps import token_maps
@@ -110,7 +110,7 @@ def _word_maps(model: Any, data: Any) -> WordMaps:
     record = data.records("test")[0]
     photograph = open_image(record)
     spec = network.vision.image_input
-    pixels_B3HW = normalise(evaluation_transform(spec)(photograph)[None], spec)
+    pixels_B3HW = normalize(evaluation_transform(spec)(photograph)[None], spec)
     with torch.no_grad():
         seen = network.see(ImageBatch((record.image_id,), torch.zeros(1, dtype=torch.int64), pixels_B3HW))
     ids = network.generate_ids(seen, model.decoding)

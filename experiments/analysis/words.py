@@ -26,17 +26,17 @@ class Word:
 def split_words(language: LanguageModel, ids: Sequence[int]) -> tuple[str, tuple[Word, ...]]:
     """A caption's text and its words with their tokens.
 
-    Which characters a token writes is seen by decoding a token more each time, so this needs nothing of a kind of tokeniser. A
+    Which characters a token writes is seen by decoding a token more each time, so this needs nothing of a kind of tokenizer. A
     token that writes none yet (half of a character, a space) goes with what follows it. Special tokens are of no word. Without a
-    tokeniser every token is a word, its id.
+    tokenizer every token is a word, its id.
     """
-    if language.text_input.tokeniser is None:
+    if language.text_input.tokenizer is None:
         pieces = [str(token) for token in ids]
         text, starts = " ".join(pieces), np.cumsum([0] + [len(piece) + 1 for piece in pieces]).tolist()
         return text, tuple(
             Word(piece, start, start + len(piece), (row,)) for row, (piece, start) in enumerate(zip(pieces, starts, strict=False))
         )
-    tokenizer = language.tokenizer
+    tokenizer = language.hf_tokenizer
 
     def decode(number: int) -> str:
         return tokenizer.decode(list(ids[:number]), skip_special_tokens=True) if number else ""

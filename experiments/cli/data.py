@@ -34,12 +34,12 @@ def data(arguments: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--spm")
     parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--tokeniser")
+    parser.add_argument("--tokenizer")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--names", choices=("released", "stem"), default="released")
     options = parser.parse_args(arguments)
     if options.action == "text-db":
-        return _data_text_db(options.kind, options.root, options.tokeniser, options.out, options.names)
+        return _data_text_db(options.kind, options.root, options.tokenizer, options.out, options.names)
     if options.action == "index":
         return _data_index(options.kind, options.root, options.spm, options.overwrite)
 
@@ -54,7 +54,7 @@ def _data_index(kind: str, root: Path, spm: str | None, overwrite: bool) -> int:
     from datamodules.coco import COCO
     from datamodules.flickr30k import Flickr30k
     from datamodules.inputs import TextInput
-    from datamodules.loading.tokens import Tokeniser
+    from datamodules.loading.tokens import Tokenizer
     from datamodules.prepare.beit3_index import write_index
 
     if kind not in ("coco", "flickr30k"):
@@ -62,23 +62,23 @@ def _data_index(kind: str, root: Path, spm: str | None, overwrite: bool) -> int:
     if spm is None:
         raise InputError("data index needs --spm FILE, BEiT-3's sentencepiece file. See crosslight data --help.")
     (annotations,) = (COCO if kind == "coco" else Flickr30k)(str(root)).annotation_files()
-    written = write_index(annotations, "coco" if kind == "coco" else "flickr30k", root, Tokeniser(TextInput(spm)), overwrite)
+    written = write_index(annotations, "coco" if kind == "coco" else "flickr30k", root, Tokenizer(TextInput(spm)), overwrite)
     for path, pairs in written.items():
         print(f"{path}: {pairs:,} pairs")
     return 0
 
 
-def _data_text_db(kind: str, root: Path, tokeniser: str | None, out: Path | None, names: Literal["released", "stem"]) -> int:
+def _data_text_db(kind: str, root: Path, tokenizer: str | None, out: Path | None, names: Literal["released", "stem"]) -> int:
     from datamodules.inputs import TextInput
-    from datamodules.loading.tokens import Tokeniser
+    from datamodules.loading.tokens import Tokenizer
     from datamodules.prepare.text_databases import karpathy_file, write_text_databases
 
     if kind == "flickr30k_entities":
         raise InputError("the text databases of Flickr30k Entities are those of flickr30k: give that KIND.")
-    if tokeniser is None:
-        raise InputError("data text-db needs --tokeniser NAME (UNITER's is bert-base-cased). See crosslight data --help.")
+    if tokenizer is None:
+        raise InputError("data text-db needs --tokenizer NAME (UNITER's is bert-base-cased). See crosslight data --help.")
     written = write_text_databases(
-        karpathy_file(kind, root), kind, Tokeniser(TextInput(tokeniser)), out or root / "txt_db", names
+        karpathy_file(kind, root), kind, Tokenizer(TextInput(tokenizer)), out or root / "txt_db", names
     )
     for path, texts in written.items():
         print(f"{path}: {texts:,} texts")

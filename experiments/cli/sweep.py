@@ -17,7 +17,7 @@ from experiments.sweep.runner import Runner
 from experiments.sweep.slurm_script import read_options
 from experiments.sweep.status import status_of_folder, without_running
 from experiments.sweep.sweep_file import read_sweep
-from experiments.sweep.targets import artefact_tasks
+from experiments.sweep.targets import exhibit_tasks
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     if file is not None:
         for name, given in (("--scale", options.scale), ("--seeds", options.seeds)):
             if given is not None:
-                raise InputError(f"{name} is of artefacts; a sweep file says itself what it sweeps over ({file}).")
+                raise InputError(f"{name} is of exhibits; a sweep file says itself what it sweeps over ({file}).")
         return Search(read_sweep(file), options).act(console)
     for name, given in (("--count", options.count), ("--search-seed", options.search_seed)):
         if given is not None:
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
                 raise InputError(f"status {options.target} shows all runs of that folder; leave {name} out.")
         return status_of_folder(console, Path(options.target))
     root = (options.out or Path("runs/papers")).absolute()
-    tasks = artefact_tasks(options.target, options.scale or "miniature", options.seeds or [0], root)
+    tasks = exhibit_tasks(options.target, options.scale or "miniature", options.seeds or [0], root)
     if not tasks:
         raise InputError(f"{options.target} has no run at scale {options.scale or 'miniature'}.")
     if options.action != "run" or options.dry_run or options.submit:

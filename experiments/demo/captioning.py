@@ -58,7 +58,7 @@ def run_demo(out: Path, seeds: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Results:
-    """`table`: rows of `experiments.report.table.rows`, the language model alone among them. `looks`: of each I-Tuning row, by seed.
+    """`table`: rows of `report.table.rows`, the language model alone among them. `looks`: of each I-Tuning row, by seed.
     `picture`: one caption's maps."""
 
     table: list[dict[str, Any]]
@@ -92,23 +92,24 @@ def train_seed(world: Path, folder: Path, seed: int, say: Callable[[str], None])
     see = folder / f"see-{seed}"
     train(
         "fit", world, see,
-        [*seeded, "-c", "configs/model/dual_tiny.yaml", "-c", "configs/data/world.yaml", "-c", "experiments/papers/mwa/variants/full.yaml",
-         *tower("image"), "--name=see", *_epochs(SEE_EPOCHS), f"--model.init_args.optimisation.lr={SEE_LR}"],
+        [*seeded, "-c", "configs/model/dual_tiny.yaml", "-c", "configs/data/world.yaml", "-c",
+         "experiments/papers/mwa/variants/full.yaml",
+         *tower("image"), "--name=see", *_epochs(SEE_EPOCHS), f"--model.init_args.optimization.lr={SEE_LR}"],
     )  # fmt: skip
     seen = save_part(see, "image.model", folder / f"see-{seed}.safetensors")
 
     common = [
         *seeded, "-c", "configs/model/captioner_tiny.yaml", "-c", "configs/data/world_captions.yaml", *tower("vision"),
         "--trainer.gradient_clip_val=1.0", "--data.init_args.batch_size=64",
-        # these three need no Java, and the same tokeniser everywhere gives the same numbers everywhere
-        "--model.init_args.scoring.metrics=[bleu, rouge_l, cider]", "--model.init_args.scoring.tokeniser=simple",
+        # these three need no Java, and the same tokenizer everywhere gives the same numbers everywhere
+        "--model.init_args.scoring.metrics=[bleu, rouge_l, cider]", "--model.init_args.scoring.tokenizer=simple",
     ]  # fmt: skip
     say(f"seed {seed}: a tiny GPT-2 learns to write, {WRITE_EPOCHS} epochs of captions without images")
     write = folder / f"language_model_only-{seed}"
     train(
         "run", world, write,
         [*common, "-c", "experiments/papers/i_tuning/variants/language_model_only.yaml", "--model.init_args.tuning=head",
-         *_epochs(WRITE_EPOCHS), "--data.init_args.captioning.group=none", f"--model.init_args.optimisation.lr={WRITE_LR}"],
+         *_epochs(WRITE_EPOCHS), "--data.init_args.captioning.group=none", f"--model.init_args.optimization.lr={WRITE_LR}"],
     )  # fmt: skip
     written = save_part(write, "language.model", folder / f"write-{seed}.safetensors")
 
@@ -122,7 +123,7 @@ def train_seed(world: Path, folder: Path, seed: int, say: Callable[[str], None])
             "run", world, found[row],
             [*common, "-c", f"experiments/papers/i_tuning/variants/{row}.yaml", *frozen, *own, *_epochs(CONNECT_EPOCHS),
              # two captions of twice as many images teach more than five of a few
-             "--data.init_args.captioning.captions_per_image=2", f"--model.init_args.optimisation.lr={CONNECT_LR[row]}"],
+             "--data.init_args.captioning.captions_per_image=2", f"--model.init_args.optimization.lr={CONNECT_LR[row]}"],
         )  # fmt: skip
     return found
 

@@ -1,4 +1,4 @@
-"""`make demo`: a headline artefact of each paper, run at miniature scale from nothing, and the report that judges it.
+"""`make demo`: a headline exhibit of each paper, run at miniature scale from nothing, and the report that judges it.
 
     mwa/table3        a tiny BEiT-3, adapted whole, by either part of the MultiWay-Adapter, by both
     iais/figure7      a tiny UNITER without IAIS and with both kinds: attention maps, and the distances that IAIS is made of
@@ -85,10 +85,10 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
 
 
 def headline_tasks(runs: Path, seeds: Sequence[int]) -> list[Task]:
-    """What the headline artefacts need, each once, without what is left out."""
-    from experiments.sweep.targets import artefact_tasks
+    """What the headline exhibits need, each once, without what is left out."""
+    from experiments.sweep.targets import exhibit_tasks
 
-    tasks = [task for name in HEADLINES for task in artefact_tasks(name, "miniature", seeds, runs)]
+    tasks = [task for name in HEADLINES for task in exhibit_tasks(name, "miniature", seeds, runs)]
     return list({task.key: task for task in tasks if task.name.partition(" ")[0] not in LEFT_OUT}.values())
 
 
@@ -96,7 +96,7 @@ def headline_tasks(runs: Path, seeds: Sequence[int]) -> list[Task]:
 
 
 def _print_page(console: Console, page: Page) -> None:
-    """An artefact on a terminal: ours beside what the paper prints, what a run took, the verdicts, a few captions."""
+    """An exhibit on a terminal: ours beside what the paper prints, what a run took, the verdicts, a few captions."""
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
@@ -106,11 +106,11 @@ def _print_page(console: Console, page: Page) -> None:
     from experiments.report.site import MARKS, differences
 
     view = page.view
-    console.print(f"\n[bold]{escape(view.artefact.title)}[/bold]  [dim]{view.name}[/dim]", highlight=False)
+    console.print(f"\n[bold]{escape(view.exhibit.title)}[/bold]  [dim]{view.name}[/dim]", highlight=False)
     if view.name not in HEADLINES:  # another view of the same rows: a picture
         console.print("  drawn in the report", highlight=False)
         return
-    columns = view.artefact.columns
+    columns = view.exhibit.columns
     against = differences(view)
     # of the first column that has queries: the first row's number is subtracted, with the interval of the difference
     paired = next((each for each in columns if any(row[each.name].band for row in against.values())), None)
@@ -134,10 +134,10 @@ def _print_page(console: Console, page: Page) -> None:
         console.print(f"  [dim]a person:[/dim] {escape(image.references[0])}", highlight=False)
         for row_label, written, _ in image.captions:
             console.print(f"    [dim]{escape(row_label)}:[/dim] {escape(written)}", highlight=False)
-    colours = {"supported": "green", "contradicted": "red", "not decided": "yellow"}
+    colors = {"supported": "green", "contradicted": "red", "not decided": "yellow"}
     for verdict in page.verdicts:
         if verdict.outcome != "not tested":
-            told = Text(f"{MARKS[verdict.outcome]} {verdict.sentence}: ", colours[verdict.outcome])
+            told = Text(f"{MARKS[verdict.outcome]} {verdict.sentence}: ", colors[verdict.outcome])
             console.print(told.append(f"“{verdict.claim.text}”", "default"))
             console.print(Text((f"  tested: {verdict.tested}\n" if verdict.tested else "") + f"  {verdict.summary}", "dim"))
 

@@ -49,13 +49,14 @@ def compare(world: Path, folder: Path, seeds: Sequence[int], say: Callable[[str]
              "--trainer.check_val_every_n_epoch=null", f"--trainer.val_check_interval={PRETRAIN_STEPS}",
              "--data.init_args.ranking.candidates=15", "--model.init_args.hard_negatives=15", "--data.init_args.limits.val=20",
              "--model.init_args.objective=lightning_modules.objectives.ranking.Matching",
-             "--model.init_args.optimisation.lr=1e-3"],
+             "--model.init_args.optimization.lr=1e-3"],
         )  # fmt: skip
         for row in ROWS:
             say(f"seed {seed}: fine-tuning with hard negatives: {row}")
             train(
                 "run", world, folder / f"{row}-{seed}",
-                [*COMMON, *seeded, "-c", f"experiments/papers/iais/variants/{row}.yaml", f"--model.init_args.init_from={pretrained}",
+                [*COMMON, *seeded, "-c", f"experiments/papers/iais/variants/{row}.yaml",
+                 f"--model.init_args.init_from={pretrained}",
                  f"--trainer.max_steps={STEPS}", "--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null",
                  f"--trainer.val_check_interval={STEPS}", "--data.init_args.batch_size=8",
                  "--data.init_args.ranking.candidates=15", "--model.init_args.hard_negatives=7",

@@ -1,7 +1,7 @@
 """What the papers claim, as data: published numbers, the runs that re-make them, and the tables and figures that show them.
 
-    experiments/papers/numbers.yaml            every number that the papers print
-    experiments/papers/PAPER/runs.yaml               all runs of a paper, by name, in two scales; most are used by several artefacts
+    experiments/papers/numbers.yaml              every number that the papers print
+    experiments/papers/PAPER/runs.yaml           all runs of a paper, by name, in two scales; most are of several exhibits
     experiments/papers/PAPER/exhibits/NAME.yaml     a table or figure: its rows (runs), columns (metrics, costs), claims
 
 Scales: "full" is the paper's models, data and recipe; "miniature" the same rows and code on the embedded world, on a processor.
@@ -25,7 +25,7 @@ from experiments.papers import strict_yaml
 from experiments.papers.schema import (
     PAPERS,
     SCALES,
-    Artefact,
+    Exhibit,
     Recipe,
     Row,
     Scale,
@@ -45,35 +45,35 @@ from experiments.papers.strict_yaml import (
 # ------------------------------------------------------------------------------------------------------------- reading it
 
 
-def artefact_names() -> list[str]:
-    """All artefacts as PAPER/NAME, in the papers' order."""
+def exhibit_names() -> list[str]:
+    """All exhibits as PAPER/NAME, in the papers' order."""
     return [f"{paper}/{file.stem}" for paper in PAPERS for file in sorted((strict_yaml.HERE / paper / "exhibits").glob("*.yaml"))]
 
 
-def read_artefact(name: str) -> Artefact:
-    """An artefact by its name, PAPER/NAME. Do not change what it gives: it is read once.
+def read_exhibit(name: str) -> Exhibit:
+    """An exhibit by its name, PAPER/NAME. Do not change what it gives: it is read once.
 
     Raises:
-        InputError: There is no such artefact, or its file is wrong: a mistyped key, a run or published row that does not exist.
+        InputError: There is no such exhibit, or its file is wrong: a mistyped key, a run or published row that does not exist.
     """
     paper, _, stem = name.partition("/")
     file = strict_yaml.HERE / paper / "exhibits" / f"{stem}.yaml"
     if paper not in PAPERS or not file.is_file():
-        raise InputError(f"there is no artefact {name!r}; there are {', '.join(artefact_names())}")
+        raise InputError(f"there is no exhibit {name!r}; there are {', '.join(exhibit_names())}")
     beside = (strict_yaml.HERE / paper / "runs.yaml", strict_yaml.HERE / "numbers.yaml")
-    return _read_artefact(paper, file, file_age(file), tuple(map(file_age, beside)))
+    return _read_exhibit(paper, file, file_age(file), tuple(map(file_age, beside)))
 
 
 @lru_cache(maxsize=64)
-def _read_artefact(paper: str, file: Path, age: tuple[int, int], of_others: tuple[tuple[int, int], ...]) -> Artefact:
-    artefact: Artefact = read_typed(Artefact, read_yaml(file), str(file))
+def _read_exhibit(paper: str, file: Path, age: tuple[int, int], of_others: tuple[tuple[int, int], ...]) -> Exhibit:
+    exhibit: Exhibit = read_typed(Exhibit, read_yaml(file), str(file))
     runs = read_runs(paper)
-    labels = [row.label for row in artefact.rows]
-    columns = [column.name for column in artefact.columns]
+    labels = [row.label for row in exhibit.rows]
+    columns = [column.name for column in exhibit.columns]
     for kind, names in (("row", labels), ("column", columns)):
         if twice := {each for each in names if names.count(each) > 1}:
             raise InputError(f"{file}: two {kind}s are called {min(twice)!r}")
-    for row in artefact.rows:
+    for row in exhibit.rows:
         for role, run in row.runs.items():
             if run not in runs:
                 raise InputError(
@@ -82,18 +82,19 @@ def _read_artefact(paper: str, file: Path, age: tuple[int, int], of_others: tupl
                 )
         if row.published is not None:
             try:
-                published_row(artefact, row)
+                published_row(exhibit, row)
             except InputError as error:
                 raise InputError(f"{file}: row {row.label!r}: {error}") from None
-    roles = {role for row in artefact.rows for role in row.runs}
-    for column in artefact.columns:
+    roles = {role for row in exhibit.rows for role in row.runs}
+    for column in exhibit.columns:
         if (column.metric is None) == (column.cost is None):
             raise InputError(f"{file}: column {column.name!r} has metric {column.metric!r} and cost {column.cost!r}; give one")
-        if artefact.rows and column.run not in roles:
+        if exhibit.rows and column.run not in roles:
             raise InputError(
-                f"{file}: column {column.name!r} is of the row's {column.run!r}, which no row has{did_you_mean(column.run, roles)}"
+                f"{file}: column {column.name!r} is of the row's {column.run!r}, which no row has"
+                f"{did_you_mean(column.run, roles)}"
             )
-    for claim in artefact.claims:
+    for claim in exhibit.claims:
         where = f"{file}: the claim {claim.text[:60]!r}"
         for pair in (*claim.high, *claim.low):
             if len(pair) != 2 or pair[0] not in labels or pair[1] not in columns:
@@ -104,11 +105,11 @@ def _read_artefact(paper: str, file: Path, age: tuple[int, int], of_others: tupl
             raise InputError(f"{where}: test {claim.test} needs high and low")
         if claim.test == "none" and not claim.reason:
             raise InputError(f"{where} has no test; say the reason")
-    figure = artefact.figure
+    figure = exhibit.figure
     for axis in () if figure is None else (figure.x_column, figure.y_column):
         if axis is not None and axis not in columns:
             raise InputError(f"{file}: the figure's axis {axis!r} is no column{did_you_mean(axis, columns)}")
-    return artefact
+    return exhibit
 
 
 def read_runs(paper: str) -> dict[str, dict[Scale, Recipe]]:
@@ -155,7 +156,8 @@ def _read_runs(file: Path, age: tuple[int, int]) -> dict[str, dict[Scale, Recipe
             for needed in needs_of(recipe):
                 if scale not in runs.get(needed, {}):
                     raise InputError(
-                        f"{file}: {run} ({scale}) starts from {needed!r}, which is no run of this scale{did_you_mean(needed, runs)}"
+                        f"{file}: {run} ({scale}) starts from {needed!r}, which is no run of this scale"
+                        f"{did_you_mean(needed, runs)}"
                     )
     return runs
 
@@ -205,18 +207,18 @@ def _published_numbers(file: Path, age: tuple[int, int]) -> dict[str, Any]:
     return read_yaml(file)
 
 
-def published_table(artefact: Artefact) -> list[dict[str, Any]]:
+def published_table(exhibit: Exhibit) -> list[dict[str, Any]]:
     """The published rows, each field by name; rows that are only quoted from other papers have `quoted` True.
 
     Raises:
         InputError: `published` is no place in paper_numbers.yaml.
     """
-    if artefact.published is None:
+    if exhibit.published is None:
         return []
     entry: Any = published_numbers()
-    for part in artefact.published.split("."):
+    for part in exhibit.published.split("."):
         if not isinstance(entry, Mapping) or part not in entry:
-            raise InputError(f"artefact {artefact.title!r}: paper_numbers.yaml has no {artefact.published}")
+            raise InputError(f"exhibit {exhibit.title!r}: paper_numbers.yaml has no {exhibit.published}")
         entry = entry[part]
     if not isinstance(entry, Mapping):
         return []
@@ -228,7 +230,7 @@ def published_table(artefact: Artefact) -> list[dict[str, Any]]:
     return rows
 
 
-def published_row(artefact: Artefact, row: Row) -> dict[str, Any] | None:
+def published_row(exhibit: Exhibit, row: Row) -> dict[str, Any] | None:
     """The published row that belongs to a row.
 
     Raises:
@@ -236,13 +238,13 @@ def published_row(artefact: Artefact, row: Row) -> dict[str, Any] | None:
     """
     if row.published is None:
         return None
-    wanted, table = row.published, published_table(artefact)
+    wanted, table = row.published, published_table(exhibit)
     fields = list(dict.fromkeys(key for each in table for key in each))
     if unknown := wanted.keys() - set(fields):
-        raise InputError(f"published rows of {artefact.published} have no {min(unknown)!r}, but {', '.join(fields) or 'nothing'}")
+        raise InputError(f"published rows of {exhibit.published} have no {min(unknown)!r}, but {', '.join(fields) or 'nothing'}")
     found = [each for each in table if all(each.get(key) == value for key, value in wanted.items())]
     if len(found) != 1:
-        raise InputError(f"{len(found)} published rows of {artefact.published} have {wanted}; name one")
+        raise InputError(f"{len(found)} published rows of {exhibit.published} have {wanted}; name one")
     return found[0]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
-from experiments.papers.catalogue import read_artefact, read_runs
+from experiments.papers.catalogue import read_exhibit, read_runs
 from experiments.papers.schema import PAPERS, Recipe, Scale, needs_of, replace_runs
 from experiments.papers.strict_yaml import yaml_content
 from experiments.papers.worlds import SCENES, SPLITS
@@ -51,16 +51,16 @@ class Job:
         return [recipe.command, *configs, *(f"--{name}={_text(value)}" for name, value in options.items())]
 
 
-def plan(artefacts: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[Job]:
-    """The jobs of artefacts (PAPER/NAME), each once, after those that it needs.
+def plan(exhibits: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[Job]:
+    """The jobs of exhibits (PAPER/NAME), each once, after those that it needs.
 
     Raises:
-        InputError: An artefact or run is wrong, or runs start from each other in a circle.
+        InputError: An exhibit or run is wrong, or runs start from each other in a circle.
     """
     wanted: dict[tuple[str, str], None] = {}
-    for name in artefacts:
+    for name in exhibits:
         paper = name.partition("/")[0]
-        wanted |= {(paper, run): None for row in read_artefact(name).rows for run in row.runs.values()}
+        wanted |= {(paper, run): None for row in read_exhibit(name).rows for run in row.runs.values()}
     return plan_runs([f"{paper}/{run}" for paper, run in wanted], scale, seeds)
 
 

@@ -161,7 +161,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Artefact:
+class Exhibit:
     """A table or figure of a paper.
 
     Args:

@@ -13,7 +13,7 @@ Verdict = Literal["ok", "OFF", "not checked"]
 
 
 @dataclass(frozen=True)
-class Row:
+class GroupCheck:
     """One group of things that were compared.
 
     Args:
@@ -33,8 +33,8 @@ class Row:
     note: str = ""
 
 
-def not_checked(group: str, why: str) -> Row:
-    return Row(group, "not checked", note=why)
+def not_checked(group: str, why: str) -> GroupCheck:
+    return GroupCheck(group, "not checked", note=why)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ class Worst:
             self.deviation, self.where, self.off = deviation, name, off
 
 
-def compare(group: str, found: Mapping[str, Tensor], recorded: Mapping[str, Tensor], tolerance: Tolerance, note: str = "") -> Row:
+def compare(
+    group: str, found: Mapping[str, Tensor], recorded: Mapping[str, Tensor], tolerance: Tolerance, note: str = ""
+) -> GroupCheck:
     """Every recorded tensor against ours of the same name. One that we lack, of another shape, or not finite is OFF."""
     if not recorded:
         return not_checked(group, "the file records none of it")
@@ -117,7 +119,7 @@ def compare(group: str, found: Mapping[str, Tensor], recorded: Mapping[str, Tens
             worst.problems.append(f"{name} is recorded, our build has none")
     problems = worst.problems[:2] + ([f"and {len(worst.problems) - 2} more"] if len(worst.problems) > 2 else [])
     said = [*problems, worst.where if worst.off or (worst.deviation and not problems) else "", note]
-    return Row(
+    return GroupCheck(
         group,
         "OFF" if worst.off or worst.problems else "ok",
         len(recorded),
@@ -127,14 +129,16 @@ def compare(group: str, found: Mapping[str, Tensor], recorded: Mapping[str, Tens
     )
 
 
-def compare_names(group: str, found: set[str], recorded: set[str], note: str = "") -> Row:
+def compare_names(group: str, found: set[str], recorded: set[str], note: str = "") -> GroupCheck:
     """Two sets of names, which must be equal."""
     lacking, beyond = sorted(recorded - found), sorted(found - recorded)
     said = [f"{len(names)} {what}: {names[0]}" for names, what in ((lacking, "lacking"), (beyond, "too many")) if names]
-    return Row(group, "OFF" if said else "ok", len(recorded), tolerance="equal", note="; ".join([*said, note] if note else said))
+    return GroupCheck(
+        group, "OFF" if said else "ok", len(recorded), tolerance="equal", note="; ".join([*said, note] if note else said)
+    )
 
 
-def compare_lines(group: str, found: Mapping[str, Any], recorded: Mapping[str, Any], note: str = "") -> Row:
+def compare_lines(group: str, found: Mapping[str, Any], recorded: Mapping[str, Any], note: str = "") -> GroupCheck:
     """Things that must be equal, each with a name; the first difference is shown."""
     if not recorded:
         return not_checked(group, "the file records none of it")
@@ -148,7 +152,7 @@ def compare_lines(group: str, found: Mapping[str, Any], recorded: Mapping[str, A
     if beyond:
         said.append(f"{len(beyond)} that are not recorded, first {beyond[0]}")
     verdict: Verdict = "OFF" if said else "ok"
-    return Row(group, verdict, len(recorded), tolerance="equal", note="; ".join([*said, note] if note else said))
+    return GroupCheck(group, verdict, len(recorded), tolerance="equal", note="; ".join([*said, note] if note else said))
 
 
 def _short(text: str) -> str:

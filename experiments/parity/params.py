@@ -58,11 +58,11 @@ MULTIWAY: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class Count:
     """One configuration of one network.
 
     Args:
-        name: Row of the tables it belongs to (experiments/papers/mwa/variants).
+        name: Count of the tables it belongs to (experiments/papers/mwa/variants).
         counts: Its parameters.
         exported: Whether what trains can be exported on its own; a fully tuned network is kept whole.
     """
@@ -92,18 +92,18 @@ def build(size: str) -> BEiT3Retrieval:
     return network
 
 
-def table(size: str) -> list[Row]:
+def table(size: str) -> list[Count]:
     """Every configuration of one network."""
 
-    def plain(name: str, mode: TuningMode) -> Row:
-        return Row(name, set_tuning(build(size), None, mode), exported=mode != "full")
+    def plain(name: str, mode: TuningMode) -> Count:
+        return Count(name, set_tuning(build(size), None, mode), exported=mode != "full")
 
-    def adapted(name: str, **options: Any) -> Row:
+    def adapted(name: str, **options: Any) -> Count:
         network, adapter = build(size), MultiWayAdapter(**options)
         adapter.inject(network)
-        return Row(name, set_tuning(network, adapter, "adapter"), exported=True)
+        return Count(name, set_tuning(network, adapter, "adapter"), exported=True)
 
-    rows = [plain("full", "full"), plain("head", "head"), plain("frozen", "none")]
+    rows = [plain("full", "full"), plain("head", "head"), plain("frozen", "frozen")]
     rows += [adapted(name, **options) for name, options in MULTIWAY.items()]
     budget = next(row.counts.adapter for row in rows if row.name == "mwa (printed)")
     rows += [lora(build(size), LoRAAdapter(budget=budget, targets="all"), "lora")]
@@ -111,11 +111,11 @@ def table(size: str) -> list[Row]:
     return rows
 
 
-def lora(network: nn.Module, adapter: LoRAAdapter, name: str) -> Row:
+def lora(network: nn.Module, adapter: LoRAAdapter, name: str) -> Count:
     """LoRA's row, without peft: its parameters follow from the layers it would go to."""
-    counts = set_tuning(network, None, "none")
+    counts = set_tuning(network, None, "frozen")
     rank, added = adapter.size(network)
-    return Row(
+    return Count(
         f"{name}, rank {rank}",
         ParameterCounts(counts.total + added, added, counts.backbone, added, counts.heads),
         exported=True,
@@ -160,7 +160,7 @@ def uniter() -> list[str]:
 def captioning() -> list[str]:
     """I-Tuning on the hidden states of CLIP-ViT B/16 and ClipCap on the vectors of B/32, with the three sizes of GPT-2."""
 
-    def counted(name: str, size: str, adapter: ITuning | ClipCap) -> Row:
+    def counted(name: str, size: str, adapter: ITuning | ClipCap) -> Count:
         with torch.device("meta"):
             language = LanguageModel(config={"model_type": "gpt2", **GPT2[size]})
             i_tuning = isinstance(adapter, ITuning)
@@ -171,7 +171,7 @@ def captioning() -> list[str]:
             )
             network = Captioner(tower, language, visual="tokens" if i_tuning else "pooled")
         adapter.inject(network)
-        return Row(f"{name}, {size}", set_tuning(network, adapter, "adapter"), exported=True)
+        return Count(f"{name}, {size}", set_tuning(network, adapter, "adapter"), exported=True)
 
     rows = [counted("i-tuning", size, ITuning()) for size in GPT2]
     rows += [counted("i-tuning, 18 off", "large", ITuning(drop_first=18))]
@@ -230,7 +230,7 @@ def configured(arguments: list[str]) -> list[str]:
     if brought:
         network.loaded_heads = head_names(network)
         counts = set_tuning(network, adapter, model.tuning, model.train_heads)
-    lines = [HEADER, str(Row(config["name"], counts, exported=model.tuning != "full"))]
+    lines = [HEADER, str(Count(config["name"], counts, exported=model.tuning != "full"))]
     if unread:
         lines.append(f"not read: {', '.join(unread)}")
     if brought:

@@ -1,6 +1,6 @@
-"""What a recorded fixture is, and what a check of it reports.
+"""What a recorded recording is, and what a check of it reports.
 
-A fixture is `NAME.json` (its `kind`, sizes, what was recorded) and mostly `NAME.safetensors` beside it, with tensors named
+A recording is `NAME.json` (its `kind`, sizes, what was recorded) and mostly `NAME.safetensors` beside it, with tensors named
 `weights/...`, `inputs/...`, `outputs/...` and `grads/...`. No size is assumed: all come from the two files.
 """
 
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 
-# ------------------------------------------------------------------------------------------------------------ fixtures
+# ------------------------------------------------------------------------------------------------------------ recordings
 
 
 @dataclass(frozen=True)
-class Fixture:
+class Recording:
     """One recording: what its .json says, and its tensors (none when it has no .safetensors)."""
 
     path: Path
@@ -40,7 +40,7 @@ class Fixture:
         found: Any = self.about
         for depth, key in enumerate(keys):
             if not isinstance(found, dict) or key not in found:
-                raise InputError(f"{self.path}: has no {'.'.join(keys[: depth + 1])!r}; a fixture of kind {self.kind} needs it")
+                raise InputError(f"{self.path}: has no {'.'.join(keys[: depth + 1])!r}; a recording of kind {self.kind} needs it")
             found = found[key]
         return found
 
@@ -52,7 +52,7 @@ class Fixture:
         """
         if name not in self.tensors:
             source = self.path.with_suffix(".safetensors")
-            raise InputError(f"{source}: has no tensor {name!r}; a fixture of kind {self.kind} needs it (record it again)")
+            raise InputError(f"{source}: has no tensor {name!r}; a recording of kind {self.kind} needs it (record it again)")
         return self.tensors[name]
 
     def group(self, prefix: str) -> dict[str, Tensor]:
@@ -60,36 +60,36 @@ class Fixture:
         return {name.removeprefix(f"{prefix}/"): t for name, t in self.tensors.items() if name.startswith(f"{prefix}/")}
 
 
-def read_fixture(path: Path) -> Fixture:
+def read_recording(path: Path) -> Recording:
     """Read `NAME.json` and the `NAME.safetensors` beside it.
 
     Raises:
-        InputError: A file is missing, damaged or no fixture. A fixture without tensors of its own (its .json says neither
+        InputError: A file is missing, damaged or no recording. A recording without tensors of its own (its .json says neither
             `tensors` nor `sha256`) needs no .safetensors here; its checker says so if it does.
     """
     if path.suffix != ".json":
-        raise InputError(f"{path} is no fixture's .json; give the .json files (the .safetensors lie beside them)")
+        raise InputError(f"{path} is no recording's .json; give the .json files (the .safetensors lie beside them)")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give the .json files of recorded fixtures") from None
+        raise InputError(f"{path} does not exist; give the .json files of recorded recordings") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error})") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is no valid JSON ({error}); it may be cut short: copy it again") from error
     if not isinstance(about, dict) or not isinstance(about.get("kind"), str):
-        raise InputError(f"{path} has no 'kind', so it is no fixture; give the .json files of recorded fixtures")
+        raise InputError(f"{path} has no 'kind', so it is no recording; give the .json files of recorded recordings")
     beside = path.with_suffix(".safetensors")
     if not beside.is_file():
         if "tensors" in about or "sha256" in about:
             raise InputError(f"{beside} is missing; it holds the tensors of {path.name} and must lie beside it")
-        return Fixture(path, about["kind"], about, {}, None)
+        return Recording(path, about["kind"], about, {}, None)
     try:
         stored = beside.read_bytes()
         tensors = load(stored)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{beside} cannot be read ({error}); it may be cut short: copy it again") from error
-    return Fixture(path, about["kind"], about, tensors, hashlib.sha256(stored).hexdigest())
+    return Recording(path, about["kind"], about, tensors, hashlib.sha256(stored).hexdigest())
 
 
 # ------------------------------------------------------------------------------------------------------------- reports

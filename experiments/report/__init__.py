@@ -1,7 +1,7 @@
 """`crosslight report`: from run folders to a page that lays what was measured beside what was published, and judges the claims.
 
     bootstrap.py   intervals and paired tests over queries, images and seeds
-    collect.py     run folders -> measured cells of an artefact's rows and columns
+    collect.py     run folders -> measured cells of an exhibit's rows and columns
     verdicts.py    cells -> a verdict of each claim
     figures.py     cells, logs and maps -> SVG
     looking.py     a model -> attention maps, stored in its run folder (the one step that needs a model)

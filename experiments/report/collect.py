@@ -1,4 +1,4 @@
-"""From run folders to an artefact's cells: what the paper prints, what we measured, how sure that is, and what is missing.
+"""From run folders to an exhibit's cells: what the paper prints, what we measured, how sure that is, and what is missing.
 
 Run folders of several roots (machines) merge: a folder is known by the key of its job at the end of its name, and where a job
 has several folders a finished one counts before any other.
@@ -14,9 +14,9 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from experiments.papers.catalogue import published_row, published_table, read_artefact
+from experiments.papers.catalogue import published_row, published_table, read_exhibit
 from experiments.papers.plan import plan_runs
-from experiments.papers.schema import Artefact, Column, Row, Scale
+from experiments.papers.schema import Column, Exhibit, Row, Scale
 from experiments.report.bootstrap import Floats, PerImage, interval, mean_of, per_image
 from experiments.runs.store import Run, RunFolders
 
@@ -137,10 +137,10 @@ class RowView:
 
 @dataclass(frozen=True)
 class View:
-    """An artefact as it was measured at a scale."""
+    """An exhibit as it was measured at a scale."""
 
     name: str
-    artefact: Artefact
+    exhibit: Exhibit
     scale: Scale
     rows: tuple[RowView, ...]
     quoted: tuple[tuple[str, Mapping[str, float]], ...] = ()
@@ -177,16 +177,16 @@ class View:
 
 
 def collect(names: Iterable[str], scale: Scale, folders: RunFolders) -> list[View]:
-    """Artefacts (PAPER/NAME) with what the folders hold of them.
+    """Exhibits (PAPER/NAME) with what the folders hold of them.
 
     Raises:
-        InputError: An artefact is wrong.
+        InputError: An exhibit is wrong.
     """
-    artefacts = {name: read_artefact(name) for name in names}
+    exhibits = {name: read_exhibit(name) for name in names}
     wanted = {
         f"{name.partition('/')[0]}/{run}": None
-        for name, artefact in artefacts.items()
-        for row in artefact.rows
+        for name, exhibit in exhibits.items()
+        for row in exhibit.rows
         for run in row.runs.values()
     }
     found: dict[str, tuple[Run, ...]] = dict.fromkeys(wanted, ())
@@ -194,25 +194,25 @@ def collect(names: Iterable[str], scale: Scale, folders: RunFolders) -> list[Vie
         for name in job.names:
             if name in found:
                 found[name] += (folders.find(job, name),)
-    return [_view(name, artefact, scale, found, folders) for name, artefact in artefacts.items()]
+    return [_view(name, exhibit, scale, found, folders) for name, exhibit in exhibits.items()]
 
 
-def _view(name: str, artefact: Artefact, scale: Scale, found: Mapping[str, tuple[Run, ...]], folders: RunFolders) -> View:
+def _view(name: str, exhibit: Exhibit, scale: Scale, found: Mapping[str, tuple[Run, ...]], folders: RunFolders) -> View:
     paper = name.partition("/")[0]
     rows = []
-    for row in artefact.rows:
+    for row in exhibit.rows:
         runs = {
             role: found[f"{paper}/{run}"] or (Run(f"{paper}/{run}", 0, "not at this scale"),) for role, run in row.runs.items()
         }
-        published = published_row(artefact, row) or {}
-        cells = {column.name: _cell(row, column, published, runs.get(column.run, ()), folders) for column in artefact.columns}
+        published = published_row(exhibit, row) or {}
+        cells = {column.name: _cell(row, column, published, runs.get(column.run, ()), folders) for column in exhibit.columns}
         rows.append(RowView(row, runs, cells))
     quoted = [
         (str(each.get("model", "quoted")), {key: float(value) for key, value in each.items() if _number(value)})
-        for each in published_table(artefact)
+        for each in published_table(exhibit)
         if each["quoted"]
     ]
-    return View(name, artefact, scale, tuple(rows), tuple(quoted))
+    return View(name, exhibit, scale, tuple(rows), tuple(quoted))
 
 
 def _number(value: Any) -> TypeGuard[float]:

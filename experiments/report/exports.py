@@ -1,5 +1,5 @@
-"""An artefact's table as Markdown, CSV and LaTeX, from the same cells as the page; and its claims. `summary_markdown` and
-`summary_json` have all artefacts in one file each, which can be kept: no path of this machine, no link out of the file."""
+"""An exhibit's table as Markdown, CSV and LaTeX, from the same cells as the page; and its claims. `summary_markdown` and
+`summary_json` have all exhibits in one file each, which can be kept: no path of this machine, no link out of the file."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def ours(cell: Cell) -> str:
 def caption(view: View) -> str:
     """What a table must say of itself, wherever it is pasted."""
     where = "the embedded world, miniature models" if view.scale == "miniature" else "the paper's models and data"
-    beyond = " Not in the paper." if view.artefact.beyond else ""
-    return f"{view.artefact.title}. {view.scale.capitalize()} scale ({where}).{beyond}"
+    beyond = " Not in the paper." if view.exhibit.beyond else ""
+    return f"{view.exhibit.title}. {view.scale.capitalize()} scale ({where}).{beyond}"
 
 
 _LEGEND = (
@@ -75,20 +75,20 @@ _LEGEND = (
 
 
 def to_markdown(view: View, verdicts: Sequence[Verdict]) -> str:
-    lines = [f"# {_md(view.artefact.title)}", "", f"{_md(caption(view))} {_LEGEND}", ""]
+    lines = [f"# {_md(view.exhibit.title)}", "", f"{_md(caption(view))} {_LEGEND}", ""]
     lines += _markdown_table(view)
     if any(row.status != "finished" for row in view.rows):
         lines += ["What is missing runs with:", "", f"    {view.command}", ""]
     if verdicts:
         lines += ["## Claims", "", *_markdown_claims(verdicts), ""]
-    if view.artefact.note:
-        lines += [_md(view.artefact.note), ""]
+    if view.exhibit.note:
+        lines += [_md(view.exhibit.note), ""]
     return "\n".join(lines)
 
 
 def _markdown_table(view: View) -> list[str]:
     """A column of ours, and one of the paper's where it prints any."""
-    columns = view.artefact.columns
+    columns = view.exhibit.columns
     if not view.rows or not columns:
         return []
     names = [part for column in columns for part in (_md(column.label), *(["*paper*"] if column.name in view.printed else []))]
@@ -114,7 +114,7 @@ def _markdown_claims(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def to_latex(view: View) -> str:
-    columns = view.artefact.columns
+    columns = view.exhibit.columns
     label = view.slug
     lines = [
         "% needs \\usepackage{booktabs}",
@@ -133,7 +133,7 @@ def to_latex(view: View) -> str:
             cell = row.cells[column.name]
             cells += [_tex(mean_text(cell)), f"\\textit{{{_tex(number(cell.published, column.digits))}}}"]
         lines.append(f"    {_tex(row.row.label)} & " + " & ".join([*cells, str(seeds(row))]) + " \\\\")
-    note = [f"  \\par\\smallskip\\footnotesize {_tex(view.artefact.note)}"] if view.artefact.note else []
+    note = [f"  \\par\\smallskip\\footnotesize {_tex(view.exhibit.note)}"] if view.exhibit.note else []
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", *note, "\\end{table}", ""])
 
 
@@ -142,10 +142,10 @@ def to_csv(view: View) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
-        ["artefact", "scale", "row", "column", "mean", "sd", "n", "low", "high", "published", "difference", "status", "seeds"]
+        ["exhibit", "scale", "row", "column", "mean", "sd", "n", "low", "high", "published", "difference", "status", "seeds"]
     )
     for row in view.rows:
-        for column in view.artefact.columns:
+        for column in view.exhibit.columns:
             cell = row.cells[column.name]
             low, high = cell.interval or (None, None)
             difference = cell.difference if view.scale == "full" else None  # the paper's numbers are of full scale
@@ -160,7 +160,7 @@ def claims_csv(judged: Sequence[tuple[View, Sequence[Verdict]]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
-        ["artefact", "claim", "tested", "verdict", "scope", "summary", "comparison", "mean", "low", "high", "bound", "test"]
+        ["exhibit", "claim", "tested", "verdict", "scope", "summary", "comparison", "mean", "low", "high", "bound", "test"]
     )
     for view, verdicts in judged:
         for verdict in verdicts:
@@ -181,7 +181,7 @@ def summary_markdown(
     """Everything in one Markdown file.
 
     Args:
-        judged: Artefacts, their verdicts, and what their pictures show in words.
+        judged: Exhibits, their verdicts, and what their pictures show in words.
         provenance: As `site.provenance` has it.
     """
     scale = judged[0][0].scale if judged else "no"
@@ -191,7 +191,7 @@ def summary_markdown(
         "# Published and measured", "",
         f"Written by `crosslight report`. {scale.capitalize()} scale. {_LEGEND} Claims: {counts or 'none'}; a verdict holds for "
         "the scale, data and seeds that it names.", "",
-        "| artefact | rows measured | verdicts |", "| --- | ---: | --- |",
+        "| exhibit | rows measured | verdicts |", "| --- | ---: | --- |",
     ]  # fmt: skip
     for view, verdicts, _ in judged:
         each = ", ".join(
@@ -202,7 +202,7 @@ def summary_markdown(
     for view, verdicts, words in judged:
         # an anchor of its own: what a viewer makes of a heading differs between viewers
         lines += ["", f'<a id="{view.slug}"></a>', "", f"## {_md(view.name)}", "", _md(caption(view)), ""]
-        lines += [_md(view.artefact.note), ""] if view.artefact.note else []
+        lines += [_md(view.exhibit.note), ""] if view.exhibit.note else []
         lines += _markdown_table(view)
         lines += [f"- {_md(text)}" for text in words] + [""] * bool(words)
         if any(row.status != "finished" for row in view.rows):
@@ -228,13 +228,13 @@ def summary_json(
     content = {
         "schema": "crosslight.summary/1",
         "scale": judged[0][0].scale if judged else None,
-        "artefacts": [
+        "exhibits": [
             {
-                "name": view.name, "title": view.artefact.title, "published": view.artefact.published,
-                "note": view.artefact.note, "beyond": view.artefact.beyond, "command": view.command,
+                "name": view.name, "title": view.exhibit.title, "published": view.exhibit.published,
+                "note": view.exhibit.note, "beyond": view.exhibit.beyond, "command": view.command,
                 "rows": [
                     {"label": row.row.label, "status": row.status, "n": seeds(row), "beyond": row.row.beyond,
-                     "cells": {column.name: _cell_json(row.cells[column.name]) for column in view.artefact.columns}}
+                     "cells": {column.name: _cell_json(row.cells[column.name]) for column in view.exhibit.columns}}
                     for row in view.rows
                 ],
                 "words": list(words),

@@ -1,6 +1,6 @@
-"""An artefact's figure as SVG for a page in either light: colours are the page's own variables, text is text.
+"""An exhibit's figure as SVG for a page in either light: colors are the page's own variables, text is text.
 
-matplotlib draws with stand-in colours, which become `var(--ink)`, `var(--line-1)` and so on; ids get the figure's name in front,
+matplotlib draws with stand-in colors, which become `var(--ink)`, `var(--line-1)` and so on; ids get the figure's name in front,
 since several figures share a page. Every figure has a text alternative that says what is in it.
 """
 
@@ -29,7 +29,7 @@ from experiments.report.collect import Cell, View
 from experiments.report.verdicts import checkpoints
 from experiments.runs.store import Run
 
-# Stand-ins: no data is drawn in these very colours. The page's style sheet has the two lights' values.
+# Stand-ins: no data is drawn in these very colors. The page's style sheet has the two lights' values.
 _INK, _FAINT = "#010203", "#040506"
 _LINES = tuple(f"#0a0b{10 + number:02d}" for number in range(8))
 _VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--grid)", **{line: f"var(--line-{n})" for n, line in enumerate(_LINES, 1)}}
@@ -55,7 +55,7 @@ class Picture:
     Args:
         svg: To stand inside of HTML.
         text: The text alternative.
-        title: Above it, where an artefact has several.
+        title: Above it, where an exhibit has several.
         scale: Which scale its numbers have, if any.
         key: What the numbers in it stand for, from 1; empty where it has names.
     """
@@ -85,8 +85,8 @@ class Caption:
 
 
 def draw(view: View) -> list[Picture]:
-    """The pictures of an artefact's figure; none where nothing of it has been measured, or where it is no drawing."""
-    figure = view.artefact.figure
+    """The pictures of an exhibit's figure; none where nothing of it has been measured, or where it is no drawing."""
+    figure = view.exhibit.figure
     if figure is None or figure.kind == "captions":
         return []
     if figure.kind == "maps":
@@ -105,9 +105,9 @@ def draw(view: View) -> list[Picture]:
 
 def _lines(view: View) -> list[Picture]:
     """Every column over the rows, units in panels one above the other; the paper's own numbers dashed, where there are some."""
-    figure = view.artefact.figure
+    figure = view.exhibit.figure
     assert figure is not None
-    series = {column: points for column in view.artefact.columns if (points := _points(view, column.name))}
+    series = {column: points for column in view.exhibit.columns if (points := _points(view, column.name))}
     if not series:
         return []
     units = list(dict.fromkeys(_unit(column) for column in series))
@@ -150,7 +150,7 @@ def _unit(column: Column) -> str:
 
 def _points(view: View, column: str, number: Literal["mean", "published"] = "mean") -> list[tuple[float, Cell]]:
     """Cells that have the number, by their place: `x` of the row, or of categories its index."""
-    figure = view.artefact.figure
+    figure = view.exhibit.figure
     categories = figure is not None and figure.categories
     places = [(float(index) if categories else row.row.x, row.cells[column]) for index, row in enumerate(view.rows)]
     return sorted(
@@ -159,7 +159,7 @@ def _points(view: View, column: str, number: Literal["mean", "published"] = "mea
 
 
 def _place(view: View, x: float) -> str:
-    categories = view.artefact.figure is not None and view.artefact.figure.categories
+    categories = view.exhibit.figure is not None and view.exhibit.figure.categories
     return view.rows[int(x)].row.label if categories else f"{x:g}"
 
 
@@ -171,8 +171,8 @@ def _band(cell: Cell) -> tuple[float, float] | None:
 
 
 def _curves(view: View) -> list[Picture]:
-    """A logged metric of each row over its steps, one picture a metric; every seed is a line of the row's colour."""
-    figure = view.artefact.figure
+    """A logged metric of each row over its steps, one picture a metric; every seed is a line of the row's color."""
+    figure = view.exhibit.figure
     assert figure is not None
     pictures: list[Picture] = []
     for name in figure.logged:
@@ -223,7 +223,7 @@ def _thinned(line: Sequence[tuple[float, float]], most: int = 200) -> list[tuple
 
 def _scatter(view: View) -> list[Picture]:
     """One column against another, a point a row; the paper's points hollow."""
-    figure = view.artefact.figure
+    figure = view.exhibit.figure
     assert figure is not None
     x_name, y_name = figure.x_column or "", figure.y_column or ""
     pairs = [(row.row.label, row.cells[x_name], row.cells[y_name]) for row in view.rows]
@@ -232,18 +232,18 @@ def _scatter(view: View) -> list[Picture]:
     quoted = [(label, values[x_name], values[y_name]) for label, values in view.quoted if x_name in values and y_name in values]
     pictures: list[Picture] = []
     # The paper's points have a picture of their own: at miniature scale the two have nothing in common but the axes' names.
-    for kind, points, colour in (("measured", ours, 0), ("published", [*paper, *quoted], 1)):
+    for kind, points, color in (("measured", ours, 0), ("published", [*paper, *quoted], 1)):
         if not points:
             continue
         drawing, (axes,) = _axes(view)
         for _, x, y in points:
-            face = "none" if kind == "published" else _LINES[colour]
-            axes.plot([float(x or 0)], [float(y or 0)], marker="o", linestyle="", color=_LINES[colour], markerfacecolor=face)
+            face = "none" if kind == "published" else _LINES[color]
+            axes.plot([float(x or 0)], [float(y or 0)], marker="o", linestyle="", color=_LINES[color], markerfacecolor=face)
         bands: list[tuple[float, float, float]] = []
         for _, x_cell, y_cell in pairs if kind == "measured" else []:
             if x_cell.mean is not None and y_cell.mean is not None and (band := _band(y_cell)) is not None:
                 bands.append((x_cell.mean, *band))
-                axes.vlines(*bands[-1], color=_LINES[colour], linewidth=1.2)
+                axes.vlines(*bands[-1], color=_LINES[color], linewidth=1.2)
         axes.margins(x=0.22, y=0.12)
         if figure.log_x:
             _plain_ticks(axes, None)
@@ -286,7 +286,7 @@ def _label_points(
 
 def _checkpoint_scatter(view: View) -> list[Picture]:
     """Two logged metrics against each other, a point a validation."""
-    figure = view.artefact.figure
+    figure = view.exhibit.figure
     assert figure is not None
     x, y = figure.logged
     drawing, (axes,) = _axes(view, figure.x_label or x, figure.y_label or y)
@@ -401,7 +401,7 @@ def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
 
 def captions(view: View) -> list[Caption]:
     """The first images of the test split with what every row's first finished run wrote about them."""
-    if view.artefact.figure is None or view.artefact.figure.kind != "captions":
+    if view.exhibit.figure is None or view.exhibit.figure.kind != "captions":
         return []
     found: dict[str, dict[str, Any]] = {}
     written: dict[str, list[tuple[str, str, float | None]]] = {}
@@ -443,7 +443,7 @@ def thumbnail(file: str | Path | None, side: int = 200) -> str | None:
 
 def _axes(view: View, x_label: str = "", y_label: str = "", panels: int = 1) -> tuple[Drawing, list[Axes]]:
     """A drawing and its panels, one above the other over one x axis."""
-    figure = view.artefact.figure
+    figure = view.exhibit.figure
     assert figure is not None
     with rc_context(_STYLE):
         drawing = Drawing(figsize=(_WIDTH, 3.5 if panels == 1 else 2.2 * panels), layout="constrained")
@@ -491,7 +491,7 @@ def _picture(view: View, drawing: Drawing, text: str, title: str = "", number: i
 
 
 def inline(svg: str, name: str, text: str) -> str:
-    """matplotlib's SVG for a page: no header, own ids, the page's colours and font, and a text alternative.
+    """matplotlib's SVG for a page: no header, own ids, the page's colors and font, and a text alternative.
 
     matplotlib writes the addresses of XML's name spaces, which HTML does not need and a strict reader takes for references.
     """
@@ -502,8 +502,8 @@ def inline(svg: str, name: str, text: str) -> str:
     svg = re.sub(r"\bxlink:href=", "href=", svg)
     svg = re.sub(r'(<[^>]*?\s)id="([^"]+)"', rf'\1id="{name}-\2"', svg)
     svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, variable)
     svg = re.sub(r"(font-family: |font: [^;\"']*?px )[^;\"]*", r"\1system-ui, sans-serif", svg)
     svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
     return f'<svg role="img" aria-label="{_escaped(text)}"' + svg.removeprefix("<svg")

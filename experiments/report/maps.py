@@ -10,13 +10,13 @@ from experiments.report.collect import View
 
 
 def look_at(view: View) -> tuple[list[Path], list[str]]:
-    """Makes the maps of an artefact whose figure shows some: of the first finished run of each row.
+    """Makes the maps of an exhibit whose figure shows some: of the first finished run of each row.
 
     Returns the files, and for each run that has none why (its checkpoint was not copied, for example).
     """
     files: list[Path] = []
     unseen: list[str] = []
-    if view.artefact.figure is None or view.artefact.figure.kind != "maps":
+    if view.exhibit.figure is None or view.exhibit.figure.kind != "maps":
         return files, unseen
     for row in view.rows:
         run = next((run for runs in row.runs.values() for run in runs if run.status == "finished"), None)

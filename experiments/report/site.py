@@ -1,4 +1,4 @@
-"""The site: an index, a page an artefact, a page of runs. Every page is one file with its style and script inside, and asks for
+"""The site: an index, a page an exhibit, a page of runs. Every page is one file with its style and script inside, and asks for
 nothing: it opens from a disk, an archive, a mail."""
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Page:
-    """An artefact with all that its page shows.
+    """An exhibit with all that its page shows.
 
     Args:
-        view: The artefact.
+        view: The exhibit.
         verdicts: Of its claims.
         pictures: Of its figure.
         unseen: Why some run has no attention maps, where they were asked for.
@@ -60,7 +60,7 @@ class Page:
     @property
     def words(self) -> list[str]:
         """What the pictures show, where it is not in the table."""
-        figure = self.view.artefact.figure
+        figure = self.view.exhibit.figure
         tabled = figure is not None and (figure.kind == "lines" or figure.x_column is not None)
         return [] if tabled else [each.text for each in self.pictures]
 
@@ -83,16 +83,16 @@ class Shot:
 
 
 def judged(views: Iterable[View], unseen: Mapping[str, Sequence[str]] | None = None) -> list[Page]:
-    """Artefacts with their verdicts and pictures.
+    """Exhibits with their verdicts and pictures.
 
     Args:
-        views: The artefacts.
-        unseen: Why runs have no attention maps, by artefact: `looking.look_at` gives it.
+        views: The exhibits.
+        unseen: Why runs have no attention maps, by exhibit: `looking.look_at` gives it.
     """
     return [
         Page(
             view,
-            tuple(judge(view, claim) for claim in view.artefact.claims),
+            tuple(judge(view, claim) for claim in view.exhibit.claims),
             tuple(draw(view)),
             tuple((unseen or {}).get(view.name, ())),
         )
@@ -104,9 +104,9 @@ def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, 
     """Writes the site: its index.html.
 
     Args:
-        pages: The artefacts.
+        pages: The exhibits.
         extra: Runs of folders that were given by hand: they are shown as runs.
-        scale: Of the artefacts.
+        scale: Of the exhibits.
         out: Folder; files of an earlier report in it are replaced.
         shots: Pictures of the first page.
     """
@@ -125,12 +125,12 @@ def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, 
     )
     write_atomically(out / "index.html", index)
     for page in pages:
-        rendered = environment.get_template("artefact.html").render(
+        rendered = environment.get_template("exhibit.html").render(
             **common, page=page, view=page.view, differences=differences(page.view), captions=captions(page.view)
         )
         write_atomically(out / f"{page.view.slug}.html", rendered)
         write_atomically(out / f"{page.view.slug}.md", exports.to_markdown(page.view, page.verdicts))
-        if page.view.artefact.columns and page.view.rows:
+        if page.view.exhibit.columns and page.view.rows:
             write_atomically(out / f"{page.view.slug}.csv", exports.to_csv(page.view))
             write_atomically(out / f"{page.view.slug}.tex", exports.to_latex(page.view))
     write_atomically(out / "runs.html", environment.get_template("runs.html").render(**common))
@@ -192,7 +192,7 @@ def differences(view: View) -> dict[str, dict[str, Difference]]:
     first = view.rows[0]
     return {
         row.row.label: {
-            column.name: _difference(row.cells[column.name], first.cells[column.name]) for column in view.artefact.columns
+            column.name: _difference(row.cells[column.name], first.cells[column.name]) for column in view.exhibit.columns
         }
         for row in view.rows[1:]
     }

@@ -87,7 +87,7 @@ class Verdict:
 
 
 def judge(view: View, claim: Claim) -> Verdict:
-    """The verdict of one claim of an artefact."""
+    """The verdict of one claim of an exhibit."""
     if claim.test == "none":
         return Verdict(claim, "not tested", "", claim.reason or "there is no test of it here")
     if claim.test == "correlation" and not claim.high:
@@ -259,7 +259,7 @@ def _of_checkpoints(view: View, claim: Claim) -> Verdict:
 
     Each run has its own r: over the validations of several runs together, what differs between runs (their size) would count.
     """
-    logged = view.artefact.figure.logged if view.artefact.figure else []
+    logged = view.exhibit.figure.logged if view.exhibit.figure else []
     if len(logged) != 2:
         raise InputError(f"{view.name}: the claim {claim.text[:60]!r} needs pairs, or two `logged` columns of the figure")
     found: dict[Path, float] = {}

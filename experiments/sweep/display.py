@@ -21,7 +21,7 @@ _STYLE = {
 
 
 def state_style(state: str) -> str:
-    """Its colour on a terminal."""
+    """Its color on a terminal."""
     return _STYLE.get(state, "")
 
 

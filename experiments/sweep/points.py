@@ -28,7 +28,7 @@ from experiments.sweep.tasks import PROGRAM, Task, state_of
 
 
 def sweep_file(target: str) -> Path | None:
-    """The file that a target names, here or in the package; None: the target is an artefact or the like.
+    """The file that a target names, here or in the package; None: the target is an exhibit or the like.
 
     Raises:
         InputError: It is the name of a YAML that does not exist.
@@ -117,7 +117,7 @@ def _texts(command: Sequence[str]) -> list[str]:
 
 
 def _short(point: Point) -> Iterator[str]:
-    """lr=0.001 for model.init_args.optimisation.lr: as a table has room for."""
+    """lr=0.001 for model.init_args.optimization.lr: as a table has room for."""
     for name, value in point.items():
         if isinstance(value, dict):
             yield from _short(value)

@@ -9,7 +9,7 @@ Nothing else is remembered. A second call, also after a SIGKILL of everything, f
 A task whose runner was killed runs on; the next runner waits for it.
 
 A `Task` is all that is needed to start a run somewhere else: a command line, an environment, a folder. `tasks_of` makes them of
-jobs; nothing below it knows of artefacts or sweeps.
+jobs; nothing below it knows of exhibits or sweeps.
 
 Importing torch and its like takes longer than a miniature run, so on a processor tasks are forked from one process that has
 imported everything and does nothing else (multiprocessing's forkserver). Tasks on GPUs, of several processes, or that are not

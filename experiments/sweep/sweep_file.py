@@ -1,7 +1,7 @@
 """W&B sweep configurations: reading them strictly, and the command line that `wandb agent` would start for a point.
 
 The keys, their types and the distributions are those of W&B's JSON schema and of the checks beside it (package sweeps 0.3.0,
-config/schema.json and config/cfg.py, MIT licence; a copy of the schema is in tests/fixtures and is compared with this reader).
+config/schema.json and config/cfg.py, MIT licence; a copy of the schema is in tests/recordings and is compared with this reader).
 The command is put together as wandb 0.31 does it (wandb/wandb_agent.py, wandb/sdk/launch/sweeps/utils.py).
 """
 

@@ -1,4 +1,4 @@
-"""`crosslight sweep`: artefacts of the papers and W&B sweep files, run on this machine or submitted to Slurm."""
+"""`crosslight sweep`: exhibits of the papers and W&B sweep files, run on this machine or submitted to Slurm."""
 
 from __future__ import annotations
 
@@ -7,53 +7,53 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
-from experiments.papers.catalogue import artefact_names, read_artefact, read_runs
+from experiments.papers.catalogue import exhibit_names, read_exhibit, read_runs
 from experiments.papers.plan import Job, plan_runs
 from experiments.papers.schema import PAPERS
 from experiments.papers.worlds import world_folder
 from experiments.runs.store import folder_of
 from experiments.sweep.tasks import PROGRAM, Task
 
-# --------------------------------------------------------------------------------------------------------------- artefacts
+# --------------------------------------------------------------------------------------------------------------- exhibits
 
 
-def artefact_tasks(target: str, scale: Any, seeds: Sequence[int], root: Path) -> list[Task]:
-    """The tasks of an artefact, run, paper or all.
+def exhibit_tasks(target: str, scale: Any, seeds: Sequence[int], root: Path) -> list[Task]:
+    """The tasks of an exhibit, run, paper or all.
 
     Raises:
         InputError: There is no such target.
     """
-    artefacts = artefact_names()
+    exhibits = exhibit_names()
     if target == "all" or target in PAPERS:
-        names = [name for name in artefacts if target in ("all", name.partition("/")[0])]
-    elif target in artefacts:
+        names = [name for name in exhibits if target in ("all", name.partition("/")[0])]
+    elif target in exhibits:
         names = [target]
     else:
         paper, _, run = target.partition("/")
         if paper not in PAPERS or run not in read_runs(paper):
             raise InputError(
-                f"there is no artefact, run, paper or sweep file {target!r}. Artefacts: {', '.join(artefacts)}; papers: "
+                f"there is no exhibit, run, paper or sweep file {target!r}. Exhibits: {', '.join(exhibits)}; papers: "
                 f"{', '.join(PAPERS)}, all."
             )
         return tasks_of(plan_runs([target], scale, seeds), root)
     runs = {name: _runs_of(name) for name in names}
     jobs = plan_runs(dict.fromkeys(run for each in runs.values() for run in each), scale, seeds)
-    # a run of several artefacts belongs to the first
+    # a run of several exhibits belongs to the first
     groups = {job.key: name for name in reversed(names) for job in jobs if set(runs[name]) & set(job.names)}
     return tasks_of(jobs, root, groups)
 
 
-def _runs_of(artefact: str) -> list[str]:
-    """The runs that an artefact's rows name, as PAPER/RUN."""
-    paper = artefact.partition("/")[0]
-    return [f"{paper}/{run}" for row in read_artefact(artefact).rows for run in row.runs.values()]
+def _runs_of(exhibit: str) -> list[str]:
+    """The runs that an exhibit's rows name, as PAPER/RUN."""
+    paper = exhibit.partition("/")[0]
+    return [f"{paper}/{run}" for row in read_exhibit(exhibit).rows for run in row.runs.values()]
 
 
 # ------------------------------------------------------------------------------------------------------------- sweep files
 
 
 def tasks_of(jobs: Iterable[Job], root: Path, groups: Mapping[str, str] | None = None) -> list[Task]:
-    """Tasks of jobs, in their order, with run folders in `root`. `groups` has the W&B group (an artefact) of each key."""
+    """Tasks of jobs, in their order, with run folders in `root`. `groups` has the W&B group (an exhibit) of each key."""
     jobs, root = list(jobs), root.absolute()
     folders = {job.key: folder_of(job, [root]) for job in jobs}
     tasks = []

@@ -22,7 +22,7 @@ class Checkpoints:
     Args:
         monitor: Validation metric that picks the best checkpoint. Never a test metric.
         mode: Whether more or less of it is better.
-        every_n_steps: Write the checkpoint to resume from every so many optimiser steps (null: at each validation).
+        every_n_steps: Write the checkpoint to resume from every so many optimizer steps (null: at each validation).
 
     Raises:
         InputError: The monitor is a test metric.

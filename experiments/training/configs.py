@@ -9,7 +9,7 @@ from pathlib import Path
 
 def packaged_configs() -> list[str]:
     """Names of the YAMLs that come with the package, as `-c` takes them: configs/..., experiments/... (What the papers print,
-    their artefacts, runs and sweeps are YAMLs too, and no configurations of a run.)"""
+    their exhibits, runs and sweeps are YAMLs too, and no configurations of a run.)"""
     names = []
     for package in ("configs", "experiments"):
         root = Path(str(resources.files(package)))

@@ -4,7 +4,7 @@ Slurm sends SIGUSR1 before the time limit (`--signal=USR1@SECONDS`) and before i
 with `preempt_send_user_signal`), and SIGTERM when it is in earnest. The handler only takes a note. Lightning's would save
 wherever each rank happens to be, and ranks at different places wait for each other for ever; so would its broadcast on SIGTERM.
 
-- Training: at every optimiser step all ranks hear whether one of them was told (`Agreement`), save `last.ckpt` at the same step,
+- Training: at every optimizer step all ranks hear whether one of them was told (`Agreement`), save `last.ckpt` at the same step,
   and leave before the next one. A validation that follows that step is completed first: no checkpoint can stand in its middle.
 - Testing in one process: it leaves at once; what is scored is on disk. Several processes leave between two data sets, since their
   numbers of batches differ.

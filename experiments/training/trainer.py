@@ -27,7 +27,7 @@ class Trainer(pl.Trainer):
     def run(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, evaluate: DataModules) -> None:
         """Fit, pick the best checkpoint by validation, test it on the data's own test split and on each of `evaluate`.
 
-        Where nothing trains (tuning none, or an adapter of mid dimension 0 beside heads that a checkpoint brought) the model is
+        Where nothing trains (tuning frozen, or an adapter of mid dimension 0 beside heads that a checkpoint brought) the model is
         tested as it is: `fit` of the results then has a `skipped` with the reason, and no checkpoint.
 
         Raises:
@@ -60,8 +60,8 @@ class Trainer(pl.Trainer):
         """
         if not _trains(model):
             raise InputError(
-                "nothing trains in this model (tuning none, or an adapter of size 0 beside heads that a checkpoint brought), so "
-                "there is nothing to fit. Use `crosslight run` or `crosslight test` to test it as it is, or set "
+                "nothing trains in this model (tuning frozen, or an adapter of size 0 beside heads that a checkpoint brought), "
+                "so there is nothing to fit. Use `crosslight run` or `crosslight test` to test it as it is, or set "
                 "--model.init_args.tuning or --model.init_args.train_heads=all."
             )
         last = self.run_folder.last_checkpoint

@@ -127,7 +127,7 @@ class ClipCap:
         mlp_ratio: Width inside the transformer's FFN in widths of the language model.
         tune_language_model: Train the language model as well: its parameters become heads of the network, which train beside an
             adapter unless `train_heads` says otherwise.
-        normalise: Make the vectors unit vectors first (`--normalize_prefix` of the released code).
+        normalize: Make the vectors unit vectors first (`--normalize_prefix` of the released code).
 
     Raises:
         InputError: A value is out of range.
@@ -142,7 +142,7 @@ class ClipCap:
         heads: int = 8,
         mlp_ratio: float = 2.0,
         tune_language_model: bool = False,
-        normalise: bool = False,
+        normalize: bool = False,
     ) -> None:
         self._init_args: dict[str, Any] = {
             "mapping": mapping,
@@ -152,7 +152,7 @@ class ClipCap:
             "heads": heads,
             "mlp_ratio": mlp_ratio,
             "tune_language_model": tune_language_model,
-            "normalise": normalise,
+            "normalize": normalize,
         }
         if mapping not in ("mlp", "transformer"):
             raise InputError(f"ClipCap: unknown mapping {mapping!r}; choose mlp or transformer")
@@ -160,7 +160,7 @@ class ClipCap:
             raise InputError(f"ClipCap: lengths, layers, heads and mlp_ratio must be positive, got {self._init_args}")
         self.mapping, self.prefix_length, self.clip_length = mapping, prefix_length, clip_length
         self.layers, self.heads, self.mlp_ratio = layers, heads, mlp_ratio
-        self.tune_language_model, self.normalise = tune_language_model, normalise
+        self.tune_language_model, self.normalize = tune_language_model, normalize
 
     @property
     def identity_at_start(self) -> bool:
@@ -219,7 +219,7 @@ class ClipCap:
         with torch.device(weight.device):
             mapper = self.mapper(visual_width, weight.shape[1])
         mapper.train(network.training)
-        setattr(network, NAME, Prefix(mapper, self.normalise))
+        setattr(network, NAME, Prefix(mapper, self.normalize))
         if self.tune_language_model:
             cast(Any, network).tunes_language = True
 
@@ -227,11 +227,11 @@ class ClipCap:
 class Prefix(nn.Module):
     """Visual tokens [I, 1, P] -> prefix [I, K, D]."""
 
-    def __init__(self, mapper: MLPMapper | TransformerMapper, normalise: bool = False) -> None:
+    def __init__(self, mapper: MLPMapper | TransformerMapper, normalize: bool = False) -> None:
         super().__init__()
         self.mapper = mapper
-        self.normalise = normalise
+        self.normalize = normalize
 
     def forward(self, tokens_I1P: Tensor) -> Tensor:
         vectors_IP = tokens_I1P.squeeze(1)
-        return self.mapper(F.normalize(vectors_IP, dim=-1) if self.normalise else vectors_IP)
+        return self.mapper(F.normalize(vectors_IP, dim=-1) if self.normalize else vectors_IP)

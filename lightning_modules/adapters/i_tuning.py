@@ -36,7 +36,7 @@ from datamodules.errors import InputError
 from lightning_modules.networks.decoder_layers import find_language_model
 
 Reading = Literal["paper", "multihead"]
-Initialisation = Literal["normal", "zero_up"]
+Initialization = Literal["normal", "zero_up"]
 Input = Literal["ffn_input", "residual"]
 
 NAME = "i_tuning"  # the network's attribute that holds the modules; its keys are the adapter's keys
@@ -133,7 +133,7 @@ class ITuningModule(nn.Module):
         heads: int = 1,
         scale: float | None = 1.0,
         lambda_: float = 4.0,
-        init: Initialisation = "normal",
+        init: Initialization = "normal",
         init_std: float = 0.02,
         visual_norm: bool = False,
     ) -> None:
@@ -302,7 +302,7 @@ class ITuning:
         heads: int | None = None,
         scale: float | Literal["sqrt"] | None = None,
         lambda_: float = 4.0,
-        init: Initialisation = "normal",
+        init: Initialization = "normal",
         init_std: float = 0.02,
         x: Input = "ffn_input",
         visual_norm: bool = False,

@@ -16,7 +16,7 @@ Injection into other people's transformers copies no forward and changes no key.
 two hooks. Pre-norm blocks (timm ViT, CLIP, ViT, DINOv2): the input of the second norm is x', and KE and AE are added to the
 block's output. Post-norm blocks (BERT, RoBERTa) compute LN(x' + FFN(x')), with no stream that stays un-normed; there x' is the
 FFN's input, and the sum is completed just before that LN: LN(x + AE(x)) with x = x' + FFN(x') + alpha * KE(x'). Inside rather
-than behind the LN, so that the next frozen layer still gets the normalised input it was trained on.
+than behind the LN, so that the next frozen layer still gets the normalized input it was trained on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lightning_modules.networks import beit3
 Reading = Literal["printed", "released", "text"]
 Form = Literal["ffn", "bottleneck"]
 NormPlace = Literal["none", "in", "out"]
-Initialisation = Literal["identity", "released"]
+Initialization = Literal["identity", "released"]
 
 NAME = "multiway"  # the submodule that each adapted block gets; its keys are the adapter's keys
 
@@ -100,7 +100,7 @@ class AlignmentEnhancer(nn.Module):
     """
 
     def __init__(
-        self, width: int, mid: int, sub_norm: bool = True, init: Initialisation = "identity", scale: float = 1.0
+        self, width: int, mid: int, sub_norm: bool = True, init: Initialization = "identity", scale: float = 1.0
     ) -> None:
         super().__init__()
         self.scale = scale
@@ -141,7 +141,7 @@ class MultiWayValues:
     sub_norm: bool
     scale: float | Literal["learnable"]
     dropout: float
-    init: Initialisation
+    init: Initialization
     alignment_shared: bool  # in BEiT-3: one AE a layer for both modalities, instead of one each
     alignment_scale: float = 1.0
 
@@ -326,7 +326,7 @@ class MultiWayAdapter:
         scale: float | Literal["learnable"] | None = None,
         layer_norm: NormPlace | None = None,
         dropout: float | None = None,
-        init: Initialisation | None = None,
+        init: Initialization | None = None,
         alignment_scale: float = 1.0,
         alignment_shared: bool | None = None,
     ) -> None:
@@ -371,7 +371,7 @@ class MultiWayAdapter:
         if not knowledge and not alignment:  # two switches contradict the adapter; a width of 0 is the origin of a sweep
             raise InputError(
                 "multiway adapter: both the Knowledge Extractor and the Alignment Enhancer are off; switch one on "
-                "(knowledge, alignment), or use tuning mode head or none without an adapter"
+                "(knowledge, alignment), or use tuning mode head or frozen without an adapter"
             )
 
     @property

@@ -23,7 +23,7 @@ from lightning_modules.metrics.cost import (
 )
 
 DEVICE_MEMORY = "device allocator peak while training"
-CPU_MEMORY = "saved activations + gradients + optimiser state"
+CPU_MEMORY = "saved activations + gradients + optimizer state"
 _KEPT_STEP_TIMES = 10_000
 
 
@@ -31,7 +31,7 @@ class CostMonitor(Callback):
     """Measures tunable parameters, peak memory and training time without touching the training.
 
     Memory: on a GPU the allocator's peak over the training steps, validation left out. On the CPU, the largest saved
-    activations of the first `memory_steps` optimiser steps plus gradients plus optimiser state (`SavedBytes` says what
+    activations of the first `memory_steps` optimizer steps plus gradients plus optimizer state (`SavedBytes` says what
     that leaves out). Both are of this process: under DDP each device has its own.
 
     Time: from the start of an epoch's batches to their end, waiting for data included, validation, sanity check and the
@@ -47,7 +47,7 @@ class CostMonitor(Callback):
         """Starts at zero.
 
         Args:
-            memory_steps: Optimiser steps of each start whose saved activations are counted on the CPU (they run a
+            memory_steps: Optimizer steps of each start whose saved activations are counted on the CPU (they run a
                 little slower and are left out of the median step time). 0 measures no memory there.
         """
         self.memory_steps = memory_steps
@@ -99,7 +99,7 @@ class CostMonitor(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the batch and, if the optimiser has stepped, the step."""
+        """Counts the batch and, if the optimizer has stepped, the step."""
         measured = self._saved is not None
         self._stop_saved()
         if measured:
@@ -150,7 +150,7 @@ class CostMonitor(Callback):
     def summary(self) -> dict[str, int | float | str | None]:
         """The totals so far; None where nothing was measured.
 
-        `seconds_per_epoch` is train_seconds / epochs; `seconds_per_step_median` is between optimiser steps; pairs count
+        `seconds_per_epoch` is train_seconds / epochs; `seconds_per_step_median` is between optimizer steps; pairs count
         all devices.
         """
         seconds, epochs = self._seconds_now(), round(self._epochs, 6)  # a sum of fractions: 3 x 1/3 is 1

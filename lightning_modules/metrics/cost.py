@@ -1,8 +1,8 @@
-"""What a training step costs, in pure torch: parameters, saved activations, gradients, optimiser state.
+"""What a training step costs, in pure torch: parameters, saved activations, gradients, optimizer state.
 
 These are the columns of MultiWay-Adapter's Table 1 (tunable parameters, their percent of all, memory). On a GPU the
 memory column is the allocator's peak; a CPU process has no such number (its resident size is mostly libraries and
-caches), so there the sum of what training has to keep stands in: saved activations + gradients + optimiser state. It
+caches), so there the sum of what training has to keep stands in: saved activations + gradients + optimizer state. It
 leaves out the parameters themselves and the work space of single operations, which is why CPU and device bytes are never
 compared with each other.
 """
@@ -24,7 +24,7 @@ def gradient_bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def optimizer_state_bytes(optimizer: Optimizer) -> int:
-    """Bytes of all tensors in the optimiser's state (moments, step counters)."""
+    """Bytes of all tensors in the optimizer's state (moments, step counters)."""
     return sum(value.nbytes for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
 
 

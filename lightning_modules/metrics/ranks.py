@@ -54,7 +54,7 @@ def embedding_ranks(
     `keep_bytes`.
 
     Args:
-        images_ID: Image embeddings, L2-normalised for cosine scores. Row = image row of the split.
+        images_ID: Image embeddings, L2-normalized for cosine scores. Row = image row of the split.
         texts_TD: Caption embeddings, likewise.
         image_index_T: int64, the image row that each caption describes.
         ties: How equal scores are placed (module docstring).

@@ -79,7 +79,7 @@ class RetrievalRecall(Metric):
         self.add_state("text_image_index", default=[], dist_reduce_fx="cat")
 
     def update_images(self, embeddings: Tensor, index: Tensor) -> None:
-        """Adds image embeddings [B, D] (L2-normalised) with their rows [B] in the split (`ImageBatch.index_B`)."""
+        """Adds image embeddings [B, D] (L2-normalized) with their rows [B] in the split (`ImageBatch.index_B`)."""
         self.update(embeddings, index)
 
     def update_texts(self, embeddings: Tensor, index: Tensor, image_index: Tensor) -> None:

@@ -222,7 +222,7 @@ class TextEmbedding(nn.Module):
         except IndexError as error:  # on the CPU; looking at the ids first would make a GPU wait for them at every step
             raise InputError(
                 f"BEiT-3: token ids from {int(tokens_BT.min())} to {int(tokens_BT.max())}, but its vocabulary has rows 0 to "
-                f"{len(self.tokens.weight) - 1}; use the tokeniser that fits the network, or set its vocab_size"
+                f"{len(self.tokens.weight) - 1}; use the tokenizer that fits the network, or set its vocab_size"
             ) from error
         x_BTD = embedded_BTD + self.positions[UNUSED_POSITIONS : UNUSED_POSITIONS + length]
         return x_BTD if mask_BT is None else x_BTD * mask_BT.unsqueeze(-1)
@@ -291,7 +291,7 @@ class BEiT3(nn.Module):
         """Encode images, texts, or images with texts (one sequence, image tokens first).
 
         Args:
-            pixels_B3HW: Normalised images.
+            pixels_B3HW: Normalized images.
             tokens_BT: Token ids.
             mask_BT: bool, True = a real token; None = all are.
             pooled: Give only the first token's output, and do not compute in the last layer what only the others need.
@@ -357,7 +357,7 @@ class BEiT3Retrieval(nn.Module):
         patch_size: Side of a patch in pixels.
         vocab_size: Rows of the token table.
         text_positions: Rows of the text position table (two of them are never read).
-        tokeniser: BEiT-3's sentencepiece file (beit3.spm), or a Hugging Face name or folder; it must fit the checkpoint.
+        tokenizer: BEiT-3's sentencepiece file (beit3.spm), or a Hugging Face name or folder; it must fit the checkpoint.
         max_tokens: Tokens of a caption, <s> and </s> included; longer ones are cut.
         drop_path: Stochastic depth of the last layer, from 0 at the first.
         weights: An official checkpoint (.pth) by path or by name, or such a file as safetensors; null = random weights. Positions
@@ -381,7 +381,7 @@ class BEiT3Retrieval(nn.Module):
         patch_size: int = 16,
         vocab_size: int = 64010,
         text_positions: int = 1024,
-        tokeniser: str = "beit3.spm",
+        tokenizer: str = "beit3.spm",
         max_tokens: int = 64,
         drop_path: float = 0.0,
         weights: str | None = None,
@@ -416,7 +416,7 @@ class BEiT3Retrieval(nn.Module):
         half = (0.5, 0.5, 0.5)
         self.inputs = Inputs(
             image=ImageInput(image_size, half, half, resize="squash"),
-            text=TextInput(tokeniser, max_tokens, vocab_size),
+            text=TextInput(tokenizer, max_tokens, vocab_size),
         )
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought: an adapter run leaves them frozen
         if checkpoint_activations:

@@ -207,7 +207,7 @@ class Captioner(nn.Module):
         """One caption an image.
 
         Raises:
-            InputError: The language model has no tokeniser, or too few positions.
+            InputError: The language model has no tokenizer, or too few positions.
         """
         return self.language.decode(self.generate_ids(seen, decoding))
 

@@ -83,10 +83,10 @@ class LanguageModel(nn.Module):
         name: Hub name or local folder, weights included.
         config: Instead of `name`: the configuration, e.g. {model_type: gpt2, n_embd: 768, n_layer: 12, n_head: 12}.
         weights: With `config`: a safetensors or torch file with the model's keys (a tied head may be left out). None = random.
-        tokeniser: Hugging Face name or local folder; None = `name`. A model by `config` without one takes and gives ids only.
+        tokenizer: Hugging Face name or local folder; None = `name`. A model by `config` without one takes and gives ids only.
         prompt: Text between the begin token and the caption, the same for every image ("A photo of"); "" = none.
         begin: Token id that begins a text; None = the model's begin token, or its end token if it has none.
-        end: Token id at which a generated caption ends; None = the model's, which must be the tokeniser's: captions in training
+        end: Token id at which a generated caption ends; None = the model's, which must be the tokenizer's: captions in training
             end in that one. (ClipCap's released models were trained without one and end at the full stop, GPT-2's token 13.)
         max_tokens: Longest caption in training, its end token included (with the begin token 40); longer ones are cut.
         attention: "sdpa" (fused) or "eager".
@@ -100,7 +100,7 @@ class LanguageModel(nn.Module):
         name: str | None = None,
         config: dict[str, Any] | None = None,
         weights: str | None = None,
-        tokeniser: str | None = None,
+        tokenizer: str | None = None,
         prompt: str = "",
         begin: int | None = None,
         end: int | None = None,
@@ -119,19 +119,19 @@ class LanguageModel(nn.Module):
         self.end = _special(end, settings.eos_token_id, None, self.vocabulary, f"{where}: end")
         positions = getattr(settings, "max_position_embeddings", None)
         self.positions = None if positions is None else int(positions)
-        source = tokeniser or expanded(name)
+        source = tokenizer or expanded(name)
         self.text_input = TextInput(
             source, max_tokens, self.vocabulary, before=" " if prompt and not prompt[-1].isspace() else ""
         )
         self._tokenizer: Any = None
         self.prompt_ids: tuple[int, ...] = ()
         if prompt:
-            self.prompt_ids = tuple(self.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+            self.prompt_ids = tuple(self.hf_tokenizer(prompt, add_special_tokens=False)["input_ids"])
         self.require_positions(1 + len(self.prompt_ids) + max_tokens, "max_tokens (with begin token and prompt)")
 
     @property
-    def tokenizer(self) -> Any:
-        """Hugging Face's tokeniser, loaded when it is first needed.
+    def hf_tokenizer(self) -> Any:
+        """Hugging Face's tokenizer, loaded when it is first needed.
 
         Raises:
             InputError: None was named, or there is none.
@@ -139,19 +139,19 @@ class LanguageModel(nn.Module):
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
-            source = self.text_input.tokeniser
+            source = self.text_input.tokenizer
             if source is None:
-                raise InputError("language model: tokeniser is missing (a Hugging Face name or folder); captions as text need it")
+                raise InputError("language model: tokenizer is missing (a Hugging Face name or folder); captions as text need it")
             try:
                 with quiet_loading():
                     self._tokenizer = AutoTokenizer.from_pretrained(source)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 first = str(error).strip().partition("\n")[0]
-                raise InputError(f"language model: no tokeniser at {source} ({first}); give a folder or hub name") from error
+                raise InputError(f"language model: no tokenizer at {source} ({first}); give a folder or hub name") from error
             learned = self._tokenizer.eos_token_id  # captions in training end in it
             if not self._end_given and learned is not None and learned != self.end:
                 raise InputError(
-                    f"language model: its tokeniser {source} ends texts with token {learned}, its configuration with {self.end}; "
+                    f"language model: its tokenizer {source} ends texts with token {learned}, its configuration with {self.end}; "
                     f"set end to {learned}, which captions are trained to end in"
                 )
         return self._tokenizer
@@ -226,9 +226,9 @@ class LanguageModel(nn.Module):
         """Captions as text, with their white space made plain.
 
         Raises:
-            InputError: There is no tokeniser.
+            InputError: There is no tokenizer.
         """
-        tokenizer = self.tokenizer
+        tokenizer = self.hf_tokenizer
         return [" ".join(tokenizer.decode(row, skip_special_tokens=True).split()) for row in ids]
 
 

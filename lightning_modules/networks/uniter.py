@@ -266,7 +266,7 @@ class UniterRetrieval(nn.Module):
         text_positions: Rows of the position table.
         feature_width: Width of the region features.
         dropout: Everywhere: embeddings, attention, hidden states.
-        tokeniser: Hugging Face name or folder of a BERT tokeniser; null where captions come as token ids.
+        tokenizer: Hugging Face name or folder of a BERT tokenizer; null where captions come as token ids.
         max_tokens: Tokens of a caption, [CLS] and [SEP] included; longer ones are cut. Null = as many as there are positions.
         weights: An official checkpoint, pre-training or fine-tuned, by path or by name ("uniter-base", "uniter-large"), or a BERT
             of Hugging Face by name or folder: words, positions, layers and pooler are then BERT's, regions and heads random.
@@ -289,7 +289,7 @@ class UniterRetrieval(nn.Module):
         text_positions: int = 512,
         feature_width: int = 2048,
         dropout: float = 0.1,
-        tokeniser: str | None = "bert-base-cased",
+        tokenizer: str | None = "bert-base-cased",
         max_tokens: int | None = None,
         weights: str | None = None,
         init_std: float = 0.02,
@@ -308,7 +308,7 @@ class UniterRetrieval(nn.Module):
         for head in (self.itm, self.rank):
             nn.init.normal_(head.weight, std=init_std)
             nn.init.zeros_(head.bias)
-        self.inputs = Inputs(text=TextInput(tokeniser, max_tokens, vocab_size), regions=RegionInput(feature_width))
+        self.inputs = Inputs(text=TextInput(tokenizer, max_tokens, vocab_size), regions=RegionInput(feature_width))
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought
         if checkpoint_activations:
             checkpoint_blocks(self.encoder.layers)

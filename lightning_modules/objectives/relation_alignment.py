@@ -9,7 +9,7 @@ One modality is the anchor. Its intra-modal attention should look like the atten
 Two readings. `released` is what the published code computes and what gave the printed results: a softmax per head over the
 sub-block (words without [CLS], [SEP] and padding; regions), then the mean over heads, then everything else on these
 probabilities: the singular mirror is a softmax of probabilities, and KL is a mean over rows. `paper` follows the equations: the
-singular mirror is cut out of the raw scores and normalised once, and KL is a sum over rows.
+singular mirror is cut out of the raw scores and normalized once, and KL is a sum over rows.
 
 Words and regions of a pair are laid side by side, J items, and all is computed from one product of their queries and keys. Its
 softmaxes are [[LL, LV], [VL, VV]], with one distribution over words and one over regions in every row; both anchors are then the

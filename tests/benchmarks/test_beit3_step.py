@@ -249,7 +249,7 @@ def test_problems_name_what_did_not_hold(checkpoint: ModuleType, tmp_path: Path)
     )
 
 
-def test_tokeniser_and_data_are_asked_for(checkpoint: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_and_data_are_asked_for(checkpoint: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CROSSLIGHT_DATA", raising=False)
     with pytest.raises(SystemExit, match="CROSSLIGHT_BEIT3_SPM"):
         checkpoint.main(["--spm", str(tmp_path / "none.spm")])

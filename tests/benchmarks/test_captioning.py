@@ -90,7 +90,7 @@ def test_dropped(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert all((row["predicted"][key] < 1) == half for key in ("flops", "moved_bytes"))
         if row["name"].startswith("train"):
             assert row["saved_ratio"] == row["saved_predicted"]
-            assert list(row["parts_s"]) == ["see_s", "forward_s", "backward_s", "optimiser_s"]
+            assert list(row["parts_s"]) == ["see_s", "forward_s", "backward_s", "optimizer_s"]
     assert [goal["goal"] for goal in result["goals"]] == ["within 3"] * 5
     stored = json.loads(out.read_text())
     keys = {"benchmark", "date", "sizes", "measure", "precision", "threads", "git", "versions", "device", "environment", "goals"}

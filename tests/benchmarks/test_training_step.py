@@ -96,8 +96,8 @@ def test_training_step_measures_every_mode_and_writes_all_rounds(
         memory = row["memory_bytes"]
         assert row["flops"] == row["flops_formula"]
         assert memory["gradients"] == 4 * row["tunable_parameters"]
-        assert memory["optimiser"] >= 2 * memory["gradients"]
-        assert memory["all"] == memory["activations"] + memory["gradients"] + memory["optimiser"]
+        assert memory["optimizer"] >= 2 * memory["gradients"]
+        assert memory["all"] == memory["activations"] + memory["gradients"] + memory["optimizer"]
     assert rows["full"]["memory_ratio"] == 1 > rows["mwa"]["memory_ratio"] > rows["head"]["memory_ratio"]
     assert rows["full"]["cpu_ratio"] == rows["full"]["wall_ratio"] == {"median": 1, "low": 1, "high": 1}
     assert rows["mwa"]["tunable_parameters"] > rows["ke"]["tunable_parameters"] > rows["head"]["tunable_parameters"]

@@ -44,7 +44,7 @@ def copy(world: Path, tmp_path: Path) -> Path:
 
 
 def inputs_of(world: Path, max_tokens: int = 64) -> Inputs:
-    return Inputs(text=TextInput(str(world / "tokeniser"), max_tokens), regions=RegionInput(108))
+    return Inputs(text=TextInput(str(world / "tokenizer"), max_tokens), regions=RegionInput(108))
 
 
 def connected(world: Path, root: Path | None = None, max_tokens: int = 64, **options: Any) -> Flickr30kEntities:
@@ -217,7 +217,7 @@ def test_every_pair_is_on_one_process(world: Path) -> None:
 def test_pixels_come_without_objects_but_with_phrases(world: Path) -> None:
     half = (0.5, 0.5, 0.5)
     module = Flickr30kEntities(str(world / "flickr30k"), num_workers=0)
-    module.connect(Inputs(ImageInput(16, half, half, resize="squash"), TextInput(str(world / "tokeniser"))))
+    module.connect(Inputs(ImageInput(16, half, half, resize="squash"), TextInput(str(world / "tokenizer"))))
     images, texts = module.evaluation_loaders("test")
     assert next(iter(images)).pixels_B3HW is not None
     batch = next(iter(texts))
@@ -374,11 +374,11 @@ def test_the_check_lists_every_malformed_file(copy: Path) -> None:
         assert name in text
 
 
-def test_a_tokeniser_that_looks_across_words_is_refused(world: Path, one: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_looks_across_words_is_refused(world: Path, one: Path, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = json.loads((world / "tokeniser/tokenizer.json").read_text())["model"]["vocab"]
+    words = json.loads((world / "tokenizer/tokenizer.json").read_text())["model"]["vocab"]
     tokenizer = Tokenizer(models.WordLevel({**words, "Ġthe": len(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # as GPT-2: " the" is not "the"
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -87,8 +87,8 @@ def test_checkpoint_of_another_configuration(mwa_run: Path, full_run: Path, tmp_
     )  # fmt: skip
     own = str(mwa_run / "checkpoints" / "best.ckpt")
     refused(
-        "fit", "-c", config, "--ckpt_path", own, "--model.init_args.optimisation.lr=0.5", run=tmp_path / "fit",
-        says=("another configuration", "model.init_args.optimisation.", "lr", "--model.init_args.init_from"),
+        "fit", "-c", config, "--ckpt_path", own, "--model.init_args.optimization.lr=0.5", run=tmp_path / "fit",
+        says=("another configuration", "model.init_args.optimization.", "lr", "--model.init_args.init_from"),
     )  # fmt: skip
 
 
@@ -329,7 +329,7 @@ def test_a_network_and_data_of_different_views(photographs: Path, tmp_path: Path
     ("option", "says"),
     [
         (f"{NETWORK}.feature_width=64", ("img_db/flickr30k/all has features of width 108", "the network takes 64")),
-        (f"{NETWORK}.tokeniser=null", ("captions", "regions.text_db", "the network's tokeniser")),
+        (f"{NETWORK}.tokenizer=null", ("captions", "regions.text_db", "the network's tokenizer")),
         (f"{DATA}.ranking.candidates=27", ("only 26 candidate other images", "set ranking.candidates to at most 26")),
         ("--model.init_args.hard_negatives=7", ("7 hard negatives of 6 candidates", "lower hard_negatives or raise candidates")),
         ("--model.init_args.alignment.init_args.layers=[0, 2]", ("IAIS: layers [0, 2]", "layers 0 to 1")),

@@ -25,7 +25,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapted(pretrained: Path) -> Path:
     run = pretrained.with_name("mwa")
-    options = (f"--model.init_args.init_from={pretrained}", "--model.init_args.optimisation.lr=0.01", f"--run_dir={run}")
+    options = (f"--model.init_args.init_from={pretrained}", "--model.init_args.optimization.lr=0.01", f"--run_dir={run}")
     succeed("run", *arguments("mwa", *BEIT3, "--trainer.max_epochs=2", *options))
     return run
 

@@ -35,7 +35,7 @@ from lightning_modules.metrics.captions.store import CaptionStore
 
 STEPPED = 6
 NAMES = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"}
-EXACT = ("--model.init_args.optimisation.lr=0.005", "--model.init_args.optimisation.eps=1e-4")
+EXACT = ("--model.init_args.optimization.lr=0.005", "--model.init_args.optimization.eps=1e-4")
 
 
 def evaluation(run: Path, name: str = "flickr30k") -> dict[str, Any]:
@@ -53,7 +53,7 @@ def test_results_have_caption_metrics_of_every_data_set(i_tuning_run: Path, worl
     assert found["cost"]["images"] < found["cost"]["pairs"] / 3  # captions of an image come together
     own = evaluation(i_tuning_run)
     assert own["metrics"].keys() == NAMES
-    assert (own["tokeniser"], own["unavailable"], own["captions_file"]) == ("simple", {}, "captions/flickr30k-test.json")
+    assert (own["tokenizer"], own["unavailable"], own["captions_file"]) == ("simple", {}, "captions/flickr30k-test.json")
     each = np.load(i_tuning_run / own["per_query_file"])
     assert own["metrics"]["cider"] == pytest.approx(each["cider"].mean(), rel=1e-6)
     assert len(each["cider"]) == TEST
@@ -83,7 +83,7 @@ def test_captions_are_the_models_and_their_scores_those_of_score(i_tuning_run: P
     out = tmp_path / "scores.json"
     file = i_tuning_run / "captions" / "flickr30k-test.json"
     references = world / "flickr30k" / "dataset_flickr30k.json"
-    succeed("score", str(file), "--references", str(references), "--tokeniser", "simple", "--metrics", "bleu,rouge_l,cider",
+    succeed("score", str(file), "--references", str(references), "--tokenizer", "simple", "--metrics", "bleu,rouge_l,cider",
             "--out", str(out))  # fmt: skip
     scored = json.loads(out.read_text())["metrics"]
     values = evaluation(i_tuning_run)["metrics"]
@@ -226,7 +226,7 @@ def test_killed_in_training_and_while_it_writes_captions_it_ends_as_if_left_alon
     [
         (["--model.init_args.scoring.metrics=[cidre]"], "cidre"),
         (["--model.init_args.decoding.beams=0"], "beams (0)"),
-        (["--model.init_args.scoring.required=[spice]", "--model.init_args.tuning=none", "--model.init_args.adapter=null"],
+        (["--model.init_args.scoring.required=[spice]", "--model.init_args.tuning=frozen", "--model.init_args.adapter=null"],
          "spice is required and unavailable"),
         (["--model.init_args.decoding.max_new_tokens=100"], "positions"),
         (["--model.init_args.features.folder=x", "--model.init_args.eval_frozen=false"], "set eval_frozen to true"),

@@ -7,7 +7,7 @@ from fake_runs import fill
 from home import write_home
 
 from experiments.cli.report import main
-from experiments.papers import catalogue as artefacts
+from experiments.papers import catalogue as exhibits
 from experiments.papers import strict_yaml
 
 
@@ -17,13 +17,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strict_yaml, "HERE", write_home(base))
-        fill(base / "runs", artefacts.artefact_names(), "miniature", [0, 1], skip=["broken"])
+        fill(base / "runs", exhibits.exhibit_names(), "miniature", [0, 1], skip=["broken"])
     return base
 
 
 @pytest.fixture
 def home(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The made-up artefacts in the place of the real ones: the folder with `runs`."""
+    """The made-up exhibits in the place of the real ones: the folder with `runs`."""
     monkeypatch.setattr(strict_yaml, "HERE", made / "experiments" / "papers")
     return made
 

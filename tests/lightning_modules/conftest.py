@@ -53,7 +53,7 @@ class Tiny:
         sizes["model_type"] = {"clip": "clip_text_model"}.get(kind, kind)
         if kind != "clip":
             sizes |= {"hidden_dropout_prob": drop, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0}
-        return HFTextTower(config=sizes, tokeniser="none", max_tokens=8, pooling=pooling or "mean")
+        return HFTextTower(config=sizes, tokenizer="none", max_tokens=8, pooling=pooling or "mean")
 
     def network(
         self, image: str = "timm_vit", text: str = "bert", seed: int = 0, drop: float = 0.0, **options: Any

@@ -16,7 +16,7 @@ class Hold(Callback):
     """Waits before a step, on every rank.
 
     Args:
-        steps: Optimiser steps that are done by then.
+        steps: Optimizer steps that are done by then.
         until: A file; where it is, nobody waits.
     """
 

@@ -43,10 +43,10 @@ CONFIGS = ["configs/trainer/demo.yaml", "configs/model/dual_tiny.yaml", "configs
 EPOCHS, EPOCH = 4, 6
 OPTIONS = {
     "data.init_args.batch_size": 4, "data.init_args.eval_batch_size": 4, "trainer.log_every_n_steps": 1,
-    "trainer.max_epochs": EPOCHS, "model.init_args.optimisation.lr": 0.01,
+    "trainer.max_epochs": EPOCHS, "model.init_args.optimization.lr": 0.01,
 }  # fmt: skip
 MWA = {"configs": [*CONFIGS, "experiments/papers/mwa/variants/mwa.yaml"], "start": "start"}
-ARTEFACT = ("two_ranks", "two_nodes", "broken", "after_broken")
+EXHIBIT = ("two_ranks", "two_nodes", "broken", "after_broken")
 
 failures: list[str] = []
 began = time.monotonic()
@@ -155,7 +155,7 @@ def prepare(work: Path) -> None:
         },
         "two_ranks": {**MWA, "options": {**held, "trainer.devices": 2}},
         "two_nodes": {**MWA, "options": {**held, "trainer.devices": 1, "trainer.num_nodes": 2}},
-        "broken": {**MWA, "options": {**OPTIONS, "model.init_args.optimisation.lr": "high"}},
+        "broken": {**MWA, "options": {**OPTIONS, "model.init_args.optimization.lr": "high"}},
         "after_broken": {**MWA, "options": OPTIONS, "start": "broken"},
     }
     package = work / "package" / "experiments" / "papers"
@@ -166,10 +166,10 @@ def prepare(work: Path) -> None:
     (package / "numbers.yaml").write_text("{}")
     book = {name: {"miniature": {**recipe, "command": "fit" if name == "start" else "run"}} for name, recipe in runs.items()}
     (package / "mwa" / "runs.yaml").write_text(yaml.safe_dump({"runs": book}))
-    rows = [{"label": name, "runs": {"run": name}} for name in ARTEFACT]
+    rows = [{"label": name, "runs": {"run": name}} for name in EXHIBIT]
     column = {"name": "rsum", "label": "rsum", "metric": "rsum"}
-    artefact = {"title": "The proof's runs", "kind": "table", "rows": rows, "columns": [column]}
-    (package / "mwa" / "exhibits" / "proof.yaml").write_text(yaml.safe_dump(artefact))
+    exhibit = {"title": "The proof's runs", "kind": "table", "rows": rows, "columns": [column]}
+    (package / "mwa" / "exhibits" / "proof.yaml").write_text(yaml.safe_dump(exhibit))
     strict_yaml.HERE = package
 
 
@@ -181,9 +181,9 @@ def hold(work: Path, *steps: int) -> dict[str, Any]:
 def sweep_file(work: Path, name: str, rates: Sequence[object], **options: object) -> Path:
     """A W&B sweep file over the learning rate."""
     pairs = [part for config in MWA["configs"] for part in ("-c", config)]
-    given = [f"--{key}={value}" for key, value in {**OPTIONS, **options}.items() if "optimisation" not in key]
+    given = [f"--{key}={value}" for key, value in {**OPTIONS, **options}.items() if "optimization" not in key]
     content = {
-        "name": name, "method": "grid", "parameters": {"model.init_args.optimisation.lr": {"values": list(rates)}},
+        "name": name, "method": "grid", "parameters": {"model.init_args.optimization.lr": {"values": list(rates)}},
         "command": ["crosslight", "run", *pairs, *given, "${args}"],
     }  # fmt: skip
     file = work / f"{name}.yaml"
@@ -202,7 +202,7 @@ def prove(work: Path) -> None:
     go.touch()
     for name in ("two_ranks", "two_nodes"):
         sweep("run", f"mwa/{name}", "--out", undisturbed, *SLURM)
-    wait("undisturbed runs", lambda: all(status_of(undisturbed, name) == "finished" for name in ARTEFACT[:2]))
+    wait("undisturbed runs", lambda: all(status_of(undisturbed, name) == "finished" for name in EXHIBIT[:2]))
     go.unlink()
 
     sweep("run", "mwa/proof", "--out", disturbed, *SLURM)
@@ -215,7 +215,7 @@ def prove(work: Path) -> None:
     told_by_a_signal(disturbed)
     preempted_by_priority(disturbed)
     go.touch()
-    for name in ARTEFACT[:2]:
+    for name in EXHIBIT[:2]:
         wait(f"{name} finished", lambda name=name: status_of(disturbed, name) == "finished")
         run, whole = folder(disturbed, name), folder(undisturbed, name)
         told, once = results(run), steps(run) == list(range(EPOCHS * EPOCH))

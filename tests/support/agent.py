@@ -23,7 +23,7 @@ class NoteConfig(Callback):
         self.folder = Path(folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        noted = {"lr": pl_module.optimisation.lr, "seed": os.environ["PL_GLOBAL_SEED"]}
+        noted = {"lr": pl_module.optimization.lr, "seed": os.environ["PL_GLOBAL_SEED"]}
         self.folder.mkdir(exist_ok=True)
         (self.folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps(noted))
 

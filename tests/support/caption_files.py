@@ -8,14 +8,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "captioning"
+RECORDINGS = Path(__file__).parents[1] / "recordings" / "captioning"
 
 Sentences = list[list[str]]
 
 
 def recorded(name: str) -> dict[str, Any]:
-    """`caption_metrics_small` (tokenised) or `caption_metrics_raw` (as written, with the PTB tokens and METEOR)."""
-    return json.loads((FIXTURES / f"{name}.json").read_text())
+    """`caption_metrics_small` (tokenized) or `caption_metrics_raw` (as written, with the PTB tokens and METEOR)."""
+    return json.loads((RECORDINGS / f"{name}.json").read_text())
 
 
 def ngrams(words: list[str], order: int) -> Counter[tuple[str, ...]]:

@@ -58,7 +58,7 @@ CAPTIONER = (
     "vocab_size: 320, bos_token_id: 3, eos_token_id: 3, pad_token_id: 0, initializer_range: 0.3}",
     "--data.init_args.batch_size=20", "--data.init_args.eval_batch_size=2", "--model.init_args.decoding.max_new_tokens=8",
     "--model.init_args.decoding.beams=3", "--model.init_args.scoring.metrics=[bleu, rouge_l, cider]",
-    "--model.init_args.scoring.tokeniser=simple", "--model.init_args.optimisation.lr=0.02",
+    "--model.init_args.scoring.tokenizer=simple", "--model.init_args.optimization.lr=0.02",
     "--trainer.log_every_n_steps=1", "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=-1", "--trainer.max_steps=6",
     "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=6",
 )  # fmt: skip

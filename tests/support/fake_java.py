@@ -1,4 +1,4 @@
-"""Speaks the protocols of the PTB tokeniser, METEOR and SPICE, for tests on machines without Java. Not their scores.
+"""Speaks the protocols of the PTB tokenizer, METEOR and SPICE, for tests on machines without Java. Not their scores.
 
 `fake(folder)` writes a program `java`, which notes its arguments in `folder/calls` and does what `folder/behaviour` says.
 """

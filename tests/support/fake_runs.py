@@ -1,6 +1,6 @@
 """Run folders as the commands write them, with made-up numbers: for tests of the report, and to look at one.
 
-python tests/support/fake_runs.py OUT [--scale miniature] [--seeds 0 1 2]    fills OUT for all artefacts
+python tests/support/fake_runs.py OUT [--scale miniature] [--seeds 0 1 2]    fills OUT for all exhibits
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.papers.catalogue import artefact_names, read_artefact
+from experiments.papers.catalogue import exhibit_names, read_exhibit
 from experiments.papers.plan import Job, plan
 from experiments.papers.schema import SCALES, Scale
 
@@ -90,19 +90,19 @@ def write_run(
 
 
 def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], skip: Sequence[str] = ()) -> list[Job]:
-    """Every job of the artefacts as a finished run; those whose first name ends with one of `skip` fail or are not there."""
+    """Every job of the exhibits as a finished run; those whose first name ends with one of `skip` fail or are not there."""
     wanted: dict[str, dict[str, set[str]]] = {}
     logged: dict[str, set[str]] = {}
     for name in names:
-        paper, artefact = name.partition("/")[0], read_artefact(name)
-        for row in artefact.rows:
+        paper, exhibit = name.partition("/")[0], read_exhibit(name)
+        for row in exhibit.rows:
             for role, run in row.runs.items():
                 of_run = wanted.setdefault(f"{paper}/{run}", {})
-                for column in artefact.columns:
+                for column in exhibit.columns:
                     if column.run == role and column.metric is not None:
                         of_run.setdefault(column.data or "", set()).add(column.metric)
-                if artefact.figure is not None:
-                    logged.setdefault(f"{paper}/{run}", set()).update(artefact.figure.logged)
+                if exhibit.figure is not None:
+                    logged.setdefault(f"{paper}/{run}", set()).update(exhibit.figure.logged)
     jobs = plan(names, scale, seeds)
     for number, job in enumerate(jobs):
         folder = root / job.folder_name
@@ -155,8 +155,8 @@ def write_beside(folder: Path, data: str, generator: np.random.Generator, root: 
     for image in range(4):
         picture = root / f"picture-{image}.png"
         if not picture.exists():
-            colours = np.random.default_rng(image).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-            Image.fromarray(colours).resize((320, 240)).save(picture)
+            colors = np.random.default_rng(image).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+            Image.fromarray(colors).resize((320, 240)).save(picture)
         caption = " ".join(generator.choice(["a", "red", "cone", "on", "the", "<snow>", "house", "& sky"], 6))
         entries.append(
             {"image_id": str(image), "file": str(picture), "caption": caption, "references": ["A red cone."] * 5,
@@ -172,4 +172,4 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--skip", nargs="*", default=[])
     options = parser.parse_args()
-    print(len(fill(options.out, artefact_names(), options.scale, options.seeds, options.skip)), "jobs")
+    print(len(fill(options.out, exhibit_names(), options.scale, options.seeds, options.skip)), "jobs")

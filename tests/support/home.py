@@ -1,4 +1,4 @@
-"""A small `experiments` folder with artefacts of every kind, which the tests put in the place of the real one."""
+"""A small `experiments` folder with exhibits of every kind, which the tests put in the place of the real one."""
 
 from __future__ import annotations
 

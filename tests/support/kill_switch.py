@@ -17,7 +17,7 @@ class KillSwitch(Callback):
     """SIGKILLs its own process before a step, once.
 
     Args:
-        step: Optimiser steps that are done by then.
+        step: Optimizer steps that are done by then.
         spent: A file that appears with the kill; where it is there already, nothing happens.
         notice: Steps by which SIGUSR1 is sent, as Slurm would, to a process that is one of Slurm's.
     """

@@ -19,7 +19,7 @@ WEIGHT = 0.7
 
 def module(**options: Any) -> RankingModule:
     torch.manual_seed(3)
-    network = UniterRetrieval(24, 2, 2, 48, 40, 16, 5, dropout=options.pop("dropout", 0.0), tokeniser=None)
+    network = UniterRetrieval(24, 2, 2, 48, 40, 16, 5, dropout=options.pop("dropout", 0.0), tokenizer=None)
     for parameter in network.parameters():  # attention that tells items apart
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)

@@ -22,7 +22,7 @@ SPLITS = {"train": 12, "val": 5, "test": 3}
 
 
 def word_ids(word: str) -> list[int]:
-    """As the tokeniser of conftest.py."""
+    """As the tokenizer of conftest.py."""
     return [4 + WORDS.index(word) if word in WORDS else 1]
 
 
@@ -67,7 +67,7 @@ def region_files(texts: bool = True, **options: object) -> RegionFiles:
     return RegionFiles(**{"image_db": "img_db/flickr30k", "max_bb": 9, "min_bb": 2, "text_db": text_db, **options})  # type: ignore[arg-type]
 
 
-def region_inputs(tokeniser: Path | None = None, width: int = WIDTH, max_tokens: int = 64) -> Inputs:
+def region_inputs(tokenizer: Path | None = None, width: int = WIDTH, max_tokens: int = 64) -> Inputs:
     """What a network of regions wants."""
-    spec = TextInput(None if tokeniser is None else str(tokeniser), max_tokens, VOCABULARY.size)
+    spec = TextInput(None if tokenizer is None else str(tokenizer), max_tokens, VOCABULARY.size)
     return Inputs(text=spec, regions=RegionInput(width))

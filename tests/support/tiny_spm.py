@@ -9,7 +9,7 @@ from typing import Any
 import sentencepiece
 from tiny_data import WORDS, caption
 
-OTHERS = ["Two young, White males are outside.", "A child pets a yak!", "naïve café", "A meal in bright colours is on trays."]
+OTHERS = ["Two young, White males are outside.", "A child pets a yak!", "naïve café", "A meal in bright colors is on trays."]
 
 
 def train_spm(path: Path, **options: Any) -> Path:

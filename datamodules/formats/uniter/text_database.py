@@ -1,4 +1,4 @@
-"""UNITER's text databases, read and written as released: an LMDB folder of lz4 frames around msgpack, four JSON files beside it."""
+"""UNITER's text databases, read and written as released: lz4 frames of msgpack in LMDB, four JSON files beside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Vocabulary:
     """The word pieces of a text database, as its meta.json names them; the defaults are those of bert-base-cased, the released.
 
     Args:
-        tokeniser: its name, for messages.
+        tokenizer: its name, for messages.
         unk: id of the unknown piece.
         cls: id that begins a sequence.
         sep: id that ends one.
@@ -31,7 +31,7 @@ class Vocabulary:
         size: one more than the last id.
     """
 
-    tokeniser: str = "bert-base-cased"
+    tokenizer: str = "bert-base-cased"
     unk: int = 100
     cls: int = 101
     sep: int = 102
@@ -50,10 +50,10 @@ class TextEntry:
     text: str | None
 
 
-def word_pieces_of(text: str, tokenise_word: Callable[[str], Iterable[int]]) -> list[list[int]]:
+def word_pieces_of(text: str, tokenize_word: Callable[[str], Iterable[int]]) -> list[list[int]]:
     """The ids of every word of a text, as UNITER's prepro.py makes them: split at white space, each word by itself (a word of
-    characters that the tokeniser drops gives none)."""
-    return [list(tokenise_word(word)) for word in text.strip().split()]
+    characters that the tokenizer drops gives none)."""
+    return [list(tokenize_word(word)) for word in text.strip().split()]
 
 
 class TextDatabase:
@@ -68,7 +68,7 @@ class TextDatabase:
         expected: the network's vocabulary.
 
     Raises:
-        InputError: a file is missing, damaged, or contradicts another; the tokeniser is not the expected one.
+        InputError: a file is missing, damaged, or contradicts another; the tokenizer is not the expected one.
     """
 
     def __init__(self, path: Path, max_pieces: int | None = None, expected: Vocabulary | None = None) -> None:
@@ -147,7 +147,7 @@ class TextDatabase:
         if ids and not 0 <= min(ids) <= max(ids) < self.vocabulary.size:
             raise InputError(
                 f"{place} has word piece {max(ids)} and meta.json speaks of a vocabulary of {self.vocabulary.size} "
-                f"({self.vocabulary.tokeniser}): it is of another database."
+                f"({self.vocabulary.tokenizer}): it is of another database."
             )
         text = record.get("sentence")
         return TextEntry(text_id, tuple(ids), self.image_names[text_id], text if isinstance(text, str) else None)
@@ -166,12 +166,12 @@ def _read_vocabulary(file: Path) -> Vocabulary:
 
 
 def _compare(found: Vocabulary, expected: Vocabulary, path: Path) -> None:
-    # Not by name: the same tokeniser has one as a model and another as a folder.
+    # Not by name: the same tokenizer has one as a model and another as a folder.
     for what in ("cls", "sep", "unk", "mask", "size"):
         if getattr(found, what) != getattr(expected, what):
             raise InputError(
-                f"{path} was made with the word pieces of {found.tokeniser!r} ({what} {getattr(found, what)}) and the network "
-                f"has those of {expected.tokeniser!r} ({what} {getattr(expected, what)}): build the text database again for it."
+                f"{path} was made with the word pieces of {found.tokenizer!r} ({what} {getattr(found, what)}) and the network "
+                f"has those of {expected.tokenizer!r} ({what} {getattr(expected, what)}): build the text database again for it."
             )
 
 
@@ -180,15 +180,15 @@ class TextDatabaseWriter:
 
     Args:
         path: the folder to make.
-        tokenise_word: the ids of one word's pieces, without special ones.
+        tokenize_word: the ids of one word's pieces, without special ones.
         vocabulary: what those ids belong to.
 
     Raises:
         InputError: the folder exists.
     """
 
-    def __init__(self, path: Path, tokenise_word: Callable[[str], Sequence[int]], vocabulary: Vocabulary | None = None) -> None:
-        self.path, self._tokenise_word = Path(path), tokenise_word
+    def __init__(self, path: Path, tokenize_word: Callable[[str], Sequence[int]], vocabulary: Vocabulary | None = None) -> None:
+        self.path, self._tokenize_word = Path(path), tokenize_word
         self._vocabulary = vocabulary or Vocabulary()
         if self.path.exists():
             raise InputError(f"{self.path} exists; remove it, or give the text database another name.")
@@ -202,12 +202,12 @@ class TextDatabaseWriter:
         self._image_names: dict[str, str] = {}
 
     def add(self, text_id: str, image_name: str, text: str) -> None:
-        """Tokenises and writes a text about an image.
+        """Tokenizes and writes a text about an image.
 
         Raises:
             InputError: the id was used, the text has no word pieces, or one of them is outside of the vocabulary.
         """
-        ids = [piece for word in word_pieces_of(text, self._tokenise_word) for piece in word]
+        ids = [piece for word in word_pieces_of(text, self._tokenize_word) for piece in word]
         if text_id in self._lengths:
             raise InputError(f"{self.path}: text id {text_id!r} appears twice; ids are unique in a database.")
         if not 1 <= len(text_id.encode()) <= 511:
@@ -215,7 +215,7 @@ class TextDatabaseWriter:
         if not ids or not 0 <= min(ids) <= max(ids) < self._vocabulary.size:
             raise InputError(
                 f"{self.path}: text {text_id!r} ({text!r}) has the word pieces {ids}; expected at least one, each below "
-                f"{self._vocabulary.size} ({self._vocabulary.tokeniser})."
+                f"{self._vocabulary.size} ({self._vocabulary.tokenizer})."
             )
         record = {"id": text_id, "input_ids": ids, "img_fname": image_name, "sentence": text}
         self._pending[text_id.encode()] = packed_text(record)
@@ -233,7 +233,7 @@ class TextDatabaseWriter:
             image_texts.setdefault(image, []).append(identity)
         words = self._vocabulary
         meta = {
-            "tokenizer": words.tokeniser,
+            "tokenizer": words.tokenizer,
             "UNK": words.unk,
             "CLS": words.cls,
             "SEP": words.sep,

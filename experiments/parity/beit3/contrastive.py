@@ -21,37 +21,39 @@ from experiments.parity.compare import (
     GRADIENT,
     OUTPUT,
     STATE,
-    Row,
+    GroupCheck,
     compare,
     not_checked,
 )
-from experiments.parity.recordings import Fixture
+from experiments.parity.recordings import Recording
 from lightning_modules.objectives.contrastive import ContrastiveLoss
 
 _PATIENCE = 300.0  # seconds; it takes about 5
 
 
-def check(fixture: Fixture) -> list[Row]:
+def check(recording: Recording) -> list[GroupCheck]:
     """Loss and gradients of one process with the global batch, then of as many processes as were recorded.
 
     Raises:
-        InputError: The fixture lacks an input.
+        InputError: The recording lacks an input.
     """
-    inputs, outputs, grads = fixture.group("inputs"), fixture.group("outputs"), fixture.group("grads")
+    inputs, outputs, grads = recording.group("inputs"), recording.group("outputs"), recording.group("grads")
     ranks = sum(name.startswith("image_") for name in inputs)
     if not ranks:
-        raise InputError(f"{fixture.path}: has no inputs/image_0; a fixture of kind {fixture.kind} needs the rows of each rank")
-    images, texts = ([fixture.tensor(f"inputs/{side}_{rank}") for rank in range(ranks)] for side in ("image", "text"))
-    scale = fixture.tensor("inputs/logit_scale")
+        raise InputError(
+            f"{recording.path}: has no inputs/image_0; a recording of kind {recording.kind} needs the rows of each rank"
+        )
+    images, texts = ([recording.tensor(f"inputs/{side}_{rank}") for rank in range(ranks)] for side in ("image", "text"))
+    scale = recording.tensor("inputs/logit_scale")
     return [
         *_one_process(torch.cat(images), torch.cat(texts), scale, outputs, grads, ranks),
-        *_processes(fixture, images, texts, scale, outputs, grads),
+        *_processes(recording, images, texts, scale, outputs, grads),
     ]
 
 
 def _one_process(
     images: Tensor, texts: Tensor, scale: Tensor, outputs: dict[str, Tensor], grads: dict[str, Tensor], ranks: int
-) -> list[Row]:
+) -> list[GroupCheck]:
     images, texts, scale = (tensor.clone().requires_grad_() for tensor in (images, texts, scale))
     loss = ContrastiveLoss()(images, texts, scale.exp())["loss"]
     loss.backward()
@@ -80,13 +82,13 @@ def _one_process(
 
 
 def _processes(
-    fixture: Fixture,
+    recording: Recording,
     images: list[Tensor],
     texts: list[Tensor],
     scale: Tensor,
     outputs: dict[str, Tensor],
     grads: dict[str, Tensor],
-) -> list[Row]:
+) -> list[GroupCheck]:
     ranks, group = len(images), f"{len(images)} gloo processes"
     if ranks == 1:
         return [not_checked("gather", "the file records one rank, so nothing is gathered")]
@@ -94,10 +96,10 @@ def _processes(
         return [not_checked(group, "the ranks hold different numbers of pairs; ours need the same everywhere")]
     with TemporaryDirectory(prefix="crosslight-parity-") as name:
         folder = Path(name)
-        save_file({key: tensor.contiguous() for key, tensor in fixture.group("inputs").items()}, folder / "inputs.safetensors")
+        save_file({key: tensor.contiguous() for key, tensor in recording.group("inputs").items()}, folder / "inputs.safetensors")
         problem = _run(folder, ranks)
         if problem:
-            return [Row(group, "OFF", note=problem)]
+            return [GroupCheck(group, "OFF", note=problem)]
         found: dict[str, Tensor] = {}
         for rank in range(ranks):
             found |= load_file(folder / f"found_{rank}.safetensors")

@@ -18,7 +18,7 @@ from lightning_modules.objectives.contrastive import ContrastiveLoss, gather
 
 
 def run_rank(rank: int, world: int, folder: Path) -> None:
-    """Reads `inputs.safetensors` (the fixture's inputs), writes `found_RANK.safetensors` under the fixture's names."""
+    """Reads `inputs.safetensors` (the recording's inputs), writes `found_RANK.safetensors` under the recording's names."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
     data = load_file(folder / "inputs.safetensors")

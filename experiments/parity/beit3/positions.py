@@ -5,22 +5,22 @@ from __future__ import annotations
 import torch
 
 from datamodules.errors import InputError
-from experiments.parity.compare import EQUAL, OUTPUT, Row, compare, not_checked
-from experiments.parity.recordings import Fixture
+from experiments.parity.compare import EQUAL, OUTPUT, GroupCheck, compare, not_checked
+from experiments.parity.recordings import Recording
 from lightning_modules.checkpoints.beit3 import interpolate_positions
 from lightning_modules.networks.beit3 import UNUSED_POSITIONS
 
 
-def check(fixture: Fixture) -> list[Row]:
+def check(recording: Recording) -> list[GroupCheck]:
     """Every recorded case; one whose grid does not change must stay as it is, bit by bit.
 
     Raises:
         InputError: A case lacks a table or a grid.
     """
     rows = []
-    for number, case in enumerate(fixture.value("cases")):
+    for number, case in enumerate(recording.value("cases")):
         if lacking := [key for key in ("grid_in", "grid_out", "input", "output") if key not in case]:
-            raise InputError(f"{fixture.path}: cases[{number}] has no {', '.join(lacking)}")
+            raise InputError(f"{recording.path}: cases[{number}] has no {', '.join(lacking)}")
         old, new = case["grid_in"], case["grid_out"]
         group = f"{old}x{old} to {new}x{new}"
         if case.get("n_extra_rows", UNUSED_POSITIONS + 1) != UNUSED_POSITIONS + 1:
@@ -28,7 +28,7 @@ def check(fixture: Fixture) -> list[Row]:
             continue
         table, recorded = (torch.tensor(case[key], dtype=torch.float32) for key in ("input", "output"))
         if len(table) != old * old + UNUSED_POSITIONS + 1:
-            raise InputError(f"{fixture.path}: cases[{number}].input has {len(table)} rows, not those of a {old}x{old} grid")
+            raise InputError(f"{recording.path}: cases[{number}].input has {len(table)} rows, not those of a {old}x{old} grid")
         found = {"output": interpolate_positions(table, new)}
         rows.append(compare(group, found, {"output": recorded}, EQUAL if old == new else OUTPUT))
     return rows or [not_checked("cases", "the file records none")]

@@ -6,25 +6,25 @@ import re
 
 import torch
 
-from experiments.parity.compare import OUTPUT, Row, compare, not_checked, stacked
-from experiments.parity.recordings import Fixture
+from experiments.parity.compare import OUTPUT, GroupCheck, compare, not_checked, stacked
+from experiments.parity.recordings import Recording
 from lightning_modules.metrics.retrieval import RetrievalRecall
 
 _NAME = re.compile(r"(tr|ir)_r(\d+)")
 _OURS = {"tr": "i2t_rank", "ir": "t2i_rank"}  # the official TR is image to text, IR text to image
 
 
-def check(fixture: Fixture) -> list[Row]:
+def check(recording: Recording) -> list[GroupCheck]:
     """Every recorded recall, of any k, and their mean.
 
     Image features are de-duplicated by image id, the first kept, and sorted by it, as the official handler does.
 
     Raises:
-        InputError: The fixture lacks an input.
+        InputError: The recording lacks an input.
     """
-    recorded = {name: float(value) for name, value in fixture.value("metrics").items()}
-    images, texts = fixture.tensor("inputs/pair_image_feats"), fixture.tensor("inputs/pair_text_feats")
-    ids, row_of_pair = fixture.tensor("inputs/pair_image_ids").unique(return_inverse=True)
+    recorded = {name: float(value) for name, value in recording.value("metrics").items()}
+    images, texts = recording.tensor("inputs/pair_image_feats"), recording.tensor("inputs/pair_text_feats")
+    ids, row_of_pair = recording.tensor("inputs/pair_image_ids").unique(return_inverse=True)
     first = torch.full((len(ids),), len(images)).scatter_reduce(0, row_of_pair, torch.arange(len(images)), "amin")
 
     # The official ranking is torch.topk's, which places equal scores somehow; by row number is what it does where none tie.

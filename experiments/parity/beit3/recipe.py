@@ -13,19 +13,19 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from experiments.parity.compare import (
-    Row,
+    GroupCheck,
     Tolerance,
     compare,
     compare_names,
     not_checked,
     stacked,
 )
-from experiments.parity.recordings import Fixture
+from experiments.parity.recordings import Recording
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.adapters.tuning import head_names, set_tuning
 from lightning_modules.checkpoints.beit3 import official_names
 from lightning_modules.networks.beit3 import BEiT3Retrieval
-from lightning_modules.optimisation import Optimisation, parameter_groups, schedule_factor
+from lightning_modules.optimization import Optimization, parameter_groups, schedule_factor
 
 _NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
 _CASE = re.compile(r"(mwa|ke_only|ae_only)(?:_\w+?)?_from_(itc|retrieval|plain)")
@@ -34,23 +34,23 @@ _RATE = Tolerance(1e-12)  # both sides are float64 arithmetic
 _UNUSED = "without the mask token, unused: ours never trains it, the official code gives it a group but no gradient"
 
 
-def check(fixture: Fixture) -> list[Row]:
+def check(recording: Recording) -> list[GroupCheck]:
     """Of each recorded case the trainable tensors and their groups, then the schedule.
 
     Raises:
-        InputError: The fixture lacks a part.
+        InputError: The recording lacks a part.
     """
-    rows: list[Row] = []
-    cases = fixture.value("cases")
+    rows: list[GroupCheck] = []
+    cases = recording.value("cases")
     layers = 1 + max(
         (int(match[1]) for case in cases.values() for name in _grouped(case) if (match := re.search(r"layers\.(\d+)\.", name))),
         default=-1,
     )
     if layers < 1:
-        raise InputError(f"{fixture.path}: no case names a tensor of a layer, so the number of layers is unknown")
+        raise InputError(f"{recording.path}: no case names a tensor of a layer, so the number of layers is unknown")
     for name, case in cases.items():
-        rows += _case(fixture, name, case, layers)
-    return [*rows, _schedule(fixture)]
+        rows += _case(recording, name, case, layers)
+    return [*rows, _schedule(recording)]
 
 
 def _grouped(case: dict[str, Any]) -> dict[str, tuple[float, float]]:
@@ -59,7 +59,7 @@ def _grouped(case: dict[str, Any]) -> dict[str, tuple[float, float]]:
     return {name: (float(group["lr_scale"]), float(group["weight_decay"])) for group in groups for name in group["params"]}
 
 
-def _case(fixture: Fixture, name: str, case: dict[str, Any], layers: int) -> list[Row]:
+def _case(recording: Recording, name: str, case: dict[str, Any], layers: int) -> list[GroupCheck]:
     grouped = _grouped(case)
     listed = set(grouped) if case.get("trainable", "all") == "all" else set(case["trainable"])
     network, adapter, why = _network(name, listed, layers)
@@ -95,17 +95,17 @@ def _case(fixture: Fixture, name: str, case: dict[str, Any], layers: int) -> lis
         rows = [compare_names(f"{name}: trains", trains, recorded, note)]
     if not grouped:
         return [*rows, not_checked(f"{name}: groups", "the file records none")]
-    decay, layer_decay = _setting(fixture, "weight_decay"), _setting(fixture, "layer_decay")
+    decay, layer_decay = _setting(recording, "weight_decay"), _setting(recording, "layer_decay")
     if layer_decay is None:
         return [*rows, not_checked(f"{name}: groups", "the file does not say which layer_decay")]
     if decay is None:
         decay = max(value for _, value in grouped.values())
-    settings = Optimisation(weight_decay=decay, layer_decay=layer_decay, layer_decay_on_adapters=True)
+    settings = Optimization(weight_decay=decay, layer_decay=layer_decay, layer_decay_on_adapters=True)
     found = _flat(_our_groups(network, settings, adapter))
     wanted = _flat({key: value for key, value in grouped.items() if key not in unused})
     row = compare(f"{name}: groups", found, wanted, _RATE)
     if beyond := sorted(found.keys() - wanted.keys()):
-        row = Row(row.group, "OFF", row.count, row.deviation, row.tolerance, f"{len(beyond)} too many: {beyond[0]}")
+        row = GroupCheck(row.group, "OFF", row.count, row.deviation, row.tolerance, f"{len(beyond)} too many: {beyond[0]}")
     return [*rows, row]
 
 
@@ -134,7 +134,7 @@ def _network(name: str, listed: set[str], layers: int) -> tuple[BEiT3Retrieval, 
 
 
 def _our_groups(
-    network: BEiT3Retrieval, settings: Optimisation, adapter: MultiWayAdapter | None
+    network: BEiT3Retrieval, settings: Optimization, adapter: MultiWayAdapter | None
 ) -> dict[str, tuple[float, float]]:
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     owns = adapter.owns if adapter is not None else lambda _name: False
@@ -152,28 +152,30 @@ def _flat(groups: dict[str, tuple[float, float]]) -> dict[str, Tensor]:
     return {name: torch.tensor(pair, dtype=torch.float64) for name, pair in groups.items()}
 
 
-def _schedule(fixture: Fixture) -> Row:
-    recorded = fixture.about.get("schedule")
+def _schedule(recording: Recording) -> GroupCheck:
+    recorded = recording.about.get("schedule")
     if not recorded:
         return not_checked("schedule", "the file records none")
     names = ("base", "final", "epochs", "niter_per_ep", "warmup_epochs")
-    values = {name: _setting(fixture, name) for name in names}
+    values = {name: _setting(recording, name) for name in names}
     if lacking := [name for name, value in values.items() if value is None]:
         return not_checked("schedule", f"the file does not say {', '.join(lacking)}")
     base, final, epochs, steps, warmup = (float(values[name] or 0.0) for name in names)
     total = round(epochs * steps)
-    settings = Optimisation(lr=base, min_lr=final, warmup_fraction=warmup / epochs)
+    settings = Optimization(lr=base, min_lr=final, warmup_fraction=warmup / epochs)
     found = {f"step {step}": settings.lr * schedule_factor(step, total, settings) for step in range(total)}
     wanted = {f"step {step}": value for step, value in enumerate(recorded)}
     if len(found) != len(wanted):
-        return Row("schedule", "OFF", len(wanted), note=f"{len(wanted)} steps recorded, {total} said ({epochs:g} x {steps:g})")
+        return GroupCheck(
+            "schedule", "OFF", len(wanted), note=f"{len(wanted)} steps recorded, {total} said ({epochs:g} x {steps:g})"
+        )
     return compare("schedule", stacked(found), stacked(wanted), Tolerance(1e-12 * base))
 
 
-def _setting(fixture: Fixture, name: str) -> float | None:
+def _setting(recording: Recording, name: str) -> float | None:
     """A number that the .json has under this name, or says in its `doc`; None if neither."""
-    for place in (fixture.about, fixture.about.get("config"), fixture.about.get("settings"), fixture.about.get("recipe")):
+    for place in (recording.about, recording.about.get("config"), recording.about.get("settings"), recording.about.get("recipe")):
         if isinstance(place, dict) and isinstance(place.get(name), (int, float)):
             return float(place[name])
-    match = re.search(rf"\b{name}\s*[=:]?\s*({_NUMBER})", str(fixture.about.get("doc", "")))
+    match = re.search(rf"\b{name}\s*[=:]?\s*({_NUMBER})", str(recording.about.get("doc", "")))
     return float(match[1]) if match else None

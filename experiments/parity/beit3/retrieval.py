@@ -21,12 +21,12 @@ from experiments.parity.compare import (
     GRADIENT,
     OUTPUT,
     STATE,
-    Row,
+    GroupCheck,
     compare,
     compare_names,
     not_checked,
 )
-from experiments.parity.recordings import Fixture
+from experiments.parity.recordings import Recording
 from lightning_modules.adapters.multiway import LayerMultiWay, MultiWayAdapter
 from lightning_modules.checkpoints.beit3 import Account, load_official, to_official
 from lightning_modules.networks.beit3 import UNUSED_POSITIONS, BEiT3Retrieval
@@ -71,43 +71,45 @@ class Unsupported(Exception):
     """What the recording asks for is nothing that our build has."""
 
 
-def check(fixture: Fixture) -> list[Row]:
-    """Every recorded tensor of a retrieval fixture against our build with the same weights.
+def check(recording: Recording) -> list[GroupCheck]:
+    """Every recorded tensor of a retrieval recording against our build with the same weights.
 
     Raises:
-        InputError: The fixture lacks an input or a size.
+        InputError: The recording lacks an input or a size.
     """
-    config, weights = fixture.value("config"), fixture.group("weights")
+    config, weights = recording.value("config"), recording.group("weights")
     if not weights:
-        raise InputError(f"{fixture.path.with_suffix('.safetensors')}: has no weights/...; a {fixture.kind} fixture needs them")
-    images, tokens = fixture.tensor("inputs/image"), fixture.tensor("inputs/text_ids")
-    mask = fixture.tensor("inputs/padding_mask") == 0  # recorded: 1 = padding
+        raise InputError(
+            f"{recording.path.with_suffix('.safetensors')}: has no weights/...; a {recording.kind} recording needs them"
+        )
+    images, tokens = recording.tensor("inputs/image"), recording.tensor("inputs/text_ids")
+    mask = recording.tensor("inputs/padding_mask") == 0  # recorded: 1 = padding
     if len(images) != len(tokens):
         raise InputError(
-            f"{fixture.path}: records {len(images)} images and {len(tokens)} texts; a {fixture.kind} fixture has pairs"
+            f"{recording.path}: records {len(images)} images and {len(tokens)} texts; a {recording.kind} recording has pairs"
         )
-    sizes = {name: int(fixture.value("config", name)) for name in _SIZES}
+    sizes = {name: int(recording.value("config", name)) for name in _SIZES}
     try:
-        network, active = _build(fixture, config, sizes, weights, tokens.shape[1])
+        network, active = _build(recording, config, sizes, weights, tokens.shape[1])
     except (Unsupported, InputError) as error:
         return [not_checked("network", str(error))]
     network.eval()
     try:
         account = _load(network, weights)
     except InputError as error:
-        return [Row("weights", "OFF", len(weights), note=str(error)), not_checked("outputs", "the weights do not fit")]
+        return [GroupCheck("weights", "OFF", len(weights), note=str(error)), not_checked("outputs", "the weights do not fit")]
     rows = [_weights_row(account, len(weights)), _round_trip_row(network, weights)]
     _drop_knowledge(network, keep=active)
 
-    outputs = fixture.group("outputs")
-    return rows + _forward(fixture, network, config, images, tokens, mask, outputs)
+    outputs = recording.group("outputs")
+    return rows + _forward(recording, network, config, images, tokens, mask, outputs)
 
 
 # ------------------------------------------------------------------------------------------------------------- network
 
 
 def _build(
-    fixture: Fixture, config: dict[str, Any], sizes: dict[str, int], weights: dict[str, Tensor], length: int
+    recording: Recording, config: dict[str, Any], sizes: dict[str, int], weights: dict[str, Tensor], length: int
 ) -> tuple[BEiT3Retrieval, tuple[str, ...]]:
     """Our network for a recording's configuration, with adapters, and the sides whose KE is at work.
 
@@ -118,7 +120,7 @@ def _build(
     for key, ours in _FIXED.items():
         if key in config and (config[key] or 0) != (ours or 0):
             raise Unsupported(f"our BEiT-3 has {key} {ours}, the file {config[key]!r}")
-    mode, dtype = str(fixture.about.get("mode", "eval()")), fixture.about.get("dtype", "float32")
+    mode, dtype = str(recording.about.get("mode", "eval()")), recording.about.get("dtype", "float32")
     if not mode.startswith("eval") or dtype != "float32":
         raise Unsupported(f"recorded in mode {mode} and {dtype}; only eval() in float32 can be compared")
     positions = weights.get("beit3.encoder.embed_positions.B.weight")
@@ -201,7 +203,7 @@ def _load(network: BEiT3Retrieval, weights: dict[str, Tensor]) -> Account:
             raise InputError(str(error).replace(str(path), "the recording")) from error
 
 
-def _weights_row(account: Account, count: int) -> Row:
+def _weights_row(account: Account, count: int) -> GroupCheck:
     problems = []
     if account.unexpected:
         problems.append(f"{len(account.unexpected)} recorded have no place here ({some(account.unexpected)})")
@@ -209,10 +211,10 @@ def _weights_row(account: Account, count: int) -> Row:
         problems.append(f"{len(account.fresh)} of ours are not recorded ({some(account.fresh)})")
     if account.interpolated:
         problems.append(f"positions were interpolated {account.interpolated}: img_size does not fit the weights")
-    return Row("weights taken", "OFF" if problems else "ok", count, note="; ".join(problems))
+    return GroupCheck("weights taken", "OFF" if problems else "ok", count, note="; ".join(problems))
 
 
-def _round_trip_row(network: BEiT3Retrieval, weights: dict[str, Tensor]) -> Row:
+def _round_trip_row(network: BEiT3Retrieval, weights: dict[str, Tensor]) -> GroupCheck:
     written = to_official(network.state_dict())
     if written.keys() != weights.keys():
         return compare_names("weights written back", set(written), set(weights))
@@ -223,15 +225,15 @@ def _round_trip_row(network: BEiT3Retrieval, weights: dict[str, Tensor]) -> Row:
 
 
 def _forward(
-    fixture: Fixture,
+    recording: Recording,
     network: BEiT3Retrieval,
     config: dict[str, Any],
     images: Tensor,
     tokens: Tensor,
     mask: Tensor,
     outputs: dict[str, Tensor],
-) -> list[Row]:
-    rows: list[Row] = []
+) -> list[GroupCheck]:
+    rows: list[GroupCheck] = []
     encoder, count = network.encoder, len(images)
     compared: set[str] = set()
 
@@ -283,7 +285,7 @@ def _forward(
         add("loss", {"loss": loss}, OUTPUT)
         loss.backward()
         gradients = to_official({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
-        rows.append(compare("gradients", gradients, fixture.group("grads"), GRADIENT))
+        rows.append(compare("gradients", gradients, recording.group("grads"), GRADIENT))
 
     had_knowledge = any(len(layer.multiway.knowledge) for layer in encoder.layers if isinstance(layer.multiway, LayerMultiWay))
     _drop_knowledge(network, keep=())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datamodules.inputs import ImageInput
 from datamodules.records import TextBatch
-from experiments.parity.recordings import Fixture
+from experiments.parity.recordings import Recording
 from lightning_modules.networks.captioner import Captioner
 from lightning_modules.networks.language_model import LanguageModel
 from lightning_modules.networks.towers.base import ImageTower
@@ -26,17 +26,17 @@ class Recorded(ImageTower):
         self._finish(())
 
 
-def captioner(fixture: Fixture, width: int, end: int) -> Captioner:
+def captioner(recording: Recording, width: int, end: int) -> Captioner:
     """A captioner with the recorded GPT-2's sizes, in eval mode.
 
     Raises:
-        InputError: The fixture lacks a size.
+        InputError: The recording lacks a size.
     """
     sizes: dict[str, Any] = {
-        key: fixture.value("gpt2", key)
+        key: recording.value("gpt2", key)
         for key in ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions", "layer_norm_epsilon")
     }
-    recorded = fixture.value("gpt2")
+    recorded = recording.value("gpt2")
     activation = recorded.get("activation_function", recorded.get("activation"))
     config = {"model_type": "gpt2", **sizes, "bos_token_id": end, "eos_token_id": end}
     if activation is not None:

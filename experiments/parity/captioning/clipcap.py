@@ -14,14 +14,14 @@ from datamodules.errors import InputError
 from experiments.parity.captioning.captioner import captioner, texts_of
 from experiments.parity.compare import (
     OUTPUT,
-    Row,
+    GroupCheck,
     Tolerance,
     compare,
     compare_lines,
     not_checked,
     stacked,
 )
-from experiments.parity.recordings import Fixture
+from experiments.parity.recordings import Recording
 from lightning_modules.adapters.clipcap import ClipCap
 from lightning_modules.checkpoints import clipcap as checkpoint
 from lightning_modules.networks.captioner import Captioner, Seen
@@ -31,82 +31,82 @@ STATE = Tolerance(2e-5, scaled=True)  # as the recordings have it
 NORM = Tolerance(1e-6, relative=1e-4)  # of a gradient
 
 
-def check(fixture: Fixture) -> list[Row]:
+def check(recording: Recording) -> list[GroupCheck]:
     """Prefix, logits, loss, gradients and generated tokens.
 
     Raises:
-        InputError: The fixture lacks an input or a size.
+        InputError: The recording lacks an input or a size.
     """
-    tokens, mask, vectors = (fixture.tensor(f"inputs/{name}") for name in ("tokens", "mask", "prefix"))
-    prefix_length = int(fixture.value("prefix_length"))
-    stop = int(fixture.value("stop_token"))
-    network = captioner(fixture, vectors.shape[1], stop)
-    mapping = fixture.value("mapping")
+    tokens, mask, vectors = (recording.tensor(f"inputs/{name}") for name in ("tokens", "mask", "prefix"))
+    prefix_length = int(recording.value("prefix_length"))
+    stop = int(recording.value("stop_token"))
+    network = captioner(recording, vectors.shape[1], stop)
+    mapping = recording.value("mapping")
     if mapping not in ("mlp", "transformer"):
         return [not_checked("all", f"unknown mapping {mapping!r}")]
     options: dict[str, Any] = {"mapping": mapping, "prefix_length": prefix_length}
     if mapping == "transformer":
         of = {"clip_length": "clip_length", "layers": "mapper_layers", "heads": "mapper_heads", "mlp_ratio": "mapper_mlp_ratio"}
-        options |= {ours: fixture.value(theirs) for ours, theirs in of.items()}
+        options |= {ours: recording.value(theirs) for ours, theirs in of.items()}
     ClipCap(**options).inject(network)
-    weights = fixture.group("weights")
+    weights = recording.group("weights")
     try:
-        checkpoint.fill(network, weights, str(fixture.path.with_suffix(".safetensors")))
+        checkpoint.fill(network, weights, str(recording.path.with_suffix(".safetensors")))
     except InputError as error:
-        return [Row("weights", "OFF", note=str(error))]
+        return [GroupCheck("weights", "OFF", note=str(error))]
     back = {name: tensor for name, tensor in checkpoint.official_state(network).items() if name in weights}
     rows = [compare("weights, in and out", back, weights, Tolerance(0.0))]
     seen, own = Seen(vectors[:, None]), torch.arange(len(vectors))
     assert network.prefix is not None
     with torch.no_grad():
-        rows.append(_recorded(fixture, "prefix_embeddings", {"prefix_embeddings": network.prefix(seen.tokens_IVD)}, STATE))
+        rows.append(_recorded(recording, "prefix_embeddings", {"prefix_embeddings": network.prefix(seen.tokens_IVD)}, STATE))
         inputs, _ = network._inputs(seen, tokens, own)
         logits = network.language.logits(network.language.states(**inputs))
     real = mask.bool()
     if bool((real[:, 1:] > real[:, :-1]).any()):
         rows.append(not_checked("logits", "the mask has holes; ours pads on the right only"))
     else:
-        recorded = {name: t for name, t in fixture.group("outputs").items() if name == "logits"}
+        recorded = {name: t for name, t in recording.group("outputs").items() if name == "logits"}
         recorded = {name: t[real] if t.shape[:2] == real.shape else t for name, t in recorded.items()}
         rows.append(compare("logits at real positions", {"logits": logits[real]}, recorded, STATE))
-    rows += _training(fixture, network, seen, tokens, own)
-    rows += _generation(fixture, network, seen)
+    rows += _training(recording, network, seen, tokens, own)
+    rows += _generation(recording, network, seen)
     return rows
 
 
-def _recorded(fixture: Fixture, name: str, found: dict[str, Tensor], tolerance: Tolerance) -> Row:
-    outputs = fixture.group("outputs")
+def _recorded(recording: Recording, name: str, found: dict[str, Tensor], tolerance: Tolerance) -> GroupCheck:
+    outputs = recording.group("outputs")
     return compare(name.replace("_", " "), found, {key: t for key, t in outputs.items() if key == name}, tolerance)
 
 
-def _training(fixture: Fixture, network: Captioner, seen: Seen, tokens: Tensor, own: Tensor) -> list[Row]:
+def _training(recording: Recording, network: Captioner, seen: Seen, tokens: Tensor, own: Tensor) -> list[GroupCheck]:
     network.requires_grad_(True)
     loss = network.loss(seen, texts_of(tokens, tokens != 0), own)["loss"]
     loss.backward()
-    rows = [_recorded(fixture, "loss", {"loss": loss.detach().reshape(1)}, OUTPUT)]
+    rows = [_recorded(recording, "loss", {"loss": loss.detach().reshape(1)}, OUTPUT)]
     assert network.prefix is not None
     norms = {name: float(p.grad.norm()) for name, p in network.prefix.mapper.named_parameters() if p.grad is not None}
     wte = network.language.model.get_input_embeddings().weight
     norms["wte"] = float(wte.grad.norm())
-    recorded = dict(fixture.about.get("grad_norms_clip_project", {}))
-    if "grad_norm_wte" in fixture.about:
-        recorded["wte"] = fixture.about["grad_norm_wte"]
+    recorded = dict(recording.about.get("grad_norms_clip_project", {}))
+    if "grad_norm_wte" in recording.about:
+        recorded["wte"] = recording.about["grad_norm_wte"]
     rows.append(compare("norms of gradients", stacked(norms), stacked(recorded), NORM))
     return rows
 
 
-def _generation(fixture: Fixture, network: Captioner, seen: Seen) -> list[Row]:
+def _generation(recording: Recording, network: Captioner, seen: Seen) -> list[GroupCheck]:
     rows = []
-    longest = int(fixture.value("entry_length"))
-    if "beam_outputs_best_first" in fixture.about:
-        decoding = Decoding(beams=int(fixture.value("beam_size")), max_new_tokens=longest, algorithm="clipcap")
+    longest = int(recording.value("entry_length"))
+    if "beam_outputs_best_first" in recording.about:
+        decoding = Decoding(beams=int(recording.value("beam_size")), max_new_tokens=longest, algorithm="clipcap")
         with torch.no_grad():
             found = clipcap_beams(network.language, network._lead(seen, None), decoding)
-        recorded = fixture.about["beam_outputs_best_first"]
+        recorded = recording.about["beam_outputs_best_first"]
         rows.append(compare_lines("generate_beam", _lines([[_said(ids) for ids in each] for each in found]), _lines(recorded)))
-    if "greedy_outputs" in fixture.about:
+    if "greedy_outputs" in recording.about:
         greedy = network.generate_ids(seen, Decoding(beams=1, max_new_tokens=longest, keep_end=True))
-        rows.append(compare_lines("generate2", _lines([_said(ids) for ids in greedy]), _lines(fixture.about["greedy_outputs"])))
+        rows.append(compare_lines("generate2", _lines([_said(ids) for ids in greedy]), _lines(recording.about["greedy_outputs"])))
     return rows
 
 

@@ -17,7 +17,7 @@ from experiments.parity.captioning.captioner import captioner, texts_of
 from experiments.parity.compare import (
     OUTPUT,
     STATE,
-    Row,
+    GroupCheck,
     Tolerance,
     compare,
     compare_lines,
@@ -25,7 +25,7 @@ from experiments.parity.compare import (
     not_checked,
     stacked,
 )
-from experiments.parity.recordings import Fixture
+from experiments.parity.recordings import Recording
 from lightning_modules.adapters.i_tuning import ITuning, ITuningModule, Rows
 from lightning_modules.networks.captioner import Captioner, Seen
 from lightning_modules.networks.language_model import Decoding, load_language_weights
@@ -38,26 +38,26 @@ _GREEDY = re.compile(r"^greedy_(\d+)_tokens$")
 _BEAM = re.compile(r"^beam(\d+)_\w+_max(\d+)$")
 
 
-def check_module(fixture: Fixture) -> list[Row]:
+def check_module(recording: Recording) -> list[GroupCheck]:
     """dh and the attention maps of every recorded number of heads and scale.
 
     Raises:
-        InputError: The fixture lacks an input or a size.
+        InputError: The recording lacks an input or a size.
     """
-    x, visual = fixture.tensor("inputs/X"), fixture.tensor("inputs/V")
-    weights = fixture.group("weights")
-    d_model, d_visual, bottleneck = (int(fixture.value(key)) for key in ("d_model", "d_visual", "bottleneck"))
+    x, visual = recording.tensor("inputs/X"), recording.tensor("inputs/V")
+    weights = recording.group("weights")
+    d_model, d_visual, bottleneck = (int(recording.value(key)) for key in ("d_model", "d_visual", "bottleneck"))
     deltas: dict[str, Tensor] = {}
     maps: dict[str, Tensor] = {}
-    rows: list[Row] = []
-    for heads in fixture.value("heads"):
+    rows: list[GroupCheck] = []
+    for heads in recording.value("heads"):
         for name, scale in (("unscaled", 1.0), ("scaled", None)):
-            module = ITuningModule(d_model, d_visual, bottleneck, int(heads), scale, float(fixture.value("lambda_")))
+            module = ITuningModule(d_model, d_visual, bottleneck, int(heads), scale, float(recording.value("lambda_")))
             if not rows:
                 rows = [_fits("weights", dict(module.named_parameters()), weights)]
                 counted = {"parameters": sum(parameter.numel() for parameter in module.parameters())}
-                if "parameters" in fixture.about:
-                    rows.append(compare_lines("parameters", counted, {"parameters": fixture.about["parameters"]}))
+                if "parameters" in recording.about:
+                    rows.append(compare_lines("parameters", counted, {"parameters": recording.about["parameters"]}))
                 if rows[0].verdict == "OFF":
                     return [*rows, not_checked("outputs", "the weights do not fit")]
             module.load_state_dict(weights)
@@ -68,7 +68,7 @@ def check_module(fixture: Fixture) -> list[Row]:
                 module._maps = kept
                 module(x, seen)
                 maps[f"attention_heads{heads}_{name}"] = kept[0].transpose(1, 2)
-    recorded = fixture.group("outputs")
+    recorded = recording.group("outputs")
     rows.append(compare("dh", deltas, {name: t for name, t in recorded.items() if name.startswith("delta_h_")}, STATE))
     stored = {name: _as_maps(t) for name, t in recorded.items() if name.startswith("attention_")}
     turned = sorted(name for name in stored if not torch.equal(stored[name], recorded[name]))
@@ -101,35 +101,35 @@ def _as_maps(recorded: Tensor) -> Tensor:
     return best
 
 
-def check_gpt2(fixture: Fixture) -> list[Row]:
+def check_gpt2(recording: Recording) -> list[GroupCheck]:
     """Every recorded configuration.
 
     Raises:
-        InputError: The fixture lacks an input or a size.
+        InputError: The recording lacks an input or a size.
     """
-    ids, lengths = fixture.tensor("inputs/input_ids"), fixture.tensor("inputs/lengths")
-    visual, results = fixture.tensor("inputs/visual"), fixture.value("results")
-    end = int(fixture.value("gpt2", "bos_eos_pad"))
-    language = {name.removeprefix("lm."): t for name, t in fixture.group("weights").items() if name.startswith("lm.")}
-    modules = {name.removeprefix("ituning."): t for name, t in fixture.group("weights").items() if name.startswith("ituning.")}
+    ids, lengths = recording.tensor("inputs/input_ids"), recording.tensor("inputs/lengths")
+    visual, results = recording.tensor("inputs/visual"), recording.value("results")
+    end = int(recording.value("gpt2", "bos_eos_pad"))
+    language = {name.removeprefix("lm."): t for name, t in recording.group("weights").items() if name.startswith("lm.")}
+    modules = {name.removeprefix("ituning."): t for name, t in recording.group("weights").items() if name.startswith("ituning.")}
     texts = texts_of(ids[:, 1:], torch.arange(1, ids.shape[1]) < lengths[:, None])
     seen, own = Seen(visual), torch.arange(len(visual))
-    rows: list[Row] = []
+    rows: list[GroupCheck] = []
     logits: dict[str, Tensor] = {}
     losses: dict[str, float] = {}
     tokens: dict[str, list[list[int]]] = {}
     for name, recorded in results.items():
-        network = captioner(fixture, visual.shape[2], end)
+        network = captioner(recording, visual.shape[2], end)
         try:
-            load_language_weights(network.language.model, language, str(fixture.path))
+            load_language_weights(network.language.model, language, str(recording.path))
         except InputError as error:
-            return [Row("weights", "OFF", note=str(error))]
+            return [GroupCheck("weights", "OFF", note=str(error))]
         if name != "frozen_lm_only":
             case, drop = _CASE.match(name), _DROP.search(name)
             if case is None:
                 rows.append(not_checked(name, "neither frozen_lm_only nor headsN_(un)scaled_dropK"))
                 continue
-            row = _put(network, modules, fixture, int(case[1]), case[2] == "scaled", int(drop[1]) if drop else 0)
+            row = _put(network, modules, recording, int(case[1]), case[2] == "scaled", int(drop[1]) if drop else 0)
             if not any(each.group == row.group for each in rows) or row.verdict == "OFF":
                 rows.append(row)
             if row.verdict == "OFF":
@@ -139,7 +139,7 @@ def check_gpt2(fixture: Fixture) -> list[Row]:
             logits[f"logits_{name}"] = network.language.logits(network.language.states(input_ids=ids))
             losses[name] = float(network.loss(seen, texts, own)["loss"])
         tokens |= {f"{name}.{key}": found for key in recorded if (found := _decoded(network, seen, key)) is not None}
-    expected = {key: value for key, value in fixture.group("outputs").items() if key.startswith("logits_")}
+    expected = {key: value for key, value in recording.group("outputs").items() if key.startswith("logits_")}
     rows.append(compare("logits", logits, expected, LOGITS))
     means = {name: result["loss_mean_over_tokens"] for name, result in results.items() if "loss_mean_over_tokens" in result}
     rows.append(compare("loss", stacked(losses), stacked(means), OUTPUT))
@@ -154,14 +154,14 @@ def check_gpt2(fixture: Fixture) -> list[Row]:
     return rows
 
 
-def _put(network: Captioner, weights: dict[str, Tensor], fixture: Fixture, heads: int, scaled: bool, drop: int) -> Row:
+def _put(network: Captioner, weights: dict[str, Tensor], recording: Recording, heads: int, scaled: bool, drop: int) -> GroupCheck:
     """Inject modules with the recorded weights; the row says whether they fit."""
     adapter = ITuning(
         drop_first=drop,
-        bottleneck=int(fixture.value("bottleneck")),
+        bottleneck=int(recording.value("bottleneck")),
         heads=heads,
         scale="sqrt" if scaled else 1.0,
-        lambda_=float(fixture.value("lambda_")),
+        lambda_=float(recording.value("lambda_")),
     )
     adapter.inject(network)
     assert network.i_tuning is not None
@@ -172,7 +172,7 @@ def _put(network: Captioner, weights: dict[str, Tensor], fixture: Fixture, heads
     return row
 
 
-def _fits(group: str, ours: dict[str, Any], recorded: dict[str, Tensor]) -> Row:
+def _fits(group: str, ours: dict[str, Any], recorded: dict[str, Tensor]) -> GroupCheck:
     def shapes(tensors: dict[str, Any]) -> set[str]:
         return {f"{name} {list(tensor.shape)}" for name, tensor in tensors.items()}
 

@@ -1,4 +1,4 @@
-"""Kind `caption-metrics`: scores of tokenised captions by coco-caption (BLEU, CIDEr-D, ROUGE-L), of the set and image by
+"""Kind `caption-metrics`: scores of tokenized captions by coco-caption (BLEU, CIDEr-D, ROUGE-L), of the set and image by
 image."""
 
 from __future__ import annotations
@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 
 from datamodules.errors import InputError
-from experiments.parity.compare import Row, Tolerance, compare, not_checked, stacked
-from experiments.parity.recordings import Fixture
+from experiments.parity.compare import GroupCheck, Tolerance, compare, not_checked, stacked
+from experiments.parity.recordings import Recording
 from lightning_modules.metrics.captions.evaluation import JAVA_FREE, CaptionScorer
 
 _NAME = re.compile(r"Bleu_([1-4])")
@@ -16,19 +16,19 @@ _OURS = {"CIDEr": "cider", "ROUGE_L": "rouge_l"}
 SCORES = Tolerance(1e-12, relative=1e-9)
 
 
-def check(fixture: Fixture) -> list[Row]:
+def check(recording: Recording) -> list[GroupCheck]:
     """Every recorded score that needs no outside program.
 
     Raises:
-        InputError: The fixture lacks references or candidates, or an image has only one of both.
+        InputError: The recording lacks references or candidates, or an image has only one of both.
     """
-    references, candidates = fixture.value("references"), fixture.value("candidates")
+    references, candidates = recording.value("references"), recording.value("candidates")
     if references.keys() != candidates.keys():
         one = sorted(references.keys() ^ candidates.keys())[0]
-        raise InputError(f"{fixture.path}: image {one} has references or a candidate, not both; record it again")
-    found = CaptionScorer(list(references.values()), JAVA_FREE, tokeniser="none").score([candidates[name] for name in references])
-    recorded = fixture.about.get("computed", {})
-    each = {name: fixture.about.get("per_image", {}).get(name, {}) for name in references}
+        raise InputError(f"{recording.path}: image {one} has references or a candidate, not both; record it again")
+    found = CaptionScorer(list(references.values()), JAVA_FREE, tokenizer="none").score([candidates[name] for name in references])
+    recorded = recording.about.get("computed", {})
+    each = {name: recording.about.get("per_image", {}).get(name, {}) for name in references}
     names = sorted({*recorded, *(score for scores in each.values() for score in scores)})
     ours = {name: our for name in names if (our := _our_name(name)) is not None}
     whole = {name: float(value) for name, value in recorded.items() if name in ours}

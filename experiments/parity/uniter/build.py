@@ -18,13 +18,13 @@ from datamodules.errors import InputError
 from datamodules.records import ImageBatch, PairBatch, Regions, TextBatch
 from experiments.parity.compare import (
     EQUAL,
-    Row,
+    GroupCheck,
     Tolerance,
     compare,
     compare_names,
     not_checked,
 )
-from experiments.parity.recordings import Fixture
+from experiments.parity.recordings import Recording
 from lightning_modules.checkpoints.uniter import load_official, to_official
 from lightning_modules.networks.uniter import UniterRetrieval
 from lightning_modules.networks.weights import some
@@ -42,11 +42,11 @@ _SIZES = {
 
 
 class Ledger:
-    """The rows of one fixture, and which of its recorded tensors something was compared with."""
+    """The rows of one recording, and which of its recorded tensors something was compared with."""
 
-    def __init__(self, fixture: Fixture) -> None:
-        self.fixture = fixture
-        self.rows: list[Row] = []
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.rows: list[GroupCheck] = []
         self._seen: set[str] = set()
 
     def add(
@@ -57,7 +57,7 @@ class Ledger:
         note: str = "",
         of: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Ours against what the fixture records under the same names; what it lacks is said.
+        """Ours against what the recording records under the same names; what it lacks is said.
 
         Args:
             group: For the table.
@@ -70,15 +70,15 @@ class Ledger:
         for name in found:
             key = name.partition(" ")[0]
             self._seen.add(key)
-            if key in self.fixture.tensors:
-                tensor = self.fixture.tensors[key]
+            if key in self.recording.tensors:
+                tensor = self.recording.tensors[key]
                 recorded[name] = tensor if of is None else of(tensor)
         self._compare(group, found, recorded, {name.partition(" ")[0] for name in found}, tolerance, note)
 
     def match(self, group: str, sets: Mapping[str, Mapping[str, Tensor]], tolerance: Tolerance) -> None:
         """Everything recorded below each prefix against ours: a recorded name that we lack is off. For gradients."""
         found = {f"{prefix}/{name}": tensor for prefix, ours in sets.items() for name, tensor in ours.items()}
-        recorded = {f"{prefix}/{name}": tensor for prefix in sets for name, tensor in self.fixture.group(prefix).items()}
+        recorded = {f"{prefix}/{name}": tensor for prefix in sets for name, tensor in self.recording.group(prefix).items()}
         self._seen |= recorded.keys()
         self._compare(group, found, recorded, set(sets), tolerance, "")
 
@@ -97,11 +97,11 @@ class Ledger:
         self.rows.append(compare(group, ours, theirs, tolerance, note))
 
     def _has(self, name: str) -> bool:
-        return name in self.fixture.tensors or any(each.startswith(f"{name}/") for each in self.fixture.tensors)
+        return name in self.recording.tensors or any(each.startswith(f"{name}/") for each in self.recording.tensors)
 
     def rest(self) -> None:
         """Says which recorded outputs and gradients nothing was compared with."""
-        recorded = {name for name in self.fixture.tensors if name.startswith(("outputs/", "grads/"))}
+        recorded = {name for name in self.recording.tensors if name.startswith(("outputs/", "grads/"))}
         if beyond := sorted(recorded - self._seen):
             self.rows.append(not_checked("other outputs", f"nothing was compared with {some(beyond)}"))
 
@@ -118,21 +118,21 @@ class Unsupported(Exception):
     """The recording is of something that our build cannot express."""
 
 
-def build(fixture: Fixture, weights: Mapping[str, Tensor]) -> UniterRetrieval:
+def build(recording: Recording, weights: Mapping[str, Tensor]) -> UniterRetrieval:
     """Our network in the sizes of a recording, its weights random.
 
     Raises:
         InputError: The recording lacks a size.
         Unsupported: It is of a network that our build cannot express.
     """
-    sizes: dict[str, Any] = {ours: int(fixture.value("config", theirs)) for ours, theirs in _SIZES.items()}
+    sizes: dict[str, Any] = {ours: int(recording.value("config", theirs)) for ours, theirs in _SIZES.items()}
     for key, ours in _FIXED.items():
-        if fixture.value("config").get(key, ours) != ours:
-            raise Unsupported(f"our UNITER has {key} {ours}, the file {fixture.value('config', key)!r}")
+        if recording.value("config").get(key, ours) != ours:
+            raise Unsupported(f"our UNITER has {key} {ours}, the file {recording.value('config', key)!r}")
     name = "uniter.img_embeddings.img_linear.weight"
-    width = fixture.about.get("img_dim") or (weights[name].shape[1] if name in weights else 2048)
+    width = recording.about.get("img_dim") or (weights[name].shape[1] if name in weights else 2048)
     try:
-        network = UniterRetrieval(**sizes, feature_width=width, tokeniser=None, max_tokens=sizes["text_positions"])
+        network = UniterRetrieval(**sizes, feature_width=width, tokenizer=None, max_tokens=sizes["text_positions"])
     except InputError as error:
         raise Unsupported(str(error)) from error
     return network.eval()
@@ -149,7 +149,7 @@ def load(network: UniterRetrieval, weights: Mapping[str, Tensor]) -> frozenset[s
             raise InputError(str(error).replace(str(path), "the recording")) from error
 
 
-def weight_rows(network: UniterRetrieval, weights: Mapping[str, Tensor]) -> list[Row]:
+def weight_rows(network: UniterRetrieval, weights: Mapping[str, Tensor]) -> list[GroupCheck]:
     """Weights taken, written back, and the ranking head that starts from the matching head (`init_output`). The network has the
     recorded weights afterwards if the first row is ok."""
     head = {name: tensor for name, tensor in weights.items() if not name.startswith("rank_output.")}
@@ -158,10 +158,10 @@ def weight_rows(network: UniterRetrieval, weights: Mapping[str, Tensor]) -> list
         started = {f"rank_output.{part}": getattr(network.rank, part).detach().clone() for part in ("weight", "bias")}
         extra = load(network, weights)
     except InputError as error:
-        return [Row("weights", "OFF", len(weights), note=str(error))]
+        return [GroupCheck("weights", "OFF", len(weights), note=str(error))]
     note = f"{len(extra)} recorded have no place here ({some(sorted(extra))})" if extra else ""
     written = to_official(network.state_dict())
-    rows = [Row("weights taken", "OFF" if extra else "ok", len(weights), note=note)]
+    rows = [GroupCheck("weights taken", "OFF" if extra else "ok", len(weights), note=note)]
     if written.keys() != weights.keys():
         rows.append(compare_names("weights written back", set(written), set(weights)))
     else:

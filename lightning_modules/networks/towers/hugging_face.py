@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput, TextInput
-from lightning_modules.networks.towers.base import NORMALISATIONS, ImageTower, TextTower, pool_tokens, triple
+from lightning_modules.networks.towers.base import NORMALIZATIONS, ImageTower, TextTower, pool_tokens, triple
 from lightning_modules.networks.weights import load_weights, quiet_loading, some
 
 
@@ -93,8 +93,8 @@ class HFImageTower(ImageTower):
         weights: With `config`: a safetensors or torch file with exactly the model's keys. None = random weights.
         image_size: Side of the square input in pixels; None = the model's own. Position embeddings are resampled.
         pooling: "cls" token, "mean" over patches, "cls+mean" (both, twice as wide), or the model's own "pooler".
-        mean: Normalisation mean of RGB in [0, 1]; None = as preprocessor_config.json, else ImageNet (for CLIP its own).
-        std: Normalisation standard deviation; None = like `mean`.
+        mean: Normalization mean of RGB in [0, 1]; None = as preprocessor_config.json, else ImageNet (for CLIP its own).
+        std: Normalization standard deviation; None = like `mean`.
         resize: Evaluation resize: "crop" (shorter side, then centre crop) or "squash" (both sides, aspect ratio not kept).
         crop_fraction: Part of the resized image that the centre crop keeps.
         attention: "sdpa" (fused) or "eager" (gives attention maps, slower).
@@ -133,9 +133,9 @@ class HFImageTower(ImageTower):
         if self._prefix == 0 and "cls" in pooling:
             raise InputError(f"{where} has no class token; use pooling mean or pooler instead of {pooling}")
         self.width = int(settings.hidden_size) * (2 if pooling == "cls+mean" else 1)
-        default_mean, default_std = NORMALISATIONS["clip" if "clip" in settings.model_type else "imagenet"]
+        default_mean, default_std = NORMALIZATIONS["clip" if "clip" in settings.model_type else "imagenet"]
         if name is not None and (mean is None or std is None):
-            default_mean, default_std = stored_normalisation(name, default_mean, default_std)
+            default_mean, default_std = stored_normalization(name, default_mean, default_std)
         self.image_input = ImageInput(
             size=size,
             mean=triple(mean, default_mean, "mean"),
@@ -158,7 +158,7 @@ class HFImageTower(ImageTower):
         return pool_tokens(output.last_hidden_state, self.pooling, self._prefix)
 
 
-def stored_normalisation(
+def stored_normalization(
     name: str, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of a folder's or hub entry's preprocessor_config.json, or the given ones without one."""
@@ -180,12 +180,12 @@ class HFTextTower(TextTower):
         config: Instead of `name`: the configuration, e.g. {model_type: bert, hidden_size: 384, num_hidden_layers: 6, ...}.
         weights: With `config`: a safetensors or torch file with exactly the model's keys. None = random weights.
         pooling: "cls" (first token), "mean" over real tokens, or "last" real token (CLIP's end-of-text).
-        tokeniser: Hugging Face name or local folder; None = `name`.
+        tokenizer: Hugging Face name or local folder; None = `name`.
         max_tokens: Longest caption in tokens, special ones included; longer captions are cut.
         attention: "sdpa" (fused) or "eager" (gives attention maps, slower).
 
     Raises:
-        InputError: Nothing to build, no tokeniser, weights that do not fit, or more tokens than the model has positions.
+        InputError: Nothing to build, no tokenizer, weights that do not fit, or more tokens than the model has positions.
     """
 
     def __init__(
@@ -194,13 +194,13 @@ class HFTextTower(TextTower):
         config: dict[str, Any] | None = None,
         weights: str | None = None,
         pooling: Literal["cls", "mean", "last"] = "mean",
-        tokeniser: str | None = None,
+        tokenizer: str | None = None,
         max_tokens: int = 64,
         attention: Literal["sdpa", "eager"] = "sdpa",
     ) -> None:
         super().__init__()
-        if name is None and tokeniser is None:
-            raise InputError("text tower: tokeniser is missing (a Hugging Face name or folder); it is needed with config")
+        if name is None and tokenizer is None:
+            raise InputError("text tower: tokenizer is missing (a Hugging Face name or folder); it is needed with config")
         self.model = _hugging_face_model("text", name, config, weights, attention, pooler=False)
         settings: Any = self.model.config
         positions = getattr(settings, "max_position_embeddings", None)
@@ -213,7 +213,7 @@ class HFTextTower(TextTower):
             )
         self.pooling = pooling
         self.width = int(settings.hidden_size)
-        self.text_input = TextInput(tokeniser=str(tokeniser or expanded(name)), max_tokens=max_tokens)
+        self.text_input = TextInput(tokenizer=str(tokenizer or expanded(name)), max_tokens=max_tokens)
         self._finish(("pooler",))
 
     def _encode(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ class TimmImageTower(ImageTower):
         pretrained: Download timm's weights for `name` (needs the network or a filled cache). False = random weights.
         image_size: Side of the square input in pixels; None = the model's own. Position embeddings are resampled.
         pooling: "default" = as the model was trained; "cls", "mean" (over the grid), or "cls+mean" (both, twice as wide).
-        mean: Normalisation mean of RGB in [0, 1]; None = the model's own.
-        std: Normalisation standard deviation; None = the model's own.
+        mean: Normalization mean of RGB in [0, 1]; None = the model's own.
+        std: Normalization standard deviation; None = the model's own.
         resize: Evaluation resize: "crop" (shorter side, then centre crop) or "squash" (both sides, aspect ratio not kept).
         crop_fraction: Part of the resized image that the centre crop keeps; None = the model's own.
         options: Further arguments of the timm model, e.g. {bn_eps: 1e-3} or {embed_dim: 64, depth: 2, num_heads: 2}.

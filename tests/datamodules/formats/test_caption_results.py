@@ -39,7 +39,7 @@ ODD = ["a\rb", "a\nb", "a\x0bb", "a\u2028b", "a\x85b", "a\u00a0b", "a  b", "a\tb
 
 @pytest.mark.parametrize("text", ODD)
 def test_odd_white_space_is_one_space_in_both_directions(tmp_path: Path, text: str) -> None:
-    # What coco-caption's tokeniser would take for another caption, and anything that str.splitlines does.
+    # What coco-caption's tokenizer would take for another caption, and anything that str.splitlines does.
     assert single_spaced(f" {text}\n") == "a b"
     results = parse_caption_results(written(tmp_path / "r.json", [{"image_id": 1, "caption": text}]))
     assert results.valid() == {"1": "a b"}

@@ -246,26 +246,26 @@ def test_captions_that_the_format_cannot_hold(tmp_path: Path, caption: Caption, 
 # ------------------------------------------------------------------------------------------------- word pieces
 
 
-def tokenise_word(word: str) -> list[int]:
-    """Two letters a piece; nothing for a character that a tokeniser drops."""
+def tokenize_word(word: str) -> list[int]:
+    """Two letters a piece; nothing for a character that a tokenizer drops."""
     return [] if word == "\u200b" else [ord(word[row]) for row in range(0, len(word), 2)]
 
 
 def test_phrases_as_word_pieces(root: Path) -> None:
     caption = read_sentences(root / "Sentences" / "7.txt")[0]
-    found = word_pieces(caption.text, caption.phrases, tokenise_word)
+    found = word_pieces(caption.text, caption.phrases, tokenize_word)
     words = caption.text.split()
-    assert list(found.input_ids) == [piece for word in words for piece in tokenise_word(word)]
+    assert list(found.input_ids) == [piece for word in words for piece in tokenize_word(word)]
     # A|ch il d|in|a|pi nk|dr es s ... : one, three (child), one (in), one (a), two (pink), three (dress)
     assert found.phrases[:2] == ((0, 1, 2, 3), (5, 6, 7, 8, 9, 10))
     for phrase, positions in zip(caption.phrases, found.phrases, strict=True):
-        expected = [piece for word in caption.text[phrase.start : phrase.end].split() for piece in tokenise_word(word)]
+        expected = [piece for word in caption.text[phrase.start : phrase.end].split() for piece in tokenize_word(word)]
         assert [found.input_ids[position] for position in positions] == expected
 
 
 def test_dropped_words_repeated_words_and_glued_points() -> None:
     phrases = (Phrase(0, 2, "1", "x"), Phrase(3, 4, "2", "x"), Phrase(8, 11, "3", "x"))
-    found = word_pieces("ab \u200b ab dog.", phrases, tokenise_word)
+    found = word_pieces("ab \u200b ab dog.", phrases, tokenize_word)
     assert found.input_ids == (ord("a"), ord("a"), ord("d"), ord("g"))
     assert found.phrases == ((0,), (), (2, 3))
 
@@ -331,7 +331,7 @@ def test_half_is_enough_and_nothing_is_not() -> None:
 
 
 def _bert() -> Callable[[str], list[int]]:
-    """A WordPiece tokeniser in the way that UNITER uses one."""
+    """A WordPiece tokenizer in the way that UNITER uses one."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     pieces = ["[UNK]", "A", "child", "climb", "##ing", "up", "play", "##house", ".", "'", "s"]
@@ -340,7 +340,7 @@ def _bert() -> Callable[[str], list[int]]:
     return lambda word: tokenizer.encode(word, add_special_tokens=False).ids
 
 
-def test_word_pieces_of_a_real_tokeniser() -> None:
+def test_word_pieces_of_a_real_tokenizer() -> None:
     text = "A child climbing up child's playhouse ."
     phrases = (Phrase(0, 7, "1", "people"), Phrase(20, 37, "2", "other"))
     found = word_pieces(text, phrases, _bert())

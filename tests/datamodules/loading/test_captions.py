@@ -18,7 +18,7 @@ from datamodules.loading.captions import (
     CaptionBatches,
     Captioning,
     CaptionKeys,
-    CaptionTokeniser,
+    CaptionTokenizer,
     TrainCaptions,
     joined,
 )
@@ -131,7 +131,7 @@ def loader(
     assert inputs.image is not None
     assert inputs.text is not None
     images = SplitImages(records, inputs.image, Augmentation(kind))
-    samples = TrainCaptions(records, images, CaptionTokeniser(inputs.text), seed=7)
+    samples = TrainCaptions(records, images, CaptionTokenizer(inputs.text), seed=7)
     order = CaptionBatches(samples.counts, captioning, batch_size, 7, *place)
     return TrainLoader(samples, batch_size=None, sampler=order, num_workers=workers)
 
@@ -213,7 +213,7 @@ def test_a_run_continues_within_an_epoch(records: list[ImageRecord], inputs: Inp
 def test_images_without_captions_are_never_drawn(records: list[ImageRecord], inputs: Inputs) -> None:
     assert inputs.text is not None
     bare = [ImageRecord("bare", None, ()), *records[:4], ImageRecord("bare too", None, ())]
-    samples = TrainCaptions(bare, None, CaptionTokeniser(inputs.text), 0)
+    samples = TrainCaptions(bare, None, CaptionTokenizer(inputs.text), 0)
     batches = [samples.make(keys) for keys in CaptionBatches(samples.counts, Captioning(), 2, 0)]
     assert {image_id for batch in batches for image_id in batch.images.image_ids} == {record.image_id for record in records[:4]}
     assert batches[0].images.pixels_B3HW is None  # features come from elsewhere
@@ -223,15 +223,15 @@ def test_images_without_captions_are_never_drawn(records: list[ImageRecord], inp
 # ------------------------------------------------------------------------------------------------------- tokens and texts
 
 
-def test_tokens_end_in_the_end_token_and_have_no_begin(tokeniser_folder: Path) -> None:
-    tokeniser = CaptionTokeniser(TextInput(str(tokeniser_folder), max_tokens=5))
+def test_tokens_end_in_the_end_token_and_have_no_begin(tokenizer_folder: Path) -> None:
+    tokenizer = CaptionTokenizer(TextInput(str(tokenizer_folder), max_tokens=5))
     texts = ["a dog runs", "a dog runs on the red grass", "dog"]
-    tokens_BT, mask_BT = tokeniser(texts)
+    tokens_BT, mask_BT = tokenizer(texts)
     assert tokens_BT.dtype == torch.int64
     assert mask_BT.dtype == torch.bool
     for text, tokens_T, mask_T in zip(texts, tokens_BT, mask_BT, strict=True):
-        words = tokeniser.ids([text])[0][:4]
-        assert tokens_T[mask_T].tolist() == [*words, 3]  # [sep] stands in for the end token that this tokeniser lacks
+        words = tokenizer.ids([text])[0][:4]
+        assert tokens_T[mask_T].tolist() == [*words, 3]  # [sep] stands in for the end token that this tokenizer lacks
         assert mask_T.tolist() == sorted(mask_T.tolist(), reverse=True)
         assert (tokens_T[~mask_T] == 0).all()
     assert tokens_BT.shape == (3, 5)
@@ -247,23 +247,23 @@ def test_gpt2s_end_token_is_learned_and_pads(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>"
     ).save_pretrained(tmp_path / "gpt2")
-    tokens_BT, mask_BT = CaptionTokeniser(TextInput(str(tmp_path / "gpt2")))(["a dog", "a"])
+    tokens_BT, mask_BT = CaptionTokenizer(TextInput(str(tmp_path / "gpt2")))(["a dog", "a"])
     assert tokens_BT.tolist() == [[1, 2, 0], [1, 0, 0]]
     assert mask_BT.tolist() == [[True, True, True], [True, True, False]]
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>").save_pretrained(tmp_path / "endless")
     with pytest.raises(InputError, match="endless has no end token"):
-        CaptionTokeniser(TextInput(str(tmp_path / "endless")))
+        CaptionTokenizer(TextInput(str(tmp_path / "endless")))
 
 
-def test_tokenisers_that_cannot_serve(tokeniser_folder: Path, inputs: Inputs) -> None:
-    with pytest.raises(InputError, match="names no tokeniser"):
-        CaptionTokeniser(TextInput(None))
+def test_tokenizers_that_cannot_serve(tokenizer_folder: Path, inputs: Inputs) -> None:
+    with pytest.raises(InputError, match="names no tokenizer"):
+        CaptionTokenizer(TextInput(None))
     with pytest.raises(InputError, match="max_tokens is 1"):
-        CaptionTokeniser(TextInput(str(tokeniser_folder), max_tokens=1))
+        CaptionTokenizer(TextInput(str(tokenizer_folder), max_tokens=1))
     assert inputs.text is not None
     ids = [ImageRecord("7", None, (Caption("12", "", token_ids=(5, 6)),))]
-    with pytest.raises(InputError, match="caption 12 is token ids of another tokeniser"):
-        TrainCaptions(ids, None, CaptionTokeniser(inputs.text), 0)
+    with pytest.raises(InputError, match="caption 12 is token ids of another tokenizer"):
+        TrainCaptions(ids, None, CaptionTokenizer(inputs.text), 0)
 
 
 def test_joined_phrases_are_sentences() -> None:
@@ -274,7 +274,7 @@ def test_joined_phrases_are_sentences() -> None:
 
 def test_joined_texts_name_their_captions(records: list[ImageRecord], inputs: Inputs) -> None:
     assert inputs.text is not None
-    samples = TrainCaptions(records, None, CaptionTokeniser(inputs.text), 0)
+    samples = TrainCaptions(records, None, CaptionTokenizer(inputs.text), 0)
     row = samples.first_caption[4]  # the image with five captions
     batch = samples.make(CaptionKeys(0, ((int(row) + 1, int(row) + 3), (int(row) + 2,))))
     captions = records[4].captions

@@ -16,11 +16,11 @@ from tiny_data import write_image
 
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput
-from datamodules.loading.images import Augmentation, SplitImages, evaluation_transform, normalise, training_transform
+from datamodules.loading.images import Augmentation, SplitImages, evaluation_transform, normalize, training_transform
 from datamodules.records import Caption, ImageRecord
 
 HALF = (0.5, 0.5, 0.5)
-FIXTURE = Path(__file__).parents[2] / "fixtures" / "mwa" / "eval_transform"
+RECORDING = Path(__file__).parents[2] / "recordings" / "mwa" / "eval_transform"
 
 
 def records(folder: Path, count: int) -> list[ImageRecord]:
@@ -34,11 +34,11 @@ def records(folder: Path, count: int) -> list[ImageRecord]:
 
 def test_squash_equals_the_official_evaluation_transform() -> None:
     # Recorded from MWA's build_transform(is_train=False): Resize((S, S), bicubic), ToTensor, Normalize(0.5, 0.5).
-    recorded = load_file(FIXTURE.with_suffix(".safetensors"))
-    for number, size in enumerate(json.loads(FIXTURE.with_suffix(".json").read_text())["sizes"]):
+    recorded = load_file(RECORDING.with_suffix(".safetensors"))
+    for number, size in enumerate(json.loads(RECORDING.with_suffix(".json").read_text())["sizes"]):
         pixels = recorded[f"inputs/image_{number}_hwc_uint8_as_int64"].numpy().astype(np.uint8)
         spec = ImageInput(size, HALF, HALF, resize="squash")
-        found_3HW = normalise(evaluation_transform(spec)(Image.fromarray(pixels))[None], spec)[0]
+        found_3HW = normalize(evaluation_transform(spec)(Image.fromarray(pixels))[None], spec)[0]
         assert torch.equal(found_3HW, recorded[f"outputs/image_{number}"])
 
 

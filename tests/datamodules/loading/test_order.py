@@ -16,7 +16,7 @@ from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
 from datamodules.inputs import Inputs, TextInput
 from datamodules.loading.order import GlobalBatches, evaluation_batches, mix
-from datamodules.loading.tokens import Tokeniser
+from datamodules.loading.tokens import Tokenizer
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 
 
@@ -191,11 +191,11 @@ def test_a_truncated_photograph_is_one_message_from_any_process(tmp_path: Path, 
         assert "Traceback" not in str(caught.value)
 
 
-# ---------------------------------------------------------------------------------------------------------- tokeniser
+# ---------------------------------------------------------------------------------------------------------- tokenizer
 
 
-def test_tokens_are_padded_to_the_longest_and_cut(tokeniser_folder: Path) -> None:
-    tokens_BT, mask_BT = Tokeniser(TextInput(str(tokeniser_folder), 6))(
+def test_tokens_are_padded_to_the_longest_and_cut(tokenizer_folder: Path) -> None:
+    tokens_BT, mask_BT = Tokenizer(TextInput(str(tokenizer_folder), 6))(
         ["a dog", "the cat sleeps under the tree quickly", "zebra"]
     )
     assert tokens_BT.tolist()[0] == [2, 4, 5, 3, 0, 0]
@@ -205,15 +205,15 @@ def test_tokens_are_padded_to_the_longest_and_cut(tokeniser_folder: Path) -> Non
     assert tokens_BT[2, 1] == 1  # unknown word
     assert tokens_BT.dtype == torch.int64
     assert mask_BT.dtype == torch.bool
-    assert Tokeniser(TextInput(str(tokeniser_folder), 64))(["a"])[0].shape == (1, 3)
+    assert Tokenizer(TextInput(str(tokenizer_folder), 64))(["a"])[0].shape == (1, 3)
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
 
 
-def test_a_missing_tokeniser_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"tokeniser folder .*/absent does not exist"):
-        Tokeniser(TextInput(str(tmp_path / "absent")))
+def test_a_missing_tokenizer_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tokenizer folder .*/absent does not exist"):
+        Tokenizer(TextInput(str(tmp_path / "absent")))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no tokeniser at .*/empty: (?s:.*)tokenizer\.json"):
-        Tokeniser(TextInput(str(tmp_path / "empty")))
-    with pytest.raises(InputError, match=r"no tokeniser at nobody/nothing: (?s:.*)HF_HUB_OFFLINE is set"):
-        Tokeniser(TextInput("nobody/nothing"))
+    with pytest.raises(InputError, match=r"no tokenizer at .*/empty: (?s:.*)tokenizer\.json"):
+        Tokenizer(TextInput(str(tmp_path / "empty")))
+    with pytest.raises(InputError, match=r"no tokenizer at nobody/nothing: (?s:.*)HF_HUB_OFFLINE is set"):
+        Tokenizer(TextInput("nobody/nothing"))

@@ -200,7 +200,7 @@ def test_a_rank_draws_captions_of_its_own_shard(root: Path) -> None:
     assert sorted(shards[0] + shards[1]) == everything.kept.tolist()
 
 
-def test_long_captions_are_left_out_of_training_only(root: Path, tokeniser_folder: Path) -> None:
+def test_long_captions_are_left_out_of_training_only(root: Path, tokenizer_folder: Path) -> None:
     lengths = [len(c.token_ids or ()) for record in connected(root, Ranking()).records("train") for c in record.captions]
     assert min(lengths) <= 7 < max(lengths)
     short = [row for row, length in enumerate(lengths) if length <= 7]
@@ -208,7 +208,7 @@ def test_long_captions_are_left_out_of_training_only(root: Path, tokeniser_folde
     by_file = Flickr30k(
         str(root), regions=region_files(texts=False), ranking=Ranking(5, max_words=7), batch_size=4, num_workers=0
     )
-    by_file.connect(region_inputs(tokeniser_folder))
+    by_file.connect(region_inputs(tokenizer_folder))
     for data in (by_database, by_file):
         samples = dataset(data)
         assert samples.kept.tolist() == short

@@ -41,7 +41,7 @@ from datamodules.loading.regions import RegionFiles, RegionReader
 from datamodules.prepare.check import check
 from datamodules.records import ImageBatch, TextBatch
 
-FIXTURE = Path(__file__).parents[2] / "fixtures" / "uniter_db"
+RECORDING = Path(__file__).parents[2] / "recordings" / "uniter_db"
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +117,11 @@ def test_evaluation_gives_what_was_written_each_once(root: Path, workers: int) -
     assert lengths == sorted(lengths)
 
 
-def test_captions_of_the_data_sets_own_file_become_the_same_batches(root: Path, tokeniser_folder: Path, tmp_path: Path) -> None:
-    by_file = connected(root, region_inputs(tokeniser_folder), regions=region_files(texts=False))
-    by_database = connected(root, region_inputs(tokeniser_folder))
+def test_captions_of_the_data_sets_own_file_become_the_same_batches(root: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    by_file = connected(root, region_inputs(tokenizer_folder), regions=region_files(texts=False))
+    by_database = connected(root, region_inputs(tokenizer_folder))
     stems = connected(
-        write_root(tmp_path, name_of="{}.npz".format), region_inputs(tokeniser_folder), regions=region_files(texts=False)
+        write_root(tmp_path, name_of="{}.npz".format), region_inputs(tokenizer_folder), regions=region_files(texts=False)
     )
     assert [record.image_id for record in by_file.records("val")] == ["1012", "1013", "1014", "1015", "1016"]
     assert [record.regions for record in by_file.records("val")] == [record.regions for record in by_database.records("val")]
@@ -157,10 +157,10 @@ def test_long_captions_are_cut_with_a_warning(root: Path) -> None:
 
 def test_official_databases(tmp_path: Path) -> None:
     """Written by the released code: see test_uniter_lmdb.py."""
-    recorded = load_file(FIXTURE / "reads.safetensors")
+    recorded = load_file(RECORDING / "reads.safetensors")
     for layout in ({}, {"compressed": True}, {"kind": "all"}):
         files = RegionFiles("img_db/toy", max_bb=8, min_bb=3, text_db={"test": ["txt_db/itm_toy.db"]}, **layout)  # type: ignore[arg-type]
-        data = Flickr30k(str(FIXTURE), regions=files, num_workers=0, eval_batch_size=10)
+        data = Flickr30k(str(RECORDING), regions=files, num_workers=0, eval_batch_size=10)
         data.connect(Inputs(text=TextInput(None, 512, 150), regions=RegionInput(32)))
         images, texts = data.evaluation_loaders("test")
         seen = 0
@@ -251,7 +251,7 @@ def test_the_network_chooses_the_view(own_root: Path, inputs: Inputs) -> None:
         plain.connect(Inputs(text=inputs.text))
 
 
-def test_no_photograph_is_needed_and_with_text_databases_no_annotation(own_root: Path, tokeniser_folder: Path) -> None:
+def test_no_photograph_is_needed_and_with_text_databases_no_annotation(own_root: Path, tokenizer_folder: Path) -> None:
     data = Flickr30k(str(own_root), regions=region_files(texts=False))
     data.prepare_data()
     assert data.splits() == {"train": 12, "val": 5, "test": 3}
@@ -269,12 +269,12 @@ def test_no_photograph_is_needed_and_with_text_databases_no_annotation(own_root:
     )  # fmt: skip
 
 
-def test_flickr8k_has_the_view_too(tmp_path: Path, tokeniser_folder: Path) -> None:
+def test_flickr8k_has_the_view_too(tmp_path: Path, tokenizer_folder: Path) -> None:
     write_root(tmp_path, name_of="{}.npz".format)
     (tmp_path / "dataset_flickr30k.json").rename(tmp_path / "dataset_flickr8k.json")
     data = Flickr8k(str(tmp_path), regions=region_files(texts=False), num_workers=0)
     data.prepare_data()
-    data.connect(region_inputs(tokeniser_folder))
+    data.connect(region_inputs(tokenizer_folder))
     assert sum(len(batch) for batch in data.evaluation_loaders("test")[0]) == 3
 
 
@@ -293,11 +293,11 @@ def coco_root(root: Path, split_texts: bool = False) -> Path:
 COCO_IMAGES = ["img_db/coco_train2014", "img_db/coco_val2014"]
 
 
-def test_coco_has_two_image_databases(tmp_path: Path, tokeniser_folder: Path) -> None:
+def test_coco_has_two_image_databases(tmp_path: Path, tokenizer_folder: Path) -> None:
     files = region_files(texts=False, image_db=COCO_IMAGES)
     data = COCO(str(coco_root(tmp_path)), regions=files, num_workers=0, batch_size=3, ranking=Ranking(5))
     data.prepare_data()  # neither train2014/ nor val2014/ is there
-    data.connect(region_inputs(tokeniser_folder))
+    data.connect(region_inputs(tokenizer_folder))
     assert [record.regions for record in data.records("train")[3:5]] == [
         "coco_train2014_000000005003.npz", "coco_val2014_000000005004.npz"
     ]  # fmt: skip
@@ -317,7 +317,7 @@ def test_coco_has_two_image_databases(tmp_path: Path, tokeniser_folder: Path) ->
         assert part in str(caught.value)
 
 
-def test_official_coco_captions_find_regions_of_2014(tmp_path: Path, tokeniser_folder: Path) -> None:
+def test_official_coco_captions_find_regions_of_2014(tmp_path: Path, tokenizer_folder: Path) -> None:
     """The files of 2017 name an image by its number alone."""
     images = [{"id": number, "file_name": f"{number:012d}.jpg"} for number in (11, 12)]
     captions = [{"id": number, "image_id": number, "caption": "a dog"} for number in (11, 12)]
@@ -330,7 +330,7 @@ def test_official_coco_captions_find_regions_of_2014(tmp_path: Path, tokeniser_f
     files = region_files(texts=False, image_db=["a", "b"])
     data = COCO(str(tmp_path), captions="official", year="2017", regions=files, num_workers=0)
     data.prepare_data()
-    data.connect(region_inputs(tokeniser_folder))
+    data.connect(region_inputs(tokenizer_folder))
     names = [record.regions for record in data.records("val")]
     assert names == ["coco_val2014_000000000011.npz", "coco_train2014_000000000012.npz"]
 
@@ -375,7 +375,7 @@ def test_text_databases_of_one_split_are_joined(tmp_path: Path) -> None:
         ({"text_db": {"train": ["txt_db/absent.db"]}}, {}, r"databases are missing: .*txt_db/absent\.db"),
         ({"max_bb": 100}, {}, r"has no layout feat_th0\.2_max100_min2; it has feat_th0\.2_max9_min2"),
         ({}, {"width": 2048}, r"feat_th0\.2_max9_min2 has features of width 6, and the network takes 2048"),
-        ({"text_db": None}, {}, r"names no tokeniser, so captions have to come as token ids .*regions\.text_db"),
+        ({"text_db": None}, {}, r"names no tokenizer, so captions have to come as token ids .*regions\.text_db"),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_first_batch(
@@ -399,12 +399,12 @@ def test_region_options_out_of_range(options: dict[str, Any], message: str) -> N
         region_files(**options)
 
 
-def test_another_vocabulary_is_refused(tmp_path: Path, tokeniser_folder: Path) -> None:
+def test_another_vocabulary_is_refused(tmp_path: Path, tokenizer_folder: Path) -> None:
     vocabulary = Vocabulary("others", 1, 2, 3, 1, 4, 20)
     root = write_root(tmp_path, vocabulary=vocabulary)
     with pytest.raises(InputError, match=r"itm_flickr30k_train\.db \(others\) has 20 ids, the network's token table 17 rows"):
         connected(root)
-    data = connected(root, region_inputs(tokeniser_folder))
+    data = connected(root, region_inputs(tokenizer_folder))
     for loaders in (data.train_dataloader, data.val_dataloader):
         with pytest.raises(InputError, match=r"ids of .*itm_flickr30k_train\.db \(others\) \(up to \d+ of 20\), .* has 17 ids"):
             loaders()

@@ -80,20 +80,20 @@ def test_features_are_the_pixels_of_the_crop(world: Path, images: list[WorldImag
 def test_text_databases_hold_karpathys_captions(world: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokeniser = AutoTokenizer.from_pretrained(str(world / "tokeniser"))
+    tokenizer = AutoTokenizer.from_pretrained(str(world / "tokenizer"))
     for part, file in (("coco", "annotations/dataset_coco.json"), ("flickr30k", "dataset_flickr30k.json")):
         entries = json.loads((world / part / file).read_text())["images"]
         splits = {entry["split"] for entry in entries}
         assert splits == {"train", "val", "test"} | ({"restval"} if part == "coco" else set())
         for split in splits:
             texts = TextDatabase(world / f"{part}/txt_db/itm_{part}_{split}.db")
-            assert texts.vocabulary.size == len(tokeniser)
-            assert (texts.vocabulary.cls, texts.vocabulary.sep) == (tokeniser.cls_token_id, tokeniser.sep_token_id)
+            assert texts.vocabulary.size == len(tokenizer)
+            assert (texts.vocabulary.cls, texts.vocabulary.sep) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
             sentences = {str(s["sentid"]): (s["raw"], e) for e in entries if e["split"] == split for s in e["sentences"]}
             assert texts.text_ids == list(sentences)
             for text_id, (raw, entry) in sentences.items():
                 text = texts.read(text_id)
-                assert list(text.input_ids) == tokeniser(raw, add_special_tokens=False)["input_ids"]
+                assert list(text.input_ids) == tokenizer(raw, add_special_tokens=False)["input_ids"]
                 assert text.text == raw
                 number = f"{int(re.findall(r'[0-9]+', entry['filename'])[-1]):012d}"
                 assert text.image_name.endswith(f"_{number}.npz")
@@ -148,13 +148,13 @@ def test_boxes_of_the_annotation_are_the_first_regions_in_their_order(world: Pat
 def test_entities_words_have_the_text_databases_word_pieces(world: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokeniser = AutoTokenizer.from_pretrained(str(world / "tokeniser"))
+    tokenizer = AutoTokenizer.from_pretrained(str(world / "tokenizer"))
     texts = TextDatabase(world / "flickr30k/txt_db/itm_flickr30k_train.db")
     for name, text_ids in texts.image_texts.items():
         image_id = name.removeprefix("flickr30k_").removesuffix(".npz").lstrip("0")
         captions = read_entities(world / "flickr30k/flickr30k_entities", image_id).captions
         for caption, text_id in zip(captions, text_ids, strict=True):
-            pieces = word_pieces(caption.text, (), lambda word: tokeniser(word, add_special_tokens=False)["input_ids"])
+            pieces = word_pieces(caption.text, (), lambda word: tokenizer(word, add_special_tokens=False)["input_ids"])
             assert pieces.input_ids == texts.read(text_id).input_ids
 
 

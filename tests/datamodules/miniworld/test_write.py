@@ -29,7 +29,7 @@ from datamodules.miniworld import (
     render,
     sample_scene,
     write,
-    write_tokeniser,
+    write_tokenizer,
     write_world,
 )
 from datamodules.records import Box, Phrase
@@ -57,8 +57,8 @@ NOUNS = {
     "cat": "cat kitten tabby",
 }
 KIND_OF = {noun: kind for kind, nouns in NOUNS.items() for noun in nouns.split()}
-BASIC_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
-COLOUR_OF = {
+BASIC_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
+COLOR_OF = {
     "crimson": "red",
     "amber": "orange",
     "golden": "yellow",
@@ -68,7 +68,7 @@ COLOUR_OF = {
     "violet": "purple",
     "ivory": "white",
     "charcoal": "black",
-} | {name: name for name in BASIC_COLOURS}
+} | {name: name for name in BASIC_COLORS}
 TEXTURE_OF = {
     "striped": "striped",
     "stripy": "striped",
@@ -102,8 +102,8 @@ def check_noun_phrase(words: list[str], things: list[SceneObject]) -> None:
     for thing in things:
         assert KIND_OF[singular(noun)] == thing.kind
         for adjective in adjectives:
-            assert adjective in COLOUR_OF or adjective in TEXTURE_OF or adjective in SIZE_OF
-            for meaning, value in ((COLOUR_OF, thing.colour), (TEXTURE_OF, thing.texture), (SIZE_OF, thing.size)):
+            assert adjective in COLOR_OF or adjective in TEXTURE_OF or adjective in SIZE_OF
+            for meaning, value in ((COLOR_OF, thing.color), (TEXTURE_OF, thing.texture), (SIZE_OF, thing.size)):
                 assert meaning.get(adjective, value) == value, (words, thing)
 
 
@@ -124,8 +124,8 @@ def test_scene_round_trips_through_json() -> None:
 
 def test_image_size_changes_pixels_only() -> None:
     small, large = sample_scene(0, "source", 2, image_size=64), sample_scene(0, "source", 2, image_size=128)
-    assert [(o.kind, o.colour, o.x, o.visible) for o in small.objects] == [
-        (o.kind, o.colour, o.x, o.visible) for o in large.objects
+    assert [(o.kind, o.color, o.x, o.visible) for o in small.objects] == [
+        (o.kind, o.color, o.x, o.visible) for o in large.objects
     ]
     assert large.objects[0].box.left == pytest.approx(2 * small.objects[0].box.left, abs=2e-3)
     assert render(large).size == (128, 128)
@@ -218,7 +218,7 @@ HUES = {"red": (335, 375), "orange": (12, 40), "yellow": (34, 60), "green": (90,
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_named_colour_is_the_painted_one(style: Style) -> None:
+def test_the_named_color_is_the_painted_one(style: Style) -> None:
     plain_balls = (
         (scene, thing)
         for index in range(1000)
@@ -228,17 +228,17 @@ def test_the_named_colour_is_the_painted_one(style: Style) -> None:
     )
     scene, ball = next(plain_balls)
     row, column = int(ball.box.top + ball.box.bottom) // 2, int(ball.box.left + ball.box.right) // 2
-    for colour in ("white", "black", *HUES):
-        painted = replace(ball, colour=colour)
+    for color in ("white", "black", *HUES):
+        painted = replace(ball, color=color)
         objects = tuple(painted if thing is ball else thing for thing in scene.objects)
         pixels = np.asarray(render(replace(scene, objects=objects)), np.float64) / 255
         hue, saturation, value = colorsys.rgb_to_hsv(*pixels[row - 2 : row + 3, column - 2 : column + 3].mean((0, 1)))
-        if colour in HUES:
-            low, high = HUES[colour]
-            assert any(low <= degrees <= high for degrees in (hue * 360, hue * 360 + 360)), (colour, hue * 360)
-            assert saturation > 0.3, colour
+        if color in HUES:
+            low, high = HUES[color]
+            assert any(low <= degrees <= high for degrees in (hue * 360, hue * 360 + 360)), (color, hue * 360)
+            assert saturation > 0.3, color
         else:
-            assert (value > 0.7 and saturation < 0.3) if colour == "white" else value < 0.35, (colour, value)
+            assert (value > 0.7 and saturation < 0.3) if color == "white" else value < 0.35, (color, value)
 
 
 # ---------------------------------------------------------------------------------------------------------------- captions
@@ -346,19 +346,19 @@ def test_region_descriptions_name_their_objects() -> None:
                 check_noun_phrase([word for word in region.text.split() if word not in IGNORED], things)
 
 
-def test_the_tokeniser_knows_every_word(tmp_path: Path) -> None:
+def test_the_tokenizer_knows_every_word(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    write_tokeniser(tmp_path)
-    tokeniser = AutoTokenizer.from_pretrained(str(tmp_path))
+    write_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(str(tmp_path))
     every = [sample_scene(1, style, i, domain=domain) for style in STYLES for i in range(40) for domain in ("in", "near", "out")]
     texts = [caption.text for scene in every for caption in describe(scene)]
     texts += [region.text for scene in every for region in region_descriptions(scene)]
-    batch = tokeniser(texts)["input_ids"]
-    assert not any(tokeniser.unk_token_id in ids for ids in batch)
-    assert all(ids[0] == tokeniser.cls_token_id and ids[-1] == tokeniser.sep_token_id for ids in batch)
-    assert max(map(len, batch)) <= tokeniser.model_max_length
-    assert tokeniser.unk_token_id in tokeniser("a zebra")["input_ids"]
+    batch = tokenizer(texts)["input_ids"]
+    assert not any(tokenizer.unk_token_id in ids for ids in batch)
+    assert all(ids[0] == tokenizer.cls_token_id and ids[-1] == tokenizer.sep_token_id for ids in batch)
+    assert max(map(len, batch)) <= tokenizer.model_max_length
+    assert tokenizer.unk_token_id in tokenizer("a zebra")["input_ids"]
 
 
 # ------------------------------------------------------------------------------------------------------------------- files
@@ -381,7 +381,7 @@ def test_same_bytes_for_any_number_of_workers(world: Path, tmp_path: Path) -> No
     other = write_world(tmp_path / "other", scenes=FEW, seed=5, style="target", image_size=64, workers=1)
     ours, theirs = (json.loads((root / "world.json").read_text())["fingerprint"] for root in (world, other))
     assert ours != theirs
-    assert contents(other)["tokeniser/tokenizer.json"] == contents(world)["tokeniser/tokenizer.json"]
+    assert contents(other)["tokenizer/tokenizer.json"] == contents(world)["tokenizer/tokenizer.json"]
 
 
 def test_karpathy_and_coco_files(world: Path) -> None:

@@ -1,6 +1,6 @@
 """BEiT-3's index files: written byte for byte as the official code does, read into the batches of the text they came from.
 
-CROSSLIGHT_BEIT3_SPM=/path/beit3.spm adds the comparison of the files with the real tokeniser's ids.
+CROSSLIGHT_BEIT3_SPM=/path/beit3.spm adds the comparison of the files with the real tokenizer's ids.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from datamodules.flickr30k import Flickr30k
 from datamodules.formats.beit3_index import IndexKind, parse_index, read_index
 from datamodules.image_text import ImageTextDataModule
 from datamodules.inputs import ImageInput, Inputs, TextInput
-from datamodules.loading.tokens import Tokeniser
+from datamodules.loading.tokens import Tokenizer
 from datamodules.prepare.beit3_index import index_lines, write_index
 from datamodules.prepare.check import run_check
 from experiments.cli import main as cli
 
-RECORDED = json.loads((Path(__file__).parents[2] / "fixtures" / "mwa" / "index_jsonl.json").read_text())
+RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "mwa" / "index_jsonl.json").read_text())
 KINDS: list[IndexKind] = ["coco", "flickr30k"]
 
 
@@ -64,8 +64,8 @@ def recorded_input(folder: Path, kind: IndexKind) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_equal_the_official_ones(tmp_path: Path, kind: IndexKind) -> None:
-    tokeniser = cast(Tokeniser, RecordedIds(kind))
-    written = write_index(recorded_input(tmp_path, kind), kind, tmp_path, tokeniser)
+    tokenizer = cast(Tokenizer, RecordedIds(kind))
+    written = write_index(recorded_input(tmp_path, kind), kind, tmp_path, tokenizer)
     assert {path.name: path.read_bytes().decode() for path in written} == recorded_files(kind)
     assert {path.name: pairs for path, pairs in written.items()} == {
         name: text.count("\n") for name, text in recorded_files(kind).items()
@@ -73,15 +73,15 @@ def test_files_equal_the_official_ones(tmp_path: Path, kind: IndexKind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_differ_from_the_official_ones_in_the_tokenisers_ids_alone(tmp_path: Path, spm: Path, kind: IndexKind) -> None:
-    tokeniser = Tokeniser(TextInput(str(spm)))
-    for path in write_index(recorded_input(tmp_path, kind), kind, tmp_path, tokeniser):
+def test_files_differ_from_the_official_ones_in_the_tokenizers_ids_alone(tmp_path: Path, spm: Path, kind: IndexKind) -> None:
+    tokenizer = Tokenizer(TextInput(str(spm)))
+    for path in write_index(recorded_input(tmp_path, kind), kind, tmp_path, tokenizer):
         found = [json.loads(line) for line in path.read_text().splitlines()]
         expected = [json.loads(line) for line in recorded_files(kind)[path.name].splitlines()]
         ids = [pair.pop("text_segment") for pair in found]
         assert [[*pair] for pair in expected] == [["image_path", "text_segment", "image_id"]] * len(found)
         assert found == [{"image_path": pair["image_path"], "image_id": pair["image_id"]} for pair in expected]
-        assert all(of_one and 3 < max(of_one) < tokeniser.vocabulary_size for of_one in ids)
+        assert all(of_one and 3 < max(of_one) < tokenizer.vocabulary_size for of_one in ids)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,7 +89,7 @@ def test_beit3_spm_gives_the_official_files(tmp_path: Path, kind: IndexKind) -> 
     spm = os.environ.get("CROSSLIGHT_BEIT3_SPM")
     if not spm:
         pytest.skip("CROSSLIGHT_BEIT3_SPM does not name beit3.spm (1.3 MB, not in the repository)")
-    written = write_index(recorded_input(tmp_path, kind), kind, tmp_path, Tokeniser(TextInput(spm)))
+    written = write_index(recorded_input(tmp_path, kind), kind, tmp_path, Tokenizer(TextInput(spm)))
     assert {path.name: path.read_bytes().decode() for path in written} == recorded_files(kind)
 
 
@@ -98,7 +98,7 @@ def test_restval_trains_in_the_files_order_and_an_image_without_captions_has_a_n
     content["images"].insert(2, content["images"][1] | {"filename": "silent.jpg", "sentences": []})
     content["images"].append(content["images"].pop(0) | {"filename": "last.jpg"})
     (tmp_path / "dataset_coco.json").write_text(json.dumps(content))
-    lines = index_lines(tmp_path / "dataset_coco.json", "coco", Tokeniser(TextInput(str(spm))))
+    lines = index_lines(tmp_path / "dataset_coco.json", "coco", Tokenizer(TextInput(str(spm))))
     pairs = [json.loads(line) for line in lines["train"]]
     assert [(pair["image_path"], pair["image_id"]) for pair in pairs] == [
         *[("val2014/1001.jpg", 0)] * 2,
@@ -156,7 +156,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x\.jsonl holds no image-text pair"):
         parse_index(tmp_path / "x.jsonl", tmp_path)
     with pytest.raises(InputError, match=r"x\.jsonl is not valid JSON"):
-        index_lines(tmp_path / "x.jsonl", "coco", cast(Tokeniser, None))
+        index_lines(tmp_path / "x.jsonl", "coco", cast(Tokenizer, None))
 
 
 # ------------------------------------------------------------------------------------------- data modules and the command
@@ -208,7 +208,7 @@ def test_the_index_gives_the_batches_of_its_text(
         texts = [caption for record in from_text.records(split) for caption in record.captions]
         seen = []
         for batch in captions:
-            tokens_BT, mask_BT = Tokeniser(tuned(spm).text)([texts[row].text for row in batch.index_B])  # type: ignore[arg-type]
+            tokens_BT, mask_BT = Tokenizer(tuned(spm).text)([texts[row].text for row in batch.index_B])  # type: ignore[arg-type]
             assert torch.equal(batch.tokens_BT, tokens_BT)
             assert torch.equal(batch.mask_BT, mask_BT)
             seen += batch.index_B.tolist()
@@ -225,20 +225,20 @@ def test_the_index_gives_the_batches_of_its_text(
     assert from_index.fingerprint() != from_text.fingerprint()
 
 
-def test_another_tokeniser_is_refused_before_the_first_batch(tmp_path: Path, spm: Path, inputs: Inputs) -> None:
+def test_another_tokenizer_is_refused_before_the_first_batch(tmp_path: Path, spm: Path, inputs: Inputs) -> None:
     root = write_root(tmp_path / "flickr30k", "flickr30k")
-    write_index(root / "dataset_flickr30k.json", "flickr30k", root, Tokeniser(TextInput(str(spm))))
+    write_index(root / "dataset_flickr30k.json", "flickr30k", root, Tokenizer(TextInput(str(spm))))
     data = Flickr30k(str(root), captions="beit3_index", batch_size=4, num_workers=0)
-    data.connect(inputs)  # a word tokeniser with [pad] 0
+    data.connect(inputs)  # a word tokenizer with [pad] 0
     for loaders in (data.train_dataloader, data.val_dataloader):
-        with pytest.raises(InputError, match=r"token ids of BEiT-3's tokeniser .* tokeniser .* at \[2, 0, 3, 1\]"):
+        with pytest.raises(InputError, match=r"token ids of BEiT-3's tokenizer .* tokenizer .* at \[2, 0, 3, 1\]"):
             loaders()
     line = json.dumps({"image_path": "flickr30k-images/1000.jpg", "text_segment": [63999], "image_id": 0})
     (root / "flickr30k.test.jsonl").write_text(line + "\n")
     data = Flickr30k(str(root), captions="beit3_index", files={"test": ["flickr30k.test.jsonl"]})
     assert data.splits() == {"test": 1}
     data.connect(tuned(spm))
-    with pytest.raises(InputError, match=r"\(up to 63999\), but the network's tokeniser .*tiny\.spm has \d+ ids"):
+    with pytest.raises(InputError, match=r"\(up to 63999\), but the network's tokenizer .*tiny\.spm has \d+ ids"):
         data.test_dataloader()
 
 

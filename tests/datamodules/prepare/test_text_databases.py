@@ -11,7 +11,7 @@ from tiny_data import write_flickr8k
 from datamodules.errors import InputError
 from datamodules.formats.uniter.text_database import TextDatabase
 from datamodules.inputs import TextInput
-from datamodules.loading.tokens import Tokeniser
+from datamodules.loading.tokens import Tokenizer
 from datamodules.miniworld import write_world
 from datamodules.prepare.text_databases import region_name, write_text_databases
 from experiments.cli import data as commands
@@ -27,7 +27,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def word_piece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cased tokeniser of BERT's kind with hardly any words."""
+    """A cased tokenizer of BERT's kind with hardly any words."""
     from transformers import BertTokenizer
 
     folder = tmp_path_factory.mktemp("bert")
@@ -51,7 +51,7 @@ def test_the_command_writes_the_databases_that_a_world_has(
     world: Path, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert commands.data(["text-db", kind, str(world / kind), "--tokeniser", str(world / "tokeniser"), "--out", str(out)]) == 0
+    assert commands.data(["text-db", kind, str(world / kind), "--tokenizer", str(world / "tokenizer"), "--out", str(out)]) == 0
     there = {path.name for path in (world / kind / "txt_db").iterdir()}
     assert {path.name for path in out.iterdir()} == there
     printed = capsys.readouterr().out
@@ -63,9 +63,9 @@ def test_the_command_writes_the_databases_that_a_world_has(
         assert f"{name}: {len(ours.text_ids)} texts" in printed
 
 
-def test_words_are_tokenised_one_by_one_without_special_tokens(word_piece_folder: Path, tmp_path: Path) -> None:
+def test_words_are_tokenized_one_by_one_without_special_tokens(word_piece_folder: Path, tmp_path: Path) -> None:
     root = write_karpathy(tmp_path, " a dog  running.", "A run-runs [SEP]\u00a0dog!")
-    arguments = ["text-db", "flickr30k", str(root), "--tokeniser", str(word_piece_folder), "--names", "stem"]
+    arguments = ["text-db", "flickr30k", str(root), "--tokenizer", str(word_piece_folder), "--names", "stem"]
     assert commands.data(arguments) == 0
     texts = TextDatabase(root / "txt_db" / "itm_flickr30k_test.db")
     assert (texts.vocabulary.unk, texts.vocabulary.cls, texts.vocabulary.sep, texts.vocabulary.mask) == (1, 2, 3, 4)
@@ -79,7 +79,7 @@ def test_words_are_tokenised_one_by_one_without_special_tokens(word_piece_folder
 def test_the_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["data", "--help"])
     text = capsys.readouterr().out
-    assert "crosslight data text-db KIND ROOT --tokeniser NAME [--out DIR] [--names released|stem]" in text
+    assert "crosslight data text-db KIND ROOT --tokenizer NAME [--out DIR] [--names released|stem]" in text
     assert "itm_KIND_SPLIT.db" in text
 
 
@@ -91,28 +91,28 @@ def test_names_of_images() -> None:
         region_name(Path("1000268201_693b08cb0e.jpg"))
 
 
-def test_what_cannot_be_written_is_named(word_piece_folder: Path, tokeniser_folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_named(word_piece_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     root = write_karpathy(tmp_path / "flickr30k", "a dog", "\u200b\u200b")
     arguments = ["text-db", "flickr30k", str(root)]
-    with pytest.raises(InputError, match="needs --tokeniser"):
+    with pytest.raises(InputError, match="needs --tokenizer"):
         commands.data(arguments)
     with pytest.raises(InputError, match="are those of flickr30k"):
-        commands.data(["text-db", "flickr30k_entities", str(root), "--tokeniser", str(word_piece_folder)])
+        commands.data(["text-db", "flickr30k_entities", str(root), "--tokenizer", str(word_piece_folder)])
     with pytest.raises(InputError, match=r"text '11' .*has the word pieces \[\]"):
-        commands.data([*arguments, "--tokeniser", str(word_piece_folder)])
+        commands.data([*arguments, "--tokenizer", str(word_piece_folder)])
     assert not list((root / "txt_db").iterdir())  # not the half of it either
     write_karpathy(root, "a dog")
     with pytest.raises(InputError, match="has no mask token"):
-        commands.data([*arguments, "--tokeniser", str(tokeniser_folder)])
-    assert commands.data([*arguments, "--tokeniser", str(word_piece_folder)]) == 0
+        commands.data([*arguments, "--tokenizer", str(tokenizer_folder)])
+    assert commands.data([*arguments, "--tokenizer", str(word_piece_folder)]) == 0
     with pytest.raises(InputError, match=r"itm_flickr30k_test\.db exist\(s\) already; .*--out"):
-        commands.data([*arguments, "--tokeniser", str(word_piece_folder)])
+        commands.data([*arguments, "--tokenizer", str(word_piece_folder)])
     with pytest.raises(InputError, match=r"dataset_coco\.json does not exist"):
-        commands.data(["text-db", "coco", str(root), "--tokeniser", str(word_piece_folder)])
+        commands.data(["text-db", "coco", str(root), "--tokenizer", str(word_piece_folder)])
 
     flickr8k = write_flickr8k(tmp_path / "flickr8k", {"train": 1})
     annotations = flickr8k / "dataset_flickr8k.json"
     annotations.write_text(annotations.read_text().replace("1000.jpg", "1000_a.jpg"))
     with pytest.raises(InputError, match="names: stem"):
-        write_text_databases(annotations, "flickr8k", Tokeniser(TextInput(str(word_piece_folder))), tmp_path / "out")
+        write_text_databases(annotations, "flickr8k", Tokenizer(TextInput(str(word_piece_folder))), tmp_path / "out")
     assert not (tmp_path / "out").exists()

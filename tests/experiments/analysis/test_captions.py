@@ -16,7 +16,7 @@ import lightning_modules
 from datamodules.errors import InputError
 from datamodules.formats.caption_results import parse_caption_results
 from datamodules.loading.images import SplitImages
-from datamodules.miniworld import write_tokeniser
+from datamodules.miniworld import write_tokenizer
 from datamodules.records import ImageBatch, ImageRecord
 from experiments.analysis import captions as caption
 from experiments.analysis.word_maps import token_maps
@@ -45,15 +45,15 @@ ADAPTERS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def tokeniser(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokeniser")
-    write_tokeniser(folder)
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
     return folder
 
 
-def run_folder(folder: Path, tokeniser: Path, adapter: str = "i_tuning") -> Path:
+def run_folder(folder: Path, tokenizer: Path, adapter: str = "i_tuning") -> Path:
     """A run of a captioner that trained nothing: its configuration is the model."""
-    language = {"config": {**_GPT2, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}, "tokeniser": str(tokeniser)}
+    language = {"config": {**_GPT2, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}, "tokenizer": str(tokenizer)}
     network = {
         "vision": {"class_path": _TOWER, "init_args": {"config": _CLIP}},
         "language": {"class_path": "lightning_modules.networks.language_model.LanguageModel", "init_args": language},
@@ -62,7 +62,7 @@ def run_folder(folder: Path, tokeniser: Path, adapter: str = "i_tuning") -> Path
     arguments = {
         "network": {"class_path": "lightning_modules.networks.captioner.Captioner", "init_args": network},
         "adapter": ADAPTERS[adapter],
-        "tuning": "none" if adapter == "none" else "adapter",
+        "tuning": "frozen" if adapter == "none" else "adapter",
         "decoding": {"beams": 2, "max_new_tokens": 6, "min_new_tokens": 2},
     }
     model = {"class_path": "lightning_modules.captioning.CaptioningModule", "init_args": arguments}
@@ -73,8 +73,8 @@ def run_folder(folder: Path, tokeniser: Path, adapter: str = "i_tuning") -> Path
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tokeniser: Path) -> Path:
-    return run_folder(tmp_path_factory.mktemp("runs") / "i_tuning", tokeniser)
+def run(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
+    return run_folder(tmp_path_factory.mktemp("runs") / "i_tuning", tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +222,9 @@ def test_what_cannot_be_done_is_said_in_one_line(
     ],
 )
 def test_runs_without_maps(
-    photographs: list[Path], tmp_path: Path, tokeniser: Path, kind: str, message: str, capsys: pytest.CaptureFixture[str]
+    photographs: list[Path], tmp_path: Path, tokenizer: Path, kind: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = [str(run_folder(tmp_path / kind, tokeniser, kind)), str(photographs[0])]
+    asked = [str(run_folder(tmp_path / kind, tokenizer, kind)), str(photographs[0])]
     with pytest.raises(InputError, match=message):
         main([*asked, "--maps", str(tmp_path / "maps")])
     assert not (tmp_path / "maps").exists()

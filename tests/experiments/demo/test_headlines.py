@@ -1,4 +1,4 @@
-"""`crosslight demo`: it runs what its artefacts need and no more, and ends on their report."""
+"""`crosslight demo`: it runs what its exhibits need and no more, and ends on their report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.papers.plan import plan
 from experiments.runs.results import read_results
 
 
-def test_the_runs_are_those_of_the_shown_artefacts_each_once_after_what_it_needs(tmp_path: Path) -> None:
+def test_the_runs_are_those_of_the_shown_exhibits_each_once_after_what_it_needs(tmp_path: Path) -> None:
     tasks = demo.headline_tasks(tmp_path, [0])
     jobs = [job for job in plan(demo.SHOWN, "miniature", [0]) if not set(job.names) & set(demo.LEFT_OUT)]
     assert {task.key for task in tasks} == {job.key for job in jobs}, "a second sweep finds them"

@@ -1,4 +1,4 @@
-"""The papers as data: artefacts, runs and jobs agree with numbers.yaml, with each other, and with the command line."""
+"""The papers as data: exhibits, runs and jobs agree with numbers.yaml, with each other, and with the command line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from datamodules.errors import InputError
-from experiments.papers import catalogue as artefacts
+from experiments.papers import catalogue as exhibits
 from experiments.papers import schema, strict_yaml
-from experiments.papers.catalogue import read_artefact, read_runs
+from experiments.papers.catalogue import read_exhibit, read_runs
 from experiments.papers.plan import Job, plan, plan_runs
 from experiments.papers.schema import PAPERS, SCALES, Scale
 from experiments.runs.store import folder_of
@@ -45,17 +45,17 @@ def jobs(scale: Scale, seeds: tuple[int, ...] = (0,)) -> list[Job]:
 # -------------------------------------------------------------------------------------------------- against the papers
 
 
-def test_every_artefact_is_there_and_reads() -> None:
-    assert artefacts.artefact_names() == NAMES
+def test_every_exhibit_is_there_and_reads() -> None:
+    assert exhibits.exhibit_names() == NAMES
     for name in NAMES:
-        artefact = read_artefact(name)
+        exhibit = read_exhibit(name)
         beyond = name.partition("/")[2] in BEYOND[name.partition("/")[0]]
-        assert artefact.beyond is beyond, name
-        assert (artefact.published is None) is beyond, name
-        assert artefact.kind == ("figure" if "/figure" in name else "table"), name
-        assert (artefact.figure is not None) or artefact.kind == "table", name
-        assert artefact.note, name
-        for row in artefact.rows:
+        assert exhibit.beyond is beyond, name
+        assert (exhibit.published is None) is beyond, name
+        assert exhibit.kind == ("figure" if "/figure" in name else "table"), name
+        assert (exhibit.figure is not None) or exhibit.kind == "table", name
+        assert exhibit.note, name
+        for row in exhibit.rows:
             assert row.beyond is (row.published is None) or row.published is None, (name, row.label)
 
 
@@ -68,19 +68,19 @@ def test_the_numbers_are_the_papers() -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name.partition("/")[2] in PAPERS_OWN[name.partition("/")[0]]])
 def test_every_published_number_is_reached(name: str) -> None:
     """Rows select each published row once, and columns show each of its numbers, as the file has them by position or by name."""
-    artefact = read_artefact(name)
-    paper, place = str(artefact.published).split(".")
+    exhibit = read_exhibit(name)
+    paper, place = str(exhibit.published).split(".")
     entry = NUMBERS[paper][place]
     if not isinstance(entry, dict) or "rows" not in entry:
-        assert all(row.published is None for row in artefact.rows)
+        assert all(row.published is None for row in exhibit.rows)
         return
     expected = [dict(zip(entry["columns"], row["values"], strict=True)) if "values" in row else row for row in entry["rows"]]
-    columns = {column.name: column for column in artefact.columns}
+    columns = {column.name: column for column in exhibit.columns}
     found = []
-    for row in artefact.rows:
+    for row in exhibit.rows:
         if row.published is None:
             continue
-        published = artefacts.published_row(artefact, row)
+        published = exhibits.published_row(exhibit, row)
         assert published is not None
         assert not published["quoted"]
         place_of = [
@@ -89,12 +89,12 @@ def test_every_published_number_is_reached(name: str) -> None:
         assert len(place_of) == 1, (row.label, place_of)
         numbers = {key: value for key, value in expected[place_of[0]].items() if isinstance(value, (int, float))}
         numbers = {key: value for key, value in numbers.items() if not isinstance(value, bool) and key not in PARAMETERS}
-        if artefact.kind == "table":
+        if exhibit.kind == "table":
             assert numbers.keys() <= columns.keys(), row.label
         assert {key: published[key] for key in numbers} == numbers
         found += place_of
     assert sorted(found) == list(range(len(entry["rows"])))
-    quoted = [row for row in artefacts.published_table(artefact) if row["quoted"]]
+    quoted = [row for row in exhibits.published_table(exhibit) if row["quoted"]]
     assert len(quoted) == len(entry.get("quoted", []))
 
 
@@ -109,7 +109,7 @@ def test_every_claim_and_reading_is_put_to_a_test_or_says_why_not(paper: str) ->
     told: dict[str, list[schema.Claim]] = {}
     for name in NAMES:
         if name.startswith(f"{paper}/"):
-            for claim in read_artefact(name).claims:
+            for claim in read_exhibit(name).claims:
                 told.setdefault(claim.text, []).append(claim)
     assert listed <= told.keys(), sorted(listed - told.keys())
     assert told.keys() <= listed | texts, sorted(told.keys() - listed - texts)
@@ -149,7 +149,7 @@ def test_jobs_come_once_after_what_they_need(scale: Scale) -> None:
     assert len(names) == len(set(names))
 
 
-def test_every_run_is_in_an_artefact_or_on_the_way_to_one() -> None:
+def test_every_run_is_in_an_exhibit_or_on_the_way_to_one() -> None:
     planned = {name for scale in SCALES for job in jobs(scale) for name in job.names}
     assert planned == {f"{paper}/{run}" for paper in PAPERS for run in read_runs(paper)}
 
@@ -278,7 +278,7 @@ runs:
   again: {full: {command: fit, configs: [configs/start.yaml]}}
 """
 NUMBERS_OF_IT = "mwa: {table: {columns: [r1, r5], rows: [{model: m, values: [1.5, 2.5]}, {model: n, values: [3.5, null]}]}}\n"
-ARTEFACT = """
+EXHIBIT = """
 title: A table
 kind: table
 published: mwa.table
@@ -296,7 +296,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("common", "start", "x", "y"):
         (tmp_path / "configs" / f"{name}.yaml").write_text(f"name: {name}  # a comment\n")
     (tmp_path / "experiments/papers/mwa/runs.yaml").write_text(RUNS)
-    (tmp_path / "experiments/papers/mwa/exhibits/t.yaml").write_text(ARTEFACT)
+    (tmp_path / "experiments/papers/mwa/exhibits/t.yaml").write_text(EXHIBIT)
     (tmp_path / "experiments/papers/numbers.yaml").write_text(NUMBERS_OF_IT)
     monkeypatch.setattr(strict_yaml, "HERE", tmp_path / "experiments" / "papers")
     return tmp_path
@@ -330,7 +330,7 @@ def test_a_plan_of_a_small_project(project: Path) -> None:
     assert last.folder_name == f"mwa-last-s7-{last.key[:8]}"
 
 
-def test_artefacts_plan_their_rows(project: Path) -> None:
+def test_exhibits_plan_their_rows(project: Path) -> None:
     names = [name for job in plan(["mwa/t"], "full", [0]) for name in job.names]
     assert sorted(names) == ["mwa/child-x", "mwa/child-y", "mwa/start"]
     assert plan(["mwa/t"], "miniature", [0]) == []
@@ -419,7 +419,7 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {  # file, what stands there, w
     "configs that are no list": ("runs", "configs: [configs/x.yaml]", "configs: configs/x.yaml", "configs is a list of files"),
     "a matrix that is none": ("runs", "{row: [x, y]}", "{row: x}", "matrix row is neither"),
     "a circle": ("runs", "start: {full: {command: fit,", "start: {full: {start: last, command: fit,", "start from each other"),
-    "a mistyped key of an artefact": ("t", "title:", "titel:", "titel"),
+    "a mistyped key of an exhibit": ("t", "title:", "titel:", "titel"),
     "an unknown run": ("t", "child-x", "child-z", "mwa/runs.yaml has no such run (did you mean child-"),
     "no published row": ("t", "{model: m}", "{model: q}", "0 published rows of mwa.table"),
     "several published rows": ("t", "{model: m}", "{quoted: false}", "2 published rows of mwa.table"),
@@ -455,7 +455,7 @@ def test_a_mistake_is_one_readable_message(what: str, project: Path) -> None:
 
 
 def test_unknown_names_list_the_known_ones(project: Path) -> None:
-    with pytest.raises(InputError, match="no artefact 'mwa/table9'; there are mwa/t"):
+    with pytest.raises(InputError, match="no exhibit 'mwa/table9'; there are mwa/t"):
         plan(["mwa/table9"], "full", [0])
     with pytest.raises(InputError, match=r"no run mwa/child-z; mwa/runs\.yaml has start, child-x"):
         plan_runs(["mwa/child-z"], "full", [0])

@@ -106,8 +106,10 @@ def test_loras_row_is_what_peft_puts_in() -> None:
     (["-c", "configs/model/beit3_base_384.yaml", "-c", "experiments/papers/mwa/variants/mwa.yaml",
       "--model.init_args.adapter.init_args.knowledge_mid=0", "--model.init_args.train_heads=all"],
      4_746_240 + 1_179_649, 222_458_881 + 4_746_240, "not read"),
-    (["-c", "configs/model/dual_tiny.yaml", "-c", "experiments/papers/mwa/variants/head.yaml"], 2 * 96 * 96 + 1, None, None),
-    (["-c", "configs/model/dual_tiny.yaml", "-c", "experiments/papers/mwa/variants/lora.yaml", "--model.init_args.init_from=/no/run"],
+    (["-c", "configs/model/dual_tiny.yaml", "-c",
+      "experiments/papers/mwa/variants/head.yaml"], 2 * 96 * 96 + 1, None, None),
+    (["-c", "configs/model/dual_tiny.yaml", "-c",
+      "experiments/papers/mwa/variants/lora.yaml", "--model.init_args.init_from=/no/run"],
      24 * (3 * (16 * 96) + 2 * (18 * 96)), None, "If they are not: "),
 ])  # fmt: skip
 def test_counts_of_a_configuration(

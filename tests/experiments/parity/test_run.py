@@ -1,6 +1,6 @@
 """`crosslight parity` on committed recordings of the official code, and on recordings that were tampered with.
 
-`tests/fixtures/mwa` holds copies of recordings. Those of `on_a_base` leave out what equals a_base's (backbone weights, inputs,
+`tests/recordings/mwa` holds copies of recordings. Those of `on_a_base` leave out what equals a_base's (backbone weights, inputs,
 embeddings); `assembled` puts that back, byte for byte as recorded, which the sha256 in the .json confirms.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from parity_fixtures import Edit, edited, off, verdicts
+from edited_recordings import Edit, edited, off, verdicts
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,10 +32,10 @@ from experiments.parity.compare import (
     compare_lines,
     compare_names,
 )
-from experiments.parity.recordings import read_fixture
+from experiments.parity.recordings import read_recording
 from experiments.parity.run import check
 
-FIXTURES = Path(__file__).parents[2] / "fixtures" / "mwa"
+RECORDINGS = Path(__file__).parents[2] / "recordings" / "mwa"
 NETWORKS = ("b_mwa_code", "c_ke_only", "e_paper_count", "f_paper_text")
 OTHERS = ("a_base", "itc_gather", "retrieval_eval", "pos_embed_interp", "recipe", "eval_transform", "index_jsonl", "tokenizer")
 
@@ -44,7 +44,7 @@ OTHERS = ("a_base", "itc_gather", "retrieval_eval", "pos_embed_interp", "recipe"
 def gathered(assembled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two real processes found for itc_gather. They import torch anew, so they run once for all tests."""
     folder = tmp_path_factory.mktemp("gather")
-    inputs = read_fixture(assembled / "itc_gather.json").group("inputs")
+    inputs = read_recording(assembled / "itc_gather.json").group("inputs")
     save_file(inputs, folder / "inputs.safetensors")
     assert contrastive._run(folder, 2) == ""
     return folder
@@ -66,14 +66,14 @@ def gathered_before(gathered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def assembled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the recordings whole."""
     folder = tmp_path_factory.mktemp("mwa")
-    base = {name: t for name, t in load_file(FIXTURES / "a_base.safetensors").items() if not name.startswith("grads/")}
+    base = {name: t for name, t in load_file(RECORDINGS / "a_base.safetensors").items() if not name.startswith("grads/")}
     for name in NETWORKS:
-        shutil.copy(FIXTURES / "on_a_base" / f"{name}.json", folder)
-        save_file(base | load_file(FIXTURES / "on_a_base" / f"{name}.safetensors"), folder / f"{name}.safetensors")
+        shutil.copy(RECORDINGS / "on_a_base" / f"{name}.json", folder)
+        save_file(base | load_file(RECORDINGS / "on_a_base" / f"{name}.safetensors"), folder / f"{name}.safetensors")
         stored = hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()
         assert stored == json.loads((folder / f"{name}.json").read_text())["sha256"]
     for name in OTHERS:
-        for file in FIXTURES.glob(f"{name}.*"):
+        for file in RECORDINGS.glob(f"{name}.*"):
             shutil.copy(file, folder)
     return folder
 
@@ -97,7 +97,7 @@ def test_every_recording_passes_and_what_cannot_be_checked_is_said(
     assert code == 0, out
     assert err == ""
     assert "OFF" not in out
-    # Without the sentencepiece file: the tokeniser and both written indexes; and the released code's unfrozen AE.
+    # Without the sentencepiece file: the tokenizer and both written indexes; and the released code's unfrozen AE.
     assert re.search(r"\n12 files: \d+ groups ok, 0 off, 4 not checked\n$", out)
     assert out.count("give --spm FILE") == 3
     assert max(map(len, out.splitlines())) <= 100
@@ -141,7 +141,7 @@ def test_unknown_kinds_are_not_checked(tmp_path: Path, capsys: pytest.CaptureFix
         ("none.json", None, "none.json does not exist"),
         ("cut.json", '{"kind": "beit3', "cut.json is no valid JSON"),
         ("list.json", "[1]", "list.json has no 'kind'"),
-        ("a.safetensors", "", "a.safetensors is no fixture's .json"),
+        ("a.safetensors", "", "a.safetensors is no recording's .json"),
         ("lone.json", '{"kind": "beit3-retrieval", "sha256": ""}', "lone.safetensors is missing"),
         ("recall.json", '{"kind": "retrieval-recall", "metrics": {}}', "has no tensor 'inputs/pair_image_feats'"),
         ("recipe.json", '{"kind": "beit3-recipe"}', "has no 'cases'"),
@@ -281,7 +281,7 @@ LAYER = "weights/beit3.encoder.layers.1."
 def test_a_change_of_the_network_recording_shows_in_its_group(
     edit: Edit, expected: set[str], assembled: Path, tmp_path: Path
 ) -> None:
-    rows = check(read_fixture(edited(assembled / "e_paper_count.json", tmp_path, edit)))
+    rows = check(read_recording(edited(assembled / "e_paper_count.json", tmp_path, edit)))
     found = off(rows)
     assert found >= expected
     if len(expected) == 1:  # a perturbed number, not another network
@@ -290,7 +290,7 @@ def test_a_change_of_the_network_recording_shows_in_its_group(
 
 def test_a_changed_weight_shows_in_what_follows_from_it(assembled: Path, tmp_path: Path) -> None:
     rows = check(
-        read_fixture(edited(assembled / "e_paper_count.json", tmp_path, _add(LAYER + "adaptmlp_vision.down_proj.weight", 0.05)))
+        read_recording(edited(assembled / "e_paper_count.json", tmp_path, _add(LAYER + "adaptmlp_vision.down_proj.weight", 0.05)))
     )
     assert "hidden states" in off(rows)
     assert not off(rows) & {"weights taken", "weights written back", "embeddings", "fused output"}  # fused: recorded without KE
@@ -300,7 +300,7 @@ def test_a_weight_that_has_no_place_is_off(assembled: Path, tmp_path: Path) -> N
     def edit(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         tensors["weights/beit3.pooler.weight"] = torch.ones(2)
 
-    rows = check(read_fixture(edited(assembled / "a_base.json", tmp_path, edit)))
+    rows = check(read_recording(edited(assembled / "a_base.json", tmp_path, edit)))
     assert off(rows) == {"weights taken", "weights written back"}
 
 
@@ -319,7 +319,7 @@ def test_one_sided_adapters_adapt_the_side_that_the_released_code_adapts(mode: s
             elif name.startswith((f"outputs/{side}_", f"outputs/{head}_cls")):
                 tensors[name] = base[name]
 
-    found = verdicts(check(read_fixture(edited(assembled / "c_ke_only.json", tmp_path, edit))))
+    found = verdicts(check(read_recording(edited(assembled / "c_ke_only.json", tmp_path, edit))))
     lacking = {"logits", "loss", "gradients"}
     assert {group for group, verdict in found.items() if verdict == "not checked"} == lacking
     assert {verdict for group, verdict in found.items() if group not in lacking} == {"ok"}
@@ -338,7 +338,7 @@ def test_one_sided_adapters_adapt_the_side_that_the_released_code_adapts(mode: s
     ],
 )
 def test_what_our_build_cannot_express_is_not_checked(changes: dict[str, Any], why: str, assembled: Path, tmp_path: Path) -> None:
-    rows = check(read_fixture(edited(assembled / "b_mwa_code.json", tmp_path, _config(**changes))))
+    rows = check(read_recording(edited(assembled / "b_mwa_code.json", tmp_path, _config(**changes))))
     assert [row.verdict for row in rows] == ["not checked"]
     assert why in rows[0].note
 
@@ -348,7 +348,7 @@ def test_an_output_that_nothing_is_compared_with_is_said(assembled: Path, tmp_pa
         tensors["outputs/text_hidden_4"] = tensors["outputs/text_hidden_3"].clone()
         del tensors["outputs/vision_hidden_1"]
 
-    rows = check(read_fixture(edited(assembled / "a_base.json", tmp_path, edit)))
+    rows = check(read_recording(edited(assembled / "a_base.json", tmp_path, edit)))
     assert [(row.group, row.note) for row in rows if row.verdict == "not checked"] == [
         ("hidden states", "the file does not record vision_hidden_1"),
         ("other outputs", "ours gives none of text_hidden_4"),
@@ -356,19 +356,19 @@ def test_an_output_that_nothing_is_compared_with_is_said(assembled: Path, tmp_pa
 
 
 def test_a_one_sided_loss_is_not_checked_but_the_rest_is(assembled: Path, tmp_path: Path) -> None:
-    found = verdicts(check(read_fixture(edited(assembled / "a_base.json", tmp_path, _config(loss="text")))))
+    found = verdicts(check(read_recording(edited(assembled / "a_base.json", tmp_path, _config(loss="text")))))
     assert [group for group, verdict in found.items() if verdict == "not checked"] == ["loss", "gradients"]
     assert found["unit vectors"] == found["fused output"] == "ok"
 
 
 def test_gather_sees_a_wrong_gradient_of_a_rank(assembled: Path, gathered_before: None, tmp_path: Path) -> None:
-    rows = check(read_fixture(edited(assembled / "itc_gather.json", tmp_path, _add("grads/text_1", 1e-3))))
+    rows = check(read_recording(edited(assembled / "itc_gather.json", tmp_path, _add("grads/text_1", 1e-3))))
     assert off(rows) == {"gradients, one process", "gradients, 2 gloo processes"}
 
 
 def test_processes_that_fail_are_off(assembled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrastive.sys, "executable", "false")
-    rows = check(read_fixture(assembled / "itc_gather.json"))
+    rows = check(read_recording(assembled / "itc_gather.json"))
     assert off(rows) == {"2 gloo processes"}
     assert rows[-1].note == "the processes failed: exit status 1"
 
@@ -381,10 +381,10 @@ def test_recalls_of_any_k_are_compared(assembled: Path, tmp_path: Path) -> None:
         top = ids.unique()[scores[:, first].topk(3).indices]
         about["metrics"] = {"ir_r3": 100 * float((top == ids[:, None]).any(1).double().mean()), "mrr": 1.0}
 
-    rows = check(read_fixture(edited(assembled / "retrieval_eval.json", tmp_path, edit)))
+    rows = check(read_recording(edited(assembled / "retrieval_eval.json", tmp_path, edit)))
     assert verdicts(rows) == {"recalls": "ok", "other metrics": "not checked"}
     rows = check(
-        read_fixture(edited(tmp_path / "retrieval_eval.json", tmp_path, lambda about, _: about["metrics"].update(ir_r3=1.0)))
+        read_recording(edited(tmp_path / "retrieval_eval.json", tmp_path, lambda about, _: about["metrics"].update(ir_r3=1.0)))
     )
     assert off(rows) == {"recalls"}
 
@@ -406,14 +406,14 @@ def test_recalls_of_any_k_are_compared(assembled: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_change_of_the_recipe_shows(edit: Edit, expected: set[str], assembled: Path, tmp_path: Path) -> None:
-    assert off(check(read_fixture(edited(assembled / "recipe.json", tmp_path, edit)))) == expected
+    assert off(check(read_recording(edited(assembled / "recipe.json", tmp_path, edit)))) == expected
 
 
 def test_positions_and_index_reader_see_a_change(assembled: Path, tmp_path: Path) -> None:
     def move(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         about["cases"][1]["output"][5][0] += 1e-4
 
-    assert off(check(read_fixture(edited(assembled / "pos_embed_interp.json", tmp_path, move)))) == {"6x6 to 4x4"}
+    assert off(check(read_recording(edited(assembled / "pos_embed_interp.json", tmp_path, move)))) == {"6x6 to 4x4"}
 
 
 def test_another_schedule_is_read_from_the_file(assembled: Path, tmp_path: Path) -> None:
@@ -425,10 +425,10 @@ def test_another_schedule_is_read_from_the_file(assembled: Path, tmp_path: Path)
         about["schedule"] = [*np.linspace(0, base, warmup * steps), *cosine]
         about["doc"] = f"layer_decay 0.65, base={base}, final={final}, epochs=11, niter_per_ep=10, warmup_epochs=3"
 
-    rows = {row.group: row for row in check(read_fixture(edited(assembled / "recipe.json", tmp_path, edit)))}
+    rows = {row.group: row for row in check(read_recording(edited(assembled / "recipe.json", tmp_path, edit)))}
     assert (rows["schedule"].verdict, rows["schedule"].count) == ("ok", 110)
     path = edited(assembled / "recipe.json", tmp_path, lambda about, _: about.update(doc=""))
-    unsaid = {row.group: row for row in check(read_fixture(path))}
+    unsaid = {row.group: row for row in check(read_recording(path))}
     assert unsaid["schedule"].verdict == unsaid["full: groups"].verdict == "not checked"
     assert unsaid["full: trains"].verdict == "ok"
 
@@ -453,11 +453,11 @@ def test_token_ids_of_the_sentencepiece_file_that_the_recording_names(assembled:
 
     path = edited(assembled / "tokenizer.json", tmp_path, edit)
     groups = {"token ids", "12 tokens, from text", "12 tokens, from ids", "special tokens"}
-    assert verdicts(check(read_fixture(path), spm)) == dict.fromkeys(groups, "ok")
+    assert verdicts(check(read_recording(path), spm)) == dict.fromkeys(groups, "ok")
 
     def wrong(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         about["rows"][0]["ids"][0] += 1
         about["rows"][1]["padding_mask_12"][0] = 1
         about["special"]["eos"] = 1
 
-    assert off(check(read_fixture(edited(path, tmp_path, wrong)), spm)) == groups
+    assert off(check(read_recording(edited(path, tmp_path, wrong)), spm)) == groups

@@ -130,7 +130,7 @@ def test_captions_have_intervals_in_points(home: Path) -> None:
     assert dict(view.quoted)["xgpt"]["coco_cider"] == 120.1
 
 
-def test_a_real_artefact_without_any_run_is_all_missing() -> None:
+def test_a_real_exhibit_without_any_run_is_all_missing() -> None:
     (view,) = collect(["mwa/table3"], "miniature", RunFolders([]))
     assert {row.status for row in view.rows} == {"missing"}
     assert view.command == "crosslight sweep run mwa/table3 --scale miniature"

@@ -19,7 +19,7 @@ from datamodules.errors import InputError
 from experiments.analysis import run_maps as looking
 from experiments.analysis.stored_maps import AttentionMaps, WordMaps, store_map, stored
 from experiments.cli.report import chosen, main
-from experiments.papers.catalogue import artefact_names, read_artefact
+from experiments.papers.catalogue import exhibit_names, read_exhibit
 from experiments.papers.schema import Column
 from experiments.report import exports
 from experiments.report.collect import collect
@@ -63,7 +63,7 @@ class Page(HTMLParser):
 
 def test_pages_ask_for_nothing(site: Path) -> None:
     files = sorted(site.glob("*.html"))
-    assert len(files) == 10, "eight artefacts, the index and the runs"
+    assert len(files) == 10, "eight exhibits, the index and the runs"
     for file in files:
         text = file.read_text()
         assert not re.search(r"https?:", text), file.name
@@ -112,7 +112,7 @@ def test_a_claim_never_goes_beyond_its_scale(site: Path) -> None:
     assert "embedded world, 2 seeds" in index
 
 
-def test_figures_take_the_pages_colours_and_say_what_they_show(site: Path) -> None:
+def test_figures_take_the_pages_colors_and_say_what_they_show(site: Path) -> None:
     for name in ("mwa-figure2", "iais-figure3", "iais-figure5", "iais-figure6", "i-tuning-figure1"):
         text = (site / f"{name}.html").read_text()
         (svg, *_) = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
@@ -170,14 +170,14 @@ def test_a_run_that_cannot_be_looked_at_is_told_and_not_the_end(
 
 def test_another_unit_has_a_panel_and_categories_their_names(home: Path) -> None:
     (view,) = collect(["mwa/figure2"], "miniature", RunFolders([home / "runs"]))
-    figure = view.artefact.figure
+    figure = view.exhibit.figure
     assert figure is not None
     minutes = Column("minutes", "Minutes", cost="seconds_per_epoch")
     (table,) = collect(["mwa/table1"], "miniature", RunFolders([home / "runs"]))
     cells = {row.row.runs["run"]: row.cells for row in table.rows}
     rows = tuple(replace(row, cells={**row.cells, "minutes": cells[row.row.runs["run"]]["minutes"]}) for row in view.rows)
-    artefact = replace(view.artefact, columns=[*view.artefact.columns, minutes], figure=replace(figure, categories=True))
-    (picture,) = draw(replace(view, artefact=artefact, rows=rows))
+    exhibit = replace(view.exhibit, columns=[*view.exhibit.columns, minutes], figure=replace(figure, categories=True))
+    (picture,) = draw(replace(view, exhibit=exhibit, rows=rows))
     assert len(re.findall(r'id="mwa-figure2-0-axes_\d"', picture.svg)) == 2, "both recalls share one"
     shown = re.findall(r">([^<>]+)</text>", picture.svg)
     assert {"0", "1", "64", "Minutes", "recall@1, %"} <= set(shown)
@@ -223,12 +223,12 @@ def test_exports_are_escaped_and_whole(home: Path, site: Path) -> None:
 
 def test_the_summary_has_everything_and_no_path_of_this_machine(home: Path, site: Path) -> None:
     text, content = (site / "summary.md").read_text(), json.loads((site / "summary.json").read_text())
-    assert [each["name"] for each in content["artefacts"]] == artefact_names()
-    for each in artefact_names():
+    assert [each["name"] for each in content["exhibits"]] == exhibit_names()
+    for each in exhibit_names():
         slug = each.replace("/", "-").replace("_", "-")
         assert text.count(f"](#{slug})") == text.count(f'<a id="{slug}">') == 1
-        claims = read_artefact(each).claims
-        (found,) = (one for one in content["artefacts"] if one["name"] == each)
+        claims = read_exhibit(each).claims
+        (found,) = (one for one in content["exhibits"] if one["name"] == each)
         assert [one["text"] for one in found["claims"]] == [claim.text for claim in claims]
     for kept in (text, json.dumps(content)):
         assert str(home) not in kept
@@ -238,7 +238,7 @@ def test_the_summary_has_everything_and_no_path_of_this_machine(home: Path, site
     (view,) = collect(["mwa/table1"], "miniature", RunFolders([home / "runs"]))
     cell = view.cell("full fine-tuning", "coco_ir1")
     assert cell.mean is not None
-    (table1,) = (each for each in content["artefacts"] if each["name"] == "mwa/table1")
+    (table1,) = (each for each in content["exhibits"] if each["name"] == "mwa/table1")
     stored = table1["rows"][0]["cells"]["coco_ir1"]
     assert stored["mean"] == pytest.approx(cell.mean, rel=1e-5)
     assert stored["seeds"].keys() == {"0", "1"}

@@ -12,7 +12,7 @@ import pytest
 from fake_runs import write_run
 
 from datamodules.errors import InputError
-from experiments.papers.schema import Artefact, Claim, Column, Figure, Row
+from experiments.papers.schema import Claim, Column, Exhibit, Figure, Row
 from experiments.report.bootstrap import PerImage
 from experiments.report.collect import Cell, Measured, RowView, View
 from experiments.report.verdicts import judge
@@ -53,8 +53,8 @@ def view(
             for name, each in filled.items()
         }
         made.append(RowView(Row(label, {}), {}, filled))
-    artefact = Artefact("made up", "table", rows=[each.row for each in made], columns=list(columns.values()))
-    return View("mwa/made", artefact, scale, tuple(made))
+    exhibit = Exhibit("made up", "table", rows=[each.row for each in made], columns=list(columns.values()))
+    return View("mwa/made", exhibit, scale, tuple(made))
 
 
 def claim(
@@ -230,7 +230,7 @@ def test_correlation_over_checkpoints_is_of_each_run(tmp_path: Path) -> None:
         figure = Figure("scatter", logged=["val/isda", "val/rsum"])
         row = RowView(Row("base", {}), {"run": tuple(runs)}, {})
         return judge(
-            View("iais/f", Artefact("f", "figure", figure=figure), "miniature", (row,)), Claim("r", "correlation", margin=-0.6)
+            View("iais/f", Exhibit("f", "figure", figure=figure), "miniature", (row,)), Claim("r", "correlation", margin=-0.6)
         )
 
     assert of(-1, -1, -1).outcome == "supported"
@@ -248,4 +248,4 @@ def test_no_test() -> None:
     verdict = judge(view({}), Claim("as the paper says", "none", reason="needs OSCAR"))
     assert (verdict.outcome, verdict.summary, verdict.sentence) == ("not tested", "needs OSCAR", "not tested")
     with pytest.raises(InputError, match="two `logged` columns"):
-        judge(View("iais/f", Artefact("f", "figure", figure=Figure("scatter")), "full", ()), Claim("r", "correlation"))
+        judge(View("iais/f", Exhibit("f", "figure", figure=Figure("scatter")), "full", ()), Claim("r", "correlation"))

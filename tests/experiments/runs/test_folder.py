@@ -21,7 +21,7 @@ from experiments.runs.results import SCHEMA, config_hash, differing_keys, read_r
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
     "name": "mwa",
-    "model": {"class_path": "a.Model", "init_args": {"optimisation": {"lr": 1e-3}, "adapter": None}},
+    "model": {"class_path": "a.Model", "init_args": {"optimization": {"lr": 1e-3}, "adapter": None}},
     "data": {"class_path": "a.Data", "init_args": {"batch_size": 64}},
     "trainer": {"max_epochs": 2, "devices": 1, "logger": None, "precision": "bf16-mixed"},
     "wandb": {"enabled": True},
@@ -181,8 +181,8 @@ def test_another_configuration_is_refused_by_the_keys_that_differ(tmp_path: Path
     failed = open_run(tmp_path / "run")
     (failed.path / "metrics.csv").write_text("step\n1\n")  # work that a new configuration would overwrite
     failed.finish("failed")
-    message = refused(tmp_path / "run", changed(model__init_args__optimisation__lr=1e-4, data__init_args__batch_size=8))
-    assert "it differs in: data.init_args.batch_size, model.init_args.optimisation.lr)" in message
+    message = refused(tmp_path / "run", changed(model__init_args__optimization__lr=1e-4, data__init_args__batch_size=8))
+    assert "it differs in: data.init_args.batch_size, model.init_args.optimization.lr)" in message
     assert "give another --run_dir" in message
     assert "the command (run there, fit here)" in refused(tmp_path / "run", command="fit")
 
@@ -303,7 +303,7 @@ def test_the_hash_ignores_where_and_how_it_runs(same: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"model__init_args__optimisation__lr": 1e-4}, {"seed_everything": 1}, {"data__init_args__batch_size": 32},
+        {"model__init_args__optimization__lr": 1e-4}, {"seed_everything": 1}, {"data__init_args__batch_size": 32},
         {"trainer__max_epochs": 3}, {"trainer__precision": "32-true"}, {"command": "fit"}, {"evaluate": {"x": 1}},
         {"model__init_args__adapter": {"class_path": "a.Adapter"}},
     ],

@@ -18,7 +18,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from datamodules.errors import InputError
 from experiments.cli.sweep import main
-from experiments.papers import catalogue as artefacts
+from experiments.papers import catalogue as exhibits
 from experiments.papers import strict_yaml
 from experiments.papers.schema import Cost
 from experiments.runs.metrics_csv import history
@@ -29,11 +29,11 @@ from experiments.sweep.runner import Runner
 from experiments.sweep.search import Bayes, draws, grid, hopeless, point_id
 from experiments.sweep.status import summed_cost
 from experiments.sweep.sweep_file import Hyperband, Sweep, command_of, leaves, read_sweep
-from experiments.sweep.targets import artefact_tasks
+from experiments.sweep.targets import exhibit_tasks
 from experiments.sweep.tasks import PROGRAM
 
-WANDB_SCHEMA = json.loads((Path(__file__).parents[2] / "fixtures" / "wandb_sweep_schema.json").read_text())  # sweeps 0.3.0
-LR = "model.init_args.optimisation.lr"
+WANDB_SCHEMA = json.loads((Path(__file__).parents[2] / "recordings" / "wandb_sweep_schema.json").read_text())  # sweeps 0.3.0
+LR = "model.init_args.optimization.lr"
 
 
 def sweep_of(folder: Path, **content: Any) -> Sweep:
@@ -152,7 +152,7 @@ def test_files_are_read_as_wandbs_schema_reads_them(tmp_path: Path) -> None:
         read_sweep(tmp_path / "none.yaml")
 
 
-PAPERS_SWEEPS = sorted(file for paper in artefacts.PAPERS for file in (strict_yaml.HERE / paper / "sweeps").glob("*.yaml"))
+PAPERS_SWEEPS = sorted(file for paper in exhibits.PAPERS for file in (strict_yaml.HERE / paper / "sweeps").glob("*.yaml"))
 
 
 def test_sweep_files_of_the_papers_are_wandbs_and_expand() -> None:
@@ -301,7 +301,7 @@ def test_history_is_read_while_it_is_written(tmp_path: Path) -> None:
 
 @pytest.fixture
 def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A paper of two artefacts whose runs start from one."""
+    """A paper of two exhibits whose runs start from one."""
     here = tmp_path / "package" / "experiments" / "papers"
     (here / "mwa" / "exhibits").mkdir(parents=True)
     (here / "c.yaml").write_text("a: 1")
@@ -329,8 +329,8 @@ def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for target, names in {"mwa/table1": ["start", "one"], "all": ["start", "one", "two"], "mwa/two": ["start", "two"]}.items():
-        assert [task.name for task in artefact_tasks(target, "miniature", [3], tmp_path)] == [f"mwa/{name} s3" for name in names]
-    tasks = artefact_tasks("mwa", "miniature", [0], tmp_path)
+        assert [task.name for task in exhibit_tasks(target, "miniature", [3], tmp_path)] == [f"mwa/{name} s3" for name in names]
+    tasks = exhibit_tasks("mwa", "miniature", [0], tmp_path)
     groups = [task.environment.get("WANDB_RUN_GROUP") for task in tasks]
     assert groups[1:] == ["mwa/table1", "mwa/table2"]
     tasks[0].folder.mkdir()
@@ -351,7 +351,7 @@ def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.Capture
     rows = capsys.readouterr().out
     assert re.search(r"a-broken +failed .*is not JSON", rows)
     assert "1 failed, 1 finished" in rows
-    full = artefact_tasks("mwa", "full", [0, 1], tmp_path)
+    full = exhibit_tasks("mwa", "full", [0, 1], tmp_path)
     assert summed_cost(full) == (
         "still to run: 4: 1.0 A100-hours, up to 30 GB of memory a device, 20 GB of data and weights, 2 runs without an estimate"
     )
@@ -360,7 +360,7 @@ def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.Capture
              for data, model, size in read]  # fmt: skip
     assert "31 GB of data and weights" in summed_cost(tasks)  # COCO once
     for arguments, message in {
-        ("run", "mwa/table9"): "no artefact, run, paper or sweep file 'mwa/table9'",
+        ("run", "mwa/table9"): "no exhibit, run, paper or sweep file 'mwa/table9'",
         ("run", "none.yaml"): "none.yaml does not exist",
         ("run", "mwa", "--count", "3"): "--count is of sweep files",
         ("run", "mwa/two", "--scale", "full"): "no run at scale full",
@@ -377,7 +377,7 @@ def test_a_sweep_files_dry_run_lists_its_points(tmp_path: Path, capsys: pytest.C
     assert re.findall(r"lr=\S+ seed_everything=\d", printed) == [f"lr={lr} seed_everything={seed}" for lr, seed in
                                                                    ((0.1, 0), (0.1, 1), (0.2, 0))]  # fmt: skip
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="--seeds is of artefacts"):
+    with pytest.raises(InputError, match="--seeds is of exhibits"):
         main(["run", str(sweep.file), "--seeds", "0"])
 
 

@@ -86,19 +86,22 @@ COMPOSITIONS: list[list[str]] = [
     *([BEIT3, WORLD, CPU, f"experiments/papers/mwa/variants/{row}.yaml"] for row in [*ROWS, *MORE_ROWS]),
     *(recipe(name) for name in RECIPES),
     *(  # as `make flickr8k` composes them
-        [CPU, "configs/model/dual_dinov2s_minilm.yaml", "configs/data/flickr8k.yaml", f"experiments/papers/mwa/variants/{row}.yaml",
+        [CPU, "configs/model/dual_dinov2s_minilm.yaml", "configs/data/flickr8k.yaml",
+         f"experiments/papers/mwa/variants/{row}.yaml",
          "experiments/papers/mwa/flickr8k/common.yaml", f"experiments/papers/mwa/flickr8k/{row}.yaml"]
         for row in ROWS
     ),
     [CPU, "configs/model/dual_dinov2s_minilm.yaml", "configs/data/flickr8k.yaml", "experiments/papers/mwa/variants/head.yaml",
      "experiments/papers/mwa/flickr8k/common.yaml", "experiments/papers/mwa/flickr8k/head_long.yaml"],
     *([UNITER, ENTITIES, CPU, f"experiments/papers/iais/variants/{row}.yaml"] for row in IAIS_ROWS),
-    *([BEIT3, WORLD, CPU, "experiments/papers/mwa/variants/mwa.yaml", f"experiments/papers/iais/variants/beit3_{kind}.yaml"] for kind in KINDS),
+    *([BEIT3, WORLD, CPU, "experiments/papers/mwa/variants/mwa.yaml",
+       f"experiments/papers/iais/variants/beit3_{kind}.yaml"] for kind in KINDS),
     [*PHOTOGRAPHS, "experiments/papers/iais/flickr8k/grid.yaml"],
     [*PHOTOGRAPHS, "experiments/papers/iais/flickr8k/start.yaml"],  # as `make iais-flickr8k` composes them
     *([*PHOTOGRAPHS, f"experiments/papers/iais/variants/{row}.yaml"] for row in ("baseline", *KINDS)),
     *([f"configs/model/uniter_{size}.yaml", f"configs/data/{data}_regions.yaml", "configs/trainer/gpu.yaml",
-       "experiments/papers/iais/variants/singular.yaml", f"experiments/papers/iais/recipes/{name}.yaml"] for name, size, data in IAIS_RECIPES),
+       "experiments/papers/iais/variants/singular.yaml", f"experiments/papers/iais/recipes/{name}.yaml"]
+      for name, size, data in IAIS_RECIPES),
     *([CAPTIONER, CAPTIONS, CPU, f"{TUNED}/variants/{row}.yaml"] for row in CAPTION_ROWS),
     *(caption_recipe(name) for name in CAPTION_RECIPES),
     [*caption_recipe("coco"), f"{TUNED}/recipes/nocaps.yaml"],
@@ -150,7 +153,7 @@ def test_every_yaml_is_packaged_and_composed_here() -> None:
     }
     no_configurations = {name for name in on_disk if re.search(r"/(exhibits|sweeps)/|/(runs|numbers)\.yaml$", name)}
     assert len(no_configurations) > 30
-    # what only runs of the papers, or sweeps, compose is parsed by test_artefacts.py
+    # what only runs of the papers, or sweeps, compose is parsed by test_exhibits.py
     books = [scales.values() for paper in PAPERS for scales in read_runs(paper).values()]
     of_runs = {name for recipes in books for recipe in recipes for name in recipe.configs}
     composed_here = {name for files in COMPOSITIONS for name in files}
@@ -225,18 +228,18 @@ def test_recipes_are_the_published_ones(
 ) -> None:
     config = composed(recipe(name))
     model = config["model"]["init_args"]
-    optimisation, network = model["optimisation"], model["network"]["init_args"]
+    optimization, network = model["optimization"], model["network"]["init_args"]
     assert (config["data"]["init_args"]["batch_size"], config["trainer"]["max_epochs"]) == (batch, epochs)
     assert network["image_size"] == 384
-    assert (optimisation["lr"], optimisation["weight_decay"], optimisation["min_lr"]) == (lr, 0.05, 1e-6)
-    assert (optimisation["betas"], optimisation["eps"]) == ([0.9, 0.999], 1e-8)
-    assert optimisation["layer_decay"] == (decay or 1.0)
-    assert optimisation["warmup_fraction"] == (0.1 if warm is None else warm / epochs)
+    assert (optimization["lr"], optimization["weight_decay"], optimization["min_lr"]) == (lr, 0.05, 1e-6)
+    assert (optimization["betas"], optimization["eps"]) == ([0.9, 0.999], 1e-8)
+    assert optimization["layer_decay"] == (decay or 1.0)
+    assert optimization["warmup_fraction"] == (0.1 if warm is None else warm / epochs)
     assert network["drop_path"] == (drop_path or 0.0)
     assert network["width"] == (1024 if "large" in name or name == "repository_readme" else 768)
     assert config["checkpoint"]["monitor"] == "val/rsum"  # the released code picks on test
     released = name.startswith("repository")
-    assert optimisation["layer_decay_on_adapters"] is released
+    assert optimization["layer_decay_on_adapters"] is released
     assert model["eval_frozen"] is not released
     if released:
         assert model["adapter"]["init_args"]["reading"] == "released"
@@ -251,7 +254,7 @@ def test_a_row_on_a_row_switches_the_adapter_off_again() -> None:
 
 def test_the_last_file_wins_and_the_command_line_wins_over_all(elsewhere: Path) -> None:
     first, second = elsewhere / "first.yaml", elsewhere / "second.yaml"
-    first.write_text("name: first\ndata: {init_args: {batch_size: 11, seed: 1}}\nmodel: {init_args: {optimisation: {lr: 0.1}}}\n")
+    first.write_text("name: first\ndata: {init_args: {batch_size: 11, seed: 1}}\nmodel: {init_args: {optimization: {lr: 0.1}}}\n")
     second.write_text("name: second\ndata: {init_args: {batch_size: 22}}\n")
     base = [TINY, WORLD, CPU]
     config = parse([*base, str(first), str(second)])
@@ -259,7 +262,7 @@ def test_the_last_file_wins_and_the_command_line_wins_over_all(elsewhere: Path) 
     assert at(config, "data.init_args.batch_size") == 22
     assert at(config, "data.init_args.seed") == 1  # untouched by the second file
     assert at(config, "data.init_args.augment") == "none"  # nor is world.yaml's by either
-    assert at(config, "model.init_args.optimisation.lr") == 0.1
+    assert at(config, "model.init_args.optimization.lr") == 0.1
     assert parse([*base, str(second), str(first)])["name"] == "first"
     files = [part for file in [*base, str(first), str(second)] for part in ("-c", file)]
     options = ["--data.init_args.batch_size=33", "--name=third"]
@@ -351,6 +354,6 @@ def test_i_tunings_recipes_are_the_papers(name: str, epochs: int) -> None:
     assert data["captioning"]["captions_per_image"] == (5 if name == "vlp_visual_genome" else None)
     assert data.get("split") == ("entities" if name == "flickr30k" else None)
     assert (model["decoding"]["beams"], model["decoding"]["length_penalty"]) == (5, 1.0)
-    optimisation = model["optimisation"]
-    assert (optimisation["lr"], optimisation["min_lr"], optimisation["warmup_fraction"]) == (5e-4, 0.0, 0.1)
-    assert (optimisation["weight_decay"], optimisation["betas"], trainer["gradient_clip_val"]) == (0.01, [0.9, 0.999], 1.0)
+    optimization = model["optimization"]
+    assert (optimization["lr"], optimization["min_lr"], optimization["warmup_fraction"]) == (5e-4, 0.0, 0.1)
+    assert (optimization["weight_decay"], optimization["betas"], trainer["gradient_clip_val"]) == (0.01, [0.9, 0.999], 1.0)

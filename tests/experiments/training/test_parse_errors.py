@@ -22,7 +22,8 @@ from experiments.training.lightning_cli import ParsedCLI
 TINY = ["-c", "configs/model/dual_tiny.yaml", "-c", "configs/data/world.yaml", "-c", "configs/trainer/cpu.yaml"]
 MWA = ["-c", "experiments/papers/mwa/variants/mwa.yaml"]
 UNITER = [
-    "-c", "configs/model/uniter_tiny.yaml", "-c", "configs/data/world_entities.yaml", "-c", "experiments/papers/iais/variants/singular.yaml",
+    "-c", "configs/model/uniter_tiny.yaml", "-c", "configs/data/world_entities.yaml", "-c",
+     "experiments/papers/iais/variants/singular.yaml",
 ]  # fmt: skip
 Fail = Callable[..., str]
 
@@ -63,14 +64,14 @@ def fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("--tuning=head", "--model.init_args.tuning"),
         ("--batch_size=8", "--data.init_args.batch_size"),
         ("--model.init_args.adapter.init_args.reding=printed", "--model.init_args.adapter.init_args.reading"),
-        ("--model.init_args.optimisation.lrr=1", "--model.init_args.optimisation.lr"),
+        ("--model.init_args.optimization.lrr=1", "--model.init_args.optimization.lr"),
         ("--data.init_args.limits.trian=3", "--data.init_args.limits.train"),
         ("--wandb.enable=false", "--wandb.enabled"),
         ("--checkpoint.monitr=x", "--checkpoint.monitor"),
         ("--nam=x", "--name"),  # abbreviations are off
         ("--data.init_args.limits.trai=3", "--data.init_args.limits.train"),  # also inside classes
         ("--data.init_args.ranking.candidate=3", "--data.init_args.ranking.candidates"),
-        ("--model.init_args.optimisation.warmup=0.5", "--model.init_args.optimisation.warmup_fraction"),
+        ("--model.init_args.optimization.warmup=0.5", "--model.init_args.optimization.warmup_fraction"),
         ("--run_di=x", "--run_dir"),
         ("--ckpt_pth=x", "--ckpt_path"),
     ],
@@ -117,11 +118,11 @@ def test_null_arrives_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CROSSLIGHT_WORLD", str(tmp_path / "no-world"))
     inside = "--model.init_args.network.init_args"
     files = cli.find_configs(
-        [*UNITER, f"{inside}.tokeniser=null", f"{inside}.max_tokens=null", "--data.init_args.limits.val=null"]
+        [*UNITER, f"{inside}.tokenizer=null", f"{inside}.max_tokens=null", "--data.init_args.limits.val=null"]
     )
     found = ParsedCLI(["fit", *files]).plain
     network = found["model"]["init_args"]["network"]["init_args"]
-    assert (network["tokeniser"], network["max_tokens"], found["data"]["init_args"]["limits"]["val"]) == (None, None, None)
+    assert (network["tokenizer"], network["max_tokens"], found["data"]["init_args"]["limits"]["val"]) == (None, None, None)
 
 
 def test_unknown_option_of_a_further_data_set(fail: Fail) -> None:
@@ -176,8 +177,8 @@ def test_unknown_option_in_a_yaml(text: str, wrong: str, meant: str, fail: Fail,
             "\nDid you mean printed?",
         ),
         (
-            "--model.init_args.optimisation.lr=fast",
-            "model.init_args.optimisation.lr (on the command line) must be a number, not 'fast'.",
+            "--model.init_args.optimization.lr=fast",
+            "model.init_args.optimization.lr (on the command line) must be a number, not 'fast'.",
         ),
         (
             "--trainer.max_epochs=None",

@@ -74,9 +74,9 @@ def test_each_image_has_one_prefix() -> None:
         torch.testing.assert_close(found[i], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_normalised_vectors() -> None:
+def test_normalized_vectors() -> None:
     plain, _ = tuned()
-    unit, _ = tuned(normalise=True)
+    unit, _ = tuned(normalize=True)
     vectors = torch.randn(2, 1, 12)
     assert plain.prefix is not None
     assert unit.prefix is not None

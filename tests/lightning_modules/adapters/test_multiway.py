@@ -152,7 +152,7 @@ def test_published_parameter_counts_of_beit3(width, layers, ffn, ke_only, printe
         assert count("text")[0] == 2_416_128 + 2 * layers  # KE with LN, plus its learnable scale
 
 
-def test_released_initialisation_is_the_codes():
+def test_released_initialization_is_the_codes():
     torch.manual_seed(0)
     alignment = AlignmentEnhancer(256, 1024, init="released")
     for layer in (alignment.fc1, alignment.fc2):
@@ -264,7 +264,7 @@ def test_tuning_modes_and_counts(tiny):
     counts = set_tuning(network, None, "full")
     assert counts.trainable == counts.total == total
     assert counts.percent == 100
-    assert set_tuning(network, None, "none").trainable == 0
+    assert set_tuning(network, None, "frozen").trainable == 0
     counts = set_tuning(network, None, "head")
     assert {name for name, p in network.named_parameters() if p.requires_grad} == heads
     assert counts.trainable == counts.heads == 2 * 16 * 8 + 1
@@ -312,7 +312,7 @@ def test_an_adapter_trains_the_heads_that_no_checkpoint_brought(tiny, caplog):
     (lambda n, t: put_into(nn.Sequential(nn.Linear(2, 2))), ["made of Sequential"]),
     (lambda n, t: put_into(nn.Sequential(nn.Linear(2, 2)), towers="text"), ["no text tower"]),
     (lambda n, t: put_into(n, knowledge=False, alignment=False), ["both"]),
-    (lambda n, t: set_tuning(n, MultiWayAdapter(), "none"), ["'none' takes no adapter"]),
+    (lambda n, t: set_tuning(n, MultiWayAdapter(), "frozen"), ["'frozen' takes no adapter"]),
     (lambda n, t: put_into(n, knowledge_mid=-1), ["0 or more"]),
     (lambda n, t: put_into(n, dropout=1.5), ["dropout"]),
     (lambda n, t: put_into(n, reading="printd"), ["printd", "printed, released, text"]),

@@ -28,7 +28,7 @@ from lightning_modules.networks import beit3
 from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.weights import read_weights
 
-KEYS = json.loads((Path(__file__).parents[2] / "fixtures" / "beit3_keys.json").read_text())
+KEYS = json.loads((Path(__file__).parents[2] / "recordings" / "beit3_keys.json").read_text())
 SIZES: dict[str, dict[str, int]] = {
     "base": {},
     "large": {"width": 1024, "num_layers": 24, "heads": 16, "ffn_width": 4096},
@@ -367,13 +367,13 @@ def test_a_changed_file_is_noticed(mirror: Mirror, monkeypatch: pytest.MonkeyPat
         official.checkpoint_file(NAME)
 
 
-def test_the_tokeniser_has_a_known_sum(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tokenizer_has_a_known_sum(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert official.SHA256["beit3.spm"].startswith("6f5e2fef")
     (mirror.folder / "beit3.spm").write_bytes(b"pieces")
     with pytest.raises(InputError, match=r"beit3.spm has SHA-256 .* but 6f5e2fef.* is known for it"):
-        official.tokeniser_file("beit3.spm")
+        official.tokenizer_file("beit3.spm")
     monkeypatch.setitem(official.SHA256, "beit3.spm", hashlib.sha256(b"pieces").hexdigest())
-    assert official.tokeniser_file("beit3.spm").read_bytes() == b"pieces"
+    assert official.tokenizer_file("beit3.spm").read_bytes() == b"pieces"
     assert json.loads((tmp_path / "cache/beit3/beit3.spm.json").read_text())["verified"] is True
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from datamodules.errors import InputError
-from datamodules.loading.captions import CaptionTokeniser
+from datamodules.loading.captions import CaptionTokenizer
 from lightning_modules.checkpoints import gguf as convert
 from lightning_modules.networks.language_model import Decoding, LanguageModel
 
@@ -119,7 +119,7 @@ def test_the_folder_is_the_model_of_the_file(tmp_path: Path, packed: bool) -> No
     torch.testing.assert_close(language.logits(language.states(input_ids=ids)), model(ids).logits, rtol=1e-4, atol=1e-4)
 
     # what a caption is: a leading space after the prompt, and the end token that the model is taught to stop at
-    tokens_BT, mask_BT = CaptionTokeniser(language.text_input)(["A dog.", "A"])
+    tokens_BT, mask_BT = CaptionTokenizer(language.text_input)(["A dog.", "A"])
     said = [WORDS.index(word) for word in ("ĠA", "Ġdog", ".", "<|im_end|>")]
     assert tokens_BT.tolist() == [said, [said[0], 2, 2, 2]]
     assert mask_BT.sum(1).tolist() == [4, 2]

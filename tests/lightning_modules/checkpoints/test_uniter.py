@@ -110,7 +110,7 @@ def bert(folder: Path, **changes: int) -> BertModel:
 def from_bert(folder: Path, **changes: Any) -> UniterRetrieval:
     sizes = {
         "width": 24, "num_layers": 2, "heads": 2, "ffn_width": 40, "vocab_size": 30, "text_positions": 12, "feature_width": 5,
-        "tokeniser": None,
+        "tokenizer": None,
     }  # fmt: skip
     return UniterRetrieval(**sizes | changes, weights=str(folder)).eval()
 

@@ -139,7 +139,7 @@ def test_a_cnn_pooled_is_its_feature_map_pooled_and_does_not_depend_on_the_batch
     assert final.abs().max() > 1e-3
 
 
-def test_the_normalisation_is_the_backbones_own() -> None:
+def test_the_normalization_is_the_backbones_own() -> None:
     tower = timm_tower()
     tower.image_input = ImageInput(160, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     seen = []

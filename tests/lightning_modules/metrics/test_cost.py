@@ -1,4 +1,4 @@
-"""Parameters, saved activations, gradients and optimiser state against counts by hand on a tiny MLP."""
+"""Parameters, saved activations, gradients and optimizer state against counts by hand on a tiny MLP."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from full_rank_worker import IMAGES, TEXTS, UNIT_TOKENS, Recorder, filled, items, owners
 from torch import Tensor
-from uniter_fixture import Recorded, recorded
+from uniter_recording import Recorded, recorded
 
 from datamodules.errors import InputError
 from datamodules.formats.uniter.image_database import ImageDatabase
@@ -29,7 +29,7 @@ from lightning_modules.metrics.score_store import ScoreStore
 from lightning_modules.networks.pair_scorer import Ragged
 
 ROOT = Path(__file__).resolve().parents[3]
-TOY = ROOT / "tests" / "fixtures" / "uniter_db"
+TOY = ROOT / "tests" / "recordings" / "uniter_db"
 
 
 @pytest.fixture(scope="module")

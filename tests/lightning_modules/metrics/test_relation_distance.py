@@ -18,7 +18,7 @@ from lightning_modules.metrics.relation_distance import AlignmentDistance, Relat
 from lightning_modules.networks.attention import Attended, Items
 from lightning_modules.objectives.relation_alignment import RelationAlignment
 
-EXAMPLE = Path(__file__).parents[2] / "fixtures" / "iais" / "isda_example.json"
+EXAMPLE = Path(__file__).parents[2] / "recordings" / "iais" / "isda_example.json"
 OPTIONS = [
     ("probabilities", "renormalised"),
     ("probabilities", "softmax"),
@@ -260,7 +260,7 @@ def test_objects_that_are_elsewhere_are_told(part: str, place: tuple[int, ...], 
 
 
 def test_options_that_do_not_exist_are_told() -> None:
-    for options in (("attention",), ("probabilities", "normalised")):
+    for options in (("attention",), ("probabilities", "normalized")):
         with pytest.raises(InputError, match="choose probabilities or scores"):
             RelationDistance(*options)
     with pytest.raises(InputError, match="set rows to softmax"):

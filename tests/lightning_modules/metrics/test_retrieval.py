@@ -20,7 +20,7 @@ from lightning_modules.metrics.recalls import fold_recalls, recalls
 from lightning_modules.metrics.retrieval import RetrievalRecall
 
 ROOT = Path(__file__).resolve().parents[3]
-FIXTURE = ROOT / "tests" / "fixtures" / "mwa" / "retrieval_eval"
+RECORDING = ROOT / "tests" / "recordings" / "mwa" / "retrieval_eval"
 
 
 def naive_ranks(scores: Tensor, image_index: list[int], ties: Ties) -> tuple[list[int], list[int]]:
@@ -131,8 +131,8 @@ def test_equal_to_torchmetrics_hit_rate() -> None:
 @pytest.mark.parametrize("ties", ["pessimistic", "index"])
 def test_official_recalls(ties: Ties) -> None:
     """The recalls that BEiT-3's RetrievalHandler (in MWA's repository) gives on recorded features."""
-    tensors = load_file(FIXTURE.with_suffix(".safetensors"))
-    official = json.loads(FIXTURE.with_suffix(".json").read_text())["metrics"]
+    tensors = load_file(RECORDING.with_suffix(".safetensors"))
+    official = json.loads(RECORDING.with_suffix(".json").read_text())["metrics"]
     ids = tensors["inputs/pair_image_ids"]
     image_ids, image_index = ids.unique(return_inverse=True)
     first = torch.stack([(ids == image_id).nonzero()[0, 0] for image_id in image_ids])

@@ -426,7 +426,7 @@ def batches() -> tuple[ImageBatch, TextBatch]:
     return ImageBatch(ids, index, pixels()), TextBatch(ids, ids, index, index, *texts())
 
 
-def test_encodings_are_normalised_heads_of_the_first_token() -> None:
+def test_encodings_are_normalized_heads_of_the_first_token() -> None:
     network, (images, captions) = build(), batches()
     for found, head, kind in (
         (network.encode_images(images), network.image_head, "image"),
@@ -523,12 +523,12 @@ def test_compiled_in_one_graph() -> None:
     torch._dynamo.reset()
 
 
-def test_inputs_name_the_squashed_image_and_the_tokeniser() -> None:
+def test_inputs_name_the_squashed_image_and_the_tokenizer() -> None:
     asked = build().inputs
     assert asked.image is not None
     assert asked.text is not None
     assert (asked.image.size, asked.image.resize, asked.image.mean, asked.image.std) == (SIZE, "squash", (0.5,) * 3, (0.5,) * 3)
-    assert (asked.text.tokeniser, asked.text.max_tokens, asked.text.vocabulary) == ("none", 8, VOCAB)
+    assert (asked.text.tokenizer, asked.text.max_tokens, asked.text.vocabulary) == ("none", 8, VOCAB)
 
 
 # -------------------------------------------------------------------------------------------------------------- bad input
@@ -555,7 +555,7 @@ def test_inputs_that_cannot_be() -> None:
         network.encoder(torch.zeros(1, 3, 16, 16))
     with pytest.raises(InputError, match="positions for 10 text tokens, got 11; lower max_tokens"):
         network.encoder(None, torch.zeros(1, 11, dtype=torch.int64))
-    with pytest.raises(InputError, match=r"token ids from \d+ to 40, but its vocabulary has rows 0 to 39; use the tokeniser"):
+    with pytest.raises(InputError, match=r"token ids from \d+ to 40, but its vocabulary has rows 0 to 39; use the tokenizer"):
         network.encoder(None, tokens.index_fill(1, torch.tensor([2]), 40))
     with pytest.raises(InputError, match="needs an image, a text or both"):
         network.encoder()

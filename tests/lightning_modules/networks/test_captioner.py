@@ -220,7 +220,7 @@ def test_layers_and_unused_parameters(family: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A language model and its word tokeniser, with a generation configuration that would spoil every caption."""
+    """A language model and its word tokenizer, with a generation configuration that would spoil every caption."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -242,7 +242,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_language_model_from_a_folder(folder: Path) -> None:
     language = LanguageModel(str(folder), prompt="word5 word6", max_tokens=12)
     assert (language.begin, language.end, language.prompt_ids) == (END, END, (5, 6))
-    assert language.text_input.tokeniser == str(folder)
+    assert language.text_input.tokenizer == str(folder)
     again = LanguageModel(config=GPT2, weights=str(folder / "model.safetensors"), max_tokens=12)
     for name, tensor in language.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name])
@@ -261,8 +261,8 @@ def test_language_model_from_a_folder(folder: Path) -> None:
 def test_the_end_of_training_is_the_end_of_generation(folder: Path) -> None:
     other = {**GPT2, "eos_token_id": 7}
     with pytest.raises(InputError, match="ends texts with token 60, its configuration with 7; set end to 60"):
-        LanguageModel(config=other, tokeniser=str(folder), max_tokens=12).decode([[1]])
-    assert LanguageModel(config=other, tokeniser=str(folder), end=5, max_tokens=12).decode([[1, 2], []]) == ["word1 word2", ""]
+        LanguageModel(config=other, tokenizer=str(folder), max_tokens=12).decode([[1]])
+    assert LanguageModel(config=other, tokenizer=str(folder), end=5, max_tokens=12).decode([[1, 2], []]) == ["word1 word2", ""]
 
 
 def test_decoding_options_do_what_they_say() -> None:
@@ -285,7 +285,7 @@ def test_decoding_options_do_what_they_say() -> None:
         torch.manual_seed(seed)
         drawn.append(network.generate_ids(seen, sampling))
     assert drawn[0] == drawn[1] != drawn[2]
-    with pytest.raises(InputError, match="tokeniser is missing"):
+    with pytest.raises(InputError, match="tokenizer is missing"):
         network.generate(seen)
 
 
@@ -320,8 +320,8 @@ def test_bad_decoding(options: dict[str, Any]) -> None:
         ({"config": GPT2, "begin": 99}, "begin token 99 is outside"),
         ({"config": {**GPT2, "eos_token_id": None}}, "end token is unknown"),
         ({"config": GPT2, "max_tokens": 48}, "needs 49 positions, the model has 48"),
-        ({"config": GPT2, "prompt": "A photo of", "max_tokens": 12}, "tokeniser is missing"),
-        ({"config": GPT2, "prompt": "A photo of", "tokeniser": "/nowhere/at/all", "max_tokens": 12}, "no tokeniser at"),
+        ({"config": GPT2, "prompt": "A photo of", "max_tokens": 12}, "tokenizer is missing"),
+        ({"config": GPT2, "prompt": "A photo of", "tokenizer": "/nowhere/at/all", "max_tokens": 12}, "no tokenizer at"),
     ],
 )
 def test_bad_language_models(options: dict[str, Any], message: str) -> None:

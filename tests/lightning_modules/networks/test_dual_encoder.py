@@ -92,7 +92,7 @@ def test_layer_ids_count_from_the_embeddings_and_align_at_the_top(tiny):
     network.text = HFTextTower(
         config={"model_type": "bert", "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 9}
         | {"num_attention_heads": 2},
-        tokeniser="none",
+        tokenizer="none",
     )
     assert network.num_layers == 2
     ids = {
@@ -264,7 +264,7 @@ def test_a_hugging_face_weights_file_and_folder_load(tiny, tmp_path):
     text = HFTextTower(name=str(tmp_path / "bert"), max_tokens=8)
     batch = tiny.texts()
     assert torch.equal(text.eval()(batch.tokens_BT, batch.mask_BT), bert.eval()(batch.tokens_BT, batch.mask_BT))
-    assert text.text_input.tokeniser == str(tmp_path / "bert")
+    assert text.text_input.tokenizer == str(tmp_path / "bert")
 
 
 def test_one_side_of_a_clip_folder_loads(tiny, tmp_path):
@@ -345,9 +345,9 @@ def test_bad_weights_files_are_named_with_their_keys(tmp_path, file, words):
     (lambda: HFImageTower(config={**DINO, "model_type": "dinov9"}), ["dinov9"]),
     (lambda: HFImageTower(config=DINO, image_size=30), ["30", "multiple of the patch size 8"]),
     (lambda: HFImageTower(name="/no/such/folder"), ["/no/such/folder", "config.json"]),
-    (lambda: HFTextTower(config={"model_type": "bert"}), ["tokeniser"]),
+    (lambda: HFTextTower(config={"model_type": "bert"}), ["tokenizer"]),
     (lambda: HFTextTower(config={"model_type": "bert", "num_hidden_layers": 1, "hidden_size": 12, "max_position_embeddings": 9},
-                         tokeniser="t", max_tokens=10), ["max_tokens 10", "9"]),
+                         tokenizer="t", max_tokens=10), ["max_tokens 10", "9"]),
 ])  # fmt: skip
 def test_bad_options_are_named(build, words):
     with pytest.raises(InputError) as error:

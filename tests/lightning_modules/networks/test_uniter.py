@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from uniter_fixture import Recorded, recorded
+from uniter_recording import Recorded, recorded
 
 from datamodules.errors import InputError
 from lightning_modules.networks.pair_scorer import Ragged
@@ -171,4 +171,4 @@ def test_bad_input_is_told(official: Recorded) -> None:
 
 
 def test_the_fixture_is_committed() -> None:
-    assert (Path(__file__).parents[2] / "fixtures" / "iais" / "fixture.safetensors").is_file()
+    assert (Path(__file__).parents[2] / "recordings" / "iais" / "fixture.safetensors").is_file()

@@ -22,14 +22,14 @@ from lightning_modules.objectives.contrastive import ContrastiveLoss, gather
 from lightning_modules.objectives.gradient_cache import encode_in_chunks, slice_batch
 
 ROOT = Path(__file__).parents[3]
-FIXTURE = ROOT / "tests" / "fixtures" / "mwa" / "itc_gather.safetensors"
+RECORDING = ROOT / "tests" / "recordings" / "mwa" / "itc_gather.safetensors"
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
     """What each of two processes found (started once: importing torch twice is most of the time)."""
     folder = tmp_path_factory.mktemp("two_processes")
-    inputs = {name: value for name, value in load_file(FIXTURE).items() if name.startswith("inputs/")}
+    inputs = {name: value for name, value in load_file(RECORDING).items() if name.startswith("inputs/")}
     save_file({**inputs, **pairs()}, folder / "inputs.safetensors")
     command = [sys.executable, str(ROOT / "tests" / "support" / "two_processes.py")]
     started = [subprocess.Popen([*command, str(rank), "2", str(folder)], cwd=ROOT, env=_environment()) for rank in (0, 1)]
@@ -42,7 +42,7 @@ def _environment() -> dict[str, str]:
 
 
 def test_two_processes_equal_the_official_loss_and_gradients_and_one_global_batch(ranks):
-    official = load_file(FIXTURE)
+    official = load_file(RECORDING)
     for rank, found in enumerate(ranks):
         assert torch.allclose(found[f"loss_rank{rank}"], official[f"outputs/loss_rank{rank}"], atol=1e-6)
         for name in (f"image_{rank}", f"text_{rank}", f"logit_scale_rank{rank}"):

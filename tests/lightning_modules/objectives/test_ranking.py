@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from uniter_fixture import recorded
+from uniter_recording import recorded
 
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.uniter import to_official

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from uniter_fixture import Recorded, recorded
+from uniter_recording import Recorded, recorded
 
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.uniter import to_official

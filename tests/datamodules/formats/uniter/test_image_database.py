@@ -1,6 +1,6 @@
 """UNITER's databases: the official ones read, ours equal to them, kills and forks survived, damage named.
 
-tests/fixtures/uniter_db was written by the released code (convert_imgdir.py and TxtLmdb of UNITER/IAIS) from synthetic features;
+tests/recordings/uniter_db was written by released code (convert_imgdir.py and TxtLmdb of UNITER/IAIS) from synthetic features;
 reads.safetensors is what the released reader gives for three of its images.
 """
 
@@ -31,8 +31,8 @@ from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
 from datamodules.formats.uniter.layout import Layout
 from datamodules.formats.uniter.text_database import TextDatabase, TextDatabaseWriter, Vocabulary, packed_text, word_pieces_of
 
-FIXTURE = Path(__file__).parents[3] / "fixtures" / "uniter_db"
-IMAGES, TEXTS = FIXTURE / "img_db" / "toy", FIXTURE / "txt_db" / "itm_toy.db"
+RECORDING = Path(__file__).parents[3] / "recordings" / "uniter_db"
+IMAGES, TEXTS = RECORDING / "img_db" / "toy", RECORDING / "txt_db" / "itm_toy.db"
 RELEASED = Layout(conf_th=0.2, max_bb=8, min_bb=3)
 ALL = Layout("all")
 
@@ -84,7 +84,7 @@ def some(seed: int, regions: int = 6, width: int = 4) -> tuple[np.ndarray, np.nd
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_reads_what_the_released_reader_reads(compressed: bool) -> None:
-    recorded = load_file(FIXTURE / "reads.safetensors")
+    recorded = load_file(RECORDING / "reads.safetensors")
     database = ImageDatabase(IMAGES, Layout(conf_th=0.2, max_bb=8, min_bb=3, compressed=compressed))
     names = sorted({key.split("/")[0] for key in recorded})
     assert len(names) == 3
@@ -513,13 +513,13 @@ def test_long_texts_are_left_out_and_not_cut() -> None:
     assert len(database.read(longer).input_ids) == database.lengths[longer]
 
 
-def tokenise_word(word: str) -> list[int]:
+def tokenize_word(word: str) -> list[int]:
     return [] if word == "\u200b" else [106 + ord(letter) % 40 for letter in word]
 
 
 def test_texts_are_written_and_read(tmp_path: Path) -> None:
     sentences = {"a": "  A dog\truns . ", "b": "\u200b Ja", "c": "x"}
-    with TextDatabaseWriter(tmp_path / "itm.db", tokenise_word, TOY) as writer:
+    with TextDatabaseWriter(tmp_path / "itm.db", tokenize_word, TOY) as writer:
         for row, (identity, text) in enumerate(sentences.items()):
             writer.add(identity, f"{row // 2}.npz", text)
         assert not (tmp_path / "itm.db").exists()
@@ -527,17 +527,17 @@ def test_texts_are_written_and_read(tmp_path: Path) -> None:
     for row, (identity, text) in enumerate(sentences.items()):
         found = database.read(identity)
         assert (found.text, found.image_name) == (text, f"{row // 2}.npz")
-        assert list(found.input_ids) == [piece for word in text.split() for piece in tokenise_word(word)]
+        assert list(found.input_ids) == [piece for word in text.split() for piece in tokenize_word(word)]
         assert database.lengths[identity] == len(found.input_ids)
     assert database.image_texts == {"0.npz": ["a", "b"], "1.npz": ["c"]}
-    assert word_pieces_of(sentences["b"], tokenise_word) == [[], tokenise_word("Ja")]
+    assert word_pieces_of(sentences["b"], tokenize_word) == [[], tokenize_word("Ja")]
     meta = json.loads((tmp_path / "itm.db" / "meta.json").read_text())
     assert {key: meta[key] for key in ("CLS", "SEP", "MASK", "UNK", "v_range")} == {
         key: value for key, value in json.loads((TEXTS / "meta.json").read_text()).items() if "tok" not in key
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["itm.db"]
     with pytest.raises(InputError, match=r"itm\.db exists; remove it"):
-        TextDatabaseWriter(tmp_path / "itm.db", tokenise_word, TOY)
+        TextDatabaseWriter(tmp_path / "itm.db", tokenize_word, TOY)
 
 
 @pytest.mark.parametrize(
@@ -551,7 +551,7 @@ def test_texts_are_written_and_read(tmp_path: Path) -> None:
 )
 def test_texts_that_cannot_be_written_leave_nothing(tmp_path: Path, arguments: tuple[str, str, str], problem: str) -> None:
     def write() -> None:
-        with TextDatabaseWriter(tmp_path / "itm.db", tokenise_word, Vocabulary("synthetic", size=120)) as writer:
+        with TextDatabaseWriter(tmp_path / "itm.db", tokenize_word, Vocabulary("synthetic", size=120)) as writer:
             writer.add("a", "0.npz", "(")
             writer.add(*arguments)
 
@@ -560,14 +560,14 @@ def test_texts_that_cannot_be_written_leave_nothing(tmp_path: Path, arguments: t
     assert not list(tmp_path.iterdir())
 
 
-def test_another_tokeniser_is_named() -> None:
+def test_another_tokenizer_is_named() -> None:
     with pytest.raises(
         InputError, match=r"word pieces of 'synthetic' \(size 150\) and the network has those of 'bert-base-cased'"
     ):
         TextDatabase(TEXTS, expected=Vocabulary())
     with pytest.raises(InputError, match=r"\(cls 101\) and .* \(cls 5\)"):
         TextDatabase(TEXTS, expected=Vocabulary("x", cls=5, size=150))
-    assert TextDatabase(TEXTS, expected=Vocabulary("another name", size=150)).vocabulary.tokeniser == "synthetic"
+    assert TextDatabase(TEXTS, expected=Vocabulary("another name", size=150)).vocabulary.tokenizer == "synthetic"
 
 
 @pytest.mark.parametrize(

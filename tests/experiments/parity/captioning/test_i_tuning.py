@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from parity_fixtures import edited, off, verdicts
+from edited_recordings import edited, off, verdicts
 from torch import Tensor
 
 from datamodules.errors import InputError
 from experiments.parity.captioning import clipcap, i_tuning
-from experiments.parity.compare import Row
-from experiments.parity.recordings import Fixture, read_fixture
+from experiments.parity.compare import GroupCheck
+from experiments.parity.recordings import Recording, read_recording
 
-FIXTURES = Path(__file__).parents[3] / "fixtures" / "captioning"
-CHECKERS: dict[str, Callable[[Fixture], list[Row]]] = {
+RECORDINGS = Path(__file__).parents[3] / "recordings" / "captioning"
+CHECKERS: dict[str, Callable[[Recording], list[GroupCheck]]] = {
     "i-tuning-module": i_tuning.check_module,
     "i-tuning-gpt2": i_tuning.check_gpt2,
     "clipcap": clipcap.check,
@@ -45,14 +45,14 @@ FILES = {
 FILES["clipcap_transformer"] = FILES["clipcap_mlp"]
 
 
-def check(path: Path) -> list[Row]:
-    fixture = read_fixture(path)
-    return CHECKERS[fixture.kind](fixture)
+def check(path: Path) -> list[GroupCheck]:
+    recording = read_recording(path)
+    return CHECKERS[recording.kind](recording)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_recordings_pass(name: str) -> None:
-    rows = check(FIXTURES / f"{name}.json")
+    rows = check(RECORDINGS / f"{name}.json")
     assert verdicts(rows) == dict.fromkeys(FILES[name], "ok"), rows
     assert all(row.count for row in rows)
 
@@ -106,13 +106,13 @@ CASE = "results/heads1_unscaled_drop2"
 def test_a_change_is_found_where_it_is(
     name: str, edit: Callable[[dict[str, Any], dict[str, Tensor]], None], wrong: set[str], tmp_path: Path
 ) -> None:
-    rows = check(edited(FIXTURES / f"{name}.json", tmp_path, edit))
+    rows = check(edited(RECORDINGS / f"{name}.json", tmp_path, edit))
     assert off(rows) == wrong, rows
 
 
 @pytest.mark.parametrize(("name", "tensor"), [("ituning_module", "weights/o.bias"), ("ituning_gpt2", "weights/ituning.3.o.bias")])
 def test_weights_that_do_not_fit_end_the_check(name: str, tensor: str, tmp_path: Path) -> None:
-    rows = check(edited(FIXTURES / f"{name}.json", tmp_path, lambda about, tensors: tensors.pop(tensor)))
+    rows = check(edited(RECORDINGS / f"{name}.json", tmp_path, lambda about, tensors: tensors.pop(tensor)))
     assert [row.verdict for row in rows if row.verdict != "ok"] == ["OFF", "not checked"]
 
 
@@ -121,16 +121,16 @@ def test_weights_that_do_not_fit_end_the_check(name: str, tensor: str, tmp_path:
     [("ituning_gpt2", "weights/lm.transformer.ln_f.bias"), ("clipcap_mlp", "weights/clip_project.model.2.bias")],
 )
 def test_models_that_do_not_fit(name: str, tensor: str, tmp_path: Path) -> None:
-    rows = check(edited(FIXTURES / f"{name}.json", tmp_path, lambda about, tensors: tensors.pop(tensor)))
+    rows = check(edited(RECORDINGS / f"{name}.json", tmp_path, lambda about, tensors: tensors.pop(tensor)))
     assert [row.verdict for row in rows] == ["OFF"]
 
 
 def test_what_a_check_cannot_do_without(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="inputs/V"):
-        check(edited(FIXTURES / "ituning_module.json", tmp_path, lambda about, tensors: tensors.pop("inputs/V")))
+        check(edited(RECORDINGS / "ituning_module.json", tmp_path, lambda about, tensors: tensors.pop("inputs/V")))
     with pytest.raises(InputError, match="prefix_length"):
-        check(edited(FIXTURES / "clipcap_mlp.json", tmp_path, lambda about, tensors: about.pop("prefix_length")))
-    rows = check(edited(FIXTURES / "clipcap_mlp.json", tmp_path, replace("mapping", lambda _: "linear")))
+        check(edited(RECORDINGS / "clipcap_mlp.json", tmp_path, lambda about, tensors: about.pop("prefix_length")))
+    rows = check(edited(RECORDINGS / "clipcap_mlp.json", tmp_path, replace("mapping", lambda _: "linear")))
     assert verdicts(rows) == {"all": "not checked"}
 
 
@@ -162,7 +162,7 @@ def test_other_sizes(tmp_path: Path) -> None:
                 stored = maps.permute(0, 2, 3, 1) if heads == 3 else maps  # in the order of memory, or as labelled
                 tensors[f"outputs/attention_heads{heads}_{kind}"] = stored.reshape(maps.shape).contiguous()
 
-    rows = check(edited(FIXTURES / "ituning_module.json", tmp_path, edit))
+    rows = check(edited(RECORDINGS / "ituning_module.json", tmp_path, edit))
     assert verdicts(rows) == dict.fromkeys(FILES["ituning_module"], "ok"), rows
     note = next(row.note for row in rows if row.group == "attention")
     assert "attention_heads3_scaled, attention_heads3_unscaled: stored in another order" in note

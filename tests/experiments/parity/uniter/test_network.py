@@ -1,7 +1,7 @@
 """`crosslight parity` on the committed recordings of UNITER and IAIS, whole and tampered with.
 
 The check of a network takes a second, so that many things are changed at once: in two rounds every second group must be off, and
-no other. `tests/fixtures/uniter_db` holds the databases that lie in `db/` beside the original.
+no other. `tests/recordings/uniter_db` holds the databases that lie in `db/` beside the original.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any
 
 import pytest
 import torch
-from parity_fixtures import edited, off, verdicts
+from edited_recordings import edited, off, verdicts
 from torch import Tensor
 
 from datamodules.errors import InputError
 from experiments.cli import main as cli
-from experiments.parity.compare import Row
-from experiments.parity.recordings import read_fixture
+from experiments.parity.compare import GroupCheck
+from experiments.parity.recordings import read_recording
 from experiments.parity.run import check, check_files
 from experiments.parity.uniter import evaluation as uniter_evaluation
 
-FIXTURES = Path(__file__).parents[3] / "fixtures"
+RECORDINGS = Path(__file__).parents[3] / "recordings"
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the recordings were made: databases beside them."""
     folder = tmp_path_factory.mktemp("recorded") / "iais"
-    shutil.copytree(FIXTURES / "iais", folder)
-    shutil.copytree(FIXTURES / "uniter_db", folder / "db", ignore=shutil.ignore_patterns("reads.safetensors"))
+    shutil.copytree(RECORDINGS / "iais", folder)
+    shutil.copytree(RECORDINGS / "uniter_db", folder / "db", ignore=shutil.ignore_patterns("reads.safetensors"))
     return folder
 
 
@@ -43,7 +43,7 @@ def beside(recorded: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def not_checked(rows: list[Row]) -> dict[str, str]:
+def not_checked(rows: list[GroupCheck]) -> dict[str, str]:
     return {row.group: row.note for row in rows if row.verdict == "not checked"}
 
 
@@ -146,7 +146,7 @@ def test_a_change_of_the_recording_shows_in_its_group_and_in_no_other(part: int,
             change(about, tensors, name)
         tensors["outputs/vqa/logits"] = torch.ones(2)
 
-    rows = check(read_fixture(edited(recorded / "fixture.json", beside, edit)))
+    rows = check(read_recording(edited(recorded / "recording.json", beside, edit)))
     expected = groups.union(*(FOLLOWS.get(group, set()) for group in groups))
     assert off(rows) == expected
     assert not_checked(rows) == {"other outputs": "nothing was compared with outputs/vqa/logits"}
@@ -164,14 +164,14 @@ def test_weights_that_do_not_fit_are_off(recorded: Path, beside: Path) -> None:
     def more(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         tensors["weights/uniter.cls.weight"] = torch.ones(2)
 
-    rows = check(read_fixture(edited(recorded / "fixture.json", beside, more)))
+    rows = check(read_recording(edited(recorded / "recording.json", beside, more)))
     assert {"weights taken", "weights written back"} <= off(rows)
     assert not_checked(rows) == {"outputs": "the weights do not fit"}
 
     def fewer(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         del tensors["weights/uniter.pooler.dense.bias"]
 
-    rows = check(read_fixture(edited(recorded / "fixture.json", beside, fewer)))
+    rows = check(read_recording(edited(recorded / "recording.json", beside, fewer)))
     assert "weights" in off(rows)
     assert "recalls, corrected" in verdicts(rows)  # what needs no network is checked all the same
 
@@ -180,7 +180,7 @@ def test_another_network_is_off_or_not_checked(recorded: Path, beside: Path) -> 
     def heads(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         about["config"]["num_attention_heads"] = 2
 
-    found = off(check(read_fixture(edited(recorded / "fixture.json", beside, heads))))
+    found = off(check(read_recording(edited(recorded / "recording.json", beside, heads))))
     assert {
         "compact: hidden states",
         "IAIS: per pair",
@@ -190,14 +190,14 @@ def test_another_network_is_off_or_not_checked(recorded: Path, beside: Path) -> 
     } <= found
 
     for changes, why in (({"hidden_act": "relu"}, "hidden_act"), ({"num_attention_heads": 5}, "multiple of heads")):
-        path = edited(recorded / "fixture.json", beside, lambda about, _, changes=changes: about["config"].update(changes))
-        rows = check(read_fixture(path))
+        path = edited(recorded / "recording.json", beside, lambda about, _, changes=changes: about["config"].update(changes))
+        rows = check(read_recording(path))
         assert not off(rows)
         assert why in not_checked(rows)["network"]
     with pytest.raises(InputError, match=r"config\.hidden_size"):
-        check(read_fixture(edited(recorded / "fixture.json", beside, lambda about, _: about["config"].pop("hidden_size"))))
+        check(read_recording(edited(recorded / "recording.json", beside, lambda about, _: about["config"].pop("hidden_size"))))
     with pytest.raises(InputError, match="inputs/txt_lens"):
-        check(read_fixture(edited(recorded / "fixture.json", beside, lambda _, tensors: tensors.pop("inputs/txt_lens"))))
+        check(read_recording(edited(recorded / "recording.json", beside, lambda _, tensors: tensors.pop("inputs/txt_lens"))))
 
 
 def test_what_a_recording_lacks_is_said(recorded: Path, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_what_a_recording_lacks_is_said(recorded: Path, tmp_path: Path) -> None:
         for key in ("lr_schedule", "tensors"):
             del about[key]
 
-    rows = check(read_fixture(edited(recorded / "fixture.json", tmp_path, edit)))
+    rows = check(read_recording(edited(recorded / "recording.json", tmp_path, edit)))
     assert not off(rows)
     said = not_checked(rows)
     nothing = {
@@ -235,7 +235,7 @@ def test_what_a_recording_lacks_is_said(recorded: Path, tmp_path: Path) -> None:
 
 
 def test_tensors_that_the_json_lists_and_the_file_lacks_are_said(recorded: Path, tmp_path: Path) -> None:
-    path = edited(recorded / "fixture.json", tmp_path, lambda _, tensors: tensors.pop("outputs/hn_t/L-singular/total_loss"))
+    path = edited(recorded / "recording.json", tmp_path, lambda _, tensors: tensors.pop("outputs/hn_t/L-singular/total_loss"))
     said = not_checked(list(check_files([path])[0].rows))
     assert said["file"] == "the .json lists 1 tensors that the file lacks (outputs/hn_t/L-singular/total_loss)"
 
@@ -277,7 +277,7 @@ def test_one_pair_alone_in_other_sizes(recorded: Path, beside: Path) -> None:
             tensors[f"inputs/uncompact_{name}_attn_masks"] = mask
         about["pairs_num"] = 1
 
-    rows = check(read_fixture(edited(recorded / "fixture.json", beside, edit)))
+    rows = check(read_recording(edited(recorded / "recording.json", beside, edit)))
     assert not off(rows)
     found = verdicts(rows)
     for group in ("packing: index", "compact: hidden states", "uncompact: attention maps", "IAIS: per pair"):
@@ -288,12 +288,12 @@ def test_one_pair_alone_in_other_sizes(recorded: Path, beside: Path) -> None:
 
 
 def test_hard_negatives_of_uniter_alone(recorded: Path, tmp_path: Path) -> None:
-    for name in ("fixture.json", "fixture.safetensors"):
+    for name in ("recording.json", "recording.safetensors"):
         shutil.copy(recorded / name, tmp_path)
     source = recorded / "baseline_uniter.json"
 
-    def run(edit: Any) -> list[Row]:
-        return check(read_fixture(edited(source, tmp_path, edit)))
+    def run(edit: Any) -> list[GroupCheck]:
+        return check(read_recording(edited(source, tmp_path, edit)))
 
     def numbers(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         about["info"]["i"]["rank_loss_mean_iais_path"] += 1e-3
@@ -312,18 +312,18 @@ def test_hard_negatives_of_uniter_alone(recorded: Path, tmp_path: Path) -> None:
     assert not_checked(rows).keys() == {"hard images: as recorded", "hard images: right packing", "other outputs"}
     assert {row.verdict for row in run(lambda _, tensors: None)} == {"ok"}
 
-    (tmp_path / "fixture.safetensors").unlink()
+    (tmp_path / "recording.safetensors").unlink()
     rows = run(lambda _, tensors: None)
     assert [row.group for row in rows] == ["all"]
-    assert "fixture.safetensors is missing" in not_checked(rows)["all"]
+    assert "recording.safetensors is missing" in not_checked(rows)["all"]
 
 
 # -------------------------------------------------------------------------------------------------------------- ISDa, recalls
 
 
 def test_the_example_of_isda(recorded: Path, tmp_path: Path) -> None:
-    def run(edit: Any) -> list[Row]:
-        return check(read_fixture(edited(recorded / "isda_example.json", tmp_path, edit)))
+    def run(edit: Any) -> list[GroupCheck]:
+        return check(read_recording(edited(recorded / "isda_example.json", tmp_path, edit)))
 
     assert verdicts(run(lambda about, _: None)) == {"compressed": "ok", "distance": "ok"}
     for variant in json.loads((recorded / "isda_example.json").read_text())["variants"]:
@@ -368,15 +368,15 @@ def test_a_database_that_is_another_shows(recorded: Path, tmp_path: Path) -> Non
         about["hn_step"]["i"]["gt_txt_id"] = "64"
         about["db"]["sample_images"].reverse()
 
-    path = edited(recorded / "fixture.json", tmp_path, edit)
+    path = edited(recorded / "recording.json", tmp_path, edit)
     shutil.rmtree(tmp_path / "db" / "img_db" / "toy" / "all")
     (tmp_path / "db" / "txt_db" / "copy").symlink_to(tmp_path / "db" / "txt_db" / "itm_toy.db")
-    rows = check(read_fixture(path))
+    rows = check(read_recording(path))
     assert off(rows) == {"database: plain", "database: compressed", "databases"}
     assert "all is not there" in not_checked(rows)["database: all"]
     assert "2 text databases; one is needed" in next(row.note for row in rows if row.group == "databases")
     (tmp_path / "db" / "txt_db" / "copy").unlink()
-    rows = check(read_fixture(path))
+    rows = check(read_recording(path))
     assert off(rows) == {"database: plain", "database: compressed", "database: batch t", "database: batch i"}
     (tmp_path / "db" / "img_db" / "toy" / "feat_th0.2_max8_min3" / "data.mdb").write_bytes(b"")
-    assert "databases" in off(check(read_fixture(path)))
+    assert "databases" in off(check(read_recording(path)))

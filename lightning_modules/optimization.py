@@ -20,7 +20,7 @@ from datamodules.errors import InputError
 
 
 @dataclass
-class Optimisation:
+class Optimization:
     """AdamW with warm-up and decay. The defaults are of BEiT-3's kind; UNITER's are in configs/model/uniter_base.yaml.
 
     Args:
@@ -62,7 +62,7 @@ class Optimisation:
             raise InputError(f"layer_decay is {self.layer_decay}; give 0 < x <= 1 (1 = none).")
 
 
-def parameter_groups(network: Any, settings: Optimisation, is_adapter: Callable[[str], bool]) -> list[dict[str, Any]]:
+def parameter_groups(network: Any, settings: Optimization, is_adapter: Callable[[str], bool]) -> list[dict[str, Any]]:
     """Trainable parameters grouped by (learning-rate scale, weight decay), each group named for the logs.
 
     No decay on vectors, nor on what the network spares besides (BEiT-3's `no_decay_parameters`); a network may name vectors that
@@ -103,7 +103,7 @@ def parameter_groups(network: Any, settings: Optimisation, is_adapter: Callable[
     return list(groups.values())
 
 
-def schedule_factor(step: int, total: int, settings: Optimisation) -> float:
+def schedule_factor(step: int, total: int, settings: Optimization) -> float:
     """Learning rate of a step (0-based) as a fraction of the peak.
 
     cosine: linear from 0 (`np.linspace(0, lr, warmup)`), cosine to min_lr. linear: the official `get_lr_sched` is called with the
@@ -122,7 +122,7 @@ def schedule_factor(step: int, total: int, settings: Optimisation) -> float:
 
 
 def build(
-    network: Any, settings: Optimisation, total_steps: int, is_adapter: Callable[[str], bool]
+    network: Any, settings: Optimization, total_steps: int, is_adapter: Callable[[str], bool]
 ) -> tuple[Optimizer, LambdaLR]:
     groups = parameter_groups(network, settings, is_adapter)
     optimizer: Optimizer

@@ -10,13 +10,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from experiments.parity.compare import Row
+from experiments.parity.compare import GroupCheck
 
 Edit = Callable[[dict[str, Any], dict[str, Tensor]], None]
 
 
 def edited(source: Path, target: Path, edit: Edit) -> Path:
-    """A copy of a fixture with changed contents; its counts and checksums are made to fit."""
+    """A copy of a recording with changed contents; its counts and checksums are made to fit."""
     about, beside = json.loads(source.read_text()), source.with_suffix(".safetensors")
     tensors = load_file(beside) if beside.exists() else {}
     edit(about, tensors)
@@ -29,9 +29,9 @@ def edited(source: Path, target: Path, edit: Edit) -> Path:
     return path
 
 
-def verdicts(rows: list[Row]) -> dict[str, str]:
+def verdicts(rows: list[GroupCheck]) -> dict[str, str]:
     return {row.group: row.verdict for row in rows}
 
 
-def off(rows: list[Row]) -> set[str]:
+def off(rows: list[GroupCheck]) -> set[str]:
     return {row.group for row in rows if row.verdict == "OFF"}

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_modules.checkpoints.uniter import official_names
 from lightning_modules.networks.uniter import Packed, UniterRetrieval, pack
 
-FOLDER = Path(__file__).parents[1] / "fixtures" / "iais"
+FOLDER = Path(__file__).parents[1] / "recordings" / "iais"
 
 
 @dataclass

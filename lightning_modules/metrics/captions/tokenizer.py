@@ -1,9 +1,9 @@
-"""Words of captions for the metrics: coco-caption's PTB tokeniser (Stanford CoreNLP 3.4.1, an outside Java program), and one
+"""Words of captions for the metrics: coco-caption's PTB tokenizer (Stanford CoreNLP 3.4.1, an outside Java program), and one
 without Java that nearly equals it.
 
 Both lower the case, separate punctuation and contractions as the Penn Treebank does, and drop punctuation. Metrics are compared
 with published numbers with "ptb"; "simple" is for machines without Java, for tests and for watching a training run. It gives the
-PTB tokeniser's words for 5,004 of the 5,005 references of coco-caption's demo and all 40,000 captions of Flickr8k (its rules were
+PTB tokenizer's words for 5,004 of the 5,005 references of coco-caption's demo and all 40,000 captions of Flickr8k (its rules were
 made on these; on other text expect a caption in a few thousand to differ).
 """
 
@@ -26,7 +26,7 @@ PUNCTUATION = frozenset(
 
 
 def ptb(sentences: Sequence[str]) -> list[str]:
-    """Tokenised sentences, words separated by single spaces.
+    """Tokenized sentences, words separated by single spaces.
 
     White space of any kind becomes a space first: the program reads a sentence a line, and a stray line break (\\r, U+2028) would
     give every later caption its neighbour's words, as it does in coco-caption.
@@ -43,15 +43,15 @@ def ptb(sentences: Sequence[str]) -> list[str]:
         file = Path(folder) / "sentences.txt"
         file.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
         program: list[str | Path] = [java, *LOCALE, "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer"]
-        said = run([*program, "-preserveLines", "-lowerCase", file], "the PTB tokeniser")
+        said = run([*program, "-preserveLines", "-lowerCase", file], "the PTB tokenizer")
     *answer, rest = said.decode("utf-8").split("\n")
     if rest or len(answer) != len(lines):
-        raise RuntimeError(f"the PTB tokeniser gave {len(answer)} lines for {len(lines)} sentences")
+        raise RuntimeError(f"the PTB tokenizer gave {len(answer)} lines for {len(lines)} sentences")
     return [" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in answer]
 
 
 def simple(sentences: Sequence[str]) -> list[str]:
-    """Tokenised sentences without Java, words separated by single spaces."""
+    """Tokenized sentences without Java, words separated by single spaces."""
     return [_simple(sentence) for sentence in sentences]
 
 

@@ -17,7 +17,7 @@ from datamodules.errors import InputError
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.adapters.tuning import set_tuning
 from lightning_modules.networks.uniter import UniterRetrieval
-from lightning_modules.optimisation import Optimisation, UniterAdamW, build, parameter_groups, schedule_factor
+from lightning_modules.optimization import Optimization, UniterAdamW, build, parameter_groups, schedule_factor
 
 # Official cosine_scheduler(base=2e-4, final=1e-6, epochs=5, niter_per_ep=7, warmup_epochs=2), recorded: every third of 35 steps.
 OFFICIAL = {
@@ -36,14 +36,14 @@ def cosine_scheduler(base: float, final: float, total: int, warmup: int) -> np.n
 
 
 def test_schedule_is_the_official_one() -> None:
-    settings = Optimisation(lr=2e-4, min_lr=1e-6, warmup_fraction=2 / 5)
+    settings = Optimization(lr=2e-4, min_lr=1e-6, warmup_fraction=2 / 5)
     for step, expected in OFFICIAL.items():
         assert 2e-4 * schedule_factor(step, 35, settings) == pytest.approx(expected, rel=1e-12), step
 
 
 @pytest.mark.parametrize(("total", "fraction"), [(1, 0.1), (7, 0.5), (10, 0.1), (40, 0.25), (100, 0.0)])
 def test_schedule_equals_its_naive_twin(total: int, fraction: float) -> None:
-    settings = Optimisation(lr=3e-3, min_lr=1e-5, warmup_fraction=fraction)
+    settings = Optimization(lr=3e-3, min_lr=1e-5, warmup_fraction=fraction)
     twin = cosine_scheduler(3e-3, 1e-5, total, int(total * fraction))
     ours = [3e-3 * schedule_factor(step, total, settings) for step in range(total)]
     if int(total * fraction) == 1:
@@ -61,7 +61,7 @@ def named(groups: list[dict[str, Any]], network: nn.Module) -> dict[str, dict[st
 def test_every_trainable_parameter_is_in_one_group_and_vectors_do_not_decay(tiny: Any) -> None:
     network = tiny.network()
     set_tuning(network, None, "full")
-    groups = parameter_groups(network, Optimisation(weight_decay=0.3), lambda name: False)
+    groups = parameter_groups(network, Optimization(weight_decay=0.3), lambda name: False)
     trainable = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     assert sum(len(group["params"]) for group in groups) == len(trainable)
     found = named(groups, network)
@@ -77,7 +77,7 @@ def test_layer_decay_exponents(tiny: Any) -> None:
     """Two blocks a tower: embeddings at 0.5^3, the first block at 0.5^2, the second at 0.5, the rest at 1."""
     network = tiny.network()
     set_tuning(network, None, "full")
-    found = named(parameter_groups(network, Optimisation(lr=8.0, layer_decay=0.5), lambda name: False), network)
+    found = named(parameter_groups(network, Optimization(lr=8.0, layer_decay=0.5), lambda name: False), network)
     by_hand = {
         "image.model.patch_embed.proj.weight": 1.0, "image.model.pos_embed": 1.0, "image.model.blocks.0.attn.qkv.weight": 2.0,
         "image.model.blocks.1.mlp.fc1.bias": 4.0, "image.model.norm.weight": 8.0,
@@ -93,7 +93,7 @@ def test_adapters_are_exempt_from_layer_decay_unless_asked(tiny: Any, on_adapter
     network, adapter = tiny.network(), MultiWayAdapter()
     adapter.inject(network)
     set_tuning(network, adapter, "adapter")
-    settings = Optimisation(lr=8.0, layer_decay=0.5, layer_decay_on_adapters=on_adapters)
+    settings = Optimization(lr=8.0, layer_decay=0.5, layer_decay_on_adapters=on_adapters)
     found = named(parameter_groups(network, settings, adapter.owns), network)
     for name, group in found.items():
         if adapter.owns(name):
@@ -107,7 +107,7 @@ def test_own_learning_rates_of_adapters_and_backbone(tiny: Any) -> None:
     network, adapter = tiny.network(), MultiWayAdapter()
     adapter.inject(network)
     network.requires_grad_(True)
-    settings = Optimisation(lr=1.0, min_lr=0.1, warmup_fraction=0.0, adapter_lr=4.0, backbone_lr=0.25)
+    settings = Optimization(lr=1.0, min_lr=0.1, warmup_fraction=0.0, adapter_lr=4.0, backbone_lr=0.25)
     optimizer, schedule = build(network, settings, 10, adapter.owns)
     heads = {name for name, _ in network.head_parameters()}
     found = named(optimizer.param_groups, network)
@@ -121,7 +121,7 @@ def test_own_learning_rates_of_adapters_and_backbone(tiny: Any) -> None:
 
 def test_settings_reach_adamw(tiny: Any) -> None:
     network = tiny.network()
-    optimizer, _ = build(network, Optimisation(betas=(0.8, 0.98), eps=1e-6), 10, lambda name: False)
+    optimizer, _ = build(network, Optimization(betas=(0.8, 0.98), eps=1e-6), 10, lambda name: False)
     assert isinstance(optimizer, torch.optim.AdamW)
     for group in optimizer.param_groups:
         assert group["betas"] == (0.8, 0.98)
@@ -132,7 +132,7 @@ def test_nothing_trainable(tiny: Any) -> None:
     network = tiny.network()
     network.requires_grad_(False)
     with pytest.raises(InputError, match="nothing is trainable: choose tuning"):
-        parameter_groups(network, Optimisation(), lambda name: False)
+        parameter_groups(network, Optimization(), lambda name: False)
 
 
 @pytest.mark.parametrize(
@@ -140,17 +140,17 @@ def test_nothing_trainable(tiny: Any) -> None:
 )
 def test_values_out_of_range(option: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{option} is {value}"):
-        Optimisation(**{option: value})
+        Optimization(**{option: value})
 
 
 # ----------------------------------------------------------------------------------------------------------------- UNITER
 
-IAIS = Path(__file__).parents[1] / "fixtures" / "iais"
+IAIS = Path(__file__).parents[1] / "recordings" / "iais"
 
 
 def test_linear_schedule_is_uniters() -> None:
     recorded = json.loads((IAIS / "fixture.json").read_text())["lr_schedule"]
-    settings = Optimisation(lr=5e-5, min_lr=1e-8, warmup_fraction=0.1, schedule="linear")
+    settings = Optimization(lr=5e-5, min_lr=1e-8, warmup_fraction=0.1, schedule="linear")
     assert len(recorded) > 5
     for done, rate in recorded.items():  # the official schedule is asked with the number of steps done
         assert 5e-5 * schedule_factor(int(done) - 1, 5000, settings) == pytest.approx(rate, rel=1e-12), done
@@ -184,9 +184,9 @@ def test_uniter_adamw_resumes_from_its_state() -> None:
 
 
 def test_uniters_recipe_decays_two_norms_of_the_regions() -> None:
-    network = UniterRetrieval(24, 1, 2, 32, 20, 8, 6, tokeniser=None)
+    network = UniterRetrieval(24, 1, 2, 32, 20, 8, 6, tokenizer=None)
     set_tuning(network, None, "full")
-    settings = Optimisation(weight_decay=0.01, schedule="linear", algorithm="uniter_adamw")
+    settings = Optimization(weight_decay=0.01, schedule="linear", algorithm="uniter_adamw")
     optimizer, _ = build(network, settings, 10, lambda name: False)
     assert isinstance(optimizer, UniterAdamW)
     groups = named(optimizer.param_groups, network)
