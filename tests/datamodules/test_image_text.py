@@ -1,4 +1,4 @@
-"""The data modules of Flickr8k, Flickr30k and COCO: splits, limits, fingerprints, what is missing; under a Trainer."""
+"""What all image-text data modules share: limits, missing images, mistaken options; under a Trainer."""
 
 from __future__ import annotations
 
