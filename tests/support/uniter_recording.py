@@ -61,8 +61,8 @@ class Recorded:
 
 
 def recorded() -> Recorded:
-    meta = json.loads((FOLDER / "fixture.json").read_text())
-    tensors = load_file(FOLDER / "fixture.safetensors")
+    meta = json.loads((FOLDER / "recording.json").read_text())
+    tensors = load_file(FOLDER / "recording.safetensors")
     config = meta["config"]
     network = UniterRetrieval(
         width=config["hidden_size"],

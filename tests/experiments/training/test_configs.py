@@ -201,7 +201,7 @@ def test_rows_say_what_their_names_say() -> None:
     assert found == {
         "head": ("head", None),
         "full": ("full", None),
-        "frozen": ("none", None),
+        "frozen": ("frozen", None),
         "mwa": ("adapter", ("printed", True, True)),
         "mwa_released": ("adapter", ("released", True, True)),
         "mwa_text": ("adapter", ("text", True, True)),
@@ -340,7 +340,7 @@ def test_caption_rows_say_what_their_names_say() -> None:
         "i_tuning_multihead": ("adapter", "tokens", {**paper, "reading": "multihead"}),
         "clipcap": ("adapter", "pooled", prefix),
         "clipcap_mlp": ("adapter", "pooled", {**prefix, "mapping": "mlp", "tune_language_model": True}),
-        "language_model_only": ("none", "tokens", {}),
+        "language_model_only": ("frozen", "tokens", {}),
     }
 
 

@@ -169,7 +169,7 @@ def test_unknown_option_in_a_yaml(text: str, wrong: str, meant: str, fail: Fail,
         ("--data.init_args.batch_size=many", "data.init_args.batch_size (on the command line) must be an integer, not 'many'."),
         (
             "--model.init_args.tuning=sideways",
-            "model.init_args.tuning (on the command line) must be one of full, adapter, head, none, not 'sideways'.",
+            "model.init_args.tuning (on the command line) must be one of full, adapter, head, frozen, not 'sideways'.",
         ),
         (
             "--model.init_args.adapter.init_args.reading=print",

@@ -171,4 +171,4 @@ def test_bad_input_is_told(official: Recorded) -> None:
 
 
 def test_the_fixture_is_committed() -> None:
-    assert (Path(__file__).parents[2] / "recordings" / "iais" / "fixture.safetensors").is_file()
+    assert (Path(__file__).parents[2] / "recordings" / "iais" / "recording.safetensors").is_file()
