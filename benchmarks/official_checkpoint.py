@@ -69,12 +69,13 @@ def embed(source: str, out: str, config: str, frozen: bool) -> None:
     import lightning_modules
     from datamodules.flickr8k import Flickr8k
     from datamodules.image_text import Limits
+    from lightning_modules.checkpoints.fill import fill
     from lightning_modules.networks.beit3 import BEiT3Retrieval
 
     settings = yaml.safe_load(Path(config).read_text())
     network: Any
     if frozen:
-        network = BEiT3Retrieval(**settings["model"]["init_args"]["network"]["init_args"]).eval()
+        network = fill(BEiT3Retrieval(**settings["model"]["init_args"]["network"]["init_args"])).eval()
     else:
         network = lightning_modules.load(source).network
     arguments = dict(settings["data"]["init_args"])

@@ -16,6 +16,7 @@ from datamodules.errors import InputError
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import TrainHeads, TuningMode, set_mode, set_tuning
+from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
 from lightning_modules.checkpoints.trainable import load_trainable, trainable_state_dict
 
@@ -44,6 +45,7 @@ class TunedModule(pl.LightningModule):
         self.init_from = init_from
         self.eval_frozen = eval_frozen
         self._queries = {}
+        fill(network)
         if adapter is not None:
             adapter.inject(network)
         if init_from is not None:

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.adapter_export import load_adapter, read_adapter_config
+from lightning_modules.checkpoints.fill import fill
 
 
 def build(model_config: dict[str, Any], seed: int = 0) -> LightningModule:
@@ -41,7 +42,7 @@ def build(model_config: dict[str, Any], seed: int = 0) -> LightningModule:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        return parser.instantiate_classes(config).model
+        return fill(parser.instantiate_classes(config).model)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

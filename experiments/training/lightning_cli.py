@@ -35,6 +35,7 @@ from experiments.training.checkpoints import Checkpoints, Last, RememberConfig
 from experiments.training.loggers import MetricsCSV, make_wandb
 from experiments.training.parse_errors import explain, explain_interpolation
 from experiments.training.trainer import Trainer, data_name, describe_data
+from lightning_modules.checkpoints.fill import fill
 
 RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
 _CONFIG_SECTIONS = ("seed_everything", "name", "scale", "model", "data", "evaluate", "trainer", "checkpoint", "wandb")
@@ -218,6 +219,7 @@ class CrosslightCLI(LightningCLI):
         method = {k: v for k, v in config.items() if k in self._subcommand_method_arguments[subcommand]}
         evaluate = self._get(self.config_init, "evaluate") or {}
         folder, trainer = self.run_folder, self.trainer
+        fill(self.model)  # a module that is not ours may have left it to us
         init_from = getattr(self.model, "init_from", None)
         folder.update(
             argv=self.arguments,

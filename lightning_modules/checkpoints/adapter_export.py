@@ -21,12 +21,12 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import count_parameters, head_names
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.checkpoints.trainable import load_exactly, trainable_state_dict
-from lightning_modules.networks.weights import read_weights, some
+from lightning_modules.checkpoints.weights import read_weights
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.files.releases import checkpoint_file
+from lightning_modules.checkpoints.weights import read_weights
 from lightning_modules.networks.beit3 import UNUSED_POSITIONS, BEiT3Retrieval
-from lightning_modules.networks.weights import read_weights, some
 
 log = logging.getLogger("crosslight")
 

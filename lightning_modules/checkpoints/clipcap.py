@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from lightning_modules.adapters.clipcap import ClipCap
+from lightning_modules.checkpoints.language_model import load_language_weights
+from lightning_modules.checkpoints.weights import read_weights
 from lightning_modules.networks.captioner import Captioner
-from lightning_modules.networks.language_model import load_language_weights
-from lightning_modules.networks.weights import read_weights, some
 
 MAPPER, LANGUAGE = "clip_project.", "gpt."
 
@@ -62,10 +62,10 @@ def load_official(network: Captioner, source: str | Path) -> None:
     Raises:
         InputError: No such file, or it does not fit (the message says which adapter options would). The network is unchanged.
     """
-    fill(network, read_weights(source), str(source))
+    load_state(network, read_weights(source), str(source))
 
 
-def fill(network: Captioner, state: dict[str, Tensor], source: str) -> None:
+def load_state(network: Captioner, state: dict[str, Tensor], source: str) -> None:
     """`load_official` with the state dict at hand.
 
     Raises:

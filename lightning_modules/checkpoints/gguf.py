@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from datamodules.errors import InputError
-from lightning_modules.networks.weights import quiet_loading
+from lightning_modules.networks.quiet_loading import quiet_loading
 
 _ARCHIVES = (".whl", ".zip")
 _MAGIC = b"GGUF"

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import HasHeads, head_names
 from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
-from lightning_modules.networks.weights import read_weights, some
+from lightning_modules.checkpoints.weights import read_weights
 
 log = logging.getLogger("crosslight")
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
-from lightning_modules.networks.weights import some
+from datamodules.errors import InputError, some
 
 
 def trainable_names(network: nn.Module) -> set[str]:

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.files.releases import UNITER_CHECKPOINTS, uniter_checkpoint_file
+from lightning_modules.checkpoints.weights import read_weights
+from lightning_modules.networks.quiet_loading import quiet_loading
 from lightning_modules.networks.uniter import EPS, UniterRetrieval
-from lightning_modules.networks.weights import quiet_loading, read_weights, some
 
 log = logging.getLogger("crosslight")
 

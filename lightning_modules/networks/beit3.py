@@ -361,14 +361,15 @@ class BEiT3Retrieval(nn.Module):
         max_tokens: Tokens of a caption, <s> and </s> included; longer ones are cut.
         drop_path: Stochastic depth of the last layer, from 0 at the first.
         weights: An official checkpoint (.pth) by path or by name, or such a file as safetensors; null = random weights. Positions
-            are interpolated when it was made for another image size.
+            are interpolated when it was made for another image size. Read by `checkpoints.fill`; until then the encoder is on
+            the meta device and computes nothing.
         checkpoint_activations: Recompute the layers' activations in the backward pass: less memory, about a third more compute.
         init: Random start. official = the released one: positions N(0, 1), linear layers within +-.02; made for checkpoints to
             be loaded over it. A small model trained from it by a contrastive loss alone gives every input the same vector.
             scratch = positions N(0, .02), linear layers of the encoder Xavier-uniform, which trains.
 
     Raises:
-        InputError: Sizes that do not divide, or a checkpoint that does not fit.
+        InputError: Sizes that do not divide.
     """
 
     def __init__(
@@ -401,13 +402,12 @@ class BEiT3Retrieval(nn.Module):
             raise InputError(f"BEiT-3: drop_path is {drop_path}; give a probability, 0 <= x < 1")
         if max_tokens > text_positions - UNUSED_POSITIONS:
             raise InputError(f"BEiT-3: max_tokens {max_tokens} exceeds its {text_positions - UNUSED_POSITIONS} text positions")
+        self.weights = weights
         # A checkpoint fills the whole encoder or is refused: drawing random weights first would only take time (large: seconds).
         with torch.device("meta") if weights is not None else nullcontext():
             self.encoder = BEiT3(
                 width, num_layers, heads, ffn_width, image_size, patch_size, vocab_size, text_positions, drop_path, init
             )
-        if weights is not None:
-            self.encoder.to_empty(device=torch.get_default_device())
         self.image_head = nn.Linear(width, width, bias=False)
         self.text_head = nn.Linear(width, width, bias=False)
         for head in (self.image_head, self.text_head):
@@ -421,10 +421,6 @@ class BEiT3Retrieval(nn.Module):
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought: an adapter run leaves them frozen
         if checkpoint_activations:
             checkpoint_blocks(self.encoder.layers)
-        if weights is not None:
-            from lightning_modules.checkpoints.beit3 import load_official
-
-            load_official(self, weights)
 
     def encode_images(self, batch: ImageBatch) -> Tensor:
         """Unit vectors [B, D] in fp32.

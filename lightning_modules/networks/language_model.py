@@ -1,6 +1,9 @@
 """A causal language model of Hugging Face with the tokens that begin and end a caption, and its decoding.
 
-The library's model is `LanguageModel.model`, under its own keys. A caption is `[begin] prompt | caption [end]`: what is left of
+The library's model is `LanguageModel.model`, under its own keys. By name its weights come with the library's own
+`from_pretrained`; a file of `weights` is read by `checkpoints.fill`.
+
+A caption is `[begin] prompt | caption [end]`: what is left of
 the bar leads in and is never scored, what is right of it is what a `TextBatch` of a captioner holds.
 
 Legend: B rows, T tokens, L tokens that lead in, D width.
@@ -15,12 +18,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.inputs import TextInput
+from lightning_modules.networks.quiet_loading import quiet_loading
 from lightning_modules.networks.towers.hugging_face import expanded
-from lightning_modules.networks.weights import quiet_loading, read_weights, some
-
-_OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class LanguageModel(nn.Module):
         attention: Literal["sdpa", "eager"] = "sdpa",
     ) -> None:
         super().__init__()
+        self.weights = weights
         self.model: Any = _causal_model(name, config, weights, attention)
         settings: Any = self.model.config
         settings.pad_token_id = None  # with one, transformers looks for padding in every batch, and waits for the GPU to do it
@@ -296,7 +298,7 @@ def _special(given: int | None, own: Any, fallback: Any, vocabulary: int, what: 
 
 
 def _causal_model(name: str | None, config: dict[str, Any] | None, weights: str | None, attention: str) -> nn.Module:
-    """By name (weights included), or by configuration and weights file."""
+    """By name (weights included), or by configuration (random; a file of weights comes later)."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     where = f"language model {name or config}"
@@ -328,8 +330,6 @@ def _causal_model(name: str | None, config: dict[str, Any] | None, weights: str 
             f"{where}: no usable causal language model ({str(error).splitlines()[0]}); give a folder with config.json and "
             "weights, a hub name (with network), or config: {model_type: ..., sizes}"
         ) from error
-    if weights is not None:
-        load_language_weights(model, read_weights(weights), f"weights file {weights}")
     _fuse_gelu(model)
     model.generation_config = GenerationConfig()  # a folder's own (sampling, suppressed tokens) would slip into every caption
     return model
@@ -344,28 +344,3 @@ def _fuse_gelu(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU("tanh"))
-
-
-def load_language_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Fill a causal language model strictly; a tied head may be left out, buffers of old releases (causal masks) are passed over.
-
-    Raises:
-        InputError: Keys are missing or left over, or shapes differ. The model is unchanged then.
-    """
-    own = model.state_dict()
-    by_storage: dict[int, str] = {}
-    tied = {name: by_storage.setdefault(tensor.data_ptr(), name) for name, tensor in own.items() if tensor.numel()}
-    for name, first in tied.items():
-        group = [other for other, start in tied.items() if start == first and other in state]
-        if name not in state and group and not own[name].is_meta:
-            state = {**state, name: state[group[0]]}
-    extra = sorted(name for name in state.keys() - own.keys() if not name.endswith(_OLD_BUFFERS))
-    missing = sorted(own.keys() - state.keys())
-    shapes = {name: (list(state[name].shape), list(tensor.shape)) for name, tensor in own.items() if name in state}
-    wrong = [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in shapes.items() if theirs != ours]
-    if missing or extra or wrong:
-        raise InputError(
-            f"{source} does not fit {type(model).__name__} (missing: {some(missing) or 'none'}; left over: "
-            f"{some(extra) or 'none'}; other shapes: {some(wrong) or 'none'}); choose the configuration it was made with"
-        )
-    model.load_state_dict({name: state[name] for name in own})

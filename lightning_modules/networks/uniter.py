@@ -270,13 +270,13 @@ class UniterRetrieval(nn.Module):
         max_tokens: Tokens of a caption, [CLS] and [SEP] included; longer ones are cut. Null = as many as there are positions.
         weights: An official checkpoint, pre-training or fine-tuned, by path or by name ("uniter-base", "uniter-large"), or a BERT
             of Hugging Face by name or folder: words, positions, layers and pooler are then BERT's, regions and heads random.
-            Null = random weights.
+            Null = random weights. Read by `checkpoints.fill`.
         init_std: Standard deviation of random weights: 0.02 as BERT's. A narrow network that starts from nothing needs more: its
             layers else barely change what they are given (0.02 sqrt(768 / width) gives them the gain of base).
         checkpoint_activations: Recompute the layers' activations in the backward pass.
 
     Raises:
-        InputError: Sizes that do not divide, or weights that do not fit.
+        InputError: Sizes that do not divide.
     """
 
     def __init__(
@@ -302,6 +302,7 @@ class UniterRetrieval(nn.Module):
         if max_tokens > text_positions:
             raise InputError(f"UNITER: max_tokens {max_tokens} exceeds its {text_positions} text positions")
         self.heads = heads
+        self.weights = weights
         self.encoder = Uniter(width, num_layers, heads, ffn_width, vocab_size, text_positions, feature_width, dropout, init_std)
         self.itm = nn.Linear(width, 2)
         self.rank = nn.Linear(width, 1)
@@ -312,10 +313,6 @@ class UniterRetrieval(nn.Module):
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought
         if checkpoint_activations:
             checkpoint_blocks(self.encoder.layers)
-        if weights is not None:
-            from lightning_modules.checkpoints.uniter import load
-
-            load(self, weights)
 
     def rank_from_itm(self) -> None:
         """Start the ranking head from the matching head's row "matched", as the official `init_output` does."""

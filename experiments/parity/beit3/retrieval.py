@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.records import ImageBatch, TextBatch
 from experiments.parity.compare import (
     EQUAL,
@@ -30,7 +30,6 @@ from experiments.parity.recordings import Recording
 from lightning_modules.adapters.multiway import LayerMultiWay, MultiWayAdapter
 from lightning_modules.checkpoints.beit3 import Account, load_official, to_official
 from lightning_modules.networks.beit3 import UNUSED_POSITIONS, BEiT3Retrieval
-from lightning_modules.networks.weights import some
 from lightning_modules.objectives.contrastive import ContrastiveLoss
 
 # What our BEiT-3 is built as; a recording that says otherwise is of another network.

@@ -51,7 +51,7 @@ def check(recording: Recording) -> list[GroupCheck]:
     ClipCap(**options).inject(network)
     weights = recording.group("weights")
     try:
-        checkpoint.fill(network, weights, str(recording.path.with_suffix(".safetensors")))
+        checkpoint.load_state(network, weights, str(recording.path.with_suffix(".safetensors")))
     except InputError as error:
         return [GroupCheck("weights", "OFF", note=str(error))]
     back = {name: tensor for name, tensor in checkpoint.official_state(network).items() if name in weights}

@@ -27,8 +27,9 @@ from experiments.parity.compare import (
 )
 from experiments.parity.recordings import Recording
 from lightning_modules.adapters.i_tuning import ITuning, ITuningModule, Rows
+from lightning_modules.checkpoints.language_model import load_language_weights
 from lightning_modules.networks.captioner import Captioner, Seen
-from lightning_modules.networks.language_model import Decoding, load_language_weights
+from lightning_modules.networks.language_model import Decoding
 
 # Recorded in float64: unscaled attention (logits of 6 and more) makes fp32 rounding of a lower layer larger in the layers above.
 LOGITS = Tolerance(5e-5, relative=1e-4)

@@ -219,7 +219,7 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
         ({name: t for name, t in state.items() if "ln_f" not in name}, r"missing: transformer\.ln_f\.bias"),
     ):
         with pytest.raises(InputError, match=message):
-            checkpoint.fill(other if "clip_project" in message else network, broken, "the file")
+            checkpoint.load_state(other if "clip_project" in message else network, broken, "the file")
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
     with pytest.raises(InputError, match="has no prefix"):
         checkpoint.official_state(captioner(visual="pooled"))

@@ -24,9 +24,10 @@ from datamodules.files import download
 from datamodules.files import releases as official
 from lightning_modules.adapters.multiway import MultiWayAdapter, Reading
 from lightning_modules.checkpoints.beit3 import interpolate_positions, load_official, official_names, to_official, write_official
+from lightning_modules.checkpoints.fill import fill
+from lightning_modules.checkpoints.weights import read_weights
 from lightning_modules.networks import beit3
 from lightning_modules.networks.beit3 import BEiT3Retrieval
-from lightning_modules.networks.weights import read_weights
 
 KEYS = json.loads((Path(__file__).parents[2] / "recordings" / "beit3_keys.json").read_text())
 SIZES: dict[str, dict[str, int]] = {
@@ -40,7 +41,7 @@ def build(
     seed: int = 0, image_size: int = 16, layers: int = 2, width: int = 8, heads: int = 2, weights: str | None = None
 ) -> BEiT3Retrieval:
     torch.manual_seed(seed)
-    network = BEiT3Retrieval(image_size, width, layers, heads, 12, 4, 30, 10, "none", 8, weights=weights)
+    network = fill(BEiT3Retrieval(image_size, width, layers, heads, 12, 4, 30, 10, "none", 8, weights=weights))
     if weights is None:
         randomise(network)
     return network

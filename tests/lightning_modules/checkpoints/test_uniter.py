@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel
 
 from datamodules.errors import InputError
 from datamodules.files import releases as official
+from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.uniter import load, load_official, official_names, to_official, write_official
 from lightning_modules.networks.uniter import EPS, Packed, UniterRetrieval
 
@@ -112,7 +113,7 @@ def from_bert(folder: Path, **changes: Any) -> UniterRetrieval:
         "width": 24, "num_layers": 2, "heads": 2, "ffn_width": 40, "vocab_size": 30, "text_positions": 12, "feature_width": 5,
         "tokenizer": None,
     }  # fmt: skip
-    return UniterRetrieval(**sizes | changes, weights=str(folder)).eval()
+    return fill(UniterRetrieval(**sizes | changes, weights=str(folder))).eval()
 
 
 def test_bert_becomes_the_text_side(tmp_path: Path) -> None:
