@@ -44,7 +44,7 @@ from experiments.runs.provenance import device_state, git_state, versions
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
-from lightning_modules.metrics.cost import SavedBytes, gradient_bytes, optimizer_state_bytes
+from lightning_modules.metrics.training_memory import SavedBytes, gradient_bytes, optimizer_state_bytes
 from lightning_modules.optimization import Optimization
 from lightning_modules.retrieval import RetrievalModule
 

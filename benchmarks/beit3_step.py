@@ -74,7 +74,7 @@ def network(sizes: Sizes, checkpoint_activations: bool = False) -> Any:
         image_size=sizes.image_size,
         width=sizes.width,
         num_layers=sizes.layers,
-        heads=sizes.heads,
+        num_heads=sizes.heads,
         ffn_width=sizes.ffn_width,
         patch_size=sizes.patch_size,
         vocab_size=sizes.vocabulary,
@@ -183,7 +183,7 @@ class Ours:
 
     def memory(self) -> dict[str, int]:
         """Bytes that one step keeps (as `training_step.py` counts them); takes a step."""
-        from lightning_modules.metrics.cost import SavedBytes, gradient_bytes, optimizer_state_bytes
+        from lightning_modules.metrics.training_memory import SavedBytes, gradient_bytes, optimizer_state_bytes
 
         with SavedBytes(exclude=self.module) as saved:
             self.module.training_step(self.batches["padded"], 0).backward()

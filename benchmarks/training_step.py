@@ -49,7 +49,7 @@ from datamodules.records import ImageBatch, PairBatch, TextBatch
 from experiments.runs.provenance import device_state, git_state, versions
 from lightning_modules import optimization
 from lightning_modules.adapters.multiway import MultiWayAdapter
-from lightning_modules.metrics.cost import SavedBytes, gradient_bytes, optimizer_state_bytes
+from lightning_modules.metrics.training_memory import SavedBytes, gradient_bytes, optimizer_state_bytes
 from lightning_modules.networks.dual_encoder import DualEncoder
 from lightning_modules.networks.towers.hugging_face import HFImageTower, HFTextTower
 from lightning_modules.objectives.gradient_cache import slice_batch

@@ -14,7 +14,7 @@ import torch
 import lightning_modules
 from datamodules.errors import InputError
 from datamodules.formats.caption_results import write_caption_results
-from experiments.analysis.captions import Look, captioner_of, write_captions
+from experiments.analysis.captions import MapOptions, captioner_of, write_captions
 from experiments.analysis.word_maps import Position
 from experiments.training.quiet import quiet
 from lightning_modules.networks.language_model import Decoding
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     """Exit status of `crosslight caption`: 0.
 
     Raises:
-        InputError: Arguments, a run or photographs that cannot be used.
+        InputError: Arguments, a run or images that cannot be used.
     """
     parser = _Parser(prog="crosslight caption", allow_abbrev=False, add_help=False)
     parser.add_argument("run", type=Path)
@@ -52,19 +52,19 @@ def main(arguments: Sequence[str]) -> int:
     shown = {name: value for name in ("layer", "head", "position") if (value := getattr(options, name)) is not None}
     if shown and options.maps is None:
         raise InputError(f"--{next(iter(shown))} chooses what --maps shows; give --maps DIR too.")
-    look = None if options.maps is None else Look(options.maps, **shown)
+    maps = None if options.maps is None else MapOptions(options.maps, **shown)
     if options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}; give at least 1.")
-    _require_files(options.images, stems_matter=options.out is not None or look is not None)
+    _require_files(options.images, stems_matter=options.out is not None or maps is not None)
 
     quiet()
     model: Any = lightning_modules.load(options.run)
-    network = captioner_of(model, options.run, maps=look is not None)
+    network = captioner_of(model, options.run, maps=maps is not None)
     decoding = replace(model.decoding, **{name: value for name in kinds if (value := getattr(options, name)) is not None})
     network.to(_device(options.device))
     torch.manual_seed(options.seed)
     captions = {}
-    for path, caption in write_captions(network, options.images, decoding, look, options.batch_size):
+    for path, caption in write_captions(network, options.images, decoding, maps, options.batch_size):
         print(f"{path}: {caption}", flush=True)
         captions[path.stem] = caption
     if options.out is not None:
@@ -80,12 +80,12 @@ def _require_files(paths: Sequence[Path], stems_matter: bool) -> None:
     """
     for path in paths:
         if path.is_dir():
-            raise InputError(f"{path} is a folder; give the photographs in it, such as {path}/*.jpg.")
+            raise InputError(f"{path} is a folder; give the images in it, such as {path}/*.jpg.")
         if not path.exists():
-            raise InputError(f"photograph {path} does not exist.")
+            raise InputError(f"image {path} does not exist.")
     stem, count = Counter(path.stem for path in paths).most_common(1)[0]
     if stems_matter and count > 1:
-        raise InputError(f"{count} photographs are named {stem}, which --out and --maps know them by; give them one by one.")
+        raise InputError(f"{count} images are named {stem}, which --out and --maps know them by; give them one by one.")
 
 
 def _number_or(*words: str) -> Any:

@@ -31,8 +31,8 @@ Train, test and explain light adaptations of vision-language models.
   data      `data check`: verify a data folder before you train on it; `data index`, `data text-db`, `data regions`:
             write BEiT-3's index files, UNITER's text databases, UNITER's image databases (region features)
   convert   a language model in a GGUF file (or in a wheel that holds one) to a folder that runs name
-  caption   what a trained captioner writes about any photographs; `--maps` draws where it looks (I-Tuning)
-  captions  what runs wrote about the photographs of their test, side by side as a picture
+  caption   what a trained captioner writes about any images; `--maps` draws what it attends to (I-Tuning)
+  captions  what runs wrote about the images of their test, side by side as a picture
   score     caption metrics of a results file (BLEU, METEOR, ROUGE-L, CIDEr, SPICE); `score --install` fetches their programs
   params    tunable and total parameters of every configuration, counted in seconds without weights
 
@@ -133,7 +133,7 @@ runs on W&B's server, with an account, on any number of machines:
 Without an account every run is written offline; `wandb sync DIR/*/wandb/offline-run-*` uploads them later.
 """,
     "report": """\
-usage: crosslight report [PAPER|EXHIBIT|FOLDER ...] [--runs DIR ...] [--scale miniature|full] [--out DIR] [--look]
+usage: crosslight report [PAPER|EXHIBIT|FOLDER ...] [--runs DIR ...] [--scale miniature|full] [--out DIR] [--maps]
 
 Lay what was measured beside what the papers print, judge their claims, draw their figures: a site that opens from disk,
 with Markdown, CSV and LaTeX of every table beside it. Without arguments all exhibits are shown; what has not been run is
@@ -144,7 +144,7 @@ shown too, with the command that runs it.
   --runs DIR ...   where `crosslight sweep run` wrote to (default: runs/papers); several, also of several machines, merge
   --scale SCALE    miniature (default) or full
   --out DIR        where to (default: report)
-  --look           load the models of the exhibits that show attention maps, and store the maps in RUN/looking
+  --maps           load the models of the exhibits that show attention maps, and store the maps in RUN/attention_maps
 """,
     "table": """\
 usage: crosslight table RUN [RUN ...] [--data NAME] [--out FILE.md] [--csv FILE.csv]
@@ -222,26 +222,26 @@ on with what is missing. docs/regions.md says more.
     "captions": """\
 usage: crosslight captions RUN [RUN ...] --out FILE.png [--data NAME] [--images N]
 
-Photographs of a test, spread evenly over it, with what each run wrote about them, its CIDEr-D (times 100) and a reference.
+Images of a test, spread evenly over it, with what each run wrote about them, its CIDEr-D (times 100) and a reference.
 """,
     "caption": """\
 usage: crosslight caption RUN IMAGE [IMAGE ...] [options]
 
-Write a caption for each photograph with a captioner: a run folder (its best checkpoint) or an adapter export. Photographs
+Write a caption for each image with a captioner: a run folder (its best checkpoint) or an adapter export. Images
 are as in evaluation (upright where their EXIF data say how they were held).
 
   --out FILE.json       the captions as coco-caption's results, a file's name without its ending as image_id
-  --maps DIR            a picture for each photograph, DIR/NAME.png: where each word of its caption looks (I-Tuning only)
+  --maps DIR            a picture for each image, DIR/NAME.png: what each word of its caption attends to (I-Tuning only)
   --layer WHICH         of the language model, from 0; last (with a module; the default) or mean (of all modules)
   --head WHICH          from 0, or mean (the default)
   --position WHICH      a token's map is that of the position that wrote it (predicts, the default), or of the next one, which
                         reads it (reads)
 
-  --beams, --max-new-tokens, --min-new-tokens, --length-penalty, --no-repeat-ngram N
+  --num-beams, --max-new-tokens, --min-new-tokens, --length-penalty, --no-repeat-ngram N
   --sample, --temperature, --top-k, --top-p N, --algorithm library|clipcap, --keep-end
                         decoding; what is not given is as the run has it (--no-sample, --no-keep-end turn off)
   --seed N              of --sample (default: 0)
-  --batch-size N        photographs at once (default: 16)
+  --batch-size N        images at once (default: 16)
   --device NAME         cpu, cuda, cuda:N (default: cuda where there is one)
 """,
     "score": """\

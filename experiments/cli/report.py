@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--runs", nargs="+", type=Path)
     parser.add_argument("--scale", choices=SCALES, default="miniature")
     parser.add_argument("--out", type=Path, default=Path("report"))
-    parser.add_argument("--look", action="store_true")
+    parser.add_argument("--maps", action="store_true")
     options = parser.parse_args(list(arguments))
     names, given = chosen(options.what)
     roots = options.runs if options.runs is not None else [DEFAULT_RUNS] if DEFAULT_RUNS.is_dir() else []
@@ -44,19 +44,19 @@ def main(arguments: Sequence[str]) -> int:
 
     folders = RunFolders(roots)
     views = collect(names, options.scale, folders)
-    unseen: dict[str, list[str]] = {}
-    if options.look:
-        from experiments.report.maps import look_at
+    missing_maps: dict[str, list[str]] = {}
+    if options.maps:
+        from experiments.report.maps import make_view_maps
 
         for view in views:
-            files, unseen[view.name] = look_at(view)
-            for text in (*map(str, files), *(f"not possible: {why}" for why in unseen[view.name])):
-                print(f"looking: {text}", file=sys.stderr)
+            files, missing_maps[view.name] = make_view_maps(view)
+            for text in (*map(str, files), *(f"not possible: {why}" for why in missing_maps[view.name])):
+                print(f"attention maps: {text}", file=sys.stderr)
     extra = []
     for found in runs_below(given):
         status, folder, read = folders.read(found)
         extra.append(Run(str(read.get("name", folder.name)), int(read.get("seed") or 0), status, folder, read))
-    index = build(judged(views, unseen), extra, options.scale, options.out)
+    index = build(judged(views, missing_maps), extra, options.scale, options.out)
     rows = [row for view in views for row in view.rows]
     done = sum(row.finished > 0 for row in rows)
     print(f"report: {index} ({len(views)} exhibits, {done} of {len(rows)} rows measured, {options.scale} scale)")

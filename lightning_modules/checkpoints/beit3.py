@@ -172,8 +172,8 @@ def load_official(network: BEiT3Retrieval, source: str | Path) -> Account:
         )
     if wrong:
         raise InputError(
-            f"{path} has other shapes than this BEiT-3: {some(wrong)}; set width, heads, ffn_width, patch_size, vocab_size and "
-            "text_positions of the network (and the adapter's sizes) to the file's"
+            f"{path} has other shapes than this BEiT-3: {some(wrong)}; set width, num_heads, ffn_width, patch_size, vocab_size "
+            "and text_positions of the network (and the adapter's sizes) to the file's"
         )
     with torch.no_grad():
         for part, tensor in copies:

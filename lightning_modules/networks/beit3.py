@@ -140,9 +140,9 @@ class Layer(nn.Module):
 
     multiway: nn.Module | None
 
-    def __init__(self, width: int, heads: int, ffn_width: int, drop_path: float) -> None:
+    def __init__(self, width: int, num_heads: int, ffn_width: int, drop_path: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.image = Expert(width, ffn_width)
         self.text = Expert(width, ffn_width)
         self.drop_path = DropPath(drop_path)
@@ -164,7 +164,7 @@ class Layer(nn.Module):
             mask = None if mask_BT is None else some_rows(mask_BT, rows)
             qkv = by_side(image_tokens, lambda side, x: self._expert(side).project(x), some_rows(x_BTD, rows))
             # unbound before it is transposed: the three gradients then stack up in the layout of qkv, without another copy
-            queries, keys, values = (part.transpose(1, 2) for part in qkv.unflatten(-1, (3, self.heads, -1)).unbind(2))
+            queries, keys, values = (part.transpose(1, 2) for part in qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2))
             if want_attention:
                 seen.append(Attended(queries, keys, mask))
             context = attend(queries[:, :, :1] if pooled else queries, keys, values, mask)
@@ -234,7 +234,7 @@ class BEiT3(nn.Module):
     Args:
         width: Width of the residual stream.
         num_layers: Layers.
-        heads: Attention heads.
+        num_heads: Attention heads.
         ffn_width: Width inside the FFN.
         image_size: Side of the square image in pixels.
         patch_size: Side of a patch in pixels.
@@ -248,7 +248,7 @@ class BEiT3(nn.Module):
         self,
         width: int,
         num_layers: int,
-        heads: int,
+        num_heads: int,
         ffn_width: int,
         image_size: int,
         patch_size: int,
@@ -261,7 +261,7 @@ class BEiT3(nn.Module):
         self.image_embed = ImageEmbedding(width, image_size, patch_size)
         self.text_embed = TextEmbedding(width, vocab_size, text_positions)
         rates = [drop_path * i / max(num_layers - 1, 1) for i in range(num_layers)]
-        self.layers = nn.ModuleList(Layer(width, heads, ffn_width, rate) for rate in rates)
+        self.layers = nn.ModuleList(Layer(width, num_heads, ffn_width, rate) for rate in rates)
         self.norm = nn.ModuleDict({"image": nn.LayerNorm(width), "text": nn.LayerNorm(width)})
         self.reset_parameters(init)
 
@@ -352,7 +352,7 @@ class BEiT3Retrieval(nn.Module):
         image_size: Side of the square image in pixels.
         width: Width of the residual stream.
         num_layers: Layers.
-        heads: Attention heads.
+        num_heads: Attention heads.
         ffn_width: Width inside the FFN.
         patch_size: Side of a patch in pixels.
         vocab_size: Rows of the token table.
@@ -377,7 +377,7 @@ class BEiT3Retrieval(nn.Module):
         image_size: int = 384,
         width: int = 768,
         num_layers: int = 12,
-        heads: int = 12,
+        num_heads: int = 12,
         ffn_width: int = 3072,
         patch_size: int = 16,
         vocab_size: int = 64010,
@@ -390,13 +390,13 @@ class BEiT3Retrieval(nn.Module):
         init: Start = "official",
     ) -> None:
         super().__init__()
-        sizes = (image_size, width, num_layers, heads, ffn_width, patch_size, vocab_size, text_positions)
+        sizes = (image_size, width, num_layers, num_heads, ffn_width, patch_size, vocab_size, text_positions)
         if min(sizes) < 1:
             raise InputError(f"BEiT-3: every size must be 1 or more, got {sizes}")
-        if image_size % patch_size or width % heads:
+        if image_size % patch_size or width % num_heads:
             raise InputError(
                 f"BEiT-3: image_size ({image_size}) must be a multiple of patch_size ({patch_size}), and width ({width}) of "
-                f"heads ({heads})"
+                f"num_heads ({num_heads})"
             )
         if not 0 <= drop_path < 1:
             raise InputError(f"BEiT-3: drop_path is {drop_path}; give a probability, 0 <= x < 1")
@@ -406,7 +406,7 @@ class BEiT3Retrieval(nn.Module):
         # A checkpoint fills the whole encoder or is refused: drawing random weights first would only take time (large: seconds).
         with torch.device("meta") if weights is not None else nullcontext():
             self.encoder = BEiT3(
-                width, num_layers, heads, ffn_width, image_size, patch_size, vocab_size, text_positions, drop_path, init
+                width, num_layers, num_heads, ffn_width, image_size, patch_size, vocab_size, text_positions, drop_path, init
             )
         self.image_head = nn.Linear(width, width, bias=False)
         self.text_head = nn.Linear(width, width, bias=False)

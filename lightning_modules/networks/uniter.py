@@ -149,9 +149,9 @@ class RegionEmbedding(nn.Module):
 class Layer(nn.Module):
     """A post-norm BERT layer."""
 
-    def __init__(self, width: int, heads: int, ffn_width: int, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, ffn_width: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.attention_dropout = dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -165,7 +165,7 @@ class Layer(nn.Module):
         self, x_BSD: Tensor, mask_BS: Tensor | None, want_attention: bool = False, pooled: bool = False
     ) -> tuple[Tensor, Attended | None]:
         """All tokens, or with `pooled` only the first: what the last layer owes the score."""
-        queries, keys, values = self.qkv(x_BSD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        queries, keys, values = self.qkv(x_BSD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         access = Attended(queries, keys, mask_BS) if want_attention else None
         if pooled:
             x_BSD, queries = x_BSD[:, :1], queries[:, :, :1]
@@ -180,7 +180,7 @@ class Uniter(nn.Module):
     Args:
         width: Width of the residual stream.
         num_layers: Layers.
-        heads: Attention heads.
+        num_heads: Attention heads.
         ffn_width: Width inside the FFN.
         vocab_size: Rows of the word table.
         text_positions: Rows of the position table.
@@ -193,7 +193,7 @@ class Uniter(nn.Module):
         self,
         width: int,
         num_layers: int,
-        heads: int,
+        num_heads: int,
         ffn_width: int,
         vocab_size: int,
         text_positions: int,
@@ -206,7 +206,7 @@ class Uniter(nn.Module):
         self.region_embed = RegionEmbedding(width, feature_width)
         # The last thing that embedding does. Here it comes after pairs are made of the embeddings: every pair drops its own.
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(Layer(width, heads, ffn_width, dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(Layer(width, num_heads, ffn_width, dropout) for _ in range(num_layers))
         self.pooler = nn.Linear(width, width)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -260,7 +260,7 @@ class UniterRetrieval(nn.Module):
     Args:
         width: Width of the residual stream.
         num_layers: Layers.
-        heads: Attention heads.
+        num_heads: Attention heads.
         ffn_width: Width inside the FFN.
         vocab_size: Rows of the word table.
         text_positions: Rows of the position table.
@@ -283,7 +283,7 @@ class UniterRetrieval(nn.Module):
         self,
         width: int = 768,
         num_layers: int = 12,
-        heads: int = 12,
+        num_heads: int = 12,
         ffn_width: int = 3072,
         vocab_size: int = 28996,
         text_positions: int = 512,
@@ -296,14 +296,16 @@ class UniterRetrieval(nn.Module):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        if width % heads:
-            raise InputError(f"UNITER: width ({width}) must be a multiple of heads ({heads})")
+        if width % num_heads:
+            raise InputError(f"UNITER: width ({width}) must be a multiple of num_heads ({num_heads})")
         max_tokens = text_positions if max_tokens is None else max_tokens
         if max_tokens > text_positions:
             raise InputError(f"UNITER: max_tokens {max_tokens} exceeds its {text_positions} text positions")
-        self.heads = heads
+        self.num_heads = num_heads
         self.weights = weights
-        self.encoder = Uniter(width, num_layers, heads, ffn_width, vocab_size, text_positions, feature_width, dropout, init_std)
+        self.encoder = Uniter(
+            width, num_layers, num_heads, ffn_width, vocab_size, text_positions, feature_width, dropout, init_std
+        )
         self.itm = nn.Linear(width, 2)
         self.rank = nn.Linear(width, 1)
         for head in (self.itm, self.rank):

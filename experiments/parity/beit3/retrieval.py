@@ -128,7 +128,7 @@ def _build(
         image_size=sizes["img_size"],
         width=sizes["encoder_embed_dim"],
         num_layers=sizes["encoder_layers"],
-        heads=sizes["encoder_attention_heads"],
+        num_heads=sizes["encoder_attention_heads"],
         ffn_width=sizes["encoder_ffn_embed_dim"],
         patch_size=sizes["patch_size"],
         vocab_size=sizes["vocab_size"],

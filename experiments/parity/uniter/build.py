@@ -33,7 +33,7 @@ _FIXED: dict[str, Any] = {"type_vocab_size": 2, "hidden_act": "gelu"}
 _SIZES = {
     "width": "hidden_size",
     "num_layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
+    "num_heads": "num_attention_heads",
     "ffn_width": "intermediate_size",
     "vocab_size": "vocab_size",
     "text_positions": "max_position_embeddings",

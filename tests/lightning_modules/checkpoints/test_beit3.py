@@ -32,7 +32,7 @@ from lightning_modules.networks.beit3 import BEiT3Retrieval
 KEYS = json.loads((Path(__file__).parents[2] / "recordings" / "beit3_keys.json").read_text())
 SIZES: dict[str, dict[str, int]] = {
     "base": {},
-    "large": {"width": 1024, "num_layers": 24, "heads": 16, "ffn_width": 4096},
+    "large": {"width": 1024, "num_layers": 24, "num_heads": 16, "ffn_width": 4096},
 }
 READINGS: tuple[Reading, ...] = ("printed", "released", "text")
 
@@ -232,7 +232,9 @@ def test_wrong_files_leave_the_network_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lacks \d+ tensors of this BEiT-3 \(beit3.encoder.layers.2.*check num_layers"):
         load_official(network, path)
     wide = write_official(build(1, width=16, layers=3), tmp_path / "wide.pth")
-    with pytest.raises(InputError, match=r"other shapes than this BEiT-3: .*\[1, 1, 16\], here \[1, 1, 8\].* set width, heads"):
+    with pytest.raises(
+        InputError, match=r"other shapes than this BEiT-3: .*\[1, 1, 16\], here \[1, 1, 8\].* set width, num_heads"
+    ):
         load_official(network, wide)
     content = path.read_bytes()
     (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])
