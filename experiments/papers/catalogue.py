@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
+from datamodules.formats.typed import read_typed
 from experiments.papers import strict_yaml
 from experiments.papers.schema import (
     PAPERS,
@@ -35,7 +36,6 @@ from experiments.papers.strict_yaml import (
     did_you_mean,
     file_age,
     packaged,
-    read_typed,
     read_yaml,
 )
 
