@@ -1,4 +1,4 @@
-"""YAML files read strictly: a name that is there twice is a mistake. `datamodules.formats.typed` makes records of what is read."""
+"""YAML files read strictly: a name that is there twice is a mistake. `read_typed` makes records of what is read."""
 
 from __future__ import annotations
 

@@ -174,10 +174,13 @@ def test_another_unit_has_a_panel_and_categories_their_names(home: Path) -> None
     assert figure is not None
     minutes = Column("minutes", "Minutes", cost="seconds_per_epoch")
     (table,) = collect(["mwa/table1"], "miniature", RunFolders([home / "runs"]))
-    cells = {row.row.runs["run"]: row.cells for row in table.rows}
-    rows = tuple(replace(row, cells={**row.cells, "minutes": cells[row.row.runs["run"]]["minutes"]}) for row in view.rows)
+    cells = {variant.declared.runs["run"]: variant.cells for variant in table.variants}
+    variants = tuple(
+        replace(variant, cells={**variant.cells, "minutes": cells[variant.declared.runs["run"]]["minutes"]})
+        for variant in view.variants
+    )
     exhibit = replace(view.exhibit, columns=[*view.exhibit.columns, minutes], figure=replace(figure, categories=True))
-    (picture,) = draw(replace(view, exhibit=exhibit, rows=rows))
+    (picture,) = draw(replace(view, exhibit=exhibit, variants=variants))
     assert len(re.findall(r'id="mwa-figure2-0-axes_\d"', picture.svg)) == 2, "both recalls share one"
     shown = re.findall(r">([^<>]+)</text>", picture.svg)
     assert {"0", "1", "64", "Minutes", "recall@1, %"} <= set(shown)
