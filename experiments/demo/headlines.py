@@ -101,8 +101,8 @@ def _print_page(console: Console, page: Page) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from experiments.report.captions import captions
     from experiments.report.exports import mean_text, number, seeds
-    from experiments.report.figures import captions
     from experiments.report.site import MARKS, differences
 
     view = page.view

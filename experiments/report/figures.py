@@ -6,27 +6,22 @@ since several figures share a page. Every figure has a text alternative that say
 
 from __future__ import annotations
 
-import base64
 import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from PIL import Image
 
 from experiments.analysis.stored_maps import AttentionMaps, WordMaps, stored
 from experiments.papers.schema import Column
 from experiments.report.collect import Cell, View
 from experiments.report.verdicts import checkpoints
 from experiments.runs.metrics_csv import logged
-from experiments.runs.store import Run
 from lightning_modules.objectives.annealing import Annealing
 
 # Stand-ins: no data is drawn in these very colors. The page's style sheet has the two lights' values.
@@ -39,7 +34,6 @@ _WIDTH = 5.6  # inches: on a telephone the letters are then still some 8 px high
 _TITLE_PAD = 0.12  # inches: titles over images are else cut at the picture's edge
 _BANDS = "Around a point: its 95 % interval over the test images; where it has none, one standard deviation over seeds."
 _NAMED = 5  # points that a scatter has names beside; more have numbers, which its key explains
-SHOWN_IMAGES = 4  # Table 3 of I-Tuning shows the first four of the test split
 _STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "crosslight", "font.family": "sans-serif", "font.size": 9.5, "text.parse_math": False,
     "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "axes.linewidth": 0.8, "xtick.color": _INK,
@@ -65,23 +59,6 @@ class Picture:
     title: str = ""
     scale: str = ""
     key: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Caption:
-    """What the variants write about one image.
-
-    Args:
-        image_id: Of the data set.
-        thumbnail: A data URI; None where the photograph is not on this machine.
-        captions: Variant label, caption, and CIDEr of it in points, where it was scored.
-        references: What people wrote.
-    """
-
-    image_id: str
-    thumbnail: str | None
-    captions: tuple[tuple[str, str, float | None], ...]
-    references: tuple[str, ...]
 
 
 def draw(view: View) -> list[Picture]:
@@ -384,48 +361,6 @@ def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
     )
     text = f"{label}: where each word of “{maps.caption}” looks ({maps.shown}). Peaks over an even share: {', '.join(peaks)}."
     return _picture(view, drawing, text, label, number)
-
-
-# ------------------------------------------------------------------------------------------------------------- captions
-
-
-def captions(view: View) -> list[Caption]:
-    """The first images of the test split with what every variant's first finished run wrote about them."""
-    if view.exhibit.figure is None or view.exhibit.figure.kind != "captions":
-        return []
-    found: dict[str, dict[str, Any]] = {}
-    written: dict[str, list[tuple[str, str, float | None]]] = {}
-    for variant in view.variants:
-        run = next((run for runs in variant.runs.values() for run in runs if run.status == "finished"), None)
-        for entry in _beside(run)[:SHOWN_IMAGES] if run is not None else []:
-            image_id = str(entry["image_id"])
-            if found.get(image_id, {}).get("thumbnail") is None:
-                found[image_id] = {"thumbnail": thumbnail(entry.get("file")), "references": tuple(entry.get("references", ()))}
-            score = entry.get("scores", {}).get("cider")
-            points = None if score is None else 100 * float(score)
-            written.setdefault(image_id, []).append((variant.label, str(entry["caption"]), points))
-    return [Caption(name, each["thumbnail"], tuple(written[name]), each["references"]) for name, each in found.items()]
-
-
-def _beside(run: Run) -> list[dict[str, Any]]:
-    if run.folder is None:
-        return []
-    evaluation = run.evaluation(None)
-    names = [] if evaluation is None else [run.folder / "captions" / f"{evaluation.data}-test.beside.json"]
-    file = next((each for each in names if each.exists()), None)
-    return json.loads(file.read_text()) if file is not None else []
-
-
-def thumbnail(file: str | Path | None, side: int = 200) -> str | None:
-    """An image file as a data URI, no side longer than that (pixels); None where there is no such file."""
-    if not file or not Path(file).is_file():
-        return None
-    stream = io.BytesIO()
-    with Image.open(file) as image:
-        small = image.convert("RGB")
-        small.thumbnail((side, side))
-        small.save(stream, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 # ------------------------------------------------------------------------------------------------------------------ SVG

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,12 +17,15 @@ from datamodules.files.atomic import write_atomically
 from experiments.papers.schema import PAPERS, Scale
 from experiments.report import exports
 from experiments.report.bootstrap import interval
+from experiments.report.captions import captions, thumbnail
 from experiments.report.collect import Cell, View
-from experiments.report.figures import Picture, captions, draw, thumbnail
 from experiments.report.verdicts import Outcome, Verdict, judge, paired_resamples
 from experiments.runs.results import Results
 from experiments.runs.store import Run
-from experiments.sweep.display import readable_time
+
+if TYPE_CHECKING:
+    from experiments.report.figures import Picture
+from experiments.runs.duration import readable_time
 
 TITLES = {"mwa": "MultiWay-Adapter", "iais": "IAIS", "i_tuning": "I-Tuning"}
 MARKS: dict[Outcome, str] = {"supported": "✓", "contradicted": "✗", "not decided": "?", "not tested": "–"}
@@ -94,11 +97,19 @@ def judged(views: Iterable[View], unseen: Mapping[str, Sequence[str]] | None = N
         Page(
             view,
             tuple(judge(view, claim) for claim in view.exhibit.claims),
-            tuple(draw(view)),
+            _pictures(view),
             tuple((unseen or {}).get(view.name, ())),
         )
         for view in views
     ]
+
+
+def _pictures(view: View) -> tuple[Picture, ...]:
+    if view.exhibit.figure is None:
+        return ()
+    from experiments.report.figures import draw  # matplotlib takes longer to import than a table to make
+
+    return tuple(draw(view))
 
 
 def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, shots: Sequence[Shot] = ()) -> Path:

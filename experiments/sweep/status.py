@@ -12,10 +12,11 @@ from rich.text import Text
 
 from datamodules.errors import InputError
 from datamodules.files.locks import is_held
+from experiments.runs.duration import readable_time
 from experiments.runs.folder import is_running
 from experiments.runs.results import Results, read_results
 from experiments.sweep import slurm
-from experiments.sweep.display import readable_time, state_style
+from experiments.sweep.display import state_style
 from experiments.sweep.tasks import Task, state_of
 
 
