@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_runs import write_run
+from fake_runs import fill, write_run
+from fresh_process import modules_after
 
 from datamodules.errors import InputError
 from experiments.analysis import run_maps as looking
@@ -290,3 +291,14 @@ def test_what_is_chosen(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         main(["--out", str(tmp_path / "file")])
+
+
+def test_a_report_needs_no_torch_and_only_figures_need_matplotlib(tmp_path: Path) -> None:
+    fill(tmp_path / "runs", ["mwa/table1"], "miniature", [0])
+    given = ("--runs", tmp_path / "runs", "--out", tmp_path / "site")
+    modules = modules_after("report", "mwa/table1", *given, folder=tmp_path)
+    assert "experiments.report.site" in modules
+    assert not modules & {"torch", "matplotlib"}
+    modules = modules_after("report", *given, folder=tmp_path)  # every figure, the schedules of IAIS too
+    assert "matplotlib" in modules
+    assert "torch" not in modules

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from fresh_process import modules_after
 
 from datamodules.errors import InputError
 from experiments.cli import main as cli
@@ -136,3 +137,9 @@ def test_the_command_prints_and_writes(runs: Path, tmp_path: Path, capsys: pytes
     assert printed == (tmp_path / "t.md").read_text()
     assert "coco" not in printed
     assert "flickr8k" in (tmp_path / "t.csv").read_text()
+
+
+def test_a_table_needs_no_torch_and_no_numpy(runs: Path) -> None:
+    modules = modules_after("table", runs, folder=runs)
+    assert "experiments.report.table" in modules
+    assert not modules & {"torch", "numpy", "matplotlib"}

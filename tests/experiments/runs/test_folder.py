@@ -12,37 +12,15 @@ from typing import Any, NoReturn
 
 import pytest
 import yaml
+from configurations import CONFIG, changed
 
 from datamodules.errors import InputError
-from datamodules.files.atomic import write_atomically
 from experiments.runs.folder import RunFolder
-from experiments.runs.identity import config_hash, differing_keys
+from experiments.runs.identity import config_hash
 from experiments.runs.results import DataDescription, Evaluation, Results, ResultsStatus, read_results
 from lightning_modules.checkpoints.run_folder import RESULTS_SCHEMA, Fit
 
-CONFIG: dict[str, Any] = {
-    "seed_everything": 0,
-    "name": "mwa",
-    "model": {"class_path": "a.Model", "init_args": {"optimization": {"lr": 1e-3}, "adapter": None}},
-    "data": {"class_path": "a.Data", "init_args": {"batch_size": 64}},
-    "trainer": {"max_epochs": 2, "devices": 1, "logger": None, "precision": "bf16-mixed"},
-    "wandb": {"enabled": True},
-}
-
-
 COCO = Evaluation("coco", "test", "test", {"rsum": 300.0}, per_query_file="per_query/coco-test.npz")
-
-
-def changed(**leaves: Any) -> dict[str, Any]:
-    """CONFIG with leaves replaced: `changed(trainer__devices=2)`."""
-    config = json.loads(json.dumps(CONFIG))
-    for name, value in leaves.items():
-        *path, last = name.split("__")
-        place = config
-        for part in path:
-            place = place[part]
-        place[last] = value
-    return config
 
 
 def open_run(path: Path | str | None, config: dict[str, Any] = CONFIG, command: str = "run") -> RunFolder:
@@ -287,47 +265,3 @@ def test_a_finish_that_cannot_be_written_still_frees_the_folder(tmp_path: Path, 
         with pytest.raises(OSError, match="No space left"):
             run.finish("failed")
     assert open_run(tmp_path / "run").resumed
-
-
-def test_atomic_files_are_readable_by_others(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "file", "text")
-    assert (tmp_path / "file").read_text() == "text"
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
-    assert os.listdir(tmp_path) == ["file"]
-
-
-# --------------------------------------------------------------------------------------------------- what a run is
-
-
-@pytest.mark.parametrize(
-    "same",
-    [
-        {"trainer__devices": 8}, {"trainer__logger": False}, {"trainer__accelerator": "gpu"}, {"trainer__strategy": "ddp"},
-        {"trainer__default_root_dir": "/x"}, {"trainer__num_nodes": 2}, {"wandb__enabled": False}, {"name": "other"},
-    ],
-)  # fmt: skip
-def test_the_hash_ignores_where_and_how_it_runs(same: dict[str, Any]) -> None:
-    assert config_hash(changed(**same)) == config_hash(CONFIG)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"model__init_args__optimization__lr": 1e-4}, {"seed_everything": 1}, {"data__init_args__batch_size": 32},
-        {"trainer__max_epochs": 3}, {"trainer__precision": "32-true"}, {"command": "fit"}, {"evaluate": {"x": 1}},
-        {"model__init_args__adapter": {"class_path": "a.Adapter"}},
-    ],
-)  # fmt: skip
-def test_the_hash_sees_what_decides_the_result(other: dict[str, Any]) -> None:
-    assert config_hash(changed(**other)) != config_hash(CONFIG)
-
-
-def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
-    assert config_hash(dict(reversed(CONFIG.items()))) == config_hash(CONFIG)
-    assert len(config_hash(CONFIG)) == 12
-
-
-def test_differing_keys_are_dotted_leaves() -> None:
-    assert differing_keys(CONFIG, CONFIG) == []
-    assert differing_keys({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}) == ["a.c", "d", "e"]
-    assert differing_keys({"a": {"b": 1}}, {"a": None}) == ["a"]

@@ -18,7 +18,6 @@ import pytest
 from rich.console import Console
 
 from datamodules.errors import InputError
-from datamodules.files.locks import take_lock
 from experiments.papers.plan import Job
 from experiments.papers.schema import Cost, Recipe
 from experiments.runs.folder import RunFolder
@@ -303,10 +302,5 @@ def test_tasks_of_jobs(tmp_path: Path) -> None:
     assert two.environment == {"WANDB_RUN_GROUP": "mwa/table1"}
 
 
-def test_a_lock_is_held_once(tmp_path: Path) -> None:
-    lock = take_lock(tmp_path / "a" / "lock")
-    assert lock is not None
-    assert take_lock(tmp_path / "a" / "lock") is None
-    lock.close()
-    assert take_lock(tmp_path / "a" / "lock") is not None
+def test_a_log_is_named_like_its_folder(tmp_path: Path) -> None:
     assert log_of(tmp_path, Task("k", "n", "k", tmp_path / "run-1", ())) == tmp_path / "logs" / "run-1.log"
