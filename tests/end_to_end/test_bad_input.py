@@ -153,7 +153,7 @@ def test_full_disk_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he
 
     from experiments.runs import folder as run_folder
 
-    write_text, write_checkpoint = run_folder.write_atomically, checkpoints._atomic_save
+    write_results, write_checkpoint = run_folder.write_results, checkpoints._atomic_save
     written: list[str] = []
 
     def full(*arguments: object) -> None:
@@ -162,7 +162,7 @@ def test_full_disk_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he
     def one_more(checkpoint: dict, path: str) -> None:
         written.append(str(path))
         if len(written) == 3:
-            monkeypatch.setattr(run_folder, "write_atomically", full)
+            monkeypatch.setattr(run_folder, "write_results", full)
             full()
         write_checkpoint(checkpoint, path)
 
@@ -177,7 +177,7 @@ def test_full_disk_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
     monkeypatch.setattr(checkpoints, "_atomic_save", write_checkpoint)
-    monkeypatch.setattr(run_folder, "write_atomically", write_text)
+    monkeypatch.setattr(run_folder, "write_results", write_results)
     succeed("run", *command)
     assert (results(tmp_path / "run")["status"], results(tmp_path / "run")["attempts"]) == ("finished", 2)
     assert recalls(tmp_path / "run") == recalls(head_run)

@@ -15,7 +15,7 @@ import lightning_modules
 
 SCHEMA_KEYS = {
     "schema", "status", "command", "argv", "name", "config_hash", "scale", "parent", "seed", "started", "finished", "seconds",
-    "attempts", "git", "versions", "device", "data", "cost", "fit", "evaluations", "error",
+    "attempts", "provenance", "data", "cost", "fit", "evaluations", "error",
 }  # fmt: skip
 TOWER_BLOCKS = {"image": "image.model.blocks.{}.multiway.", "text": "text.model.encoder.layer.{}.multiway."}
 
@@ -31,10 +31,10 @@ def test_results_are_complete(row: str, request: pytest.FixtureRequest, full_run
     assert (found["command"], found["name"], found["scale"]) == ("run", row, "miniature")
     assert found["seed"] == (3 if row == "full" else 0)
     assert found["parent"] == (str(full_run) if row == "mwa" else None)
-    assert found["git"].keys() == {"revision", "dirty"}
-    assert torch.__version__.startswith(found["versions"]["torch"])
-    assert found["device"]["kind"] == "cpu"
-    assert found["device"]["world_size"] == 1
+    assert found["provenance"]["git"].keys() == {"revision", "dirty"}
+    assert torch.__version__.startswith(found["provenance"]["versions"]["torch"])
+    assert found["provenance"]["device"]["kind"] == "cpu"
+    assert found["provenance"]["device"]["world_size"] == 1
     epochs = 3 if row == "mwa" else 1
     assert found["fit"]["steps"] == found["cost"]["steps"] == STEPS * epochs
     assert found["cost"]["pairs"] == 8 * STEPS * epochs
@@ -62,7 +62,7 @@ def test_results_are_complete(row: str, request: pytest.FixtureRequest, full_run
 
 def test_the_second_data_module_has_its_own_numbers(mwa_run: Path) -> None:
     found = results(mwa_run)
-    assert found["data"]["other"]["class"] == "COCO"
+    assert found["data"]["other"]["kind"] == "COCO"
     assert found["data"]["other"]["fingerprint"] != found["data"]["flickr30k"]["fingerprint"]
     sizes = {
         evaluation["data"]: len(np.load(mwa_run / evaluation["per_query_file"])["i2t_rank"])

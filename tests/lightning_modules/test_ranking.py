@@ -13,8 +13,9 @@ from torch import Tensor
 from datamodules.errors import InputError
 from datamodules.records import Candidates, ImageBatch, Objects, PairBatch, RankingBatch, Regions, TextBatch
 from lightning_modules import ranking
+from lightning_modules.objectives.annealing import Annealing
 from lightning_modules.objectives.ranking import MarginRanking
-from lightning_modules.objectives.relation_alignment import IAIS, Annealing, RelationAlignment
+from lightning_modules.objectives.relation_alignment import IAIS, RelationAlignment
 from lightning_modules.ranking import RankingModule
 
 

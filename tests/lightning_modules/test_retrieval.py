@@ -19,7 +19,8 @@ from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.checkpoints.adapter_export import export_adapter, load_adapter, read_adapter_config
 from lightning_modules.networks.beit3 import BEiT3Retrieval
-from lightning_modules.objectives.relation_alignment import IAIS, Annealing, RelationAlignment
+from lightning_modules.objectives.annealing import Annealing
+from lightning_modules.objectives.relation_alignment import IAIS, RelationAlignment
 from lightning_modules.retrieval import RetrievalModule
 
 

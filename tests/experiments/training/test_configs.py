@@ -15,7 +15,7 @@ import yaml
 
 from experiments.papers.catalogue import read_runs
 from experiments.papers.schema import PAPERS
-from experiments.runs.results import config_hash
+from experiments.runs.identity import config_hash
 from experiments.training.configs import find_configs, packaged_configs
 from experiments.training.lightning_cli import CrosslightCLI, ParsedCLI
 
