@@ -84,7 +84,7 @@ def official_names(name: str) -> tuple[str, ...]:
                 return (f"{layer}.{_INSIDE[module].format(_EXPERT[where])}.{leaf}",)
         if where == "multiway":
             kind, place, *rest = parts[4:]
-            if kind == "knowledge":
+            if kind == "knowledge_extractor":
                 module = _KNOWLEDGE[place]
             else:
                 module = "enhancemlp" if place == "shared" else f"enhancemlp.{_EXPERT[place]}"

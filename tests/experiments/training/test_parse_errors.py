@@ -83,10 +83,10 @@ def test_unknown_option_on_the_command_line(wrong: str, meant: str, fail: Fail) 
 @pytest.mark.parametrize(
     ("wrong", "meant"),
     [
-        ("--model.init_args.alignment.init_args.kinds=singular", "--model.init_args.alignment.init_args.kind"),
+        ("--model.init_args.iais.init_args.kinds=singular", "--model.init_args.iais.init_args.kind"),
         (
-            "--model.init_args.alignment.init_args.annealing.shedule=exp",
-            "--model.init_args.alignment.init_args.annealing.schedule",
+            "--model.init_args.iais.init_args.annealing.shedule=exp",
+            "--model.init_args.iais.init_args.annealing.schedule",
         ),
         ("--model.init_args.hard_negative=3", "--model.init_args.hard_negatives"),
         ("--data.init_args.phrase_region=gt", "--data.init_args.phrase_regions"),
@@ -105,10 +105,10 @@ def test_class_of_another_kind(fail: Fail, tmp_path: Path) -> None:
         f"model.init_args.network (on the command line): {towers} is no UniterRetrieval."
         "\nIt takes: lightning_modules.networks.uniter.UniterRetrieval."
     )
-    margin = "lightning_modules.objectives.ranking.MarginRanking"
-    (tmp_path / "mine.yaml").write_text(f"model: {{init_args: {{alignment: {{class_path: {margin}}}}}}}\n")
+    margin = "lightning_modules.objectives.matching.MarginRanking"
+    (tmp_path / "mine.yaml").write_text(f"model: {{init_args: {{iais: {{class_path: {margin}}}}}}}\n")
     assert fail(*UNITER[:4], "-c", "mine.yaml") == (
-        f"model.init_args.alignment (in mine.yaml): {margin} is no IAIS."
+        f"model.init_args.iais (in mine.yaml): {margin} is no IAIS."
         "\nIt takes: lightning_modules.objectives.relation_alignment.IAIS."
     )
 
