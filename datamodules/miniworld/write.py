@@ -45,12 +45,12 @@ from datamodules.miniworld.grounded import (
     write_image_databases,
     write_text_databases,
 )
+from datamodules.miniworld.images import WorldImage
 from datamodules.miniworld.render import render
 from datamodules.miniworld.scenes import Style, sample_scene
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-from datamodules.miniworld.images import WorldImage
 
 VERSION = 3
 """Raise it when the same arguments give other bytes (layout, painting, grammar): older worlds are then refused."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.files.images import open_image
 from datamodules.image_text import ImageTextDataModule
-from datamodules.loading.images import open_image
 from datamodules.records import ImageRecord
 from experiments.runs.results import read_results
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.errors import InputError
+from datamodules.files.images import open_image
 from datamodules.files.ownership import take_up, write_label
 from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
 from datamodules.formats.uniter.layout import Layout
-from datamodules.loading.images import open_image
 from datamodules.records import ImageRecord
 from lightning_modules.extraction.boxes import BoxSource
 from lightning_modules.extraction.extractors import BackboneRegions, DetectorRegions, Extracted, Sizing

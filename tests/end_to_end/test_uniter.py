@@ -37,7 +37,7 @@ from torch import Tensor
 
 import lightning_modules
 from datamodules.flickr30k_entities import Flickr30kEntities
-from datamodules.loading.regions import RegionFiles
+from datamodules.loading.region_files import RegionFiles
 from lightning_modules.metrics.score_store import ScoreStore
 
 NETWORK = "--model.init_args.network.init_args"

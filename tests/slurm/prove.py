@@ -141,7 +141,7 @@ def _rows(run: Path) -> list[dict[str, str]]:
 
 def prepare(work: Path) -> None:
     """A tiny world, and a paper of five runs in place of the real ones."""
-    from datamodules.miniworld import Splits, write_world
+    from datamodules.miniworld.write import Splits, write_world
 
     splits = Splits(coco=0.25, flickr_train=0.6, flickr_val=0.15)
     os.environ["CROSSLIGHT_WORLD"] = str(write_world(work / "world", scenes=60, image_size=32, splits=splits, workers=1))

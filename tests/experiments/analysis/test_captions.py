@@ -16,7 +16,7 @@ import lightning_modules
 from datamodules.errors import InputError
 from datamodules.formats.caption_results import parse_caption_results
 from datamodules.loading.images import SplitImages
-from datamodules.miniworld import write_tokenizer
+from datamodules.miniworld.write import write_tokenizer
 from datamodules.records import ImageBatch, ImageRecord
 from experiments.analysis import captions as caption
 from experiments.analysis.word_maps import token_maps

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 from datamodules.errors import InputError
+from datamodules.files.images import open_image
 from datamodules.formats.flickr_entities import read_annotation, write_entities
 from datamodules.formats.uniter.image_database import ImageDatabase
 from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
 from datamodules.formats.uniter.layout import Layout
-from datamodules.loading.images import open_image
-from datamodules.miniworld import render, sample_scene
+from datamodules.miniworld.render import render
+from datamodules.miniworld.scenes import sample_scene
 from datamodules.records import Box, Caption, ImageRecord, Phrase
 from lightning_modules.extraction import loop as extraction
 from lightning_modules.extraction.boxes import DatabaseBoxes, EntitiesBoxes, GridBoxes, layout_named
