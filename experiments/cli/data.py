@@ -29,7 +29,7 @@ def data(arguments: list[str]) -> int:
         return _data_regions(arguments[1:])
     parser = Parser("data")
     parser.add_argument("action", choices=("check", "index", "text-db", "regions"))
-    parser.add_argument("kind", choices=("coco", "flickr30k", "flickr8k", "flickr30k_entities"))
+    parser.add_argument("kind")
     parser.add_argument("root", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--spm")
@@ -51,46 +51,46 @@ def data(arguments: list[str]) -> int:
 
 
 def _data_index(kind: str, root: Path, spm: str | None, overwrite: bool) -> int:
-    from datamodules.coco import COCO
-    from datamodules.flickr30k import Flickr30k
+    from datamodules.prepare.data_sets import open_source
+
+    index_kind, annotations = open_source(kind, root).index_source()
+    if spm is None:
+        raise InputError("data index needs --spm FILE, BEiT-3's sentencepiece file. See crosslight data --help.")
+
     from datamodules.inputs import TextInput
     from datamodules.loading.tokens import Tokenizer
     from datamodules.prepare.beit3_index import write_index
 
-    if kind not in ("coco", "flickr30k"):
-        raise InputError(f"BEiT-3 has index files of coco and flickr30k only; {kind} is read as it is.")
-    if spm is None:
-        raise InputError("data index needs --spm FILE, BEiT-3's sentencepiece file. See crosslight data --help.")
-    (annotations,) = (COCO if kind == "coco" else Flickr30k)(str(root)).annotation_files()
-    written = write_index(annotations, "coco" if kind == "coco" else "flickr30k", root, Tokenizer(TextInput(spm)), overwrite)
+    written = write_index(annotations, index_kind, root, Tokenizer(TextInput(spm)), overwrite)
     for path, pairs in written.items():
         print(f"{path}: {pairs:,} pairs")
     return 0
 
 
 def _data_text_db(kind: str, root: Path, tokenizer: str | None, out: Path | None, names: Literal["released", "stem"]) -> int:
-    from datamodules.inputs import TextInput
-    from datamodules.loading.tokens import Tokenizer
-    from datamodules.prepare.text_databases import karpathy_file, write_text_databases
+    from datamodules.prepare.data_sets import open_source
 
-    if kind == "flickr30k_entities":
-        raise InputError("the text databases of Flickr30k Entities are those of flickr30k: give that KIND.")
+    source = open_source(kind, root)
+    annotations = source.karpathy_file()
     if tokenizer is None:
         raise InputError("data text-db needs --tokenizer NAME (UNITER's is bert-base-cased). See crosslight data --help.")
-    written = write_text_databases(
-        karpathy_file(kind, root), kind, Tokenizer(TextInput(tokenizer)), out or root / "txt_db", names
-    )
+
+    from datamodules.inputs import TextInput
+    from datamodules.loading.tokens import Tokenizer
+    from datamodules.prepare.text_databases import write_text_databases
+
+    written = write_text_databases(annotations, source.name, Tokenizer(TextInput(tokenizer)), out or root / "txt_db", names)
     for path, texts in written.items():
         print(f"{path}: {texts:,} texts")
     return 0
 
 
 def _data_regions(arguments: list[str]) -> int:
-    from experiments.cli.regions import KINDS, add_options, run
+    from experiments.cli.regions import add_options, run
     from experiments.training.quiet import quiet
 
     parser = Parser("data regions")
-    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("kind")
     parser.add_argument("root", type=Path)
     add_options(parser)
     options = parser.parse_args(arguments)

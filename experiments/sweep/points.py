@@ -16,8 +16,9 @@ from typing import Any
 from rich.console import Console
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
+from datamodules.files.locks import locked
 from experiments.papers.worlds import world_folder
-from experiments.runs.files import locked, write_atomically
 from experiments.runs.metrics_csv import history
 from experiments.sweep.processes import visible_gpus
 from experiments.sweep.runner import Runner

@@ -31,8 +31,10 @@ from typing import Any
 from rich.console import Console
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
+from datamodules.files.locks import is_held, locked
 from experiments.papers.worlds import world_folder, write_miniature_world
-from experiments.runs.files import is_held, locked, write_atomically
+from experiments.runs.folder import is_running
 from experiments.runs.results import now
 from experiments.sweep.slurm_script import SlurmOptions, arrays_of, counted, script_of
 from experiments.sweep.tasks import (
@@ -120,7 +122,7 @@ def _sorted_out(
             says[task.key] = state
         elif is_active(queue.get(job)):
             says[task.key], waits[task.key] = "queued or running already", job
-        elif is_held(root / ".locks" / task.key) or is_held(task.folder / ".lock"):
+        elif is_held(root / ".locks" / task.key) or is_running(task.folder):
             says[task.key] = "running outside of Slurm"
         elif state in ("failed", "oom") and not retry_failed:
             says[task.key] = f"{state} earlier (--retry-failed submits it again)"
@@ -192,11 +194,11 @@ def settle(root: Path, key: str, code: int) -> int:
     state, reason = ("".join(re.findall(rf"\b{name}=(\w+)", shown)[:1]) for name in ("JobState", "Reason"))
     requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     results = state_of(task)[1]
-    status = results.get("status")
+    status, error = (None, None) if results is None else (results.status, results.error)
     if status == "finished":
         return 0
     # a rank that is killed while the others leave hides their exit status
-    left = code == PREEMPTED or (code > 128 and status == "interrupted" and str(results.get("error")).startswith("preempted"))
+    left = code == PREEMPTED or (code > 128 and status == "interrupted" and str(error).startswith("preempted"))
     if (left and state == "RUNNING") or (status in ("running", "interrupted") and reason == "TimeLimit"):
         if requeued < job["requeues"]:
             print(f"crosslight: preempted; Slurm job {element} goes back into the queue", flush=True)

@@ -44,9 +44,9 @@ def exhibit_tasks(target: str, scale: Any, seeds: Sequence[int], root: Path) -> 
 
 
 def _runs_of(exhibit: str) -> list[str]:
-    """The runs that an exhibit's rows name, as PAPER/RUN."""
+    """The runs that an exhibit's variants name, as PAPER/RUN."""
     paper = exhibit.partition("/")[0]
-    return [f"{paper}/{run}" for row in read_exhibit(exhibit).rows for run in row.runs.values()]
+    return [f"{paper}/{run}" for variant in read_exhibit(exhibit).variants for run in variant.runs.values()]
 
 
 # ------------------------------------------------------------------------------------------------------------- sweep files

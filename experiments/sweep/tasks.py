@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from datamodules.files.locks import take_lock
 from experiments.papers.schema import Cost
-from experiments.runs.files import take_lock, write_atomically
-from experiments.runs.results import SCHEMA, now, read_results, seconds_of_attempt
+from experiments.runs.folder import counted_seconds, lock_of
+from experiments.runs.results import Results, ResultsStatus, RunScale, now, read_results, write_results
 
 State = Literal[
     "waiting", "running", "elsewhere", "blocked", "interrupted", "failed", "oom", "stopped_early", "finished"
@@ -55,41 +55,40 @@ class Task:
     world: Literal["source", "target"] | None = None
 
 
-def state_of(task: Task) -> tuple[State, dict[str, Any]]:
+def state_of(task: Task) -> tuple[State, Results | None]:
     """What a task's folder says: waiting (also: interrupted, to be resumed) or how it ended; with its results, if it has any.
 
     Raises:
         InputError: results.json cannot be read.
     """
     if not (task.folder / "results.json").exists():
-        return "waiting", {}
+        return "waiting", None
     results = read_results(task.folder)
-    return results["status"] if results["status"] in ENDED else "waiting", results
+    return next((state for state in ENDED if state == results.status), "waiting"), results
 
 
-def record(task: Task, status: str, error: str | None, **more: Any) -> bool:
+def record(task: Task, status: ResultsStatus, error: str | None) -> bool:
     """Write into a run folder how a run ended whose own process could not. False: another process has the folder open.
 
     Raises:
         InputError: results.json cannot be read.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(task.folder / ".lock")  # RunFolder's
+    lock = take_lock(lock_of(task.folder))
     if lock is None:
         return False
     with lock:
-        file = task.folder / "results.json"
-        seed = given(task, "seed_everything")
-        results = read_results(task.folder) if file.exists() else {
-            "schema": SCHEMA, "attempts": 1, "command": given(task, None), "name": given(task, "name") or task.name,
-            "config_hash": "", "scale": given(task, "scale"), "seed": None if seed is None else int(seed), "started": now(),
-            "evaluations": [],
-        }  # fmt: skip
-        seconds = results.get("seconds") or 0.0
-        if results.get("status") == "running":  # else the process has counted its last attempt itself
-            seconds += seconds_of_attempt(task.folder)
-        results |= {"status": status, "error": error, "finished": now(), "seconds": round(seconds, 1), **more}
-        write_atomically(file, json.dumps(results, indent=1, default=str) + "\n")
+        if (task.folder / "results.json").exists():
+            results = read_results(task.folder)
+        else:
+            seed = given(task, "seed_everything")
+            results = Results(
+                status, str(given(task, None)), given(task, "name") or task.name, config_hash="", started=now(),
+                scale=next((scale for scale in get_args(RunScale) if scale == given(task, "scale")), None),
+                seed=None if seed is None else int(seed),
+            )  # fmt: skip
+        seconds = counted_seconds(task.folder, results)  # a process that ended in order has counted its last attempt itself
+        write_results(task.folder, replace(results, status=status, error=error, finished=now(), seconds=round(seconds, 1)))
     return True
 
 
@@ -121,7 +120,7 @@ class Entry:
     gpus: tuple[str, ...] = ()
     stopping: str | None = None
     killed_at: float | None = None
-    before: dict[str, Any] = field(default_factory=dict)
+    before: Results | None = None
     logged: int = 0
     ooms: int = 0
     looked: float = 0.0

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError, some
+from datamodules.files.atomic import whole_file
 from datamodules.files.releases import UNITER_CHECKPOINTS, uniter_checkpoint_file
 from lightning_modules.checkpoints.weights import read_weights
 from lightning_modules.networks.quiet_loading import quiet_loading
@@ -215,5 +216,6 @@ def write_official(network: UniterRetrieval, path: str | Path) -> Path:
     if path.exists():
         raise InputError(f"{path} exists already; choose another name or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({name: tensor.detach().cpu().clone() for name, tensor in to_official(network.state_dict()).items()}, path)
+    with whole_file(path) as part:
+        torch.save({name: tensor.detach().cpu().clone() for name, tensor in to_official(network.state_dict()).items()}, part)
     return path

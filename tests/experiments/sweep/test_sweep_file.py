@@ -22,7 +22,7 @@ from experiments.papers import catalogue as exhibits
 from experiments.papers import strict_yaml
 from experiments.papers.schema import Cost
 from experiments.runs.metrics_csv import history
-from experiments.runs.results import SCHEMA
+from experiments.runs.results import Results, now, write_results
 from experiments.sweep import search
 from experiments.sweep.points import point_task, points_of
 from experiments.sweep.runner import Runner
@@ -321,8 +321,13 @@ def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     (here / "mwa" / "runs.yaml").write_text(yaml.safe_dump({"runs": runs}))
     for name, used in (("table1", ["one"]), ("table2", ["two", "one"])):
-        rows = [{"label": run, "runs": {"run": run}} for run in used]
-        content = {"title": name, "kind": "table", "rows": rows, "columns": [{"name": "r", "label": "r", "metric": "rsum"}]}
+        variants = [{"label": run, "runs": {"run": run}} for run in used]
+        content = {
+            "title": name,
+            "kind": "table",
+            "variants": variants,
+            "columns": [{"name": "r", "label": "r", "metric": "rsum"}],
+        }
         (here / "mwa" / "exhibits" / f"{name}.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setattr(strict_yaml, "HERE", here)
 
@@ -334,8 +339,7 @@ def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.Capture
     groups = [task.environment.get("WANDB_RUN_GROUP") for task in tasks]
     assert groups[1:] == ["mwa/table1", "mwa/table2"]
     tasks[0].folder.mkdir()
-    results = {"schema": SCHEMA, "status": "finished", "seconds": 65.0, "name": "start", "evaluations": []}
-    (tasks[0].folder / "results.json").write_text(json.dumps(results))
+    write_results(tasks[0].folder, Results("finished", "fit", "start", "c", now(), seconds=65.0))
     assert main(["run", "mwa", "--dry-run", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"1 +mwa/start s0 +finished +65 s", printed)
@@ -389,7 +393,8 @@ folder, x = options["run_dir"], float(options["x"])
 os.makedirs(folder)
 def note(status):
     with open(folder + "/results.json", "w") as file:
-        json.dump({"schema": "crosslight.results/1", "status": status}, file)
+        json.dump({"schema": "crosslight.results/2", "status": status, "command": "run", "name": "n", "config_hash": "c",
+                   "started": "2026-11-21T15:32:55+00:00"}, file)
 def stopped(*_):
     note("interrupted")
     sys.exit(130)
