@@ -16,13 +16,13 @@ import torch
 from local_server import Server, server
 from tiny_data import karpathy, write_image
 
-from datamodules import visual_genome
 from datamodules.errors import InputError
 from datamodules.formats.parsing import Parsed
 from datamodules.formats.visual_genome import Exclusion, parse_visual_genome, read_image_data
 from datamodules.inputs import Inputs
 from datamodules.loading.captions import CaptionBatches, CaptionTokenizer, TrainCaptions
 from datamodules.loading.loader import BatchLoader
+from datamodules.sources import visual_genome
 from datamodules.sources.visual_genome import HeldOut, open_images_flickr_ids
 from datamodules.visual_genome import VisualGenome
 

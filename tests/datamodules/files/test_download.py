@@ -15,10 +15,10 @@ import pytest
 from local_server import Server, server
 from tiny_data import karpathy, write_image
 
-from datamodules import coco
 from datamodules.coco import COCO
 from datamodules.errors import InputError
 from datamodules.files.download import Remote, fetch, unpack
+from datamodules.sources import coco
 
 CONTENT = bytes(range(256)) * 5000
 
