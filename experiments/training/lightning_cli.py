@@ -36,7 +36,7 @@ from experiments.training.checkpoints import Checkpoints, Last, RememberConfig
 from experiments.training.loggers import MetricsCSV, make_wandb
 from experiments.training.parse_errors import explain, explain_interpolation
 from experiments.training.trainer import Trainer, data_name, describe_data
-from lightning_modules.checkpoints.fill import fill
+from lightning_modules.base import TunedModule
 
 RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
 _CONFIG_SECTIONS = ("seed_everything", "name", "scale", "model", "data", "evaluate", "trainer", "checkpoint", "wandb")
@@ -156,6 +156,21 @@ class CrosslightCLI(LightningCLI):
         whole = yaml.safe_load(text)
         return {key: whole.get(key) for key in _CONFIG_SECTIONS}
 
+    def instantiate_classes(self) -> None:
+        """As Lightning.
+
+        Raises:
+            InputError: The model is no `TunedModule`.
+        """
+        super().instantiate_classes()
+        if not isinstance(self.model, TunedModule):
+            kind = type(self.model)
+            raise InputError(
+                f"model: {kind.__module__}.{kind.__name__} does not derive from lightning_modules.base.TunedModule, whose "
+                "checkpoints, metrics and run folders tests and reports need. Derive it from there (training_step, "
+                "_evaluation_step and _evaluation_end are yours to write), or train it with Lightning's own Trainer."
+            )
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[str(self.subcommand)]
         trainer_config = self._get(self.config_init, "trainer")
@@ -220,7 +235,6 @@ class CrosslightCLI(LightningCLI):
         method = {k: v for k, v in config.items() if k in self._subcommand_method_arguments[subcommand]}
         evaluate = self._get(self.config_init, "evaluate") or {}
         folder, trainer = self.run_folder, self.trainer
-        fill(self.model)  # a module that is not ours may have left it to us
         init_from = getattr(self.model, "init_from", None)
         folder.update(
             argv=tuple(self.arguments),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from datamodules.errors import InputError
+from lightning_modules.adapters.adapter import Adapter
 
 NAME = "prefix"  # the network's attribute that holds the mapper
 
@@ -113,7 +114,7 @@ class TransformerMapper(nn.Module):
         return self.transformer(torch.cat([tokens_ICD, learned_IKD], dim=1))[:, self.clip_length :]
 
 
-class ClipCap:
+class ClipCap(Adapter):
     """A prefix made of the image's vector, for a frozen language model or one that is tuned with it.
 
     The network has to show one vector an image (`visual: pooled` of the captioner).

@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.networks.decoder_layers import find_language_model
 
 Reading = Literal["paper", "multihead"]
@@ -279,7 +280,7 @@ class ITuningModules(nn.ModuleDict):
 # -------------------------------------------------------------------------------------------------------------- injection
 
 
-class ITuning:
+class ITuning(Adapter):
     """I-Tuning modules beside the FFNs of a captioner's language model.
 
     Args:

@@ -30,6 +30,7 @@ from datamodules.inputs import ImageInput, Inputs, TextInput
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.networks.attention import Attended, Items, Relations, attend
 from lightning_modules.networks.checkpointing import checkpoint_blocks
+from lightning_modules.networks.network import RetrievalNetwork
 
 Side = Literal["image", "text"]
 Start = Literal["official", "scratch"]
@@ -343,7 +344,7 @@ def without_padding(tokens_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]
     return tokens_BT[:, :length], mask_BT[:, :length]
 
 
-class BEiT3Retrieval(nn.Module):
+class BEiT3Retrieval(RetrievalNetwork):
     """BEiT-3 as two encoders: an image pass and a text pass, each with a linear head on its first token.
 
     The defaults are base at 384 px, 222,458,881 parameters; large is 24 layers of width 1024 with 16 heads and FFN 4096.

@@ -28,6 +28,7 @@ from datamodules.records import ImageBatch, TextBatch
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.decoder_layers import find_language_model
 from lightning_modules.networks.language_model import Decoding, LanguageModel
+from lightning_modules.networks.network import Network
 from lightning_modules.networks.towers.base import ImageTower
 
 Visual = Literal["tokens", "patches", "pooled"]
@@ -78,7 +79,7 @@ class PrefixMapper(Protocol):
         ...
 
 
-class Captioner(nn.Module):
+class Captioner(Network):
     """A vision tower that yields tokens beside a causal language model.
 
     Args:

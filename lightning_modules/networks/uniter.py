@@ -25,6 +25,7 @@ from datamodules.inputs import Inputs, RegionInput, TextInput
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.networks.attention import Attended, Items, Relations, attend
 from lightning_modules.networks.checkpointing import checkpoint_blocks
+from lightning_modules.networks.network import RankingNetwork
 from lightning_modules.networks.pair_scorer import Ragged
 
 EPS = 1e-12  # of every LayerNorm
@@ -254,7 +255,7 @@ class Uniter(nn.Module):
         return torch.tanh(self.pooler(tokens_BSD[:, 0]))
 
 
-class UniterRetrieval(nn.Module):
+class UniterRetrieval(RankingNetwork):
     """UNITER with its matching and ranking heads. The defaults are base: 109,901,059 parameters.
 
     Args:
@@ -348,6 +349,12 @@ class UniterRetrieval(nn.Module):
         with torch.autocast(joint.tokens_BSD.device.type, enabled=False):
             pooled_BD = self.encoder.pool(joint.tokens_BSD.to(self.rank.weight.dtype))
             return self.rank(pooled_BD).float().squeeze(-1), joint
+
+    def score_related(self, images: Ragged, texts: Ragged, layers: Sequence[int]) -> tuple[Tensor, Relations]:
+        """See `RankingNetwork`."""
+        packed = pack(texts, images)
+        scores_P, joint = self.score(packed, layers)
+        return scores_P, items_of(packed, joint.attention)
 
     def relations(self, batch: PairBatch, layers: Sequence[int]) -> Relations:
         """Contract 4: attention of some layers (0-based) for every pair, and where its words and regions are."""
