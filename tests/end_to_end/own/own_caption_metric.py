@@ -1,4 +1,4 @@
-"""Somebody's own caption metric: the part of a caption's words that some reference has. Nothing of ours names it."""
+"""Somebody's own caption metric: how near a caption comes to the length of some reference, in words. Nothing of ours names it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from lightning_modules.metrics.captions.caption_metric import CaptionMetric
 
 
-class WordPrecision(CaptionMetric):
-    name = "word_precision"
-    heading = "words"
+class LengthMatch(CaptionMetric):
+    name = "length_match"
+    heading = "length"
 
     def score_images(self, references: Sequence[Sequence[str]], captions: Sequence[str]) -> list[float]:
-        return [_precision(own, caption.split()) for own, caption in zip(references, captions, strict=True)]
+        return [
+            max(_ratio(len(sentence.split()), len(caption.split())) for sentence in own)
+            for own, caption in zip(references, captions, strict=True)
+        ]
 
 
-def _precision(references: Sequence[str], words: Sequence[str]) -> float:
-    known = {word for sentence in references for word in sentence.split()}
-    return sum(word in known for word in words) / len(words) if words else 0.0
+def _ratio(one: int, other: int) -> float:
+    return min(one, other) / max(one, other, 1)
