@@ -81,7 +81,7 @@ def from_files(references: Path, results: Path) -> tuple[list[list[str]], list[s
 def ours(metric: str, references: Sequence[Sequence[str]], candidates: Sequence[str], kept: Any = None) -> tuple[Any, Any]:
     """Score of the set and of each image, in the shape that the worker gives."""
     from lightning_modules.metrics.captions.bleu import BLEUCounts
-    from lightning_modules.metrics.captions.rouge import rouge_l
+    from lightning_modules.metrics.captions.rouge_l import rouge_l
 
     if metric == "rouge_l":
         each = rouge_l(references, candidates)

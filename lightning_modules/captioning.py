@@ -30,7 +30,9 @@ from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import TunedModule, seed_draws
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.extraction.feature_cache import FeatureCache
-from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, CaptionScores, Frequencies, Name
+from lightning_modules.metrics.captions.caption_metric import find_metric
+from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, Frequencies
+from lightning_modules.metrics.captions.gathered import CaptionScores
 from lightning_modules.metrics.captions.store import CaptionStore
 from lightning_modules.networks.captioner import Captioner, VisualFeatures
 from lightning_modules.networks.language_model import Decoding
@@ -47,19 +49,27 @@ class Scoring:
     """What captions are compared by.
 
     Args:
-        metrics: Of a test, out of bleu, meteor, rouge_l, cider, spice. One whose program is not installed is left out and named
-            in results.json (`crosslight score --install` installs it).
+        metrics: Of a test: bleu, meteor, rouge_l, cider, spice, or the class path of a `CaptionMetric` of your own, such as
+            my_file.MyMetric. One whose program is not installed is left out and named in results.json (`crosslight score
+            --install` installs it).
         val_metrics: Of a validation; by default those that need no Java and take seconds.
         required: Metrics that must be there: before captions are made, not after, a missing program is an error.
         tokenizer: "ptb" = coco-caption's (Java), "simple" = without Java; "auto" = ptb where it is installed.
         domain_frequencies: CIDEr's document frequencies for a domain of NoCaps: of the "whole" set, or of its own "subset".
+
+    Raises:
+        InputError: There is no such metric.
     """
 
-    metrics: tuple[Name, ...] = NAMES
-    val_metrics: tuple[Name, ...] = JAVA_FREE
-    required: tuple[Name, ...] = ()
+    metrics: tuple[str, ...] = NAMES
+    val_metrics: tuple[str, ...] = JAVA_FREE
+    required: tuple[str, ...] = ()
     tokenizer: Literal["auto", "ptb", "simple"] = "auto"
     domain_frequencies: Frequencies = "whole"
+
+    def __post_init__(self) -> None:
+        for name in (*self.metrics, *self.val_metrics, *self.required):
+            find_metric(name)
 
 
 class CaptioningModule(TunedModule):
@@ -232,7 +242,7 @@ class CaptioningModule(TunedModule):
         found = scores.scores
         assert found is not None
         self._queries = scores.per_image()
-        self._notes = {"tokenizer": found.tokenizer, "unavailable": found.unavailable}
+        self._notes = {"tokenizer": found.tokenizer, "unavailable": found.unavailable, "columns": found.columns}
         for name, advice in found.unavailable.items():
             if stage == "test" and self.trainer.is_global_zero:
                 print(f"crosslight: {name} is unavailable: {advice}")

@@ -18,6 +18,7 @@ from datamodules.formats.parsing import Entry, read_json
 from datamodules.records import ImageRecord
 from lightning_modules.metrics.captions.evaluation import NAMES, CaptionScorer, Frequencies, Scores
 from lightning_modules.metrics.captions.install import Program, install_all
+from lightning_modules.metrics.captions.spice import SPICE
 
 REFERENCES = "a COCO caption file (images[], annotations[]; NoCaps is one) or one of Karpathy's (images[].sentences[])"
 
@@ -58,12 +59,11 @@ def main(arguments: Sequence[str]) -> int:
     chosen, left_out = choose(captions, records, options.results, options.references, options.partial)
     scorer = CaptionScorer(
         [[caption.text for caption in record.captions] for record in chosen],
-        options.metrics,
+        [SPICE(options.spice_cache) if name == SPICE.name else name for name in options.metrics],
         options.tokenizer,
         options.require,
         [record.domain for record in chosen],
         options.frequencies,
-        options.spice_cache,
     )
     scores = scorer.score([captions[record.image_id] for record in chosen])
     print("\n".join(report(scores, {name: len(rows) for name, rows in scorer.rows_of.items()}, len(chosen), [*left_out, *said])))

@@ -53,7 +53,10 @@ def test_results_have_caption_metrics_of_every_data_set(i_tuning_run: Path, worl
     assert found["cost"]["images"] < found["cost"]["pairs"] / 3  # captions of an image come together
     own = evaluation(i_tuning_run)
     assert own["metrics"].keys() == NAMES
-    assert own["notes"] == {"tokenizer": "simple", "unavailable": {}, "captions_file": "captions/flickr30k-test.json"}
+    assert own["notes"] == {
+        "tokenizer": "simple", "unavailable": {}, "captions_file": "captions/flickr30k-test.json",
+        "columns": {"bleu_4": "B@4", "rouge_l": "ROUGE-L", "cider": "CIDEr"},
+    }  # fmt: skip
     each = np.load(i_tuning_run / own["per_query_file"])
     assert own["metrics"]["cider"] == pytest.approx(each["cider"].mean(), rel=1e-6)
     assert len(each["cider"]) == TEST
