@@ -22,7 +22,11 @@ from datamodules.formats.visual_genome import Exclusion, parse_visual_genome, re
 from datamodules.inputs import Inputs
 from datamodules.loading.captions import CaptionBatches, CaptionTokenizer, TrainCaptions
 from datamodules.loading.loader import BatchLoader
+<<<<<<< HEAD
 from datamodules.sources import visual_genome
+=======
+from datamodules.sources import visual_genome as sources
+>>>>>>> data
 from datamodules.sources.visual_genome import HeldOut, open_images_flickr_ids
 from datamodules.visual_genome import VisualGenome
 
@@ -362,4 +366,4 @@ def test_the_image_list_alone(tmp_path: Path) -> None:
     assert images["3"].flickr_id is None
     assert images["4"].file == "4.jpg"
     assert not parsed.problems
-    assert visual_genome._SOURCES["VG_100K"][1] == "images.zip"
+    assert sources._SOURCES["VG_100K"][1] == "images.zip"

@@ -62,7 +62,7 @@ def official(rank: int, folder: Path) -> dict[str, Tensor]:
     found["ignore"] = ignoring(image, text, scale.exp(), torch.tensor([[0, 1, 2], [1, 3, 2]])[rank])["loss"]
     sigmoid = SigmoidLoss(-2.0, "positive")
     image, text = (data[f"inputs/{side}_{rank}"].detach().requires_grad_() for side in ("image", "text"))
-    loss = sigmoid(image, text, scale.exp(), torch.tensor([[0, 1, 2], [1, 3, 2]])[rank])["loss"]
+    loss = sigmoid(image, text, scale.detach().exp(), torch.tensor([[0, 1, 2], [1, 3, 2]])[rank])["loss"]
     loss.backward()
     found |= {"sigmoid": loss, "sigmoid_image": image.grad, "sigmoid_text": text.grad, "sigmoid_bias": sigmoid.bias.grad}
     return {name: value.detach().clone() for name, value in found.items()}
