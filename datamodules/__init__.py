@@ -1,0 +1,3 @@
+from lightning_modules import lazy_imports
+
+lazy_imports.install()

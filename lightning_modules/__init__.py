@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lightning_modules import lazy_imports
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lightning.pytorch import LightningModule
+
+lazy_imports.install()
 
 
 def load(run_or_export: str | Path) -> LightningModule:

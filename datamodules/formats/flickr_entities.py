@@ -23,7 +23,6 @@ import torch
 from defusedxml import DefusedXmlException  # type: ignore[import-untyped]
 from defusedxml.ElementTree import parse as parse_xml  # type: ignore[import-untyped]
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from datamodules.errors import InputError
 from datamodules.formats.uniter_lmdb import word_pieces_of
@@ -389,6 +388,8 @@ def overlapping_regions(
     pixels_M4 = _box_tensor([box for its_boxes in boxes for box in its_boxes])
     width, height = size
     # IoU does not change when an axis is scaled, so fractions serve as well as pixels.
+    from torchvision.ops import box_iou
+
     iou_MR = box_iou(pixels_M4 / torch.tensor([width, height, width, height]), regions_R4.double())
     best_NR = iou_MR.new_zeros(len(boxes), len(regions_R4))
     best_NR.scatter_reduce_(0, owner_M[:, None].expand_as(iou_MR), iou_MR, "amax")
