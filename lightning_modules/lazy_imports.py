@@ -115,7 +115,8 @@ class _AtTheDoor(Loader):
             module.__dict__.update(door.stand_ins)
             rooms = {room: importlib.import_module(f"{module.__name__}.{room}") for room in door.rooms}
             for room, names in door.lent.items():
-                module.__dict__.update({name: getattr(rooms[room], name) for name in names})
+                every = [name for name in vars(rooms[room]) if not name.startswith("_")] if names == ("*",) else names
+                module.__dict__.update({name: getattr(rooms[room], name) for name in every})
         except (ImportError, AttributeError):  # an upgrade has moved something
             open_door(module.__name__)
 
@@ -278,12 +279,17 @@ DOORS: Mapping[str, Door] = {
     "torchvision": Door(
         rooms=(
             "extension", "_autograd_registrations", "_meta_registrations", "version", "utils", "ops", "io", "transforms",
-            "tv_tensors",
+            "tv_tensors", "models",
         ),
         lent={"version": ("__version__",)},
     ),
     "torchvision.ops": Door(
         rooms=("boxes", "misc"),
         lent={"boxes": ("box_iou", "batched_nms", "clip_boxes_to_image", "nms", "remove_small_boxes")},
+    ),
+    "torchvision.models": Door(rooms=("feature_extraction",)),
+    "timm.data": Door(
+        rooms=("constants", "config"),
+        lent={"constants": ("*",), "config": ("resolve_data_config", "resolve_model_data_config")},
     ),
 }  # fmt: skip
