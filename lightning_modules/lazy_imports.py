@@ -13,6 +13,7 @@ Where an upgrade has moved what a door lends out, the package is imported as eve
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -36,12 +37,14 @@ class Door:
         rooms: Sub-modules that work without the package's `__init__`, imported with the door, in this order.
         lent: Names at the package that a room has, by room.
         stand_ins: Other names there, until it is opened.
+        private: Rooms may import what is private in the package, too.
         opened: Called with the package once it is.
     """
 
     rooms: tuple[str, ...] = ()
     lent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stand_ins: Mapping[str, Any] = field(default_factory=dict)
+    private: bool = False
     opened: Callable[[ModuleType], None] = lambda package: None
 
 
@@ -168,9 +171,9 @@ class _Doorkeeper(MetaPathFinder):
 
 
 def _in_rooms(package: str, module: str) -> bool:
-    """Whether a sub-module can be had of the closed package: a room, what is in it, or what rooms have in private."""
-    rooms, inner = DOORS[package].rooms, module.removeprefix(f"{package}.")
-    return any(f"{inner}.".startswith(f"{room}.") for room in rooms) or (bool(rooms) and inner.startswith("_"))
+    """Whether a sub-module can be had of the closed package."""
+    door, inner = DOORS[package], module.removeprefix(f"{package}.")
+    return any(f"{inner}.".startswith(f"{room}.") for room in door.rooms) or (door.private and inner.startswith("_"))
 
 
 def install() -> None:
@@ -217,13 +220,16 @@ class _Later:
 
 
 _undisabled: list[Any] = []  # functions that torch excepts from compilation, called while there was no compiler
+_marked: list[tuple[str, Any]] = []  # functions that are to be marked for it, and as what
 
 
 def _disable(fn: Any = None, recursive: bool = True, **options: Any) -> Any:
     """torch.compiler.disable, and what torch/_compile.py asks in the first call of a function that is never compiled.
 
-    While there is no compiler, such a function is itself. torch keeps the answer in it, from where `_ask_again` takes it.
+    While there is no compiler, such a function is itself. torch keeps the answer in it, from where `_compiler_is_there` takes it.
     """
+    if fn is None:
+        return functools.partial(_disable, recursive=recursive, **options)
     if is_closed("torch._dynamo") and inspect.isfunction(fn):
         if options != {"wrapping": False}:  # a decorator, when a module is imported: torch's own that asks in the first call
             return importlib.import_module("torch._compile")._disable_dynamo(fn, recursive)
@@ -233,10 +239,26 @@ def _disable(fn: Any = None, recursive: bool = True, **options: Any) -> Any:
     return sys.modules["torch._dynamo"].disable(fn, recursive, **options)
 
 
-def _ask_again(dynamo: ModuleType) -> None:
+def _marker(name: str) -> Callable[[Any], Any]:
+    """A decorator that notes something about a function for the compiler, and gives the function back: noted when there is one."""
+
+    def mark(fn: Any) -> Any:
+        if is_closed("torch._dynamo") and inspect.isfunction(fn):
+            _marked.append((name, fn))
+            return fn
+        open_door("torch._dynamo")
+        return getattr(sys.modules["torch._dynamo"], name)(fn)
+
+    return mark
+
+
+def _compiler_is_there(dynamo: ModuleType) -> None:
     for function in _undisabled:
-        vars(function).pop("__dynamo_disable", None)
+        vars(function).pop("__dynamo_disable", None)  # torch asks again in the next call
+    for name, function in _marked:
+        getattr(dynamo, name)(function)
     _undisabled.clear()
+    _marked.clear()
 
 
 def _graph_break(*arguments: Any, **options: Any) -> None:
@@ -247,6 +269,7 @@ def _graph_break(*arguments: Any, **options: Any) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- doors
 
+_TRACE = "torch._dynamo._trace_wrapped_higher_order_op"
 _PLOT = "torchmetrics.utilities.plot"
 DOORS: Mapping[str, Door] = {
     # Lightning needs the base classes alone; all else is metrics, and pulls in torchvision, transformers, scipy.
@@ -264,13 +287,17 @@ DOORS: Mapping[str, Door] = {
     ),
     # torch.compile and sympy. Optimisers ask for the first two, Lightning whether a module is a compiled one.
     "torch._dynamo": Door(
+        rooms=("_trace_wrapped_higher_order_op",),
         stand_ins={
             "disable": _disable,
             "graph_break": _graph_break,
+            "assume_constant_result": _marker("assume_constant_result"),
+            "allow_in_graph": _marker("allow_in_graph"),
             "OptimizedModule": _Later("torch._dynamo", "OptimizedModule"),
         },
-        opened=_ask_again,
+        opened=_compiler_is_there,
     ),
+    _TRACE: Door(stand_ins={"TransformGetItemToIndex": _Later(_TRACE, "TransformGetItemToIndex")}),  # for transformers' masks
     # triton, for Lightning's model summary
     "torch.utils.flop_counter": Door(
         stand_ins={"FlopCounterMode": _Later("torch.utils.flop_counter", "FlopCounterMode")}
@@ -282,10 +309,12 @@ DOORS: Mapping[str, Door] = {
             "tv_tensors", "models",
         ),
         lent={"version": ("__version__",)},
+        private=True,
     ),
     "torchvision.ops": Door(
         rooms=("boxes", "misc"),
         lent={"boxes": ("box_iou", "batched_nms", "clip_boxes_to_image", "nms", "remove_small_boxes")},
+        private=True,
     ),
     "torchvision.models": Door(rooms=("feature_extraction",)),
     "timm.data": Door(
