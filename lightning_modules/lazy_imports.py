@@ -97,7 +97,17 @@ def open_door(name: str) -> None:
             package.__class__ = _Closed  # the next use tries again, as the next import of a module does that failed
             raise
         package.__class__ = ModuleType
+        _hand_over(package, door.stand_ins)
         door.opened(package)
+
+
+def _hand_over(package: ModuleType, stand_ins: Mapping[str, Any]) -> None:
+    """Give the modules that took a stand-in under its name the thing itself."""
+    for module in list(sys.modules.values()):
+        names = getattr(module, "__dict__", {})
+        for name, stand_in in stand_ins.items():
+            if names.get(name) is stand_in:
+                names[name] = package.__dict__[name]
 
 
 class _AtTheDoor(Loader):
@@ -219,6 +229,10 @@ class _Later:
         return (self._has_instances or not is_closed(self._module)) and issubclass(subclass, self._it())
 
 
+class _Unraised(Exception):
+    """For `except`, where what would be raised cannot be yet."""
+
+
 _undisabled: list[Any] = []  # functions that torch excepts from compilation, called while there was no compiler
 _marked: list[tuple[str, Any]] = []  # functions that are to be marked for it, and as what
 
@@ -270,6 +284,7 @@ def _graph_break(*arguments: Any, **options: Any) -> None:
 # ------------------------------------------------------------------------------------------------------------- doors
 
 _TRACE = "torch._dynamo._trace_wrapped_higher_order_op"
+_SHAPES = "torch.fx.experimental.symbolic_shapes"
 _PLOT = "torchmetrics.utilities.plot"
 DOORS: Mapping[str, Door] = {
     # Lightning needs the base classes alone; all else is metrics, and pulls in torchvision, transformers, scipy.
@@ -298,6 +313,14 @@ DOORS: Mapping[str, Door] = {
         opened=_compiler_is_there,
     ),
     _TRACE: Door(stand_ins={"TransformGetItemToIndex": _Later(_TRACE, "TransformGetItemToIndex")}),  # for transformers' masks
+    _SHAPES: Door(  # sympy, for DTensor, that transformers asks for
+        stand_ins={
+            "guard_or_false": _Later(_SHAPES, "guard_or_false"),
+            "has_free_unbacked_symbols": _Later(_SHAPES, "has_free_unbacked_symbols"),
+            "statically_known_true": _Later(_SHAPES, "statically_known_true"),
+            "GuardOnDataDependentSymNode": _Unraised,
+        }
+    ),
     # triton, for Lightning's model summary
     "torch.utils.flop_counter": Door(
         stand_ins={"FlopCounterMode": _Later("torch.utils.flop_counter", "FlopCounterMode")}
