@@ -1,14 +1,16 @@
 """What a run may never use is imported when it is used: a start costs little more than `import torch`.
 
-`import lightning.pytorch` is three times as dear as `import torch`, and most of it is used by no run of ours: torchmetrics imports
-its metrics of images, these import torchvision, this imports torch's compiler (torch._dynamo), and this sympy. So each package of
+`import lightning.pytorch` takes three times as long as `import torch`, and no run of ours uses most of it: torchmetrics imports
+metrics of images, these import torchvision, this imports torch's compiler (torch._dynamo), and this sympy. So each package of
 `DOORS` is kept closed: it is in sys.modules, with a `__path__`, but its `__init__` has not run. It runs at the first use of
-anything in it that is not lent out at the door: an attribute, a `from` import, or the import of a sub-module. From then on it is the
-ordinary module, and the same object. So nothing is replaced and nothing is missing, it only comes later: torch.compile,
-isinstance, pickles and workers of any start method find what they look for.
+anything in it that is not to be had at the door: an attribute, a `from` import, or the import of a sub-module. From then on it is
+the ordinary module, and the same object; who took a stand-in at the door gets the thing itself. So nothing is missing, it only
+comes later: torch.compile, isinstance, pickles and workers of any start method find what they look for.
 
 Where an upgrade has moved what a door lends out, the package is imported as ever: slower, and tests/lightning_modules says so.
 `CROSSLIGHT_EAGER_IMPORTS=1` leaves all doors open.
+
+To find what opens a door: a breakpoint in `open_door`. To find what is dear: `python -X importtime`.
 """
 
 from __future__ import annotations
@@ -83,17 +85,17 @@ def open_door(name: str) -> None:
         if is_closed(parent):
             open_door(parent)  # which may well open this one
         package = sys.modules[name]
-        if type(package) is not _Closed:
+        if not is_closed(name):
             return
         door = DOORS[name]
         for stand_in in door.stand_ins:
             package.__dict__.pop(stand_in, None)
         package.__class__ = _Opening
         try:
-            assert package.__spec__ is not None
-            assert package.__spec__.loader is not None
-            package.__spec__.loader.exec_module(package)
+            spec: Any = package.__spec__
+            spec.loader.exec_module(package)
         except BaseException:
+            package.__dict__.update(door.stand_ins)
             package.__class__ = _Closed  # the next use tries again, as the next import of a module does that failed
             raise
         package.__class__ = ModuleType
@@ -107,7 +109,7 @@ def _hand_over(package: ModuleType, stand_ins: Mapping[str, Any]) -> None:
         names = getattr(module, "__dict__", {})
         for name, stand_in in stand_ins.items():
             if names.get(name) is stand_in:
-                names[name] = package.__dict__[name]
+                names[name] = getattr(package, name, stand_in)
 
 
 class _AtTheDoor(Loader):
@@ -130,7 +132,7 @@ class _AtTheDoor(Loader):
             for room, names in door.lent.items():
                 every = [name for name in vars(rooms[room]) if not name.startswith("_")] if names == ("*",) else names
                 module.__dict__.update({name: getattr(rooms[room], name) for name in every})
-        except (ImportError, AttributeError):  # an upgrade has moved something
+        except Exception:  # an upgrade has moved something
             open_door(module.__name__)
 
 
@@ -254,7 +256,7 @@ def _disable(fn: Any = None, recursive: bool = True, **options: Any) -> Any:
 
 
 def _marker(name: str) -> Callable[[Any], Any]:
-    """A decorator that notes something about a function for the compiler, and gives the function back: noted when there is one."""
+    """A decorator that tells the compiler something about a function and gives the function back. Told once there is one."""
 
     def mark(fn: Any) -> Any:
         if is_closed("torch._dynamo") and inspect.isfunction(fn):
@@ -286,7 +288,7 @@ def _graph_break(*arguments: Any, **options: Any) -> None:
 _TRACE = "torch._dynamo._trace_wrapped_higher_order_op"
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 _PLOT = "torchmetrics.utilities.plot"
-DOORS: Mapping[str, Door] = {
+DOORS: dict[str, Door] = {
     # Lightning needs the base classes alone; all else is metrics, and pulls in torchvision, transformers, scipy.
     "torchmetrics": Door(
         rooms=("__about__", "utilities", "metric", "collections"),
