@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from datamodules import lazy_imports
+
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
     from lightning.pytorch import LightningModule
+
+lazy_imports.install()
 
 
 def load(run_or_export: str | Path, trust: Collection[str] = ()) -> LightningModule:

@@ -12,6 +12,7 @@ What differs from the stock LightningCLI, and why:
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,6 +232,7 @@ class CrosslightCLI(LightningCLI):
     # ------------------------------------------------------------------------------------------------ running
 
     def _run_subcommand(self, subcommand: str) -> None:
+        gc.enable()  # see train_or_evaluate
         config = self.config[subcommand]
         method = {k: v for k, v in config.items() if k in self._subcommand_method_arguments[subcommand]}
         evaluate = self._get(self.config_init, "evaluate") or {}

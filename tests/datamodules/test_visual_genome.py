@@ -22,11 +22,7 @@ from datamodules.formats.visual_genome import Exclusion, parse_visual_genome, re
 from datamodules.inputs import Inputs
 from datamodules.loading.captions import CaptionBatches, CaptionTokenizer, TrainCaptions
 from datamodules.loading.loader import BatchLoader
-<<<<<<< HEAD
-from datamodules.sources import visual_genome
-=======
 from datamodules.sources import visual_genome as sources
->>>>>>> data
 from datamodules.sources.visual_genome import HeldOut, open_images_flickr_ids
 from datamodules.visual_genome import VisualGenome
 

@@ -18,11 +18,7 @@ from tiny_data import karpathy, write_image
 from datamodules.coco import COCO
 from datamodules.errors import InputError
 from datamodules.files.download import Remote, fetch, unpack
-<<<<<<< HEAD
-from datamodules.sources import coco
-=======
 from datamodules.sources import coco as source
->>>>>>> data
 
 CONTENT = bytes(range(256)) * 5000
 
