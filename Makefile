@@ -38,17 +38,18 @@ demo-captioning: $(READY)  ## I-Tuning, half of it, and ClipCap between a tiny V
 test: $(READY)  ## all tests, six minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy, and who may import whom (no circle of files)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 PAPERS ?= runs/papers
 SEEDS ?= 0
 JOBS ?= 2
 reproduce-miniature: $(READY)  ## every table, figure and ablation on the embedded world, then the report (SEEDS="0 1 2", JOBS=2)
 	@status=0; $(BIN)/crosslight sweep run all --scale miniature --seeds $(SEEDS) --jobs $(JOBS) --out $(PAPERS) || status=$$?; \
-	$(BIN)/crosslight report --scale miniature --runs $(PAPERS) --look --out $(PAPERS)/report && exit $$status
+	$(BIN)/crosslight report --scale miniature --runs $(PAPERS) --maps --out $(PAPERS)/report && exit $$status
 
 REPORT ?= $(PAPERS)/report
 report-check: $(READY)  ## a report's pages in headless Chromium: requests, console, widths, axe, time (REPORT=DIR; chromium, node, npm)
@@ -64,8 +65,8 @@ flickr8k: $(READY)  ## real photographs: five ways, two seeds (needs CROSSLIGHT_
 	  dir=$(FLICKR8K_RUNS)/$$row-$$seed; \
 	  if grep -qs '"status": "finished"' $$dir/results.json; then echo "$$dir is finished"; continue; fi; \
 	  $(BIN)/python -m experiments.cli run -c configs/trainer/cpu.yaml -c configs/model/dual_dinov2s_minilm.yaml \
-	    -c configs/data/flickr8k.yaml -c experiments/mwa/rows/$$row.yaml -c experiments/mwa/flickr8k/common.yaml \
-	    -c experiments/mwa/flickr8k/$$row.yaml --seed_everything=$$seed --data.init_args.seed=$$seed --run_dir=$$dir; \
+	    -c configs/data/flickr8k.yaml -c experiments/papers/mwa/variants/$$row.yaml -c experiments/papers/mwa/flickr8k/common.yaml \
+	    -c experiments/papers/mwa/flickr8k/$$row.yaml --seed_everything=$$seed --data.init_args.seed=$$seed --run_dir=$$dir; \
 	done; done
 	$(BIN)/python -m experiments.cli table $(FLICKR8K_RUNS)
 
@@ -84,14 +85,14 @@ beit3-official: $(READY)  ## base size end to end on photographs (needs CROSSLIG
 IAIS_RUNS ?= runs/iais-flickr8k
 IAIS_SEEDS ?= 0
 IAIS_RUN = $(BIN)/python -m experiments.cli
-IAIS_CONFIGS = -c configs/trainer/cpu.yaml -c configs/model/uniter_minilm.yaml -c experiments/iais/flickr8k/common.yaml
+IAIS_CONFIGS = -c configs/trainer/cpu.yaml -c configs/model/uniter_minilm.yaml -c experiments/papers/iais/flickr8k/common.yaml
 iais-flickr8k: $(READY)  ## UNITER and IAIS on real photographs (needs CROSSLIGHT_DATA, CROSSLIGHT_REGIONS, CROSSLIGHT_MINILM)
 	@grep -qs '"status": "finished"' $(IAIS_RUNS)/start/results.json \
-	  || $(IAIS_RUN) fit $(IAIS_CONFIGS) -c experiments/iais/flickr8k/start.yaml --run_dir=$(IAIS_RUNS)/start
+	  || $(IAIS_RUN) fit $(IAIS_CONFIGS) -c experiments/papers/iais/flickr8k/start.yaml --run_dir=$(IAIS_RUNS)/start
 	@set -e; for seed in $(IAIS_SEEDS); do for row in baseline singular distributed; do \
 	  dir=$(IAIS_RUNS)/$$row-$$seed; \
 	  if grep -qs '"status": "finished"' $$dir/results.json; then echo "$$dir is finished"; continue; fi; \
-	  $(IAIS_RUN) run $(IAIS_CONFIGS) -c experiments/iais/rows/$$row.yaml --model.init_args.init_from=$(IAIS_RUNS)/start \
+	  $(IAIS_RUN) run $(IAIS_CONFIGS) -c experiments/papers/iais/variants/$$row.yaml --model.init_args.init_from=$(IAIS_RUNS)/start \
 	    --seed_everything=$$seed --data.init_args.seed=$$seed --run_dir=$$dir; \
 	done; done
 	$(IAIS_RUN) table $(IAIS_RUNS)
@@ -110,8 +111,8 @@ captions-flickr8k: smollm2  ## I-Tuning, half of it, ClipCap on real photographs
 	  dir=$(CAPTION_RUNS)/$$row-$$seed; \
 	  if grep -qs '"status": "finished"' $$dir/results.json; then echo "$$dir is finished"; continue; fi; \
 	  $(BIN)/python -m experiments.cli run -c configs/trainer/cpu.yaml -c configs/model/captioner_smollm2_lite0.yaml \
-	    -c configs/data/flickr8k_captions.yaml -c experiments/i_tuning/rows/$$row.yaml \
-	    -c experiments/i_tuning/flickr8k/common.yaml --seed_everything=$$seed --data.init_args.seed=$$seed --run_dir=$$dir; \
+	    -c configs/data/flickr8k_captions.yaml -c experiments/papers/i_tuning/variants/$$row.yaml \
+	    -c experiments/papers/i_tuning/flickr8k/common.yaml --seed_everything=$$seed --data.init_args.seed=$$seed --run_dir=$$dir; \
 	done; done
 	$(BIN)/python -m experiments.cli table $(CAPTION_RUNS)
 

@@ -42,7 +42,7 @@ from benchmarks.beit3_step import network, pairs
 from benchmarks.tuning_step import TuningStep
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
-from lightning_modules.optimisation import Optimisation
+from lightning_modules.optimization import Optimization
 from lightning_modules.retrieval import RetrievalModule
 
 SIZES = {
@@ -72,7 +72,7 @@ class Row:
 
 
 def adapter(mode: str, sizes: Sizes) -> Adapter | None:
-    """As in experiments/mwa/rows: the paper's widths, and LoRA of the rank that fits MWA's count; narrower in the toy network."""
+    """As in papers/mwa/variants: the paper's widths, and LoRA of the rank that fits MWA's count; narrower in the toy network."""
     toy = sizes.width < 256
     if mode == "lora":
         from lightning_modules.adapters.lora import LoRAAdapter
@@ -81,7 +81,9 @@ def adapter(mode: str, sizes: Sizes) -> Adapter | None:
     if mode == "full":
         return None
     knowledge, alignment = (4, 8) if toy else (64, 128)
-    return MultiWayAdapter("printed", alignment=mode == "mwa", knowledge_mid=knowledge, alignment_mid=alignment)
+    return MultiWayAdapter(
+        "printed", alignment_enhancer=mode == "mwa", knowledge_extractor_mid=knowledge, alignment_enhancer_mid=alignment
+    )
 
 
 def build(row: Row, sizes: Sizes, device: str) -> RetrievalModule:
@@ -92,7 +94,7 @@ def build(row: Row, sizes: Sizes, device: str) -> RetrievalModule:
             adapter(row.mode, sizes),
             "full" if row.mode == "full" else "adapter",
             train_heads="none",
-            optimisation=Optimisation(lr=1e-4),
+            optimization=Optimization(lr=1e-4),
             gradient_cache_chunk=row.chunk,
             compile=row.way == "compile",
         )

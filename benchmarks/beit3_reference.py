@@ -1,8 +1,8 @@
 """Worker of `beit3_step.py`: the official BEiT-3 retrieval model in a process of its own, stepping when it is told to.
 
 The encoder is Microsoft's (torchscale 0.2.0 from PyPI, MIT licence, in a folder of its own). What stands around it in unilm's
-`beit3/` (heads, loss, initialisation, optimiser groups) is not on PyPI and is rebuilt here from the facts: two linear heads
-without bias on token 0, normalised; symmetric cross entropy of the scaled cosines; AdamW. Imports nothing of this project but the
+`beit3/` (heads, loss, initialization, optimizer groups) is not on PyPI and is rebuilt here from the facts: two linear heads
+without bias on token 0, normalized; symmetric cross entropy of the scaled cosines; AdamW. Imports nothing of this project but the
 protocol (`workers.py`) and the clock, which import the standard library alone.
 """
 

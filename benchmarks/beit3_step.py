@@ -51,7 +51,7 @@ from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.checkpoints.beit3 import to_official
 from lightning_modules.networks.beit3 import BEiT3Retrieval, DropPath
-from lightning_modules.optimisation import Optimisation
+from lightning_modules.optimization import Optimization
 from lightning_modules.retrieval import RetrievalModule
 
 HERE = Path(__file__).resolve().parent
@@ -76,12 +76,12 @@ def network(sizes: Sizes, checkpoint_activations: bool = False) -> BEiT3Retrieva
         image_size=sizes.image_size,
         width=sizes.width,
         num_layers=sizes.layers,
-        heads=sizes.heads,
+        num_heads=sizes.heads,
         ffn_width=sizes.ffn_width,
         patch_size=sizes.patch_size,
         vocab_size=sizes.vocabulary,
         text_positions=sizes.text_positions,
-        tokeniser="none",
+        tokenizer="none",
         max_tokens=min(64, sizes.text_positions - 2),
         drop_path=sizes.drop_path,
         checkpoint_activations=checkpoint_activations,
@@ -100,14 +100,14 @@ def module(mode: str, sizes: Sizes) -> RetrievalModule:
     """A row's module."""
     adapter = {
         "full": lambda: None,
-        "mwa": lambda: MultiWayAdapter("printed", knowledge_mid=KNOWLEDGE, alignment_mid=ALIGNMENT),
-        "ke": lambda: MultiWayAdapter("printed", knowledge_mid=KNOWLEDGE, alignment=False),
-        "released": lambda: MultiWayAdapter("released", knowledge_mid=KNOWLEDGE),
+        "mwa": lambda: MultiWayAdapter("printed", knowledge_extractor_mid=KNOWLEDGE, alignment_enhancer_mid=ALIGNMENT),
+        "ke": lambda: MultiWayAdapter("printed", knowledge_extractor_mid=KNOWLEDGE, alignment_enhancer=False),
+        "released": lambda: MultiWayAdapter("released", knowledge_extractor_mid=KNOWLEDGE),
     }[mode]()
     tuning: Any = "full" if mode == "full" else "adapter"
-    optimisation = Optimisation(lr=1e-4, weight_decay=0.05)
+    optimization = Optimization(lr=1e-4, weight_decay=0.05)
     # eval_frozen false, as the official recipe: frozen layers keep their drop path, so every row drops the same share of its work
-    return RetrievalModule(network(sizes), adapter, tuning, train_heads="none", optimisation=optimisation, eval_frozen=False)
+    return RetrievalModule(network(sizes), adapter, tuning, train_heads="none", optimization=optimization, eval_frozen=False)
 
 
 class Ours(TuningStep):

@@ -3,7 +3,7 @@
     python benchmarks/caption_metrics.py --out caption_metrics.json                  # 5,000 images x 5 made-up references
     python benchmarks/caption_metrics.py --references CAPTIONS.json --results RESULTS.json   # real ones (COCO's formats)
 
-Two processes take turns; each measures its own CPU seconds, from tokenised text to the scores of every image (tokenising, which
+Two processes take turns; each measures its own CPU seconds, from tokenized text to the scores of every image (tokenizing, which
 both leave to the same program, is not in them). pycocoevalcap 1.2 is unpacked from its wheel into a folder of its own the first
 time, and seen only by that process (`caption_metrics_reference.py`). Before the timing both score everything, and the run ends
 here if a score differs by more than 1e-9.
@@ -41,7 +41,7 @@ DIFFERENCE = 1e-9
 
 
 def made_up(images: int, references: int, vocabulary: int = 8000) -> tuple[list[list[str]], list[str]]:
-    """References of each image and a candidate, all tokenised, the same at every call."""
+    """References of each image and a candidate, all tokenized, the same at every call."""
     draw = random.Random(0)
     words = [f"w{rank}" for rank in range(vocabulary)]
     chances = list(accumulate(1 / (rank + 3) for rank in range(vocabulary)))
@@ -63,9 +63,9 @@ def made_up(images: int, references: int, vocabulary: int = 8000) -> tuple[list[
 
 
 def from_files(references: Path, results: Path) -> tuple[list[list[str]], list[str]]:
-    """The same of files in COCO's formats, tokenised without Java."""
-    from experiments.score import choose, read_references, read_results
-    from lightning_modules.metrics.captions.tokeniser import simple
+    """The same of files in COCO's formats, tokenized without Java."""
+    from experiments.cli.score import choose, read_references, read_results
+    from lightning_modules.metrics.captions.tokenizer import simple
 
     captions, _ = read_results(results)
     chosen, _ = choose(captions, read_references(references, "test"), results, references, partial=True)

@@ -22,7 +22,7 @@ from benchmarks.workers import serve
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--packages", required=True, help="folder with pycocoevalcap 1.2 (caption_metrics.py fills it)")
-    parser.add_argument("--captions", required=True, help='JSON: {"references": [[...], ...], "candidates": [...]}, tokenised')
+    parser.add_argument("--captions", required=True, help='JSON: {"references": [[...], ...], "candidates": [...]}, tokenized')
     options = parser.parse_args()
     sys.path.insert(0, options.packages)
     from pycocoevalcap.bleu.bleu import Bleu

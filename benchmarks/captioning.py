@@ -17,7 +17,7 @@ How to read it
 - Three predictions (`captioning_work.py`). "FLOPs": 2 a multiplication and addition in products and attention. "moved": bytes of
   their operands and results, each moved once. "products": these products and attentions alone, timed in their shapes: it knows
   both FLOPs and bytes, since a product of a few rows runs at the speed of memory and not of arithmetic. Goals are against it.
-- "saved" are bytes that autograd keeps for the backward pass, counted (metrics/cost.py) and by formula.
+- "saved" are bytes that autograd keeps for the backward pass, counted (metrics/training_memory.py) and by formula.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.captioning_work import SIZES, Batch, Size, Work, clock, generation, now, predict, saved_bytes, training
-from datamodules.features import FeatureFile, Precision
+from datamodules.loading.features import FeatureFile, Precision
 from datamodules.records import ImageBatch, TextBatch
-from lightning_modules import optimisation
+from lightning_modules import optimization
 from lightning_modules.adapters.i_tuning import ITuning, ITuningModule, ITuningModules, Rows
 from lightning_modules.adapters.tuning import set_tuning
-from lightning_modules.metrics.cost import SavedBytes
-from lightning_modules.networks.captioner import Captioner, Seen
+from lightning_modules.metrics.training_memory import SavedBytes
+from lightning_modules.networks.captioner import Captioner, VisualFeatures
 from lightning_modules.networks.language_model import Decoding, LanguageModel
-from lightning_modules.networks.towers import HFImageTower
-from lightning_modules.optimisation import Optimisation
+from lightning_modules.networks.towers.hugging_face import HFImageTower
+from lightning_modules.optimization import Optimization
 
 GOALS = {
     "dropped": 0.03,  # reduction of time and saved bytes: at most so far from the prediction
@@ -102,9 +102,11 @@ def pixels(size: Size, images: int, device: str) -> ImageBatch:
     return ImageBatch(tuple(map(str, range(images))), torch.arange(images), pixels_I3HW).to(device)
 
 
-def visual_tokens(size: Size, images: int, device: str) -> Seen:
+def visual_tokens(size: Size, images: int, device: str) -> VisualFeatures:
     """Random tokens in place of a tower's."""
-    return Seen(torch.randn(images, size.visual, size.tower_width, generator=torch.Generator().manual_seed(2)).to(device))
+    return VisualFeatures(
+        torch.randn(images, size.visual, size.tower_width, generator=torch.Generator().manual_seed(2)).to(device)
+    )
 
 
 class Step:
@@ -113,21 +115,21 @@ class Step:
     Args:
         network: The captioner.
         adapter: Its adapter.
-        see: Gives the visual tokens.
+        encode: Gives the visual tokens.
         texts: Captions.
         image_row_B: Image of each.
     """
 
     def __init__(
-        self, network: Captioner, adapter: ITuning, see: Callable[[], Seen], texts: TextBatch, image_row_B: Tensor
+        self, network: Captioner, adapter: ITuning, encode: Callable[[], VisualFeatures], texts: TextBatch, image_row_B: Tensor
     ) -> None:
-        self.network, self.see, self.texts, self.image_row_B = network, see, texts, image_row_B
+        self.network, self.encode, self.texts, self.image_row_B = network, encode, texts, image_row_B
         self.device = image_row_B.device.type
-        self.optimizer, _ = optimisation.build(network, Optimisation(lr=1e-4), 100_000, adapter.owns)
+        self.optimizer, _ = optimization.build(network, Optimization(lr=1e-4), 100_000, adapter.owns)
 
     def loss(self) -> Tensor:
         with harness.autocast(self.device):
-            return self.network.loss(self.see(), self.texts, self.image_row_B)["loss"]
+            return self.network.loss(self.encode(), self.texts, self.image_row_B)["loss"]
 
     def gradients(self) -> tuple[float, list[Tensor]]:
         """Loss and gradients, and nothing left of them."""
@@ -144,9 +146,9 @@ class Step:
         def parts() -> None:
             marks.append(now(self.device))
             with harness.autocast(self.device):
-                seen = self.see()
+                features = self.encode()
                 marks.append(now(self.device))
-                loss = self.network.loss(seen, self.texts, self.image_row_B)["loss"]
+                loss = self.network.loss(features, self.texts, self.image_row_B)["loss"]
             marks.append(now(self.device))
             loss.backward()
             marks.append(now(self.device))
@@ -154,7 +156,7 @@ class Step:
             self.optimizer.zero_grad()
             marks.append(now(self.device))
 
-        names = ("see_s", "forward_s", "backward_s", "optimiser_s")
+        names = ("see_s", "forward_s", "backward_s", "optimizer_s")
         whole = harness.timed(parts, self.device)
         return whole | {name: after - before for name, before, after in zip(names, marks, marks[1:], strict=False)}
 
@@ -171,30 +173,32 @@ class Generate:
 
     Args:
         network: The captioner.
-        seen: Images; None = the plain language model, which sees none.
+        features: Images; None = the plain language model, which sees none.
         images: How many.
         beams: Of each.
         tokens: Of each.
         naive: Keys and values are computed for every beam and step.
     """
 
-    def __init__(self, network: Captioner, seen: Seen | None, images: int, beams: int, tokens: int, naive: bool = False) -> None:
-        self.network, self.seen, self.beams, self.naive = network, seen, beams, naive
+    def __init__(
+        self, network: Captioner, features: VisualFeatures | None, images: int, beams: int, tokens: int, naive: bool = False
+    ) -> None:
+        self.network, self.features, self.beams, self.naive = network, features, beams, naive
         self.device = next(network.parameters()).device.type
-        self.decoding = Decoding(beams=beams, max_new_tokens=tokens, min_new_tokens=tokens)
+        self.decoding = Decoding(num_beams=beams, max_new_tokens=tokens, min_new_tokens=tokens)
         language = network.language
-        self.begin = torch.full((images, 1), language.begin, dtype=torch.int64, device=self.device)
+        self.begin = torch.full((images, 1), language.bos, dtype=torch.int64, device=self.device)
 
     def ids(self) -> list[list[int]]:
         with harness.autocast(self.device):
-            if self.seen is None:
-                self.network.forget()
+            if self.features is None:
+                self.network.clear_images()
                 return self.network.language.generate(self.decoding, input_ids=self.begin)
             modules = self.network.i_tuning
             assert modules is not None
-            anew = recomputed(modules, self.seen.tokens_IVD, self.beams) if self.naive else nullcontext()
+            anew = recomputed(modules, self.features.tokens_IVD, self.beams) if self.naive else nullcontext()
             with anew:
-                return self.network.generate_ids(self.seen, self.decoding)
+                return self.network.generate_ids(self.features, self.decoding)
 
     def __call__(self) -> dict[str, float]:
         return harness.timed(self.ids, self.device)
@@ -219,7 +223,7 @@ def recomputed(modules: ITuningModules, tokens_IVD: Tensor, beams: int) -> Itera
     rows = Rows(len(repeated_RVD), 1, None)
     own = list(modules.modules_by_layer().values())
 
-    def forward(module: ITuningModule, x: Tensor, seen: Any) -> Tensor:
+    def forward(module: ITuningModule, x: Tensor, features: Any) -> Tensor:
         return ITuningModule.forward(module, x, module.keys_values(repeated_RVD, rows))
 
     for module in own:
@@ -278,7 +282,7 @@ def compare(asked: Mapping[str, Row], options: argparse.Namespace) -> dict[str, 
             "throughput_ratio": given.units / reference.units / measured[f"{kind}_ratio"]["median"],
             "parts_s": {
                 part: statistics.median(step[part] for step in own)
-                for part in ("see_s", "forward_s", "backward_s", "optimiser_s")
+                for part in ("see_s", "forward_s", "backward_s", "optimizer_s")
                 if part in own[0]
             },
             "memory_bytes": memory[name],
@@ -306,8 +310,8 @@ def dropped(size: Size, options: argparse.Namespace) -> dict[str, Any]:
     for count in options.captions:
         batch = Batch(options.images, count, options.tokens)
         for name, (network, adapter) in networks.items():
-            less, seen = lower if name == "half" else 0, visual_tokens(size, batch.images, device)
-            turn = Step(network, adapter, lambda seen=seen: seen, *captions(size, batch, device))  # type: ignore[misc]
+            less, features = lower if name == "half" else 0, visual_tokens(size, batch.images, device)
+            turn = Step(network, adapter, lambda features=features: features, *captions(size, batch, device))  # type: ignore[misc]
             formula = saved_bytes(size, batch, less) if device == "cpu" else None
             reference = f"train, {count} an image, all"
             rows[f"train, {count} an image, {name}"] = Row(turn, training(size, batch, less), batch.pairs, reference, formula)
@@ -331,8 +335,8 @@ def grouped(size: Size, options: argparse.Namespace) -> dict[str, Any]:
         assert images.pixels_B3HW is not None
         repeated = replace(images, pixels_B3HW=images.pixels_B3HW.index_select(0, row_B))
         each, once = f"{count} an image, encoded for each", f"{count} an image, encoded once"
-        apart = Step(network, adapter, partial(network.see, repeated), texts, torch.arange(batch.pairs, device=device))
-        together = Step(network, adapter, partial(network.see, images), texts, row_B)
+        apart = Step(network, adapter, partial(network.encode_images, repeated), texts, torch.arange(batch.pairs, device=device))
+        together = Step(network, adapter, partial(network.encode_images, images), texts, row_B)
         rows[each] = Row(apart, training(size, batch, 0, batch.pairs, batch.pairs), batch.pairs, each)
         rows[once] = Row(together, training(size, batch, 0, batch.images), batch.pairs, each)
         cpu = device == "cpu"
@@ -364,14 +368,14 @@ def cached(size: Size, options: argparse.Namespace) -> dict[str, Any]:
     images = pixels(size, options.images, device)
     rows, checks = {}, []
     with tempfile.TemporaryDirectory() as folder:
-        kept: dict[Precision, Callable[[], Seen]] = {
+        kept: dict[Precision, Callable[[], VisualFeatures]] = {
             dtype: stored(network, images, Path(folder), dtype) for dtype in ("float16", "float32")
         }
         for count in options.captions:
             batch = Batch(options.images, count, options.tokens)
             texts, row_B = captions(size, batch, device)
             fly, read = f"{count} an image, on the fly", f"{count} an image, cached"
-            encoded = Step(network, adapter, partial(network.see, images), texts, row_B)
+            encoded = Step(network, adapter, partial(network.encode_images, images), texts, row_B)
             unrounded, rounded = (Step(network, adapter, kept[dtype], texts, row_B) for dtype in ("float32", "float16"))
             rows[fly] = Row(encoded, training(size, batch, 0, batch.images), batch.pairs, fly)
             rows[read] = Row(rounded, training(size, batch), batch.pairs, fly)
@@ -382,35 +386,35 @@ def cached(size: Size, options: argparse.Namespace) -> dict[str, Any]:
         return {"checks": checks, **compare(rows, options)}
 
 
-def stored(network: Captioner, images: ImageBatch, root: Path, dtype: Precision) -> Callable[[], Seen]:
+def stored(network: Captioner, images: ImageBatch, root: Path, dtype: Precision) -> Callable[[], VisualFeatures]:
     """Writes the tokens of these images to a feature file; what a step does to have them from there."""
     with torch.no_grad():
-        tokens_IVD = network.see(images).tokens_IVD.float().cpu()
+        tokens_IVD = network.encode_images(images).tokens_IVD.float().cpu()
     about = dict(zip(("images", "tokens", "width"), tokens_IVD.shape, strict=True))
     file = FeatureFile.make(root, {"data": "random", "split": "train", **about, "dtype": dtype})
     file.write(0, tokens_IVD.numpy().astype(dtype))
     rows, device = images.index_B.tolist(), images.index_B.device
 
-    def see() -> Seen:
+    def encode() -> VisualFeatures:
         tokens_BVD = torch.from_numpy(file.read(rows)).to(device)
-        return network.see(replace(images, pixels_B3HW=None, tokens_BVD=tokens_BVD))
+        return network.encode_images(replace(images, pixels_B3HW=None, tokens_BVD=tokens_BVD))
 
-    return see
+    return encode
 
 
 def beams(size: Size, options: argparse.Namespace) -> dict[str, Any]:
     """Beam search with modules in all layers and in half of them, against the naive way and the plain language model."""
     device, images, steps = options.device, options.images, options.new_tokens
     networks = {"ours": captioner(size, 0, device)[0], "half": captioner(size, size.layers // 2, device)[0]}
-    seen = visual_tokens(size, images, device)
+    features = visual_tokens(size, images, device)
     make = partial(Generate, images=images, beams=options.beams, tokens=steps)
     own = partial(generation, size, images, options.beams, steps)
     plain, naively = "plain language model", "keys and values for every beam and step"
     every = {
         plain: (make(networks["ours"], None), own(0, [])),
-        "all layers": (make(networks["ours"], seen), own(size.layers, [images])),
-        "upper half": (make(networks["half"], seen), own(size.layers - size.layers // 2, [images])),
-        naively: (make(networks["ours"], seen, naive=True), own(size.layers, [images * options.beams] * steps)),
+        "all layers": (make(networks["ours"], features), own(size.layers, [images])),
+        "upper half": (make(networks["half"], features), own(size.layers - size.layers // 2, [images])),
+        naively: (make(networks["ours"], features, naive=True), own(size.layers, [images * options.beams] * steps)),
     }
     ids = {name: search.ids() for name, (search, _) in every.items()}
     same = ids["all layers"] == ids[naively]

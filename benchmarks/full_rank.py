@@ -17,7 +17,7 @@ whole job of each way:
               mini-batch every STRIDE-th image is scored (the padding is that of 400; the processor is busy with 50)
 
 Lengths: word pieces of the 40,455 captions of dataset_flickr30k.json's Flickr8k photographs with [CLS] and [SEP] (BERT's uncased
-tokeniser, mean 14.3); regions as UNITER's threshold leaves them, 10 to 100 with a mean of 36 (a clipped gamma distribution: the
+tokenizer, mean 14.3); regions as UNITER's threshold leaves them, 10 to 100 with a mean of 36 (a clipped gamma distribution: the
 released features are not here).
 
 How to read it
@@ -45,7 +45,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.flops import transformer_flops
-from lightning_modules.metrics.full_rank import TOKENS, TOKENS_ELSEWHERE, UNIT_TOKENS, Plan, score_pairs_by_length
+from lightning_modules.metrics.pair_batches import TOKENS, TOKENS_ELSEWHERE, UNIT_TOKENS, Plan, score_pairs_by_length
 from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.networks.uniter import Packed, UniterRetrieval, pack
 
@@ -110,7 +110,7 @@ class World:
         self.size, self.device, self.tokens, self.stride = size, device, tokens, stride
         torch.manual_seed(0)
         network = UniterRetrieval(
-            size.width, size.layers, size.heads, size.ffn_width, size.vocab, feature_width=size.features, tokeniser=None
+            size.width, size.layers, size.heads, size.ffn_width, size.vocab, feature_width=size.features, tokenizer=None
         )
         self.network = network.to(device).eval()
         self.regions_I, self.words_T = lengths(images, texts)

@@ -75,7 +75,7 @@ def heading(benchmark: str, device: str, settings: Mapping[str, Any], environmen
         settings: What decides the result.
         environment: Variables that decide the speed; none = no such key.
     """
-    from experiments.provenance import device_state, git_state, versions
+    from experiments.runs.provenance import device_state, git_state, versions
 
     begun: dict[str, Any] = {
         "benchmark": benchmark,

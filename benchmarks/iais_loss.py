@@ -13,7 +13,7 @@ What runs, in rounds A B C A B C: 8 positives of 30 content words and 50 regions
   keys of the whole sequence from the hidden states, additive masks, softmax over the whole row; all of it for L and again for V;
   then a loop over pairs. Its gradient goes on to the hidden states and the two weights, as in its training.
 - step: UNITER-base in training mode (dropout 0.1), forward and backward of the ranking loss of 8 pairs, without and with IAIS of
-  all 8. No optimiser, so the share is of less than a whole step; the released recipe has one positive in 32 such pairs.
+  all 8. No optimizer, so the share is of less than a whole step; the released recipe has one positive in 32 such pairs.
 
 Before the timing, values and gradients of the three are compared, and the run ends here if they differ (the released way only in
 fp32). `ragged` has pairs of 7 to 30 words and 10 to 50 regions in one padded batch; the others have no padding.
@@ -252,13 +252,13 @@ class Step:
     def __init__(self, sizes: Sizes, device: str, dtype: torch.dtype) -> None:
         from datamodules.records import ImageBatch, Regions, TextBatch
         from lightning_modules.networks.uniter import UniterRetrieval
-        from lightning_modules.objectives.ranking import MarginRanking
+        from lightning_modules.objectives.matching import MarginRanking
 
         torch.manual_seed(0)
         self.device, self.dtype, self.layer = device, dtype, sizes.layers - 1
         self.network = UniterRetrieval(
             sizes.width, sizes.layers, sizes.heads, sizes.ffn_width, sizes.vocabulary, sizes.words + 2,
-            sizes.feature_width, tokeniser=None,
+            sizes.feature_width, tokenizer=None,
         ).to(device).train()  # fmt: skip
         self.objective = MarginRanking()
         pairs, names, index_B = sizes.pairs, tuple(map(str, range(sizes.pairs))), torch.arange(sizes.pairs, device=device)

@@ -52,7 +52,7 @@ def write(path: str, sizes: Mapping[str, Any]) -> None:
     from lightning_modules.networks.beit3 import BEiT3Retrieval
 
     torch.manual_seed(0)
-    write_official(BEiT3Retrieval(tokeniser="none", **sizes), path)
+    write_official(BEiT3Retrieval(tokenizer="none", **sizes), path)
 
 
 def embed(source: str, out: str, config: str, frozen: bool) -> None:
@@ -71,12 +71,13 @@ def embed(source: str, out: str, config: str, frozen: bool) -> None:
     import lightning_modules
     from datamodules.flickr8k import Flickr8k
     from datamodules.image_text import Limits
+    from lightning_modules.checkpoints.fill import fill
     from lightning_modules.networks.beit3 import BEiT3Retrieval
 
     settings = yaml.safe_load(Path(config).read_text())
     network: Any
     if frozen:
-        network = BEiT3Retrieval(**settings["model"]["init_args"]["network"]["init_args"]).eval()
+        network = fill(BEiT3Retrieval(**settings["model"]["init_args"]["network"]["init_args"])).eval()
     else:
         network = lightning_modules.load(source).network
     arguments = dict(settings["data"]["init_args"])
@@ -175,7 +176,7 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     training = [
         *cli, "run",
         "-c", "configs/trainer/cpu.yaml", "-c", "configs/model/beit3_base_224.yaml",
-        "-c", "configs/data/flickr8k.yaml", "-c", "experiments/mwa/rows/mwa.yaml",
+        "-c", "configs/data/flickr8k.yaml", "-c", "experiments/papers/mwa/variants/mwa.yaml",
         f"{network}.image_size={options.image_size}", *(f"{network}.{name}={value}" for name, value in sizes.items()),
         f"--data.init_args.batch_size={options.batch}", "--data.init_args.eval_batch_size=32", "--data.init_args.num_workers=0",
         f"--data.init_args.limits.train={options.steps * options.batch}", "--data.init_args.limits.val=32",
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             embed(rest[0], rest[1], rest[2], rest[3] == "frozen")
         return 0
     if options.spm is None or not Path(options.spm).is_file():
-        raise SystemExit(f"BEiT-3's tokeniser is needed: --spm FILE or CROSSLIGHT_BEIT3_SPM (got {options.spm})")
+        raise SystemExit(f"BEiT-3's tokenizer is needed: --spm FILE or CROSSLIGHT_BEIT3_SPM (got {options.spm})")
     options.spm = Path(options.spm)
     if not os.environ.get("CROSSLIGHT_DATA"):
         raise SystemExit("CROSSLIGHT_DATA must name the folder that holds flickr8k/ (photographs and Karpathy's split)")

@@ -1,4 +1,4 @@
-"""Opens a report in headless Chromium: requests, console, width, colours, sorting, accessibility (axe-core), time to render.
+"""Opens a report in headless Chromium: requests, console, width, colors, sorting, accessibility (axe-core), time to render.
 
     python benchmarks/report_check.py SITE [--pages NAME ...] [--shots DIR]
 
@@ -64,7 +64,7 @@ def main() -> int:
         if page["busy"] >= MOST_MILLISECONDS:
             problems.append(f"{where}: {page['busy']} ms of processor time to render")
         if not page["lights"] or not page["sorted"]:
-            problems.append(f"{where}: the {'colour switch' if not page['lights'] else 'sorting'} does not work")
+            problems.append(f"{where}: the {'color switch' if not page['lights'] else 'sorting'} does not work")
         problems += [
             f"{where}: {each['impact']}: {each['id']}, {each['nodes']} x, {each['first']} ({each['why']})"
             for each in page["violations"]

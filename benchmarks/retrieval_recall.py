@@ -44,7 +44,8 @@ def world(images: int, captions: int, width: int) -> tuple[Any, Any, Any]:
 
 
 def ours(images_ID: Any, texts_TD: Any, image_index: Any) -> dict[str, float]:
-    from lightning_modules.metrics.retrieval import embedding_ranks, recalls
+    from lightning_modules.metrics.ranks import embedding_ranks
+    from lightning_modules.metrics.recalls import recalls
 
     return {name: float(value) for name, value in recalls(embedding_ranks(images_ID, texts_TD, image_index)).items()}
 

@@ -11,7 +11,7 @@ What runs: towers of the real shapes with random weights, built by the project's
 How to read it
 - "predicted" is the ratio of FLOPs, counted by torch while the step runs (matrix products, convolutions and attention only).
   Beside the measured ratio it says whether a mode costs what its arithmetic costs; a measured ratio above it is work that
-  no FLOP count sees (memory traffic of small operations, dropout, the optimiser).
+  no FLOP count sees (memory traffic of small operations, dropout, the optimizer).
 - Ratios are to the first mode (full, unless --modes says otherwise; `harness.READING`).
 - Memory is what training has to keep: activations saved for backward (`SavedBytes`), gradients, AdamW's moments. Parameters
   are left out, and so is the resident size of the process, which is mostly libraries and cached blocks. With gradient
@@ -41,14 +41,14 @@ from benchmarks.flops import transformer_flops
 from benchmarks.tuning_step import TuningStep
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.adapters.multiway import MultiWayAdapter
-from lightning_modules.metrics.cost import SavedBytes
+from lightning_modules.metrics.training_memory import SavedBytes
 from lightning_modules.networks.dual_encoder import DualEncoder
-from lightning_modules.networks.towers import HFImageTower, HFTextTower
+from lightning_modules.networks.towers.hugging_face import HFImageTower, HFTextTower
 from lightning_modules.objectives.gradient_cache import slice_batch
 from lightning_modules.retrieval import RetrievalModule
 
 LABELS = {"full": "full", "mwa": "MWA (KE 64 + AE 128)", "ke": "KE only", "ae": "AE only", "head": "head-only"}
-PHASES = ("forward", "backward", "optimiser")
+PHASES = ("forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def network(shape: Shape) -> DualEncoder:
             "hidden_dropout_prob": shape.dropout,
             "attention_probs_dropout_prob": shape.dropout,
         },
-        tokeniser="none",
+        tokenizer="none",
         max_tokens=shape.tokens,
         pooling="mean",
         attention=attention,
@@ -137,10 +137,10 @@ def network(shape: Shape) -> DualEncoder:
 
 
 def adapter(mode: str) -> MultiWayAdapter | None:
-    """As in experiments/mwa/rows; None where the towers stay as they are."""
+    """As in experiments/papers/mwa/variants; None where the towers stay as they are."""
     if mode not in ("mwa", "ke", "ae"):
         return None
-    return MultiWayAdapter(reading="printed", knowledge=mode != "ae", alignment=mode != "ke")
+    return MultiWayAdapter(reading="printed", knowledge_extractor=mode != "ae", alignment_enhancer=mode != "ke")
 
 
 def random_batch(shape: Shape) -> PairBatch:
@@ -160,7 +160,7 @@ def random_batch(shape: Shape) -> PairBatch:
 
 
 class Variant(TuningStep):
-    """One row of the tables: a module with its optimiser, ready to step.
+    """One row of the tables: a module with its optimizer, ready to step.
 
     Args:
         mode: A key of `LABELS`.
@@ -306,7 +306,7 @@ def report(result: dict[str, Any]) -> str:
     memory_rows = [
         [
             row["label"], f"{row['tunable_parameters']:,}", f"{row['memory_ratio']:.2f}",
-            *(f"{row['memory_bytes'][part] / 1e6:.1f}" for part in ("all", "activations", "gradients", "optimiser")),
+            *(f"{row['memory_bytes'][part] / 1e6:.1f}" for part in ("all", "activations", "gradients", "optimizer")),
             f"{row['flops'] / 1e9:.5g}", f"{row['flops_formula'] / 1e9:.5g}",
         ]
         for row in rows
@@ -321,14 +321,14 @@ def report(result: dict[str, Any]) -> str:
             harness.table(
                 [
                     "step", "predicted (FLOPs)", f"CPU / {reference}", f"wall / {reference}", "CPU s", "wall s",
-                    "forward CPU s", "backward CPU s", "optimiser CPU s", "GFLOP/s",
+                    "forward CPU s", "backward CPU s", "optimizer CPU s", "GFLOP/s",
                 ],
                 time_rows,
             ),
             "",
             harness.table(
                 [
-                    "step", "tunable", f"memory / {reference}", "memory MB", "activations", "gradients", "optimiser",
+                    "step", "tunable", f"memory / {reference}", "memory MB", "activations", "gradients", "optimizer",
                     "GFLOP counted", "GFLOP formula",
                 ],
                 memory_rows,

@@ -8,13 +8,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import autocast
-from lightning_modules import optimisation
-from lightning_modules.metrics.cost import SavedBytes, gradient_bytes, optimizer_state_bytes
+from lightning_modules import optimization
+from lightning_modules.metrics.training_memory import SavedBytes, gradient_bytes, optimizer_state_bytes
 from lightning_modules.retrieval import RetrievalModule
 
 
 class TuningStep:
-    """A module with its optimiser, ready to step.
+    """A module with its optimizer, ready to step.
 
     Args:
         module: What is tuned; put on the device and in training mode.
@@ -25,14 +25,14 @@ class TuningStep:
     def __init__(self, module: RetrievalModule, device: str = "cpu", bf16: bool = False) -> None:
         self.module, self.device, self.bf16 = module.to(device).train(), device, bf16
         module.log_dict = lambda *_, **__: None  # type: ignore[method-assign] # there is no trainer to log to
-        self.optimizer, self.schedule = optimisation.build(module.network, module.optimisation, 100_000, module.owns)
+        self.optimizer, self.schedule = optimization.build(module.network, module.optimization, 100_000, module.owns)
 
     def loss(self, batch: Any) -> torch.Tensor:
         with autocast(self.device, self.bf16):
             return self.module.training_step(batch, 0)
 
     def backward(self, batch: Any) -> None:
-        """Forward and backward without the optimiser's step."""
+        """Forward and backward without the optimizer's step."""
         loss = self.loss(batch)
         self.optimizer.zero_grad()
         loss.backward()
@@ -63,5 +63,5 @@ class TuningStep:
         return {
             "activations": saved.peak_bytes,
             "gradients": gradients,
-            "optimiser": optimizer_state_bytes(self.optimizer),
+            "optimizer": optimizer_state_bytes(self.optimizer),
         }

@@ -1,4 +1,4 @@
-"""What a network wants to be fed: the image transform and the tokeniser it was built with.
+"""What a network wants to be fed: the image transform and the tokenizer it was built with.
 
 A network names these (`network.inputs`), data modules read them from there, so the two cannot disagree.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Size in pixels (square), how an image becomes that size at evaluation, and the normalisation.
+    """Size in pixels (square), how an image becomes that size at evaluation, and the normalization.
 
     `resize="squash"` ignores the aspect ratio (BEiT-3's evaluation), `"crop"` resizes the shorter side to
     `size / crop_fraction` and crops the centre (timm, CLIP). Mean and standard deviation are of RGB in [0, 1].
@@ -34,15 +34,15 @@ class RegionInput:
 
 @dataclass(frozen=True)
 class TextInput:
-    """`tokeniser` is a Hugging Face name, a local folder, or a sentencepiece file of BEiT-3's kind (`.../beit3.spm`; the bare
+    """`tokenizer` is a Hugging Face name, a local folder, or a sentencepiece file of BEiT-3's kind (`.../beit3.spm`; the bare
     name fetches the official one). None: captions must come as token ids, from files that name their special tokens.
 
     `max_tokens` counts special tokens, longer captions are cut. `vocabulary` is the number of rows of the network's token table:
-    a tokeniser with more ids is refused (None: not checked). `before` is put before every caption that a language model learns to
-    write: a space behind a prompt, since most tokenisers have other tokens for the first word of a text.
+    a tokenizer with more ids is refused (None: not checked). `before` is put before every caption that a language model learns to
+    write: a space behind a prompt, since most tokenizers have other tokens for the first word of a text.
     """
 
-    tokeniser: str | None
+    tokenizer: str | None
     max_tokens: int = 64
     vocabulary: int | None = None
     before: str = ""

@@ -1,6 +1,6 @@
 """Captioning: wires a captioner, an adapter (I-Tuning, ClipCap), the token loss, caption metrics and AdamW.
 
-Training minimises -sum log P(token | before, image) over the tokens of an optimiser step, divided by their number: of all its
+Training minimises -sum log P(token | before, image) over the tokens of an optimizer step, divided by their number: of all its
 micro-batches on all devices. The sums are added up as gradients and divided once, before the step, so that a caption's tokens
 weigh the same in whatever micro-batch, and on whatever device, they are.
 """
@@ -22,23 +22,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
 from datamodules.formats.caption_results import write_caption_results
 from datamodules.records import CaptionBatch, ImageBatch, ImageRecord
-from lightning_modules import optimisation
+from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
-from lightning_modules.checkpoints.adapter_export import backbone_fingerprint
-from lightning_modules.feature_cache import FeatureCache
+from lightning_modules.base import TunedModule, seed_draws
+from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
+from lightning_modules.extraction.feature_cache import FeatureCache
 from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, CaptionScores, Frequencies, Name
 from lightning_modules.metrics.captions.store import CaptionStore
-from lightning_modules.networks.captioner import Captioner, Seen
+from lightning_modules.networks.captioner import Captioner, VisualFeatures
 from lightning_modules.networks.language_model import Decoding
-from lightning_modules.tuned import TunedModule, seed_draws
 
 # Losses are sums over tokens; this keeps them, and fp16's scaled gradients, at the size of means until they are divided.
 _TOKENS = 1000.0
 
 # Inferred: of AdamW, I-Tuning prints the name.
-ADAMW = optimisation.Optimisation(lr=5e-4, warmup_fraction=0.1, weight_decay=0.01)
+ADAMW = optimization.Optimization(lr=5e-4, warmup_fraction=0.1, weight_decay=0.01)
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ class Scoring:
             in results.json (`crosslight score --install` installs it).
         val_metrics: Of a validation; by default those that need no Java and take seconds.
         required: Metrics that must be there: before captions are made, not after, a missing program is an error.
-        tokeniser: "ptb" = coco-caption's (Java), "simple" = without Java; "auto" = ptb where it is installed.
+        tokenizer: "ptb" = coco-caption's (Java), "simple" = without Java; "auto" = ptb where it is installed.
         domain_frequencies: CIDEr's document frequencies for a domain of NoCaps: of the "whole" set, or of its own "subset".
     """
 
     metrics: tuple[Name, ...] = NAMES
     val_metrics: tuple[Name, ...] = JAVA_FREE
     required: tuple[Name, ...] = ()
-    tokeniser: Literal["auto", "ptb", "simple"] = "auto"
+    tokenizer: Literal["auto", "ptb", "simple"] = "auto"
     domain_frequencies: Frequencies = "whole"
 
 
@@ -66,12 +67,12 @@ class CaptioningModule(TunedModule):
     captions without their images.
 
     Args:
-        network: Vision tower and language model. It names the tokeniser and the image transform that the data must use.
+        network: Vision tower and language model. It names the tokenizer and the image transform that the data must use.
         adapter: What connects them; needed for (and only for) `tuning: adapter`.
         tuning: adapter = the adapter (and with ClipCap's tune_language_model the language model); full = everything; head = the
-            language model alone; none = nothing: `crosslight run` then tests the captioner as it is.
+            language model alone; frozen = nothing trains: `crosslight run` then tests the captioner as it is.
         train_heads: With tuning adapter: new = the heads that no checkpoint brought; all; or none.
-        optimisation: AdamW, warm-up and decay.
+        optimization: AdamW, warm-up and decay.
         init_from: Start from these weights (a run folder, a checkpoint, or an adapter export): fine-tuning after pre-training on
             Visual Genome. To resume an interrupted run, use --run_dir instead.
         decoding: How captions are made in validation and test.
@@ -89,9 +90,9 @@ class CaptioningModule(TunedModule):
         self,
         network: Captioner,
         adapter: Adapter | None = None,
-        tuning: Literal["full", "adapter", "head", "none"] = "adapter",
+        tuning: Literal["full", "adapter", "head", "frozen"] = "adapter",
         train_heads: Literal["new", "all", "none"] = "new",
-        optimisation: optimisation.Optimisation = ADAMW,
+        optimization: optimization.Optimization = ADAMW,
         init_from: str | None = None,
         decoding: Decoding = Decoding(),  # noqa: B008 - frozen
         scoring: Scoring = Scoring(),
@@ -101,12 +102,12 @@ class CaptioningModule(TunedModule):
     ) -> None:
         if features is not None and not eval_frozen:
             raise InputError("features on disk are of a tower without dropout: set eval_frozen to true, or features to null")
-        super().__init__(network, adapter, tuning, train_heads, optimisation, init_from, eval_frozen)
+        super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen)
         self.decoding = decoding
         self.scoring = scoring
         self.features = features
         self.show = show
-        # Of the optimiser step that is going on:
+        # Of the optimizer step that is going on:
         self._losses: list[Tensor] = []  # sums over tokens
         self._tokens: list[Tensor] = []
         # Of the evaluation that is going on:
@@ -117,7 +118,7 @@ class CaptioningModule(TunedModule):
 
     def setup(self, stage: str) -> None:
         """See that captions can be read and written, before anything takes time."""
-        _ = self.network.language.tokenizer
+        _ = self.network.language.hf_tokenizer
 
     # ----------------------------------------------------------------------------------------------- training
 
@@ -135,14 +136,14 @@ class CaptioningModule(TunedModule):
             )
 
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
-        loss = self.network.loss(self._see(batch.images), batch.texts, batch.image_row_B, tokens=_TOKENS)["loss"]
+        loss = self.network.loss(self._encode(batch.images), batch.texts, batch.image_row_B, tokens=_TOKENS)["loss"]
         self._losses.append(loss.detach() * _TOKENS)
         self._tokens.append(batch.texts.mask_BT.sum())
         return loss
 
-    def _see(self, images: ImageBatch) -> Seen:
+    def _encode(self, images: ImageBatch) -> VisualFeatures:
         network: Captioner = self.network
-        return network.unseen(images) if network.alone else network.see(images)
+        return network.no_features(images) if network.alone else network.encode_images(images)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Gradients of the sum over all tokens of the step become those of their mean, before they are clipped."""
@@ -158,7 +159,7 @@ class CaptioningModule(TunedModule):
         self.log_dict({"train/loss": (loss / tokens).float(), "train/tokens": tokens.float()}, prog_bar=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.network.forget()  # not before: recomputed activations look at the images again
+        self.network.clear_images()  # not before: recomputed activations attend to the images again
 
     # --------------------------------------------------------------------------------------------- evaluation
 
@@ -183,8 +184,8 @@ class CaptioningModule(TunedModule):
         if self._scores is None or self._records is not records or set(self._scores.scorer.metrics) != {*metrics, *required}:
             references = [[caption.text for caption in record.captions] for record in records]
             domains = [record.domain for record in records]
-            settings = (self.scoring.tokeniser, required, domains, self.scoring.domain_frequencies)
-            self._scores = CaptionScores(references, metrics, *settings).to(self.device)  # tokenised once for all validations
+            settings = (self.scoring.tokenizer, required, domains, self.scoring.domain_frequencies)
+            self._scores = CaptionScores(references, metrics, *settings).to(self.device)  # tokenized once for all validations
             self._records = records
         self._scores.reset()
         if stage == "test":
@@ -207,7 +208,7 @@ class CaptioningModule(TunedModule):
             "weights": f"{backbone_fingerprint(self.network, set())['weights']} {self.trainer.precision}",
             "transform": asdict(self.network.inputs.image),
             "decoding": asdict(self.decoding),
-            "language": {"prompt": list(language.prompt_ids), "begin": language.begin, "end": language.end},
+            "language": {"prompt": list(language.prompt_ids), "bos": language.bos, "eos": language.eos},
         }
 
     def _evaluation_step(self, batch: ImageBatch) -> None:
@@ -216,7 +217,7 @@ class CaptioningModule(TunedModule):
         if captions is None:
             if self.decoding.sample:  # the same draws whenever, and on whatever device, these images come
                 seed_draws((os.environ.get("PL_GLOBAL_SEED", "0"), rows))
-            captions = self.network.generate(self._see(batch), self.decoding)
+            captions = self.network.generate(self._encode(batch), self.decoding)
             self._store.add(rows, captions)
         assert self._scores is not None
         self._scores.update(captions, batch.index_B)
@@ -231,7 +232,7 @@ class CaptioningModule(TunedModule):
         found = scores.scores
         assert found is not None
         self._queries = scores.per_image()
-        self._notes = {"tokeniser": found.tokeniser, "unavailable": found.unavailable}
+        self._notes = {"tokenizer": found.tokenizer, "unavailable": found.unavailable}
         for name, advice in found.unavailable.items():
             if stage == "test" and self.trainer.is_global_zero:
                 print(f"crosslight: {name} is unavailable: {advice}")
@@ -256,10 +257,10 @@ class CaptioningModule(TunedModule):
         """
         raise InputError(
             "predict writes embeddings, and a captioner has none: `crosslight test` writes a split's captions to captions/ in "
-            "the run folder, `crosslight caption RUN IMAGE...` those of any photographs"
+            "the run folder, `crosslight caption RUN IMAGE...` those of any images"
         )
 
-    # ------------------------------------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------------------------------------ written captions
 
     @property
     def _captions_folder(self) -> Path:
@@ -306,7 +307,7 @@ class CaptioningModule(TunedModule):
 
 
 def _picture(wandb: Any, file: str | None) -> Any:
-    """A photograph of at most 256 pixels a side."""
+    """An image of at most 256 pixels a side."""
     if file is None:
         return None
     from PIL import Image
@@ -319,6 +320,4 @@ def _picture(wandb: Any, file: str | None) -> Any:
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n", encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")

@@ -18,17 +18,18 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.records import Candidates, ImageBatch, PairBatch, RankingBatch, Regions, TextBatch
-from lightning_modules import optimisation
+from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
-from lightning_modules.checkpoints.adapter_export import backbone_fingerprint
-from lightning_modules.metrics.full_rank import FullRank, score_pairs_by_length
+from lightning_modules.base import TunedModule
+from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
+from lightning_modules.metrics.full_rank import FullRank
+from lightning_modules.metrics.pair_batches import score_pairs_by_length
 from lightning_modules.metrics.relation_distance import AlignmentDistance, RelationDistance
 from lightning_modules.networks.attention import Relations
 from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.networks.uniter import UniterRetrieval, items_of, pack
-from lightning_modules.objectives.ranking import MarginRanking, Matching, hardest
+from lightning_modules.objectives.matching import MarginRanking, Matching, hardest
 from lightning_modules.objectives.relation_alignment import IAIS, Anchor
-from lightning_modules.tuned import TunedModule
 
 Side = Literal["hard_texts", "hard_images"]
 SIDES: tuple[Side, ...] = ("hard_texts", "hard_images")
@@ -43,14 +44,14 @@ class RankingModule(TunedModule):
     Args:
         network: UNITER.
         adapter: What is put into the network; needed for (and only for) `tuning: adapter`.
-        tuning: full = everything learns; adapter = the adapter and heads that are new; head = the ranking head; none = nothing:
+        tuning: full = everything learns; adapter = the adapter and heads that are new; head = the ranking head; frozen = nothing:
             `crosslight run` then tests the network as it is.
         train_heads: With tuning adapter: new = the heads that neither the network's own weights nor init_from brought; all; or
             none.
         objective: Margin ranking (default), or matching, to get a network started.
         hard_negatives: How many of the candidates are kept for each positive: the highest-scored ones.
-        alignment: IAIS; null is plain UNITER.
-        optimisation: AdamW and the schedule.
+        iais: IAIS; null is plain UNITER.
+        optimization: AdamW and the schedule.
         init_from: Start from these weights (a run folder, a checkpoint, or an adapter export). To resume an interrupted run, use
             --run_dir instead.
         eval_frozen: Keep frozen parts in eval mode while training.
@@ -68,19 +69,19 @@ class RankingModule(TunedModule):
         self,
         network: UniterRetrieval,
         adapter: Adapter | None = None,
-        tuning: Literal["full", "adapter", "head", "none"] = "full",
+        tuning: Literal["full", "adapter", "head", "frozen"] = "full",
         train_heads: Literal["new", "all", "none"] = "new",
         objective: MarginRanking | Matching | None = None,
         hard_negatives: int = 31,
-        alignment: IAIS | None = None,
-        optimisation: optimisation.Optimisation = optimisation.Optimisation(),  # noqa: B008 - a config default, never mutated
+        iais: IAIS | None = None,
+        optimization: optimization.Optimization = optimization.Optimization(),  # noqa: B008 - a config default, never mutated
         init_from: str | None = None,
         eval_frozen: bool = True,
         isda_layer: int = -1,
         folds: int | None = None,
         compat: bool = False,
     ) -> None:
-        super().__init__(network, adapter, tuning, train_heads, optimisation, init_from, eval_frozen)
+        super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen)
         if hard_negatives < 1:
             raise InputError(f"hard_negatives is {hard_negatives}; give at least 1")
         layers = network.num_layers
@@ -88,8 +89,8 @@ class RankingModule(TunedModule):
             raise InputError(f"isda_layer is {isda_layer}; the network has layers 0 to {layers - 1} (or -{layers} to -1)")
         self.objective = objective or MarginRanking()
         self.hard_negatives = hard_negatives
-        self.alignment = alignment
-        self.aligned_layers = [] if alignment is None else alignment.of_network(layers)
+        self.iais = iais
+        self.aligned_layers = [] if iais is None else iais.of_network(layers)
         self.isda_layer = isda_layer % layers
         self.folds = folds
         self.compat = compat
@@ -107,17 +108,17 @@ class RankingModule(TunedModule):
         negatives = {side: Candidates(pairs.image_PX[:, 1:], pairs.text_PX[:, 1:]) for side, pairs in mined.items()}
         negative_PN = self._score(images, texts, negatives)
         for side, pairs in mined.items():
-            anchors = () if self.alignment is None else self.alignment.anchors_of(side)
+            anchors = () if self.iais is None else self.iais.anchors_of(side)
             positive_P, found = self._score_positives(images, texts, pairs, anchors)
             terms[f"rank_{side}"] = self.objective(torch.cat([positive_P[:, None], negative_PN[side]], dim=1))
             terms |= {f"iais_{anchor}_{side}": loss_P.mean() for anchor, loss_P in found.items()}
             aligned += [loss_P.mean() for loss_P in found.values()]
         loss = torch.stack([terms[f"rank_{side}"] for side in mined]).sum()
-        if self.alignment is not None:
-            weight = self.alignment.annealing(self.global_step, int(self.trainer.estimated_stepping_batches))
+        if self.iais is not None:
+            weight = self.iais.annealing(self.global_step, int(self.trainer.estimated_stepping_batches))
             terms["iais_weight"] = loss.new_full((), weight)  # on the device: NCCL averages no tensor of the CPU
             if aligned:
-                loss = loss + weight * self.alignment.factor(hard_negatives=True) * torch.stack(aligned).sum()
+                loss = loss + weight * self.iais.factor(hard_negatives=True) * torch.stack(aligned).sum()
         terms["loss"] = loss
         self.log_terms(terms, len(batch))
         return loss
@@ -167,9 +168,9 @@ class RankingModule(TunedModule):
         """Scores [P] of a side's positives, and their IAIS [P] for each anchor."""
         packed = pack(texts.take(pairs.text_PX[:, 0]), images.take(pairs.image_PX[:, 0]))
         scores, joint = self.network.score(packed, self.aligned_layers if anchors else ())
-        if not anchors or self.alignment is None:
+        if not anchors or self.iais is None:
             return scores, {}
-        return scores, self.alignment(items_of(packed, joint.attention), anchors)
+        return scores, self.iais(items_of(packed, joint.attention), anchors)
 
     # --------------------------------------------------------------------------------------------- evaluation
 

@@ -1,7 +1,7 @@
 """Reader and writer of BEiT-3's index files for retrieval: {coco_retrieval,flickr30k}.{train,val,test}.jsonl.
 
 One JSON object a line is one image-text pair: `image_path` (relative to the data root), `text_segment` (ids of BEiT-3's
-tokeniser without begin and end token) and `image_id` (running number of the image in its file).
+tokenizer without begin and end token) and `image_id` (running number of the image in its file).
 Official file: unilm/beit3/datasets.py, RetrievalDataset and _make_retrieval_coco_karpathy_dataset_index.
 """
 
@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.errors import InputError
-from datamodules.formats import karpathy
-from datamodules.formats.parsing import Entry, Parsed, read_json
-from datamodules.records import Caption, ImageRecord
-from datamodules.tokens import Tokeniser
+from datamodules.formats.parsing import Entry, Parsed
+from datamodules.records import Caption, FileIds, ImageRecord
 
 IndexKind = Literal["coco", "flickr30k"]
 EXPECTED = 'a BEiT-3 index ({"image_path": "...", "text_segment": [ids], "image_id": 0} on each line)'
 
-_SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 _NAMES: dict[IndexKind, str] = {"coco": "coco_retrieval.{}.jsonl", "flickr30k": "flickr30k.{}.jsonl"}
-_TOGETHER = 4096  # captions tokenised at once
+TOGETHER = 4096  # captions tokenized at once
+BEIT3_IDS = FileIds("BEiT-3's tokenizer", 0, 1, 2, 3)
+"""What the captions of an index are, and those of any data set without text databases: nothing else holds ids."""
 
 
 def index_files(kind: IndexKind) -> dict[str, list[str]]:
     """The official file names of each split."""
-    return {split: [_NAMES[kind].format(split)] for split in _SPLITS}
+    return {split: [_NAMES[kind].format(split)] for split in SPLITS}
 
 
 def how_to_write(kind: IndexKind, root: Path) -> str:
@@ -106,62 +106,3 @@ def _json(line: str, path: Path, number: int) -> object:
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
-
-
-def index_lines(annotations: Path, kind: IndexKind, tokeniser: Tokeniser) -> dict[str, list[str]]:
-    """The official index of each split (train with restval) from Karpathy's file, a string with line end for each pair.
-
-    Raises:
-        InputError: the file is missing, not Karpathy's, names an image twice, or has no train, val and test images.
-    """
-    images = Entry(read_json(annotations, karpathy.EXPECTED), annotations, "the top level", karpathy.EXPECTED).items("images")
-    number_of: dict[str, dict[str, int]] = {split: {} for split in _SPLITS}
-    pairs: dict[str, list[tuple[str, str]]] = {split: [] for split in _SPLITS}
-    for row, value in enumerate(images):
-        image = Entry(value, annotations, f"images[{row}]", karpathy.EXPECTED)
-        split = image.text("split")
-        split = "train" if kind == "coco" and split == "restval" else split
-        if split not in _SPLITS:
-            continue
-        folder = image.text("filepath") if kind == "coco" else "flickr30k-images"
-        path = f"{folder}/{image.text('filename')}"
-        if path in number_of[split]:
-            raise InputError(f"{annotations}: images[{row}] repeats {path}; remove one of the two.")
-        number_of[split][path] = len(number_of[split])
-        for position, sentence in enumerate(image.items("sentences")):
-            place = f"images[{row}].sentences[{position}]"
-            pairs[split].append((path, Entry(sentence, annotations, place, karpathy.EXPECTED).text("raw")))
-    if lacking := [split for split in _SPLITS if not pairs[split]]:
-        raise InputError(f"{annotations} has no captions of {', '.join(lacking)}; expected {karpathy.EXPECTED}.")
-    lines: dict[str, list[str]] = {}
-    for split, of_split in pairs.items():
-        lines[split] = []
-        for first in range(0, len(of_split), _TOGETHER):
-            some = of_split[first : first + _TOGETHER]
-            for (path, _), ids in zip(some, tokeniser.ids([raw for _, raw in some]), strict=True):
-                pair = {"image_path": path, "text_segment": ids, "image_id": number_of[split][path]}
-                lines[split].append(json.dumps(pair) + "\n")
-    return lines
-
-
-def write_index(
-    annotations: Path, kind: IndexKind, folder: Path, tokeniser: Tokeniser, overwrite: bool = False
-) -> dict[Path, int]:
-    """Write the official index files to a folder; the pairs in each.
-
-    Raises:
-        InputError: as `index_lines`; or a file is there already and may not be overwritten, or cannot be written.
-    """
-    targets = {split: folder / names[0] for split, names in index_files(kind).items()}
-    there = [str(path) for path in targets.values() if path.exists()]
-    if there and not overwrite:
-        raise InputError(f"{', '.join(there)} exist(s) already; give --overwrite to replace.")
-    lines = index_lines(annotations, kind, tokeniser)
-    for split, path in targets.items():
-        part = path.with_name(path.name + ".part")
-        try:
-            part.write_text("".join(lines[split]), encoding="utf-8", newline="\n")
-            part.replace(path)  # whole or not at all
-        except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}).") from error
-    return {path: len(lines[split]) for split, path in targets.items()}

@@ -73,7 +73,7 @@ _NOUNS = {
     "cat": _Words(("cat",), ("kitten",), ("tabby",)),
 }
 _IRREGULAR_PLURALS = {"box": "boxes", "tabby": "tabbies", "dinghy": "dinghies"}
-_COLOURS = {
+_COLORS = {
     "red": _Words(("red",), ("bright red",), ("crimson",)),
     "orange": _Words(("orange",), (), ("amber",)),
     "yellow": _Words(("yellow",), ("bright yellow",), ("golden",)),
@@ -280,7 +280,7 @@ def _literals() -> Iterator[str]:
             yield _SLOT.sub(" ", template)
         for forms in (*_STANDS[style], *_HOVERS[style]):
             yield from forms
-    tables = (_COLOURS, _TEXTURES, _SIZES, _SURFACES, _SETTINGS, _LIGHTS, _SPOTS, _RELATIONS)
+    tables = (_COLORS, _TEXTURES, _SIZES, _SURFACES, _SETTINGS, _LIGHTS, _SPOTS, _RELATIONS)
     for words in (words for table in tables for words in table.values()):
         yield from words.all()
     for noun in (noun for words in _NOUNS.values() for noun in words.all()):
@@ -293,7 +293,7 @@ def _literals() -> Iterator[str]:
 def _referents(scene: Scene) -> list[_Referent]:
     groups: dict[tuple[str, str, str, str], list[SceneObject]] = {}
     for thing in scene.objects:
-        groups.setdefault((thing.kind, thing.colour, thing.texture, thing.size), []).append(thing)
+        groups.setdefault((thing.kind, thing.color, thing.texture, thing.size), []).append(thing)
     return [_Referent(tuple(things)) for things in groups.values()]
 
 
@@ -388,7 +388,7 @@ def _filling(slot: str, binding: tuple[_Referent, ...], scene: Scene, rng: np.ra
 def _noun_phrase(referent: _Referent, rng: np.random.Generator, style: Style) -> str:
     thing, count = referent.objects[0], len(referent.objects)
     noun = _NOUNS[thing.kind].pick(rng, style)
-    words = [_COLOURS[thing.colour].pick(rng, style)] if rng.random() < 0.93 else []
+    words = [_COLORS[thing.color].pick(rng, style)] if rng.random() < 0.93 else []
     if thing.texture in _TEXTURES and rng.random() < (0.6 if words else 1.0):
         words.insert(int(rng.integers(len(words) + 1)), _TEXTURES[thing.texture].pick(rng, style))
     if thing.size in _SIZES and rng.random() < 0.4:

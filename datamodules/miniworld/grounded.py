@@ -21,13 +21,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from datamodules.formats.flickr_entities import write_entities
+from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
+from datamodules.formats.uniter.layout import Layout
+from datamodules.formats.uniter.text_database import TextDatabaseWriter, Vocabulary
+from datamodules.miniworld.images import WorldImage
 from datamodules.miniworld.scenes import Scene, SceneObject
 from datamodules.records import Box, Caption, Phrase
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from datamodules.miniworld.write import WorldImage
 
 CROP = 6
 """Side of the small picture that a region's features are."""
@@ -86,8 +89,6 @@ def region_name(image: WorldImage) -> str:
 
 def write_image_databases(root: Path, images: Sequence[tuple[WorldImage, SceneRegions]]) -> None:
     """`root/PART/img_db/{coco_train2014,coco_val2014,flickr30k}`, for the images of all parts."""
-    from datamodules.formats.uniter_lmdb import ImageDatabaseWriter, Layout
-
     by_folder: dict[Path, list[tuple[WorldImage, SceneRegions]]] = {}
     for image, regions in images:
         folder = root / image.part / "img_db" / region_name(image).rpartition("_")[0]
@@ -103,7 +104,7 @@ def write_image_databases(root: Path, images: Sequence[tuple[WorldImage, SceneRe
 
 
 def write_text_databases(
-    folder: Path, kind: str, texts: Iterable[tuple[str, str, str, str]], tokeniser: Tokenizer, name: str
+    folder: Path, kind: str, texts: Iterable[tuple[str, str, str, str]], tokenizer: Tokenizer, name: str
 ) -> None:
     """`folder/itm_KIND_SPLIT.db`, with the world's own word pieces.
 
@@ -111,19 +112,17 @@ def write_text_databases(
         folder: made when missing.
         kind: "coco" or "flickr30k".
         texts: split, text id, the image's name in the image database, and the words of every caption.
-        tokeniser: of `write_tokeniser`.
+        tokenizer: of `write_tokenizer`.
         name: its name.
     """
-    from datamodules.formats.uniter_lmdb import TextDatabaseWriter, Vocabulary
-
-    ids = tokeniser.get_vocab()
+    ids = tokenizer.get_vocab()
     special = {word: ids[f"[{word.upper()}]"] for word in ("unk", "cls", "sep", "mask")}
     vocabulary = Vocabulary(name, **special, first_word=max(special.values()) + 1, size=len(ids))
     known: dict[str, list[int]] = {}  # the world has few words, and says them often
 
     def pieces(word: str) -> list[int]:
         if word not in known:
-            known[word] = tokeniser.encode(word, add_special_tokens=False).ids
+            known[word] = tokenizer.encode(word, add_special_tokens=False).ids
         return known[word]
 
     by_split: dict[str, list[tuple[str, str, str]]] = {}
@@ -146,8 +145,6 @@ def _remove_lock(folder: Path) -> None:
 
 def write_entities_files(root: Path, images: Iterable[WorldImage]) -> None:
     """`root/Sentences/ID.txt` and `root/Annotations/ID.xml`."""
-    from datamodules.formats.flickr_entities import write_entities
-
     for image in images:
         captions, scenes = entities_captions(image.captions)
         size = image.scene.image_size

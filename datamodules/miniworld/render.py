@@ -24,9 +24,9 @@ _OVERSAMPLING = 3
 
 @dataclass(frozen=True, slots=True)
 class _Palette:
-    """The colours of one style, 0-255. Grounds: sky or wall at the top and at the horizon, ground far and near."""
+    """The colors of one style, 0-255. Grounds: sky or wall at the top and at the horizon, ground far and near."""
 
-    colours: dict[str, tuple[int, int, int]]
+    colors: dict[str, tuple[int, int, int]]
     grounds: dict[str, tuple[tuple[int, int, int], ...]]
     lights: dict[str, tuple[float, float, float]]
     roles: dict[Role, tuple[int, int, int]]
@@ -35,7 +35,7 @@ class _Palette:
 
 
 _SOURCE = _Palette(
-    colours={
+    colors={
         "red": (214, 38, 44),
         "orange": (243, 134, 26),
         "yellow": (247, 214, 48),
@@ -59,7 +59,7 @@ _SOURCE = _Palette(
     hills=(96, 148, 96),
 )
 _TARGET = _Palette(
-    colours={
+    colors={
         "red": (158, 32, 58),
         "orange": (212, 112, 62),
         "yellow": (226, 188, 92),
@@ -117,12 +117,12 @@ def _cloud(rng: np.random.Generator, size: int, rows: int, columns: int) -> Pixe
     return np.asarray(seeds.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _rgb(colour: tuple[int, int, int]) -> Pixels:
-    return np.asarray(colour, np.float32) / 255.0
+def _rgb(color: tuple[int, int, int]) -> Pixels:
+    return np.asarray(color, np.float32) / 255.0
 
 
-def _blend(canvas: Pixels, colour: Pixels, alpha: Pixels) -> None:
-    canvas += (colour - canvas) * alpha[..., None]
+def _blend(canvas: Pixels, color: Pixels, alpha: Pixels) -> None:
+    canvas += (color - canvas) * alpha[..., None]
 
 
 def _ramp(values: Pixels, softness: float) -> Pixels:
@@ -133,7 +133,7 @@ def _ramp(values: Pixels, softness: float) -> Pixels:
 def _backdrop(scene: Scene, palette: _Palette, rng: np.random.Generator) -> Pixels:
     size, horizon, kind = scene.image_size, scene.horizon, scene.background
     y, x = _grid(size)
-    top, low, far, near = (_rgb(colour) for colour in palette.grounds[kind])
+    top, low, far, near = (_rgb(color) for color in palette.grounds[kind])
     up = np.clip(y / horizon, 0.0, 1.0)[..., None]
     down = np.clip((y - horizon) / (1.0 - horizon), 0.0, 1.0)[..., None]
     above, below = top + (low - top) * up, far + (near - far) * down
@@ -238,9 +238,9 @@ def _paint(canvas: Pixels, scene: Scene, thing: SceneObject, palette: _Palette, 
     roles[dy : dy + height, dx : dx + width] = rasterise(thing.kind, width, height, thing.flip)
     v = ((np.arange(rows * fine, dtype=np.float32) - dy + 0.5) / height)[:, None]
     u = ((np.arange(columns * fine, dtype=np.float32) - dx + 0.5) / width)[None, :]
-    colours = _colours(scene, thing, palette, roles, u, v, height)
+    colors = _colors(scene, thing, palette, roles, u, v, height)
     solid = (roles > 0).astype(np.float32)
-    sprite = np.concatenate((colours * solid[..., None], solid[..., None]), -1)
+    sprite = np.concatenate((colors * solid[..., None], solid[..., None]), -1)
     sprite = _average(sprite)
     walls = _average(((roles > 0) & (roles != Role.INSIDE)).astype(np.float32))
     y0, x0 = max(row, 0), max(column, 0)
@@ -268,23 +268,23 @@ def _average(fine: Pixels) -> Pixels:
     return result
 
 
-def _colours(scene: Scene, thing: SceneObject, palette: _Palette, roles: RoleMap, u: Pixels, v: Pixels, height: int) -> Pixels:
-    """Colour of every fine pixel of one object: role, texture, shading, highlight, ink."""
-    own = _rgb(palette.colours[thing.colour])
-    bright = thing.colour in ("white", "yellow")
+def _colors(scene: Scene, thing: SceneObject, palette: _Palette, roles: RoleMap, u: Pixels, v: Pixels, height: int) -> Pixels:
+    """Color of every fine pixel of one object: role, texture, shading, highlight, ink."""
+    own = _rgb(palette.colors[thing.color])
+    bright = thing.color in ("white", "yellow")
     table = np.zeros((len(Role), 3), np.float32)
     table[Role.BODY] = own
     table[Role.LIT] = own + (1.0 - own) * np.float32(0.28)
     table[Role.SHADED] = own * np.float32(0.68)
     table[Role.INSIDE] = own * np.float32(0.38)
-    for role, colour in palette.roles.items():
-        table[role] = _rgb(colour)
-    colours = table[roles]
+    for role, color in palette.roles.items():
+        table[role] = _rgb(color)
+    colors = table[roles]
     body = roles == Role.BODY
     pattern = _pattern(thing.texture, u, v, thing.width / thing.height)
     if pattern is not None:
-        other = own * np.float32(0.62) if bright else own + (1.0 - own) * np.float32(0.6 if thing.colour != "black" else 0.5)
-        colours += (other - own) * (pattern * body)[..., None]
+        other = own * np.float32(0.62) if bright else own + (1.0 - own) * np.float32(0.6 if thing.color != "black" else 0.5)
+        colors += (other - own) * (pattern * body)[..., None]
     shading = SHAPES[thing.kind].shading
     shade: Pixels
     glow: Pixels
@@ -299,18 +299,18 @@ def _colours(scene: Scene, thing: SceneObject, palette: _Palette, roles: RoleMap
     else:
         shade = 1.06 + contrast * (-0.16 * side * (u - 0.5) - 0.22 * (v - 0.4))
         glow = np.float32(0.0) * u * v
-    colours *= shade[..., None]
+    colors *= shade[..., None]
     if scene.style == "source":
-        colours += (1.0 - colours) * (np.float32(0.45) * contrast * glow * body)[..., None]
+        colors += (1.0 - colors) * (np.float32(0.45) * contrast * glow * body)[..., None]
     else:
         hatch = np.sin((u * thing.width + v * thing.height) * np.float32(330.0))  # strokes on the side away from the light
-        colours *= 1.0 - (0.3 * _ramp(hatch - 0.1, 0.6) * _ramp(0.92 - shade, 0.2))[..., None]
-        colours += (_rgb((46, 32, 36)) - colours) * (0.85 * _ink(roles, max(1, round(height / 48))))[..., None]
-    return np.asarray(np.clip(colours, 0.0, 1.0), np.float32)
+        colors *= 1.0 - (0.3 * _ramp(hatch - 0.1, 0.6) * _ramp(0.92 - shade, 0.2))[..., None]
+        colors += (_rgb((46, 32, 36)) - colors) * (0.85 * _ink(roles, max(1, round(height / 48))))[..., None]
+    return np.asarray(np.clip(colors, 0.0, 1.0), np.float32)
 
 
 def _pattern(texture: str, u: Pixels, v: Pixels, aspect: float) -> Pixels | None:
-    """Where the second colour of a texture goes, [height, width] in [0, 1]; None for plain."""
+    """Where the second color of a texture goes, [height, width] in [0, 1]; None for plain."""
     if texture == "striped":
         return _ramp(np.sin((v * 4.2 + 0.1) * np.float32(2 * np.pi)) + 0 * u, 0.5)
     if texture == "spotted":

@@ -25,7 +25,7 @@ Predicate = Literal[
 NOVEL_KINDS = ("boat", "bottle", "lamp", "cat")
 """Held out: never in a scene of the domain "in"."""
 SEEN_KINDS = tuple(kind for kind in SHAPES if kind not in NOVEL_KINDS)
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 TEXTURES = ("plain", "striped", "spotted", "checked")
 SIZES = {"small": 0.26, "medium": 0.35, "large": 0.45}
 """Height at depth 0 of an object of scale 1."""
@@ -50,7 +50,7 @@ class SceneObject:
     id: int
     kind: str
     category: str
-    colour: str
+    color: str
     texture: str
     size: str
     region: str
@@ -113,7 +113,7 @@ class _Draft:
     """An object while the scene is being composed."""
 
     kind: str
-    colour: str
+    color: str
     texture: str
     size: str
     flip: bool
@@ -183,7 +183,7 @@ def _compose(rng: np.random.Generator, domain: Domain) -> list[_Draft]:
     def new(kind: str | None = None) -> _Draft:
         return _Draft(
             kind=kind or _pick(rng, pool),
-            colour=_pick(rng, COLOURS),
+            color=_pick(rng, COLORS),
             texture=TEXTURES[int(rng.choice(4, p=(0.58, 0.16, 0.14, 0.12)))],
             size=tuple(SIZES)[int(rng.choice(3, p=(0.25, 0.45, 0.3)))],
             flip=bool(rng.random() < 0.5),
@@ -202,11 +202,11 @@ def _compose(rng: np.random.Generator, domain: Domain) -> list[_Draft]:
         first = new()
         if first.size == "large":
             first.size = "medium"
-        drafts = [first, _Draft(first.kind, first.colour, first.texture, first.size, first.flip)]
+        drafts = [first, _Draft(first.kind, first.color, first.texture, first.size, first.flip)]
     while len(drafts) < count:
         fresh = new()
         # a second thing of the same look would turn "the red ball" into a riddle; twins are made on purpose above
-        if all((fresh.kind, fresh.colour) != (draft.kind, draft.colour) for draft in drafts):
+        if all((fresh.kind, fresh.color) != (draft.kind, draft.color) for draft in drafts):
             drafts.append(fresh)
     if domain == "near":
         if not any(draft.kind in NOVEL_KINDS for draft in drafts):
@@ -321,7 +321,7 @@ def _finish(number: int, draft: _Draft, visible: float, box: Box, full_box: Box,
         id=number,
         kind=draft.kind,
         category=SHAPES[draft.kind].category,
-        colour=draft.colour,
+        color=draft.color,
         texture=draft.texture,
         size=draft.size,
         region=f"{'front' if draft.depth < 0.46 else 'back'} {side}",

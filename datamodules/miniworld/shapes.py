@@ -1,7 +1,7 @@
 """The outlines of everything that can stand in a scene.
 
 A shape is a list of polygons in its own unit square (x to the right, y down), each with a role (body, lit face, window, ...).
-`rasterise` draws them into a map of roles: the layout takes silhouettes from it, the painter takes colours from it, so boxes
+`rasterise` draws them into a map of roles: the layout takes silhouettes from it, the painter takes colors from it, so boxes
 and visible fractions are those of the painted object.
 """
 
@@ -23,12 +23,12 @@ RoleMap = NDArray[np.uint8]
 
 
 class Role(IntEnum):
-    """What a pixel of an object is; the painter gives each role a colour derived from the object's own."""
+    """What a pixel of an object is; the painter gives each role a color derived from the object's own."""
 
     NONE = 0
-    BODY = 1  # own colour, carries the texture
-    LIT = 2  # own colour, lighter
-    SHADED = 3  # own colour, darker
+    BODY = 1  # own color, carries the texture
+    LIT = 2  # own color, lighter
+    SHADED = 3  # own color, darker
     INSIDE = 4  # hollow of a container: things put inside are drawn over it
     DARK = 5  # wheels, doors, eyes
     PALE = 6  # stems, sails, drum skins

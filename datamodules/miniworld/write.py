@@ -9,7 +9,7 @@
 <root>/flickr30k/flickr30k_entities/{train,val,test}.txt, Sentences/<id>.txt, Annotations/<id>.xml
 <root>/visual_genome, <root>/nocaps                          see `datamodules.miniworld.captioned`
 <root>/scenes.jsonl                                          everything known about each scene (`read_scenes`)
-<root>/tokeniser/                                            a Hugging Face tokeniser that knows every word of both styles
+<root>/tokenizer/                                            a Hugging Face tokenizer that knows every word of both styles
 <root>/world.json                                            arguments, counts, fingerprint: written worlds are complete
 """
 
@@ -21,7 +21,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -34,8 +33,10 @@ from rich.console import Console
 from rich.progress import track
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import whole_folder
+from datamodules.files.ownership import read_label, refuse_strangers, require_own
 from datamodules.miniworld.captioned import NoCapsCounts, write_nocaps, write_visual_genome
-from datamodules.miniworld.captions import RegionDescription, describe, region_descriptions, vocabulary
+from datamodules.miniworld.captions import describe, region_descriptions, vocabulary
 from datamodules.miniworld.grounded import (
     SceneRegions,
     region_name,
@@ -44,9 +45,9 @@ from datamodules.miniworld.grounded import (
     write_image_databases,
     write_text_databases,
 )
+from datamodules.miniworld.images import WorldImage
 from datamodules.miniworld.render import render
-from datamodules.miniworld.scenes import Scene, Style, sample_scene
-from datamodules.records import Box, Caption, Phrase
+from datamodules.miniworld.scenes import Style, sample_scene
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -101,42 +102,6 @@ def _shares(total: int, shares: dict[str, float]) -> dict[str, int]:
     return {**counts, "test": total - sum(counts.values())}
 
 
-@dataclass(frozen=True, slots=True)
-class WorldImage:
-    """One line of `scenes.jsonl`.
-
-    `part` is "coco" or "flickr30k", `image_id` the id in that part's own files, `file` is relative to the world's root.
-    """
-
-    part: str
-    split: str
-    image_id: str
-    file: str
-    scene: Scene
-    captions: tuple[Caption, ...]
-    regions: tuple[RegionDescription, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` reads them back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> WorldImage:
-        """The inverse of `to_dict`."""
-        captions = tuple(
-            Caption(
-                entry["caption_id"],
-                entry["text"],
-                tuple(Phrase(**{**phrase, "boxes": tuple(Box(**box) for box in phrase["boxes"])}) for phrase in entry["phrases"]),
-            )
-            for entry in values["captions"]
-        )
-        regions = tuple(
-            RegionDescription(entry["text"], Box(**entry["box"]), tuple(entry["objects"])) for entry in values["regions"]
-        )
-        return cls(**{**values, "scene": Scene.from_dict(values["scene"]), "captions": captions, "regions": regions})
-
-
 def write_world(
     root: Path,
     *,
@@ -170,49 +135,28 @@ def write_world(
     arguments = {"scenes": scenes, "seed": seed, "style": style, "image_size": image_size, "splits": asdict(splits)}
     if _is_written(root, arguments):
         return root
-    building = root.with_name(f".{root.name}.unfinished-{os.getpid()}")
     try:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        _build(building, arguments, counts, _worker_count(workers, scenes))
-        try:
-            building.rename(root)  # also onto an empty folder
-        except OSError as error:
-            # another process was faster with the same world: keep its copy
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not _is_written(root, arguments):
-                raise
+        with whole_folder(root) as building:
+            _build(building, arguments, counts, _worker_count(workers, scenes))
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_written(root, arguments):
+            return root  # another process was faster with the same world
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise InputError(
             f"{root}: could not write the embedded world: {reason}. Free some space or choose another folder."
         ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return root
 
 
-def read_scenes(root: Path) -> Iterator[WorldImage]:
-    """Every image of a written world, in the order of its scenes."""
-    path = Path(root) / "scenes.jsonl"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; write a world there first (datamodules.miniworld.write_world).")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield WorldImage.from_dict(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path}, line {number}: not a scene ({error}); delete {root} and render it again.") from error
-
-
-def write_tokeniser(folder: Path) -> None:
-    """A word-level tokeniser for `AutoTokenizer.from_pretrained(folder)`: lower case, `[CLS] ... [SEP]`.
+def write_tokenizer(folder: Path) -> None:
+    """A word-level tokenizer for `AutoTokenizer.from_pretrained(folder)`: lower case, `[CLS] ... [SEP]`.
 
     It knows every word of both styles and no other: the vocabulary comes from the grammar, so ids are the same for every world.
     """
     from transformers import PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(
-        tokenizer_object=_tokeniser(),
+        tokenizer_object=_tokenizer(),
         model_max_length=64,
         pad_token="[PAD]",
         unk_token="[UNK]",
@@ -222,20 +166,20 @@ def write_tokeniser(folder: Path) -> None:
     ).save_pretrained(str(folder))
 
 
-def _tokeniser() -> Tokenizer:
+def _tokenizer() -> Tokenizer:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     ids = {word: number for number, word in enumerate((*specials, *vocabulary()))}
-    tokeniser = Tokenizer(models.WordLevel(vocab=ids, unk_token="[UNK]"))
-    tokeniser.normalizer = normalizers.Lowercase()
-    tokeniser.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokeniser.post_processor = processors.TemplateProcessing(
+    tokenizer = Tokenizer(models.WordLevel(vocab=ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
     )
-    return tokeniser
+    return tokenizer
 
 
 # ---------------------------------------------------------------------------------------------------------------- checks
@@ -256,26 +200,16 @@ def _check(scenes: int, seed: int, style: str, image_size: int, workers: int | N
 
 def _is_written(root: Path, arguments: dict[str, Any]) -> bool:
     """True if `root` holds exactly this world, False if there is nothing; InputError if there is anything else."""
-    file = root / "world.json"
-    if file.is_file():
-        try:
-            world = json.loads(file.read_text(encoding="utf-8"))
-            there, version = world["arguments"], world["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file}: not readable ({error}); delete {root} and render it again.") from error
-        if version != VERSION:
-            raise InputError(
-                f"{file}: this world was rendered by version {version} of the embedded world, this is version {VERSION};"
-                f" choose another folder or delete {root}."
-            )
-        differences = [
-            f"{key}={there.get(key)!r} there, {value!r} asked for" for key, value in arguments.items() if there.get(key) != value
-        ]
-        if differences:
-            raise InputError(f"{file}: another world: {'; '.join(differences)}. Choose another folder or delete {root}.")
+    label, remedy = root / "world.json", f"Choose another folder, or delete {root} to render the embedded world there."
+    if label.is_file():
+        world = read_label(label, remedy)
+        there = world.get("arguments")
+        found = {"version": world.get("version"), **(there if isinstance(there, dict) else {})}
+        require_own(label, found, {"version": VERSION, **arguments}, "embedded world", remedy)
         return True
-    if root.is_file() or (root.is_dir() and any(root.iterdir())):
-        raise InputError(f"{root}: not empty and no embedded world (no world.json); choose another folder or delete it.")
+    if root.is_file():
+        raise InputError(f"{root} is a file. {remedy}")
+    refuse_strangers(label, root.iterdir() if root.is_dir() else (), remedy)
     return False
 
 
@@ -319,7 +253,7 @@ def _places(counts: dict[str, dict[str, int]]) -> Iterator[_Place]:
 def _render_one(place: _Place, root: Path, seed: int, style: Style, image_size: int) -> tuple[WorldImage, SceneRegions]:
     scene = sample_scene(seed, style, place.index, image_size=image_size)
     picture = render(scene)
-    # no chroma subsampling: at 96 pixels it would wash out the colours that captions name
+    # no chroma subsampling: at 96 pixels it would wash out the colors that captions name
     picture.save(root / place.file, quality=90, subsampling=0)
     captions, descriptions = describe(scene), region_descriptions(scene)
     image = WorldImage(place.part, place.split, place.image_id, place.file, scene, captions, descriptions)
@@ -347,7 +281,7 @@ def _build(root: Path, arguments: dict[str, Any], counts: dict[str, dict[str, in
     seed, style, image_size = arguments["seed"], arguments["style"], arguments["image_size"]
     write_nocaps(root, seed=seed, style=style, image_size=image_size, counts=NoCapsCounts.of(arguments["scenes"]))
     fingerprint = _fingerprint(root)
-    write_tokeniser(root / "tokeniser")
+    write_tokenizer(root / "tokenizer")
     world = {"version": VERSION, "arguments": arguments, "counts": counts, "fingerprint": fingerprint}
     _write_json(root / "world.json", world, indent=2)
 
@@ -432,7 +366,7 @@ def _write_texts(folder: Path, karpathy: dict[str, Any], images: list[WorldImage
         for entry, image in zip(karpathy["images"], images, strict=True)
         for sentence in entry["sentences"]
     ]
-    write_text_databases(folder / "txt_db", karpathy["dataset"], texts, _tokeniser(), "crosslight's embedded world")
+    write_text_databases(folder / "txt_db", karpathy["dataset"], texts, _tokenizer(), "crosslight's embedded world")
 
 
 def _fingerprint(root: Path) -> str:

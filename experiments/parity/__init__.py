@@ -1,4 +1,4 @@
-"""Verification against recorded outputs of the official implementations (`crosslight parity`): one module a kind of fixture.
+"""Verification against recorded outputs of the official implementations (`crosslight parity`): one module a kind of recording.
 
-`run.py` says which checker a kind has, `fixture.py` what a fixture is and what a checker reports.
+`run.py` says which checker a kind has, `recording.py` what a recording is and what a checker reports.
 """

@@ -1,4 +1,4 @@
-"""From fixture files to one table: which checker a kind has, what it found, and the exit status."""
+"""From recording files to one table: which checker a kind has, what it found, and the exit status."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.parity.fixture import LEGEND, Fixture, Row, Verdict, not_checked, read_fixture
+from experiments.parity.compare import LEGEND, GroupCheck, Verdict, not_checked
+from experiments.parity.recordings import Recording, read_recording
 
 WIDTH = 100
 _STYLES: dict[Verdict, str] = {"ok": "", "OFF": "bold red", "not checked": "yellow"}
@@ -19,107 +20,107 @@ _STYLES: dict[Verdict, str] = {"ok": "", "OFF": "bold red", "not checked": "yell
 
 @dataclass(frozen=True)
 class Report:
-    """What the check of one fixture found."""
+    """What the check of one recording found."""
 
-    fixture: Fixture
-    rows: tuple[Row, ...]
+    recording: Recording
+    rows: tuple[GroupCheck, ...]
 
 
 def check_files(paths: Sequence[Path], spm: Path | None = None) -> list[Report]:
-    """Check fixtures, each by the checker of its kind. All files are read before the first check.
+    """Check recordings, each by the checker of its kind. All files are read before the first check.
 
     Args:
-        paths: The fixtures' .json files.
+        paths: The recordings' .json files.
         spm: BEiT-3's sentencepiece file; without it what needs it is not checked.
 
     Raises:
-        InputError: A file is missing or damaged, or a fixture lacks what its check needs.
+        InputError: A file is missing or damaged, or a recording lacks what its check needs.
     """
-    fixtures = [read_fixture(path) for path in paths]
-    return [Report(fixture, (*_integrity(fixture), *check(fixture, spm))) for fixture in fixtures]
+    recordings = [read_recording(path) for path in paths]
+    return [Report(recording, (*_integrity(recording), *check(recording, spm))) for recording in recordings]
 
 
-def check(fixture: Fixture, spm: Path | None = None) -> list[Row]:
-    """The rows of the checker of the fixture's kind; checkers are imported when they are needed.
+def check(recording: Recording, spm: Path | None = None) -> list[GroupCheck]:
+    """The rows of the checker of the recording's kind; checkers are imported when they are needed.
 
     Raises:
-        InputError: The fixture lacks what its check needs.
+        InputError: The recording lacks what its check needs.
     """
-    match fixture.kind:
+    match recording.kind:
         case "beit3-retrieval":
-            from experiments.parity import beit3_retrieval
+            from experiments.parity.beit3 import retrieval as beit3_retrieval
 
-            return beit3_retrieval.check(fixture)
+            return beit3_retrieval.check(recording)
         case "contrastive-gather":
-            from experiments.parity import contrastive
+            from experiments.parity.beit3 import contrastive
 
-            return contrastive.check(fixture)
+            return contrastive.check(recording)
         case "retrieval-recall":
-            from experiments.parity import recalls
+            from experiments.parity.beit3 import recalls
 
-            return recalls.check(fixture)
+            return recalls.check(recording)
         case "position-interpolation":
-            from experiments.parity import positions
+            from experiments.parity.beit3 import positions
 
-            return positions.check(fixture)
+            return positions.check(recording)
         case "beit3-recipe":
-            from experiments.parity import recipe
+            from experiments.parity.beit3 import recipe
 
-            return recipe.check(fixture)
+            return recipe.check(recording)
         case "beit3-tokenizer":
-            from experiments.parity import text
+            from experiments.parity.beit3 import text
 
-            return text.check_tokeniser(fixture, spm)
+            return text.check_tokenizer(recording, spm)
         case "beit3-index":
-            from experiments.parity import text
+            from experiments.parity.beit3 import text
 
-            return text.check_index(fixture, spm)
+            return text.check_index(recording, spm)
         case "eval-transform":
-            from experiments.parity import transform
+            from experiments.parity.beit3 import transform
 
-            return transform.check(fixture)
+            return transform.check(recording)
         case "uniter-iais":
-            from experiments.parity import uniter
+            from experiments.parity.uniter import network as uniter
 
-            return uniter.check(fixture)
+            return uniter.check(recording)
         case "uniter-hard-negatives":
-            from experiments.parity import uniter_mining
+            from experiments.parity.uniter import mining as uniter_mining
 
-            return uniter_mining.check(fixture)
+            return uniter_mining.check(recording)
         case "isda":
-            from experiments.parity import isda
+            from experiments.parity.uniter import isda
 
-            return isda.check(fixture)
+            return isda.check(recording)
         case "i-tuning-module":
-            from experiments.parity import i_tuning
+            from experiments.parity.captioning import i_tuning
 
-            return i_tuning.check_module(fixture)
+            return i_tuning.check_module(recording)
         case "i-tuning-gpt2":
-            from experiments.parity import i_tuning
+            from experiments.parity.captioning import i_tuning
 
-            return i_tuning.check_gpt2(fixture)
+            return i_tuning.check_gpt2(recording)
         case "clipcap":
-            from experiments.parity import clipcap
+            from experiments.parity.captioning import clipcap
 
-            return clipcap.check(fixture)
+            return clipcap.check(recording)
         case "caption-metrics":
-            from experiments.parity import caption_metrics
+            from experiments.parity.captioning import metrics as caption_metrics
 
-            return caption_metrics.check(fixture)
-    return [not_checked("all", f"no checker for kind {fixture.kind}")]
+            return caption_metrics.check(recording)
+    return [not_checked("all", f"no checker for kind {recording.kind}")]
 
 
-def _integrity(fixture: Fixture) -> list[Row]:
+def _integrity(recording: Recording) -> list[GroupCheck]:
     """What the .json says of its .safetensors; silent when it fits. Tensors that are gone would be missed by no comparison."""
-    about, rows = fixture.about, []
+    about, rows = recording.about, []
     count = about.get("n_tensors")
-    if count is not None and count != len(fixture.tensors):
-        rows.append(not_checked("file", f"the .json counts {count} tensors, the file has {len(fixture.tensors)}"))
+    if count is not None and count != len(recording.tensors):
+        rows.append(not_checked("file", f"the .json counts {count} tensors, the file has {len(recording.tensors)}"))
     listed = {name for name, said in about.get("tensors", {}).items() if isinstance(said, dict)}  # others describe kinds of names
-    if gone := sorted(listed - fixture.tensors.keys()):
+    if gone := sorted(listed - recording.tensors.keys()):
         rows.append(not_checked("file", f"the .json lists {len(gone)} tensors that the file lacks ({gone[0]})"))
     recorded = about.get("sha256")
-    if recorded is not None and fixture.sha256 is not None and recorded != fixture.sha256:
+    if recorded is not None and recording.sha256 is not None and recorded != recording.sha256:
         rows.append(not_checked("file", "its sha256 is not the one in the .json: not the tensors that were recorded"))
     return rows
 
@@ -139,11 +140,11 @@ def print_reports(reports: Sequence[Report]) -> None:
     table.add_column("allowed", width=7)
     table.add_column("verdict", width=11)
     table.add_column("where; note", overflow="fold")
-    stems = [report.fixture.path.stem for report in reports]
+    stems = [report.recording.path.stem for report in reports]
     for report in reports:
-        path = report.fixture.path
+        path = report.recording.path
         name = path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}"
-        table.add_row(Text(name, "bold"), "", "", "", "", Text(report.fixture.kind, "dim"))
+        table.add_row(Text(name, "bold"), "", "", "", "", Text(report.recording.kind, "dim"))
         for row in report.rows:
             table.add_row(
                 Text(f"  {row.group}"),

@@ -1,4 +1,4 @@
-"""From run folders to an artefact's cells: what the paper prints, what we measured, how sure that is, and what is missing.
+"""From run folders to an exhibit's cells: what the paper prints, what we measured, how sure that is, and what is missing.
 
 Run folders of several roots (machines) merge: a folder is known by the key of its job at the end of its name, and where a job
 has several folders a finished one counts before any other.
@@ -6,123 +6,22 @@ has several folders a finished one counts before any other.
 
 from __future__ import annotations
 
-import re
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
-import numpy as np
-
-from datamodules.errors import InputError
-from experiments.artefacts import Artefact, Column, Job, Row, Scale, plan_runs, published_row, published_table, read_artefact
+from experiments.papers.catalogue import published_row, published_table, read_exhibit
+from experiments.papers.plan import plan_runs
+from experiments.papers.schema import Column, Exhibit, Scale, Variant
 from experiments.report.bootstrap import Floats, PerImage, interval, mean_of, per_image
-from experiments.run_folder import read_results
-from experiments.runner import is_held
+from experiments.runs.provenance import Device
+from experiments.runs.store import Run, RunFolders
 
-Status = Literal[
-    "finished", "failed", "oom", "interrupted", "running", "stopped_early", "unreadable", "missing", "not at this scale"
-]
 # What is counted, not measured: it has no spread, one run says it all.
 COUNTED = ("tunable_parameters", "total_parameters", "adapter_parameters", "tunable_percent")
-_FOLDER = re.compile(r"-s(\d+)-([0-9a-f]{8})$")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run with a seed as it was found.
-
-    Args:
-        name: PAPER/RUN.
-        seed: Its seed.
-        status: Of results.json; missing where there is no folder.
-        folder: Where it is.
-        results: results.json; empty where there is none.
-        job: What was planned; None of a folder that was given by hand.
-    """
-
-    name: str
-    seed: int
-    status: Status
-    folder: Path | None = None
-    results: Mapping[str, Any] = field(default_factory=dict)
-    job: Job | None = None
-
-    @property
-    def error(self) -> str:
-        return str(self.results.get("error") or "")
-
-    def evaluation(self, data: str | None) -> Mapping[str, Any] | None:
-        """The test on a data set, or the first one."""
-        tests = [each for each in self.results.get("evaluations", []) if each.get("stage", "test") == "test"]
-        return next((each for each in tests if data in (None, each["data"])), None)
-
-    def fingerprint(self, data: str) -> str | None:
-        found = self.results.get("data", {}).get(data) or {}
-        return found.get("fingerprint")
-
-
-class RunFolders:
-    """Run folders below roots, by job."""
-
-    def __init__(self, roots: Sequence[Path]) -> None:
-        """Looks at the folders' names; results are read when they are asked for.
-
-        Raises:
-            InputError: A root does not exist.
-        """
-        self.roots = list(roots)
-        self._by_key: dict[str, list[Path]] = {}
-        self.seeds: list[int] = []
-        for root in self.roots:
-            if not root.is_dir():
-                raise InputError(f"--runs {root} is not a folder. Give the folder that `crosslight sweep run` wrote to.")
-            for folder in sorted(root.iterdir()):
-                if (found := _FOLDER.search(folder.name)) and folder.is_dir():
-                    self._by_key.setdefault(found[2], []).append(folder)
-                    self.seeds.append(int(found[1]))
-        self.seeds = sorted(set(self.seeds)) or [0]
-        self._read: dict[Path, tuple[Status, Mapping[str, Any]]] = {}
-        self._arrays: dict[Path, dict[str, Any]] = {}
-
-    def find(self, job: Job, name: str) -> Run:
-        """The run of a job."""
-        runs = [Run(name, job.seed, *self.read(folder), job) for folder in self._by_key.get(job.key[:8], [])]
-        runs.sort(key=lambda run: run.status != "finished")  # stable: else the first root's
-        return runs[0] if runs else Run(name, job.seed, "missing", job=job)
-
-    def read(self, folder: Path) -> tuple[Status, Path, Mapping[str, Any]]:
-        """Status, folder and results of a run folder."""
-        if folder not in self._read:
-            self._read[folder] = read_run(folder)
-        status, results = self._read[folder]
-        return status, folder, results
-
-    def arrays(self, run: Run, evaluation: Mapping[str, Any]) -> dict[str, Any]:
-        """Of an evaluation's per-query file; empty where there is none."""
-        name = evaluation.get("per_query_file")
-        if run.folder is None or not name or not (run.folder / name).is_file():
-            return {}
-        file = run.folder / name
-        if file not in self._arrays:
-            with np.load(file, allow_pickle=False) as arrays:
-                self._arrays[file] = {key: arrays[key] for key in arrays.files if arrays[key].ndim == 1}
-        return self._arrays[file]
-
-
-def read_run(folder: Path) -> tuple[Status, Mapping[str, Any]]:
-    """Status and results of a run folder. What cannot be read is a status too: one broken run must not hide the others."""
-    if not (folder / "results.json").exists():
-        return "interrupted", {"error": "it was stopped before it wrote anything"}
-    try:
-        results = read_results(folder)
-    except InputError as error:
-        return "unreadable", {"error": str(error)}
-    if results["status"] == "running" and not is_held(folder / ".lock"):
-        return "interrupted", {**results, "error": "its process was killed; the same sweep resumes it"}
-    return results["status"], results
 
 
 @dataclass(frozen=True)
@@ -150,17 +49,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Cell:
-    """A row's value of a column.
+    """A variant's value of a column.
 
     Args:
-        row: Label of the row.
+        variant: Its label.
         column: The column.
         published: What the paper prints.
         measured: Ours, one a seed.
         planned: Whether there is a run of it at this scale, done or not.
     """
 
-    row: str
+    variant: str
     column: Column
     published: float | None = None
     measured: tuple[Measured, ...] = ()
@@ -211,12 +110,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class RowView:
-    """A row with its runs by role, and its cells by the columns' names."""
+class VariantView:
+    """A variant with its runs by role, and its cells by the columns' names."""
 
-    row: Row
+    declared: Variant
     runs: Mapping[str, tuple[Run, ...]]
     cells: Mapping[str, Cell]
+
+    @property
+    def label(self) -> str:
+        return self.declared.label
 
     @property
     def status(self) -> str:
@@ -238,12 +141,12 @@ class RowView:
 
 @dataclass(frozen=True)
 class View:
-    """An artefact as it was measured at a scale."""
+    """An exhibit as it was measured at a scale."""
 
     name: str
-    artefact: Artefact
+    exhibit: Exhibit
     scale: Scale
-    rows: tuple[RowView, ...]
+    variants: tuple[VariantView, ...]
     quoted: tuple[tuple[str, Mapping[str, float]], ...] = ()
 
     @property
@@ -252,24 +155,30 @@ class View:
 
     @property
     def command(self) -> str:
-        """What runs what is missing, with all seeds that some row has."""
+        """What runs what is missing, with all seeds that some variant has."""
         more = f" --seeds {' '.join(map(str, self.seeds))}" if self.seeds not in ([], [0]) else ""
         return f"crosslight sweep run {self.name} --scale {self.scale}{more}"
 
     @property
     def printed(self) -> frozenset[str]:
         """Names of the columns of which the paper prints a number."""
-        cells = [cell for row in self.rows for cell in row.cells.values()]
+        cells = [cell for variant in self.variants for cell in variant.cells.values()]
         return frozenset(cell.column.name for cell in cells if cell.published is not None)
 
     @property
     def runs(self) -> list[Run]:
         """All runs that there are, each once."""
-        found = {run.folder: run for row in self.rows for runs in row.runs.values() for run in runs if run.folder is not None}
+        found = {
+            run.folder: run
+            for variant in self.variants
+            for runs in variant.runs.values()
+            for run in runs
+            if run.folder is not None
+        }
         return list(found.values())
 
-    def cell(self, row: str, column: str) -> Cell:
-        return next(each.cells[column] for each in self.rows if each.row.label == row)
+    def cell(self, variant: str, column: str) -> Cell:
+        return next(each.cells[column] for each in self.variants if each.label == variant)
 
     @property
     def seeds(self) -> list[int]:
@@ -278,53 +187,54 @@ class View:
 
 
 def collect(names: Iterable[str], scale: Scale, folders: RunFolders) -> list[View]:
-    """Artefacts (PAPER/NAME) with what the folders hold of them.
+    """Exhibits (PAPER/NAME) with what the folders hold of them.
 
     Raises:
-        InputError: An artefact is wrong.
+        InputError: An exhibit is wrong.
     """
-    artefacts = {name: read_artefact(name) for name in names}
+    exhibits = {name: read_exhibit(name) for name in names}
     wanted = {
         f"{name.partition('/')[0]}/{run}": None
-        for name, artefact in artefacts.items()
-        for row in artefact.rows
-        for run in row.runs.values()
+        for name, exhibit in exhibits.items()
+        for variant in exhibit.variants
+        for run in variant.runs.values()
     }
     found: dict[str, tuple[Run, ...]] = dict.fromkeys(wanted, ())
     for job in plan_runs(wanted, scale, folders.seeds):
         for name in job.names:
             if name in found:
                 found[name] += (folders.find(job, name),)
-    return [_view(name, artefact, scale, found, folders) for name, artefact in artefacts.items()]
+    return [_view(name, exhibit, scale, found, folders) for name, exhibit in exhibits.items()]
 
 
-def _view(name: str, artefact: Artefact, scale: Scale, found: Mapping[str, tuple[Run, ...]], folders: RunFolders) -> View:
+def _view(name: str, exhibit: Exhibit, scale: Scale, found: Mapping[str, tuple[Run, ...]], folders: RunFolders) -> View:
     paper = name.partition("/")[0]
-    rows = []
-    for row in artefact.rows:
+    variants = []
+    for variant in exhibit.variants:
         runs = {
-            role: found[f"{paper}/{run}"] or (Run(f"{paper}/{run}", 0, "not at this scale"),) for role, run in row.runs.items()
+            role: found[f"{paper}/{run}"] or (Run(f"{paper}/{run}", 0, "not at this scale"),)
+            for role, run in variant.runs.items()
         }
-        published = published_row(artefact, row) or {}
-        cells = {column.name: _cell(row, column, published, runs.get(column.run, ()), folders) for column in artefact.columns}
-        rows.append(RowView(row, runs, cells))
+        published = published_row(exhibit, variant) or {}
+        cells = {column.name: _cell(variant, column, published, runs.get(column.run, ()), folders) for column in exhibit.columns}
+        variants.append(VariantView(variant, runs, cells))
     quoted = [
         (str(each.get("model", "quoted")), {key: float(value) for key, value in each.items() if _number(value)})
-        for each in published_table(artefact)
+        for each in published_table(exhibit)
         if each["quoted"]
     ]
-    return View(name, artefact, scale, tuple(rows), tuple(quoted))
+    return View(name, exhibit, scale, tuple(variants), tuple(quoted))
 
 
 def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _cell(row: Row, column: Column, published: Mapping[str, Any], runs: Sequence[Run], folders: RunFolders) -> Cell:
+def _cell(variant: Variant, column: Column, published: Mapping[str, Any], runs: Sequence[Run], folders: RunFolders) -> Cell:
     printed = published.get(column.name)
     planned = any(run.status != "not at this scale" for run in runs)
     measured = [found for run in runs if run.status == "finished" and (found := measure(run, column, folders)) is not None]
-    return Cell(row.label, column, float(printed) if _number(printed) else None, tuple(measured), planned)
+    return Cell(variant.label, column, float(printed) if _number(printed) else None, tuple(measured), planned)
 
 
 def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
@@ -332,25 +242,25 @@ def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
     # One that starts from a trained run has that run's seed, though it draws nothing itself.
     seeded = run.job is None or run.job.recipe.seeded or bool(run.job.after)
     if column.cost is not None:
-        value: object = run.results.get("cost", {}).get(column.cost)
+        cost, origin = (None, None) if run.results is None else (run.results.cost, run.results.provenance)
+        value: object = None if cost is None else getattr(cost, column.cost)
         if not _number(value):
             return None
-        where = None if column.cost in COUNTED else _conditions(run.results.get("device") or {})
+        where = None if column.cost in COUNTED or origin is None else _conditions(origin.device)
         return Measured(run.seed, column.factor * value, seeded=seeded, conditions=where)
     evaluation = run.evaluation(column.data)
-    value = None if evaluation is None else evaluation["metrics"].get(column.metric)
-    if evaluation is None or not _number(value) or not np.isfinite(value):
+    value = None if evaluation is None else evaluation.metrics.get(str(column.metric))
+    if evaluation is None or not _number(value) or not math.isfinite(value):
         return None
     found = per_image(str(column.metric), folders.arrays(run, evaluation), value)
     if found is not None:
         found = PerImage(found.total_IT, found.count_IT, found.factor * column.factor)
-    data = evaluation["data"]
-    return Measured(run.seed, column.factor * value, found, run.fingerprint(data), data, seeded)
+    return Measured(run.seed, column.factor * value, found, run.fingerprint(evaluation.data), evaluation.data, seeded)
 
 
-def _conditions(device: Mapping[str, Any]) -> str:
+def _conditions(device: Device) -> str:
     """ "AMD EPYC, 1 process, 2 threads": what times and memory depend on besides the run. Whatever else was running on the
     machine is not known."""
-    processes, threads = device.get("world_size") or 1, device.get("threads")
-    told = [str(device.get("name") or "a device unknown"), f"{processes} process{'es' * (processes != 1)}"]
+    processes, threads = device.world_size, device.threads
+    told = [device.name, f"{processes} process{'es' * (processes != 1)}"]
     return ", ".join([*told, *([f"{threads} thread{'s' * (threads != 1)}"] if threads is not None else [])])

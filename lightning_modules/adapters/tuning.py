@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from datamodules.errors import InputError
 from lightning_modules.adapters.adapter import Adapter
 
-TuningMode = Literal["full", "adapter", "head", "none"]
+TuningMode = Literal["full", "adapter", "head", "frozen"]
 TrainHeads = Literal["new", "all", "none"]
 
 log = logging.getLogger("crosslight")
@@ -49,7 +49,7 @@ def set_tuning(network: nn.Module, adapter: Adapter | None, mode: TuningMode, tr
     """Set `requires_grad` of every parameter.
 
     full: all parameters but those the network never uses (`network.unused_parameters()`: a mask token, a pooler). adapter: the
-    adapter's, and of the heads what `train_heads` says. head: the heads. none: nothing, for the frozen row of a table. An adapter
+    adapter's, and of the heads what `train_heads` says. head: the heads. frozen: nothing. An adapter
     in another mode than adapter would silently change what the row of a table means, so it is an error; full fine-tuning of a
     network with adapters is nobody's baseline.
 
@@ -64,11 +64,13 @@ def set_tuning(network: nn.Module, adapter: Adapter | None, mode: TuningMode, tr
         InputError: Mode and adapter contradict each other, the adapter is not in the network, or mode head may train no heads.
     """
     if mode == "adapter" and adapter is None:
-        raise InputError("tuning mode 'adapter' needs an adapter; set model.adapter, or choose tuning mode head, full or none")
+        raise InputError("tuning mode 'adapter' needs an adapter; set model.adapter, or choose tuning mode head, full or frozen")
     if mode != "adapter" and adapter is not None:
         raise InputError(f"tuning mode {mode!r} takes no adapter, but one is set; set model.adapter to null or tuning to adapter")
     if mode == "head" and train_heads == "none":
-        raise InputError("tuning mode 'head' with train_heads none trains nothing; leave train_heads out, or set tuning to none")
+        raise InputError(
+            "tuning mode 'head' with train_heads none trains nothing; leave train_heads out, or set tuning to frozen"
+        )
     heads = head_names(network)
     loaded = network.loaded_heads if isinstance(network, HasHeads) else frozenset()
     learn = heads - loaded if train_heads == "new" else heads if train_heads == "all" else frozenset()

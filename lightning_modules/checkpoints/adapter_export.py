@@ -11,7 +11,6 @@ Nothing in it is executed when it is loaded; the adapter's class must be one of 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 from collections.abc import Mapping
@@ -19,108 +18,27 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
+from datamodules.files.atomic import whole_file, write_atomically
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import count_parameters, head_names
-from lightning_modules.checkpoints.weights import read_weights, some
+from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
+from lightning_modules.checkpoints.trainable import load_exactly, trainable_state_dict
+from lightning_modules.checkpoints.weights import read_weights
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 CARD_FILE = "README.md"
 FORMAT = 1
 
-_SAMPLES = 1024  # values of a tensor that enter its digest: training moves all of them, so any sample shows it
-
 
 # ---------------------------------------------------------------------------------------------- trainable part of a network
 
 
-def _trainable_names(network: nn.Module) -> set[str]:
-    """Parameters that train, and the buffers of modules that own one (batch norm's statistics move with its weight)."""
-    names = set()
-    for prefix, module in network.named_modules(remove_duplicate=False):
-        own = {name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad}
-        if own:
-            own |= {name for name, _ in module.named_buffers(recurse=False)}
-        names |= {f"{prefix}.{name}" if prefix else name for name in own}
-    return names & network.state_dict().keys()  # without non-persistent buffers
-
-
-def trainable_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """What trains now (parameters, and statistics of trainable batch norms), detached, under its state-dict names."""
-    names = _trainable_names(network)
-    return {name: tensor for name, tensor in network.state_dict().items() if name in names}
-
-
-def load_trainable(network: nn.Module, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:
-    """Put a `trainable_state_dict` back: exactly the parameters that train now, nothing missing and nothing left over.
-
-    Plain `strict=False` would accept any file. Here the keys that the file lacks must be exactly the frozen ones.
-
-    Args:
-        network: The network with its adapter injected and its tuning mode set, as when the state was taken.
-        state: Names to tensors.
-        source: Where the state comes from, for messages.
-
-    Raises:
-        InputError: Keys are missing or left over, or shapes differ. The network is unchanged then.
-    """
-    _load_exactly(network, state, _trainable_names(network), source)
-
-
-def _load_exactly(network: nn.Module, state: Mapping[str, Tensor], wanted: set[str], source: str) -> None:
-    missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
-    if missing or unexpected:
-        parts = [f"{len(missing)} that should be there are missing: {some(missing)}"] if missing else []
-        parts += [f"{len(unexpected)} do not belong: {some(unexpected)}"] if unexpected else []
-        raise InputError(
-            f"{source} does not hold what this network trains ({'; '.join(parts)}); use the adapter options, tuning mode and "
-            "train_heads it was saved with"
-        )
-    own = network.state_dict()
-    wrong = [f"{k} {list(v.shape)} instead of {list(own[k].shape)}" for k, v in state.items() if v.shape != own[k].shape]
-    if wrong:
-        raise InputError(f"{source} has other shapes than this network: {some(wrong)}; use the widths it was saved with")
-    result = network.load_state_dict(dict(state), strict=False)
-    if skipped := wanted & set(result.missing_keys):
-        raise AssertionError(f"{source}: load_state_dict skipped {some(sorted(skipped))}")
-
-
 # -------------------------------------------------------------------------------------------------------------- fingerprint
-
-
-def _digest(tensor: Tensor) -> str:
-    """16 hex digits over evenly strided values as fp32 (or int64): equal on every device and for dtypes of equal values."""
-    flat = tensor.detach().reshape(-1)
-    sample = flat[:: max(1, flat.numel() // _SAMPLES)].cpu()
-    sample = sample.to(torch.float32 if sample.is_floating_point() else torch.int64)
-    return hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
-
-
-def backbone_fingerprint(network: nn.Module, trained: set[str] | None = None) -> dict[str, Any]:
-    """What an adapter was trained on: every tensor of the network but the trained ones, with shape and content digest.
-
-    Returns:
-        `architecture` (hash of names and shapes), `weights` (hash of the digests), `tensors` {name: {shape, digest}}, so that a
-        mismatch can be named. Takes about a tenth of a second for 50 million parameters.
-    """
-    skip = _trainable_names(network) if trained is None else trained
-    tensors = {
-        name: {"shape": list(tensor.shape), "digest": _digest(tensor)}
-        for name, tensor in sorted(network.state_dict().items())
-        if name not in skip
-    }
-    shapes = json.dumps([[name, entry["shape"]] for name, entry in tensors.items()])
-    digests = json.dumps([[name, entry["digest"]] for name, entry in tensors.items()])
-    return {
-        "architecture": hashlib.sha256(shapes.encode()).hexdigest(),
-        "weights": hashlib.sha256(digests.encode()).hexdigest(),
-        "tensors": tensors,
-    }
 
 
 def _refuse_other_backbone(folder: Path, stored: dict[str, Any], found: dict[str, Any], allow_other_weights: bool) -> None:
@@ -198,10 +116,11 @@ def export_adapter(
     }
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / CARD_FILE).write_text(_card(network, adapter, tensors, config, notes), encoding="utf-8")
+    with whole_file(folder / WEIGHTS_FILE) as part:
+        save_file(tensors, part, metadata={"format": "pt"})
+    write_atomically(folder / CARD_FILE, _card(network, adapter, tensors, config, notes))
     # the JSON comes last: a folder without it is an export that was cut short
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
     return folder
 
 
@@ -317,5 +236,5 @@ def load_adapter(network: nn.Module, folder: str | Path, allow_other_weights: bo
     if adapter is not None and not owned:
         adapter.inject(network)
         owned = {name for name in network.state_dict() if adapter.owns(name)}
-    _load_exactly(network, state, owned | heads, str(folder / WEIGHTS_FILE))
+    load_exactly(network, state, owned | heads, str(folder / WEIGHTS_FILE))
     return adapter

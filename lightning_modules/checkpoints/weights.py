@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,16 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
-
-SHOWN = 4  # how many keys an error message lists before "and N more"
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few names and how many more there are, for an error message."""
-    ordered = list(names)
-    text = ", ".join(ordered[:SHOWN])
-    return text if len(ordered) <= SHOWN else f"{text} and {len(ordered) - SHOWN} more"
+from datamodules.errors import InputError, some
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -210,7 +210,7 @@ def compress(map_BHII: Tensor, items_BNI: Tensor) -> Tensor:
 def _check(compression: str, rows: str) -> None:
     if compression not in ("probabilities", "scores") or rows not in ("renormalised", "softmax", "literal"):
         raise InputError(
-            f"ISDa: compression {compression!r} and rows {rows!r}; choose probabilities or scores, and renormalised, softmax or "
+            f"ISDa: compression {compression!r} and rows {rows!r}; choose probabilities or scores, and renormalized, softmax or "
             "literal"
         )
     if compression == "scores" and rows != "softmax":

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from datamodules.errors import InputError
 from datamodules.inputs import Inputs
 from datamodules.records import ImageBatch, TextBatch
-from lightning_modules.networks.towers import ImageTower, TextTower
+from lightning_modules.networks.towers.base import ImageTower, TextTower
 
 HEADS = ("image_projection.", "text_projection.", "logit_scale")
 

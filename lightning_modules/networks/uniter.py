@@ -149,9 +149,9 @@ class RegionEmbedding(nn.Module):
 class Layer(nn.Module):
     """A post-norm BERT layer."""
 
-    def __init__(self, width: int, heads: int, ffn_width: int, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, ffn_width: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.attention_dropout = dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -165,7 +165,7 @@ class Layer(nn.Module):
         self, x_BSD: Tensor, mask_BS: Tensor | None, want_attention: bool = False, pooled: bool = False
     ) -> tuple[Tensor, Attended | None]:
         """All tokens, or with `pooled` only the first: what the last layer owes the score."""
-        queries, keys, values = self.qkv(x_BSD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        queries, keys, values = self.qkv(x_BSD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         access = Attended(queries, keys, mask_BS) if want_attention else None
         if pooled:
             x_BSD, queries = x_BSD[:, :1], queries[:, :, :1]
@@ -180,7 +180,7 @@ class Uniter(nn.Module):
     Args:
         width: Width of the residual stream.
         num_layers: Layers.
-        heads: Attention heads.
+        num_heads: Attention heads.
         ffn_width: Width inside the FFN.
         vocab_size: Rows of the word table.
         text_positions: Rows of the position table.
@@ -193,7 +193,7 @@ class Uniter(nn.Module):
         self,
         width: int,
         num_layers: int,
-        heads: int,
+        num_heads: int,
         ffn_width: int,
         vocab_size: int,
         text_positions: int,
@@ -206,7 +206,7 @@ class Uniter(nn.Module):
         self.region_embed = RegionEmbedding(width, feature_width)
         # The last thing that embedding does. Here it comes after pairs are made of the embeddings: every pair drops its own.
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(Layer(width, heads, ffn_width, dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(Layer(width, num_heads, ffn_width, dropout) for _ in range(num_layers))
         self.pooler = nn.Linear(width, width)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -260,62 +260,61 @@ class UniterRetrieval(nn.Module):
     Args:
         width: Width of the residual stream.
         num_layers: Layers.
-        heads: Attention heads.
+        num_heads: Attention heads.
         ffn_width: Width inside the FFN.
         vocab_size: Rows of the word table.
         text_positions: Rows of the position table.
         feature_width: Width of the region features.
         dropout: Everywhere: embeddings, attention, hidden states.
-        tokeniser: Hugging Face name or folder of a BERT tokeniser; null where captions come as token ids.
+        tokenizer: Hugging Face name or folder of a BERT tokenizer; null where captions come as token ids.
         max_tokens: Tokens of a caption, [CLS] and [SEP] included; longer ones are cut. Null = as many as there are positions.
         weights: An official checkpoint, pre-training or fine-tuned, by path or by name ("uniter-base", "uniter-large"), or a BERT
             of Hugging Face by name or folder: words, positions, layers and pooler are then BERT's, regions and heads random.
-            Null = random weights.
+            Null = random weights. Read by `checkpoints.fill`.
         init_std: Standard deviation of random weights: 0.02 as BERT's. A narrow network that starts from nothing needs more: its
             layers else barely change what they are given (0.02 sqrt(768 / width) gives them the gain of base).
         checkpoint_activations: Recompute the layers' activations in the backward pass.
 
     Raises:
-        InputError: Sizes that do not divide, or weights that do not fit.
+        InputError: Sizes that do not divide.
     """
 
     def __init__(
         self,
         width: int = 768,
         num_layers: int = 12,
-        heads: int = 12,
+        num_heads: int = 12,
         ffn_width: int = 3072,
         vocab_size: int = 28996,
         text_positions: int = 512,
         feature_width: int = 2048,
         dropout: float = 0.1,
-        tokeniser: str | None = "bert-base-cased",
+        tokenizer: str | None = "bert-base-cased",
         max_tokens: int | None = None,
         weights: str | None = None,
         init_std: float = 0.02,
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        if width % heads:
-            raise InputError(f"UNITER: width ({width}) must be a multiple of heads ({heads})")
+        if width % num_heads:
+            raise InputError(f"UNITER: width ({width}) must be a multiple of num_heads ({num_heads})")
         max_tokens = text_positions if max_tokens is None else max_tokens
         if max_tokens > text_positions:
             raise InputError(f"UNITER: max_tokens {max_tokens} exceeds its {text_positions} text positions")
-        self.heads = heads
-        self.encoder = Uniter(width, num_layers, heads, ffn_width, vocab_size, text_positions, feature_width, dropout, init_std)
+        self.num_heads = num_heads
+        self.weights = weights
+        self.encoder = Uniter(
+            width, num_layers, num_heads, ffn_width, vocab_size, text_positions, feature_width, dropout, init_std
+        )
         self.itm = nn.Linear(width, 2)
         self.rank = nn.Linear(width, 1)
         for head in (self.itm, self.rank):
             nn.init.normal_(head.weight, std=init_std)
             nn.init.zeros_(head.bias)
-        self.inputs = Inputs(text=TextInput(tokeniser, max_tokens, vocab_size), regions=RegionInput(feature_width))
+        self.inputs = Inputs(text=TextInput(tokenizer, max_tokens, vocab_size), regions=RegionInput(feature_width))
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought
         if checkpoint_activations:
             checkpoint_blocks(self.encoder.layers)
-        if weights is not None:
-            from lightning_modules.checkpoints.uniter import load
-
-            load(self, weights)
 
     def rank_from_itm(self) -> None:
         """Start the ranking head from the matching head's row "matched", as the official `init_output` does."""

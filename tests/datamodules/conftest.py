@@ -1,4 +1,4 @@
-"""A tiny data set, a word tokeniser, and what a network that uses them wants."""
+"""A tiny data set, a word tokenizer, and what a network that uses them wants."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def flickr8k_root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tokeniser_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A word-level tokeniser in Hugging Face's layout: [pad] 0, [unk] 1, [cls] 2, [sep] 3, then WORDS."""
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A word-level tokenizer in Hugging Face's layout: [pad] 0, [unk] 1, [cls] 2, [sep] 3, then WORDS."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -30,7 +30,7 @@ def tokeniser_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="[cls] $A [sep]", special_tokens=[("[cls]", 2), ("[sep]", 3)])
-    folder = tmp_path_factory.mktemp("tokeniser")
+    folder = tmp_path_factory.mktemp("tokenizer")
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[pad]", unk_token="[unk]", cls_token="[cls]", sep_token="[sep]"
     ).save_pretrained(folder)
@@ -38,7 +38,7 @@ def tokeniser_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def inputs(tokeniser_folder: Path) -> Inputs:
+def inputs(tokenizer_folder: Path) -> Inputs:
     """16 px squashed images and captions of at most 8 tokens."""
     half = (0.5, 0.5, 0.5)
-    return Inputs(ImageInput(16, half, half, resize="squash"), TextInput(str(tokeniser_folder), max_tokens=8))
+    return Inputs(ImageInput(16, half, half, resize="squash"), TextInput(str(tokenizer_folder), max_tokens=8))

@@ -14,17 +14,19 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from datamodules.check import run_check
 from datamodules.errors import InputError
 from datamodules.flickr30k import Flickr30k
 from datamodules.flickr30k_entities import Flickr30kEntities
 from datamodules.formats.flickr_entities import read_entities, write_entities
-from datamodules.formats.uniter_lmdb import ImageDatabase, ImageDatabaseWriter, Layout
+from datamodules.formats.uniter.image_database import ImageDatabase
+from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
+from datamodules.formats.uniter.layout import Layout
 from datamodules.inputs import ImageInput, Inputs, RegionInput, TextInput
-from datamodules.miniworld import write_world
-from datamodules.ranking import Ranking
+from datamodules.loading.ranking import Ranking
+from datamodules.loading.region_files import RegionFiles
+from datamodules.miniworld.write import write_world
+from datamodules.prepare.check import run_check
 from datamodules.records import Box, Caption, ImageBatch, PairBatch, Phrase, RankingBatch, TextBatch
-from datamodules.regions import RegionFiles
 
 REGIONS = RegionFiles("img_db/flickr30k", kind="all")
 SPLITS = ("train", "val", "test")
@@ -42,7 +44,7 @@ def copy(world: Path, tmp_path: Path) -> Path:
 
 
 def inputs_of(world: Path, max_tokens: int = 64) -> Inputs:
-    return Inputs(text=TextInput(str(world / "tokeniser"), max_tokens), regions=RegionInput(108))
+    return Inputs(text=TextInput(str(world / "tokenizer"), max_tokens), regions=RegionInput(108))
 
 
 def connected(world: Path, root: Path | None = None, max_tokens: int = 64, **options: Any) -> Flickr30kEntities:
@@ -215,7 +217,7 @@ def test_every_pair_is_on_one_process(world: Path) -> None:
 def test_pixels_come_without_objects_but_with_phrases(world: Path) -> None:
     half = (0.5, 0.5, 0.5)
     module = Flickr30kEntities(str(world / "flickr30k"), num_workers=0)
-    module.connect(Inputs(ImageInput(16, half, half, resize="squash"), TextInput(str(world / "tokeniser"))))
+    module.connect(Inputs(ImageInput(16, half, half, resize="squash"), TextInput(str(world / "tokenizer"))))
     images, texts = module.evaluation_loaders("test")
     assert next(iter(images)).pixels_B3HW is not None
     batch = next(iter(texts))
@@ -372,11 +374,11 @@ def test_the_check_lists_every_malformed_file(copy: Path) -> None:
         assert name in text
 
 
-def test_a_tokeniser_that_looks_across_words_is_refused(world: Path, one: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_looks_across_words_is_refused(world: Path, one: Path, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = json.loads((world / "tokeniser/tokenizer.json").read_text())["model"]["vocab"]
+    words = json.loads((world / "tokenizer/tokenizer.json").read_text())["model"]["vocab"]
     tokenizer = Tokenizer(models.WordLevel({**words, "Ġthe": len(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # as GPT-2: " the" is not "the"
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_download import Server, server
+from local_server import Server, server
 from tiny_data import write_image
 
 from datamodules.errors import InputError
 from datamodules.formats.nocaps import DOMAINS, parse_nocaps, read_addresses, write_submission
 from datamodules.image_text import Limits
 from datamodules.inputs import Inputs
-from datamodules.nocaps import NoCaps, fetch_images
+from datamodules.nocaps import NoCaps
+from datamodules.sources.nocaps import fetch_images
 
 __all__ = ["server"]  # the fixture
 

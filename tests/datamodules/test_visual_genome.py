@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from test_download import Server, server
+from local_server import Server, server
 from tiny_data import karpathy, write_image
 
-from datamodules import visual_genome
-from datamodules.batches import BatchLoader
-from datamodules.captions import CaptionBatches, CaptionTokeniser, TrainCaptions
 from datamodules.errors import InputError
 from datamodules.formats.parsing import Parsed
 from datamodules.formats.visual_genome import Exclusion, parse_visual_genome, read_image_data
 from datamodules.inputs import Inputs
-from datamodules.visual_genome import HeldOut, VisualGenome, open_images_flickr_ids
+from datamodules.loading.captions import CaptionBatches, CaptionTokenizer, TrainCaptions
+from datamodules.loading.loader import BatchLoader
+from datamodules.sources import visual_genome
+from datamodules.sources.visual_genome import HeldOut, open_images_flickr_ids
+from datamodules.visual_genome import VisualGenome
 
 __all__ = ["server"]  # the fixture
 
@@ -282,7 +283,7 @@ def test_flickr_ids_of_open_images(tmp_path: Path) -> None:
 def test_captions_of_the_data_module_train(tmp_path: Path, inputs: Inputs) -> None:
     data = VisualGenome(str(genome(tmp_path / "vg")))
     assert inputs.text is not None
-    samples = TrainCaptions(data.records("train"), None, CaptionTokeniser(inputs.text), 0)
+    samples = TrainCaptions(data.records("train"), None, CaptionTokenizer(inputs.text), 0)
     order = CaptionBatches(samples.counts, data.captioning, 5, 0)
     batches = list(BatchLoader(samples, batch_size=None, sampler=order, num_workers=1))
     assert len(batches) == 5  # five phrases of each of five images

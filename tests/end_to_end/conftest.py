@@ -15,7 +15,7 @@ from end_to_end import arguments, captioner, succeed, uniter
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from datamodules.miniworld import Splits, write_world
+    from datamodules.miniworld.write import Splits, write_world
 
     splits = Splits(coco=0.25, flickr_train=0.6, flickr_val=0.15)
     return write_world(tmp_path_factory.mktemp("end_to_end") / "world", scenes=60, image_size=32, splits=splits, workers=1)
@@ -50,7 +50,7 @@ def full_run(runs: Path) -> Path:
 def mwa_run(runs: Path, full_run: Path, world: Path) -> Path:
     """A MultiWay-Adapter on the full run, three epochs, tested on a second data set as well."""
     options = (
-        f"--model.init_args.init_from={full_run}", "--trainer.max_epochs=3", "--model.init_args.optimisation.lr=0.01",
+        f"--model.init_args.init_from={full_run}", "--trainer.max_epochs=3", "--model.init_args.optimization.lr=0.01",
         "--evaluate.other=datamodules.coco.COCO", f"--evaluate.other.init_args.root={world / 'coco'}",
         "--evaluate.other.init_args.num_workers=0", f"--run_dir={runs / 'mwa'}",
     )  # fmt: skip
@@ -71,7 +71,7 @@ def uniter_run(runs: Path, world: Path) -> Path:
     root, entities = world / "flickr30k", "--evaluate.few=datamodules.flickr30k_entities.Flickr30kEntities"
     few = "--evaluate.few.init_args"
     options = (
-        "--model.init_args.network.init_args.dropout=0.1", "--model.init_args.optimisation.lr=0.005", entities,
+        "--model.init_args.network.init_args.dropout=0.1", "--model.init_args.optimization.lr=0.005", entities,
         f"{few}.root={root}", f"{few}.regions.image_db=img_db/flickr30k", f"{few}.regions.kind=all", f"{few}.limits.test=5",
         f"{few}.num_workers=0", f"--run_dir={runs / 'uniter'}",
     )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from end_to_end import BEIT3, RECALLS, STEPS, arguments, recalls, results, succeed, weights
-from test_run import embed, naive_recalls
+from naive_recalls import embed, naive_recalls
 
 import lightning_modules
 from lightning_modules.networks.beit3 import BEiT3Retrieval
@@ -25,7 +25,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapted(pretrained: Path) -> Path:
     run = pretrained.with_name("mwa")
-    options = (f"--model.init_args.init_from={pretrained}", "--model.init_args.optimisation.lr=0.01", f"--run_dir={run}")
+    options = (f"--model.init_args.init_from={pretrained}", "--model.init_args.optimization.lr=0.01", f"--run_dir={run}")
     succeed("run", *arguments("mwa", *BEIT3, "--trainer.max_epochs=2", *options))
     return run
 
@@ -37,7 +37,7 @@ def test_the_adapter_alone_trains_on_what_the_run_brought(pretrained: Path, adap
     parent, trained = weights(pretrained, "best.ckpt"), weights(adapted, "best.ckpt")
     assert parent.keys() >= HEADS
     assert "network.encoder.image_embed.mask_token" not in parent  # it takes no part, so it is neither trained nor kept
-    parts = {"knowledge": ("down", "up"), "alignment": ("fc1", "sub_norm", "fc2")}
+    parts = {"knowledge_extractor": ("down", "up"), "alignment_enhancer": ("fc1", "sub_norm", "fc2")}
     assert set(trained) == {
         f"network.encoder.layers.{layer}.multiway.{part}.{side}.{module}.{kind}"
         for layer in range(2)

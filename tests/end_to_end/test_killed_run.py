@@ -11,7 +11,7 @@ import pytest
 import torch
 from end_to_end import arguments, crosslight, metrics, python_m, recalls, results, started, succeed, wait, weights
 
-from experiments import preemption
+from experiments.training import preemption
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def test_a_run_killed_in_mid_epoch_resumes_to_the_same_weights(tmp_path: Path) -
     def command(folder: str) -> list[str]:
         return arguments(
             "mwa", "--data.init_args.batch_size=4", "--trainer.max_epochs=3", "--checkpoint.every_n_steps=3",
-            "--model.init_args.optimisation.lr=0.01", f"--run_dir={tmp_path / folder}",
+            "--model.init_args.optimization.lr=0.01", f"--run_dir={tmp_path / folder}",
             "--trainer.callbacks=kill_switch.KillSwitch", "--trainer.callbacks.step=10",
             f"--trainer.callbacks.spent={tmp_path / 'power cut'}", "--trainer.callbacks.notice=12",
         )  # fmt: skip

@@ -9,9 +9,9 @@ import yaml
 from agent import wandb_config, wandb_records
 from end_to_end import arguments, results
 
-from experiments.sweep import main
+from experiments.cli.sweep import main
 
-LR = "model.init_args.optimisation.lr"
+LR = "model.init_args.optimization.lr"
 
 
 def test_a_sweep_runs_its_points_and_keeps_the_failure(
@@ -28,7 +28,7 @@ def test_a_sweep_runs_its_points_and_keeps_the_failure(
     runs = {results(folder)["status"]: folder for folder in out.glob("rates-*")}
     assert set(runs) == {"finished", "failed"}
     assert LR in results(runs["failed"])["error"]
-    assert yaml.safe_load((runs["finished"] / "config.yaml").read_text())["model"]["init_args"]["optimisation"]["lr"] == 0.02
+    assert yaml.safe_load((runs["finished"] / "config.yaml").read_text())["model"]["init_args"]["optimization"]["lr"] == 0.02
     assert len(results(runs["finished"])["evaluations"]) == 1
 
     records = wandb_records(runs["finished"])
@@ -36,7 +36,7 @@ def test_a_sweep_runs_its_points_and_keeps_the_failure(
     assert {"run", "history", "exit"} <= kinds  # complete: `wandb sync` has all that an online run would have sent
     (run,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     assert run.run_group == "rates"
-    assert wandb_config(records)["model"]["init_args"]["optimisation"]["lr"] == 0.02
+    assert wandb_config(records)["model"]["init_args"]["optimization"]["lr"] == 0.02
 
     capsys.readouterr()
     attempts = [results(folder)["finished"] for folder in runs.values()]

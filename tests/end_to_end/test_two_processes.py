@@ -30,14 +30,14 @@ from end_to_end import (
 def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_path: Path) -> None:
     """27 images, batches of 8 in chunks of 3, 7 images to validate and 11 to test. W&B's agent starts the two: they are a point
     of a sweep, whose values reach both ranks and the one W&B run."""
-    point = {"model.init_args.optimisation.lr": 0.01, "seed_everything": 3}
+    point = {"model.init_args.optimization.lr": 0.01, "seed_everything": 3}
     ranks = tmp_path / "ranks"
 
     def command(folder: str, *more: str) -> list[str]:
         return arguments(
             "mwa", *network, "--trainer.max_epochs=1", "--model.init_args.adapter.init_args.dropout=0",
             "--model.init_args.gradient_cache_chunk=3",
-            "--model.init_args.optimisation.eps=1e-4",  # at 1e-8 AdamW makes whole steps of the rounding of gradients near zero
+            "--model.init_args.optimization.eps=1e-4",  # at 1e-8 AdamW makes whole steps of the rounding of gradients near zero
             f"--run_dir={tmp_path / 'runs' / folder}", *more,
         )  # fmt: skip
 
@@ -64,13 +64,13 @@ def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_pa
     assert {"run", "history", "exit"} <= {record.WhichOneof("record_type") for record in records}
     assert {record.run.run_id for record in records if record.WhichOneof("record_type") == "run"} == {"run4sweep"}
     assert {record.run.sweep_id for record in records if record.WhichOneof("record_type") == "run"} == {"abcdefgh"}
-    assert wandb_config(records)["model"]["init_args"]["optimisation"]["lr"] == 0.01
+    assert wandb_config(records)["model"]["init_args"]["optimization"]["lr"] == 0.01
 
     one, both = results(runs / "one"), results(runs / "two")
     assert both["status"] == "finished"
     assert both["attempts"] == 1
     assert both["config_hash"] == one["config_hash"]  # devices do not decide the result
-    assert (one["device"]["world_size"], both["device"]["world_size"]) == (1, 2)
+    assert (one["provenance"]["device"]["world_size"], both["provenance"]["device"]["world_size"]) == (1, 2)
     assert both["fit"]["steps"] == one["fit"]["steps"] == 3
     assert both["cost"]["pairs"] == one["cost"]["pairs"] == 24
     assert both["data"] == one["data"]
@@ -98,15 +98,16 @@ def test_two_processes_mine_align_and_score_all_pairs_as_one(tmp_path: Path) -> 
 
     def command(folder: str, *more: str) -> list[str]:
         return uniter(
-            "distributed", "--trainer.max_steps=3", "--model.init_args.optimisation.lr=0.005",
-            "--model.init_args.optimisation.eps=1e-4", "--data.init_args.eval_batch_size=3",
+            "distributed", "--trainer.max_steps=3", "--model.init_args.optimization.lr=0.005",
+            "--model.init_args.optimization.eps=1e-4", "--data.init_args.eval_batch_size=3",
             f"--run_dir={tmp_path / folder}", *more,
         )  # fmt: skip
 
     run_by_one_and_by_two(command, tmp_path)
 
     one, both = results(tmp_path / "one"), results(tmp_path / "two")
-    assert (one["device"]["world_size"], both["device"]["world_size"], both["status"]) == (1, 2, "finished")
+    ranks = [run["provenance"]["device"]["world_size"] for run in (one, both)]
+    assert (ranks, both["status"]) == ([1, 2], "finished")
     assert both["config_hash"] == one["config_hash"]
     assert both["cost"]["pairs"] == one["cost"]["pairs"] == 3 * 2 * 2 * 8
     for column in ("loss", "rank_hard_texts", "rank_hard_images", "iais_vision_hard_texts", "iais_language_hard_images",

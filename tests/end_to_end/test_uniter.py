@@ -32,19 +32,19 @@ from end_to_end import (
     weights,
 )
 from kill_switch import note_scores, places
-from test_run import naive_recalls
+from naive_recalls import naive_recalls
 from torch import Tensor
 
 import lightning_modules
 from datamodules.flickr30k_entities import Flickr30kEntities
-from datamodules.regions import RegionFiles
+from datamodules.loading.region_files import RegionFiles
 from lightning_modules.metrics.score_store import ScoreStore
 
 NETWORK = "--model.init_args.network.init_args"
 OBJECTS = {"isda", "isda_mean", "isda_pairs", "iais_singular", "iais_distributed", "iais_pairs"}
 HEAD = {"network.rank.weight", "network.rank.bias"}
 DATA = "flickr30k_entities"
-STEPPED = 6  # optimiser steps of a run
+STEPPED = 6  # optimizer steps of a run
 
 
 def recalls_of(scores_IT: Tensor) -> dict[str, float]:
@@ -171,11 +171,11 @@ def test_captions_cut_too_short_for_two_objects_have_no_distance(uniter_run: Pat
 
 
 def test_databases_alone_give_the_same_scores(uniter_run: Path, world: Path, tmp_path: Path) -> None:
-    """Flickr30k's and COCO's captions as token ids, for a network without a tokeniser; nothing trains."""
+    """Flickr30k's and COCO's captions as token ids, for a network without a tokenizer; nothing trains."""
     evaluate = {"coco": {"class_path": "datamodules.coco.COCO", "init_args": region_data(world, "coco")}}
     data = {"class_path": "datamodules.flickr30k.Flickr30k", "init_args": region_data(world, "flickr30k")}
     (tmp_path / "data.yaml").write_text(json.dumps({"data": data, "evaluate": evaluate}))
-    options = ("-c", str(tmp_path / "data.yaml"), f"{NETWORK}.tokeniser=null", "--model.init_args.tuning=none")
+    options = ("-c", str(tmp_path / "data.yaml"), f"{NETWORK}.tokenizer=null", "--model.init_args.tuning=frozen")
     base = [part for part in uniter("baseline") if not part.startswith("--data.")]
     base[base.index("configs/data/world_entities.yaml")] = "configs/data/flickr30k_regions.yaml"
     succeed("run", *base, *options, f"--model.init_args.init_from={uniter_run}", f"--run_dir={tmp_path / 'run'}")
@@ -196,7 +196,7 @@ def test_training_on_token_ids_alone(world: Path, tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text(json.dumps({"data": data}))
     base = [part for part in uniter("singular_paper") if not part.startswith("--data.")]
     base[base.index("configs/data/world_entities.yaml")] = "configs/data/coco_regions.yaml"
-    options = (f"{NETWORK}.tokeniser=null", "--trainer.max_steps=2", "--trainer.val_check_interval=4")
+    options = (f"{NETWORK}.tokenizer=null", "--trainer.max_steps=2", "--trainer.val_check_interval=4")
     succeed("run", *base, "-c", str(tmp_path / "data.yaml"), *options, f"--run_dir={tmp_path / 'run'}")
     assert results(tmp_path / "run")["fit"]["steps"] == 2
     weight = metrics(tmp_path / "run", "train/iais_weight")
@@ -207,8 +207,13 @@ def test_training_on_token_ids_alone(world: Path, tmp_path: Path) -> None:
 
 
 def test_beit3_with_iais_trains_its_adapter(tmp_path: Path) -> None:
-    options = ("-c", "experiments/iais/rows/beit3_singular.yaml", "--trainer.max_epochs=1", f"--run_dir={tmp_path / 'run'}")
-    succeed("run", *arguments("mwa", *BEIT3, "--model.init_args.optimisation.lr=0.01", *options))
+    options = (
+        "-c",
+        "experiments/papers/iais/variants/beit3_singular.yaml",
+        "--trainer.max_epochs=1",
+        f"--run_dir={tmp_path / 'run'}",
+    )
+    succeed("run", *arguments("mwa", *BEIT3, "--model.init_args.optimization.lr=0.01", *options))
     found = results(tmp_path / "run")
     assert (found["status"], found["name"], found["fit"]["steps"]) == ("finished", "beit3_singular", STEPS)
     columns = {
@@ -223,7 +228,9 @@ def test_beit3_with_iais_trains_its_adapter(tmp_path: Path) -> None:
         aligned = value["iais_language"] + value["iais_vision"]  # the mean over pairs, Eq. 15
         assert value["loss"] == pytest.approx(contrastive + value["iais_weight"] * aligned, rel=1e-4)
     trained = weights(tmp_path / "run", "best.ckpt")
-    zero_at_the_start = [key for key in trained if key.endswith(("knowledge.image.up.weight", "knowledge.text.up.weight"))]
+    zero_at_the_start = [
+        key for key in trained if key.endswith(("knowledge_extractor.image.up.weight", "knowledge_extractor.text.up.weight"))
+    ]
     assert len(zero_at_the_start) == 4  # two layers, two sides
     assert all(trained[key].any() for key in zero_at_the_start)
     assert recalls(tmp_path / "run").keys() >= RECALLS
@@ -265,7 +272,7 @@ def test_help_of_the_module_and_the_data_names_their_options() -> None:
         "--model.hard_negatives HARD_NEGATIVES How many of the candidates",
         "IAIS; null is plain UNITER.",
         "relation_alignment.IAIS",
-        "--model.optimisation.algorithm {adamw,uniter_adamw}",
+        "--model.optimization.algorithm {adamw,uniter_adamw}",
     ):
         assert part in model  # fmt: skip
     data = " ".join(succeed("run", "--data.help", "datamodules.flickr30k_entities.Flickr30kEntities").out.split())
@@ -283,7 +290,7 @@ def test_killed_three_times_it_ends_as_if_left_alone(uniter_run: Path, tmp_path:
     its validation), in the last validation, and in the test, after 4 units of pairs."""
     run, before, after, log = (tmp_path / name for name in ("run", "before", "after", "log"))
     command = uniter(
-        "distributed", f"{NETWORK}.dropout=0.1", "--model.init_args.optimisation.lr=0.005", "--checkpoint.every_n_steps=3",
+        "distributed", f"{NETWORK}.dropout=0.1", "--model.init_args.optimization.lr=0.005", "--checkpoint.every_n_steps=3",
         "--trainer.callbacks=kill_switch.KillSwitch", "--trainer.callbacks.step=5",
         f"--trainer.callbacks.spent={tmp_path / 'power cut'}", f"--run_dir={run}",
     )  # fmt: skip

@@ -12,7 +12,9 @@ import torch
 
 from datamodules.records import ImageBatch, TextBatch
 from lightning_modules.networks.dual_encoder import DualEncoder
-from lightning_modules.networks.towers import HFImageTower, HFTextTower, ImageTower, TextTower, TimmImageTower
+from lightning_modules.networks.towers.base import ImageTower, TextTower
+from lightning_modules.networks.towers.hugging_face import HFImageTower, HFTextTower
+from lightning_modules.networks.towers.timm import TimmImageTower
 
 WIDTH, FFN, DEPTH, SIZE, TOKENS, VOCAB = 16, 64, 2, 16, 6, 40
 _SIZES = {"hidden_size": WIDTH, "intermediate_size": FFN, "num_hidden_layers": DEPTH, "num_attention_heads": 2}
@@ -51,7 +53,7 @@ class Tiny:
         sizes["model_type"] = {"clip": "clip_text_model"}.get(kind, kind)
         if kind != "clip":
             sizes |= {"hidden_dropout_prob": drop, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0}
-        return HFTextTower(config=sizes, tokeniser="none", max_tokens=8, pooling=pooling or "mean")
+        return HFTextTower(config=sizes, tokenizer="none", max_tokens=8, pooling=pooling or "mean")
 
     def network(
         self, image: str = "timm_vit", text: str = "bert", seed: int = 0, drop: float = 0.0, **options: Any

@@ -26,10 +26,10 @@ def configuration() -> dict[str, Any]:
     towers = "lightning_modules.networks.towers."
     image = {"name": "vit_tiny_patch16_224", "pooling": "cls",
              "options": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 16}}  # fmt: skip
-    text = {"config": BERT, "tokeniser": "none", "max_tokens": 8}
+    text = {"config": BERT, "tokenizer": "none", "max_tokens": 8}
     network = {
-        "image": {"class_path": towers + "TimmImageTower", "init_args": image},
-        "text": {"class_path": towers + "HFTextTower", "init_args": text},
+        "image": {"class_path": towers + "timm.TimmImageTower", "init_args": image},
+        "text": {"class_path": towers + "hugging_face.HFTextTower", "init_args": text},
         "embed_dim": 8,
     }
     return {
@@ -71,7 +71,7 @@ def test_a_run_and_its_export_give_the_same_model_without_touching_the_random_st
     assert np.array_equal(states[2], np.random.get_state()[1])
 
 
-def test_randomly_initialised_parts_are_those_of_the_seed(tmp_path: Path) -> None:
+def test_randomly_initialized_parts_are_those_of_the_seed(tmp_path: Path) -> None:
     run_folder(tmp_path)
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"seed_everything": 8}))

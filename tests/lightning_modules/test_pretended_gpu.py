@@ -6,10 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import test_ranking_module
+import tiny_ranking
 import torch
 from pretended_gpu import OnGPU, pretended_gpu
-from test_retrieval_module import beit3, beit3_pairs
+from tiny_beit3 import beit3, beit3_pairs
 from tiny_captioner import captioner, images, texts
 
 from datamodules.records import CaptionBatch
@@ -56,7 +56,7 @@ def test_it_refuses_what_cuda_refuses() -> None:
 
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_retrieval(chunk: int | None) -> None:
-    options: dict[str, Any] = {} if chunk else {"alignment": IAIS("singular")}
+    options: dict[str, Any] = {} if chunk else {"iais": IAIS("singular")}
     with pretended_gpu():
         model = beit3(adapter=MultiWayAdapter(), tuning="adapter", gradient_cache_chunk=chunk, **options).to("cuda")
         batch = beit3_pairs().to("cuda")
@@ -72,8 +72,8 @@ def test_retrieval(chunk: int | None) -> None:
 
 def test_ranking_with_mining_and_full_rank() -> None:
     with pretended_gpu():
-        model = test_ranking_module.module(alignment=IAIS("distributed")).to("cuda")
-        data = test_ranking_module.batch().to("cuda")
+        model = tiny_ranking.module(iais=IAIS("distributed")).to("cuda")
+        data = tiny_ranking.batch().to("cuda")
         logged_on_gpu(model, data)
         model.eval()
         metric = FullRank()
@@ -91,6 +91,6 @@ def test_captioning_and_beam_search() -> None:
         logged_on_gpu(model, CaptionBatch(images(2), texts(rows), torch.tensor(rows)).to("cuda"))
         with torch.no_grad():
             found = model.eval().network.generate_ids(
-                model.network.see(images(2).to("cuda")), Decoding(beams=3, max_new_tokens=4)
+                model.network.encode_images(images(2).to("cuda")), Decoding(num_beams=3, max_new_tokens=4)
             )
     assert len(found) == 2

@@ -9,14 +9,14 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from experiments import preemption
+from experiments.training import preemption
 
 
 class Hold(Callback):
     """Waits before a step, on every rank.
 
     Args:
-        steps: Optimiser steps that are done by then.
+        steps: Optimizer steps that are done by then.
         until: A file; where it is, nobody waits.
     """
 

@@ -31,9 +31,9 @@ from cluster import PROGRAMS, Cluster
 
 import experiments
 from datamodules.errors import InputError
-from experiments import artefacts
-from experiments.slurm import read_jobs
-from experiments.sweep import main
+from experiments.cli.sweep import main
+from experiments.papers import strict_yaml
+from experiments.sweep.slurm import read_jobs
 
 HERE = Path(__file__).parent
 # Fake nodes have names that do not resolve; real ones need neither line.
@@ -43,10 +43,10 @@ CONFIGS = ["configs/trainer/demo.yaml", "configs/model/dual_tiny.yaml", "configs
 EPOCHS, EPOCH = 4, 6
 OPTIONS = {
     "data.init_args.batch_size": 4, "data.init_args.eval_batch_size": 4, "trainer.log_every_n_steps": 1,
-    "trainer.max_epochs": EPOCHS, "model.init_args.optimisation.lr": 0.01,
+    "trainer.max_epochs": EPOCHS, "model.init_args.optimization.lr": 0.01,
 }  # fmt: skip
-MWA = {"configs": [*CONFIGS, "experiments/mwa/rows/mwa.yaml"], "start": "start"}
-ARTEFACT = ("two_ranks", "two_nodes", "broken", "after_broken")
+MWA = {"configs": [*CONFIGS, "experiments/papers/mwa/variants/mwa.yaml"], "start": "start"}
+EXHIBIT = ("two_ranks", "two_nodes", "broken", "after_broken")
 
 failures: list[str] = []
 began = time.monotonic()
@@ -141,7 +141,7 @@ def _rows(run: Path) -> list[dict[str, str]]:
 
 def prepare(work: Path) -> None:
     """A tiny world, and a paper of five runs in place of the real ones."""
-    from datamodules.miniworld import Splits, write_world
+    from datamodules.miniworld.write import Splits, write_world
 
     splits = Splits(coco=0.25, flickr_train=0.6, flickr_val=0.15)
     os.environ["CROSSLIGHT_WORLD"] = str(write_world(work / "world", scenes=60, image_size=32, splits=splits, workers=1))
@@ -149,25 +149,28 @@ def prepare(work: Path) -> None:
     os.environ.pop("WANDB_SERVICE", None)
     held = {**OPTIONS, **hold(work, 8, 15)}
     runs: dict[str, dict[str, Any]] = {
-        "start": {"configs": [*CONFIGS, "experiments/mwa/rows/full.yaml"], "options": {**OPTIONS, "trainer.max_epochs": 1}},
+        "start": {
+            "configs": [*CONFIGS, "experiments/papers/mwa/variants/full.yaml"],
+            "options": {**OPTIONS, "trainer.max_epochs": 1},
+        },
         "two_ranks": {**MWA, "options": {**held, "trainer.devices": 2}},
         "two_nodes": {**MWA, "options": {**held, "trainer.devices": 1, "trainer.num_nodes": 2}},
-        "broken": {**MWA, "options": {**OPTIONS, "model.init_args.optimisation.lr": "high"}},
+        "broken": {**MWA, "options": {**OPTIONS, "model.init_args.optimization.lr": "high"}},
         "after_broken": {**MWA, "options": OPTIONS, "start": "broken"},
     }
-    package = work / "package" / "experiments"
-    (package / "mwa" / "artefacts").mkdir(parents=True)
+    package = work / "package" / "experiments" / "papers"
+    (package / "mwa" / "exhibits").mkdir(parents=True)
     original = Path(experiments.__file__ or "").parent
-    (package / "mwa" / "rows").symlink_to(original / "mwa" / "rows")
-    (package.parent / "configs").symlink_to(original.parent / "configs")
-    (package / "paper_numbers.yaml").write_text("{}")
+    (package / "mwa" / "variants").symlink_to(original / "papers" / "mwa" / "variants")
+    (package.parent.parent / "configs").symlink_to(original.parent / "configs")
+    (package / "numbers.yaml").write_text("{}")
     book = {name: {"miniature": {**recipe, "command": "fit" if name == "start" else "run"}} for name, recipe in runs.items()}
     (package / "mwa" / "runs.yaml").write_text(yaml.safe_dump({"runs": book}))
-    rows = [{"label": name, "runs": {"run": name}} for name in ARTEFACT]
+    variants = [{"label": name, "runs": {"run": name}} for name in EXHIBIT]
     column = {"name": "rsum", "label": "rsum", "metric": "rsum"}
-    artefact = {"title": "The proof's runs", "kind": "table", "rows": rows, "columns": [column]}
-    (package / "mwa" / "artefacts" / "proof.yaml").write_text(yaml.safe_dump(artefact))
-    artefacts.HERE = package
+    exhibit = {"title": "The proof's runs", "kind": "table", "variants": variants, "columns": [column]}
+    (package / "mwa" / "exhibits" / "proof.yaml").write_text(yaml.safe_dump(exhibit))
+    strict_yaml.HERE = package
 
 
 def hold(work: Path, *steps: int) -> dict[str, Any]:
@@ -178,9 +181,9 @@ def hold(work: Path, *steps: int) -> dict[str, Any]:
 def sweep_file(work: Path, name: str, rates: Sequence[object], **options: object) -> Path:
     """A W&B sweep file over the learning rate."""
     pairs = [part for config in MWA["configs"] for part in ("-c", config)]
-    given = [f"--{key}={value}" for key, value in {**OPTIONS, **options}.items() if "optimisation" not in key]
+    given = [f"--{key}={value}" for key, value in {**OPTIONS, **options}.items() if "optimization" not in key]
     content = {
-        "name": name, "method": "grid", "parameters": {"model.init_args.optimisation.lr": {"values": list(rates)}},
+        "name": name, "method": "grid", "parameters": {"model.init_args.optimization.lr": {"values": list(rates)}},
         "command": ["crosslight", "run", *pairs, *given, "${args}"],
     }  # fmt: skip
     file = work / f"{name}.yaml"
@@ -199,7 +202,7 @@ def prove(work: Path) -> None:
     go.touch()
     for name in ("two_ranks", "two_nodes"):
         sweep("run", f"mwa/{name}", "--out", undisturbed, *SLURM)
-    wait("undisturbed runs", lambda: all(status_of(undisturbed, name) == "finished" for name in ARTEFACT[:2]))
+    wait("undisturbed runs", lambda: all(status_of(undisturbed, name) == "finished" for name in EXHIBIT[:2]))
     go.unlink()
 
     sweep("run", "mwa/proof", "--out", disturbed, *SLURM)
@@ -212,11 +215,11 @@ def prove(work: Path) -> None:
     told_by_a_signal(disturbed)
     preempted_by_priority(disturbed)
     go.touch()
-    for name in ARTEFACT[:2]:
+    for name in EXHIBIT[:2]:
         wait(f"{name} finished", lambda name=name: status_of(disturbed, name) == "finished")
         run, whole = folder(disturbed, name), folder(undisturbed, name)
         told, once = results(run), steps(run) == list(range(EPOCHS * EPOCH))
-        ranks, attempts = told["device"]["world_size"], told["attempts"]
+        ranks, attempts = told["provenance"]["device"]["world_size"], told["attempts"]
         check(
             f"{name}: {ranks} ranks, finished at attempt {attempts}, every step once", (ranks, once) == (2, True) and attempts > 1
         )

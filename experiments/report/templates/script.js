@@ -1,6 +1,6 @@
 "use strict";
 const root = document.documentElement, light = document.querySelector(".switch");
-const name = () => { light.textContent = root.dataset.light === "dark" ? "Light colours" : "Dark colours"; };
+const name = () => { light.textContent = root.dataset.light === "dark" ? "Light colors" : "Dark colors"; };
 name();
 light.addEventListener("click", () => {
   root.dataset.light = root.dataset.light === "dark" ? "light" : "dark";

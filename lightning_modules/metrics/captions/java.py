@@ -1,6 +1,6 @@
 """The outside programs of coco-caption: where Java and their jars are, and running them.
 
-PTB tokeniser, METEOR and SPICE are Java programs under the GPL (and one of LGPL), so they are no part of this project:
+PTB tokenizer, METEOR and SPICE are Java programs under the GPL (and one of LGPL), so they are no part of this project:
 `install.py` fetches them, and they run as processes of their own. What is missing is an `Unavailable`, whose message says how to
 get it.
 
@@ -72,12 +72,12 @@ def find_java(oldest: int = 8) -> Path:
 
 
 def ptb_jar() -> Path:
-    """The PTB tokeniser's jar.
+    """The PTB tokenizer's jar.
 
     Raises:
         Unavailable: It is not installed.
     """
-    return _first("the PTB tokeniser", PTB_JAR, (folder() / "meteor", "tokenizer"))
+    return _first("the PTB tokenizer", PTB_JAR, (folder() / "meteor", "tokenizer"))
 
 
 def meteor_jar() -> Path:

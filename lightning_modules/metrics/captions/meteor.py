@@ -25,8 +25,8 @@ def meteor(
     """METEOR of every image [I], and of the whole set followed by those of the subsets, between 0 and 1.
 
     Args:
-        references: Tokenised sentences of each image.
-        candidates: One tokenised sentence an image.
+        references: Tokenized sentences of each image.
+        candidates: One tokenized sentence an image.
         subsets: Rows of images to score as sets of their own.
 
     Raises:

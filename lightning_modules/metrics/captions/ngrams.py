@@ -63,7 +63,7 @@ class ReferenceNgrams:
     """The n-grams of the references of all images of an evaluation.
 
     Args:
-        references: Tokenised sentences of each image (words separated by white space), at least one an image.
+        references: Tokenized sentences of each image (words separated by white space), at least one an image.
 
     Raises:
         InputError: No image, or an image without references.
@@ -89,7 +89,7 @@ class ReferenceNgrams:
         ]
 
     def match(self, candidates: Sequence[str]) -> Candidates:
-        """The n-grams of one tokenised candidate an image, found again among the references of its image.
+        """The n-grams of one tokenized candidate an image, found again among the references of its image.
 
         Raises:
             InputError: The number of candidates is not the number of images.

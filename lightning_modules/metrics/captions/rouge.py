@@ -20,8 +20,8 @@ def rouge_l(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> n
     """ROUGE-L of every image [I], between 0 and 1. The score of the whole set is the mean.
 
     Args:
-        references: Tokenised sentences of each image.
-        candidates: One tokenised sentence an image.
+        references: Tokenized sentences of each image.
+        candidates: One tokenized sentence an image.
 
     Raises:
         InputError: Not one candidate an image, or an image without references.

@@ -29,8 +29,8 @@ def spice(
     """SPICE of every image [I], between 0 and 1. The score of the whole set is the mean.
 
     Args:
-        references: Tokenised sentences of each image (coco-caption gives it the PTB tokens, not the raw sentences).
-        candidates: One tokenised sentence an image.
+        references: Tokenized sentences of each image (coco-caption gives it the PTB tokens, not the raw sentences).
+        candidates: One tokenized sentence an image.
         cache: Folder of parsed sentences (default: $CROSSLIGHT_CACHE/captions/spice_cache).
         threads: Of the program (default: it takes all).
 

@@ -13,15 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_runs import write_run
+from fake_runs import fill, write_run
+from fresh_process import modules_after
 
 from datamodules.errors import InputError
-from experiments.artefacts import Column, artefact_names, read_artefact
-from experiments.report import exports, looking
-from experiments.report.collect import RunFolders, collect
-from experiments.report.command import chosen, main
+from experiments.analysis import run_maps
+from experiments.analysis.stored_maps import AttentionMaps, WordMaps, store_map, stored
+from experiments.cli.report import chosen, main
+from experiments.papers.catalogue import exhibit_names, read_exhibit
+from experiments.papers.schema import Column
+from experiments.report import exports
+from experiments.report.collect import collect
 from experiments.report.figures import draw, inline
-from experiments.report.looking import AttentionMaps, WordMaps, _write, stored
+from experiments.runs.store import RunFolders
 
 _VOID = {"meta", "link", "br", "img", "path", "use", "rect"}
 
@@ -60,7 +64,7 @@ class Page(HTMLParser):
 
 def test_pages_ask_for_nothing(site: Path) -> None:
     files = sorted(site.glob("*.html"))
-    assert len(files) == 10, "eight artefacts, the index and the runs"
+    assert len(files) == 10, "eight exhibits, the index and the runs"
     for file in files:
         text = file.read_text()
         assert not re.search(r"https?:", text), file.name
@@ -109,7 +113,7 @@ def test_a_claim_never_goes_beyond_its_scale(site: Path) -> None:
     assert "embedded world, 2 seeds" in index
 
 
-def test_figures_take_the_pages_colours_and_say_what_they_show(site: Path) -> None:
+def test_figures_take_the_pages_colors_and_say_what_they_show(site: Path) -> None:
     for name in ("mwa-figure2", "iais-figure3", "iais-figure5", "iais-figure6", "i-tuning-figure1"):
         text = (site / f"{name}.html").read_text()
         (svg, *_) = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
@@ -119,7 +123,7 @@ def test_figures_take_the_pages_colours_and_say_what_they_show(site: Path) -> No
         assert 'role="img" aria-label="' in svg
     assert "exp, γ = 5: 0.08" in (site / "iais-figure6.html").read_text()
     assert "Full scale, the paper&#39;s numbers" in (site / "i-tuning-figure1.html").read_text()
-    assert "crosslight report iais/figure7 --look" in (site / "iais-figure7.html").read_text()
+    assert "crosslight report iais/figure7 --maps" in (site / "iais-figure7.html").read_text()
 
 
 def test_stored_maps_are_drawn(home: Path, tmp_path: Path) -> None:
@@ -129,9 +133,9 @@ def test_stored_maps_are_drawn(home: Path, tmp_path: Path) -> None:
         (runs / folder.name).symlink_to(folder)
     (folder,) = (home / "runs").glob("iais-singular-s0-*")
     maps = AttentionMaps(("a", "<dog>"), np.eye(2), np.full((3, 3), 1 / 3), 'a "dog"', 1, 0.25, 0.5)
-    _write(folder, "relations.npz", maps)
+    store_map(folder, "relations.npz", maps)
     words = WordMaps(("dog",), np.ones((1, 2, 2)) / 4, np.zeros((4, 6, 3), np.uint8), (0.0, 0.0, 6.0, 4.0), "dog", "layer 1")
-    _write(folder, "words.npz", words)
+    store_map(folder, "words.npz", words)
     first, second = stored(folder)
     assert isinstance(first, AttentionMaps)
     assert (first.words, first.singular, first.layer) == (("a", "<dog>"), 0.25, 1)
@@ -143,22 +147,22 @@ def test_stored_maps_are_drawn(home: Path, tmp_path: Path) -> None:
     assert text.count("<svg") == 2
     assert "data:image/png;base64," in text
     Page(tmp_path / "site" / "iais-figure7.html")
-    for file in (folder / "looking").iterdir():
+    for file in (folder / "attention_maps").iterdir():
         file.unlink()
 
 
 def test_a_run_that_cannot_be_looked_at_is_told_and_not_the_end(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def look(folder: Path) -> Path:
+    def make_maps(folder: Path) -> Path:
         if folder.name.startswith("iais-none"):
             raise InputError(f"{folder} holds no checkpoint.")
-        return folder / "looking"
+        return folder / "attention_maps"
 
-    monkeypatch.setattr(looking, "look", look)
-    assert main(["iais/figure7", "--look", "--runs", str(home / "runs"), "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(run_maps, "make_maps", make_maps)
+    assert main(["iais/figure7", "--maps", "--runs", str(home / "runs"), "--out", str(tmp_path)]) == 0
     told = capsys.readouterr().err
-    assert "looking: not possible: baseline: " in told
+    assert "attention maps: not possible: baseline: " in told
     assert "iais-singular" in told, "the other row is looked at"
     text = (tmp_path / "iais-figure7.html").read_text()
     assert "No attention maps of baseline: " in text
@@ -167,14 +171,17 @@ def test_a_run_that_cannot_be_looked_at_is_told_and_not_the_end(
 
 def test_another_unit_has_a_panel_and_categories_their_names(home: Path) -> None:
     (view,) = collect(["mwa/figure2"], "miniature", RunFolders([home / "runs"]))
-    figure = view.artefact.figure
+    figure = view.exhibit.figure
     assert figure is not None
     minutes = Column("minutes", "Minutes", cost="seconds_per_epoch")
     (table,) = collect(["mwa/table1"], "miniature", RunFolders([home / "runs"]))
-    cells = {row.row.runs["run"]: row.cells for row in table.rows}
-    rows = tuple(replace(row, cells={**row.cells, "minutes": cells[row.row.runs["run"]]["minutes"]}) for row in view.rows)
-    artefact = replace(view.artefact, columns=[*view.artefact.columns, minutes], figure=replace(figure, categories=True))
-    (picture,) = draw(replace(view, artefact=artefact, rows=rows))
+    cells = {variant.declared.runs["run"]: variant.cells for variant in table.variants}
+    variants = tuple(
+        replace(variant, cells={**variant.cells, "minutes": cells[variant.declared.runs["run"]]["minutes"]})
+        for variant in view.variants
+    )
+    exhibit = replace(view.exhibit, columns=[*view.exhibit.columns, minutes], figure=replace(figure, categories=True))
+    (picture,) = draw(replace(view, exhibit=exhibit, variants=variants))
     assert len(re.findall(r'id="mwa-figure2-0-axes_\d"', picture.svg)) == 2, "both recalls share one"
     shown = re.findall(r">([^<>]+)</text>", picture.svg)
     assert {"0", "1", "64", "Minutes", "recall@1, %"} <= set(shown)
@@ -220,12 +227,12 @@ def test_exports_are_escaped_and_whole(home: Path, site: Path) -> None:
 
 def test_the_summary_has_everything_and_no_path_of_this_machine(home: Path, site: Path) -> None:
     text, content = (site / "summary.md").read_text(), json.loads((site / "summary.json").read_text())
-    assert [each["name"] for each in content["artefacts"]] == artefact_names()
-    for each in artefact_names():
+    assert [each["name"] for each in content["exhibits"]] == exhibit_names()
+    for each in exhibit_names():
         slug = each.replace("/", "-").replace("_", "-")
         assert text.count(f"](#{slug})") == text.count(f'<a id="{slug}">') == 1
-        claims = read_artefact(each).claims
-        (found,) = (one for one in content["artefacts"] if one["name"] == each)
+        claims = read_exhibit(each).claims
+        (found,) = (one for one in content["exhibits"] if one["name"] == each)
         assert [one["text"] for one in found["claims"]] == [claim.text for claim in claims]
     for kept in (text, json.dumps(content)):
         assert str(home) not in kept
@@ -235,7 +242,7 @@ def test_the_summary_has_everything_and_no_path_of_this_machine(home: Path, site
     (view,) = collect(["mwa/table1"], "miniature", RunFolders([home / "runs"]))
     cell = view.cell("full fine-tuning", "coco_ir1")
     assert cell.mean is not None
-    (table1,) = (each for each in content["artefacts"] if each["name"] == "mwa/table1")
+    (table1,) = (each for each in content["exhibits"] if each["name"] == "mwa/table1")
     stored = table1["rows"][0]["cells"]["coco_ir1"]
     assert stored["mean"] == pytest.approx(cell.mean, rel=1e-5)
     assert stored["seeds"].keys() == {"0", "1"}
@@ -284,3 +291,14 @@ def test_what_is_chosen(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         main(["--out", str(tmp_path / "file")])
+
+
+def test_a_report_needs_no_torch_and_only_figures_need_matplotlib(tmp_path: Path) -> None:
+    fill(tmp_path / "runs", ["mwa/table1"], "miniature", [0])
+    given = ("--runs", tmp_path / "runs", "--out", tmp_path / "site")
+    modules = modules_after("report", "mwa/table1", *given, folder=tmp_path)
+    assert "experiments.report.site" in modules
+    assert not modules & {"torch", "matplotlib"}
+    modules = modules_after("report", *given, folder=tmp_path)  # every figure, the schedules of IAIS too
+    assert "matplotlib" in modules
+    assert "torch" not in modules

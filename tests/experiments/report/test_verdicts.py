@@ -12,10 +12,11 @@ import pytest
 from fake_runs import write_run
 
 from datamodules.errors import InputError
-from experiments.artefacts import Artefact, Claim, Column, Figure, Row
+from experiments.papers.schema import Claim, Column, Exhibit, Figure, Variant
 from experiments.report.bootstrap import PerImage
-from experiments.report.collect import Cell, Measured, RowView, Run, View
+from experiments.report.collect import Cell, Measured, VariantView, View
 from experiments.report.verdicts import judge
+from experiments.runs.store import Run
 
 RECALL = Column("ir1", "IR@1", metric="t2i_r1")
 COUNT = Column("params", "Tunable", cost="tunable_parameters")
@@ -51,15 +52,15 @@ def view(
             name: each if each.planned else Cell(label, each.column, published, (), planned=False)
             for name, each in filled.items()
         }
-        made.append(RowView(Row(label, {}), {}, filled))
-    artefact = Artefact("made up", "table", rows=[each.row for each in made], columns=list(columns.values()))
-    return View("mwa/made", artefact, scale, tuple(made))
+        made.append(VariantView(Variant(label, {}), {}, filled))
+    exhibit = Exhibit("made up", "table", variants=[each.declared for each in made], columns=list(columns.values()))
+    return View("mwa/made", exhibit, scale, tuple(made))
 
 
 def claim(
     test: Any, column: str = "ir1", margin: float = 0.0, high: Sequence[str] = ("A",), low: Sequence[str] = ("B",)
 ) -> Claim:
-    return Claim("a claim", test, [[row, column] for row in high], [[row, column] for row in low], margin)
+    return Claim("a claim", test, [[label, column] for label in high], [[label, column] for label in low], margin)
 
 
 def outcome(found: View, asked: Claim) -> str:
@@ -227,9 +228,9 @@ def test_correlation_over_checkpoints_is_of_each_run(tmp_path: Path) -> None:
             logged = {"val/isda": list(isda + 20 * seed), "val/rsum": list(rsum - 40 * seed)}
             runs.append(Run("iais/r", seed, "finished", write_run(folder, {}, seed=seed, logged=logged)))
         figure = Figure("scatter", logged=["val/isda", "val/rsum"])
-        row = RowView(Row("base", {}), {"run": tuple(runs)}, {})
+        row = VariantView(Variant("base", {}), {"run": tuple(runs)}, {})
         return judge(
-            View("iais/f", Artefact("f", "figure", figure=figure), "miniature", (row,)), Claim("r", "correlation", margin=-0.6)
+            View("iais/f", Exhibit("f", "figure", figure=figure), "miniature", (row,)), Claim("r", "correlation", margin=-0.6)
         )
 
     assert of(-1, -1, -1).outcome == "supported"
@@ -247,4 +248,4 @@ def test_no_test() -> None:
     verdict = judge(view({}), Claim("as the paper says", "none", reason="needs OSCAR"))
     assert (verdict.outcome, verdict.summary, verdict.sentence) == ("not tested", "needs OSCAR", "not tested")
     with pytest.raises(InputError, match="two `logged` columns"):
-        judge(View("iais/f", Artefact("f", "figure", figure=Figure("scatter")), "full", ()), Claim("r", "correlation"))
+        judge(View("iais/f", Exhibit("f", "figure", figure=Figure("scatter")), "full", ()), Claim("r", "correlation"))

@@ -1,0 +1,181 @@
+"""Files of the official releases by name: fetched once into a cache, one process at a time, and recognised later.
+
+The releases publish no checksums. Where a file's SHA-256 is known it is checked; otherwise the one that arrived is written
+beside the file (`NAME.json`), the log says that nothing vouches for it, and a later use notices if the file changes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
+from datamodules.files.download import Remote, fetch
+from datamodules.files.locks import is_held, locked
+
+RELEASE = "https://github.com/addf400/files/releases/download/beit3"
+UNITER_RELEASE = "https://acvrpublicycchen.blob.core.windows.net/uniter/pretrained"
+URL_VARIABLE = "CROSSLIGHT_BEIT3_URL"  # a mirror of the release
+CACHE_VARIABLE = "CROSSLIGHT_CACHE"
+TOKENIZER = "beit3.spm"
+CHECKPOINTS = (
+    *(f"beit3_{size}_patch16_224.pth" for size in ("base", "large")),
+    *(f"beit3_{size}_itc_patch16_224.pth" for size in ("base", "large")),
+    *(f"beit3_{size}_patch16_384_{data}_retrieval.pth" for size in ("base", "large") for data in ("coco", "f30k")),
+)
+UNITER_CHECKPOINTS = ("uniter-base.pt", "uniter-large.pt")
+SHA256 = {TOKENIZER: "6f5e2fefcf793761a76a6bfb8ad35489f9c203b25557673284b6d032f41043f4"}
+
+log = logging.getLogger("crosslight")
+
+
+@dataclass(frozen=True)
+class Release:
+    """Where a model's official files come from, the environment variable that names a mirror, and their folder of the cache."""
+
+    name: str
+    url: str
+    variable: str
+    folder: str
+
+
+BEIT3 = Release("BEiT-3", RELEASE, URL_VARIABLE, "beit3")
+UNITER = Release("UNITER", UNITER_RELEASE, "CROSSLIGHT_UNITER_URL", "uniter")
+
+
+def tokenizer_file(source: str | Path) -> Path:
+    """BEiT-3's sentencepiece model: a local file, or the official `beit3.spm`.
+
+    Raises:
+        InputError: Neither, or it cannot be fetched.
+    """
+    return _resolve(source, BEIT3, (TOKENIZER,), "tokenizer")
+
+
+def checkpoint_file(source: str | Path) -> Path:
+    """A checkpoint: a local file, or an official name (`CHECKPOINTS`; `.pth` may be left out).
+
+    Raises:
+        InputError: Neither (the message has the closest name), or it cannot be fetched.
+    """
+    return _resolve(source, BEIT3, CHECKPOINTS, "weights")
+
+
+def uniter_checkpoint_file(source: str | Path) -> Path:
+    """A UNITER checkpoint: a local file, or an official name (`UNITER_CHECKPOINTS`; `.pt` may be left out).
+
+    Raises:
+        InputError: Neither, or it cannot be fetched.
+    """
+    return _resolve(source, UNITER, UNITER_CHECKPOINTS, "weights")
+
+
+def _resolve(source: str | Path, release: Release, names: Sequence[str], what: str) -> Path:
+    path = Path(source).expanduser()
+    if path.is_file():  # a local file comes first, even one with an official name
+        return path
+    if path.is_dir():
+        raise InputError(f"{what} {source}: that is a folder; give the file")
+    by_name = {Path(name).stem: name for name in names if not name.endswith(".spm")} | {name: name for name in names}
+    if str(source) in by_name:
+        return official_file(by_name[str(source)], release)
+    near = difflib.get_close_matches(path.name, by_name, n=1, cutoff=0.7)
+    hint = f"did you mean {near[0]}?" if near else f"official names: {', '.join(names)}"
+    raise InputError(f"{what} {source}: there is no such file in {Path.cwd()}, and it is no official {release.name} file; {hint}")
+
+
+def official_file(name: str, release: Release = BEIT3) -> Path:
+    """The cached file of a release, fetched now if it is not there yet.
+
+    The cache is `$CROSSLIGHT_CACHE/beit3` (`~/.cache/crosslight/beit3`; likewise `uniter`); a file put there by hand is taken
+    like a fetched one.
+    Processes that ask at once wait for the one that fetches.
+
+    Raises:
+        InputError: It cannot be fetched, or has not the SHA-256 that is known or was recorded.
+    """
+    folder = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/crosslight").expanduser().absolute() / release.folder
+    target, note = folder / name, folder / f"{name}.json"
+    if _as_recorded(target, note):
+        return target
+    url = f"{(os.environ.get(release.variable) or release.url).rstrip('/')}/{name}"
+    if target.exists() and not os.access(folder, os.W_OK):  # a shared read-only cache, filled by hand: nothing can be noted
+        if name in SHA256:
+            _require(target, _sha256(target), SHA256[name], "is known for it")
+        return target
+    with _only_one(folder, name):
+        if _as_recorded(target, note):  # fetched by another process while this one waited
+            return target
+        if not target.exists():
+            log.info("fetching %s into %s", url, folder)
+            try:
+                fetch(Remote(url), folder)
+            except InputError as error:
+                raise InputError(
+                    f"{str(error).rstrip('.')}. Without a network: fetch {url} on another machine and put it at {target}, or "
+                    f"give the file's path; {release.variable} names a mirror"
+                ) from error
+        digest = _sha256(target)
+        if name in SHA256:
+            _require(target, digest, SHA256[name], "is known for it")
+        elif note.exists():
+            _require(target, digest, json.loads(note.read_text())["sha256"], "was recorded when it came")
+        else:
+            log.warning("%s: SHA-256 %s, not verified (the release publishes no sums); it is noted in %s", target, digest, note)
+        status = target.stat()
+        record = {
+            "sha256": digest,
+            "size": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
+            "url": url,
+            "verified": name in SHA256,
+        }
+        write_atomically(note, json.dumps(record, indent=1) + "\n")
+    return target
+
+
+def _as_recorded(target: Path, note: Path) -> bool:
+    """Whether file and note are there and the file was not touched since: two numbers, nothing is read from gigabytes."""
+    try:
+        record, status = json.loads(note.read_text()), target.stat()
+        noted = (record["size"], record["mtime_ns"])
+    except FileNotFoundError:
+        return False
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{note} is damaged; remove it, the file beside it is then examined again") from error
+    return noted == (status.st_size, status.st_mtime_ns)
+
+
+def _require(target: Path, found: str, wanted: str, why: str) -> None:
+    if found != wanted:
+        raise InputError(
+            f"{target} has SHA-256 {found}, but {wanted} {why}: it is damaged or another file; remove it and "
+            f"{target.name}.json to fetch it again"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _only_one(folder: Path, name: str) -> Iterator[None]:
+    """One process at a time."""
+    file = folder / f".{name}.lock"
+    with ExitStack() as held:
+        try:
+            if is_held(file):
+                log.info("another process is fetching %s; waiting for it", name)
+            held.enter_context(locked(file))
+        except OSError as error:
+            raise InputError(f"the cache {folder} cannot be written ({error.strerror}); set {CACHE_VARIABLE}") from error
+        yield

@@ -1,0 +1,1 @@
+"""UNITER's image and text databases, read and written exactly as released."""

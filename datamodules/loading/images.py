@@ -1,0 +1,188 @@
+"""From an image file to the pixels a network wants: the papers' transforms, an optional cache.
+
+Geometry happens on uint8 (PIL, as the official code does it); scaling to [0, 1] and normalization happen once for the whole
+batch, element by element the same arithmetic as torchvision's ToTensor and Normalize.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from datamodules.errors import InputError
+from datamodules.files.images import open_image
+from datamodules.inputs import ImageInput
+from datamodules.records import ImageRecord
+
+Augment = Literal["paper", "none"]
+
+_INTERPOLATION = {
+    "bicubic": InterpolationMode.BICUBIC,
+    "bilinear": InterpolationMode.BILINEAR,
+    "nearest": InterpolationMode.NEAREST,
+}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied.
+
+    Args:
+        kind: "paper" is BEiT-3's and thus MWA's recipe: a random crop of part of the image, resized to the network's size, and
+            a random horizontal flip. "none" is the evaluation transform.
+        min_scale: Smallest area of the random crop as a fraction of the image (the official recipe: 0.5).
+        flip: Probability of the horizontal flip (the official recipe: 0.5).
+    """
+
+    kind: Augment = "paper"
+    min_scale: float = 0.5
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_scale <= 1:
+            raise InputError(f"augmentation.min_scale is {self.min_scale}; give a fraction of the image's area in (0, 1].")
+        if not 0 <= self.flip <= 1:
+            raise InputError(f"augmentation.flip is {self.flip}; give a probability in [0, 1].")
+
+
+def evaluation_transform(spec: ImageInput) -> v2.Transform:
+    """PIL image to uint8 [3, size, size]: "squash" is Resize((S, S)), "crop" resizes the shorter side and crops the centre."""
+    interpolation = _INTERPOLATION[spec.interpolation]
+    if spec.resize == "squash":
+        steps: list[Any] = [v2.Resize((spec.size, spec.size), interpolation, antialias=True)]
+    else:
+        shorter = math.floor(spec.size / spec.crop_fraction)  # timm's rounding
+        steps = [v2.Resize(shorter, interpolation, antialias=True), v2.CenterCrop(spec.size)]
+    return v2.Compose([*steps, v2.PILToTensor()])
+
+
+def training_transform(spec: ImageInput, augmentation: Augmentation) -> v2.Transform:
+    """PIL image to uint8 [3, size, size]; random unless `augmentation.kind` is "none".
+
+    Official recipe (unilm/beit3/datasets.py build_transform): timm's RandomResizedCropAndInterpolation(size, scale=(0.5, 1.0),
+    ratio 3/4..4/3, bicubic) and RandomHorizontalFlip; RandomAugment is off in both of MWA's recipes.
+    """
+    if augmentation.kind == "none":
+        return evaluation_transform(spec)
+    crop = v2.RandomResizedCrop(
+        spec.size,
+        scale=(augmentation.min_scale, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        interpolation=_INTERPOLATION[spec.interpolation],
+        antialias=True,
+    )
+    return v2.Compose([crop, v2.RandomHorizontalFlip(augmentation.flip), v2.PILToTensor()])
+
+
+def normalize(pixels_B3HW: Tensor, spec: ImageInput) -> Tensor:
+    """uint8 to float32 with the network's mean and standard deviation."""
+    mean_311 = torch.tensor(spec.mean)[:, None, None]
+    std_311 = torch.tensor(spec.std)[:, None, None]
+    return pixels_B3HW.float().div_(255).sub_(mean_311).div_(std_311)
+
+
+class SplitImages:
+    """The images of one split as pixels.
+
+    Args:
+        records: The split.
+        spec: What the network wants.
+        augmentation: None for evaluation.
+        cache: Keep resized uint8 images in memory, shared with forked workers. Ignored where a random crop needs the original.
+    """
+
+    def __init__(
+        self, records: Sequence[ImageRecord], spec: ImageInput, augmentation: Augmentation | None = None, cache: bool = False
+    ) -> None:
+        self.records = records
+        self.spec = spec
+        self.random = augmentation is not None and augmentation.kind != "none"
+        self.transform = evaluation_transform(spec) if augmentation is None else training_transform(spec, augmentation)
+        self.cache = _Cache(len(records), spec.size) if cache and not self.random else None
+
+    def pixels(self, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """float32 [B, 3, size, size] of these rows; `seeds` (one a row) fix the random crop and flip."""
+        pixels = [self._row(row, seed) for row, seed in zip(rows, seeds, strict=True)]
+        return normalize(torch.stack(pixels), self.spec)
+
+    def _row(self, row: int, seed: int) -> Tensor:
+        if self.cache is not None and (kept := self.cache.get(row)) is not None:
+            return kept
+        image = open_image(self.records[row])
+        if self.random:
+            # torchvision draws from the default CPU generator: give it this sample's seed and put its state back.
+            # Not torch.manual_seed, which would also reseed the accelerator and with it the training's dropout.
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                pixels_3HW: Tensor = self.transform(image)
+        else:
+            pixels_3HW = self.transform(image)
+        if self.cache is not None:
+            self.cache.put(row, pixels_3HW)
+        return pixels_3HW
+
+
+class Pixels:
+    """A data set's images by the transform of one network. Of each split and transform there is one `SplitImages`, kept, so that
+    a cache outlives the loaders that Lightning makes anew.
+
+    Args:
+        spec: What the network wants.
+        augmentation: Of training images.
+        cache: See `SplitImages`.
+    """
+
+    def __init__(self, spec: ImageInput, augmentation: Augmentation, cache: bool) -> None:
+        self.spec, self.augmentation, self.cache = spec, augmentation, cache
+        self._kept: dict[tuple[str, bool], SplitImages] = {}
+
+    def training(self, split: str, records: Sequence[ImageRecord]) -> SplitImages:
+        """The images of a split as training sees them."""
+        if self.augmentation.kind == "none":
+            return self.evaluation(split, records)
+        return self._keep((split, True), records, self.augmentation)
+
+    def evaluation(self, split: str, records: Sequence[ImageRecord]) -> SplitImages:
+        """The images of a split as evaluation sees them."""
+        return self._keep((split, False), records, None)
+
+    def _keep(self, key: tuple[str, bool], records: Sequence[ImageRecord], augmentation: Augmentation | None) -> SplitImages:
+        if key not in self._kept:
+            self._kept[key] = SplitImages(records, self.spec, augmentation, self.cache)
+        return self._kept[key]
+
+
+class _Cache:
+    """uint8 [N, 3, S, S] in anonymous shared memory: what one forked worker decodes, all see; no use of /dev/shm, which is
+    small in containers. Pages are only taken when written. A spawned worker starts an empty one of its own."""
+
+    def __init__(self, images: int, size: int) -> None:
+        self.shape = (images, 3, size, size)
+        self._map()
+
+    def _map(self) -> None:
+        pixels = max(1, math.prod(self.shape))
+        self._pixels_N3HW = np.frombuffer(mmap.mmap(-1, pixels), np.uint8, math.prod(self.shape)).reshape(self.shape)
+        self._filled_N = np.frombuffer(mmap.mmap(-1, max(1, self.shape[0])), np.uint8, self.shape[0])
+
+    def get(self, row: int) -> Tensor | None:
+        return torch.from_numpy(self._pixels_N3HW[row].copy()) if self._filled_N[row] else None
+
+    def put(self, row: int, pixels_3HW: Tensor) -> None:
+        self._pixels_N3HW[row] = pixels_3HW.numpy()
+        self._filled_N[row] = 1  # last, so that no process reads a half-written image
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"shape": self.shape}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.shape = state["shape"]
+        self._map()

@@ -1,0 +1,189 @@
+"""From captions to padded token ids, with the tokenizer that the network names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.errors import InputError
+from datamodules.files.releases import RELEASE, TOKENIZER, tokenizer_file
+from datamodules.formats.beit3_index import BEIT3_IDS
+from datamodules.inputs import TextInput
+from datamodules.records import FileIds
+
+_SENTENCEPIECE = (".spm", ".model")
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer, by hub name or local folder, or BEiT-3's sentencepiece file; cuts and pads as `TextInput` says.
+
+    Args:
+        spec: What the network names. Without a tokenizer, captions have to be token ids.
+        file_ids: What the captions' token ids are of, where they have any.
+
+    Raises:
+        InputError: the folder, file or hub name gives no tokenizer, or one with more ids than the network has; there is no
+            tokenizer and no `file_ids`.
+    """
+
+    def __init__(self, spec: TextInput, file_ids: FileIds = BEIT3_IDS) -> None:
+        self.max_tokens = spec.max_tokens
+        self.file_ids = file_ids
+        self._tokenizer: Any = None
+        if spec.tokenizer is None:
+            if file_ids.size is None:
+                raise InputError(
+                    "the network names no tokenizer, so captions have to come as token ids from text databases: set "
+                    "regions.text_db of the data, or the network's tokenizer."
+                )
+            self.name = file_ids.maker
+        else:
+            self._load(spec.tokenizer)
+        if spec.vocabulary is not None and self.vocabulary_size > spec.vocabulary:
+            raise InputError(
+                f"tokenizer {self.name} has {self.vocabulary_size:,} ids, the network's token table {spec.vocabulary:,} rows; "
+                "give the tokenizer that the network was trained with (or, without weights, set its vocab_size)."
+            )
+
+    def _load(self, name: str) -> None:
+        # Tokenizing happens in data workers, one batch each: the Rust threads would only fight with them, and after a fork
+        # they print a warning. A user's own setting stays.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.name = os.path.expanduser(name)
+        if self.name.endswith(_SENTENCEPIECE) and not Path(self.name).is_dir():
+            self._tokenizer = _from_sentencepiece(tokenizer_file(self.name))
+        else:
+            self._tokenizer = _from_hugging_face(self.name)
+        self._tokenizer.padding_side = "right"
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, special tokens included (64,002 for beit3.spm)."""
+        if self._tokenizer is None:
+            assert self.file_ids.size is not None
+            return self.file_ids.size
+        return len(self._tokenizer)
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids (int64) and mask (bool, True = real token), both [B, T], T the longest of the batch."""
+        self.require_tokenizer()
+        encoded = self._tokenizer(
+            list(texts), padding="longest", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        return encoded["input_ids"].to(torch.int64), encoded["attention_mask"].to(torch.bool)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """All ids of each text, without special tokens."""
+        self.require_tokenizer()
+        return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+    def require_tokenizer(self) -> None:
+        """See that captions can be text.
+
+        Raises:
+            InputError: the network names no tokenizer.
+        """
+        if self._tokenizer is None:
+            raise InputError(
+                f"captions are text, but the network names no tokenizer and takes only the ids of {self.name}: set the network's "
+                "tokenizer."
+            )
+
+    def from_ids(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """What `__call__` gives for the texts that have these `ids()`: with begin and end token, cut and padded.
+
+        Official: `_get_text_segment` of unilm/beit3/datasets.py.
+        """
+        special = self.file_ids
+        rows = [[special.begin, *some[: self.max_tokens - 2], special.end] for some in ids]
+        longest = max(map(len, rows))
+        tokens_BT = torch.tensor([row + [special.padding] * (longest - len(row)) for row in rows], dtype=torch.int64)
+        return tokens_BT, torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
+
+    def require_ids(self, largest: int) -> None:
+        """See that the ids in the files, up to this one, are this tokenizer's.
+
+        Raises:
+            InputError: the network's tokenizer is another one.
+        """
+        if self._tokenizer is None:
+            return  # the files are all that there is, and their readers have looked at every id
+        its, theirs = self._tokenizer, self.file_ids
+        begin = its.bos_token_id if its.bos_token_id is not None else its.cls_token_id
+        end = its.eos_token_id if its.eos_token_id is not None else its.sep_token_id
+        special = [begin, its.pad_token_id, end, its.unk_token_id]
+        expected = [theirs.begin, theirs.padding, theirs.end, theirs.unknown]
+        other_size = theirs.size is not None and theirs.size != self.vocabulary_size
+        if special != expected or largest >= self.vocabulary_size or other_size:
+            size = "" if theirs.size is None else f" of {theirs.size:,}"
+            remedy = "captions: karpathy" if theirs == BEIT3_IDS else "regions.text_db: null"
+            raise InputError(
+                f"the captions are token ids of {theirs.maker} (up to {largest}{size}), but the network's tokenizer {self.name} "
+                f"has {self.vocabulary_size:,} ids, and begin, padding, end, unknown at {special} (theirs: {expected}). "
+                f"Use a network with that tokenizer, or read the captions as text ({remedy})."
+            )
+
+
+def _from_sentencepiece(path: Path) -> Any:
+    """BEiT-3's tokenizer from its sentencepiece file: <s> 0, <pad> 1, </s> 2, <unk> 3, then piece i has id i + 1.
+
+    It equals `XLMRobertaTokenizer("beit3.spm")` of transformers 4, which unilm/beit3/utils.py makes.
+    """
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+    from transformers import XLMRobertaTokenizer
+
+    remedy = f"give BEiT-3's file, {RELEASE}/{TOKENIZER}"
+    try:
+        content = path.read_bytes()
+        sentencepiece.SentencePieceProcessor().LoadFromSerializedProto(content)
+    except OSError as error:
+        raise InputError(f"sentencepiece file {path} cannot be read ({error.strerror}); {remedy}.") from error
+    except RuntimeError as error:
+        raise InputError(f"{path} is not a sentencepiece file, or is cut short ({error}); {remedy}.") from error
+    generated: Any = sentencepiece_model_pb2  # protobuf's classes are made at run time
+    model = generated.ModelProto.FromString(content)
+    # transformers takes any model and would give one that is laid out in another way wrong ids without a word.
+    first = [piece.piece for piece in model.pieces[:3]]
+    if first != ["<unk>", "<s>", "</s>"] or model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
+        raise InputError(f"{path} is not a unigram model whose first pieces are <unk>, <s>, </s>, as BEiT-3's are; {remedy}.")
+    # transformers 5 wants a folder that holds the file under this name. A folder of this process alone, gone at once.
+    with TemporaryDirectory(prefix="crosslight-tokenizer-") as folder:
+        (Path(folder) / "sentencepiece.bpe.model").write_bytes(content)
+        return XLMRobertaTokenizer.from_pretrained(folder)
+
+
+def _from_hugging_face(name: str) -> Any:
+    from transformers import AutoTokenizer  # seconds of import, only needed here
+
+    looks_local = name.startswith((".", os.sep)) or Path(name).exists()
+    if looks_local and not Path(name).is_dir():
+        raise InputError(
+            f"tokenizer folder {name} does not exist; give a folder with tokenizer.json, a Hugging Face name, or BEiT-3's "
+            "sentencepiece file (.spm)."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first_line = str(error).strip().partition("\n")[0]
+        remedy = (
+            "it should hold tokenizer.json and tokenizer_config.json"
+            if looks_local
+            else "check the name, or download it once on a connected machine (`hf download NAME --local-dir FOLDER`) and "
+            "give that folder instead (HF_HUB_OFFLINE is set)"
+            if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+            else "check the name and the network, or give a local folder with the tokenizer's files"
+        )
+        raise InputError(f"no tokenizer at {name}: {first_line}. Remedy: {remedy}.") from error
+    if tokenizer.pad_token is None:
+        # GPT-2's has none. Which id pads does not matter where the mask is False.
+        if tokenizer.eos_token is None:
+            raise InputError(f"tokenizer {name} has neither a padding nor an end token; it cannot pad a batch.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

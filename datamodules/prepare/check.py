@@ -1,0 +1,191 @@
+"""`crosslight data check`: everything that is wrong with a data root, in one pass.
+
+report = run_check("flickr8k", "/data/flickr8k")
+print("\\n".join(report.lines()))
+raise SystemExit(report.exit_code)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from datamodules.errors import InputError
+from datamodules.files.images import open_image
+from datamodules.formats.parsing import Problem
+from datamodules.loading.region_files import RegionFiles, RegionReader, name_of
+from datamodules.loading.splits import FileSplits, RegionSplits, Splits
+from datamodules.prepare.data_sets import open_source
+from datamodules.records import ImageRecord
+from datamodules.source import Source
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """Of one split."""
+
+    images: int
+    captions: int
+
+
+@dataclass(slots=True)
+class Report:
+    """What a data root holds and what is wrong with it.
+
+    `problems` must be mended; `notes` are properties that published data sets have too, but that a result should mention
+    (the same caption text, or the same picture under two names, in two splits).
+    """
+
+    name: str
+    root: Path
+    splits: dict[str, SplitCounts] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.problems else 0
+
+    def lines(self, most: int = 20) -> list[str]:
+        """The report as text: counts, then at most `most` problems of each kind, then notes."""
+        lines = [f"{self.name} at {self.root}"]
+        for split, counts in self.splits.items():
+            lines.append(f"  {split}: {counts.images:,} images, {counts.captions:,} captions")
+        kinds: dict[str, list[Problem]] = defaultdict(list)
+        for problem in self.problems:
+            kinds[problem.kind].append(problem)
+        for kind, problems in kinds.items():
+            lines.append(f"{kind}: {len(problems):,}")
+            lines += [f"  {problem.text}" for problem in problems[:most]]
+            if len(problems) > most:
+                lines.append(f"  and {len(problems) - most:,} more")
+        lines += [f"note: {note}" for note in self.notes]
+        lines.append(f"{len(self.problems):,} problem(s)" if self.problems else "no problems found")
+        return lines
+
+
+def run_check(kind: str, root: str | Path, workers: int = 2, **options: Any) -> Report:
+    """Check a data root of a kind ("coco", "flickr30k", ..., or a class path); `options` are those of its class.
+
+    Raises:
+        InputError: unknown kind, or the annotations cannot be read at all.
+    """
+    return check(open_source(kind, root, **options), workers)
+
+
+def check(source: Source, workers: int = 2, progress: bool = True, regions: RegionFiles | None = None) -> Report:
+    """Read the annotations and decode every image with `workers` processes; with `regions`, read those of every image instead, in
+    this process.
+
+    Raises:
+        InputError: the annotations, or the databases of regions, cannot be read at all.
+    """
+    reader = None
+    splits: Splits = FileSplits(source)
+    if regions is not None:
+        splits = RegionSplits(source, regions)
+        reader = splits.reader
+    parsed, _ = splits.parse()
+    report = Report(source.name, source.root, problems=list(parsed.problems))
+    for split, records in parsed.splits.items():
+        report.splits[split] = SplitCounts(len(records), sum(len(record.captions) for record in records))
+
+    splits_of_image: dict[str, list[str]] = defaultdict(list)
+    splits_of_text: dict[str | tuple[int, ...], set[str]] = defaultdict(set)
+    images: dict[Path, ImageRecord] = {}
+    splits_of_path: dict[Path, set[str]] = defaultdict(set)
+    for split, records in parsed.splits.items():
+        for record in records:
+            if record.path is not None:
+                images[record.path] = record
+                splits_of_path[record.path].add(split)
+            if split not in splits_of_image[record.image_id]:
+                splits_of_image[record.image_id].append(split)
+            for caption in record.captions if len(parsed.splits) > 1 else ():  # of one split there may be millions
+                splits_of_text[caption.token_ids or caption.text.strip().lower()].add(split)
+    for image_id, its_splits in splits_of_image.items():
+        if len(its_splits) > 1:
+            problem = Problem("image in several splits", str(parsed.path), f"image {image_id} is in {', '.join(its_splits)}")
+            report.problems.append(problem)
+    _note_shared(report, "caption text(s)", splits_of_text.values())
+
+    if reader is not None:
+        every = {record.image_id: record for records in parsed.splits.values() for record in records}
+        report.problems += _check_regions(list(every.values()), reader, source.region_prefixes, progress)
+        return report
+
+    splits_of_content: dict[bytes, set[str]] = defaultdict(set)
+    for record, (digest, error) in _decode_all(list(images.values()), workers, progress):
+        assert record.path is not None
+        if error is None:
+            splits_of_content[digest] |= splits_of_path[record.path]
+        else:
+            missing = not record.path.exists()
+            report.problems.append(Problem("missing image" if missing else "unreadable image", str(record.path), error))
+    several = {path for path, splits in splits_of_path.items() if len(splits) > 1}
+    if not several:  # otherwise the image ids have already said so
+        _note_shared(report, "image file(s) with equal content", splits_of_content.values())
+    return report
+
+
+def _note_shared(report: Report, what: str, sets: Iterable[set[str]]) -> None:
+    together: dict[tuple[str, ...], int] = defaultdict(int)
+    for splits in sets:
+        if len(splits) > 1:
+            together[tuple(sorted(splits))] += 1
+    for names, count in sorted(together.items()):
+        report.notes.append(f"{count:,} {what} occur in {' and '.join(names)}")
+
+
+def _check_regions(
+    records: Sequence[ImageRecord], reader: RegionReader, prefixes: Sequence[str], progress: bool
+) -> Iterable[Problem]:
+    console = Console(stderr=True)
+    for record in track(records, "reading regions", console=console, disable=not progress, transient=True):
+        name = name_of(record, reader, prefixes)
+        if name is None:
+            yield Problem("missing image", str(reader.databases[0].folder), f"image {record.image_id} has no regions")
+            continue
+        try:
+            reader.read(name)
+        except InputError as error:
+            yield Problem("unreadable image", str(reader.databases[0].folder), str(error))
+
+
+def _decode_all(
+    records: Sequence[ImageRecord], workers: int, progress: bool
+) -> Iterable[tuple[ImageRecord, tuple[bytes, str | None]]]:
+    console = Console(stderr=True)
+    if workers <= 1:
+        results: Iterable[tuple[bytes, str | None]] = map(_decode, records)
+        yield from zip(
+            records,
+            track(results, "decoding images", len(records), console=console, disable=not progress, transient=True),
+            strict=True,
+        )
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        results = pool.map(_decode, records, chunksize=32)
+        yield from zip(
+            records,
+            track(results, "decoding images", len(records), console=console, disable=not progress, transient=True),
+            strict=True,
+        )
+
+
+def _decode(record: ImageRecord) -> tuple[bytes, str | None]:
+    """Digest of the file, and what is wrong with the image."""
+    assert record.path is not None
+    try:
+        open_image(record)
+        return hashlib.blake2b(record.path.read_bytes(), digest_size=16).digest(), None
+    except InputError as error:
+        return b"", str(error).partition(". Replace the file")[0]

@@ -1,0 +1,1 @@
+"""A trained model looked into: attention maps, grounding, captions, what was retrieved."""

@@ -1,0 +1,119 @@
+"""Draws a caption's maps: a panel a word, its attention over the image."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from datamodules.errors import InputError
+from datamodules.records import Box
+from experiments.analysis.word_maps import TokenMaps
+
+_PANEL, _COLUMNS, _LETTERS = 2.1, 5, 24  # inches, panels a row, letters that fit over a panel at full size
+_PIXELS = 500  # a image's longer side in a picture
+
+
+def draw_maps(path: Path, image: Image.Image, maps: TokenMaps, covered: Box, smooth: bool = True) -> Path:
+    """A picture: the image with its caption, then for each word the image with its map over it.
+
+    Each map has its own colors, from nothing to its peak, which is given in times an even share: a map that is even is as bright
+    as any other, but its peak is near 1.
+
+    Args:
+        path: A .png, or another format of matplotlib.
+        image: As the network's transform was given it.
+        maps: Of its caption.
+        covered: The part of the image under the grid.
+        smooth: Interpolate between cells; else each cell is seen.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    width, height = image.size
+    small = image.copy()
+    small.thumbnail((_PIXELS, _PIXELS))
+    panels = 1 + len(maps.words)
+    columns = min(_COLUMNS, panels)
+    rows = -(-panels // columns)
+    shape = min(max(height / width, 0.25), 1.6)  # of a panel; a very long image leaves some of it empty
+    title = textwrap.wrap(f"“{maps.text}”" if maps.text else "(an empty caption)", 22 * columns, break_long_words=True)
+    note = textwrap.wrap(f"I-Tuning, {maps.shown}", 26 * columns)
+    above, below = 0.24 * len(title) + 0.19 * len(note) + 0.12, 0.06
+    size = (_PANEL * columns, (_PANEL * shape + 0.5) * rows + above + below)
+    figure = Figure(figsize=size)
+    lines: dict[str, Any] = {"ha": "center", "parse_math": False}
+    figure.text(0.5, 1 - 0.08 / size[1], "\n".join(title), va="top", fontsize=_fitting(title, 12, size[0]), **lines)
+    at = 1 - (above - 0.02) / size[1]
+    figure.text(0.5, at, "\n".join(note), va="bottom", fontsize=_fitting(note, 8.5, size[0]), color="#57606a", **lines)
+    word_maps, special = maps.word_maps(), maps.word_special().sum(1)
+    for panel in range(panels):
+        row, column = divmod(panel, columns)
+        left = (column + 0.03) / columns
+        bottom = 1 - (above + (row + 1) * (_PANEL * shape + 0.5)) / size[1]
+        axes = figure.add_axes((left, bottom, 0.94 / columns, _PANEL * shape / size[1]))
+        axes.axis("off")
+        axes.imshow(small, extent=(0, width, height, 0))
+        if panel == 0:
+            _head(axes, "image", "dashed: what the network sees", "#57606a")
+            dashes = {"fill": False, "edgecolor": "white", "linewidth": 1.2, "linestyle": (0, (4, 3))}
+            axes.add_patch(_rectangle(covered, **(dashes | {"edgecolor": "black", "linestyle": "-"})))
+            axes.add_patch(_rectangle(covered, **dashes))
+        else:
+            word, map_YX = maps.words[panel - 1], word_maps[panel - 1]
+            total = float(map_YX.sum())
+            extent = (covered.left, covered.right, covered.bottom, covered.top)
+            of_peak_YX = map_YX / (float(map_YX.max()) or 1.0)
+            axes.imshow(
+                of_peak_YX,
+                extent=extent,
+                interpolation="bilinear" if smooth else "nearest",
+                cmap="turbo",
+                vmin=0.0,
+                vmax=1.0,
+                alpha=0.3 + 0.35 * of_peak_YX,  # the image stays clear where the word does not attend to it
+            )
+            peak = f"peak {map_YX.max() * map_YX.size / total:.1f}x even" if total else "no attention to patches"
+            if specials := maps.special_TS.shape[1]:
+                peak += f", {'class token' if specials == 1 else f'{specials} special tokens'} {special[panel - 1]:.0%}"
+            _head(axes, word.text, peak, "black")
+        axes.set_xlim(min(0, covered.left), max(width, covered.right))
+        axes.set_ylim(max(height, covered.bottom), min(0, covered.top))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}); give another folder.") from error
+    return path
+
+
+def _head(axes: Any, title: str, small: str, color: str) -> None:
+    """Two lines over a panel. Long words get small letters, then two lines."""
+    lines = textwrap.wrap(title, 2 * _LETTERS, break_long_words=True) or [""]
+    if len(lines) > 2:  # no word, but a caption without spaces
+        lines = [lines[0], f"{lines[1][:-1]}…"]
+    above = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "annotation_clip": False}
+    axes.annotate(small, (0.5, 1), (0, 4), fontsize=_fitting([small], 7, _PANEL), color="#57606a", **above)
+    size = _fitting(lines, 11, _PANEL)
+    axes.annotate("\n".join(lines), (0.5, 1), (0, 15), fontsize=size, color=color, parse_math=False, linespacing=1.0, **above)
+
+
+def _fitting(lines: Sequence[str], size: float, inches: float) -> float:
+    """This font size, or a smaller one with which the longest line is no wider than that."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=size)
+    widest = max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines)
+    return min(size, size * 0.94 * 72 * inches / max(widest, 1.0))
+
+
+def _rectangle(box: Box, **style: Any) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((box.left, box.top), box.right - box.left, box.bottom - box.top, **style)

@@ -1,0 +1,123 @@
+"""Attention maps of a run, stored in its folder: the one part of a report that needs the model.
+
+    RUN/attention_maps/relations.npz   UNITER with or without IAIS: a pair's intra-modal self-attention (Figure 7 of IAIS)
+    RUN/attention_maps/words.npz       I-Tuning: what each word of a caption attends to (Figure 3 of I-Tuning)
+
+Both show the first example of the run's own test split: of a pair, the one whose image comes first in the first batch. None is
+chosen by its result, and rows of one exhibit show the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from datamodules.errors import InputError
+from experiments.analysis.stored_maps import MAP_FILES, MAPS_FOLDER, AttentionMaps, WordMaps, store_map
+
+
+def make_maps(folder: Path) -> Path:
+    """Makes the maps of a run, unless they are there: the file.
+
+    Raises:
+        InputError: The run has neither kind of map, its test split is gone, or the model cannot be loaded.
+    """
+    there = next((file for name in MAP_FILES if (file := folder / MAPS_FOLDER / name).is_file()), None)
+    if there is not None:
+        return there
+    import lightning_modules
+    from experiments.training.quiet import quiet
+    from lightning_modules.networks.captioner import Captioner
+
+    quiet()
+    model: Any = lightning_modules.load(folder)
+    data = data_of(folder)
+    if isinstance(model.network, Captioner):
+        return store_map(folder, "words.npz", _word_maps(model, data))
+    if hasattr(model.network, "relations"):
+        return store_map(folder, "relations.npz", _relation_maps(model, data, folder))
+    raise InputError(f"{folder} is a run of {type(model.network).__name__}, which has no attention maps to show.")
+
+
+def data_of(folder: Path) -> Any:
+    """The run's own data module, from its configuration.
+
+    Raises:
+        InputError: It cannot be built.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+    from lightning.pytorch import LightningDataModule
+
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
+    try:
+        return parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+    except (ArgumentError, KeyError) as error:
+        raise InputError(
+            f"{folder / 'config.yaml'}: its data cannot be built ({error}). Use the version that wrote it."
+        ) from error
+
+
+def _relation_maps(model: Any, data: Any, folder: Path) -> AttentionMaps:
+    import torch
+    from transformers import AutoTokenizer
+
+    from lightning_modules.objectives.relation_alignment import Kind, RelationAlignment, Scores
+
+    data.connect(model.network.inputs)
+    loaders = data.evaluation_loaders("test")
+    if len(loaders) < 3:
+        raise InputError(f"{folder} was not tested on pairs with objects (Flickr30k Entities), which maps of relations need.")
+    batch = next(iter(loaders[2]))
+    row = int(batch.images.index_B.argmin())
+    layer = getattr(model, "isda_layer", model.network.num_layers - 1)
+    with torch.no_grad():
+        relations = model.network.relations(batch, [layer])
+        attended, words, regions = relations.attention[layer], relations.words, relations.regions
+        scores = Scores(attended, words, regions)
+        kinds: tuple[Kind, ...] = ("singular", "distributed")
+        terms = {kind: RelationAlignment(kind)(attended, words, regions, ("language", "vision")) for kind in kinds}
+    losses = {kind: sum(float(loss_B[row]) for loss_B in each.values()) for kind, each in terms.items()}
+    kept_words, kept_regions = words.mask_BN[row], regions.mask_BN[row]
+    pieces = batch.texts.tokens_BT[row][1:][: len(kept_words)][kept_words[: batch.texts.tokens_BT.shape[1] - 1]].tolist()
+    name = model.network.inputs.text.tokenizer
+    names = AutoTokenizer.from_pretrained(name).convert_ids_to_tokens(pieces) if name else [str(piece) for piece in pieces]
+    return AttentionMaps(
+        tuple(names),
+        scores.map("L", "L")[row][kept_words][:, kept_words].numpy(),
+        scores.map("V", "V")[row][kept_regions][:, kept_regions].numpy(),
+        batch.texts.texts[row],
+        layer,
+        losses["singular"],
+        losses["distributed"],
+    )
+
+
+def _word_maps(model: Any, data: Any) -> WordMaps:
+    import torch
+
+    from datamodules.files.images import open_image
+    from datamodules.loading.images import evaluation_transform, normalize
+    from datamodules.records import ImageBatch
+    from experiments.analysis.grid import covered_area
+    from experiments.analysis.word_maps import token_maps
+
+    network = model.network
+    data.connect(network.inputs)
+    record = data.records("test")[0]
+    image = open_image(record)
+    spec = network.vision.image_input
+    pixels_B3HW = normalize(evaluation_transform(spec)(image)[None], spec)
+    with torch.no_grad():
+        features = network.encode_images(ImageBatch((record.image_id,), torch.zeros(1, dtype=torch.int64), pixels_B3HW))
+    ids = network.generate_ids(features, model.decoding)
+    maps = token_maps(network, features, ids)[0]
+    area = covered_area(spec, *image.size)
+    image.thumbnail((320, 320))
+    scale = image.size[0] / (open_image(record).size[0])
+    covered = (area.left * scale, area.top * scale, area.right * scale, area.bottom * scale)
+    return WordMaps(tuple(word.text for word in maps.words), maps.word_maps(), np.asarray(image), covered, maps.text, maps.shown)

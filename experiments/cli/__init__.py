@@ -1,0 +1,1 @@
+"""argv -> one of the rooms: one file a command."""

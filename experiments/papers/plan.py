@@ -1,0 +1,122 @@
+"""What must run for an exhibit: each configuration once, after those it starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import InputError
+from experiments.papers.catalogue import read_exhibit, read_runs
+from experiments.papers.schema import PAPERS, Recipe, Scale, needs_of, replace_runs
+from experiments.papers.strict_yaml import yaml_content
+from experiments.papers.worlds import SCENES, SPLITS
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run with one seed: one folder.
+
+    `names` are the names PAPER/RUN that it has; `after` the keys of the jobs that must be finished first.
+    """
+
+    key: str
+    names: tuple[str, ...]
+    scale: Scale
+    seed: int
+    recipe: Recipe
+    after: tuple[str, ...]
+    starts: Mapping[str, str]  # run name -> key of its job, for {run:...} and start
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.names[0].replace('/', '-')}-s{self.seed}-{self.key[:8]}"
+
+    def arguments(self, folders: Mapping[str, Path]) -> list[str]:
+        """Arguments of `crosslight`, where `folders` has the folder of each job by its key."""
+        recipe = self.recipe
+        options = {
+            name: replace_runs(value, lambda run: str(folders[self.starts[run]])) for name, value in recipe.options.items()
+        }
+        if recipe.start is not None:
+            options["model.init_args.init_from"] = str(folders[self.starts[recipe.start]])
+        if recipe.seeded:
+            options |= {"seed_everything": self.seed, "data.init_args.seed": self.seed}
+        configs = [part for name in recipe.configs for part in ("-c", name)]
+        paper, _, run = self.names[0].partition("/")
+        options = {"name": run, "wandb.group": paper, **options, "scale": self.scale, "run_dir": str(folders[self.key])}
+        return [recipe.command, *configs, *(f"--{name}={_text(value)}" for name, value in options.items())]
+
+
+def plan(exhibits: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[Job]:
+    """The jobs of exhibits (PAPER/NAME), each once, after those that it needs.
+
+    Raises:
+        InputError: An exhibit or run is wrong, or runs start from each other in a circle.
+    """
+    wanted: dict[tuple[str, str], None] = {}
+    for name in exhibits:
+        paper = name.partition("/")[0]
+        wanted |= {(paper, run): None for variant in read_exhibit(name).variants for run in variant.runs.values()}
+    return plan_runs([f"{paper}/{run}" for paper, run in wanted], scale, seeds)
+
+
+def plan_runs(names: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[Job]:
+    """The jobs of runs (PAPER/RUN), each once, after those that it needs. Runs that do not have the scale are left out."""
+    books: dict[str, dict[str, dict[Scale, Recipe]]] = {}
+    jobs: dict[str, Job] = {}
+
+    def add(name: str, seed: int, above: tuple[str, ...] = ()) -> str | None:
+        paper, _, run = name.partition("/")
+        if paper not in PAPERS:
+            raise InputError(f"{name}: there is no paper {paper!r}; there are {', '.join(PAPERS)}")
+        book = books.setdefault(paper, read_runs(paper))
+        if run not in book:
+            raise InputError(f"there is no run {name}; {paper}/runs.yaml has {', '.join(book)}")
+        if name in above:
+            raise InputError(f"{paper}/runs.yaml: {' -> '.join((*above, name))} start from each other")
+        if scale not in book[run]:
+            return None
+        recipe = book[run][scale]
+        starts = {}
+        for needed in needs_of(recipe):
+            key = add(f"{paper}/{needed}", seed, (*above, name))
+            assert key is not None, "read_runs has seen that it has the scale"
+            starts[needed] = key
+        key = _key(recipe, scale, seed, starts)
+        known = jobs.get(key)
+        alias = known.names if known is not None else ()
+        if name not in alias:
+            own = seed if recipe.seeded or any(jobs[each].seed == seed for each in starts.values()) else 0
+            jobs[key] = Job(key, (*alias, name), scale, own, recipe, tuple(dict.fromkeys(starts.values())), starts)
+        return key
+
+    for name in names:
+        for seed in seeds:
+            add(name, seed)
+    return list(jobs.values())
+
+
+def _key(recipe: Recipe, scale: Scale, seed: int, starts: Mapping[str, str]) -> str:
+    text = json.dumps(
+        {
+            "command": recipe.command,
+            "configs": [yaml_content(name) for name in recipe.configs],
+            "options": replace_runs(recipe.options, lambda run: starts[run]),
+            "start": starts.get(recipe.start or ""),
+            "world": None if recipe.world is None else [recipe.world, SCENES, SPLITS],
+            "scale": scale,
+            "seed": seed if recipe.seeded else None,
+        },
+        sort_keys=True,
+        default=str,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _text(value: Any) -> str:
+    """As the command line takes it."""
+    return "null" if value is None else json.dumps(value) if isinstance(value, (dict, list, bool)) else str(value)

@@ -1,0 +1,1 @@
+"""BEiT-3 and MultiWay-Adapter against the official code."""

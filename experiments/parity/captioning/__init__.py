@@ -1,0 +1,1 @@
+"""Captioners and caption metrics against the official code."""

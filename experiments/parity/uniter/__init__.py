@@ -1,0 +1,1 @@
+"""UNITER and IAIS against the official code."""

@@ -1,0 +1,187 @@
+"""A run folder: one run, one folder, and the only thing that reports, notebooks and exports read.
+
+    config.yaml     the resolved configuration, enough to start the run again (`-c config.yaml`)
+    results.json    status, provenance, cost, evaluations (`results.py`)
+    metrics.csv     everything logged, one row a step (`metrics_csv.py`)
+    per_query/      ranks of every query of every evaluation (.npz)
+    checkpoints/    best and last
+    wandb/          W&B's files
+
+A run whose process was killed keeps `status: running` but nobody holds its lock; opening it again resumes it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
+from datamodules.files.locks import is_held, take_lock
+from datamodules.files.ownership import refuse_strangers
+from experiments.runs.identity import HASHED, config_hash, differing_keys
+from experiments.runs.results import DataDescription, Evaluation, Results, ResultsStatus, now, read_results, write_results
+
+_TIMED = ("config.yaml", "results.json", "metrics.csv", "checkpoints/last.ckpt")
+
+
+class RunFolder:
+    """An open run folder. The process that created or resumed it holds its lock until `finish`, or until it exits, however.
+
+    `ours` tells whether this is that process (rank 0): the others write nothing into it.
+    """
+
+    def __init__(self, path: Path, results: Results, lock: IO[Any] | None, resumed: bool) -> None:
+        self.path = path
+        self.results = results
+        self.resumed = resumed
+        self.ours = lock is not None
+        self._lock = lock
+        self._began = time.monotonic()
+
+    @classmethod
+    def open(cls, path: str | Path | None, *, name: str, command: str, config: dict[str, Any]) -> RunFolder:
+        """Create the folder, or take up the run that is in it.
+
+        Args:
+            path: The folder; None makes a new one, `runs/<name>/<time>-<hash>`.
+            name: What the run is called in tables.
+            command: Sub-command that writes here.
+            config: Resolved configuration (what `config.yaml` will hold).
+
+        Raises:
+            InputError: The folder holds a finished run, a run of another configuration, something that is no run, or a
+                run that is going on.
+        """
+        digest = config_digest(command, config)
+        if path is None:
+            stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+            base = Path("runs") / name / f"{stamp}-{digest[:6]}"
+            folder, tries = base, 1
+            while True:
+                try:
+                    folder.mkdir(parents=True, exist_ok=False)
+                    break
+                except FileExistsError:  # two runs of the same second
+                    tries += 1
+                    folder = base.with_name(f"{base.name}-{tries}")
+        else:
+            folder = Path(path)
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"--run_dir {folder} is a file. Give a new or empty folder.")
+            folder.mkdir(parents=True, exist_ok=True)
+        folder = folder.resolve()
+        lock = take_lock(lock_of(folder))
+        if lock is None:
+            raise InputError(f"--run_dir {folder} is in use by a running process. Two runs never share a folder.")
+        try:
+            return cls._take_up(folder, lock, name=name, command=command, config=config, digest=digest)
+        except BaseException:
+            lock.close()
+            raise
+
+    @classmethod
+    def _take_up(cls, folder: Path, lock: IO[Any], *, name: str, command: str, config: dict[str, Any], digest: str) -> RunFolder:
+        """The run that is in the locked folder, or a new one where the folder is empty."""
+        if (folder / "results.json").exists():
+            results = read_results(folder)
+            nothing_lost = results.status == "failed" and not any((folder / n).exists() for n in ("checkpoints", "metrics.csv"))
+            if nothing_lost and results.config_hash != digest:  # it stopped while being built: the mistake may be corrected
+                results = replace(results, command=command, name=name, config_hash=digest, evaluations=())
+            if results.config_hash != digest:
+                old = yaml.safe_load((folder / "config.yaml").read_text()) if (folder / "config.yaml").exists() else {}
+                names = [n for n in differing_keys(config, old) if n.split(".")[0] in HASHED]
+                if results.command != command:
+                    names.insert(0, f"the command ({results.command} there, {command} here)")
+                listed = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
+                raise InputError(
+                    f"--run_dir {folder} holds a run of another configuration (it differs in: {listed}). "
+                    "A changed configuration is a new run: give another --run_dir."
+                )
+            if results.status == "finished":
+                raise InputError(
+                    f"--run_dir {folder} holds this very run, finished. Read its results.json, or give another --run_dir "
+                    "to run it again."
+                )
+            seconds = counted_seconds(folder, results) or None
+            results = replace(results, status="running", attempts=results.attempts + 1, error=None, seconds=seconds)
+            run = cls(folder, results, lock, resumed=True)
+        else:
+            refuse_strangers(
+                folder / "results.json", (entry for entry in folder.iterdir() if entry.name != ".lock"),
+                "Give a new or empty --run_dir, or the folder of an earlier run to resume it.",
+            )  # fmt: skip
+            run = cls(folder, Results("running", command, name, digest, now()), lock, resumed=False)
+        write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, width=120))
+        run.save()
+        return run
+
+    @classmethod
+    def attach(cls, path: str | Path, *, name: str, command: str, config: dict[str, Any]) -> RunFolder:
+        """The folder that rank 0 opens, for the other ranks: they write nothing into it. It is empty where they are first."""
+        folder = Path(path)
+        begun = (folder / "results.json").exists()
+        results = read_results(folder) if begun else Results("running", command, name, config_digest(command, config), now())
+        return cls(folder, results, None, resumed=False)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        path = self.checkpoints / "last.ckpt"
+        return path if path.exists() else None
+
+    def save(self) -> None:
+        if self.ours:
+            write_results(self.path, self.results)
+
+    def update(self, **entries: Any) -> None:
+        """Fields of `Results` that have become known."""
+        self.results = replace(self.results, **entries)
+        self.save()
+
+    def add(self, evaluation: Evaluation, data: DataDescription) -> None:
+        """A test that is done, and what it was on."""
+        evaluations = (*self.results.evaluations, evaluation)
+        self.update(evaluations=evaluations, data={**self.results.data, evaluation.data: data})
+
+    def finish(self, status: ResultsStatus, error: str | None = None) -> None:
+        """Write how the run ended and let go of the folder, also when that cannot be written."""
+        if self._lock is None:
+            return
+        seconds = (self.results.seconds or 0.0) + time.monotonic() - self._began
+        try:
+            self.update(status=status, error=error, finished=now(), seconds=round(seconds, 1))
+        finally:
+            self._lock.close()  # a resume in this very process may come before the garbage collector does
+            self._lock = None
+
+
+def config_digest(command: str, config: dict[str, Any]) -> str:
+    return config_hash({"command": command, **config})
+
+
+def lock_of(folder: Path) -> Path:
+    """The file whose lock the process that runs holds."""
+    return folder / ".lock"
+
+
+def is_running(folder: Path) -> bool:
+    return is_held(lock_of(folder))
+
+
+def counted_seconds(folder: Path, results: Results) -> float:
+    """Of all attempts that ended, and of the last one where it was killed before it could count itself: from its config.yaml,
+    which it wrote first, to the last of its results, metrics and checkpoints (0 without a config.yaml)."""
+    counted = results.seconds or 0.0
+    if results.status != "running":
+        return counted
+    times = {name: (folder / name).stat().st_mtime for name in _TIMED if (folder / name).exists()}
+    return round(counted + (max(times.values()) - times["config.yaml"] if "config.yaml" in times else 0.0), 1)

@@ -1,0 +1,127 @@
+"""Where a result comes from: git revision, versions, device. Everything here is read at run time, nothing is configured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "crosslight", "torch", "torchvision", "lightning", "transformers", "timm", "torchmetrics", "omegaconf", "jsonargparse",
+    "wandb", "numpy", "pillow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Git:
+    """Revision and dirty flag of a checkout; both None outside of one (an installed wheel)."""
+
+    revision: str | None = None
+    dirty: bool | None = None
+
+
+@dataclass(frozen=True)
+class Device:
+    """What computed, with what decides its speed.
+
+    Args:
+        kind: "cpu" or "cuda".
+        name: Of the processor or GPU.
+        precision: As the trainer calls it.
+        world_size: Processes.
+        host: Of this process.
+        count: GPUs of the host, 1 of a processor.
+        threads: Of torch, in this process.
+        cores: Of the host.
+    """
+
+    kind: str
+    name: str
+    precision: str
+    world_size: int
+    host: str
+    count: int = 1
+    threads: int | None = None
+    cores: int | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a result comes from.
+
+    Args:
+        git: Of the checkout that holds this code.
+        versions: By package; None where it is not installed.
+        device: That it was computed on.
+    """
+
+    git: Git
+    versions: dict[str, str | None]
+    device: Device
+
+
+def provenance(kind: str, precision: str, world_size: int) -> Provenance:
+    """Of what this process computes.
+
+    Args:
+        kind: Of the device that is used: "cpu" may be said on a machine with a GPU.
+        precision: As the trainer calls it.
+        world_size: Processes.
+    """
+    device = Device(precision=precision, world_size=world_size, **device_state(kind))
+    return Provenance(Git(**git_state(Path(__file__).parent)), versions(), device)
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Revision and dirty flag of the checkout that holds `folder`; both None outside a checkout (an installed wheel)."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20)
+        except (FileNotFoundError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    revision = git("rev-parse", "HEAD")
+    status = git("status", "--porcelain") if revision else None
+    return {"revision": revision, "dirty": None if status is None else bool(status)}
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def device_state(kind: str | None = None) -> dict[str, Any]:
+    """What computed, with what decides its speed.
+
+    Args:
+        kind: Of the device that was used: "cpu" may be said on a machine with a GPU. None: a GPU where there is one.
+    """
+    import torch
+
+    state: dict[str, Any] = {"host": socket.gethostname(), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    if kind == "cuda" or (kind is None and torch.cuda.is_available()):
+        state |= {"kind": "cuda", "name": torch.cuda.get_device_name(0), "count": torch.cuda.device_count()}
+    else:
+        state |= {"kind": "cpu", "name": _processor_name(), "count": 1}
+    return state
+
+
+def _processor_name() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,141 @@
+"""Finds run folders: of a planned run by its key, and all below a folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from datamodules.errors import InputError
+from experiments.papers.plan import Job
+from experiments.runs.folder import is_running
+from experiments.runs.results import Evaluation, Results, ResultsStatus, read_results
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+Status = ResultsStatus | Literal["unreadable", "missing", "not at this scale"]
+_FOLDER = re.compile(r"-s(\d+)-([0-9a-f]{8})$")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with a seed as it was found.
+
+    Args:
+        name: PAPER/RUN, or what the run calls itself.
+        seed: Its seed.
+        status: Of its results; missing where there is no folder.
+        folder: Where it is.
+        results: results.json; None where there is none, or none that can be read.
+        error: Why it did not finish or cannot be read.
+        job: What was planned; None of a folder that was given by hand.
+    """
+
+    name: str
+    seed: int
+    status: Status
+    folder: Path | None = None
+    results: Results | None = None
+    error: str = ""
+    job: Job | None = None
+
+    def evaluation(self, data: str | None) -> Evaluation | None:
+        """The test on a data set, or the first one."""
+        return next(iter(self.results.tests(data)), None) if self.results is not None else None
+
+    def fingerprint(self, data: str) -> str | None:
+        described = None if self.results is None else self.results.data.get(data)
+        return None if described is None else described.fingerprint
+
+
+def read_run(folder: Path) -> Run:
+    """The run of a folder. What cannot be read is a run too: one broken run must not hide the others."""
+    if not (folder / "results.json").exists():
+        return Run(folder.name, 0, "interrupted", folder, error="it was stopped before it wrote anything")
+    try:
+        results = read_results(folder)
+    except InputError as error:
+        return Run(folder.name, 0, "unreadable", folder, error=str(error))
+    run = Run(results.name, results.seed or 0, results.status, folder, results, results.error or "")
+    if results.status == "running" and not is_running(folder):
+        return replace(run, status="interrupted", error="its process was killed; the same sweep resumes it")
+    return run
+
+
+def run_folders_below(folders: Iterable[str | Path], holding: str = "results.json") -> list[Path]:
+    """Run folders in or below folders.
+
+    Args:
+        folders: At or above the run folders.
+        holding: What makes a folder one.
+
+    Raises:
+        InputError: A folder does not exist or holds no run.
+    """
+    below: list[Path] = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder. Give run folders, or folders that hold them.")
+        if not (runs := sorted(file.parent for file in folder.rglob(holding))):
+            what = "run in it" if holding == "results.json" else "run in it that logged anything"
+            raise InputError(f"{folder} holds no {holding}: there is no {what}.")
+        below += runs
+    return below
+
+
+class RunFolders:
+    """Run folders in roots, by the key of what was planned. Roots may come from several machines; a folder is known by the key at
+    its end, since a run that has several names may have been started under another one."""
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        """Looks at the folders' names; results are read when they are asked for.
+
+        Raises:
+            InputError: A root does not exist.
+        """
+        self._by_key: dict[str, list[Path]] = {}
+        seeds: set[int] = set()
+        for root in roots:
+            if not root.is_dir():
+                raise InputError(f"--runs {root} is not a folder. Give the folder that `crosslight sweep run` wrote to.")
+            for folder in sorted(root.iterdir()):
+                if (named := _FOLDER.search(folder.name)) and folder.is_dir():
+                    self._by_key.setdefault(named[2], []).append(folder)
+                    seeds.add(int(named[1]))
+        self.seeds = sorted(seeds) or [0]
+        self._read: dict[Path, Run] = {}
+        self._arrays: dict[Path, dict[str, npt.NDArray[Any]]] = {}
+
+    def of(self, job: Job) -> list[Path]:
+        """The folders of what was planned, in the order of the roots."""
+        return self._by_key.get(job.key[:8], [])
+
+    def find(self, job: Job, name: str) -> Run:
+        """The run of what was planned: a finished one before any other."""
+        for folder in self.of(job):
+            if folder not in self._read:
+                self._read[folder] = read_run(folder)
+        runs = [replace(self._read[folder], name=name, seed=job.seed, job=job) for folder in self.of(job)]
+        runs.sort(key=lambda run: run.status != "finished")  # stable: else the first root's
+        return runs[0] if runs else Run(name, job.seed, "missing", job=job)
+
+    def arrays(self, run: Run, evaluation: Evaluation) -> dict[str, npt.NDArray[Any]]:
+        """Of an evaluation's per-query file; empty where there is none."""
+        name = evaluation.per_query_file
+        if run.folder is None or not name or not (run.folder / name).is_file():
+            return {}
+        file = run.folder / name
+        if file not in self._arrays:
+            import numpy as np  # a table of runs does without
+
+            with np.load(file, allow_pickle=False) as arrays:
+                self._arrays[file] = {key: arrays[key] for key in arrays.files if arrays[key].ndim == 1}
+        return self._arrays[file]
+
+
+def folder_of(job: Job, roots: Sequence[Path]) -> Path:
+    """Where a planned run is, or else where it shall be: in the first root."""
+    return next(iter(RunFolders([root for root in roots if root.is_dir()]).of(job)), roots[0] / job.folder_name)

@@ -1,0 +1,105 @@
+"""Processes of tasks: programs, or forks of one process that has imported everything."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from experiments.sweep.tasks import Task, is_own
+
+# What a run may import before it reads its data. A class that is missing here costs its tasks time, nothing else.
+PRELOAD = [
+    "experiments.sweep.runner",
+    "experiments.training.lightning_cli",
+    "experiments.training.command",
+    "lightning_modules.retrieval",
+    "lightning_modules.ranking",
+    "lightning_modules.captioning",
+    "lightning_modules.networks.beit3",
+    "lightning_modules.networks.dual_encoder",
+    "datamodules.coco",
+    "datamodules.flickr30k_entities",
+    "datamodules.nocaps",
+    "datamodules.visual_genome",
+]
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORKS = multiprocessing.get_context("forkserver")
+
+
+def visible_gpus() -> list[str]:
+    """Names of the devices present, for CUDA_VISIBLE_DEVICES."""
+    import torch
+
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",")[:count] if given else [str(index) for index in range(count)]
+
+
+def oom_kills() -> int:
+    """Processes that this machine's kernel has killed for memory so far."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except FileNotFoundError:  # not Linux
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def is_forked(task: Task) -> bool:
+    """Whether a task may start in a process that has imported everything: a crosslight command of one process, no GPU."""
+    several = any(each.startswith(("--trainer.devices", "--trainer.strategy")) for each in task.command)
+    return is_own(task) and task.gpus == 0 and not several
+
+
+def start_forked(arguments: tuple[Any, ...]) -> BaseProcess:
+    """The server that forks is started here as well, and inherits what is blocked: a signal to the whole group of a runner (a
+    hang-up, `timeout`) leaves it alone, so that the runner can see its tasks end."""
+    process = FORKS.Process(target=_forked, args=arguments)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process
+
+
+def _forked(arguments: Sequence[str], environment: Mapping[str, str], log: Path, lock: Any) -> None:
+    """A task in its own process: what a shell does for a program, then crosslight's command."""
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    lock.detach()  # held as long as this process lives, whatever becomes of the runner
+    os.environ.clear()
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    import torch
+
+    from experiments.cli.main import main
+
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # its variable was read long ago
+    sys.argv = [sys.argv[0], *arguments]
+    try:
+        main(list(arguments))
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out; W&B completes its files in one
+
+
+def kill_process(process: BaseProcess | subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a task's process group: itself, its ranks, its workers."""
+    if process.pid is None:
+        return
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        with contextlib.suppress(ProcessLookupError):
+            if isinstance(process, BaseProcess) and process.exitcode is None:  # it has not made its group yet
+                os.kill(process.pid, signal.SIGKILL)

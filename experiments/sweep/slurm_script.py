@@ -1,0 +1,195 @@
+"""Batch scripts of Slurm: tasks as job arrays that wait for each other."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from datamodules.errors import InputError
+from experiments.sweep.tasks import (
+    Task,
+    given,
+    is_own,
+    log_of,
+)
+
+MOST = 1000  # elements of an array; Slurm's MaxArraySize is 1001 unless configured
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """What jobs ask for.
+
+    Args:
+        partition: Partition.
+        account: Account.
+        qos: Quality of service.
+        constraint: Features that nodes must have.
+        time: Time limit, such as 8:00:00. A run that reaches it is queued again and goes on.
+        notice: Seconds before the limit at which a run is told to save. A validation in progress is completed first.
+        nodes: Nodes of a run on GPUs (one on the processor says so itself: --trainer.num_nodes).
+        gpus_per_node: GPUs a node, with a process each (default: as many as the run's estimate says).
+        cpus_per_task: Cores a process.
+        mem: Memory a node, such as 64G.
+        at_once: Elements of an array that run at once, at most.
+        requeues: How often a run may be queued again before it counts as failed.
+        setup: Lines for the batch script, such as `module load cuda`.
+        extra: Further options of sbatch, such as --mail-type=END.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str | None = None
+    notice: int = 120
+    nodes: int = 1
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem: str | None = None
+    at_once: int | None = None
+    requeues: int = 50
+    setup: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("notice", "nodes", "gpus_per_node", "cpus_per_task", "at_once"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--slurm.{name} is {value}; it is at least 1.")
+        if wrong := [each for each in self.extra if not each.startswith("-") or "\n" in each]:
+            raise InputError(f"--slurm.extra has {wrong[0]!r}, which is no option of sbatch, such as --mail-type=END.")
+
+
+def read_options(arguments: Sequence[str]) -> SlurmOptions:
+    """Of --slurm FILE, --slurm.NAME=VALUE and --slurm.NAME VALUE; later ones win.
+
+    Raises:
+        InputError: No such option, or a value of another type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--slurm", type=SlurmOptions, default=SlurmOptions())
+    try:
+        return parser.instantiate(parser.parse_args(list(arguments))).slurm
+    except ArgumentError as error:
+        text = " ".join(str(error).split()).replace("<class '", "").replace("'>", "")
+        unknown = re.search(r"unrecognized arguments: --slurm\.(\w+)|option '(\w+)'", text)
+        names = [each.name for each in fields(SlurmOptions)]
+        close = difflib.get_close_matches((unknown[1] or unknown[2]) if unknown else "", names, 1)
+        raise InputError(text + (f". Did you mean --slurm.{close[0]}?" if close else "")) from None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Nodes of a task, and processes and GPUs on each."""
+
+    nodes: int
+    processes: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Array:
+    """Tasks that one batch script runs; `after` has the keys of those that all of them start from."""
+
+    tasks: tuple[Task, ...]
+    shape: Shape
+    after: tuple[str, ...]
+
+
+def arrays_of(tasks: Iterable[Task], options: SlurmOptions) -> list[Array]:
+    """Tasks in arrays, those that others start from first. Parents come before their children in `tasks`."""
+    groups: dict[tuple[Shape, tuple[str, ...]], list[Task]] = {}
+    for task in tasks:
+        shape = _shape(task, options)
+        groups.setdefault((shape, tuple(sorted(task.after))), []).append(_shaped(task, shape))
+    return [
+        Array(tuple(group[start : start + MOST]), shape, after)
+        for (shape, after), group in groups.items()
+        for start in range(0, len(group), MOST)
+    ]
+
+
+def _shape(task: Task, options: SlurmOptions) -> Shape:
+    if task.gpus:
+        gpus = options.gpus_per_node or task.gpus
+        return Shape(options.nodes, gpus, gpus)
+    nodes, devices = given(task, "trainer.num_nodes"), given(task, "trainer.devices")
+    return Shape(int(nodes or 1), int(devices) if devices and devices.isdigit() else 1, 0)
+
+
+def _shaped(task: Task, shape: Shape) -> Task:
+    """Lightning wants to be told what srun starts. Neither decides a result: the global batch is the same."""
+    if not task.gpus or not is_own(task):
+        return task
+    return replace(task, command=(*task.command, f"--trainer.devices={shape.processes}", f"--trainer.num_nodes={shape.nodes}"))
+
+
+def script_of(array: Array, root: Path, options: SlurmOptions, target: str, dependency: str | None) -> str:
+    """The batch script of an array."""
+    shape, at_once = array.shape, f"%{options.at_once}" if options.at_once else ""
+    header = {
+        "job-name": re.sub(r"[^\w.-]+", "-", target), "array": f"0-{len(array.tasks) - 1}{at_once}", "dependency": dependency,
+        "kill-on-invalid-dep": "yes", "nodes": shape.nodes, "ntasks-per-node": shape.processes,
+        "gpus-per-node": shape.gpus or None, "cpus-per-task": options.cpus_per_task, "mem": options.mem,
+        "partition": options.partition, "account": options.account, "qos": options.qos, "constraint": options.constraint,
+        "time": options.time, "signal": f"USR1@{options.notice}", "requeue": "", "open-mode": "append",
+        "output": _quoted(root / "slurm" / "%A_%a.out"),
+    }  # fmt: skip
+    lines = [f"--{name}={value}".rstrip("=") for name, value in header.items() if value is not None] + options.extra
+    elements = "\n".join(
+        f"{index})  # {task.name}\n"
+        f"  key={task.key} folder={_quoted(task.folder)} log={_quoted(log_of(root, task))}\n"
+        + "".join(f"  export {name}={_quoted(value)}\n" for name, value in sorted(_environment(task).items()))
+        + f"  set -- {shlex.join(task.command)} ;;"
+        for index, task in enumerate(array.tasks)
+    )
+    cpus = f" --cpus-per-task={options.cpus_per_task}" if options.cpus_per_task else ""
+    return f"""\
+#!/bin/bash
+# {target}: {counted(len(array.tasks), "run")}, an element each
+{"".join(f"#SBATCH {line}{chr(10)}" for line in lines)}
+cd {_quoted(Path.cwd())}
+export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-${{SLURM_CPUS_PER_TASK:-1}}}}
+{"".join(line + chr(10) for line in options.setup)}
+case $SLURM_ARRAY_TASK_ID in
+{elements}
+esac
+
+exec >>"$log" 2>&1
+echo "$(date -u +%FT%TZ) Slurm job ${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID on $SLURM_JOB_NODELIST," \\
+  "requeued ${{SLURM_RESTART_COUNT:-0}} times: $*"
+exec 9>>{_quoted(root / ".locks")}/$key
+flock --nonblock 9 || {{ echo "crosslight: $folder is running elsewhere"; exit 1; }}
+grep -qs '"status": "finished"' "$folder/results.json" && exit 0
+
+trap : USR1 TERM  # for the run, which saves and leaves; the shell waits for it
+srun --ntasks-per-node={shape.processes}{cpus} --kill-on-bad-exit=1 \\
+  bash -c 'trap "" USR1; exec "$@"' crosslight "$@"  # ignored until the program listens: its default would kill
+{shlex.join([sys.executable, "-m", "experiments.sweep.slurm", str(root)])} $key $?
+"""
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _quoted(value: object) -> str:
+    return shlex.quote(str(value))
+
+
+def _environment(task: Task) -> dict[str, str]:
+    environment = dict(task.environment)
+    if not is_own(task) and "WANDB_MODE" not in os.environ:  # crosslight sees to that itself
+        from experiments.training.loggers import wandb_logged_in
+
+        environment |= {} if wandb_logged_in() else {"WANDB_MODE": "offline"}
+    return environment

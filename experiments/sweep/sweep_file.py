@@ -1,0 +1,354 @@
+"""W&B sweep configurations: reading them strictly, and the command line that `wandb agent` would start for a point.
+
+The keys, their types and the distributions are those of W&B's JSON schema and of the checks beside it (package sweeps 0.3.0,
+config/schema.json and config/cfg.py, MIT licence; a copy of the schema is in tests/recordings and is compared with this reader).
+The command is put together as wandb 0.31 does it (wandb/wandb_agent.py, wandb/sdk/launch/sweeps/utils.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
+
+Point = dict[str, Any]  # values by parameter, nested as the file nests them
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter's distribution and what it takes: value, values, probabilities, min, max, q, mu, sigma, a, b."""
+
+    distribution: str
+    settings: Mapping[str, Any]
+
+
+Parameters = dict[str, "Parameter | Parameters"]
+
+
+@dataclass(frozen=True)
+class Hyperband:
+    """`early_terminate`: iterations (validations) at which runs are compared, and the share 1/eta that goes on."""
+
+    bands: tuple[int, ...]
+    eta: float
+    strict: bool
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file. `metric` is None where it names none; `cap` is `run_cap`."""
+
+    file: Path
+    name: str
+    method: Literal["grid", "random", "bayes"]
+    parameters: Parameters
+    command: tuple[str, ...]
+    program: str | None
+    metric: str | None = None
+    goal: Literal["minimize", "maximize"] = "minimize"
+    early_terminate: Hyperband | None = None
+    cap: int | None = None
+
+
+_NUMBER, _TEXT, _INTEGER, _LIST = (int, float), (str,), (int,), (list,)
+_Q, _NORMAL, _BETA = {"q": 1.0}, {"mu": 0.0, "sigma": 1.0}, {"a": 1, "b": 1}
+# distribution -> settings that it needs, and those that it may have with their defaults
+_DISTRIBUTIONS: dict[str, tuple[set[str], dict[str, Any]]] = {
+    "constant": ({"value"}, {}),
+    "categorical": ({"values"}, {}),
+    "categorical_w_probabilities": ({"values", "probabilities"}, {}),
+    "uniform": ({"min", "max"}, {}),
+    "int_uniform": ({"min", "max"}, {}),
+    "q_uniform": ({"min", "max"}, _Q),
+    "log_uniform_values": ({"min", "max"}, {}),
+    "inv_log_uniform_values": ({"min", "max"}, {}),
+    "q_log_uniform_values": ({"min", "max"}, _Q),
+    "normal": (set(), _NORMAL),
+    "log_normal": (set(), _NORMAL),
+    "q_normal": (set(), {**_NORMAL, **_Q}),
+    "q_log_normal": (set(), {**_NORMAL, **_Q}),
+    "beta": (set(), _BETA),
+    "q_beta": (set(), {**_BETA, **_Q}),
+}
+_DEPRECATED = {"log_uniform", "inv_log_uniform", "q_log_uniform"}  # their bounds are exponents of e
+_KEYS: dict[str, tuple[type, ...]] = {
+    "method": _TEXT, "parameters": (dict,), "metric": (dict,), "early_terminate": (dict,), "command": _LIST, "program": _TEXT,
+    "name": _TEXT, "description": _TEXT, "project": _TEXT, "entity": _TEXT, "run_cap": _INTEGER, "controller": (dict,),
+    "apiVersion": _TEXT, "kind": _TEXT, "job": _TEXT, "image_uri": _TEXT, "scheduler": (dict,), "metrics": _LIST,
+}  # fmt: skip
+_METRIC: dict[str, tuple[type, ...]] = {
+    "name": _TEXT, "goal": _TEXT, "target": _NUMBER, "impute": _TEXT, "impute_while_running": _TEXT,
+}  # fmt: skip
+_HYPERBAND: dict[str, tuple[type, ...]] = {
+    "type": _TEXT, "min_iter": _INTEGER, "max_iter": _INTEGER, "s": _NUMBER, "eta": _NUMBER, "strict": (bool,),
+}  # fmt: skip
+_PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
+_VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
+
+
+# ----------------------------------------------------------------------------------------------------------------- reading
+
+
+def read_sweep(file: Path) -> Sweep:
+    """A sweep file.
+
+    Raises:
+        InputError: It cannot be read, is no valid W&B sweep configuration, or asks for what only W&B's server does.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is no mapping, so it is no sweep configuration.")
+    _check_keys(file, "", content, _KEYS)
+    for served in ("scheduler", "metrics", "job", "image_uri"):
+        if served in content:
+            raise InputError(f"{file}: {served} needs W&B's server: use `wandb sweep` and `wandb agent`, or leave it out.")
+    method = content.get("method")
+    if method not in ("grid", "random", "bayes"):
+        raise InputError(f"{file}: method is {method!r}; there are grid, random and bayes.")
+    if content.get("kind", "sweep") != "sweep":
+        raise InputError(f"{file}: kind is {content['kind']!r}; it can only be sweep.")
+    if content.get("controller", {"type": "cloud"}).get("type") not in ("local", "cloud"):
+        raise InputError(f"{file}: controller.type is local or cloud.")
+    command = content.get("command", list(_DEFAULT_COMMAND))
+    if "program" not in content and "${program}" in command:
+        raise InputError(
+            f"{file}: there is no program, and the command asks for it: give one, or a command without ${{program}}."
+        )
+    if content.get("run_cap", 1) < 1:
+        raise InputError(f"{file}: run_cap is {content['run_cap']}; it is at least 1.")
+    if not content.get("parameters"):
+        raise InputError(f"{file}: there are no parameters to sweep over.")
+    parameters = _parameters(file, "parameters", content["parameters"])
+    if method == "grid":
+        _require_grid(file, parameters)
+    metric = _metric(file, content["metric"]) if "metric" in content else {}
+    stopping = _hyperband(file, content["early_terminate"]) if "early_terminate" in content else None
+    for asks, wanted in ((method == "bayes", "method: bayes"), (stopping is not None, "early_terminate")):
+        if asks and not metric:
+            raise InputError(f"{file}: {wanted} needs a metric with its name and goal.")
+    return Sweep(
+        file=file, name=content.get("name", file.stem), method=method, parameters=parameters, command=tuple(map(str, command)),
+        program=content.get("program"), metric=metric.get("name"), goal=metric.get("goal", "minimize"), early_terminate=stopping,
+        cap=content.get("run_cap"),
+    )  # fmt: skip
+
+
+def _check_keys(file: Path, where: str, content: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]) -> None:
+    for key, value in content.items():
+        if key not in known:
+            raise InputError(f"{file}: W&B's schema has no key {where}{key}; there are {', '.join(known)}.")
+        right = isinstance(value, known[key]) and not (isinstance(value, bool) and bool not in known[key])
+        if not right:
+            wanted = " or ".join(kind.__name__ for kind in known[key])
+            raise InputError(f"{file}: {where}{key} is {value!r}, which is no {wanted}.")
+
+
+def _metric(file: Path, content: dict[str, Any]) -> dict[str, Any]:
+    _check_keys(file, "metric.", content, _METRIC)
+    if "name" not in content:
+        raise InputError(f"{file}: metric needs a name, such as val/rsum.")
+    choices = {
+        "goal": ("minimize", "maximize"), "impute": ("latest", "best", "worst"),
+        "impute_while_running": ("latest", "best", "worst", "false"),
+    }  # fmt: skip
+    for key, allowed in choices.items():
+        if content.get(key, allowed[0]) not in allowed:
+            raise InputError(f"{file}: metric.{key} is {content[key]!r}; there are {', '.join(allowed)}.")
+    return content
+
+
+def _hyperband(file: Path, content: dict[str, Any]) -> Hyperband:
+    _check_keys(file, "early_terminate.", content, _HYPERBAND)
+    if content.get("type") != "hyperband":
+        raise InputError(f"{file}: early_terminate.type is {content.get('type')!r}; there is hyperband.")
+    eta = content.get("eta", 3)
+    if eta <= 1 or content.get("min_iter", 1) < 1:
+        raise InputError(f"{file}: early_terminate: eta is above 1, min_iter at least 1.")
+    if "max_iter" in content and "s" in content:
+        bands = [int(content["max_iter"] / eta**power) for power in range(1, int(content["s"]) + 1)]
+        bands = sorted(band for band in bands if band >= 1)
+    elif "min_iter" in content:
+        bands = [int(content["min_iter"] * eta**power) for power in range(100)]
+    else:
+        raise InputError(f"{file}: early_terminate needs min_iter, or max_iter and s.")
+    if not bands:
+        raise InputError(f"{file}: early_terminate has no iteration to compare at: raise max_iter or s, or lower eta.")
+    return Hyperband(tuple(bands), eta, content.get("strict", True))
+
+
+def _parameters(file: Path, where: str, content: Any) -> Parameters:
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{file}: {where} is no mapping of parameters.")
+    found: Parameters = {}
+    for name, entry in content.items():
+        place = f"{where}.{name}"
+        if not isinstance(name, str) or not _PARAMETER_NAME.fullmatch(name):
+            raise InputError(f"{file}: {place}: a parameter's name is made of letters, digits, '_', '.' and '-'.")
+        if not isinstance(entry, dict):
+            raise InputError(f"{file}: {place} is {entry!r}; write {name}: {{value: {entry}}}.")
+        if "parameters" in entry:
+            if len(entry) > 1:
+                raise InputError(f"{file}: {place} has nested parameters, so it can have nothing else.")
+            found[name] = _parameters(file, f"{place}.parameters", entry["parameters"])
+        else:
+            found[name] = _parameter(file, place, entry)
+    return found
+
+
+def _parameter(file: Path, place: str, entry: dict[str, Any]) -> Parameter:
+    kind = entry.get("distribution") or _implied(entry)
+    if kind in _DEPRECATED:
+        raise InputError(f"{file}: {place}: {kind} is deprecated, its bounds are exponents of e: use {kind}_values.")
+    if kind not in _DISTRIBUTIONS:
+        raise InputError(f"{file}: {place}: there is no distribution {kind!r}; there are {', '.join(_DISTRIBUTIONS)}.")
+    needed, optional = _DISTRIBUTIONS[kind]
+    settings = {key: value for key, value in entry.items() if key != "distribution"}
+    if missing := needed - settings.keys():
+        raise InputError(f"{file}: {place}: {kind} needs {', '.join(sorted(missing))}.")
+    if unknown := settings.keys() - needed - optional.keys():
+        raise InputError(f"{file}: {place}: {kind} takes no {', '.join(sorted(unknown))}.")
+    settings = {**optional, **settings}
+    for key in settings.keys() - {"value", "values", "probabilities"}:
+        if not isinstance(settings[key], _NUMBER) or isinstance(settings[key], bool):
+            hint = " (YAML reads 1e-4 as a text; write 1.0e-4)" if isinstance(settings[key], str) else ""
+            raise InputError(f"{file}: {place}.{key} is {settings[key]!r}, which is no number{hint}.")
+    _check_settings(file, place, kind, settings)
+    return Parameter(kind, settings)
+
+
+def _implied(entry: Mapping[str, Any]) -> str | None:
+    """The distribution of a parameter that names none, as W&B takes it."""
+    if "value" in entry:
+        return "constant"
+    if "values" in entry:
+        return "categorical_w_probabilities" if "probabilities" in entry else "categorical"
+    if {"min", "max"} <= entry.keys():
+        return "int_uniform" if all(_is_whole(entry[key]) for key in ("min", "max")) else "uniform"
+    return None
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_settings(file: Path, place: str, kind: str, settings: Mapping[str, Any]) -> None:
+    where = f"{file}: {place}"
+    values = [settings["value"]] if kind == "constant" else settings.get("values", [None])
+    if not isinstance(values, list) or not values:
+        raise InputError(f"{where}.values is {values!r}, which is no list of values.")
+    if ("value" in settings or "values" in settings) and None in values:
+        raise InputError(f"{where}: wandb agent hands null on as None, which no option takes: write 'null' in quotes.")
+    if "probabilities" in settings:
+        shares = settings["probabilities"]
+        if not isinstance(shares, list) or len(shares) != len(values) or not all(isinstance(each, _NUMBER) for each in shares):
+            raise InputError(f"{where}.probabilities are not as many numbers as there are values.")
+        if min(shares) < 0 or not math.isclose(sum(shares), 1.0, rel_tol=1e-5, abs_tol=1e-8):
+            raise InputError(f"{where}.probabilities do not sum to 1.")
+    if "min" in settings:
+        low, high = settings["min"], settings["max"]
+        if low >= high:
+            raise InputError(f"{where}: min {low} is not less than max {high}.")
+        if kind.endswith("_values") and low <= 0:
+            raise InputError(f"{where}: min of {kind} is above 0.")
+        if kind == "int_uniform" and not (_is_whole(low) and _is_whole(high)):
+            raise InputError(f"{where}: min and max of int_uniform are whole numbers.")
+    if settings.get("q", 1) <= 0 or min(settings.get(key, 0) for key in ("sigma", "a", "b")) < 0:
+        raise InputError(f"{where}: q is above 0, and sigma, a and b are not negative.")
+
+
+def _require_grid(file: Path, parameters: Parameters, where: str = "parameters") -> None:
+    for name, entry in parameters.items():
+        if isinstance(entry, dict):
+            _require_grid(file, entry, f"{where}.{name}.parameters")
+        elif entry.distribution not in ("constant", "categorical", "int_uniform", "q_uniform"):
+            raise InputError(
+                f"{file}: {where}.{name}: a grid takes value, values, int_uniform and q_uniform, and not {entry.distribution}; "
+                "give values, or method: random."
+            )
+
+
+# ----------------------------------------------------------------------------------------------------------------- a point
+
+
+def leaves(parameters: Parameters, above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Parameter]]:
+    """All parameters by their path, in W&B's order: sorted by name on every level."""
+    found: list[tuple[tuple[str, ...], Parameter]] = []
+    for name, entry in sorted(parameters.items()):
+        path = (*above, name)
+        found += leaves(entry, path) if isinstance(entry, dict) else [(path, entry)]
+    return found
+
+
+def nested(values: Mapping[tuple[str, ...], Any]) -> Point:
+    """Values by path as mappings in mappings."""
+    point: Point = {}
+    for path, value in values.items():
+        place = point
+        for name in path[:-1]:
+            place = place.setdefault(name, {})
+        place[path[-1]] = value
+    return point
+
+
+def command_of(sweep: Sweep, point: Point, interpreter: str = sys.executable, json_file: Path | None = None) -> list[str]:
+    """The command line that `wandb agent` starts for a point. It says `python` for the interpreter, which is the right one only
+    in an activated environment. `json_file` is the file of ${args_json_file}, which `write_json_file` writes.
+
+    Raises:
+        InputError: An unknown macro, or one whose file has no place.
+    """
+    given = [f"{name}={value}" for name, value in point.items()]
+    macros: dict[str, Callable[[], Sequence[str]]] = {
+        "env": lambda: ["/usr/bin/env"],
+        "interpreter": lambda: [interpreter],
+        "program": lambda: [str(sweep.program)],
+        "args": lambda: [f"--{each}" for each in given],
+        "args_no_equals": lambda: [part for name, value in point.items() for part in (f"--{name}", str(value))],
+        "args_no_hyphens": lambda: given,
+        "args_no_boolean_flags": lambda: [
+            f"--{name}" if value is True else f"--{name}={value}" for name, value in point.items() if value is not False
+        ],
+        "args_append_hydra": lambda: [f"+{each}" for each in given],
+        "args_override_hydra": lambda: [f"++{each}" for each in given],
+        "args_json": lambda: [json.dumps(point)],
+        "args_json_file": lambda: [_named(json_file)],
+    }
+    command: list[str] = []
+    for part in sweep.command:
+        # a variable that is not set leaves its name, as with the agent
+        text = _VARIABLE.sub(lambda found: os.environ.get(found[1], found[1]), part)
+        if text.startswith("${") and text.endswith("}"):
+            if text[2:-1] not in macros:
+                raise InputError(f"{sweep.file}: command has {text}; there are {', '.join(macros)} and envvar:NAME.")
+            command += macros[text[2:-1]]()
+        else:
+            command.append(text)
+    return command
+
+
+def _named(file: Path | None) -> str:
+    if file is None:
+        raise InputError("the command has ${args_json_file}, and there is no folder for that file here.")
+    return str(file)
+
+
+def write_json_file(sweep: Sweep, point: Point, file: Path) -> None:
+    """The file of ${args_json_file}, where the command asks for it."""
+    if "${args_json_file}" in sweep.command:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(point))

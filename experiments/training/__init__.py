@@ -1,0 +1,1 @@
+"""ONE run: configuration, Trainer, checkpoints, loggers, preemption."""

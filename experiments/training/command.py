@@ -1,0 +1,96 @@
+"""Runs a training or evaluation sub-command and settles its run folder: finished, failed, out of memory or interrupted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
+from datamodules.errors import InputError
+from experiments.training.quiet import quiet
+
+
+def train_or_evaluate(command: str, arguments: list[str], announce: bool = True) -> int:
+    """Parse, build, run. Returns the exit status; the run folder's results.json says the same in words."""
+    quiet()
+    from experiments.training.lightning_cli import RUN_FOLDER_VARIABLE, CrosslightCLI
+
+    CrosslightCLI.opened = None
+    try:
+        CrosslightCLI([command, *arguments])
+    except BaseException as error:
+        return settle_failure(error, CrosslightCLI.opened)
+    finally:
+        os.environ.pop(RUN_FOLDER_VARIABLE, None)  # a second run of this process has a folder of its own
+    if CrosslightCLI.opened is not None:
+        CrosslightCLI.opened.finish("finished")
+        if announce and CrosslightCLI.opened.ours:
+            print(f"results: {CrosslightCLI.opened.path / 'results.json'}")
+    return 0
+
+
+def settle_failure(error: BaseException, folder: object) -> int:
+    """Record how a run ended in its folder, tell the user in a few lines, and return the exit status."""
+    import torch
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from experiments.runs.folder import RunFolder
+    from experiments.runs.results import ResultsStatus
+    from experiments.training import preemption
+
+    if isinstance(error, SystemExit) and error.code in (0, None) and not isinstance(error, SIGTERMException):
+        return 0  # --help-all, --print_config (SIGTERMException is a SystemExit without a code)
+    text = str(error)
+    resume = f" The same command with --run_dir {folder.path} resumes it." if isinstance(folder, RunFolder) else ""
+    status: ResultsStatus
+    cause = find_input_error(error)
+    if cause is not None:
+        status, message, code = "failed", str(cause), 2
+    elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        status, code = "oom", 1
+        message = (
+            f"out of memory: {text.splitlines()[0].rstrip('. ') if text else 'host memory'}. Try a smaller "
+            "--model.init_args.gradient_cache_chunk (retrieval: same gradients), half the --data.init_args.batch_size with twice "
+            "the --trainer.accumulate_grad_batches (captioning: same gradients), activation checkpointing, or bf16-mixed."
+        )
+    elif (full := next((each for each in _chain(error) if is_disk_full(each)), None)) is not None:
+        status, code = "failed", 1
+        message = f"the disk is full ({getattr(full, 'filename', None) or 'while writing'}). Free some space.{resume}"
+    elif isinstance(error, preemption.Preempted):
+        preemption.leave()
+        status, message, code = "interrupted", f"preempted {error}.{resume}", preemption.PREEMPTED
+    elif (notice := preemption.told()) is not None:  # a worker or another rank was quicker to go
+        status, message, code = "interrupted", f"stopped by {notice.name}; {type(error).__name__}: {text}.{resume}", 130
+    elif isinstance(error, (KeyboardInterrupt, SIGTERMException, SystemExit)):
+        status, message, code = "interrupted", f"interrupted.{resume}", 130
+    else:
+        status, message, code = "failed", f"{type(error).__name__}: {text}", 1
+        traceback.print_exception(error)
+    if isinstance(folder, RunFolder):
+        try:
+            folder.finish(status, message)
+        except OSError as problem:
+            print(f"crosslight: could not write {folder.path / 'results.json'}: {problem}", file=sys.stderr)
+    if code != preemption.PREEMPTED or not isinstance(folder, RunFolder) or folder.ours:  # all ranks leave alike: one says so
+        print(f"crosslight: error: {message}" if status != "interrupted" else f"crosslight: {message}", file=sys.stderr)
+    return code
+
+
+def find_input_error(error: BaseException | None) -> InputError | None:
+    """The InputError in a chain of exceptions: jsonargparse wraps what it catches."""
+    return next((each for each in _chain(error) if isinstance(each, InputError)), None)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what it came from: torch.save, for one, hides the full disk behind an error of its own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,58 @@
+"""The YAMLs that come with the package, and the files that `-c` names."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+
+
+def packaged_configs() -> list[str]:
+    """Names of the YAMLs that come with the package, as `-c` takes them: configs/..., experiments/... (What the papers print,
+    their exhibits, runs and sweeps are YAMLs too, and no configurations of a run.)"""
+    names = []
+    for package in ("configs", "experiments"):
+        root = Path(str(resources.files(package)))
+        files = [path for path in sorted(root.rglob("*.yaml")) if path.name not in ("runs.yaml", "numbers.yaml")]
+        files = [path for path in files if path.parent.name not in ("exhibits", "sweeps")]
+        names += [f"{package}/{path.relative_to(root)}" for path in files]
+    return names
+
+
+def find_configs(arguments: list[str]) -> list[str]:
+    """Replace the file after each -c/--config by the packaged one when there is no such file here.
+
+    The files come first in the result, in their order: an option of the command line wins wherever it stands.
+
+    Raises:
+        InputError: Neither exists.
+    """
+    from datamodules.errors import InputError
+
+    def find(name: str) -> str:
+        if Path(name).exists() or not name.endswith((".yaml", ".yml")):
+            return name
+        package, _, rest = name.partition("/")
+        if package in ("configs", "experiments"):
+            packaged = Path(str(resources.files(package))) / rest
+            if packaged.is_file():
+                return str(packaged)
+        close = difflib.get_close_matches(name, packaged_configs(), 2, 0.5)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise InputError(f"-c {name}: there is no such file here, and none of that name is packaged.{hint}")
+
+    files: list[str] = []
+    options: list[str] = []
+    expect = False
+    for argument in arguments:
+        if expect:
+            files.append(find(argument))
+            expect = False
+        elif argument in ("-c", "--config"):
+            files.append(argument)
+            expect = True
+        elif argument.startswith("--config="):
+            files.append("--config=" + find(argument.removeprefix("--config=")))
+        else:
+            options.append("--help" if argument == "--help-all" else argument)
+    return files + options

@@ -1,0 +1,292 @@
+"""`crosslight fit|validate|test|predict|run`: LightningCLI with its pitfalls closed.
+
+What differs from the stock LightningCLI, and why:
+
+- no abbreviations: `--trainer.max_epoch` must not silently become `max_epochs`;
+- a checkpoint never overrides the command line: the stock CLI lets the hyperparameters inside `--ckpt_path` win;
+- mistakes print a few lines that name the option and its closest match instead of the whole usage;
+- one run, one folder (`experiments/runs/folder.py`), opened before anything is built;
+- checkpoints, cost, progress and loggers are always there: they are what makes a folder a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf.errors import OmegaConfBaseException
+
+import lightning_modules.callbacks.cost
+import lightning_modules.retrieval
+from datamodules.errors import InputError
+from experiments.runs.folder import RunFolder
+from experiments.runs.provenance import provenance
+from experiments.runs.results import RunScale
+from experiments.training import preemption
+from experiments.training.checkpoints import Checkpoints, Last, RememberConfig
+from experiments.training.loggers import MetricsCSV, make_wandb
+from experiments.training.parse_errors import explain, explain_interpolation
+from experiments.training.trainer import Trainer, data_name, describe_data
+from lightning_modules.checkpoints.fill import fill
+
+RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
+_CONFIG_SECTIONS = ("seed_everything", "name", "scale", "model", "data", "evaluate", "trainer", "checkpoint", "wandb")
+
+
+@dataclass
+class WandB:
+    """Weights & Biases, offline unless logged in (`WANDB_MODE` wins).
+
+    Args:
+        enabled: Write a W&B run beside metrics.csv.
+        project: W&B project.
+        group: W&B group, for example a table of a paper.
+        tags: W&B tags.
+    """
+
+    enabled: bool = True
+    project: str = "crosslight"
+    group: str | None = None
+    tags: list[str] = dataclasses.field(default_factory=list)
+
+
+class Parser(LightningArgumentParser):
+    """The parser of a command line, and those that jsonargparse makes like it for the classes that are configured."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+
+    def parse_args(self, args: Any = None, *arguments: Any, **options: Any) -> Any:
+        # An option of a class inside a class is handed on as text again, and null arrives as str(None).
+        if args is not None and getattr(self, "_inner_parser", False):
+            args = [f"{each.removesuffix('None')}null" if each.endswith("=None") else each for each in args]
+        return super().parse_args(args, *arguments, **options)
+
+
+class CrosslightCLI(LightningCLI):
+    """The command line of everything that trains or evaluates. See the module's docstring."""
+
+    trainer: Trainer
+    opened: RunFolder | None = None  # the folder of the run being made, for whoever has to settle it after a failure
+
+    def __init__(self, args: list[str]) -> None:
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${data...}` although keys live under "fit."
+        self.arguments = args
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_class=Trainer,
+            parser_class=Parser,
+            trainer_defaults={"use_distributed_sampler": False, "enable_model_summary": False},
+            seed_everything_default=0,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    # ------------------------------------------------------------------------------------------------ parsing
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        kwargs.setdefault("parser_mode", "omegaconf+")
+        kwargs.setdefault("exit_on_error", False)  # the stock parser prints the usage of every option first
+        return super().init_parser(**kwargs)
+
+    def subcommands(self) -> dict[str, set[str]]:
+        # options of Lightning's that are settled here (weights are never unpickled, results go to the run folder)
+        settled = {"weights_only", "verbose", "return_predictions"}
+        stock = {name: skipped | settled for name, skipped in LightningCLI.subcommands().items()}
+        every = {**stock, "run": {"model", "datamodule", "evaluate"}}
+        return {self.arguments[0]: every[self.arguments[0]]}  # a parser of each of the others would cost as much as the parsing
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="run", help="What the run is called; runs/<name>/... by default.")
+        parser.add_argument("--run_dir", type=str | None, default=None, help="The run's folder. An interrupted run resumes.")
+        parser.add_argument(
+            "--scale",
+            type=RunScale | None,
+            default=None,
+            help="Printed beside every number. Default: miniature on the embedded world, else reduced.",
+        )
+        parser.add_argument(
+            "--parent", type=str | None, default=None, help="Run this one starts from (default: model's init_from)."
+        )
+        parser.add_argument(
+            "--evaluate",
+            type=dict[str, LightningDataModule] | None,
+            default=None,
+            help="More data modules to test on, by name (`run` and `test`): zero-shot transfer.",
+        )
+        parser.add_argument("--checkpoint", type=Checkpoints, default=Checkpoints())
+        parser.add_argument("--wandb", type=WandB, default=WandB())
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise InputError(explain(str(error), parser, self.arguments)) from None
+        except OmegaConfBaseException as error:
+            raise InputError(explain_interpolation(error, self.arguments)) from None
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the command line and its files are the configuration, whatever a checkpoint remembers."""
+
+    # ----------------------------------------------------------------------------------------------- building
+
+    def before_instantiate_classes(self) -> None:
+        command = str(self.subcommand)
+        config = self.config[command]
+        self.saved_config = self._plain_config(command)
+        self.run_folder = _open_run_folder(config.run_dir, config.name, command, self.saved_config)
+        CrosslightCLI.opened = self.run_folder
+        config.trainer.default_root_dir = str(self.run_folder.path)
+
+    def _plain_config(self, command: str) -> dict[str, Any]:
+        text = self._subcommand_parsers[command].dump(self.config[command], skip_none=False, skip_validation=True)
+        whole = yaml.safe_load(text)
+        return {key: whole.get(key) for key in _CONFIG_SECTIONS}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config[str(self.subcommand)]
+        trainer_config = self._get(self.config_init, "trainer")
+        self.cost = lightning_modules.callbacks.cost.CostMonitor()
+        callbacks: list[Callback] = [
+            *(trainer_config.get("callbacks") or []),
+            self.cost,
+            RememberConfig(self.saved_config),
+        ]
+        if self.subcommand in ("fit", "run"):
+            callbacks += self._checkpoint_callbacks(config.checkpoint)
+            if trainer_config.get("logger") is not False:
+                callbacks.append(LearningRateMonitor("step"))
+        if trainer_config.get("enable_progress_bar") is not False and not any(
+            isinstance(callback, RichProgressBar) for callback in callbacks
+        ):
+            callbacks.append(RichProgressBar(leave=False))
+        trainer = super().instantiate_trainer(callbacks=callbacks, logger=self._loggers(trainer_config.get("logger")), **kwargs)
+        assert isinstance(trainer, Trainer)
+        trainer.run_folder = self.run_folder
+        if preemption.listening():  # Lightning's handlers would save and broadcast from wherever each rank is
+            trainer._signal_connector.register_signal_handlers = lambda: None
+        return trainer
+
+    def _checkpoint_callbacks(self, options: Checkpoints) -> list[Callback]:
+        folder = self.run_folder.checkpoints
+        best = ModelCheckpoint(
+            dirpath=folder, filename="best", monitor=options.monitor, mode=options.mode, save_top_k=1,
+            auto_insert_metric_name=False, enable_version_counter=False,
+        )  # fmt: skip
+        last = Last(
+            dirpath=folder, filename="last", every_n_train_steps=options.every_n_steps, enable_version_counter=False,
+            save_on_train_epoch_end=None if options.every_n_steps else False,
+        )  # fmt: skip
+        last.agreement = preemption.Agreement() if preemption.listening() else None
+        return [best, last]
+
+    def _loggers(self, given: Any) -> list[Logger] | bool:
+        if given is False:
+            return False
+        loggers: list[Logger] = [MetricsCSV(self.run_folder.path)]
+        options = self.config[str(self.subcommand)].wandb
+        if options.enabled:
+            name = self.config[str(self.subcommand)].name
+            digest = self.run_folder.results.config_hash
+            loggers.append(
+                make_wandb(
+                    self.run_folder.path, project=options.project, name=name, group=options.group, tags=list(options.tags),
+                    run_id=f"{digest}-{self.run_folder.path.name}"[:60],
+                )
+            )  # fmt: skip
+        if isinstance(given, Logger):
+            loggers.append(given)
+        elif isinstance(given, list):
+            loggers += given
+        return loggers
+
+    # ------------------------------------------------------------------------------------------------ running
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        config = self.config[subcommand]
+        method = {k: v for k, v in config.items() if k in self._subcommand_method_arguments[subcommand]}
+        evaluate = self._get(self.config_init, "evaluate") or {}
+        folder, trainer = self.run_folder, self.trainer
+        fill(self.model)  # a module that is not ours may have left it to us
+        init_from = getattr(self.model, "init_from", None)
+        folder.update(
+            argv=tuple(self.arguments),
+            scale=config.scale or _default_scale(self.saved_config),
+            parent=config.parent or init_from,
+            seed=config.seed_everything,
+            provenance=provenance(trainer.strategy.root_device.type, str(trainer.precision), trainer.world_size),
+        )
+        if folder.ours:
+            self.datamodule.prepare_data()  # a download comes before the description of what was downloaded
+            folder.update(data={data_name(self.datamodule): describe_data(self.datamodule)})
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(self.saved_config)
+        if subcommand == "run":
+            trainer.run(self.model, self.datamodule, evaluate)
+        elif subcommand == "fit":
+            trainer.fit_or_resume(self.model, self.datamodule, method.get("ckpt_path"))
+        elif subcommand == "test":
+            trainer.test_all(self.model, {data_name(self.datamodule): self.datamodule, **evaluate}, method.get("ckpt_path"))
+        elif subcommand == "validate":
+            trainer.validate_one(self.model, self.datamodule, method.get("ckpt_path"))
+        else:
+            trainer.write_embeddings(self.model, self.datamodule, method.get("ckpt_path"))
+        folder.update(cost=self.cost.summary())
+
+
+class ParsedCLI(CrosslightCLI):
+    """Parses a command line and stops there: no seed, no folder, nothing built. `plain` is what config.yaml would hold."""
+
+    plain: dict[str, Any]
+
+    def _set_seed(self) -> None:
+        pass
+
+    def before_instantiate_classes(self) -> None:
+        self.plain = self._plain_config(str(self.subcommand))
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def _default_scale(config: dict[str, Any]) -> RunScale:
+    root = ((config.get("data") or {}).get("init_args") or {}).get("root")
+    inside_world = root is not None and any((folder / "world.json").exists() for folder in (Path(root), *Path(root).parents))
+    return "miniature" if inside_world else "reduced"
+
+
+def _open_run_folder(path: str | None, name: str, command: str, config: dict[str, Any]) -> RunFolder:
+    """Open on rank 0 and attach on the others; ranks launched by us learn the folder from the environment."""
+    inherited = os.environ.get(RUN_FOLDER_VARIABLE)
+    if inherited and "LOCAL_RANK" in os.environ:
+        return RunFolder.attach(inherited, name=name, command=command, config=config)
+    outside_rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
+    outside_size = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    if outside_rank is not None and outside_size > 1:
+        if path is None:
+            raise InputError(
+                f"{outside_size} processes were started from outside (torchrun or srun), so they need a folder to agree on: "
+                "give --run_dir."
+            )
+        if int(outside_rank) > 0:
+            return RunFolder.attach(Path(path).resolve(), name=name, command=command, config=config)
+    folder = RunFolder.open(path, name=name, command=command, config=config)
+    os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)
+    return folder

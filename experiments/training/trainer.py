@@ -1,0 +1,216 @@
+"""Lightning's Trainer with one more verb: `run` = fit, take the best on validation, test it on any number of data modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from datamodules.errors import InputError
+from datamodules.files.atomic import whole_file
+from datamodules.formats.typed import read_typed
+from experiments.runs.folder import RunFolder
+from experiments.runs.results import DataDescription, Evaluation, read_results
+from experiments.training import preemption
+from lightning_modules.checkpoints.run_folder import Fit
+from lightning_modules.loading import read_checkpoint
+
+DataModules = dict[str, pl.LightningDataModule]
+
+
+class Trainer(pl.Trainer):
+    """Lightning's Trainer, unchanged, plus `run` and the run folder that results go to."""
+
+    run_folder: RunFolder
+    evaluated_data: str | None = None  # its name: two modules of one data set do not share theirs (`evaluating` is Lightning's)
+
+    def run(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, evaluate: DataModules) -> None:
+        """Fit, pick the best checkpoint by validation, test it on the data's own test split and on each of `evaluate`.
+
+        Where nothing trains (tuning frozen, or an adapter of mid dimension 0 beside heads that a checkpoint brought) the model is
+        tested as it is: `fit` of the results then has a `skipped` with the reason, and no checkpoint.
+
+        Raises:
+            InputError: A split that will be needed, or an image of it, is missing; before the training starts, not after it.
+        """
+        own = data_name(datamodule)
+        if own in evaluate:
+            raise InputError(f"--evaluate.{own} has the name of the run's own data. Give it another name: --evaluate.{own}_2=...")
+        trains = _trains(model)
+        if self.is_global_zero:
+            _require_splits(datamodule, ("train", "val", "test") if trains else ("test",))
+            for other in evaluate.values():
+                _require_splits(other, ("test",))
+        if trains:
+            self.fit_or_resume(model, datamodule)
+        else:
+            self.run_folder.update(fit=Fit(steps=0, epochs=0, skipped="nothing trains"))
+        self.test_all(model, {own: datamodule, **evaluate}, str(self.best_checkpoint()) if trains else None)
+
+    def fit_or_resume(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None) -> None:
+        """Fit from the beginning, or from the run folder's last checkpoint when an earlier attempt left one.
+
+        Raises:
+            InputError: Nothing trains.
+        """
+        if not _trains(model):
+            raise InputError(
+                "nothing trains in this model (tuning frozen, or an adapter of size 0 beside heads that a checkpoint brought), "
+                "so there is nothing to fit. Use `crosslight run` or `crosslight test` to test it as it is, or set "
+                "--model.init_args.tuning or --model.init_args.train_heads=all."
+            )
+        last = self.run_folder.last_checkpoint
+        if last is not None:
+            ckpt_path = str(last)
+        self._require_sound(ckpt_path)
+        self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        best = self.checkpoint_callback
+        score = best.best_model_score if isinstance(best, ModelCheckpoint) else None
+        self.run_folder.update(
+            fit=Fit(
+                steps=self.global_step,
+                epochs=self.current_epoch,
+                monitor=best.monitor if isinstance(best, ModelCheckpoint) else None,
+                best_value=None if score is None else float(score),
+                best_checkpoint=self._relative(best.best_model_path) if isinstance(best, ModelCheckpoint) else None,
+            )
+        )
+
+    def best_checkpoint(self) -> Path:
+        best = self.checkpoint_callback
+        if not isinstance(best, ModelCheckpoint) or not best.best_model_path:
+            raise InputError(
+                "no best checkpoint to test: validation never ran. Let --trainer.max_epochs or max_steps reach one validation."
+            )
+        return Path(best.best_model_path)
+
+    def test_all(self, model: pl.LightningModule, data: DataModules, ckpt_path: str | None) -> None:
+        """Test on each data module, writing metrics and per-query ranks into the run folder; finished ones are skipped."""
+        done = self._evaluated()
+        for name, datamodule in data.items():
+            if name in done:
+                continue
+            self._evaluate("test", model, name, datamodule, ckpt_path)
+
+    def validate_one(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
+        self._evaluate("validate", model, data_name(datamodule), datamodule, ckpt_path)
+
+    def write_embeddings(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
+        """Embed the test split into `embeddings.npz`: images [I, D] and texts [T, D] in the split's order, with their ids.
+
+        Raises:
+            InputError: More than one process: each would hold a part only.
+        """
+        if self.world_size > 1:
+            raise InputError("predict writes one file from one process: set --trainer.devices=1.")
+        self._require_sound(ckpt_path)
+        parts = self.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        arrays: dict[str, Any] = {}
+        for side, batches in zip(("image", "text"), parts or [], strict=True):
+            order = np.concatenate([batch["index"].cpu().numpy() for batch in batches]).argsort()
+            arrays[f"{side}_ids"] = np.array([name for batch in batches for name in batch["ids"]])[order]
+            arrays[f"{side}s"] = np.concatenate([batch["embeddings"].float().cpu().numpy() for batch in batches])[order]
+        with whole_file(self.run_folder.path / "embeddings.npz") as part:
+            np.savez_compressed(part, **arrays)
+
+    def _evaluate(
+        self, verb: str, model: pl.LightningModule, name: str, datamodule: pl.LightningDataModule, ckpt_path: str | None
+    ) -> None:
+        self._require_sound(ckpt_path)
+        self.evaluated_data = name
+        act = self.test if verb == "test" else self.validate
+        if preemption.listening() and self.strategy.reduce_boolean_decision(preemption.told() is not None, all=False):
+            raise preemption.Preempted(f"before the {verb} of {name}")
+        with preemption.leaving_at_once(self.world_size == 1):
+            act(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
+        stage: Literal["val", "test"] = "test" if verb == "test" else "val"
+        split = datamodule.split_label(stage) if hasattr(datamodule, "split_label") else stage
+        metrics = {
+            key.removeprefix(f"{stage}/"): float(value)
+            for key, value in self.callback_metrics.items()
+            if key.startswith(f"{stage}/")
+        }
+        if not self.is_global_zero:
+            return
+        per_query_file = None
+        per_query: dict[str, Any] = getattr(model, "per_query", dict)()
+        if per_query:
+            per_query_file = f"per_query/{name}-{stage}.npz"
+            (self.run_folder.path / "per_query").mkdir(exist_ok=True)
+            with whole_file(self.run_folder.path / per_query_file) as part:
+                np.savez_compressed(part, **per_query)
+        notes: dict[str, Any] = getattr(model, "evaluation_notes", dict)()
+        protocol = getattr(model, "protocol", None)
+        self.run_folder.add(Evaluation(name, split, stage, metrics, protocol, per_query_file, notes), describe_data(datamodule))
+        for logger in self.loggers:
+            logger.log_metrics({f"final/{name}/{split}/{key}": value for key, value in metrics.items()}, step=self.global_step)
+
+    def _evaluated(self) -> set[str]:
+        """Data sets that an earlier attempt has tested. From the file, so that every rank skips the same ones."""
+        if not (self.run_folder.path / "results.json").exists():
+            return set()
+        return {evaluation.data for evaluation in read_results(self.run_folder.path).evaluations}
+
+    def _require_sound(self, ckpt_path: str | None) -> None:
+        """Refuse what cannot work, before Lightning starts processes or meets it with a traceback.
+
+        Raises:
+            InputError: A part of a split, a distributed sampler over several processes, a precision that batches are converted
+                to, or a file that is no checkpoint.
+        """
+        if str(self.precision) in ("16-true", "bf16-true", "64-true"):
+            raise InputError(
+                f"trainer.precision is {self.precision}, for which Lightning converts batches in place, and ours are read-only: "
+                "set it to bf16-mixed, 16-mixed, or 32-true."
+            )
+        for stage in ("val", "test"):
+            limit = getattr(self, f"limit_{stage}_batches")
+            if limit and (isinstance(limit, int) or limit != 1.0):  # 1 is one batch, 1.0 is all; fast_dev_run makes it an int
+                raise InputError(
+                    f"trainer.limit_{stage}_batches is {limit} (fast_dev_run sets it too), but recalls and caption scores are of "
+                    f"whole splits. Shorten the split instead: --data.init_args.limits.{stage}=N."
+                )
+        if self.world_size > 1 and self._accelerator_connector.use_distributed_sampler:
+            raise InputError(
+                "trainer.use_distributed_sampler is true, but the data modules share their batches out themselves (batch_size is "
+                "global, nothing is padded). Leave it false."
+            )
+        if ckpt_path is not None and self.is_global_zero:
+            read_checkpoint(ckpt_path)
+
+    def _relative(self, path: str) -> str | None:
+        return str(Path(path).relative_to(self.run_folder.path)) if path else None
+
+
+def _trains(model: pl.LightningModule) -> bool:
+    return any(parameter.requires_grad for parameter in model.parameters())
+
+
+def _require_splits(datamodule: Any, splits: tuple[str, ...]) -> None:
+    datamodule.prepare_data()
+    if hasattr(datamodule, "records"):
+        for split in splits:
+            datamodule.records(split)
+
+
+def data_name(datamodule: pl.LightningDataModule) -> str:
+    return getattr(datamodule, "name", type(datamodule).__name__.lower())
+
+
+def describe_data(datamodule: Any) -> DataDescription:
+    """Fingerprint and counts, of data modules that tell them.
+
+    Raises:
+        InputError: What it tells has another type than `DataDescription` says.
+    """
+    told: dict[str, Any] = datamodule.describe() if hasattr(datamodule, "describe") else {}
+    if "fingerprint" not in told and hasattr(datamodule, "fingerprint"):
+        told = {**told, "fingerprint": datamodule.fingerprint()}
+    kind, ours = type(datamodule).__name__, ("name", "fingerprint", "options", "splits")
+    known = {key: value for key, value in told.items() if key in ours}
+    further = {key: value for key, value in told.items() if key not in ours}
+    description: DataDescription = read_typed(DataDescription, {"kind": kind, **known, "further": further}, f"{kind}.describe()")
+    return description

@@ -1,0 +1,158 @@
+"""What all tuning shares: which part of the network learns, its optimizer, and checkpoints that hold only what was trained."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from datamodules.errors import InputError
+from lightning_modules import optimization
+from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.tuning import TrainHeads, TuningMode, set_mode, set_tuning
+from lightning_modules.checkpoints.fill import fill
+from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
+from lightning_modules.checkpoints.trainable import load_trainable, trainable_state_dict
+
+
+class TunedModule(pl.LightningModule):
+    """A network that is tuned fully, through an adapter, at its heads, or not at all. See `RetrievalModule` for the arguments."""
+
+    _queries: dict[str, Tensor]  # of the last evaluation, when there was one: a rank or score for each query, or image
+
+    def __init__(
+        self,
+        network: nn.Module,
+        adapter: Adapter | None,
+        tuning: TuningMode,
+        train_heads: TrainHeads,
+        optimization: optimization.Optimization,
+        init_from: str | None,
+        eval_frozen: bool,
+    ) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.adapter = adapter
+        self.tuning = tuning
+        self.train_heads = train_heads
+        self.optimization = optimization
+        self.init_from = init_from
+        self.eval_frozen = eval_frozen
+        self._queries = {}
+        fill(network)
+        if adapter is not None:
+            adapter.inject(network)
+        if init_from is not None:
+            start_from(network, adapter, init_from)
+        self.counts = set_tuning(network, adapter, tuning, train_heads)
+        self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing
+
+    def on_fit_start(self) -> None:
+        self.train()  # Lightning trains in whatever mode it is given: a network that was built by configuration is in train mode
+
+    def train(self, mode: bool = True) -> TunedModule:
+        super().train(mode)
+        if mode and self.eval_frozen and self.tuning != "full":
+            set_mode(self.network, True, self.adapter)
+        return self
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout is a function of (seed, epoch, batch, rank), so a run resumed after SIGKILL draws what it would have drawn.
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        where = (seed, self.trainer.current_epoch, batch_idx, self.trainer.global_rank)
+        seed_draws(where)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = optimization.build(self.network, self.optimization, total, self.owns)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """As Lightning, which refuses to clip for a fused optimizer in any mixed precision, where only fp16 scales gradients.
+
+        Raises:
+            InputError: A fused optimizer at precision 16-mixed: its gradients are still scaled here.
+        """
+        if not gradient_clip_val:
+            return
+        if optimizer.defaults.get("fused") and self.trainer.precision == "16-mixed":
+            raise InputError(
+                "trainer.gradient_clip_val at precision 16-mixed needs an optimizer that is not fused: set "
+                "model.optimization.fused to false, or use bf16-mixed"
+            )
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def log_terms(self, terms: dict[str, Tensor], batch_size: int) -> None:
+        """Log the named terms of a step, averaged over processes: a rank's own loss is of its rows only. One reduction for all of
+        them, where Lightning's `sync_dist` makes one with a barrier for each."""
+        values = torch.stack([value.detach().float() for value in terms.values()])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        logged = {f"train/{name}": value for name, value in zip(terms, values, strict=True)}
+        self.log_dict(logged, batch_size=batch_size, prog_bar=True)
+
+    def owns(self, name: str) -> bool:
+        """Whether a parameter of the network belongs to the adapter."""
+        return self.adapter is not None and self.adapter.owns(name)
+
+    # --------------------------------------------------------------------------------------------- evaluation
+
+    def _evaluation_step(self, batch: Any) -> None:
+        """Take in a batch of validation or test."""
+        raise NotImplementedError
+
+    def _evaluation_end(self, stage: str) -> None:
+        """Log the metrics of stage "val" or "test", and set `_queries`."""
+        raise NotImplementedError
+
+    def per_query(self) -> dict[str, Any]:
+        """Of the last evaluation, as arrays: ranks under the names of `RetrievalRecall.query_ranks`, or an image's scores."""
+        return {name: values.cpu().numpy() for name, values in self._queries.items()}
+
+    def evaluation_notes(self) -> dict[str, Any]:
+        """What results.json says of the last evaluation beside its metrics."""
+        return {}
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluation_step(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._evaluation_end("val")
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluation_step(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._evaluation_end("test")
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained, and what identifies the backbone it was trained on."""
+        checkpoint["state_dict"] = {f"network.{k}": v for k, v in trainable_state_dict(self.network).items()}
+        checkpoint["crosslight_backbone"] = short_fingerprint(self.network)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
+        path = getattr(self._trainer, "ckpt_path", None)  # no trainer when `lightning_modules.load` reads it
+        source = f"checkpoint {path}" if path else "the checkpoint"
+        require_backbone(self.network, checkpoint.get("crosslight_backbone"), state, source)
+        load_trainable(self.network, state, source)
+
+
+def seed_draws(where: tuple[Any, ...]) -> None:
+    """Make what is drawn next a function of `where`."""
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=7).digest()))

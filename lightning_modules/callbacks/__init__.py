@@ -1,0 +1,1 @@
+"""Callbacks of Lightning that any run may have."""

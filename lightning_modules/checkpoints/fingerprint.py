@@ -1,0 +1,44 @@
+"""A backbone's fingerprint: samples of its frozen parameters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.checkpoints.trainable import trainable_names
+
+_SAMPLES = 1024  # values of a tensor that enter its digest: training moves all of them, so any sample shows it
+
+
+def _digest(tensor: Tensor) -> str:
+    """16 hex digits over evenly strided values as fp32 (or int64): equal on every device and for dtypes of equal values."""
+    flat = tensor.detach().reshape(-1)
+    sample = flat[:: max(1, flat.numel() // _SAMPLES)].cpu()
+    sample = sample.to(torch.float32 if sample.is_floating_point() else torch.int64)
+    return hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
+
+
+def backbone_fingerprint(network: nn.Module, trained: set[str] | None = None) -> dict[str, Any]:
+    """What an adapter was trained on: every tensor of the network but the trained ones, with shape and content digest.
+
+    Returns:
+        `architecture` (hash of names and shapes), `weights` (hash of the digests), `tensors` {name: {shape, digest}}, so that a
+        mismatch can be named. Takes about a tenth of a second for 50 million parameters.
+    """
+    skip = trainable_names(network) if trained is None else trained
+    tensors = {
+        name: {"shape": list(tensor.shape), "digest": _digest(tensor)}
+        for name, tensor in sorted(network.state_dict().items())
+        if name not in skip
+    }
+    shapes = json.dumps([[name, entry["shape"]] for name, entry in tensors.items()])
+    digests = json.dumps([[name, entry["digest"]] for name, entry in tensors.items()])
+    return {
+        "architecture": hashlib.sha256(shapes.encode()).hexdigest(),
+        "weights": hashlib.sha256(digests.encode()).hexdigest(),
+        "tensors": tensors,
+    }

@@ -1,0 +1,60 @@
+"""The part of a network that was trained: what checkpoints and exports hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from datamodules.errors import InputError, some
+
+
+def trainable_names(network: nn.Module) -> set[str]:
+    """Parameters that train, and the buffers of modules that own one (batch norm's statistics move with its weight)."""
+    names = set()
+    for prefix, module in network.named_modules(remove_duplicate=False):
+        own = {name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad}
+        if own:
+            own |= {name for name, _ in module.named_buffers(recurse=False)}
+        names |= {f"{prefix}.{name}" if prefix else name for name in own}
+    return names & network.state_dict().keys()  # without non-persistent buffers
+
+
+def trainable_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """What trains now (parameters, and statistics of trainable batch norms), detached, under its state-dict names."""
+    names = trainable_names(network)
+    return {name: tensor for name, tensor in network.state_dict().items() if name in names}
+
+
+def load_trainable(network: nn.Module, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:
+    """Put a `trainable_state_dict` back: exactly the parameters that train now, nothing missing and nothing left over.
+
+    Plain `strict=False` would accept any file. Here the keys that the file lacks must be exactly the frozen ones.
+
+    Args:
+        network: The network with its adapter injected and its tuning mode set, as when the state was taken.
+        state: Names to tensors.
+        source: Where the state comes from, for messages.
+
+    Raises:
+        InputError: Keys are missing or left over, or shapes differ. The network is unchanged then.
+    """
+    load_exactly(network, state, trainable_names(network), source)
+
+
+def load_exactly(network: nn.Module, state: Mapping[str, Tensor], wanted: set[str], source: str) -> None:
+    missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
+    if missing or unexpected:
+        parts = [f"{len(missing)} that should be there are missing: {some(missing)}"] if missing else []
+        parts += [f"{len(unexpected)} do not belong: {some(unexpected)}"] if unexpected else []
+        raise InputError(
+            f"{source} does not hold what this network trains ({'; '.join(parts)}); use the adapter options, tuning mode and "
+            "train_heads it was saved with"
+        )
+    own = network.state_dict()
+    wrong = [f"{k} {list(v.shape)} instead of {list(own[k].shape)}" for k, v in state.items() if v.shape != own[k].shape]
+    if wrong:
+        raise InputError(f"{source} has other shapes than this network: {some(wrong)}; use the widths it was saved with")
+    result = network.load_state_dict(dict(state), strict=False)
+    if skipped := wanted & set(result.missing_keys):
+        raise AssertionError(f"{source}: load_state_dict skipped {some(sorted(skipped))}")

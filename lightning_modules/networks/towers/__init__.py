@@ -1,0 +1,1 @@
+"""Vision and text towers: timm, Hugging Face, CLIP."""

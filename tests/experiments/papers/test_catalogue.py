@@ -1,0 +1,464 @@
+"""The papers as data: exhibits, runs and jobs agree with numbers.yaml, with each other, and with the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from datamodules.errors import InputError
+from experiments.papers import catalogue as exhibits
+from experiments.papers import schema, strict_yaml
+from experiments.papers.catalogue import read_exhibit, read_runs
+from experiments.papers.plan import Job, plan, plan_runs
+from experiments.papers.schema import PAPERS, SCALES, Scale
+from experiments.runs.store import folder_of
+from experiments.training.configs import find_configs
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+NUMBERS = yaml.safe_load((REPOSITORY / "experiments" / "papers" / "numbers.yaml").read_text())
+PAPERS_OWN = {
+    "mwa": ["figure2", "table1", "table2", "table3"],
+    "iais": ["figure3", "figure5", "figure6", "figure7", "figure8", "figure9", "table1", "table2", "table3"],
+    "i_tuning": ["figure1", "figure3", "table1", "table2", "table3"],
+}
+BEYOND = {"mwa": ["equal_budgets", "iais_on_beit3"], "iais": [], "i_tuning": ["language_models", "vision_towers"]}
+NAMES = [f"{paper}/{name}" for paper in PAPERS for name in sorted([*PAPERS_OWN[paper], *BEYOND[paper]])]
+PARAMETERS = {"dropped_layers"}  # fields of a published row that say what was run, beside its texts and true or false
+SIZES = ("base.yaml", "medium.yaml", "large.yaml", "neox.yaml", "llama.yaml", "opt.yaml")  # overlays of nothing but sizes
+ALIKE = {"mwa/base-coco-ke32": "mwa/base-coco-ke-small"}  # at full scale
+
+
+@cache
+def jobs(scale: Scale, seeds: tuple[int, ...] = (0,)) -> list[Job]:
+    return plan(NAMES, scale, seeds)
+
+
+# -------------------------------------------------------------------------------------------------- against the papers
+
+
+def test_every_exhibit_is_there_and_reads() -> None:
+    assert exhibits.exhibit_names() == NAMES
+    for name in NAMES:
+        exhibit = read_exhibit(name)
+        beyond = name.partition("/")[2] in BEYOND[name.partition("/")[0]]
+        assert exhibit.beyond is beyond, name
+        assert (exhibit.published is None) is beyond, name
+        assert exhibit.kind == ("figure" if "/figure" in name else "table"), name
+        assert (exhibit.figure is not None) or exhibit.kind == "table", name
+        assert exhibit.note, name
+        for variant in exhibit.variants:
+            assert variant.beyond is (variant.published is None) or variant.published is None, (name, variant.label)
+
+
+def test_the_numbers_are_the_papers() -> None:
+    """The repository's copy is the transcription that was handed to it, byte for byte."""
+    content = (REPOSITORY / "experiments" / "papers" / "numbers.yaml").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == "564c78030bacc5f76c413b31dae5cf7275a8e33b082ad89e9b7c9cfd3e3ee9d4"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.partition("/")[2] in PAPERS_OWN[name.partition("/")[0]]])
+def test_every_published_number_is_reached(name: str) -> None:
+    """Rows select each published row once, and columns show each of its numbers, as the file has them by position or by name."""
+    exhibit = read_exhibit(name)
+    paper, place = str(exhibit.published).split(".")
+    entry = NUMBERS[paper][place]
+    if not isinstance(entry, dict) or "rows" not in entry:
+        assert all(variant.published is None for variant in exhibit.variants)
+        return
+    expected = [dict(zip(entry["columns"], row["values"], strict=True)) if "values" in row else row for row in entry["rows"]]
+    columns = {column.name: column for column in exhibit.columns}
+    found = []
+    for variant in exhibit.variants:
+        if variant.published is None:
+            continue
+        published = exhibits.published_row(exhibit, variant)
+        assert published is not None
+        assert not published["quoted"]
+        place_of = [
+            i for i, one in enumerate(entry["rows"]) if all(one.get(key) == value for key, value in variant.published.items())
+        ]
+        assert len(place_of) == 1, (variant.label, place_of)
+        numbers = {key: value for key, value in expected[place_of[0]].items() if isinstance(value, (int, float))}
+        numbers = {key: value for key, value in numbers.items() if not isinstance(value, bool) and key not in PARAMETERS}
+        if exhibit.kind == "table":
+            assert numbers.keys() <= columns.keys(), variant.label
+        assert {key: published[key] for key in numbers} == numbers
+        found += place_of
+    assert sorted(found) == list(range(len(entry["rows"])))
+    quoted = [row for row in exhibits.published_table(exhibit) if row["quoted"]]
+    assert len(quoted) == len(entry.get("quoted", []))
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_claim_and_reading_is_put_to_a_test_or_says_why_not(paper: str) -> None:
+    own = NUMBERS[paper]
+    listed = {*own["claims"], *own.get("readings", []), *own.get("figure2", {}).get("claims", [])}
+    texts = {value for key, value in own.items() if isinstance(value, str)}
+    if paper == "iais":  # a number in the words of its figure's caption
+        r = own["figure3"]["pearson_isda_vs_meta_sum"]
+        texts |= {f"ISDa and Meta-Sum are highly correlated with a Pearson's correlation coefficient of {r:.2f}"}
+    told: dict[str, list[schema.Claim]] = {}
+    for name in NAMES:
+        if name.startswith(f"{paper}/"):
+            for claim in read_exhibit(name).claims:
+                told.setdefault(claim.text, []).append(claim)
+    assert listed <= told.keys(), sorted(listed - told.keys())
+    assert told.keys() <= listed | texts, sorted(told.keys() - listed - texts)
+    for text, claims in told.items():
+        assert all(claim.test != "none" or claim.reason for claim in claims), text
+        if len(claims) > 1:  # the parts of one claim say which part they are
+            assert all(claim.reason for claim in claims), text
+
+
+def test_what_the_documents_quote_is_what_the_papers_print() -> None:
+    rows = {(row["model"], row["tuning"]): row for row in NUMBERS["mwa"]["table1"]["rows"]}
+    multiway = " ".join((REPOSITORY / "docs" / "multiway.md").read_text().split())
+    large = rows["beit3-large", "mwa"]
+    assert f"Table 1's {large['tunable_m']:.2f} M ({large['tunable_pct']} %)" in multiway
+    assert f"Table 1's {rows['beit3-base', 'mwa']['tunable_m']} M on BEiT-3 base" in multiway
+    captioning = " ".join((REPOSITORY / "docs" / "captioning.md").read_text().split())
+    counts = [row["params_m"] for row in NUMBERS["i_tuning"]["table2"]["rows"] if row["model"] != "clipcap-gpt2-large"]
+    assert "{}, {}, {} and {} M".format(*counts) in captioning
+    mwa, full = rows["beit3-base", "mwa"]["minutes"], rows["beit3-base", "full"]["minutes"]
+    assert f"base {full} full and {mwa} MWA" in (REPOSITORY / "experiments" / "papers" / "mwa" / "runs.yaml").read_text()
+
+
+# ---------------------------------------------------------------------------------------------------- jobs of the papers
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_jobs_come_once_after_what_they_need(scale: Scale) -> None:
+    found = jobs(scale)
+    done: set[str] = set()
+    for job in found:
+        assert set(job.after) <= done, job.names
+        assert job.key not in done
+        done.add(job.key)
+        assert job.recipe.cost is not None, job.names
+        assert (job.recipe.world is None) is (scale == "full")
+    names = [name for job in found for name in job.names]
+    assert len(names) == len(set(names))
+
+
+def test_every_run_is_in_an_exhibit_or_on_the_way_to_one() -> None:
+    planned = {name for scale in SCALES for job in jobs(scale) for name in job.names}
+    assert planned == {f"{paper}/{run}" for paper in PAPERS for run in read_runs(paper)}
+
+
+def test_equal_runs_are_one_job() -> None:
+    found = {name: job.key for job in jobs("full") for name in job.names}
+    for name, alias in ALIKE.items():
+        assert found[name] == found[alias]
+    assert found["mwa/base-coco-mwa"] != found["mwa/base-coco-mwa-ke32"]
+
+
+def test_the_miniature_has_the_papers_rows() -> None:
+    small = {name for job in jobs("miniature") for name in job.names}
+    large = {name for job in jobs("full") for name in job.names}
+    # towers that only a hub has
+    assert large - small == {"i_tuning/coco-vision-supervised", "i_tuning/coco-vision-dino"}
+    assert all(re.search(r"/(pretrain|vision|language)", name) for name in small - large)
+
+
+def test_the_miniature_fits_into_an_hour_of_two_cores() -> None:
+    """By its own estimates; what it takes is measured when it runs."""
+    hours = sum(job.recipe.cost.hours for job in jobs("miniature") if job.recipe.cost is not None)
+    assert 0.3 < hours < 2 * 1.0
+
+
+def test_seeds_multiply_what_depends_on_them() -> None:
+    one, three = jobs("full"), jobs("full", (0, 1, 2))
+    fixed = [job for job in one if not job.recipe.seeded]
+    assert fixed
+    assert all(not job.after for job in fixed)
+    assert len(three) == 3 * (len(one) - len(fixed)) + len(fixed)
+    assert Counter(job.seed for job in three if job.recipe.seeded) == {seed: len(one) - len(fixed) for seed in (0, 1, 2)}
+
+
+def _options(job: Job) -> set[str]:
+    """What of a job's command line test_configs.py does not parse: its command and options with each kind of model, and the
+    miniature's overlays."""
+    files = {file.rpartition("/")[2] for file in job.recipe.configs if file.startswith(("configs/model/", "configs/data/"))}
+    kind = min({file.split("_")[0] for file in files} & {"beit3", "uniter", "dual", "captioner"})
+    overlays = {file for file in job.recipe.configs if "/miniature/" in file and not file.endswith(SIZES)}
+    return {f"{kind} {job.recipe.command}", *(f"{kind} {name}" for name in job.recipe.options), *overlays}
+
+
+def _covering(candidates: list[Job]) -> list[Job]:
+    """Jobs that together have every file and option of all of them."""
+    wanted = set[str]().union(*map(_options, candidates))
+    chosen: list[Job] = []
+    while wanted:
+        best = max(candidates, key=lambda job: len(_options(job) & wanted))
+        chosen.append(best)
+        wanted -= _options(best)
+    return chosen
+
+
+def test_jobs_parse_through_the_real_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that have every configuration file and every option among them; all of them with CROSSLIGHT_EVERY_JOB=1 (a minute)."""
+    from experiments.training.lightning_cli import ParsedCLI
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("WORLD", "DATA", "WEIGHTS"):
+        monkeypatch.setenv(f"CROSSLIGHT_{name}", f"/roots/{name.lower()}")
+    every = [job for scale in SCALES for job in jobs(scale)]
+    chosen = every if os.environ.get("CROSSLIGHT_EVERY_JOB") else _covering(every)
+    folders = {job.key: Path("/runs") / job.folder_name for job in every}
+    for job in chosen:
+        command, *arguments = job.arguments(folders)
+        config = ParsedCLI([command, *find_configs(arguments)]).plain
+        assert config["scale"] == job.scale
+        assert (
+            config["seed_everything"]
+            == config["data"]["init_args"]["seed"]
+            == (0 if job.recipe.seeded else config["seed_everything"])
+        )
+        assert f"{job.names[0].partition('/')[0]}/{config['name']}" in job.names
+        start = job.starts.get(job.recipe.start or "")
+        if start is not None:
+            assert config["model"]["init_args"]["init_from"] == str(folders[start])
+        assert "{" not in yaml.safe_dump(config["model"]["init_args"].get("init_from"))
+    swept = [
+        "configs/model/dual_tiny.yaml",
+        "configs/data/world.yaml",
+        "experiments/papers/seeded.yaml",
+        "experiments/papers/mwa/variants/head.yaml",
+    ]
+    config = ParsedCLI(["run", *find_configs([f"--config={file}" for file in swept]), "--seed_everything=7"]).plain
+    assert (config["name"], config["seed_everything"], config["data"]["init_args"]["seed"]) == ("head", 7, 7)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sweeps_sweep_over_what_is_there_and_never_by_the_test_split() -> None:
+    files = sorted((REPOSITORY / "experiments" / "papers").glob("*/sweeps/*.yaml"))
+    assert {file.parts[-3] for file in files} == set(PAPERS)
+    names = []
+    for file in files:
+        content = yaml.safe_load(file.read_text())
+        names.append(content["name"])
+        assert content["metric"]["goal"] == "maximize"
+        assert content["metric"]["name"] in ("val/rsum", "val/cider"), file
+        assert content["command"][-1] == "${args}"
+        command = content["command"]
+        rows = content["parameters"].get("config", {}).get("values", [])
+        for name in [*(command[at + 1] for at, part in enumerate(command) if part == "-c"), *rows]:
+            assert (REPOSITORY / name).is_file(), (file, name)
+        seeds = content["parameters"].get("seed_everything", {}).get("values", [0])
+        assert len(set(seeds)) == len(seeds)
+        if content["method"] == "grid":
+            assert all("values" in parameter for parameter in content["parameters"].values())
+        else:
+            assert content["early_terminate"]["type"] == "hyperband"
+    assert len(set(names)) == len(names)
+
+
+# ------------------------------------------------------------------------------------------------------- a small project
+
+RUNS = """
+common:
+  full: {configs: [configs/common.yaml], options: {a: 1}}
+runs:
+  start: {full: {command: fit, configs: [configs/start.yaml]}}
+  "child-{row}":
+    matrix: {row: [x, y]}
+    full: {start: start, configs: ["configs/{row}.yaml"]}
+  last:
+    full: {command: test, configs: [configs/x.yaml], options: {ckpt_path: "{run:child-x}/best.ckpt", more: [{at: "{run:start}"}]}}
+  alone: {full: {seeded: false}}
+  again: {full: {command: fit, configs: [configs/start.yaml]}}
+"""
+NUMBERS_OF_IT = "mwa: {table: {columns: [r1, r5], rows: [{model: m, values: [1.5, 2.5]}, {model: n, values: [3.5, null]}]}}\n"
+EXHIBIT = """
+title: A table
+kind: table
+published: mwa.table
+variants: [{label: M, runs: {run: child-x}, published: {model: m}}, {label: N, runs: {run: child-y}, published: {model: n}}]
+columns: [{name: r1, label: R@1, metric: i2t_r1}]
+claims: [{text: more, test: greater, high: [[M, r1]], low: [[N, r1]]}]
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for paper in PAPERS:
+        (tmp_path / "experiments" / "papers" / paper / "exhibits").mkdir(parents=True)
+    (tmp_path / "configs").mkdir()
+    for name in ("common", "start", "x", "y"):
+        (tmp_path / "configs" / f"{name}.yaml").write_text(f"name: {name}  # a comment\n")
+    (tmp_path / "experiments/papers/mwa/runs.yaml").write_text(RUNS)
+    (tmp_path / "experiments/papers/mwa/exhibits/t.yaml").write_text(EXHIBIT)
+    (tmp_path / "experiments/papers/numbers.yaml").write_text(NUMBERS_OF_IT)
+    monkeypatch.setattr(strict_yaml, "HERE", tmp_path / "experiments" / "papers")
+    return tmp_path
+
+
+ALL = ["mwa/start", "mwa/child-x", "mwa/child-y", "mwa/last", "mwa/alone", "mwa/again"]
+
+
+def keys(names: list[str] = ALL, seed: int = 0) -> dict[str, str]:
+    return {name: job.key for job in plan_runs(names, "full", [seed]) for name in job.names}
+
+
+def test_a_plan_of_a_small_project(project: Path) -> None:
+    found = plan_runs(["mwa/last", "mwa/child-y", "mwa/alone", "mwa/again"], "full", [7])
+    assert [job.names for job in found] == [
+        ("mwa/start", "mwa/again"), ("mwa/child-x",), ("mwa/last",), ("mwa/child-y",), ("mwa/alone",)
+    ]  # fmt: skip
+    by_name = {job.names[0]: job for job in found}
+    folders = {job.key: Path("/runs") / job.folder_name for job in found}
+    last, start = by_name["mwa/last"], by_name["mwa/start"]
+    assert last.after == (by_name["mwa/child-x"].key, start.key)
+    assert last.arguments(folders) == [
+        "test", "-c", "configs/common.yaml", "-c", "configs/x.yaml", "--name=last", "--wandb.group=mwa", "--a=1",
+        f"--ckpt_path=/runs/{by_name['mwa/child-x'].folder_name}/best.ckpt", f'--more=[{{"at": "/runs/{start.folder_name}"}}]',
+        "--seed_everything=7", "--data.init_args.seed=7", "--scale=full", f"--run_dir=/runs/{last.folder_name}",
+    ]  # fmt: skip
+    child = by_name["mwa/child-x"].arguments(folders)
+    assert f"--model.init_args.init_from=/runs/{start.folder_name}" in child
+    assert not any("seed" in part for part in by_name["mwa/alone"].arguments(folders))
+    assert (by_name["mwa/alone"].seed, last.seed) == (0, 7)
+    assert last.folder_name == f"mwa-last-s7-{last.key[:8]}"
+
+
+def test_exhibits_plan_their_rows(project: Path) -> None:
+    names = [name for job in plan(["mwa/t"], "full", [0]) for name in job.names]
+    assert sorted(names) == ["mwa/child-x", "mwa/child-y", "mwa/start"]
+    assert plan(["mwa/t"], "miniature", [0]) == []
+
+
+def test_a_folder_is_found_by_its_key_in_any_root(project: Path, tmp_path: Path) -> None:
+    job = plan_runs(["mwa/start"], "full", [0])[0]
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert folder_of(job, [here, there]) == here / job.folder_name
+    other = there / f"mwa-again-s0-{job.key[:8]}"  # as the same job was called there
+    other.mkdir(parents=True)
+    assert folder_of(job, [here, there]) == other
+
+
+CHANGES: dict[str, tuple[Callable[[Path], Any], set[str]]] = {
+    "a file of the child": (
+        lambda root: (root / "configs/x.yaml").write_text("name: changed\n"), {"mwa/child-x", "mwa/last"}
+    ),
+    "a file of the parent": (
+        lambda root: (root / "configs/start.yaml").write_text("name: changed\n"),
+        {"mwa/start", "mwa/again", "mwa/child-x", "mwa/child-y", "mwa/last"},
+    ),
+    "a file of all": (lambda root: (root / "configs/common.yaml").write_text("name: changed\n"), set(ALL)),
+    "a comment": (lambda root: (root / "configs/common.yaml").write_text("# another\nname: common\n"), set()),
+    "an option of all": (lambda root: _runs(root, "a: 1", "a: 2"), set(ALL)),
+    "an option of one": (lambda root: _runs(root, "best.ckpt", "last.ckpt"), {"mwa/last"}),
+    "the command": (lambda root: _runs(root, "command: test", "command: run"), {"mwa/last"}),
+    "a cost": (lambda root: _runs(root, "{seeded: false}", "{seeded: false, cost: {hours: 3}}"), set()),
+    "the world": (lambda root: _runs(root, "{seeded: false}", "{seeded: false, world: target}"), {"mwa/alone"}),
+}  # fmt: skip
+
+
+def _runs(root: Path, old: str, new: str) -> None:
+    file = root / "experiments/papers/mwa/runs.yaml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))  # on file systems with coarse clocks
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_change_is_a_new_job_for_what_it_concerns(what: str, project: Path) -> None:
+    change, concerned = CHANGES[what]
+    before = keys()
+    change(project)
+    after = keys()
+    assert {name for name in ALL if before[name] != after[name]} == concerned
+
+
+def test_a_seed_changes_what_depends_on_it(project: Path) -> None:
+    before, after = keys(seed=0), keys(seed=1)
+    assert {name for name in ALL if before[name] != after[name]} == set(ALL) - {"mwa/alone"}
+
+
+def test_a_matrix_value_may_bring_more(project: Path) -> None:
+    (project / "experiments/papers/mwa/runs.yaml").write_text(
+        'runs: {"r-{row}": {matrix: {row: {x: {hours: 3, text: a}}, n: [1, 2]}, full: {configs: ["configs/{row}.yaml"],'
+        ' options: {one: "{n}", both: "{text}-{n}"}, cost: {hours: "{hours}"}}}}'.replace('"r-{row}"', '"r-{row}-{n}"')
+    )
+    runs = read_runs("mwa")
+    assert list(runs) == ["r-x-1", "r-x-2"]
+    recipe = runs["r-x-2"]["full"]
+    assert recipe.cost == schema.Cost(hours=3)
+    assert recipe.options == {"one": 2, "both": "a-2"}
+
+
+def test_options_are_not_built(project: Path) -> None:
+    option = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 1, "out_features": 1}}
+    _runs(project, "a: 1", f"a: {option}")
+    assert read_runs("mwa")["start"]["full"].options == {"a": option}
+
+
+MISTAKES: dict[str, tuple[str, str, str, str]] = {  # file, what stands there, what then does, what the message has
+    "a mistyped key of a run": ("runs", "seeded: false", "sedeed: false", "sedeed"),
+    "a mistyped scale": ("runs", "alone: {full:", "alone: {ful:", "'ful'; there are matrix, full and miniature"),
+    "an unknown part": ("runs", "common:", "comon:", "'comon'; there are common and runs"),
+    "no such start": ("runs", "start: start,", "start: strat,", "'strat', which is no run of this scale (did you mean start?)"),
+    "no such run in an option": ("runs", "{run:child-x}", "{run:child-z}", "'child-z', which is no run of this scale"),
+    "no such file": ("runs", "configs/common.yaml", "configs/comon.yaml", "configs/comon.yaml does not exist"),
+    "a run twice": ("runs", "  again:", "  start:", "'start' is there twice"),
+    "a run twice by its matrix": ("runs", "row: [x, y]", "row: [x, x]", "two runs are called child-x"),
+    "a wrong type": ("runs", "{seeded: false}", "{seeded: perhaps}", "seeded"),
+    "an unknown command": ("runs", "command: test", "command: tset", "command"),
+    "no mapping": ("runs", "{full: {seeded: false}}", "7", "7 is no mapping"),
+    "configs that are no list": ("runs", "configs: [configs/x.yaml]", "configs: configs/x.yaml", "configs is a list of files"),
+    "a matrix that is none": ("runs", "{row: [x, y]}", "{row: x}", "matrix row is neither"),
+    "a circle": ("runs", "start: {full: {command: fit,", "start: {full: {start: last, command: fit,", "start from each other"),
+    "a mistyped key of an exhibit": ("t", "title:", "titel:", "titel"),
+    "an unknown run": ("t", "child-x", "child-z", "mwa/runs.yaml has no such run (did you mean child-"),
+    "no published row": ("t", "{model: m}", "{model: q}", "0 published rows of mwa.table"),
+    "several published rows": ("t", "{model: m}", "{quoted: false}", "2 published rows of mwa.table"),
+    "a mistyped selector": ("t", "{model: m}", "{modle: null}", "have no 'modle'"),
+    "no published place": ("t", "mwa.table", "mwa.tabel", "mwa.tabel"),
+    "two variants of a name": ("t", "label: N", "label: M", "two variants are called 'M'"),
+    "a claim on no variant": ("t", "high: [[M, r1]]", "high: [[Q, r1]]", "no variant and column"),
+    "a claim on half a pair": ("t", "high: [[M, r1]]", "high: [[M]]", "no variant and column"),
+    "a claim of unequal sides": ("t", "low: [[N, r1]]", "low: [[N, r1], [N, r1]]", "pair by pair"),
+    "a claim without sides": ("t", "high: [[M, r1]], low: [[N, r1]]", "margin: 1", "needs high and low"),
+    "a test that there is not": ("t", "test: greater", "test: grater", "test"),
+    "no test and no reason": ("t", "test: greater, high: [[M, r1]], low: [[N, r1]]", "test: none", "say the reason"),
+    "a column of nothing": ("t", "metric: i2t_r1", "digits: 2", "give one"),
+    "a column of no such cost": ("t", "metric: i2t_r1", "cost: steps_per_second", "no cost 'steps_per_second' (did you mean"),
+    "a column of no role": ("t", "metric: i2t_r1", "metric: i2t_r1, run: coco", "'coco'"),
+    "an axis that is no column": ("t", "kind: table", "kind: table\nfigure: {kind: scatter, x_column: r2}", "'r2' is no column"),
+    "no YAML": ("t", "title: A table", "title: [", "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_is_one_readable_message(what: str, project: Path) -> None:
+    stem, old, new, expected = MISTAKES[what]
+    file = project / "experiments/papers/mwa" / ("runs.yaml" if stem == "runs" else "exhibits/t.yaml")
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError) as caught:
+        plan_runs(ALL, "full", [0]) if stem == "runs" else plan(["mwa/t"], "full", [0])
+    message = str(caught.value)
+    assert expected in message
+    assert "runs.yaml" in message or "t.yaml" in message
+    assert "\n" not in message
+
+
+def test_unknown_names_list_the_known_ones(project: Path) -> None:
+    with pytest.raises(InputError, match="no exhibit 'mwa/table9'; there are mwa/t"):
+        plan(["mwa/table9"], "full", [0])
+    with pytest.raises(InputError, match=r"no run mwa/child-z; mwa/runs\.yaml has start, child-x"):
+        plan_runs(["mwa/child-z"], "full", [0])
+    with pytest.raises(InputError, match="no paper 'moa'; there are mwa, iais, i_tuning"):
+        plan_runs(["moa/start"], "full", [0])

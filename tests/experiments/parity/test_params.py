@@ -1,0 +1,133 @@
+"""`crosslight params` against the published counts and those of the official code (../shared/facts/mwa.md, section 9)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from datamodules.errors import InputError
+from experiments.parity import params
+
+TOTALS = {"base 224": 222_167_041, "base 384": 222_458_881, "large 224": 674_799_617, "large 384": 675_188_737}
+TUNABLE = {
+    "base": {
+        "mwa (printed)": 7_125_504,
+        "mwa_released": 59_122_176,
+        "mwa_text": 4_804_608 + 3 * 12,  # the official modules without, here with the learned scales: two KE, one AE a layer
+        "ae_only": 7_125_504 - 2_379_264,
+        "ke_only, mid 1": 55_320,
+        "ke_only, mid 16": 608_640,
+        "ke_only, mid 32": 1_198_848,
+        "ke_only, mid 64": 2_379_264,
+        "ke_only, mid 128": 4_740_096,
+        "lora, rank 24": 7_077_888,
+        "lora, attention, rank 64": 7_077_888,
+        "head": 2 * 768 * 768 + 1,
+        "frozen": 0,
+    },
+    "large": {
+        "mwa (printed)": 18_994_176,
+        "mwa_released": 207_989_760,
+        "mwa_text": 12_810_240 + 3 * 24,
+        "ke_only, mid 64": 6_343_680,
+        "lora, rank 24": 18_874_368,
+        "head": 2 * 1024 * 1024 + 1,
+        "frozen": 0,
+    },
+}
+
+
+@pytest.mark.parametrize("size", TOTALS)
+def test_counts_are_the_official_ones(size: str) -> None:
+    network = params.build(size)
+    assert all(parameter.device.type == "meta" for parameter in network.parameters())
+    assert params.parameters(network) == TOTALS[size]
+    rows = {row.name: row for row in params.table(size)}
+    expected = TUNABLE[size.split()[0]]
+    assert {name: rows[name].counts.trainable for name in expected} == expected
+    for name, row in rows.items():
+        assert row.counts.total == TOTALS[size] + row.counts.adapter, name
+        assert row.counts.percent == pytest.approx(100 * row.counts.trainable / TOTALS[size]), name
+    full = rows["full"].counts
+    assert full.total - full.trainable == network.encoder.image_embed.mask_token.numel()  # which retrieval never uses
+    printed = {
+        "base 224": ["7,125,504", "229,292,545", "3.21", "28.5"],
+        "base 384": ["7,125,504", "229,584,385", "3.20", "28.5"],
+        "large 224": ["18,994,176", "693,793,793", "2.81", "76.0"],
+        "large 384": ["18,994,176", "694,182,913", "2.81", "76.0"],
+    }
+    assert str(rows["mwa (printed)"]).split()[-4:] == printed[size]
+
+
+def test_the_report_explains_the_papers_17_40_million(capsys: pytest.CaptureFixture[str]) -> None:
+    assert params.main([]) == 0
+    printed = capsys.readouterr().out
+    for size, total in TOTALS.items():
+        assert f"BEiT-3 {size} px: {total:,} parameters" in printed
+    note = " ".join(printed[printed.index("The paper prints") :].split())
+    assert "The paper prints 17.40 M" in note
+    assert "24 layers x 2 x (KE(768, 64) 99,136 + AE(1024, 128) 263,552) = 17,409,024, 2.58 %" in note
+    assert "18,994,176, 2.81 %" in note
+    assert 48 * (99_136 + 263_552) == 17_409_024
+    assert "\n".join(params.uniter()) in printed
+    for count in ("14,178,816", "44,101,632", "94,487,040", "47,243,520", "41,745,408"):  # I-Tuning of three sizes, half; ClipCap
+        assert count in printed[printed.index("UNITER") :]
+
+
+def test_uniter_and_iais(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert params.uniter() == [
+        "UNITER                       retrieval      encoder       layers",
+        "  base                     109,901,059  109,898,752   85,054,464",
+        "  large                    335,698,947  335,695,872  302,309,376",
+        "  IAIS adds 0: the loss has no parameters",
+    ]
+    monkeypatch.setattr(params, "IAIS", lambda kind, reading: torch.nn.Linear(2, 1 + (kind == "singular")))
+    assert params.uniter()[-1] == "  IAIS adds 3 or 6"  # counted, not said
+
+
+def test_loras_row_is_what_peft_puts_in() -> None:
+    from lightning_modules.adapters.lora import LoRAAdapter
+    from lightning_modules.adapters.tuning import set_tuning
+
+    row = params.lora(params.build("base 224"), LoRAAdapter(rank=3, targets="ffn"), "x")
+    network, adapter = params.build("base 224"), LoRAAdapter(rank=3, targets="ffn")
+    with torch.device("meta"):
+        adapter.inject(network)
+    assert row.counts == set_tuning(network, adapter, "adapter")
+    assert row.name == "x, rank 3"
+
+
+@pytest.mark.parametrize(("arguments", "tunable", "total", "says"), [
+    # weights and init_from are named but not there: nothing is read
+    (["-c", "configs/model/beit3_base_384.yaml", "-c", "experiments/papers/mwa/variants/mwa.yaml"], 7_125_504, 229_584_385,
+     "model.init_args.network.init_args.weights=/roots/weights/beit3_base_itc_patch16_224.pth"),
+    (["-c", "configs/model/beit3_base_384.yaml", "-c", "experiments/papers/mwa/variants/mwa.yaml",
+      "--model.init_args.adapter.init_args.knowledge_extractor_mid=0", "--model.init_args.train_heads=all"],
+     4_746_240 + 1_179_649, 222_458_881 + 4_746_240, "not read"),
+    (["-c", "configs/model/dual_tiny.yaml", "-c",
+      "experiments/papers/mwa/variants/head.yaml"], 2 * 96 * 96 + 1, None, None),
+    (["-c", "configs/model/dual_tiny.yaml", "-c",
+      "experiments/papers/mwa/variants/lora.yaml", "--model.init_args.init_from=/no/run"],
+     24 * (3 * (16 * 96) + 2 * (18 * 96)), None, "If they are not: "),
+])  # fmt: skip
+def test_counts_of_a_configuration(
+    arguments: list[str], tunable: int, total: int | None, says: str | None, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CROSSLIGHT_WEIGHTS", "/roots/weights")
+    assert params.main(arguments) == 0
+    printed = capsys.readouterr().out
+    numbers = printed.splitlines()[1].replace(",", "").split()
+    assert int(numbers[1]) == tunable
+    assert total is None or int(numbers[2]) == total
+    assert says is None or says in printed
+    assert "brought by these weights" in printed or says != "If they are not: "
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_that_are_no_configuration() -> None:
+    with pytest.raises(InputError, match="takes nothing, or a configuration"):
+        params.main(["base"])

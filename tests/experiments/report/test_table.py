@@ -1,0 +1,145 @@
+"""Run folders side by side, with numbers worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from fresh_process import modules_after
+
+from datamodules.errors import InputError
+from experiments.cli import main as cli
+from experiments.report.table import RECALLS, find_runs, markdown, rows, to_csv
+from experiments.runs.results import Evaluation, Results, ResultsStatus, now, write_results
+from lightning_modules.callbacks.cost_record import Cost
+from lightning_modules.checkpoints.run_folder import Fit
+
+
+def write_run(folder: Path, name: str, status: ResultsStatus = "finished", **entries: Any) -> Path:
+    folder.mkdir(parents=True)
+    write_results(folder, Results(status, "run", name, "c", now(), scale="reduced", **entries))
+    return folder
+
+
+def evaluation(
+    rsum: float, data: str = "flickr8k", split: str = "test", stage: Literal["val", "test"] = "test", **more: float
+) -> Evaluation:
+    return Evaluation(data, split, stage, {**dict.fromkeys(RECALLS, rsum / 6), "rsum": rsum, **more})
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two seeds of mwa, one head, and three that went wrong or were not tested."""
+    for seed, (rsum, seconds) in enumerate([(200.0, 10.0), (206.0, 14.0)]):
+        write_run(
+            tmp_path / f"mwa-{seed}", "mwa", seed=seed, fit=Fit(186, 2),
+            cost=Cost(tunable_parameters=1_234_567, tunable_percent=2.5, peak_memory_bytes=2**29, seconds_per_epoch=seconds),
+            evaluations=(evaluation(rsum), evaluation(rsum / 2, "coco"), evaluation(999.0, split="val", stage="val")),
+        )  # fmt: skip
+    write_run(tmp_path / "deeper" / "head-0", "head", seed=0, evaluations=(evaluation(120.0),))
+    write_run(tmp_path / "big", "full", "oom", error="out of memory")
+    write_run(tmp_path / "bad", "ae_only", "failed", error="x")
+    write_run(tmp_path / "pretrain", "pretrain")
+    return tmp_path
+
+
+def test_mean_and_deviation_over_seeds(runs: Path) -> None:
+    table = rows(find_runs([runs]))
+    mwa = next(row for row in table if row["name"] == "mwa" and row["data"] == "flickr8k")
+    assert mwa["seeds"] == 2
+    assert mwa["rsum"] == 203.0
+    assert mwa["rsum_sd"] == pytest.approx(18**0.5)  # sample deviation: sqrt((9 + 9) / 1)
+    assert mwa["i2t_r1"] == pytest.approx(203 / 6)
+    assert (mwa["steps"], mwa["tunable_parameters"], mwa["seconds_per_epoch"]) == (186, 1_234_567, 12.0)
+    assert mwa["pairs_per_second"] is None
+    head = next(row for row in table if row["name"] == "head")
+    assert (head["seeds"], head["rsum"], head["rsum_sd"]) == (1, 120.0, None)
+    coco = next(row for row in table if row.get("data") == "coco")
+    assert (coco["rsum"], coco["rsum_sd"]) == (101.5, pytest.approx(4.5**0.5))
+
+
+def test_what_went_wrong_keeps_its_row(runs: Path) -> None:
+    table = rows(find_runs([runs]))
+    assert {row["name"]: row["status"] for row in table if row["status"] != "finished"} == {
+        "full": "oom", "ae_only": "failed", "pretrain": "not tested",
+    }  # fmt: skip
+    assert len(table) == 6  # mwa twice (two data sets), head, and these three
+
+
+def test_markdown_and_csv(runs: Path) -> None:
+    table = rows(find_runs([runs]))
+    lines = markdown(table).splitlines()
+    assert len(lines) == 2 + 6
+    assert len({line.count("|") for line in lines}) == 1
+    text = "\n".join(lines)
+    assert "| mwa | flickr8k | 2 | 33.8 ±0.7 | " in text
+    assert "| 203.0 ±4.2 | 186 | 1,234,567 | 2.50 | 512.0 MiB | 12.0 | – |" in text
+    assert "| head | flickr8k | 1 | 20.0 | " in text
+    assert "| full | oom |" in text
+    assert "| ae_only | failed |" in text
+    read = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert [row["name"] for row in read] == [row["name"] for row in table]
+    assert next(row for row in read if row["name"] == "full")["rsum"] == ""
+
+
+def test_relation_distances_have_columns_where_a_run_measured_them(runs: Path) -> None:
+    assert "ISDa" not in markdown(rows(find_runs([runs])))
+    for seed, (isda, singular, distributed) in enumerate([(0.2, 0.5, 0.3), (0.4, 0.6, 0.3)]):
+        entry = evaluation(300.0, isda=isda, iais_singular=singular, iais_distributed=distributed, isda_pairs=9.0)
+        write_run(runs / f"iais-{seed}", "iais", seed=seed, evaluations=(entry,))
+    write_run(runs / "iais-2", "iais", seed=2, evaluations=(evaluation(300.0),))
+    write_run(runs / "iais-3", "iais", seed=3, evaluations=(evaluation(300.0, isda=float("nan")),))
+    write_run(runs / "few", "few", evaluations=(evaluation(60.0, isda=0.125),))
+    table = rows(find_runs([runs]))
+    row = next(row for row in table if row["name"] == "iais")
+    assert (row["isda"], row["isda_sd"]) == (pytest.approx(0.3), pytest.approx(0.02**0.5))
+    assert (row["iais_singular"], row["iais_distributed"], row["iais_distributed_sd"]) == (pytest.approx(0.55), 0.3, 0.0)
+    assert "isda_pairs" not in row
+    lines = markdown(table).splitlines()
+    header = [cell.strip() for cell in lines[0].split("|")]
+    cells = {
+        line.split("|")[1].strip(): dict(zip(header, (c.strip() for c in line.split("|")), strict=True)) for line in lines[2:]
+    }
+    assert header.index("rsum") + 1 == header.index("ISDa")
+    found = {name: [cells[name][column] for column in ("rsum", "ISDa", "L(s)", "L(d)", "seeds")] for name in cells}
+    assert found["iais"] == ["300.0 ±0.0", "0.300 ±0.141", "0.550 ±0.071", "0.300 ±0.000", "4"]
+    assert found["few"] == ["60.0", "0.125", "–", "–", "1"]
+    assert found["head"][1:4] == ["–", "–", "–"]
+    read = {row["name"]: row for row in csv.DictReader(io.StringIO(to_csv(table)))}
+    assert (float(read["iais"]["isda"]), read["head"]["isda"]) == (pytest.approx(0.3), "")
+
+
+def test_one_data_set_and_cut_splits(runs: Path) -> None:
+    write_run(runs / "quick", "quick", evaluations=(evaluation(60.0, split="test[:100]"),))
+    table = rows(find_runs([runs]), data="coco")
+    assert [row["name"] for row in table if row["status"] == "finished"] == ["mwa"]
+    table = rows(find_runs([runs]))
+    assert next(row for row in table if row["name"] == "quick")["data"] == "flickr8k[:100]"  # never beside the whole split
+
+
+def test_folders_without_runs_are_named(tmp_path: Path, runs: Path) -> None:
+    (runs / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty holds no results\.json"):
+        find_runs([runs / "mwa-0", runs / "empty"])
+    with pytest.raises(InputError, match="nowhere is not a folder"):
+        find_runs([runs / "nowhere"])
+    assert list(find_runs([runs / "mwa-0"])) == [runs / "mwa-0"]
+
+
+def test_the_command_prints_and_writes(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["table", str(runs), "--data", "flickr8k", "--out", str(tmp_path / "t.md"), "--csv", str(tmp_path / "t.csv")])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "t.md").read_text()
+    assert "coco" not in printed
+    assert "flickr8k" in (tmp_path / "t.csv").read_text()
+
+
+def test_a_table_needs_no_torch_and_no_numpy(runs: Path) -> None:
+    modules = modules_after("table", runs, folder=runs)
+    assert "experiments.report.table" in modules
+    assert not modules & {"torch", "numpy", "matplotlib"}

@@ -1,0 +1,251 @@
+"""The wiring: modes while training, reproducible dropout, gradient caching, compilation, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from tiny_beit3 import beit3, beit3_pairs
+from torch import Tensor, nn
+
+from datamodules.errors import InputError
+from datamodules.records import PairBatch
+from lightning_modules.adapters.lora import LoRAAdapter
+from lightning_modules.adapters.multiway import MultiWayAdapter
+from lightning_modules.checkpoints.adapter_export import export_adapter, load_adapter, read_adapter_config
+from lightning_modules.networks.beit3 import BEiT3Retrieval
+from lightning_modules.objectives.annealing import Annealing
+from lightning_modules.objectives.relation_alignment import IAIS, RelationAlignment
+from lightning_modules.retrieval import RetrievalModule
+
+
+def module(tiny: Any, tuning: str = "adapter", drop: float = 0.0, **options: Any) -> RetrievalModule:
+    adapter = MultiWayAdapter(dropout=0.3) if tuning == "adapter" else None
+    model = RetrievalModule(tiny.network(drop=drop), adapter, tuning, **options)
+    tiny.randomise(model.network, "multiway")
+    model.log_dict = lambda *arguments, **keywords: None  # type: ignore[method-assign] - outside a trainer
+    return model
+
+
+def pairs(tiny: Any, rows: int = 6) -> PairBatch:
+    return PairBatch(tiny.images(rows), tiny.texts(rows))
+
+
+def place(model: RetrievalModule, epoch: int, rank: int = 0) -> None:
+    """A trainer's place, as far as the module asks for it."""
+    model._trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+
+
+def loss_at(model: RetrievalModule, batch: PairBatch, epoch: int, index: int, rank: int = 0) -> float:
+    place(model, epoch, rank)
+    model.train()
+    model.on_train_batch_start(batch, index)
+    return model.training_step(batch, index).item()
+
+
+def test_dropout_is_a_function_of_seed_epoch_and_batch(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    model, batch = module(tiny), pairs(tiny)
+    first = loss_at(model, batch, 1, 2)
+    torch.manual_seed(99)
+    torch.rand(1000)  # whatever was drawn in between
+    assert loss_at(model, batch, 1, 2) == first
+    others = [loss_at(model, batch, 1, 3), loss_at(model, batch, 2, 2), loss_at(model, batch, 1, 2, rank=1)]
+    monkeypatch.setenv("PL_GLOBAL_SEED", "6")
+    others.append(loss_at(model, batch, 1, 2))
+    assert len({first, *others}) == 5
+
+
+def test_frozen_parts_stay_in_eval_mode_while_training(tiny: Any) -> None:
+    model = module(tiny, drop=0.5)
+    model.train()
+    for name, part in model.network.named_modules():
+        if isinstance(part, nn.Dropout):
+            assert part.training == (".multiway" in name), name
+    model.eval()
+    assert not any(part.training for part in model.network.modules())
+
+    for free in (module(tiny, "full", drop=0.5), module(tiny, drop=0.5, eval_frozen=False)):
+        free.train()
+        assert all(part.training for part in free.network.modules())
+
+
+@pytest.mark.parametrize("tuning", ["full", "adapter", "head"])
+@pytest.mark.parametrize("chunk", [1, 4, 6])
+def test_gradient_cache_gives_the_gradients_of_the_plain_batch(tiny: Any, tuning: str, chunk: int) -> None:
+    """6 pairs in chunks of 1, of 4 and 2, and of all."""
+    batch, found = pairs(tiny), []
+    for size in (None, chunk):
+        model = module(tiny, tuning, gradient_cache_chunk=size).eval()  # dropout draws per chunk: compared without it
+        loss = model.training_step(batch, 0)
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert all(gradient is not None for gradient in gradients.values())
+        found.append((loss.detach(), gradients))
+    (loss, plain), (cached_loss, cached) = found
+    torch.testing.assert_close(cached_loss, loss)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(cached[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_compiled_encoders_give_the_same_loss(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the eager backend, which traces without generating code: the hooks of the adapters are traced as well."""
+    from lightning_modules.networks.dual_encoder import DualEncoder
+
+    whole = DualEncoder.compile_encoders
+    monkeypatch.setattr(DualEncoder, "compile_encoders", lambda network: whole(network, backend="eager"))
+    batch = pairs(tiny)
+    plain, compiled = module(tiny).eval(), module(tiny, compile=True).eval()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(compiled.training_step(batch, 0), plain.training_step(batch, 0))
+
+
+def test_checkpoints_hold_what_trains_and_refuse_other_tuning(tiny: Any) -> None:
+    saved: dict[str, Any] = {"state_dict": {}}
+    model = module(tiny)
+    model.on_save_checkpoint(saved)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(saved["state_dict"]) == trainable
+    assert all(name.startswith("network.") for name in trainable)
+
+    again = module(tiny)
+    tiny.randomise(again.network, "multiway", seed=6)
+    again.on_load_checkpoint(saved)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in saved["state_dict"].items())
+    with pytest.raises(InputError, match="do not belong"):
+        module(tiny, "head").on_load_checkpoint(saved)
+    with pytest.raises(InputError, match="does not say which backbone"):
+        model.on_load_checkpoint({"state_dict": saved["state_dict"]})
+
+
+def test_tuning_and_adapter_must_agree(tiny: Any) -> None:
+    with pytest.raises(InputError, match="needs an adapter"):
+        RetrievalModule(tiny.network(), None, "adapter")
+    with pytest.raises(InputError, match="takes no adapter"):
+        RetrievalModule(tiny.network(), MultiWayAdapter(), "head")
+
+
+def trained(model: RetrievalModule) -> set[str]:
+    return {name for name, parameter in model.network.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("adapter", [MultiWayAdapter, lambda: LoRAAdapter(rank=2)])
+@pytest.mark.parametrize("kind", ["dual", "beit3"])
+def test_heads_that_init_from_brings_stay_frozen_through_export_and_load(
+    tiny: Any, tmp_path: Path, kind: str, adapter: Callable[[], Any]
+) -> None:
+    def network(seed: int) -> Any:
+        if kind == "dual":
+            return tiny.network(seed=seed)
+        torch.manual_seed(seed)
+        return BEiT3Retrieval(16, 16, 2, 2, 64, 8, 40, 16, max_tokens=8).eval()
+
+    parent = network(1)
+    torch.save(parent.state_dict(), tmp_path / "parent.pt")
+    heads = {name for name, _ in parent.head_parameters()}
+    model = RetrievalModule(network(2), adapter(), init_from=str(tmp_path / "parent.pt")).eval()
+    owned = {name for name, _ in model.network.named_parameters() if model.owns(name)}
+    assert trained(model) == owned
+    assert (model.counts.trainable, model.counts.adapter) == (model.counts.adapter, model.counts.trainable)
+    with torch.no_grad():
+        for name, parameter in model.network.named_parameters():
+            if name in owned:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.3)
+
+    def outputs(module: Any) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([module.encode_images(tiny.images()), module.encode_texts(tiny.texts())])
+
+    expected = outputs(model.network)
+    saved: dict[str, Any] = {}
+    model.on_save_checkpoint(saved)
+    assert set(saved["state_dict"]) == {f"network.{name}" for name in owned}
+    again = RetrievalModule(network(3), adapter(), init_from=str(tmp_path / "parent.pt")).eval()
+    again.on_load_checkpoint(saved)
+    assert torch.equal(outputs(again.network), expected)
+
+    folder = export_adapter(model.network, model.adapter, tmp_path / "export")
+    assert read_adapter_config(folder)["trained_heads"] == []
+    bare = network(1)
+    load_adapter(bare, folder)
+    assert torch.equal(outputs(bare), expected)
+    other = network(1)
+    with torch.no_grad():
+        other.logit_scale.add_(1.0)  # a frozen head is part of the backbone that the export belongs to
+    with pytest.raises(InputError, match="with other weights"):
+        load_adapter(other, folder)
+
+    everything = RetrievalModule(network(2), adapter(), train_heads="all", init_from=str(tmp_path / "parent.pt"))
+    assert trained(everything) == owned | heads
+    fresh = RetrievalModule(network(2), adapter())
+    assert trained(fresh) == owned | heads
+    assert trained(RetrievalModule(network(2), None, "head", init_from=str(tmp_path / "parent.pt"))) == heads
+    assert trained(RetrievalModule(network(2), None, "none")) == set()
+
+
+def test_sanity_check_measures_nothing(tiny: Any) -> None:
+    """Half of a split must neither be ranked nor left behind for the real validation."""
+    model = module(tiny).eval()
+    model._trainer = SimpleNamespace(sanity_checking=True)
+    model.validation_step(tiny.images(4), 0)
+    model.on_validation_epoch_end()
+    assert not model._queries
+    assert isinstance(model.recall.update_count, int)
+    assert model.recall.update_count == 0
+
+
+def test_the_module_is_lightning_and_the_network_is_not(tiny: Any) -> None:
+    model = module(tiny)
+    assert isinstance(model, pl.LightningModule)
+    assert not any(isinstance(part, pl.LightningModule) for part in model.network.modules())
+    assert isinstance(model.training_step(pairs(tiny), 0), Tensor)
+
+
+# ------------------------------------------------------------------------------------------------------------ IAIS on BEiT-3
+
+
+@pytest.mark.parametrize("kind", ["singular", "distributed"])
+def test_iais_is_added_to_the_contrastive_loss_of_beit3(kind: Any) -> None:
+    batch = beit3_pairs()
+    plain = beit3().training_step(batch, 0)
+    model = beit3(iais=IAIS(kind, annealing=Annealing("linear", weight=3.0)))
+    relations = model.network.relations(batch, [1])
+    loss = RelationAlignment(kind)
+    terms = loss(relations.attention[1], relations.words, relations.regions, ("language", "vision"))
+    expected = plain + 3.0 * 5 / 10 * (terms["language"].mean() + terms["vision"].mean())
+    torch.testing.assert_close(model.training_step(batch, 0), expected)
+    summed = beit3(iais=IAIS(kind, reduction="sum", annealing=Annealing("linear", weight=3.0))).training_step(batch, 0)
+    torch.testing.assert_close(summed - plain, 8 * (expected - plain))
+
+
+def test_iais_reaches_the_adapters_of_beit3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the contrastive loss taken out, IAIS alone moves the adapters, on both modalities."""
+    model = beit3(iais=IAIS("distributed", annealing=Annealing("constant")), adapter=MultiWayAdapter(), tuning="adapter")
+    monkeypatch.setattr(model.objective, "forward", lambda images, *others: {"loss": 0.0 * images.sum()})
+    model.training_step(beit3_pairs(), 0).backward()
+    grown = {name for name, p in model.network.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert {name.split(".")[5] for name in grown if ".multiway." in name} >= {"image", "text"}, grown
+    assert all(".multiway." in name for name in grown)
+
+
+def test_iais_on_beit3_makes_nothing_on_the_default_device() -> None:
+    """A tensor of the CPU in the logs ends a run on several GPUs (NCCL has no sum of it); here that device is meta."""
+    model, logged = beit3(iais=IAIS()), {}
+    model.log_dict = lambda values, **keywords: logged.update(values)  # type: ignore[method-assign,assignment]
+    batch = beit3_pairs()
+    with torch.device("meta"):
+        model.training_step(batch, 0)
+    assert "train/iais_weight" in logged
+    assert {value.device.type for value in logged.values()} == {"cpu"}
+
+
+def test_iais_needs_one_sequence(tiny: Any) -> None:
+    with pytest.raises(InputError, match="encodes images and texts apart"):
+        module(tiny, iais=IAIS())
+    with pytest.raises(InputError, match="layers 0 to 1"):
+        beit3(iais=IAIS(layers=[2]))

@@ -1,0 +1,63 @@
+"""A server on this machine that behaves as a test wants it to."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+
+class Server:
+    """Serves `files` with Range; `cut[path]` closes the first connections to a path after so many bytes."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.cut: dict[str, list[int]] = {}
+        self.ranges = True
+        self.requests: list[tuple[str, str | None]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked = self.headers.get("Range")
+                outer.requests.append((self.path, asked))
+                content = outer.files.get(self.path)
+                if content is None:
+                    self.send_error(404)
+                    return
+                start = 0
+                if asked and outer.ranges:
+                    start = int(re.fullmatch(r"bytes=(\d+)-", asked).group(1))  # type: ignore[union-attr]
+                    if start >= len(content):
+                        self.send_response(416)
+                        self.send_header("Content-Range", f"bytes */{len(content)}")
+                        self.send_header("Content-Length", "0")
+                        self.end_headers()
+                        return
+                    self.send_response(206)
+                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                else:
+                    self.send_response(200)
+                self.send_header("Content-Length", str(len(content) - start))
+                self.end_headers()
+                cuts = outer.cut.get(self.path, [])
+                self.wfile.write(content[start : cuts.pop(0)] if cuts else content[start:])
+                self.close_connection = True
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                return
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
