@@ -12,6 +12,7 @@ Paper = Literal["mwa", "iais", "i_tuning"]
 Style = Literal["source", "target"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 PAPERS: tuple[Paper, ...] = get_args(Paper)
+STYLES: tuple[Style, ...] = get_args(Style)
 _RUN = re.compile(r"\{run:([^{}]+)\}")
 
 
