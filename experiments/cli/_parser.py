@@ -19,7 +19,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        shows = action.option_strings and action.default not in (None, False, argparse.SUPPRESS)
+        shows = action.option_strings and action.default not in (None, [], argparse.SUPPRESS) and action.default is not False
         return f"{text} (default: %(default)s)" if shows and "default" not in text else text
 
 

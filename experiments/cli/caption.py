@@ -32,7 +32,12 @@ def add_options(parser: Parser) -> None:
     option("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:N (default: cuda where there is one)")
     option("--seed", type=int, default=0, metavar="N", help="of --sample")
     maps = parser.add_argument_group("where the words look (I-Tuning only)").add_argument
-    maps("--maps", type=Path, metavar="DIR", help="a picture for each photograph, DIR/NAME.png: where each word of its caption looks")
+    maps(
+        "--maps",
+        type=Path,
+        metavar="DIR",
+        help="a picture for each photograph, DIR/NAME.png: where each word of its caption looks",
+    )
     maps(
         "--layer", type=number_or("last", "mean"), metavar="WHICH",
         help="of the language model, from 0; last (with a module; the default) or mean (of all modules)",

@@ -44,7 +44,12 @@ def add_options(parser: Parser) -> None:
     option("--spm", required=True, metavar="FILE", help="BEiT-3's sentencepiece file; just beit3.spm fetches the official one")
     option("--overwrite", action="store_true", help="replace index files that are there")
     option = action("text-db", "UNITER's text databases", _TEXT_DB, ("coco", "flickr30k", "flickr8k"), _text_db)
-    option("--tokenizer", required=True, metavar="NAME", help="the network's, by Hugging Face name or folder (UNITER: bert-base-cased)")
+    option(
+        "--tokenizer",
+        required=True,
+        metavar="NAME",
+        help="the network's, by Hugging Face name or folder (UNITER: bert-base-cased)",
+    )
     option("--out", type=Path, metavar="DIR", help="where to put them (default: ROOT/txt_db)")
     option(
         "--names", choices=("released", "stem"), default="released",

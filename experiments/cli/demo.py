@@ -20,9 +20,13 @@ _OF_ALL = "is of the whole demo: a demo of one method writes its runs below --ou
 
 def add_options(parser: Parser) -> None:
     _add_common(parser, OUT, SEEDS)
-    parser.add_argument("--runs", type=Path, metavar="DIR", help=f"of the whole demo: where the run folders are (default: {RUNS})")
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help=f"of the whole demo: where the run folders are (default: {RUNS})"
+    )
     parser.set_defaults(act=_headlines)
-    kinds = parser.add_subparsers(title="one method, with settings of its own, one run at a time", metavar="METHOD", prog=parser.prog)
+    kinds = parser.add_subparsers(
+        title="one method, with settings of its own, one run at a time", metavar="METHOD", prog=parser.prog
+    )
     for name, help_text, act in (
         ("iais", "UNITER with hard negatives: without IAIS and with both kinds", _iais),
         ("captioning", "I-Tuning, half of it, and ClipCap between a tiny ViT and a tiny GPT-2", _captioning),
@@ -37,7 +41,12 @@ def _add_common(parser: argparse.ArgumentParser, out: Any, seeds: Any) -> None:
         "--out", type=Path, default=out, metavar="DIR", help=f"where the report and a picture of queries go (default: {OUT})"
     )
     parser.add_argument(
-        "--seed", type=int, nargs="+", default=seeds, metavar="N", help=f"seeds of every run (default: {' '.join(map(str, SEEDS))})"
+        "--seed",
+        type=int,
+        nargs="+",
+        default=seeds,
+        metavar="N",
+        help=f"seeds of every run (default: {' '.join(map(str, SEEDS))})",
     )
 
 

@@ -1,8 +1,9 @@
 """The `crosslight` command: finds a command's file, reads its options, runs it.
 
-A command is a file of this folder. Its docstring is its description (the first line stands in the overview), `add_options(parser)`
-has its options with their help, and `run(options)` returns the exit status. Files whose names begin with `_` are no commands.
-What they import at their top is light, so that help and mistakes cost no time; what is heavy they import when they run.
+A command is a file of this folder. Its docstring is its description (the first line stands in the overview), its
+`add_options(parser)` has its options with their help, and its `run(options)` returns the exit status. Files whose names begin
+with `_` are no commands. What commands import at their top is light, so that help and mistakes cost no time; what is heavy they
+import when they run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _HERE = Path(__file__).parent
 
 def command_names() -> list[str]:
     """All commands, by their files."""
-    return sorted(file.name for file in pkgutil.iter_modules([str(_HERE)]) if not file.name.startswith("_") and file.name != "main")
+    return sorted(
+        file.name for file in pkgutil.iter_modules([str(_HERE)]) if not file.name.startswith("_") and file.name != "main"
+    )
 
 
 def build_parser(command: str) -> Parser:

@@ -13,7 +13,9 @@ from experiments.cli._parser import Parser
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("-c", "--config", action="append", default=[], metavar="FILE", help="a YAML of `crosslight run`; several merge")
+    parser.add_argument(
+        "-c", "--config", action="append", default=[], metavar="FILE", help="a YAML of `crosslight run`; several merge"
+    )
     parser.keep_others("overrides")
     parser.epilog = "Further options are those of the configuration: --key.subkey=value."
 

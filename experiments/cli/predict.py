@@ -1,6 +1,6 @@
 """Write the test split's embeddings and ids to embeddings.npz in the run folder.
 
-  crosslight predict -c RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
+crosslight predict -c RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
 """
 
 from __future__ import annotations

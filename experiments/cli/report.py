@@ -21,7 +21,7 @@ RUNS = Path("runs/papers")  # of `crosslight sweep run EXHIBIT`
 def add_options(parser: Parser) -> None:
     parser.add_argument(
         "what", nargs="*", metavar="PAPER|EXHIBIT|FOLDER",
-        help="a paper (mwa), an exhibit (mwa/table1), or run folders or folders of them that belong to none: they are listed as runs",
+        help="a paper (mwa), an exhibit (mwa/table1), or folders of other runs, which are listed as such",
     )  # fmt: skip
     parser.add_argument(
         "--runs", nargs="+", type=Path, metavar="DIR",

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on the test split, and on that of each data module of --evaluate.
 
-  crosslight test -c RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
+crosslight test -c RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
 """
 
 from __future__ import annotations

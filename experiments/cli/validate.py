@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on the validation split.
 
-  crosslight validate -c RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
+crosslight validate -c RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@
 Scales: "full" is the paper's models, data and recipe; "miniature" the same rows and code on the embedded world, on a processor.
 A scale that a run does not have is a run that this scale leaves out.
 
-`plan` makes jobs of runs and seeds, dependencies first. A job's key hashes everything that decides its result: the content of its
-configuration files, its options, the seed, the embedded world, and the keys of the jobs it starts from. Runs that are equal share
-one job, whatever they are called, and a changed configuration is a new job in a new folder.
+`plan` makes planned runs of runs and seeds, dependencies first. A planned run's key hashes everything that decides its result:
+the content of its configuration files, its options, the seed, the embedded world, and the keys of those it starts from. Runs that
+are equal are planned once, whatever they are called, and a changed configuration is a new planned run in a new folder.
 """
 
 from __future__ import annotations
@@ -38,11 +38,6 @@ from experiments.papers.strict_yaml import (
     read_typed,
     read_yaml,
 )
-
-# ------------------------------------------------------------------------------------------------------------ what is written
-
-
-# ------------------------------------------------------------------------------------------------------------- reading it
 
 
 def exhibit_names() -> list[str]:
@@ -246,12 +241,6 @@ def published_row(exhibit: Exhibit, row: Row) -> dict[str, Any] | None:
     if len(found) != 1:
         raise InputError(f"{len(found)} published rows of {exhibit.published} have {wanted}; name one")
     return found[0]
-
-
-# --------------------------------------------------------------------------------------------------------------- the plan
-
-
-# ----------------------------------------------------------------------------------------------------------------- reading
 
 
 def _filled(content: Any, names: Mapping[str, Any]) -> Any:

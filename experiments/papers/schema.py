@@ -51,7 +51,7 @@ class Recipe:
         start: Name of the run whose weights this one starts from (model.init_args.init_from).
         world: Style of the embedded world that the run reads (CROSSLIGHT_WORLD); see `write_miniature_world`.
         command: Sub-command of crosslight.
-        seeded: Whether it depends on the seed. One that does not (a test of published weights) is one job for all seeds.
+        seeded: Whether it depends on the seed. One that does not (a test of published weights) is planned once for all seeds.
         cost: Estimate.
     """
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.errors import InputError
-from experiments.papers.plan import Job
+from experiments.papers.plan import PlannedRun
 from experiments.runs.files import is_held
 from experiments.runs.results import read_results
 
 
-def folder_of(job: Job, roots: Sequence[Path]) -> Path:
+def folder_of(job: PlannedRun, roots: Sequence[Path]) -> Path:
     """Where a job's run is, or else where it shall be: in the first root. Roots may come from several machines; a folder is known
     by the key at its end, since a run that has several names may have been started under another one."""
     for root in roots:
@@ -50,7 +50,7 @@ class Run:
     status: Status
     folder: Path | None = None
     results: Mapping[str, Any] = field(default_factory=dict)
-    job: Job | None = None
+    job: PlannedRun | None = None
 
     @property
     def error(self) -> str:
@@ -89,7 +89,7 @@ class RunFolders:
         self._read: dict[Path, tuple[Status, Mapping[str, Any]]] = {}
         self._arrays: dict[Path, dict[str, Any]] = {}
 
-    def find(self, job: Job, name: str) -> Run:
+    def find(self, job: PlannedRun, name: str) -> Run:
         """The run of a job."""
         runs = [Run(name, job.seed, *self.read(folder), job) for folder in self._by_key.get(job.key[:8], [])]
         runs.sort(key=lambda run: run.status != "finished")  # stable: else the first root's
