@@ -38,10 +38,11 @@ demo-captioning: $(READY)  ## I-Tuning, half of it, and ClipCap between a tiny V
 test: $(READY)  ## all tests, six minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy, and who may import whom (no circle of files)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 PAPERS ?= runs/papers
 SEEDS ?= 0

@@ -89,7 +89,9 @@ def adapter(mode: str, sizes: Sizes) -> Adapter | None:
     if mode == "full":
         return None
     knowledge, alignment = (4, 8) if toy else (64, 128)
-    return MultiWayAdapter("printed", alignment=mode == "mwa", knowledge_mid=knowledge, alignment_mid=alignment)
+    return MultiWayAdapter(
+        "printed", alignment_enhancer=mode == "mwa", knowledge_extractor_mid=knowledge, alignment_enhancer_mid=alignment
+    )
 
 
 def build(row: Row, sizes: Sizes, device: str) -> RetrievalModule:

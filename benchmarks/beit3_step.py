@@ -106,9 +106,9 @@ def module(mode: str, sizes: Sizes) -> Any:
 
     adapter = {
         "full": lambda: None,
-        "mwa": lambda: MultiWayAdapter("printed", knowledge_mid=KNOWLEDGE, alignment_mid=ALIGNMENT),
-        "ke": lambda: MultiWayAdapter("printed", knowledge_mid=KNOWLEDGE, alignment=False),
-        "released": lambda: MultiWayAdapter("released", knowledge_mid=KNOWLEDGE),
+        "mwa": lambda: MultiWayAdapter("printed", knowledge_extractor_mid=KNOWLEDGE, alignment_enhancer_mid=ALIGNMENT),
+        "ke": lambda: MultiWayAdapter("printed", knowledge_extractor_mid=KNOWLEDGE, alignment_enhancer=False),
+        "released": lambda: MultiWayAdapter("released", knowledge_extractor_mid=KNOWLEDGE),
     }[mode]()
     tuning: Any = "full" if mode == "full" else "adapter"
     optimization = Optimization(lr=1e-4, weight_decay=0.05)

@@ -257,7 +257,7 @@ class Step:
     def __init__(self, sizes: Sizes, device: str, dtype: torch.dtype) -> None:
         from datamodules.records import ImageBatch, Regions, TextBatch
         from lightning_modules.networks.uniter import UniterRetrieval
-        from lightning_modules.objectives.ranking import MarginRanking
+        from lightning_modules.objectives.matching import MarginRanking
 
         torch.manual_seed(0)
         self.device, self.dtype, self.layer = device, dtype, sizes.layers - 1

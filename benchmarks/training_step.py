@@ -149,7 +149,7 @@ def adapter(mode: str) -> MultiWayAdapter | None:
     """As in experiments/papers/mwa/variants; None where the towers stay as they are."""
     if mode not in ("mwa", "ke", "ae"):
         return None
-    return MultiWayAdapter(reading="printed", knowledge=mode != "ae", alignment=mode != "ke")
+    return MultiWayAdapter(reading="printed", knowledge_extractor=mode != "ae", alignment_enhancer=mode != "ke")
 
 
 def random_batch(shape: Shape) -> PairBatch:

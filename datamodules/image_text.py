@@ -1,43 +1,38 @@
-"""The base of the image-text data modules: from splits of records to the loaders of training and evaluation.
+"""The base of the image-text data modules: which files and splits a task makes batches of, and the loaders of those batches.
 
-A subclass says how its files are read (`parse`) and what to do when they are not there (`prepare_data`); everything else is
-here. The network decides size, normalization and tokenizer: see `ImageTextDataModule.connect`.
+A subclass says how its files are read (`Source`); what a batch holds is the task's (loading/pairs.py, ranking.py, captions.py),
+and the network decides which of them it is, its size, normalization and tokenizer: see `ImageTextDataModule.connect`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import warnings
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from datamodules.errors import InputError
-from datamodules.formats.parsing import Parsed
-from datamodules.inputs import ImageInput, Inputs
-from datamodules.loading.captions import CaptionBatches, Captioning, CaptionTokenizer, TrainCaptions
-from datamodules.loading.features import FeatureFile
-from datamodules.loading.fingerprint import file_sizes, require_images
-from datamodules.loading.images import Augment, Augmentation, SplitImages
+from datamodules.inputs import Inputs
+from datamodules.loading.captions import Captioning, ImageCaptions
+from datamodules.loading.evaluation import EvaluationImages
+from datamodules.loading.fingerprint import fingerprint, image_fingerprint
+from datamodules.loading.images import Augment, Augmentation
 from datamodules.loading.loader import BatchLoader, TrainLoader
-from datamodules.loading.order import GlobalBatches, evaluation_batches, mix
-from datamodules.loading.pairs import EvaluationImages, EvaluationRegions, EvaluationTexts, TrainPairs, TrainUnit
-from datamodules.loading.ranking import Ranking, RankingBatches, TrainRanking
-from datamodules.loading.regions import RegionFiles, RegionReader, named, read_text_databases, update_with_texts
-from datamodules.loading.tokens import BEIT3_IDS, FileIds, Tokenizer
+from datamodules.loading.order import GlobalBatches, mix
+from datamodules.loading.pairs import Pairs, TrainUnit
+from datamodules.loading.ranking import Ranking, RegionRanking
+from datamodules.loading.region_files import RegionFiles
+from datamodules.loading.splits import FileSplits, RegionSplits
+from datamodules.loading.task import Batching, Split, Task
 from datamodules.records import ImageRecord
+from datamodules.source import Source
 
-Split = Literal["train", "val", "test"]
-View = Literal["pixels", "regions"]
-
-_STAGES: dict[str | None, tuple[Split, ...]] = {
+_STAGES: dict[str | None, tuple[str, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
@@ -68,38 +63,13 @@ class Limits:
         return getattr(self, split, None)
 
 
-@dataclass(slots=True)
-class _Connection:
-    """What `connect` was given."""
-
-    image: ImageInput | None  # None: the regions view
-    tokenizer: Tokenizer
-    rank: int
-    world_size: int
-
-    @property
-    def captions(self) -> CaptionTokenizer | None:
-        """The tokenizer of a network that writes captions."""
-        return self.tokenizer if isinstance(self.tokenizer, CaptionTokenizer) else None
-
-
-@dataclass(slots=True)
-class _Loaded:
-    """A view's splits as read, whose token ids they hold if any, and what is made of each split when it is first asked for: its
-    records after limits, with all their images there, and its pixels."""
-
-    splits: dict[str, list[ImageRecord]]
-    file_ids: FileIds
-    ready: dict[str, list[ImageRecord]] = field(default_factory=dict)
-    pixels: dict[tuple[str, bool], SplitImages] = field(default_factory=dict)
-
-
-class ImageTextDataModule(LightningDataModule):
+class ImageTextDataModule(Source, LightningDataModule):
     """Images with captions, for retrieval as pixels and tokens, or region features and tokens, and for captioning.
 
-    Training yields `PairBatch`, in the regions view `RankingBatch`; evaluation has two loaders, images once (`ImageBatch`) and
-    captions once (`TextBatch`). A network that writes captions trains on `CaptionBatch` and is evaluated on images alone, with
-    the references in `records`. The network chooses: one that takes regions and no pixels gets regions (`Inputs`).
+    A data set says what its files are (`Source`); `tasks` make the batches, and the network chooses among them (`Inputs`): pairs
+    of pixels and text (`PairBatch`), regions and text for one that takes regions and no pixels (`RankingBatch`), captions for one
+    that writes them (`CaptionBatch`). Evaluation has two loaders, images once (`ImageBatch`) and captions once (`TextBatch`); for
+    a network that writes captions the first alone, with the references in `records`.
     Without a Trainer: `module.connect(network.inputs)`, then `module.train_dataloader()`, `module.evaluation_loaders("test")`.
 
     Args:
@@ -127,12 +97,6 @@ class ImageTextDataModule(LightningDataModule):
         InputError: an option is out of range.
     """
 
-    name: ClassVar[str]
-    """Of the data set, as results name it."""
-
-    region_prefixes: ClassVar[tuple[str, ...]] = ()
-    """Of the data set's image names in UNITER's released databases, such as flickr30k in flickr30k_001000092795.npz."""
-
     allow_zero_length_dataloader_with_multiple_devices = True  # a split may have fewer images than there are devices
 
     def __init__(
@@ -153,7 +117,7 @@ class ImageTextDataModule(LightningDataModule):
         ranking: Ranking = Ranking(),  # noqa: B008 - frozen
         captioning: Captioning = Captioning(),  # noqa: B008 - frozen
     ) -> None:
-        super().__init__()
+        super().__init__(root, image_dir)
         for option, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
@@ -161,177 +125,51 @@ class ImageTextDataModule(LightningDataModule):
         ):
             if value < least:
                 raise InputError(f"{option} is {value}; give at least {least}.")
-        self.root = Path(root).expanduser().absolute()
-        self.image_dir = self.root / Path(image_dir).expanduser()
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
-        self.train_unit = train_unit
+        self.train_unit: TrainUnit = train_unit
         self.augmentation = Augmentation(augment, min_scale, flip)
         self.limits = limits
         self.seed = seed
         self.cache_pixels = cache_pixels
-        self.regions = regions
         self.ranking = ranking
         self.captioning = captioning
-        self._connection: _Connection | None = None
-        self._loaded: dict[View, _Loaded] = {}
-        self._reader: RegionReader | None = None
-        self._features: dict[str, FeatureFile] = {}
+        self.file_splits = FileSplits(self)
+        self.region_splits = RegionSplits(self, regions)
+        self._connected: tuple[Task, Batching] | None = None
         self._train_loader: TrainLoader | None = None
         self._position: dict[str, Any] | None = None
 
-    # ------------------------------------------------------------------------------------------------- what a data set says
+    # -------------------------------------------------------------------------------------------------------------- tasks
 
-    @abstractmethod
-    def parse(self) -> Parsed:
-        """All splits under the names train, val, test (others may be there too), and what is wrong with them."""
+    def tasks(self) -> tuple[Task, ...]:
+        """What networks can be fed from this data set: the first that takes a network's inputs makes its batches."""
+        pixels = (self.file_splits, self.augmentation, self.cache_pixels)
+        return (
+            ImageCaptions(*pixels, self.captioning),
+            RegionRanking(self.region_splits, self.ranking),
+            Pairs(*pixels, self.train_unit),
+        )
 
-    @abstractmethod
-    def require_files(self) -> None:
-        """Raise `InputError` that says which files are missing and where they come from."""
-
-    @abstractmethod
-    def annotation_files(self) -> list[Path]:
-        """The files that `parse` reads; their content enters the fingerprint."""
-
-    def options(self) -> dict[str, Any]:
-        """The options that change what the splits are (not how they are loaded)."""
-        return {}
-
-    # --------------------------------------------------------------------------------------------------------------- view
+    @cached_property
+    def _tasks(self) -> tuple[Task, ...]:
+        return self.tasks()
 
     @property
-    def view(self) -> View:
-        """Whether images are pixels or regions: what the network takes. Before there is one, regions if their option is set."""
-        if self._connection is not None:
-            return "regions" if self._connection.image is None else "pixels"
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        inputs = getattr(getattr(module, "network", None), "inputs", None)
-        if isinstance(inputs, Inputs):
-            return _view_of(inputs)
-        return "pixels" if self.regions is None else "regions"
+    def task(self) -> Task:
+        """What makes the batches. Before `connect` it is that of the Trainer's network, or what the options ask for."""
+        if self._connected is not None:
+            return self._connected[0]
+        inputs = getattr(getattr(getattr(self.trainer, "lightning_module", None), "network", None), "inputs", None)
+        return self._task_for(inputs if isinstance(inputs, Inputs) else None)
 
-    @property
-    def needs_image_files(self) -> bool:
-        """Pixels come from image files, regions do not."""
-        return self.view == "pixels"
-
-    @property
-    def needs_annotation_files(self) -> bool:
-        """In the regions view, text databases take the place of the data set's own caption files."""
-        return self.view == "pixels" or self.regions is None or self.regions.text_db is None
-
-    def region_reader(self) -> RegionReader:
-        """The region features of the data set's images.
-
-        Raises:
-            InputError: the option `regions` is not set, or a database is missing or damaged.
-        """
-        if self._reader is None:
-            files = self._region_files()
-            files.require(self.root)
-            self._reader = RegionReader(files.image_paths(self.root), files.layout)
-        return self._reader
-
-    def parse_regions(self) -> tuple[Parsed, FileIds]:
-        """What `parse` is for pixels, and whose token ids the captions are if they are ids. Records may lack the name of their
-        image in the databases: `records` finds it from the file's name.
-
-        Raises:
-            InputError: the option `regions` is not set, or files are missing or damaged.
-        """
-        texts = self._region_files().text_paths(self.root)
-        if not texts:
-            return self.parse(), BEIT3_IDS
-        self._region_files().require(self.root)
-        return read_text_databases(texts, self.root)
-
-    def _region_files(self) -> RegionFiles:
-        if self.regions is None:
-            raise InputError(
-                f"the network takes region features in place of pixels, and {type(self).__name__} was not told where they are: "
-                "set its option regions, at least {image_db: FOLDER}, or choose a network that takes pixels."
-            )
-        return self.regions
-
-    # ------------------------------------------------------------------------------------------------------------- splits
-
-    def splits(self) -> dict[str, int]:
-        """The data set's splits and their numbers of images, before limits."""
-        return {split: len(records) for split, records in self._read().splits.items()}
-
-    def records(self, split: str) -> Sequence[ImageRecord]:
-        """The images of a split, after limits; row i of the split is element i.
-
-        Raises:
-            InputError: the data set has no such split, or image files are missing.
-        """
-        loaded = self._read()
-        if split not in loaded.splits:
-            sources = self.annotation_files() if self.needs_annotation_files else ["regions.text_db"]
-            files = ", ".join(map(str, sources))
-            raise InputError(f"{self.name} has no split {split!r}: {files} give(s) {_counts(loaded.splits)}.")
-        if split not in loaded.ready:
-            records = loaded.splits[split][: self.limits.of(split)]
-            if self.view == "regions":
-                records = named(records, self.region_reader(), self.region_prefixes, f"{self.name} {split}")
-            else:
-                require_images(self.name, split, records)
-            loaded.ready[split] = records
-        return loaded.ready[split]
-
-    def split_label(self, split: str) -> str:
-        """The split's name in results: "test", or "test[:100]" when `limits` cut it."""
-        limit = self.limits.of(split)
-        return split if limit is None or limit >= self.splits().get(split, 0) else f"{split}[:{limit}]"
-
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits over the annotation files' contents, the options and limits, and each image's id and file size;
-        in the regions view over the databases in place of the files that they replace.
-
-        Two data roots with the same fingerprint hold the same splits; the place of the root does not matter.
-        """
-        digest = hashlib.sha256()
-        for path in self.annotation_files() if self.needs_annotation_files else ():
-            with path.open("rb") as file:  # up to 700 MB
-                digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-        digest.update(json.dumps([self._view_options(), asdict(self.limits)], sort_keys=True).encode())
-        if self.view == "regions":
-            self.region_reader().update(digest)
-            update_with_texts(digest, self._region_files().text_paths(self.root))
-        for split, all_records in sorted(self._read().splits.items()):
-            records = all_records[: self.limits.of(split)]
-            sizes = file_sizes(records) if self.needs_image_files else {}
-            digest.update(f"\n{split} {len(records)}".encode())
-            for record in records:
-                size = sizes.get(record.path, -1) if record.path is not None else -1
-                digest.update(f"\n{record.image_id} {len(record.captions)} {size}".encode())
-        return digest.hexdigest()[:16]
-
-    def describe(self) -> dict[str, Any]:
-        """For results.json: name, options, counts of each split under its label, fingerprint."""
-        counts = {}
-        for split, all_records in self._read().splits.items():
-            records = all_records[: self.limits.of(split)]
-            captions = sum(len(record.captions) for record in records)
-            counts[self.split_label(split)] = {"images": len(records), "captions": captions}
-        return {"name": self.name, "options": self._view_options(), "splits": counts, "fingerprint": self.fingerprint()}
-
-    def _view_options(self) -> dict[str, Any]:
-        if self.view == "pixels":
-            return self.options()
-        own = self.options() if self.needs_annotation_files else {}
-        return {**own, "regions": self._region_files().describe(self.root)}
-
-    def _read(self, view: View | None = None) -> _Loaded:
-        view = view or self.view
-        if view not in self._loaded:
-            parsed, file_ids = self.parse_regions() if view == "regions" else (self.parse(), BEIT3_IDS)
-            self._loaded[view] = _Loaded(parsed.valid(), file_ids)
-        return self._loaded[view]
-
-    # ---------------------------------------------------------------------------------------------------------- connection
+    def _task_for(self, inputs: Inputs | None) -> Task:
+        task = next((task for task in self._tasks if task.takes(inputs)), None)
+        if task is None:
+            lacking = "images" if inputs is not None and inputs.text is not None else "texts"
+            raise InputError(f"the network takes no {lacking}; {type(self).__name__} gives image-text pairs.")
+        return task
 
     def connect(self, inputs: Inputs, rank: int = 0, world_size: int = 1) -> None:
         """Take the transform and tokenizer that the network was built with, and this process's place among all.
@@ -342,21 +180,9 @@ class ImageTextDataModule(LightningDataModule):
             InputError: the network takes no images or no texts, or its tokenizer is not there or has too many ids for it; it
                 takes regions, and the option `regions` is not set, or its databases are missing or of another feature width.
         """
-        if inputs.text is None or (inputs.image is None and inputs.regions is None):
-            lacking = "texts" if inputs.text is None else "images"
-            raise InputError(f"the network takes no {lacking}; {type(self).__name__} gives image-text pairs.")
-        file_ids = BEIT3_IDS
-        if inputs.captions and inputs.image is None:
-            raise InputError("captioning takes pixels: the network writes captions, but its inputs name no image transform.")
-        if _view_of(inputs) == "regions":
-            assert inputs.regions is not None
-            self.region_reader().require_width(inputs.regions.feature_width)
-            file_ids = self._read("regions").file_ids
-        tokenizer = CaptionTokenizer(inputs.text) if inputs.captions else Tokenizer(inputs.text, file_ids)
-        self._connection = _Connection(inputs.image, tokenizer, rank, world_size)
-        self._features = {}
-        for loaded in self._loaded.values():
-            loaded.pixels.clear()
+        task = self._task_for(inputs)
+        task.connect(inputs)
+        self._connected = task, Batching(self.batch_size, self.eval_batch_size, self.seed, rank, world_size)
 
     def setup(self, stage: str) -> None:
         """Connect to the Trainer's network, read the annotations, and see that the stage's images are there."""
@@ -375,34 +201,61 @@ class ImageTextDataModule(LightningDataModule):
                 )
             self.connect(network.inputs, trainer.global_rank, trainer.world_size)
         for split in _STAGES.get(stage, ()):
-            if split != "val" or stage != "fit" or "val" in self._read().splits:
+            if split != "val" or stage != "fit" or "val" in self.splits():
                 self.records(split)
+        if stage == "fit":
+            self.task.foresee(self._split)
 
-    def _connected(self) -> _Connection:
-        if self._connection is None:
-            raise InputError(f"{type(self).__name__} does not know its network yet: call connect(network.inputs) first.")
-        return self._connection
+    # ------------------------------------------------------------------------------------------------------------- splits
+
+    @property
+    def needs_image_files(self) -> bool:
+        return self.task.splits.needs_image_files
+
+    @property
+    def needs_annotation_files(self) -> bool:
+        return self.task.splits.needs_annotation_files
+
+    def splits(self) -> dict[str, int]:
+        """The data set's splits and their numbers of images, before limits."""
+        return {split: len(records) for split, records in self.task.splits.read().items()}
+
+    def records(self, split: str) -> Sequence[ImageRecord]:
+        """The images of a split, after limits; row i of the split is element i.
+
+        Raises:
+            InputError: the data set has no such split, or image files are missing.
+        """
+        return self.task.splits.records(split, self.limits.of(split))
+
+    def split_label(self, split: str) -> str:
+        """The split's name in results: "test", or "test[:100]" when `limits` cut it."""
+        limit = self.limits.of(split)
+        cut = limit is not None and limit < self.splits().get(split, 0)
+        return f"{self.split_name(split)}[:{limit}]" if cut else self.split_name(split)
+
+    def _split(self, split: str) -> Split:
+        return Split(split, f"{self.name} {self.split_label(split)}", self.records(split))
+
+    def fingerprint(self) -> str:
+        """What the splits hold, after limits, as 16 hexadecimal digits: see `loading.fingerprint`."""
+        return fingerprint(self.task.splits, asdict(self.limits))
+
+    def describe(self) -> dict[str, Any]:
+        """For results.json: name, options, counts of each split under its label, fingerprint."""
+        counts = {}
+        for split, all_records in self.task.splits.read().items():
+            records = all_records[: self.limits.of(split)]
+            captions = sum(len(record.captions) for record in records)
+            counts[self.split_label(split)] = {"images": len(records), "captions": captions}
+        return {"name": self.name, "options": self.task.splits.options(), "splits": counts, "fingerprint": self.fingerprint()}
 
     # ------------------------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> TrainLoader:
-        """Batches of `PairBatch`, in the regions view of `RankingBatch`, for a network that writes captions of `CaptionBatch`;
-        resumes where `load_state_dict` said."""
-        connection = self._connected()
-        records = self.records("train")
-        place = (connection.rank, connection.world_size)
-        samples: TrainPairs | TrainRanking | TrainCaptions
-        if self.view == "regions":
-            samples = TrainRanking(records, self.region_reader(), connection.tokenizer, self.ranking, self.seed, *place)
-            order: GlobalBatches = RankingBatches(self.ranking.sides, len(samples), self.batch_size, self.seed, *place)
-        elif connection.captions is not None:
-            shown = self._features.get("train") or self._images("train", records, self.augmentation)
-            samples = TrainCaptions(records, shown, connection.captions, self.seed)
-            order = CaptionBatches(samples.counts, self.captioning, self.batch_size, self.seed, *place)
-        else:
-            images = self._images("train", records, self.augmentation)
-            samples = TrainPairs(records, images, connection.tokenizer, self.train_unit, self.seed)
-            order = GlobalBatches(len(samples), self.batch_size, self.seed, *place)
+        """The batches that the network trains on; resumes where `load_state_dict` said."""
+        task, batching = self._connection()
+        samples, order = task.training(self._split("train"), batching)
         loader = TrainLoader(samples, batch_size=None, sampler=order, **self._loading(persistent=True))
         if self._position is not None:
             self._require_same_epoch(self._position, order)
@@ -414,30 +267,10 @@ class ImageTextDataModule(LightningDataModule):
         return loader
 
     def evaluation_loaders(self, split: str) -> list[DataLoader[Any]]:
-        """Two loaders over this process's share of a split: images (`ImageBatch`; regions by their number), then captions by
-        length (`TextBatch`). For a network that writes captions the first alone."""
-        connection = self._connected()
-        records = self.records(split)
-        share = (self.eval_batch_size, connection.rank, connection.world_size)
-        if connection.captions is not None:
-            shown = EvaluationImages(records, self._features.get(split) or self._images(split, records, None))
-            rows = evaluation_batches(len(shown), *share)
-            return [BatchLoader(shown, batch_size=None, sampler=rows, **self._loading())]
-        texts = EvaluationTexts(records, connection.tokenizer)
-        images: EvaluationImages | EvaluationRegions
-        if self.view == "regions":
-            images = EvaluationRegions(records, self.region_reader())
-            image_rows = evaluation_batches(len(images), *share, lengths=images.lengths())
-            text_lengths = self._words(split, texts)
-        else:
-            images = EvaluationImages(records, self._images(split, records, None))
-            image_rows = evaluation_batches(len(images), *share)
-            text_lengths = texts.lengths()
-        text_rows = evaluation_batches(len(texts), *share, lengths=text_lengths)
-        return [
-            BatchLoader(images, batch_size=None, sampler=image_rows, **self._loading()),
-            BatchLoader(texts, batch_size=None, sampler=text_rows, **self._loading()),
-        ]
+        """This process's share of a split, each image and each caption once: images first, then what else the task gives."""
+        task, batching = self._connection()
+        parts = task.evaluation(self._split(split), batching)
+        return [BatchLoader(samples, batch_size=None, sampler=rows, **self._loading()) for samples, rows in parts]
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """`evaluation_loaders("val")`."""
@@ -451,27 +284,10 @@ class ImageTextDataModule(LightningDataModule):
         """`evaluation_loaders("test")`."""
         return self.evaluation_loaders("test")
 
-    def _words(self, split: str, texts: EvaluationTexts) -> list[int]:
-        """Tokens of each caption; says so if some are cut, which may change a result."""
-        words, most = texts.words(), self._connected().tokenizer.max_tokens
-        cut = sum(length + 2 > most for length in words)
-        if cut:
-            warnings.warn(
-                f"{self.name} {self.split_label(split)}: {cut:,} of {len(words):,} captions have more than the network's "
-                f"max_tokens {most} and are cut.",
-                stacklevel=2,
-            )
-        return words
-
-    def _images(self, split: str, records: Sequence[ImageRecord], augmentation: Augmentation | None) -> SplitImages:
-        # One for each split and transform, kept, so that a cache outlives the loaders that Lightning makes anew.
-        plain = augmentation is None or augmentation.kind == "none"
-        kept = self._read().pixels
-        if (split, plain) not in kept:
-            spec = self._connected().image
-            assert spec is not None
-            kept[split, plain] = SplitImages(records, spec, augmentation, self.cache_pixels)
-        return kept[split, plain]
+    def _connection(self) -> tuple[Task, Batching]:
+        if self._connected is None:
+            raise InputError(f"{type(self).__name__} does not know its network yet: call connect(network.inputs) first.")
+        return self._connected
 
     def _loading(self, persistent: bool = False) -> dict[str, Any]:
         strategy = getattr(self.trainer, "strategy", None)
@@ -488,18 +304,11 @@ class ImageTextDataModule(LightningDataModule):
 
     def image_fingerprint(self, split: str) -> str:
         """16 hexadecimal digits over the ids and file sizes of a split's images, in their order."""
-        records = self.records(split)
-        sizes = file_sizes(records)
-        files = [[record.image_id, -1 if record.path is None else sizes.get(record.path, -1)] for record in records]
-        return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+        return image_fingerprint(self.records(split))
 
     def evaluation_images(self, split: str) -> EvaluationImages:
         """A split's images by row, as pixels of the network's evaluation transform; nothing is kept in memory."""
-        spec = self._connected().image
-        if spec is None:
-            raise InputError("the network takes region features; there are no pixels to show it.")
-        records = self.records(split)
-        return EvaluationImages(records, SplitImages(records, spec))
+        return self._connection()[0].images(self.records(split))
 
     def image_loader(self, split: str, batches: Sequence[Sequence[int]]) -> DataLoader[Any]:
         """Batches of `evaluation_images` of these rows, in this order."""
@@ -515,28 +324,11 @@ class ImageTextDataModule(LightningDataModule):
             InputError: The network writes no captions, the training images are cropped at random, or the features are of other
                 images, of another transform, or not all there.
         """
-        connection = self._connected()
-        if connection.captions is None or connection.image is None:
-            raise InputError("visual features in place of pixels are for networks that write captions.")
-        if "train" in folders:
-            self.require_fixed_images()
-        files = {split: FeatureFile(folder) for split, folder in folders.items()}
-        for split, file in files.items():
-            transform = json.loads(json.dumps(asdict(connection.image)))
-            for fact, value in (("photographs", self.image_fingerprint(split)), ("image_input", transform)):
-                if file.about.get(fact) != value:
-                    raise InputError(f"{file.folder} holds features of other images than {self.name} {split}: {fact} differ(s).")
-            if missing := int((~file.done()).sum()):
-                raise InputError(f"{file.folder} lacks the features of {missing:,} of {file.shape[0]:,} images.")
-        self._features = files
+        self._connection()[0].use_features(folders, self._split)
 
     def require_fixed_images(self) -> None:
         """Raise `InputError` where training images look different each time, so that no features of them can be kept."""
-        if self.augmentation.kind != "none":
-            raise InputError(
-                f"augment is {self.augmentation.kind}, and a random crop has no visual features that could be kept: set the "
-                "data's augment to none, or the model's features to null."
-            )
+        self._connection()[0].require_fixed_images()
 
     # -------------------------------------------------------------------------------------------------------------- resume
 
@@ -551,15 +343,9 @@ class ImageTextDataModule(LightningDataModule):
         self._position = dict(state_dict) or None
 
     def _order_options(self, order: GlobalBatches) -> dict[str, Any]:
-        options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "samples": order.samples}
-        if isinstance(order, CaptionBatches):
-            return {f"captioning.{name}": value for name, value in asdict(order.captioning).items()} | options
-        if not isinstance(order, RankingBatches):
-            return options | {"train_unit": self.train_unit}
-        options |= {f"ranking.{name}": value for name, value in asdict(self.ranking).items()}
-        if self.ranking.caption_pool == "rank":
-            options["world_size"] = order.world_size
-        return options
+        task, batching = self._connection()
+        common = {"batch_size": batching.size, "seed": batching.seed, "samples": order.samples}
+        return common | task.order_options(batching)
 
     def _require_same_epoch(self, position: Mapping[str, Any], order: GlobalBatches) -> None:
         if position["batch"] == 0:
@@ -576,11 +362,3 @@ class ImageTextDataModule(LightningDataModule):
         assert self.trainer is not None
         current = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return current.ready - current.processed, self.trainer.num_training_batches
-
-
-def _view_of(inputs: Inputs) -> View:
-    return "regions" if inputs.image is None and inputs.regions is not None else "pixels"
-
-
-def _counts(splits: Mapping[str, Sequence[ImageRecord]]) -> str:
-    return ", ".join(f"{split} ({len(records):,} images)" for split, records in splits.items()) or "none"

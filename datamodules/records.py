@@ -1,5 +1,7 @@
 """What readers yield and what batches carry: frozen, typed, shapes and units in the docstrings.
 
+Nothing here imports torch when it runs: whoever only reads files (`crosslight data check`, `score`) does without.
+
 Legend of the shape letters, here and in every file that suffixes names with them:
 B batch, T tokens, H/W pixels, R regions, V visual tokens, D feature width, N objects, P positives, X a positive and its
 candidates.
@@ -10,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # ------------------------------------------------------------------------------------------ records (on disk)
 
@@ -70,6 +73,31 @@ class ImageRecord:
     regions: str | None = None
 
 
+@dataclass(frozen=True)
+class FileIds:
+    """Which vocabulary the token ids in a data set's files are of.
+
+    Args:
+        maker: The tokenizer that made them, for messages.
+        begin: id that begins a caption.
+        padding: id that pads one.
+        end: id that ends one.
+        unknown: id of what the vocabulary lacks.
+        size: Number of ids; None where the files do not say.
+    """
+
+    maker: str
+    begin: int
+    padding: int
+    end: int
+    unknown: int
+    size: int | None = None
+
+    def __str__(self) -> str:
+        size = "" if self.size is None else f", {self.size:,} ids"
+        return f"{self.maker}: begin {self.begin}, padding {self.padding}, end {self.end}, unknown {self.unknown}{size}"
+
+
 # ---------------------------------------------------------------------------------------- batches (in memory)
 
 
@@ -81,7 +109,7 @@ class _Batch:
         changes = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (Tensor, _Batch)):
+            if hasattr(value, "pin_memory"):  # a tensor, or a batch in this one
                 changes[field.name] = function(value)
         return replace(self, **changes)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
 from datamodules.formats.caption_results import write_caption_results
 from datamodules.records import CaptionBatch, ImageBatch, ImageRecord
 from lightning_modules import optimization
@@ -319,6 +320,4 @@ def _picture(wandb: Any, file: str | None) -> Any:
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n", encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")

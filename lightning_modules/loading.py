@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
 import random
 import zipfile
@@ -19,6 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.adapter_export import load_adapter, read_adapter_config
+from lightning_modules.checkpoints.run_folder import best_checkpoint, fit_of
 
 
 def build(model_config: dict[str, Any], seed: int = 0) -> LightningModule:
@@ -84,31 +83,18 @@ def _load_run(folder: Path) -> LightningModule:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise InputError(f"{folder / 'config.yaml'} has no section `model`: it is not the configuration of a run.")
-    skipped = (_results(folder).get("fit") or {}).get("skipped")  # nothing trained: the configuration is the model
-    state = None if skipped else read_checkpoint(best_checkpoint(folder))
+    fit = fit_of(folder)
+    state = None
+    if fit is None or fit.skipped is None:  # else nothing trained: the configuration is the model
+        best = best_checkpoint(folder)
+        if best is None:
+            raise InputError(f"{folder} holds no best checkpoint (checkpoints/best.ckpt): the run never reached a validation.")
+        state = read_checkpoint(best)
     model = build(config["model"], config.get("seed_everything") or 0)
     if state is not None:
         model.on_load_checkpoint(state)
         model.load_state_dict(state["state_dict"], strict=False)
     return model.eval()
-
-
-def _results(folder: Path) -> dict[str, Any]:
-    file = folder / "results.json"
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
-def best_checkpoint(folder: Path) -> Path:
-    """The checkpoint that validation chose.
-
-    Raises:
-        InputError: The run kept none.
-    """
-    named = (_results(folder).get("fit") or {}).get("best_checkpoint")
-    for candidate in (folder / named if named else None, folder / "checkpoints" / "best.ckpt"):
-        if candidate is not None and candidate.exists():
-            return candidate
-    raise InputError(f"{os.fspath(folder)} holds no best checkpoint (checkpoints/best.ckpt): the run never reached a validation.")
 
 
 def _load_export(folder: Path) -> LightningModule:

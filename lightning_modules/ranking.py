@@ -28,7 +28,7 @@ from lightning_modules.metrics.relation_distance import AlignmentDistance, Relat
 from lightning_modules.networks.attention import Relations
 from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.networks.uniter import UniterRetrieval, items_of, pack
-from lightning_modules.objectives.ranking import MarginRanking, Matching, hardest
+from lightning_modules.objectives.matching import MarginRanking, Matching, hardest
 from lightning_modules.objectives.relation_alignment import IAIS, Anchor
 
 Side = Literal["hard_texts", "hard_images"]
@@ -50,7 +50,7 @@ class RankingModule(TunedModule):
             none.
         objective: Margin ranking (default), or matching, to get a network started.
         hard_negatives: How many of the candidates are kept for each positive: the highest-scored ones.
-        alignment: IAIS; null is plain UNITER.
+        iais: IAIS; null is plain UNITER.
         optimization: AdamW and the schedule.
         init_from: Start from these weights (a run folder, a checkpoint, or an adapter export). To resume an interrupted run, use
             --run_dir instead.
@@ -73,7 +73,7 @@ class RankingModule(TunedModule):
         train_heads: Literal["new", "all", "none"] = "new",
         objective: MarginRanking | Matching | None = None,
         hard_negatives: int = 31,
-        alignment: IAIS | None = None,
+        iais: IAIS | None = None,
         optimization: optimization.Optimization = optimization.Optimization(),  # noqa: B008 - a config default, never mutated
         init_from: str | None = None,
         eval_frozen: bool = True,
@@ -89,8 +89,8 @@ class RankingModule(TunedModule):
             raise InputError(f"isda_layer is {isda_layer}; the network has layers 0 to {layers - 1} (or -{layers} to -1)")
         self.objective = objective or MarginRanking()
         self.hard_negatives = hard_negatives
-        self.alignment = alignment
-        self.aligned_layers = [] if alignment is None else alignment.of_network(layers)
+        self.iais = iais
+        self.aligned_layers = [] if iais is None else iais.of_network(layers)
         self.isda_layer = isda_layer % layers
         self.folds = folds
         self.compat = compat
@@ -108,17 +108,17 @@ class RankingModule(TunedModule):
         negatives = {side: Candidates(pairs.image_PX[:, 1:], pairs.text_PX[:, 1:]) for side, pairs in mined.items()}
         negative_PN = self._score(images, texts, negatives)
         for side, pairs in mined.items():
-            anchors = () if self.alignment is None else self.alignment.anchors_of(side)
+            anchors = () if self.iais is None else self.iais.anchors_of(side)
             positive_P, found = self._score_positives(images, texts, pairs, anchors)
             terms[f"rank_{side}"] = self.objective(torch.cat([positive_P[:, None], negative_PN[side]], dim=1))
             terms |= {f"iais_{anchor}_{side}": loss_P.mean() for anchor, loss_P in found.items()}
             aligned += [loss_P.mean() for loss_P in found.values()]
         loss = torch.stack([terms[f"rank_{side}"] for side in mined]).sum()
-        if self.alignment is not None:
-            weight = self.alignment.annealing(self.global_step, int(self.trainer.estimated_stepping_batches))
+        if self.iais is not None:
+            weight = self.iais.annealing(self.global_step, int(self.trainer.estimated_stepping_batches))
             terms["iais_weight"] = loss.new_full((), weight)  # on the device: NCCL averages no tensor of the CPU
             if aligned:
-                loss = loss + weight * self.alignment.factor(hard_negatives=True) * torch.stack(aligned).sum()
+                loss = loss + weight * self.iais.factor(hard_negatives=True) * torch.stack(aligned).sum()
         terms["loss"] = loss
         self.log_terms(terms, len(batch))
         return loss
@@ -168,9 +168,9 @@ class RankingModule(TunedModule):
         """Scores [P] of a side's positives, and their IAIS [P] for each anchor."""
         packed = pack(texts.take(pairs.text_PX[:, 0]), images.take(pairs.image_PX[:, 0]))
         scores, joint = self.network.score(packed, self.aligned_layers if anchors else ())
-        if not anchors or self.alignment is None:
+        if not anchors or self.iais is None:
             return scores, {}
-        return scores, self.alignment(items_of(packed, joint.attention), anchors)
+        return scores, self.iais(items_of(packed, joint.attention), anchors)
 
     # --------------------------------------------------------------------------------------------- evaluation
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from datamodules.errors import InputError
 from datamodules.formats.parsing import Entry, Parsed
-from datamodules.records import Caption, ImageRecord
+from datamodules.records import Caption, FileIds, ImageRecord
 
 IndexKind = Literal["coco", "flickr30k"]
 EXPECTED = 'a BEiT-3 index ({"image_path": "...", "text_segment": [ids], "image_id": 0} on each line)'
@@ -22,6 +22,8 @@ EXPECTED = 'a BEiT-3 index ({"image_path": "...", "text_segment": [ids], "image_
 SPLITS = ("train", "val", "test")
 _NAMES: dict[IndexKind, str] = {"coco": "coco_retrieval.{}.jsonl", "flickr30k": "flickr30k.{}.jsonl"}
 TOGETHER = 4096  # captions tokenized at once
+BEIT3_IDS = FileIds("BEiT-3's tokenizer", 0, 1, 2, 3)
+"""What the captions of an index are, and those of any data set without text databases: nothing else holds ids."""
 
 
 def index_files(kind: IndexKind) -> dict[str, list[str]]:

@@ -6,9 +6,9 @@ name the same thing share a chain, and chain 0 (type notvisual) means none. `Ann
 objects: one or more chains (`name`), and a box or the flags `scene` (the whole picture) and `nobndbox` (not to be seen).
 Boxes are in pixels of the original photograph.
 
-Then what relations need: where a phrase's words are among the word pieces, and which regions show it.
+Then what relations need: where a phrase's words are among the word pieces.
 
-Legend: K annotated boxes of an image, R regions, N objects of a caption.
+Legend: K annotated boxes of an image.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree.ElementTree import Element, ElementTree, ParseError, SubElement, indent
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from defusedxml import DefusedXmlException  # type: ignore[import-untyped]
 from defusedxml.ElementTree import parse as parse_xml  # type: ignore[import-untyped]
-from torch import Tensor
-from torchvision.ops import box_iou
 
 from datamodules.errors import InputError
 from datamodules.formats.uniter.text_database import word_pieces_of
@@ -54,10 +53,10 @@ class Annotation:
     def boxes_of(self, chain: str) -> tuple[Box, ...]:
         return tuple(box for box, chains in zip(self.boxes, self.box_chains, strict=True) if chain in chains)
 
-    def fractions_K4(self) -> Tensor:
-        """All boxes [K, 4] float32: left, top, right, bottom as fractions of the image."""
-        size = torch.tensor([self.width, self.height, self.width, self.height], dtype=torch.float64)
-        return (_box_tensor(self.boxes) / size).float()
+    def fractions_K4(self) -> npt.NDArray[np.float32]:
+        """All boxes: left, top, right, bottom as fractions of the image."""
+        boxes_K4 = np.array([(box.left, box.top, box.right, box.bottom) for box in self.boxes], np.float64).reshape(-1, 4)
+        return (boxes_K4 / np.array([self.width, self.height] * 2, np.float64)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +326,7 @@ def _marked_up(caption: Caption, place: str) -> str:
     return "".join([*pieces, text[position:]])
 
 
-# ------------------------------------------------------------------------------- phrases as word pieces and regions
+# -------------------------------------------------------------------------------------------- phrases as word pieces
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,46 +357,3 @@ def word_pieces(text: str, phrases: Sequence[Phrase], tokenize_word: Callable[[s
                 its_positions += range(len(ids), len(ids) + len(pieces))
         ids += pieces
     return WordPieces(tuple(ids), tuple(map(tuple, positions)))
-
-
-def annotated_regions(annotation: Annotation, chains: Sequence[str]) -> Tensor:
-    """Which regions show which chains where the visual sequence is the annotation's boxes, in file order ("gt").
-
-    Returns:
-        bool [N, K]; a box that was drawn for several chains serves all of them.
-    """
-    shown = [[chain in box_chains for box_chains in annotation.box_chains] for chain in chains]
-    return torch.tensor(shown, dtype=torch.bool).reshape(len(chains), len(annotation.boxes))
-
-
-def overlapping_regions(
-    regions_R4: Tensor, boxes: Sequence[Sequence[Box]], size: tuple[int, int], threshold: float = 0.5
-) -> Tensor:
-    """Which regions of a detector show which objects ("iou"): those whose IoU with any box of the object is at least `threshold`
-    (the one of Flickr30k Entities' own evaluation), or else the region of largest IoU.
-
-    Args:
-        regions_R4: left, top, right, bottom as fractions of the image; at least one region.
-        boxes: the boxes of N objects (one or more each), in pixels.
-        size: width and height of the image that these pixels are of.
-        threshold: least IoU, 0..1.
-
-    Returns:
-        bool [N, R]; a region may serve several objects. An object that no region touches at all has none.
-    """
-    owner_M = torch.tensor([row for row, its_boxes in enumerate(boxes) for _ in its_boxes], dtype=torch.long)
-    pixels_M4 = _box_tensor([box for its_boxes in boxes for box in its_boxes])
-    width, height = size
-    # IoU does not change when an axis is scaled, so fractions serve as well as pixels.
-    iou_MR = box_iou(pixels_M4 / torch.tensor([width, height, width, height]), regions_R4.double())
-    best_NR = iou_MR.new_zeros(len(boxes), len(regions_R4))
-    best_NR.scatter_reduce_(0, owner_M[:, None].expand_as(iou_MR), iou_MR, "amax")
-    shown_NR = best_NR >= threshold
-    largest_N1 = best_NR.max(dim=1, keepdim=True)
-    alone_NR = torch.zeros_like(shown_NR).scatter_(1, largest_N1.indices, largest_N1.values > 0)
-    return torch.where(shown_NR.any(dim=1, keepdim=True), shown_NR, alone_NR)
-
-
-def _box_tensor(boxes: Sequence[Box]) -> Tensor:
-    """[K, 4] float64: left, top, right, bottom."""
-    return torch.tensor([(box.left, box.top, box.right, box.bottom) for box in boxes], dtype=torch.float64).reshape(-1, 4)

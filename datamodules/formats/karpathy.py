@@ -12,6 +12,7 @@ from pathlib import Path
 from datamodules.formats.parsing import Entry, Parsed, read_json
 from datamodules.records import Caption, ImageRecord
 
+KARPATHY_URL = "https://cs.stanford.edu/people/karpathy/deepimagesent"
 EXPECTED = "a Karpathy split file (an object with images[].{filename, split, imgid, sentences[].{raw, sentid}})"
 
 

@@ -3,15 +3,17 @@
 An epoch is an order of captions in which those of one image stand together, cut into batches of so many captions. So a batch
 counts pairs exactly, as other training batches do, and an image is encoded once for its five captions; only where a batch (or a
 process's share of it) ends within an image is that image in two of them. Evaluation sees images once, with their references in
-the records: `EvaluationImages` of batches.py.
+the records: `EvaluationImages`.
 
 Legend: I images of the split, C captions of the split, S samples (texts of an epoch), J captions joined in one text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,16 +21,20 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from datamodules.inputs import TextInput
+from datamodules.inputs import Inputs, TextInput
 from datamodules.loading.collate import image_batch, shown_batch, text_batch
+from datamodules.loading.evaluation import EvaluationImages
 from datamodules.loading.features import FeatureFile
-from datamodules.loading.images import SplitImages
+from datamodules.loading.fingerprint import image_fingerprint
+from datamodules.loading.images import Augmentation, SplitImages
 from datamodules.loading.loader import BatchDataset
-from datamodules.loading.order import GlobalBatches, mix
+from datamodules.loading.order import GlobalBatches, evaluation_batches, mix
+from datamodules.loading.splits import Splits
+from datamodules.loading.task import Batching, BatchRows, PixelTask, Split
 from datamodules.loading.tokens import Tokenizer
 from datamodules.records import Caption, CaptionBatch, ImageRecord
 
-_IMAGES, _CAPTIONS, _PIXELS = 5, 6, 7  # what the draws are for: 1 to 4 are those of batches.py and ranking.py
+_IMAGES, _CAPTIONS, _PIXELS = 5, 6, 7  # what the draws are for: 1 to 4 are those of order.py and ranking.py
 _NONE = -1  # no caption: the text at the end of an image joins fewer than the others
 
 
@@ -52,6 +58,65 @@ class Captioning:
         for name, value in (("captions_per_image", self.captions_per_image), ("join", self.join)):
             if value is not None and value < 1:
                 raise InputError(f"captioning.{name} is {value}; give at least 1.")
+
+
+class ImageCaptions(PixelTask):
+    """`CaptionBatch` to train on, and images alone to evaluate on, with the references in the records. Images may come as
+    features that a frozen tower made of them, see `use_features`.
+
+    Args:
+        splits: What the networks see of the data set.
+        augmentation: Of training images.
+        cache: Keep resized images in memory.
+        captioning: Which captions make a training batch.
+    """
+
+    tokenizer: CaptionTokenizer
+
+    def __init__(self, splits: Splits, augmentation: Augmentation, cache: bool, captioning: Captioning) -> None:
+        super().__init__(splits, augmentation, cache)
+        self.captioning = captioning
+        self._features: dict[str, FeatureFile] = {}
+
+    def takes(self, inputs: Inputs | None) -> bool:
+        return inputs is not None and inputs.captions and inputs.text is not None
+
+    def connect(self, inputs: Inputs) -> None:
+        if inputs.image is None:
+            raise InputError("captioning takes pixels: the network writes captions, but its inputs name no image transform.")
+        super().connect(inputs)
+        assert inputs.text is not None
+        self.tokenizer = CaptionTokenizer(inputs.text)
+        self._features = {}
+
+    def training(self, split: Split, batching: Batching) -> tuple[BatchDataset, GlobalBatches]:
+        images = self._features.get(split.name) or self.pixels.training(split.name, split.records)
+        captions = TrainCaptions(split.records, images, self.tokenizer, batching.seed)
+        place = (batching.size, batching.seed, batching.rank, batching.world_size)
+        return captions, CaptionBatches(captions.counts, self.captioning, *place)
+
+    def evaluation(self, split: Split, batching: Batching) -> list[tuple[BatchDataset, BatchRows]]:
+        shown = self._features.get(split.name) or self.pixels.evaluation(split.name, split.records)
+        images = EvaluationImages(split.records, shown)
+        return [(images, evaluation_batches(len(images), *batching.share))]
+
+    def order_options(self, batching: Batching) -> dict[str, Any]:
+        return {f"captioning.{name}": value for name, value in asdict(self.captioning).items()}
+
+    def use_features(self, folders: Mapping[str, Path], split: Callable[[str], Split]) -> None:
+        if "train" in folders:
+            self.require_fixed_images()
+        files = {name: FeatureFile(folder) for name, folder in folders.items()}
+        transform = json.loads(json.dumps(asdict(self.pixels.spec)))
+        for name, file in files.items():
+            facts = {"photographs": image_fingerprint(split(name).records), "image_input": transform}
+            for fact, value in facts.items():
+                if file.about.get(fact) != value:
+                    place = f"{self.splits.source.name} {name}"
+                    raise InputError(f"{file.folder} holds features of other images than {place}: {fact} differ(s).")
+            if missing := int((~file.done()).sum()):
+                raise InputError(f"{file.folder} lacks the features of {missing:,} of {file.shape[0]:,} images.")
+        self._features = files
 
 
 class CaptionTokenizer(Tokenizer):

@@ -1,4 +1,4 @@
-"""From an image file to the pixels a network wants: opening, the papers' transforms, an optional cache.
+"""From an image file to the pixels a network wants: the papers' transforms, an optional cache.
 
 Geometry happens on uint8 (PIL, as the official code does it); scaling to [0, 1] and normalization happen once for the whole
 batch, element by element the same arithmetic as torchvision's ToTensor and Normalize.
@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from datamodules.errors import InputError
+from datamodules.files.images import open_image
 from datamodules.inputs import ImageInput
 from datamodules.records import ImageRecord
 
@@ -51,30 +51,6 @@ class Augmentation:
             raise InputError(f"augmentation.min_scale is {self.min_scale}; give a fraction of the image's area in (0, 1].")
         if not 0 <= self.flip <= 1:
             raise InputError(f"augmentation.flip is {self.flip}; give a probability in [0, 1].")
-
-
-def open_image(record: ImageRecord) -> Image.Image:
-    """The image fully decoded, as RGB.
-
-    Raises:
-        InputError: the file is missing, not an image, or truncated; names the file and the image id. Or there is no file.
-    """
-    if record.path is None:
-        raise InputError(f"image {record.image_id} has no file: its data set was read from databases of region features.")
-    try:
-        with Image.open(record.path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        reason = "does not exist"
-    except UnidentifiedImageError:
-        reason = "is not an image that PIL can read"
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        # PIL's decoders raise all of these on damaged files; its own text says what ("image file is truncated ...").
-        reason = f"cannot be decoded ({error})"
-    raise InputError(
-        f"image {record.image_id}: {record.path} {reason}. Replace the file or remove the image from the annotations; "
-        "`crosslight data check` lists every such image."
-    )
 
 
 def evaluation_transform(spec: ImageInput) -> v2.Transform:
@@ -152,6 +128,36 @@ class SplitImages:
         if self.cache is not None:
             self.cache.put(row, pixels_3HW)
         return pixels_3HW
+
+
+class Pixels:
+    """A data set's images by the transform of one network. Of each split and transform there is one `SplitImages`, kept, so that
+    a cache outlives the loaders that Lightning makes anew.
+
+    Args:
+        spec: What the network wants.
+        augmentation: Of training images.
+        cache: See `SplitImages`.
+    """
+
+    def __init__(self, spec: ImageInput, augmentation: Augmentation, cache: bool) -> None:
+        self.spec, self.augmentation, self.cache = spec, augmentation, cache
+        self._kept: dict[tuple[str, bool], SplitImages] = {}
+
+    def training(self, split: str, records: Sequence[ImageRecord]) -> SplitImages:
+        """The images of a split as training sees them."""
+        if self.augmentation.kind == "none":
+            return self.evaluation(split, records)
+        return self._keep((split, True), records, self.augmentation)
+
+    def evaluation(self, split: str, records: Sequence[ImageRecord]) -> SplitImages:
+        """The images of a split as evaluation sees them."""
+        return self._keep((split, False), records, None)
+
+    def _keep(self, key: tuple[str, bool], records: Sequence[ImageRecord], augmentation: Augmentation | None) -> SplitImages:
+        if key not in self._kept:
+            self._kept[key] = SplitImages(records, self.spec, augmentation, self.cache)
+        return self._kept[key]
 
 
 class _Cache:

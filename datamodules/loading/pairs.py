@@ -1,35 +1,63 @@
-"""From records to batches: which samples form which batch, and the loaders that make them.
-
-Everything random is a pure function of (seed, epoch, sample): `mix` hashes them. So the batches do not depend on the number of
-workers or processes, and a run can start in the middle of an epoch. A sampler yields whole batches of keys and a data set
-turns one key list into one typed batch (PyTorch's `batch_size=None` mode): no collate function, and nothing for Lightning to
-rebuild.
-"""
+"""Pairs of pixels and text: for networks that compare an image with a caption."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from datamodules.loading.collate import (
-    image_batch,
-    region_names,
-    require_ids,
-    shown_batch,
-    text_batch,
-    words_of,
-)
-from datamodules.loading.features import FeatureFile
-from datamodules.loading.images import SplitImages
+from datamodules.inputs import Inputs
+from datamodules.loading.collate import image_batch, require_ids, text_batch
+from datamodules.loading.evaluation import EvaluationImages, EvaluationTexts
+from datamodules.loading.images import Augmentation, SplitImages
 from datamodules.loading.loader import BatchDataset
-from datamodules.loading.order import CAPTION, PIXELS, BatchKeys, mix
-from datamodules.loading.regions import RegionReader
+from datamodules.loading.order import CAPTION, PIXELS, BatchKeys, GlobalBatches, evaluation_batches, mix
+from datamodules.loading.splits import Splits
+from datamodules.loading.task import Batching, BatchRows, PixelTask, Split
 from datamodules.loading.tokens import Tokenizer
-from datamodules.records import ImageBatch, ImageRecord, PairBatch, TextBatch
+from datamodules.records import ImageRecord, PairBatch
 
 TrainUnit = Literal["pair", "image"]
+
+
+class Pairs(PixelTask):
+    """`PairBatch` to train on; images once and captions once, sorted by length, to evaluate on.
+
+    Args:
+        splits: What the networks see of the data set.
+        augmentation: Of training images.
+        cache: Keep resized images in memory.
+        unit: See `TrainPairs`.
+    """
+
+    def __init__(self, splits: Splits, augmentation: Augmentation, cache: bool, unit: TrainUnit) -> None:
+        super().__init__(splits, augmentation, cache)
+        self.unit = unit
+
+    def takes(self, inputs: Inputs | None) -> bool:
+        return inputs is None or (inputs.image is not None and inputs.text is not None and not inputs.captions)
+
+    def connect(self, inputs: Inputs) -> None:
+        super().connect(inputs)
+        assert inputs.text is not None
+        self.tokenizer = Tokenizer(inputs.text, self.splits.file_ids)
+
+    def training(self, split: Split, batching: Batching) -> tuple[BatchDataset, GlobalBatches]:
+        images = self.pixels.training(split.name, split.records)
+        pairs = TrainPairs(split.records, images, self.tokenizer, self.unit, batching.seed)
+        return pairs, GlobalBatches(len(pairs), batching.size, batching.seed, batching.rank, batching.world_size)
+
+    def evaluation(self, split: Split, batching: Batching) -> list[tuple[BatchDataset, BatchRows]]:
+        texts = EvaluationTexts(split.records, self.tokenizer)
+        images = EvaluationImages(split.records, self.pixels.evaluation(split.name, split.records))
+        return [
+            (images, evaluation_batches(len(images), *batching.share)),
+            (texts, evaluation_batches(len(texts), *batching.share, lengths=texts.lengths())),
+        ]
+
+    def order_options(self, batching: Batching) -> dict[str, Any]:
+        return {"train_unit": self.unit}
 
 
 class TrainPairs(BatchDataset):
@@ -72,57 +100,3 @@ class TrainPairs(BatchDataset):
             images=image_batch(self.records, image_rows, self.images.pixels(image_rows, seeds)),
             texts=text_batch(captions, [row for _, row in chosen], image_rows, self.tokenizer),
         )
-
-
-class EvaluationImages(BatchDataset):
-    """Images by row: their pixels, or the features that a frozen tower made of them."""
-
-    def __init__(self, records: Sequence[ImageRecord], images: SplitImages | FeatureFile) -> None:
-        self.records, self.images = records, images
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def make(self, keys: Sequence[int]) -> ImageBatch:
-        return shown_batch(self.records, self.images, keys, [0] * len(keys))
-
-
-class EvaluationRegions(BatchDataset):
-    """Images by row, as regions. All records have a name in the reader's databases."""
-
-    def __init__(self, records: Sequence[ImageRecord], reader: RegionReader) -> None:
-        self.records, self.reader = records, reader
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def lengths(self) -> list[int]:
-        """Regions of each image, to sort by."""
-        return [self.reader.most_regions(name) for name in region_names(self.records, range(len(self.records)))]
-
-    def make(self, keys: Sequence[int]) -> ImageBatch:
-        return image_batch(self.records, keys, regions=self.reader.regions(region_names(self.records, keys)))
-
-
-class EvaluationTexts(BatchDataset):
-    """Captions by row, counted over the split in the records' order."""
-
-    def __init__(self, records: Sequence[ImageRecord], tokenizer: Tokenizer) -> None:
-        self.rows = [(image, caption) for image, record in enumerate(records) for caption in record.captions]
-        self.tokenizer = tokenizer
-        require_ids(records, tokenizer)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def lengths(self) -> list[int]:
-        """Characters of each caption (token ids where it has those): close enough to its tokens to sort by."""
-        return [len(caption.text) if caption.token_ids is None else len(caption.token_ids) for _, caption in self.rows]
-
-    def words(self) -> list[int]:
-        """Tokens of each caption without special ones, before any cut."""
-        return words_of([caption for _, caption in self.rows], self.tokenizer)
-
-    def make(self, keys: Sequence[int]) -> TextBatch:
-        images = [self.rows[row][0] for row in keys]
-        return text_batch([self.rows[row][1] for row in keys], keys, images, self.tokenizer)

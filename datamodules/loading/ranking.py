@@ -9,8 +9,9 @@ Legend: P positives, N candidates of each, X a positive and its candidates (1 + 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,16 +19,21 @@ import numpy.typing as npt
 import torch
 
 from datamodules.errors import InputError
+from datamodules.inputs import Inputs
 from datamodules.loading.collate import image_batch, region_names, require_ids, text_batch, words_of
+from datamodules.loading.evaluation import EvaluationRegions, EvaluationTexts
 from datamodules.loading.loader import BatchDataset
-from datamodules.loading.order import GlobalBatches, mix
-from datamodules.loading.regions import RegionReader
+from datamodules.loading.order import GlobalBatches, evaluation_batches, mix
+from datamodules.loading.region_files import RegionReader
+from datamodules.loading.regions import padded
+from datamodules.loading.splits import RegionSplits
+from datamodules.loading.task import Batching, BatchRows, Split, Task
 from datamodules.loading.tokens import Tokenizer
 from datamodules.records import Candidates, ImageRecord, RankingBatch
 
 Rows = npt.NDArray[np.int64]
 
-_CANDIDATES = 4  # what the draws are for: 1 to 3 are those of batches.py
+_CANDIDATES = 4  # what the draws are for: 1 to 3 are those of order.py
 _TEXTS, _IMAGES = 0, 1  # the sides, as streams of random numbers
 
 
@@ -56,6 +62,69 @@ class Ranking:
         for name, value in (("candidates", self.candidates), ("max_words", self.max_words)):
             if value is not None and value < 1:
                 raise InputError(f"ranking.{name} is {value}; give at least 1.")
+
+
+class RegionRanking(Task):
+    """`RankingBatch` to train on; images by their number of regions and captions by their number of tokens to evaluate on.
+
+    Args:
+        splits: What networks that take regions see of the data set.
+        ranking: What a training batch consists of.
+    """
+
+    splits: RegionSplits
+
+    def __init__(self, splits: RegionSplits, ranking: Ranking) -> None:
+        super().__init__(splits)
+        self.ranking = ranking
+
+    @property
+    def reader(self) -> RegionReader:
+        """The region features of the data set's images.
+
+        Raises:
+            InputError: the option `regions` is not set, or a database is missing or damaged.
+        """
+        return self.splits.reader
+
+    def takes(self, inputs: Inputs | None) -> bool:
+        if inputs is None:
+            return self.splits.is_set
+        return inputs.image is None and inputs.regions is not None and inputs.text is not None and not inputs.captions
+
+    def connect(self, inputs: Inputs) -> None:
+        assert inputs.regions is not None
+        assert inputs.text is not None
+        self.reader.require_width(inputs.regions.feature_width)
+        self.tokenizer = Tokenizer(inputs.text, self.splits.file_ids)
+
+    def training(self, split: Split, batching: Batching) -> tuple[BatchDataset, GlobalBatches]:
+        place = (batching.seed, batching.rank, batching.world_size)
+        samples = TrainRanking(split.records, self.reader, self.tokenizer, self.ranking, *place)
+        return samples, RankingBatches(self.ranking.sides, len(samples), batching.size, *place)
+
+    def evaluation(self, split: Split, batching: Batching) -> list[tuple[BatchDataset, BatchRows]]:
+        texts = EvaluationTexts(split.records, self.tokenizer)
+        images = EvaluationRegions(split.records, self.reader)
+        return [
+            (images, evaluation_batches(len(images), *batching.share, lengths=images.lengths())),
+            (texts, evaluation_batches(len(texts), *batching.share, lengths=self._words(split, texts))),
+        ]
+
+    def _words(self, split: Split, texts: EvaluationTexts) -> list[int]:
+        """Tokens of each caption; says so if some are cut, which may change a result."""
+        words, most = texts.words(), self.tokenizer.max_tokens
+        cut = sum(length + 2 > most for length in words)
+        if cut:
+            warnings.warn(
+                f"{split.label}: {cut:,} of {len(words):,} captions have more than the network's max_tokens {most} and are cut.",
+                stacklevel=2,
+            )
+        return words
+
+    def order_options(self, batching: Batching) -> dict[str, Any]:
+        options = {f"ranking.{name}": value for name, value in asdict(self.ranking).items()}
+        return options | ({"world_size": batching.world_size} if self.ranking.caption_pool == "rank" else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +262,7 @@ class TrainRanking(BatchDataset):
         ]
         rows = image_rows.tolist()
         return RankingBatch(
-            images=image_batch(self.records, rows, regions=self.reader.regions(region_names(self.records, rows))),
+            images=image_batch(self.records, rows, regions=padded(self.reader, region_names(self.records, rows))),
             texts=text_batch(texts, caption_rows.tolist(), owners.tolist(), self.tokenizer),
             hard_texts=places(sides[0]),
             hard_images=places(sides[1]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,37 +13,11 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.files.releases import RELEASE, TOKENIZER, tokenizer_file
+from datamodules.formats.beit3_index import BEIT3_IDS
 from datamodules.inputs import TextInput
+from datamodules.records import FileIds
 
 _SENTENCEPIECE = (".spm", ".model")
-
-
-@dataclass(frozen=True)
-class FileIds:
-    """Which vocabulary the token ids in a data set's files are of.
-
-    Args:
-        maker: The tokenizer that made them, for messages.
-        begin: id that begins a caption.
-        padding: id that pads one.
-        end: id that ends one.
-        unknown: id of what the vocabulary lacks.
-        size: Number of ids; None where the files do not say.
-    """
-
-    maker: str
-    begin: int
-    padding: int
-    end: int
-    unknown: int
-    size: int | None = None
-
-    def __str__(self) -> str:
-        size = "" if self.size is None else f", {self.size:,} ids"
-        return f"{self.maker}: begin {self.begin}, padding {self.padding}, end {self.end}, unknown {self.unknown}{size}"
-
-
-BEIT3_IDS = FileIds("BEiT-3's tokenizer", 0, 1, 2, 3)
 
 
 class Tokenizer:

@@ -20,14 +20,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from datamodules.miniworld.captions import describe, region_descriptions
+from datamodules.miniworld.images import WorldImage
 from datamodules.miniworld.render import render
-from datamodules.miniworld.scenes import Domain, Style, sample_scene
-
-if TYPE_CHECKING:
-    from datamodules.miniworld.images import WorldImage
+from datamodules.miniworld.scenes import Domain, Scene, Style, sample_scene
 
 _FIRST_NOCAPS = 10_000_000  # scenes of NoCaps are none of the other parts', however large those are
 _FIRST_FLICKR = 5_000_000_000  # Flickr ids of NoCaps' images
@@ -143,9 +141,7 @@ def write_nocaps(
     return images
 
 
-def _world_image(split: str, image_id: str, file: str, scene: Any) -> WorldImage:
-    from datamodules.miniworld.images import WorldImage
-
+def _world_image(split: str, image_id: str, file: str, scene: Scene) -> WorldImage:
     return WorldImage("nocaps", split, image_id, file, scene, describe(scene), region_descriptions(scene))
 
 

@@ -21,13 +21,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from datamodules.formats.flickr_entities import write_entities
+from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
+from datamodules.formats.uniter.layout import Layout
+from datamodules.formats.uniter.text_database import TextDatabaseWriter, Vocabulary
+from datamodules.miniworld.images import WorldImage
 from datamodules.miniworld.scenes import Scene, SceneObject
 from datamodules.records import Box, Caption, Phrase
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from datamodules.miniworld.images import WorldImage
 
 CROP = 6
 """Side of the small picture that a region's features are."""
@@ -86,9 +89,6 @@ def region_name(image: WorldImage) -> str:
 
 def write_image_databases(root: Path, images: Sequence[tuple[WorldImage, SceneRegions]]) -> None:
     """`root/PART/img_db/{coco_train2014,coco_val2014,flickr30k}`, for the images of all parts."""
-    from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
-    from datamodules.formats.uniter.layout import Layout
-
     by_folder: dict[Path, list[tuple[WorldImage, SceneRegions]]] = {}
     for image, regions in images:
         folder = root / image.part / "img_db" / region_name(image).rpartition("_")[0]
@@ -115,8 +115,6 @@ def write_text_databases(
         tokenizer: of `write_tokenizer`.
         name: its name.
     """
-    from datamodules.formats.uniter.text_database import TextDatabaseWriter, Vocabulary
-
     ids = tokenizer.get_vocab()
     special = {word: ids[f"[{word.upper()}]"] for word in ("unk", "cls", "sep", "mask")}
     vocabulary = Vocabulary(name, **special, first_word=max(special.values()) + 1, size=len(ids))
@@ -147,8 +145,6 @@ def _remove_lock(folder: Path) -> None:
 
 def write_entities_files(root: Path, images: Iterable[WorldImage]) -> None:
     """`root/Sentences/ID.txt` and `root/Annotations/ID.xml`."""
-    from datamodules.formats.flickr_entities import write_entities
-
     for image in images:
         captions, scenes = entities_captions(image.captions)
         size = image.scene.image_size

@@ -6,15 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.miniworld.captions import RegionDescription
 from datamodules.miniworld.scenes import Scene
 from datamodules.records import Box, Caption, Phrase
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +54,7 @@ def read_scenes(root: Path) -> Iterator[WorldImage]:
     """Every image of a written world, in the order of its scenes."""
     path = Path(root) / "scenes.jsonl"
     if not path.is_file():
-        raise InputError(f"{path}: no such file; write a world there first (datamodules.miniworld.write_world).")
+        raise InputError(f"{path}: no such file; write a world there first (`crosslight world`).")
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:

@@ -1,1 +1,1 @@
-"""Made once, before training: checks, text databases, index files. They need tokenizers, so they are no formats."""
+"""Made once, before training: checks, text databases, index files; and which data sets there are to do it for."""

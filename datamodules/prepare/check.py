@@ -13,34 +13,19 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
-from datamodules.coco import COCO
 from datamodules.errors import InputError
-from datamodules.flickr8k import Flickr8k
-from datamodules.flickr30k import Flickr30k
-from datamodules.flickr30k_entities import Flickr30kEntities
+from datamodules.files.images import open_image
 from datamodules.formats.parsing import Problem
-from datamodules.image_text import ImageTextDataModule
-from datamodules.loading.images import open_image
-from datamodules.loading.regions import RegionReader, name_of
-from datamodules.nocaps import NoCaps
+from datamodules.loading.region_files import RegionFiles, RegionReader, name_of
+from datamodules.loading.splits import FileSplits, RegionSplits, Splits
+from datamodules.prepare.data_sets import open_source
 from datamodules.records import ImageRecord
-from datamodules.visual_genome import VisualGenome
-
-Kind = Literal["coco", "flickr30k", "flickr8k", "flickr30k_entities", "visual_genome", "nocaps"]
-
-_KINDS: dict[str, type[ImageTextDataModule]] = {
-    "coco": COCO,
-    "flickr30k": Flickr30k,
-    "flickr8k": Flickr8k,
-    "flickr30k_entities": Flickr30kEntities,
-    "visual_genome": VisualGenome,
-    "nocaps": NoCaps,
-}
+from datamodules.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +72,29 @@ class Report:
         return lines
 
 
-def run_check(kind: Kind, root: str | Path, workers: int = 2, **options: Any) -> Report:
-    """Check a data root of a kind ("coco", "flickr30k", ...); `options` are those of its data module.
+def run_check(kind: str, root: str | Path, workers: int = 2, **options: Any) -> Report:
+    """Check a data root of a kind ("coco", "flickr30k", ..., or a class path); `options` are those of its class.
 
     Raises:
         InputError: unknown kind, or the annotations cannot be read at all.
     """
-    if kind not in _KINDS:
-        raise InputError(f"unknown kind of data {kind!r}; choose one of {', '.join(get_args(Kind))}.")
-    return check(_KINDS[kind](root=str(root), **options), workers)
+    return check(open_source(kind, root, **options), workers)
 
 
-def check(datamodule: ImageTextDataModule, workers: int = 2, progress: bool = True) -> Report:
-    """Read the annotations and decode every image (limits are ignored) with `workers` processes; of a data module with region
-    features, read those of every image instead, in this process.
+def check(source: Source, workers: int = 2, progress: bool = True, regions: RegionFiles | None = None) -> Report:
+    """Read the annotations and decode every image with `workers` processes; with `regions`, read those of every image instead, in
+    this process.
 
     Raises:
         InputError: the annotations, or the databases of regions, cannot be read at all.
     """
-    regions = datamodule.region_reader() if datamodule.view == "regions" else None
-    parsed = datamodule.parse() if regions is None else datamodule.parse_regions()[0]
-    report = Report(datamodule.name, datamodule.root, problems=list(parsed.problems))
+    reader = None
+    splits: Splits = FileSplits(source)
+    if regions is not None:
+        splits = RegionSplits(source, regions)
+        reader = splits.reader
+    parsed, _ = splits.parse()
+    report = Report(source.name, source.root, problems=list(parsed.problems))
     for split, records in parsed.splits.items():
         report.splits[split] = SplitCounts(len(records), sum(len(record.captions) for record in records))
 
@@ -124,15 +111,15 @@ def check(datamodule: ImageTextDataModule, workers: int = 2, progress: bool = Tr
                 splits_of_image[record.image_id].append(split)
             for caption in record.captions if len(parsed.splits) > 1 else ():  # of one split there may be millions
                 splits_of_text[caption.token_ids or caption.text.strip().lower()].add(split)
-    for image_id, splits in splits_of_image.items():
-        if len(splits) > 1:
-            problem = Problem("image in several splits", str(parsed.path), f"image {image_id} is in {', '.join(splits)}")
+    for image_id, its_splits in splits_of_image.items():
+        if len(its_splits) > 1:
+            problem = Problem("image in several splits", str(parsed.path), f"image {image_id} is in {', '.join(its_splits)}")
             report.problems.append(problem)
     _note_shared(report, "caption text(s)", splits_of_text.values())
 
-    if regions is not None:
+    if reader is not None:
         every = {record.image_id: record for records in parsed.splits.values() for record in records}
-        report.problems += _check_regions(list(every.values()), regions, datamodule.region_prefixes, progress)
+        report.problems += _check_regions(list(every.values()), reader, source.region_prefixes, progress)
         return report
 
     splits_of_content: dict[bytes, set[str]] = defaultdict(set)
@@ -168,7 +155,7 @@ def _check_regions(
             yield Problem("missing image", str(reader.databases[0].folder), f"image {record.image_id} has no regions")
             continue
         try:
-            reader.regions([name])
+            reader.read(name)
         except InputError as error:
             yield Problem("unreadable image", str(reader.databases[0].folder), str(error))
 

@@ -22,12 +22,6 @@ Names = Literal["released", "stem"]
 _NUMBERED = re.compile(r"(?:COCO_(?P<coco>train2014|val2014|test2015)_)?(?P<number>[0-9]{1,12})")
 
 
-def karpathy_file(kind: str, root: Path) -> Path:
-    """Where a data set ("coco", "flickr30k", "flickr8k") has its Karpathy file, as its data module looks for it."""
-    beside = root / f"dataset_{kind}.json"
-    return beside if kind != "coco" or beside.exists() else root / "annotations" / beside.name
-
-
 def region_name(image: Path, names: Names = "released") -> str:
     """The key of an image in its image database.
 

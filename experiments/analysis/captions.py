@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageOps
 
 from datamodules.errors import InputError
-from datamodules.loading.images import evaluation_transform, normalize, open_image
+from datamodules.files.images import open_image
+from datamodules.loading.images import evaluation_transform, normalize
 from datamodules.records import ImageBatch, ImageRecord
 from experiments.analysis.draw_maps import draw_maps
 from experiments.analysis.grid import covered_area, find_grid

@@ -83,7 +83,7 @@ def named_maps(run: Path, world: Path, split: str) -> NamedMaps:
     import torch
 
     import lightning_modules
-    from datamodules.loading.images import open_image
+    from datamodules.files.images import open_image
     from experiments.analysis.grid import covered_area, find_grid
 
     network: Any = lightning_modules.load(run).network.eval()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.files.images import open_image
 from datamodules.image_text import ImageTextDataModule
-from datamodules.loading.images import open_image
 from datamodules.records import ImageRecord
 from experiments.runs.results import read_results
 
@@ -83,7 +83,9 @@ def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, ima
     from matplotlib.figure import Figure
 
     if data is None:
-        data = str(read_results(runs[0])["evaluations"][0]["data"])
+        data = next((evaluation.data for evaluation in read_results(runs[0]).evaluations), None)
+        if data is None:
+            raise InputError(f"{runs[0]} has tested nothing: there are no captions to show.")
     names = [run.name for run in runs]
     written = {(run.name if names.count(run.name) == 1 else str(run)): _written(run, data) for run in runs}
     first = next(iter(written.values()))

@@ -100,7 +100,8 @@ def _relation_maps(model: Any, data: Any, folder: Path) -> AttentionMaps:
 def _word_maps(model: Any, data: Any) -> WordMaps:
     import torch
 
-    from datamodules.loading.images import evaluation_transform, normalize, open_image
+    from datamodules.files.images import open_image
+    from datamodules.loading.images import evaluation_transform, normalize
     from datamodules.records import ImageBatch
     from experiments.analysis.grid import covered_area
     from experiments.analysis.word_maps import token_maps

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from datamodules.files.atomic import whole_file
 
 Array = npt.NDArray[Any]
 
@@ -68,9 +69,8 @@ def stored(folder: Path) -> list[AttentionMaps | WordMaps]:
 def store_map(folder: Path, name: str, maps: AttentionMaps | WordMaps) -> Path:
     file = folder / "looking" / name
     file.parent.mkdir(exist_ok=True)
-    part = file.with_suffix(".part.npz")
-    np.savez_compressed(part, **{each.name: np.asarray(getattr(maps, each.name)) for each in fields(maps)})  # type: ignore[arg-type]
-    os.replace(part, file)
+    with whole_file(file) as part:
+        np.savez_compressed(part, **{each.name: np.asarray(getattr(maps, each.name)) for each in fields(maps)})  # type: ignore[arg-type]
     return file
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.formats.uniter.layout import Layout
+from datamodules.prepare.data_sets import open_source, source_of
 from datamodules.records import ImageRecord
 from lightning_modules.extraction.boxes import BoxSource, DatabaseBoxes, EntitiesBoxes, GridBoxes
 from lightning_modules.extraction.extractors import (
@@ -67,21 +68,8 @@ def images(kind: str, root: Path, image_dir: str | None = None) -> list[ImageRec
         if not files:
             raise InputError(f"{root} has no images ({', '.join(_ENDINGS)}).")
         return [ImageRecord(path.stem, path.absolute(), ()) for path in files]
-    from datamodules.coco import COCO
-    from datamodules.flickr8k import Flickr8k
-    from datamodules.flickr30k import Flickr30k
-    from datamodules.flickr30k_entities import Flickr30kEntities
-
-    place: dict[str, Any] = {"root": str(root), **({} if image_dir is None else {"image_dir": image_dir})}
-    if kind == "coco":
-        parsed = COCO(**place).parse()
-    elif kind == "flickr8k":
-        parsed = Flickr8k(**place).parse()
-    elif kind == "flickr30k":
-        parsed = Flickr30k(**place).parse()
-    else:
-        parsed = Flickr30kEntities(**place, unrelated="keep").parse()
-    return [record for records in parsed.valid().values() for record in records]
+    place = {} if image_dir is None else {"image_dir": image_dir}
+    return open_source(kind, root, **place, **source_of(kind).whole).every_image()
 
 
 def box_source(options: argparse.Namespace, root: Path) -> BoxSource | None:

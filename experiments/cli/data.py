@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from datamodules.prepare.data_sets import names, open_source
 from experiments.cli._parser import Parser
-
-KINDS = ("coco", "flickr30k", "flickr8k", "flickr30k_entities")
 
 _CHECK = """\
 Counts per split, unreadable or missing images, captions without images, duplicated ids. Exits 1 when something is wrong."""
@@ -31,19 +30,21 @@ goes on with what is missing. docs/regions.md says more."""
 def add_options(parser: Parser) -> None:
     actions = parser.add_subparsers(required=True, dest="action", metavar="ACTION", prog=parser.prog)
 
-    def action(name: str, help_text: str, description: str, kinds: tuple[str, ...], act: Callable[..., int]) -> Any:
+    kinds = f"the data set: {', '.join(names())}, or the class path of your own (my_module.MyData)"
+
+    def action(name: str, help_text: str, description: str, act: Callable[..., int], kinds: str = kinds) -> Any:
         below = actions.add_parser(name, help=help_text, description=description)
-        below.add_argument("kind", choices=kinds, help="the data set")
+        below.add_argument("kind", metavar="KIND", help=kinds)
         below.add_argument("root", type=Path, metavar="ROOT", help="its folder")
         below.set_defaults(act=act)
         return below.add_argument
 
-    option = action("check", "verify a data folder", _CHECK, KINDS, _check)
+    option = action("check", "verify a data folder", _CHECK, _check)
     option("--workers", type=int, default=2, metavar="N", help="processes that open images")
-    option = action("index", "BEiT-3's index files", _INDEX, ("coco", "flickr30k"), _index)
+    option = action("index", "BEiT-3's index files", _INDEX, _index)
     option("--spm", required=True, metavar="FILE", help="BEiT-3's sentencepiece file; just beit3.spm fetches the official one")
     option("--overwrite", action="store_true", help="replace index files that are there")
-    option = action("text-db", "UNITER's text databases", _TEXT_DB, ("coco", "flickr30k", "flickr8k"), _text_db)
+    option = action("text-db", "UNITER's text databases", _TEXT_DB, _text_db)
     option(
         "--tokenizer",
         required=True,
@@ -55,7 +56,7 @@ def add_options(parser: Parser) -> None:
         "--names", choices=("released", "stem"), default="released",
         help="images' names in the image database: flickr30k_000000036979.npz, or the file's own, 36979.npz",
     )  # fmt: skip
-    _add_region_options(action("regions", "UNITER's image databases", _REGIONS, (*KINDS, "folder"), _regions))
+    _add_region_options(action("regions", "UNITER's image databases", _REGIONS, _regions, f"{kinds}; or folder, any images"))
 
 
 def _add_region_options(option: Callable[..., Any]) -> None:
@@ -124,15 +125,12 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from datamodules.coco import COCO
-    from datamodules.flickr30k import Flickr30k
     from datamodules.inputs import TextInput
     from datamodules.loading.tokens import Tokenizer
     from datamodules.prepare.beit3_index import write_index
 
-    (annotations,) = {"coco": COCO, "flickr30k": Flickr30k}[options.kind](str(options.root)).annotation_files()
-    tokenizer = Tokenizer(TextInput(options.spm))
-    written = write_index(annotations, options.kind, options.root, tokenizer, options.overwrite)
+    kind, annotations = open_source(options.kind, options.root).index_source()
+    written = write_index(annotations, kind, options.root, Tokenizer(TextInput(options.spm)), options.overwrite)
     for path, pairs in written.items():
         print(f"{path}: {pairs:,} pairs")
     return 0
@@ -141,10 +139,11 @@ def _index(options: argparse.Namespace) -> int:
 def _text_db(options: argparse.Namespace) -> int:
     from datamodules.inputs import TextInput
     from datamodules.loading.tokens import Tokenizer
-    from datamodules.prepare.text_databases import karpathy_file, write_text_databases
+    from datamodules.prepare.text_databases import write_text_databases
 
-    file, out = karpathy_file(options.kind, options.root), options.out or options.root / "txt_db"
-    written = write_text_databases(file, options.kind, Tokenizer(TextInput(options.tokenizer)), out, options.names)
+    source = open_source(options.kind, options.root)
+    file, out = source.karpathy_file(), options.out or options.root / "txt_db"
+    written = write_text_databases(file, source.name, Tokenizer(TextInput(options.tokenizer)), out, options.names)
     for path, texts in written.items():
         print(f"{path}: {texts:,} texts")
     return 0

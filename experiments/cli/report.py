@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
     from experiments.report.collect import collect
     from experiments.report.site import build, judged
-    from experiments.runs.store import Run, RunFolders
+    from experiments.runs.store import RunFolders, read_run, run_folders_below
 
     folders = RunFolders(roots)
     views = collect(names, options.scale, folders)
@@ -55,30 +55,12 @@ def run(options: argparse.Namespace) -> int:
             files, unseen[view.name] = look_at(view)
             for text in (*map(str, files), *(f"not possible: {why}" for why in unseen[view.name])):
                 print(f"looking: {text}", file=sys.stderr)
-    extra = []
-    for found in runs_below(given):
-        status, folder, read = folders.read(found)
-        extra.append(Run(str(read.get("name", folder.name)), int(read.get("seed") or 0), status, folder, read))
+    extra = [read_run(folder) for folder in run_folders_below(given)]
     index = build(judged(views, unseen), extra, options.scale, options.out)
-    rows = [row for view in views for row in view.rows]
-    done = sum(row.finished > 0 for row in rows)
+    rows = [variant for view in views for variant in view.variants]
+    done = sum(variant.finished > 0 for variant in rows)
     print(f"report: {index} ({len(views)} exhibits, {done} of {len(rows)} rows measured, {options.scale} scale)")
     return 0
-
-
-def runs_below(folders: Sequence[Path]) -> list[Path]:
-    """Run folders in or below the folders; what cannot be read is one too.
-
-    Raises:
-        InputError: A folder holds no run.
-    """
-    found: list[Path] = []
-    for folder in folders:
-        below = sorted(file.parent for file in folder.rglob("results.json"))
-        if not below:
-            raise InputError(f"{folder} holds no results.json: there is no run in it.")
-        found += below
-    return found
 
 
 def chosen(what: Sequence[str]) -> tuple[list[str], list[Path]]:

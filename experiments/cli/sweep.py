@@ -115,7 +115,8 @@ def _submit(options: argparse.Namespace) -> SlurmOptions | None:
         return None
     if options.jobs is not None:
         raise InputError("--jobs is of this machine; --slurm.at_once says how many elements of an array run at once.")
-    from experiments.papers.strict_yaml import read_typed, read_yaml
+    from datamodules.formats.typed import read_typed
+    from experiments.papers.strict_yaml import read_yaml
 
     base = SlurmOptions() if options.slurm is None else read_typed(SlurmOptions, read_yaml(options.slurm), str(options.slurm))
     return replace(base, **given)

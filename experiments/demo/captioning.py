@@ -155,7 +155,7 @@ def save_part(run: Path, part: str, path: Path) -> Path:
 def draw(run: Path, world: Path, looks: Looks, path: Path) -> Path:
     """The maps of what the network writes about the first test image, taken from the place of `looks`."""
     import lightning_modules
-    from datamodules.loading.images import open_image
+    from datamodules.files.images import open_image
     from experiments.analysis.draw_maps import draw_maps
     from experiments.analysis.grid import covered_area
     from experiments.analysis.word_maps import token_maps

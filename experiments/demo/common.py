@@ -39,7 +39,7 @@ def opening() -> tuple[Console, Callable[[str], None]]:
 
 def demo_worlds(out: Path, seed: int) -> dict[str, Path]:
     """A world of each style, nearly all of it in the Flickr30k part, which the demos of one method read."""
-    from datamodules.miniworld import Splits, write_world
+    from datamodules.miniworld.write import Splits, write_world
 
     splits = Splits(coco=0.02, flickr_train=0.8, flickr_val=0.08)
     styles: tuple[Style, ...] = ("source", "target")

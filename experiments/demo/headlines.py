@@ -101,8 +101,8 @@ def _print_page(console: Console, page: Page) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from experiments.report.captions import captions
     from experiments.report.exports import mean_text, number, seeds
-    from experiments.report.figures import captions
     from experiments.report.site import MARKS, differences
 
     view = page.view
@@ -113,22 +113,27 @@ def _print_page(console: Console, page: Page) -> None:
     columns = view.exhibit.columns
     against = differences(view)
     # of the first column that has queries: the first row's number is subtracted, with the interval of the difference
-    paired = next((each for each in columns if any(row[each.name].band for row in against.values())), None)
+    paired = next((each for each in columns if any(difference[each.name].band for difference in against.values())), None)
     table = Table(box=None, padding=(0, 2, 0, 0))
     titles = [column.label + " (paper)" * (column.name in view.printed) for column in columns]
-    for name in ("", *titles, *([] if paired is None else [f"{paired.label} − {view.rows[0].row.label}"]), "n", "time"):
+    for name in ("", *titles, *([] if paired is None else [f"{paired.label} − {view.variants[0].label}"]), "n", "time"):
         table.add_column(name, justify="right" if name else "left")
-    for row in view.rows:
+    for variant in view.variants:
         cells = []
         for column in columns:
-            cell = row.cells[column.name]
+            cell = variant.cells[column.name]
             cells.append(mean_text(cell) + (f" ({number(cell.published, column.digits)})" if cell.published is not None else ""))
-        took = [run.results["seconds"] for found in row.runs.values() for run in found if run.status == "finished"]
-        time_text = f"{statistics.fmean(took):.0f} s" if took else row.status
+        took = [
+            run.results.seconds or 0.0
+            for found in variant.runs.values()
+            for run in found
+            if run.status == "finished" and run.results
+        ]
+        time_text = f"{statistics.fmean(took):.0f} s" if took else variant.status
         if paired is not None:
-            found = against.get(row.row.label)
+            found = against.get(variant.label)
             cells.append("" if found is None else f"{found[paired.name].ours} {found[paired.name].band}")
-        table.add_row(escape(row.row.label), *map(escape, cells), str(seeds(row)), time_text)
+        table.add_row(escape(variant.label), *map(escape, cells), str(seeds(variant)), time_text)
     console.print(table)
     for image in captions(view)[:2]:
         console.print(f"  [dim]a person:[/dim] {escape(image.references[0])}", highlight=False)

@@ -59,7 +59,7 @@ def plan(exhibits: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[Pl
     wanted: dict[tuple[str, str], None] = {}
     for name in exhibits:
         paper = name.partition("/")[0]
-        wanted |= {(paper, run): None for row in read_exhibit(name).rows for run in row.runs.values()}
+        wanted |= {(paper, run): None for variant in read_exhibit(name).variants for run in variant.runs.values()}
     return plan_runs([f"{paper}/{run}" for paper, run in wanted], scale, seeds)
 
 

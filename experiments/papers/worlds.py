@@ -22,6 +22,6 @@ def write_miniature_world(folder: Path, style: Style) -> Path:
     Raises:
         InputError: `folder` holds something else, or the disk is full.
     """
-    from datamodules.miniworld import Splits, write_world
+    from datamodules.miniworld.write import Splits, write_world
 
     return write_world(folder, scenes=SCENES, seed=0, style=style, splits=Splits(**SPLITS))

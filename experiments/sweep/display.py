@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from experiments.runs.duration import readable_time
 from experiments.sweep.outcomes import BROKEN, ENDED, OVER, STATES, Entry
 
 _STYLE = {
@@ -99,11 +100,3 @@ class Display:
             )  # fmt: skip
         over = sum(entry.state in OVER for entry in entries)
         return Group(table, Text(f"{over} of {len(entries)} over, {self._left()} left", "bold"))
-
-
-def readable_time(seconds: float) -> str:
-    """12 s, 3 min, 2 h 05."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d}"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from experiments.runs.files import take_lock, write_atomically
-from experiments.runs.results import SCHEMA, now, read_results, seconds_of_attempt
+from datamodules.files.locks import take_lock
+from experiments.runs.folder import counted_seconds, lock_of
+from experiments.runs.results import Results, ResultsStatus, RunScale, now, read_results, write_results
 from experiments.sweep.launches import Launch
 
 State = Literal[
@@ -23,39 +23,38 @@ OVER: tuple[State, ...] = ("blocked", "interrupted", *ENDED)
 BROKEN: tuple[State, ...] = ("blocked", "interrupted", "failed", "oom")
 
 
-def state_of(launch: Launch) -> tuple[State, dict[str, Any]]:
+def state_of(launch: Launch) -> tuple[State, Results | None]:
     """What a launch's folder says: waiting (also: interrupted, to be resumed) or how it ended; with its results, if it has any.
 
     Raises:
         InputError: results.json cannot be read.
     """
     if not (launch.folder / "results.json").exists():
-        return "waiting", {}
+        return "waiting", None
     results = read_results(launch.folder)
-    return results["status"] if results["status"] in ENDED else "waiting", results
+    return next((state for state in ENDED if state == results.status), "waiting"), results
 
 
-def record(launch: Launch, status: str, error: str | None, **more: Any) -> bool:
+def record(launch: Launch, status: ResultsStatus, error: str | None) -> bool:
     """Write into a run folder how a run ended whose own process could not. False: another process has the folder open.
 
     Raises:
         InputError: results.json cannot be read.
     """
     launch.folder.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(launch.folder / ".lock")  # RunFolder's
+    lock = take_lock(lock_of(launch.folder))
     if lock is None:
         return False
     with lock:
-        file = launch.folder / "results.json"
-        results = read_results(launch.folder) if file.exists() else {
-            "schema": SCHEMA, "attempts": 1, "command": launch.command or launch.program[0], "name": launch.name or launch.title,
-            "config_hash": "", "scale": launch.scale, "seed": launch.seed, "started": now(), "evaluations": [],
-        }  # fmt: skip
-        seconds = results.get("seconds") or 0.0
-        if results.get("status") == "running":  # else the process has counted its last attempt itself
-            seconds += seconds_of_attempt(launch.folder)
-        results |= {"status": status, "error": error, "finished": now(), "seconds": round(seconds, 1), **more}
-        write_atomically(file, json.dumps(results, indent=1, default=str) + "\n")
+        if (launch.folder / "results.json").exists():
+            results = read_results(launch.folder)
+        else:
+            results = Results(
+                status, launch.command or launch.program[0], launch.name or launch.title, config_hash="", started=now(),
+                scale=next((scale for scale in get_args(RunScale) if scale == launch.scale), None), seed=launch.seed,
+            )  # fmt: skip
+        seconds = counted_seconds(launch.folder, results)  # a process that ended in order has counted its last attempt itself
+        write_results(launch.folder, replace(results, status=status, error=error, finished=now(), seconds=round(seconds, 1)))
     return True
 
 
@@ -74,7 +73,7 @@ class Entry:
     gpus: tuple[str, ...] = ()
     stopping: str | None = None
     killed_at: float | None = None
-    before: dict[str, Any] = field(default_factory=dict)
+    before: Results | None = None
     logged: int = 0
     ooms: int = 0
     looked: float = 0.0

@@ -16,8 +16,9 @@ import yaml
 from rich.console import Console
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
+from datamodules.files.locks import locked
 from experiments.papers.worlds import world_folder
-from experiments.runs.files import locked, write_atomically
 from experiments.runs.metrics_csv import history
 from experiments.sweep.launches import Launch, read_command
 from experiments.sweep.outcomes import state_of

@@ -34,8 +34,8 @@ from typing import Any
 from rich.console import Console
 
 from datamodules.errors import InputError
+from datamodules.files.locks import take_lock
 from experiments.papers.worlds import world_folder, write_miniature_world
-from experiments.runs.files import take_lock
 from experiments.runs.results import now
 from experiments.sweep.display import Display
 from experiments.sweep.launches import Launch
@@ -194,8 +194,8 @@ class Runner:
         except InputError as error:
             entry.state, entry.error = "failed", str(error)
             return
-        entry.seconds = results.get("seconds") if entry.state != "waiting" else None
-        entry.error = results.get("error") if entry.state in ("failed", "oom", "stopped_early") else None
+        entry.seconds = results.seconds if results is not None and entry.state != "waiting" else None
+        entry.error = results.error if results is not None and entry.state in ("failed", "oom", "stopped_early") else None
 
     def _room(self, gpus: int) -> bool:
         busy = [entry for entry in self.entries.values() if entry.process is not None]
@@ -277,7 +277,9 @@ class Runner:
 
     def _settle_results(self, entry: Entry, code: int) -> None:
         results = state_of(entry.launch)[1]
-        told = results.get("status") if results != entry.before else None  # None: the process wrote nothing there
+        told = (
+            results.status if results is not None and results != entry.before else None
+        )  # None: the process wrote nothing there
         ours = True
         if told in ("finished", "failed", "oom"):
             pass

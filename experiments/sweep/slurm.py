@@ -31,8 +31,10 @@ from typing import Any
 from rich.console import Console
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
+from datamodules.files.locks import is_held, locked
 from experiments.papers.worlds import world_folder, write_miniature_world
-from experiments.runs.files import is_held, locked, write_atomically
+from experiments.runs.folder import is_running
 from experiments.runs.results import now
 from experiments.sweep.launches import Launch
 from experiments.sweep.outcomes import log_of, record, state_of, why_it_ended
@@ -114,7 +116,7 @@ def _sorted_out(
             says[launch.key] = state
         elif is_active(queue.get(job)):
             says[launch.key], waits[launch.key] = "queued or running already", job
-        elif is_held(root / ".locks" / launch.key) or is_held(launch.folder / ".lock"):
+        elif is_held(root / ".locks" / launch.key) or is_running(launch.folder):
             says[launch.key] = "running outside of Slurm"
         elif state in ("failed", "oom") and not retry_failed:
             says[launch.key] = f"{state} earlier (--retry-failed submits it again)"
@@ -189,11 +191,11 @@ def settle(root: Path, key: str, code: int) -> int:
     state, reason = ("".join(re.findall(rf"\b{name}=(\w+)", shown)[:1]) for name in ("JobState", "Reason"))
     requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     results = state_of(launch)[1]
-    status = results.get("status")
+    status, error = (None, None) if results is None else (results.status, results.error)
     if status == "finished":
         return 0
     # a rank that is killed while the others leave hides their exit status
-    left = code == PREEMPTED or (code > 128 and status == "interrupted" and str(results.get("error")).startswith("preempted"))
+    left = code == PREEMPTED or (code > 128 and status == "interrupted" and str(error).startswith("preempted"))
     if (left and state == "RUNNING") or (status in ("running", "interrupted") and reason == "TimeLimit"):
         if requeued < job["requeues"]:
             print(f"crosslight: preempted; Slurm job {element} goes back into the queue", flush=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from datamodules.errors import InputError
-from experiments.runs.files import is_held
-from experiments.runs.results import read_results
+from datamodules.files.locks import is_held
+from experiments.runs.duration import readable_time
+from experiments.runs.folder import is_running
+from experiments.runs.results import Results, read_results
 from experiments.sweep import slurm
-from experiments.sweep.display import readable_time, state_style
+from experiments.sweep.display import state_style
 from experiments.sweep.launches import Launch
 from experiments.sweep.outcomes import state_of
 from experiments.sweep.request import Request
@@ -92,17 +93,24 @@ def _status(launch: Launch, root: Path) -> tuple[str, float | None, str | None]:
         state, results = state_of(launch)
     except InputError as error:
         return "failed", None, str(error)
-    if state == "waiting" and results:
-        return _unfinished(launch.folder, results), results.get("seconds"), results.get("error")
-    if state == "waiting" and is_held(root / ".locks" / launch.key):
-        return "running", None, None
-    return state, results.get("seconds"), results.get("error")
+    if results is None:
+        return "running" if is_held(root / ".locks" / launch.key) else state, None, None
+    return _unfinished(launch.folder, results) if state == "waiting" else state, results.seconds, results.error
 
 
-def _unfinished(folder: Path, results: Mapping[str, Any]) -> str:
+def _unfinished(folder: Path, results: Results) -> str:
     """A killed run still says that it is running: whoever runs holds its lock."""
-    running = results["status"] == "running" and is_held(folder / ".lock")
-    return "running" if running else "interrupted"
+    return "running" if results.status == "running" and is_running(folder) else "interrupted"
+
+
+def _of_folder(folder: Path) -> tuple[str, float | None, str | None]:
+    """What to say of a run folder: its status, seconds and error."""
+    try:
+        results = read_results(folder)
+    except InputError as error:
+        return "failed", None, str(error)
+    unfinished = results.status in ("running", "interrupted")
+    return _unfinished(folder, results) if unfinished else results.status, results.seconds, results.error
 
 
 def status_of_folder(console: Console, root: Path) -> int:
@@ -116,18 +124,11 @@ def status_of_folder(console: Console, root: Path) -> int:
         table.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
     counts: dict[str, int] = {}
     for file in files:
-        try:
-            results = read_results(file.parent)
-        except InputError as error:
-            results = {"status": "failed", "error": str(error)}
-        status = results["status"]
-        if status in ("running", "interrupted"):
-            status = _unfinished(file.parent, results)
+        status, seconds, error = _of_folder(file.parent)
         counts[status] = counts.get(status, 0) + 1
-        seconds = results.get("seconds")
         table.add_row(
             str(file.parent.relative_to(root)), Text(status, state_style(status)),
-            "" if seconds is None else readable_time(seconds), (results.get("error") or "")[:200],
+            "" if seconds is None else readable_time(seconds), (error or "")[:200],
         )  # fmt: skip
     for key, job in jobs.items():
         if not (Path(job["folder"]) / "results.json").exists():

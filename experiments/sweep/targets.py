@@ -42,9 +42,9 @@ def exhibit_launches(target: str, scale: Scale, seeds: Sequence[int], root: Path
 
 
 def _runs_of(exhibit: str) -> list[str]:
-    """The runs that an exhibit's rows name, as PAPER/RUN."""
+    """The runs that an exhibit's variants name, as PAPER/RUN."""
     paper = exhibit.partition("/")[0]
-    return [f"{paper}/{run}" for row in read_exhibit(exhibit).rows for run in row.runs.values()]
+    return [f"{paper}/{run}" for variant in read_exhibit(exhibit).variants for run in variant.runs.values()]
 
 
 def launches_of(planned: Iterable[PlannedRun], root: Path, groups: Mapping[str, str] | None = None) -> list[Launch]:

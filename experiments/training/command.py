@@ -49,11 +49,13 @@ def settle_failure(error: BaseException, folder: object) -> int:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from experiments.runs.folder import RunFolder
+    from experiments.runs.results import ResultsStatus
 
     if isinstance(error, SystemExit) and error.code in (0, None) and not isinstance(error, SIGTERMException):
         return 0  # --help-all, --print_config (SIGTERMException is a SystemExit without a code)
     text = str(error)
     resume = f" The same command with --run_dir {folder.path} resumes it." if isinstance(folder, RunFolder) else ""
+    status: ResultsStatus
     cause = find_input_error(error)
     if cause is not None:
         status, message, code = "failed", str(cause), 2

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import whole_file, write_atomically
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import count_parameters, head_names
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
@@ -115,10 +116,11 @@ def export_adapter(
     }
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    (folder / CARD_FILE).write_text(_card(network, adapter, tensors, config, notes), encoding="utf-8")
+    with whole_file(folder / WEIGHTS_FILE) as part:
+        save_file(tensors, part, metadata={"format": "pt"})
+    write_atomically(folder / CARD_FILE, _card(network, adapter, tensors, config, notes))
     # the JSON comes last: a folder without it is an export that was cut short
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
     return folder
 
 

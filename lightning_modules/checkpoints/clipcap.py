@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import whole_file
 from lightning_modules.adapters.clipcap import ClipCap
 from lightning_modules.networks.captioner import Captioner
 from lightning_modules.networks.language_model import load_language_weights
@@ -105,5 +106,6 @@ def write_official(network: Captioner, path: str | Path) -> Path:
         raise InputError(f"ClipCap: the official layout is for GPT-2, this language model is a {kind}; keep the run's checkpoint")
     state = official_state(network)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, path)
+    with whole_file(path) as part:
+        torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, part)
     return path

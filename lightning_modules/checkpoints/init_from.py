@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Set
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import HasHeads, head_names
 from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
+from lightning_modules.checkpoints.run_folder import best_checkpoint
 from lightning_modules.networks.weights import read_weights, some
 
 log = logging.getLogger("crosslight")
@@ -82,11 +82,10 @@ def _weights_file(source: Path) -> Path:
         read_adapter_config(source)
         return source / WEIGHTS_FILE
     if (source / "results.json").exists():
-        results = json.loads((source / "results.json").read_text())
-        named = (results.get("fit") or {}).get("best_checkpoint") or "checkpoints/best.ckpt"
-        if (source / named).exists():
-            return source / named
-        raise InputError(f"init_from {source}: the run kept no best checkpoint ({named} is not there).")
+        best = best_checkpoint(source)
+        if best is None:
+            raise InputError(f"init_from {source}: the run kept no best checkpoint (checkpoints/best.ckpt is not there).")
+        return best
     raise InputError(f"init_from {source}: neither a weights file, a run folder, nor an adapter export.")
 
 

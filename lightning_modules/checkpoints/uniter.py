@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import whole_file
 from datamodules.files.releases import UNITER_CHECKPOINTS, uniter_checkpoint_file
 from lightning_modules.networks.uniter import EPS, UniterRetrieval
 from lightning_modules.networks.weights import quiet_loading, read_weights, some
@@ -212,5 +213,6 @@ def write_official(network: UniterRetrieval, path: str | Path) -> Path:
     if path.exists():
         raise InputError(f"{path} exists already; choose another name or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({name: tensor.detach().cpu().clone() for name, tensor in to_official(network.state_dict()).items()}, path)
+    with whole_file(path) as part:
+        torch.save({name: tensor.detach().cpu().clone() for name, tensor in to_official(network.state_dict()).items()}, part)
     return path

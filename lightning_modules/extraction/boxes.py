@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.errors import InputError
 from datamodules.formats.flickr_entities import read_annotation
 from datamodules.formats.uniter.layout import Layout
-from datamodules.loading.regions import RegionReader, named
+from datamodules.loading.region_files import RegionReader, named
 from datamodules.records import ImageRecord
 
 _RELEASED = ("flickr30k", "coco_train2014", "coco_val2014")  # what the released names of images begin with
@@ -70,7 +70,8 @@ class EntitiesBoxes:
 
     def of(self, record: ImageRecord) -> tuple[Tensor, Tensor]:
         assert record.path is not None
-        boxes_R4 = read_annotation(self.folder / "Annotations" / f"{record.path.stem}.xml").fractions_K4()
+        annotation = read_annotation(self.folder / "Annotations" / f"{record.path.stem}.xml")
+        boxes_R4 = torch.from_numpy(annotation.fractions_K4())
         if not len(boxes_R4):
             boxes_R4 = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
         return boxes_R4, torch.ones(len(boxes_R4))

@@ -23,8 +23,8 @@ from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
 from datamodules.formats.uniter.layout import Layout
 from datamodules.inputs import ImageInput, Inputs, RegionInput, TextInput
 from datamodules.loading.ranking import Ranking
-from datamodules.loading.regions import RegionFiles
-from datamodules.miniworld import write_world
+from datamodules.loading.region_files import RegionFiles
+from datamodules.miniworld.write import write_world
 from datamodules.prepare.check import run_check
 from datamodules.records import Box, Caption, ImageBatch, PairBatch, Phrase, RankingBatch, TextBatch
 

@@ -15,7 +15,8 @@ from datamodules.errors import InputError
 from datamodules.formats.nocaps import DOMAINS, parse_nocaps, read_addresses, write_submission
 from datamodules.image_text import Limits
 from datamodules.inputs import Inputs
-from datamodules.nocaps import NoCaps, fetch_images
+from datamodules.nocaps import NoCaps
+from datamodules.sources.nocaps import fetch_images
 
 __all__ = ["server"]  # the fixture
 

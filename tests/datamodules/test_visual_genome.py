@@ -23,7 +23,8 @@ from datamodules.formats.visual_genome import Exclusion, parse_visual_genome, re
 from datamodules.inputs import Inputs
 from datamodules.loading.captions import CaptionBatches, CaptionTokenizer, TrainCaptions
 from datamodules.loading.loader import BatchLoader
-from datamodules.visual_genome import HeldOut, VisualGenome, open_images_flickr_ids
+from datamodules.sources.visual_genome import HeldOut, open_images_flickr_ids
+from datamodules.visual_genome import VisualGenome
 
 __all__ = ["server"]  # the fixture
 

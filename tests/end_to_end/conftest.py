@@ -15,7 +15,7 @@ from end_to_end import arguments, captioner, succeed, uniter
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from datamodules.miniworld import Splits, write_world
+    from datamodules.miniworld.write import Splits, write_world
 
     splits = Splits(coco=0.25, flickr_train=0.6, flickr_val=0.15)
     return write_world(tmp_path_factory.mktemp("end_to_end") / "world", scenes=60, image_size=32, splits=splits, workers=1)

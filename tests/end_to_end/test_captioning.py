@@ -53,7 +53,7 @@ def test_results_have_caption_metrics_of_every_data_set(i_tuning_run: Path, worl
     assert found["cost"]["images"] < found["cost"]["pairs"] / 3  # captions of an image come together
     own = evaluation(i_tuning_run)
     assert own["metrics"].keys() == NAMES
-    assert (own["tokenizer"], own["unavailable"], own["captions_file"]) == ("simple", {}, "captions/flickr30k-test.json")
+    assert own["notes"] == {"tokenizer": "simple", "unavailable": {}, "captions_file": "captions/flickr30k-test.json"}
     each = np.load(i_tuning_run / own["per_query_file"])
     assert own["metrics"]["cider"] == pytest.approx(each["cider"].mean(), rel=1e-6)
     assert len(each["cider"]) == TEST
@@ -162,7 +162,7 @@ def test_two_processes_train_and_caption_as_one(tmp_path: Path) -> None:
 
     run_by_one_and_by_two(command, tmp_path)
     one, both = tmp_path / "one", tmp_path / "two"
-    assert results(both)["device"]["world_size"] == 2
+    assert results(both)["provenance"]["device"]["world_size"] == 2
     assert results(both)["cost"]["pairs"] == results(one)["cost"]["pairs"] == 3 * 2 * 20
     for column in ("train/loss", "train/tokens", "val/cider", "final/flickr30k/test/cider"):
         ours, theirs = metrics(both, column), metrics(one, column)

@@ -116,7 +116,7 @@ def test_finished_batches_are_found_again_by_any_process(tmp_path: Path) -> None
 def test_captions_of_another_job_are_refused(tmp_path: Path) -> None:
     with stored(tmp_path / "parts") as store:
         store.add([0], ["x"])
-    with pytest.raises(InputError, match=r"another job \(weights, decoding differ\); delete the folder"):
+    with pytest.raises(InputError, match=r"another job: decoding was .*; weights was 'a' and is 'b'\. Delete the folder"):
         stored(tmp_path / "parts", {**JOB, "weights": "b", "decoding": {"beams": 1}})
     (tmp_path / "parts" / "job.json").write_text("{")
     with pytest.raises(InputError, match=r"job\.json cannot be read"):

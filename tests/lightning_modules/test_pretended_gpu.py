@@ -56,7 +56,7 @@ def test_it_refuses_what_cuda_refuses() -> None:
 
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_retrieval(chunk: int | None) -> None:
-    options: dict[str, Any] = {} if chunk else {"alignment": IAIS("singular")}
+    options: dict[str, Any] = {} if chunk else {"iais": IAIS("singular")}
     with pretended_gpu():
         model = beit3(adapter=MultiWayAdapter(), tuning="adapter", gradient_cache_chunk=chunk, **options).to("cuda")
         batch = beit3_pairs().to("cuda")
@@ -72,7 +72,7 @@ def test_retrieval(chunk: int | None) -> None:
 
 def test_ranking_with_mining_and_full_rank() -> None:
     with pretended_gpu():
-        model = tiny_ranking.module(alignment=IAIS("distributed")).to("cuda")
+        model = tiny_ranking.module(iais=IAIS("distributed")).to("cuda")
         data = tiny_ranking.batch().to("cuda")
         logged_on_gpu(model, data)
         model.eval()

@@ -141,7 +141,7 @@ def _rows(run: Path) -> list[dict[str, str]]:
 
 def prepare(work: Path) -> None:
     """A tiny world, and a paper of five runs in place of the real ones."""
-    from datamodules.miniworld import Splits, write_world
+    from datamodules.miniworld.write import Splits, write_world
 
     splits = Splits(coco=0.25, flickr_train=0.6, flickr_val=0.15)
     os.environ["CROSSLIGHT_WORLD"] = str(write_world(work / "world", scenes=60, image_size=32, splits=splits, workers=1))
@@ -166,9 +166,9 @@ def prepare(work: Path) -> None:
     (package / "numbers.yaml").write_text("{}")
     book = {name: {"miniature": {**recipe, "command": "fit" if name == "start" else "run"}} for name, recipe in runs.items()}
     (package / "mwa" / "runs.yaml").write_text(yaml.safe_dump({"runs": book}))
-    rows = [{"label": name, "runs": {"run": name}} for name in EXHIBIT]
+    variants = [{"label": name, "runs": {"run": name}} for name in EXHIBIT]
     column = {"name": "rsum", "label": "rsum", "metric": "rsum"}
-    exhibit = {"title": "The proof's runs", "kind": "table", "rows": rows, "columns": [column]}
+    exhibit = {"title": "The proof's runs", "kind": "table", "variants": variants, "columns": [column]}
     (package / "mwa" / "exhibits" / "proof.yaml").write_text(yaml.safe_dump(exhibit))
     strict_yaml.HERE = package
 
@@ -219,7 +219,7 @@ def prove(work: Path) -> None:
         wait(f"{name} finished", lambda name=name: status_of(disturbed, name) == "finished")
         run, whole = folder(disturbed, name), folder(undisturbed, name)
         told, once = results(run), steps(run) == list(range(EPOCHS * EPOCH))
-        ranks, attempts = told["device"]["world_size"], told["attempts"]
+        ranks, attempts = told["provenance"]["device"]["world_size"], told["attempts"]
         check(
             f"{name}: {ranks} ranks, finished at attempt {attempts}, every step once", (ranks, once) == (2, True) and attempts > 1
         )

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent.parent  # before what is installed: the tests of a worktree run its own code
 # 27 training images in batches of 8: three steps an epoch, three images left over. 7 images to validate, 11 to test: all odd.
 TRAIN, VAL, TEST, BATCH = 27, 7, 11, 8
 STEPS = TRAIN // BATCH
@@ -118,7 +119,7 @@ def succeed(command: str, *options: str) -> Answer:
 @contextlib.contextmanager
 def started(program: Sequence[str], *options: str) -> Iterator[subprocess.Popen[str]]:
     """The same in a process of its own, in its own session, so that nothing of it outlives the test."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{ROOT}"}
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "CROSSLIGHT_RANK0_RUN_FOLDER",
                  _WANDB_SERVICE):  # fmt: skip
         environment.pop(name, None)

@@ -13,7 +13,7 @@ from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
 from datamodules.formats.uniter.layout import Layout
 from datamodules.formats.uniter.text_database import TextDatabaseWriter, Vocabulary
 from datamodules.inputs import Inputs, RegionInput, TextInput
-from datamodules.loading.regions import RegionFiles
+from datamodules.loading.region_files import RegionFiles
 
 WIDTH = 6
 LAYOUT = Layout(max_bb=9, min_bb=2)

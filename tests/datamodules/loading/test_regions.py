@@ -36,8 +36,10 @@ from datamodules.formats.uniter.layout import Layout
 from datamodules.formats.uniter.text_database import TextDatabaseWriter, Vocabulary
 from datamodules.image_text import ImageTextDataModule, Limits
 from datamodules.inputs import Inputs, RegionInput, TextInput
-from datamodules.loading.ranking import Ranking
-from datamodules.loading.regions import RegionFiles, RegionReader
+from datamodules.loading.pairs import Pairs
+from datamodules.loading.ranking import Ranking, RegionRanking
+from datamodules.loading.region_files import RegionFiles, RegionReader
+from datamodules.loading.regions import padded
 from datamodules.prepare.check import check
 from datamodules.records import ImageBatch, TextBatch
 
@@ -81,8 +83,8 @@ def require_regions(batch: ImageBatch) -> None:
         np.testing.assert_array_equal(regions.boxes_BR7[row, :count, 4:6].numpy(), size)
         np.testing.assert_allclose(regions.boxes_BR7[row, :count, 6].numpy(), size.prod(1), rtol=1e-6)
         np.testing.assert_array_equal(regions.confidences_BR[row, :count].numpy(), confidences)
-        for padded in (regions.features_BRD, regions.boxes_BR7, regions.confidences_BR):
-            assert not padded[row, count:].any()
+        for values in (regions.features_BRD, regions.boxes_BR7, regions.confidences_BR):
+            assert not values[row, count:].any()
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation
@@ -198,7 +200,7 @@ def test_features_stored_as_float32_stay_exact(own_root: Path) -> None:
     (folder / str(LAYOUT.counts_file)).write_text(json.dumps(counts | {name: 4}))
     reader = RegionReader([folder], LAYOUT)
     others = sorted(counts.keys() - {name})[:2]
-    regions = reader.regions([others[0], name, others[1]])
+    regions = padded(reader, [others[0], name, others[1]])
     assert regions.features_BRD.dtype == torch.float32
     np.testing.assert_array_equal(regions.features_BRD[1, :4].numpy(), features)
     for row in (0, 2):
@@ -210,7 +212,7 @@ def test_features_stored_as_float32_stay_exact(own_root: Path) -> None:
 def test_layouts_without_counts_are_read_once_and_cut(tmp_path: Path, layout: Layout) -> None:
     write_images(tmp_path / "db", {"3.npz": 3, "4.npz": 4, "5.npz": 5}, layout=layout)
     (tmp_path / "db" / "nbb.json").unlink(missing_ok=True)
-    regions = RegionReader([tmp_path / "db"], layout).regions(["3.npz", "4.npz", "5.npz"])
+    regions = padded(RegionReader([tmp_path / "db"], layout), ["3.npz", "4.npz", "5.npz"])
     lengths = [len(region_values(seed)[0]) for seed in (3, 4, 5)]
     kept = [min(length, 5) if layout.kind == "fixed" else length for length in lengths]
     assert regions.mask_BR.sum(1).tolist() == kept
@@ -219,10 +221,12 @@ def test_layouts_without_counts_are_read_once_and_cut(tmp_path: Path, layout: La
 
 
 def test_a_reader_travels_to_a_spawned_worker(root: Path) -> None:
-    reader = connected(root).region_reader()
+    task = connected(root).task
+    assert isinstance(task, RegionRanking)
+    reader = task.reader
     copy: RegionReader = pickle.loads(pickle.dumps(reader))
     name = "flickr30k_000000001003.npz"
-    assert torch.equal(copy.regions([name]).features_BRD, reader.regions([name]).features_BRD)
+    assert torch.equal(padded(copy, [name]).features_BRD, padded(reader, [name]).features_BRD)
 
 
 # ------------------------------------------------------------------------------------------------------------ views
@@ -232,7 +236,7 @@ def test_the_network_chooses_the_view(own_root: Path, inputs: Inputs) -> None:
     for image in karpathy({"train": 12, "val": 5, "test": 3})["images"]:
         write_image(own_root / "flickr30k-images" / image["filename"], image["imgid"])
     data = connected(own_root, inputs)
-    assert data.view == "pixels"
+    assert isinstance(data.task, Pairs)
     pixels: ImageBatch = next(iter(data.evaluation_loaders("val")[0]))
     assert pixels.pixels_B3HW is not None
     assert pixels.regions is None
@@ -240,11 +244,11 @@ def test_the_network_chooses_the_view(own_root: Path, inputs: Inputs) -> None:
     assert data.fingerprint() == plain.fingerprint()  # the databases play no part
     assert data.describe()["options"] == {"split": "karpathy"}
     data.connect(region_inputs())
-    assert data.view == "regions"
+    assert isinstance(data.task, RegionRanking)
     require_regions(next(iter(data.evaluation_loaders("val")[0])))
     both = Inputs(inputs.image, inputs.text, RegionInput(6))
     data.connect(both)
-    assert data.view == "pixels"
+    assert isinstance(data.task, Pairs)
     with pytest.raises(InputError, match=r"takes region features .* Flickr30k was not told .* set its option regions"):
         plain.connect(region_inputs())
     with pytest.raises(InputError, match="takes no images"):

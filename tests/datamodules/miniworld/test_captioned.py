@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datamodules.miniworld import NOVEL_KINDS, SEEN_KINDS, WorldImage, read_scenes, vocabulary, write_world
 from datamodules.miniworld.captioned import NoCapsCounts, genome_id, write_nocaps, write_visual_genome
+from datamodules.miniworld.captions import vocabulary
+from datamodules.miniworld.images import WorldImage, read_scenes
+from datamodules.miniworld.scenes import NOVEL_KINDS, SEEN_KINDS
+from datamodules.miniworld.write import write_world
 from datamodules.nocaps import NoCaps
 from datamodules.visual_genome import VisualGenome
 

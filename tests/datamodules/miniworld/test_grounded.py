@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 
 from datamodules.flickr30k import Flickr30k
-from datamodules.formats.flickr_entities import annotated_regions, overlapping_regions, read_entities, word_pieces
+from datamodules.formats.flickr_entities import read_entities, word_pieces
 from datamodules.formats.uniter.image_database import ImageDatabase
 from datamodules.formats.uniter.layout import Layout
 from datamodules.formats.uniter.text_database import TextDatabase
-from datamodules.miniworld import WorldImage, read_scenes, write_world
+from datamodules.loading.objects import annotated_regions, overlapping_regions
+from datamodules.miniworld.images import WorldImage, read_scenes
+from datamodules.miniworld.write import write_world
 from datamodules.records import Box
 
 SIZE = 64
@@ -133,7 +135,9 @@ def test_boxes_of_the_annotation_are_the_first_regions_in_their_order(world: Pat
         regions_of, name = database(world, image)
         fractions_R4 = torch.from_numpy(regions_of.read(name).boxes_R7[:, :4])
         boxes = entities.annotation.boxes
-        torch.testing.assert_close(fractions_R4[: len(boxes)], entities.annotation.fractions_K4(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            fractions_R4[: len(boxes)], torch.from_numpy(entities.annotation.fractions_K4()), atol=1e-6, rtol=0
+        )
         chains = list(dict.fromkeys(p.chain for c in entities.captions for p in c.phrases if p.boxes))
         shown_NK = annotated_regions(entities.annotation, chains)
         assert shown_NK.sum() == len(boxes)

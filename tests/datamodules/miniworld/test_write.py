@@ -16,22 +16,11 @@ import pytest
 from PIL import Image
 
 from datamodules.errors import InputError
-from datamodules.miniworld import (
-    NOVEL_KINDS,
-    SEEN_KINDS,
-    Scene,
-    SceneObject,
-    Splits,
-    Style,
-    describe,
-    read_scenes,
-    region_descriptions,
-    render,
-    sample_scene,
-    write,
-    write_tokenizer,
-    write_world,
-)
+from datamodules.miniworld.captions import describe, region_descriptions
+from datamodules.miniworld.images import read_scenes
+from datamodules.miniworld.render import render
+from datamodules.miniworld.scenes import NOVEL_KINDS, SEEN_KINDS, Scene, SceneObject, Style, sample_scene, write
+from datamodules.miniworld.write import Splits, write_tokenizer, write_world
 from datamodules.records import Box, Phrase
 
 STYLES: tuple[Style, ...] = ("source", "target")
@@ -435,7 +424,7 @@ def test_a_matching_world_is_left_alone(world: Path) -> None:
 
 
 def test_another_world_is_refused(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"world\.json: another world: seed=4 there, 9 asked for.*delete"):
+    with pytest.raises(InputError, match=r"world\.json is of another embedded world: seed was 4 and is 9\..*delete"):
         write_world(world, scenes=FEW, seed=9, style="target", image_size=64)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):

@@ -12,7 +12,7 @@ from datamodules.errors import InputError
 from datamodules.formats.uniter.text_database import TextDatabase
 from datamodules.inputs import TextInput
 from datamodules.loading.tokens import Tokenizer
-from datamodules.miniworld import write_world
+from datamodules.miniworld.write import write_world
 from datamodules.prepare.text_databases import region_name, write_text_databases
 from experiments.cli import data as commands
 from experiments.cli import main as cli

@@ -16,11 +16,12 @@ import lightning_modules
 from datamodules.errors import InputError
 from datamodules.formats.caption_results import parse_caption_results
 from datamodules.loading.images import SplitImages
-from datamodules.miniworld import write_tokenizer
+from datamodules.miniworld.write import write_tokenizer
 from datamodules.records import ImageBatch, ImageRecord
 from experiments.analysis import captions as caption
 from experiments.analysis.word_maps import token_maps
 from experiments.cli.caption import main
+from lightning_modules.checkpoints.run_folder import RESULTS_SCHEMA
 from lightning_modules.networks.language_model import Decoding
 
 _TOWER = "lightning_modules.networks.towers.hugging_face.HFImageTower"
@@ -68,7 +69,8 @@ def run_folder(folder: Path, tokenizer: Path, adapter: str = "i_tuning") -> Path
     model = {"class_path": "lightning_modules.captioning.CaptioningModule", "init_args": arguments}
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 3, "model": model}))
-    (folder / "results.json").write_text(json.dumps({"fit": {"skipped": "tuning is none"}}))
+    fit = {"steps": 0, "epochs": 0, "skipped": "tuning is none"}
+    (folder / "results.json").write_text(json.dumps({"schema": RESULTS_SCHEMA, "fit": fit}))
     return folder
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput
 from datamodules.loading.images import evaluation_transform
-from datamodules.miniworld import write_tokenizer
+from datamodules.miniworld.write import write_tokenizer
 from datamodules.records import Box, ImageBatch
 from experiments.analysis.draw_maps import draw_maps
 from experiments.analysis.grid import Grid, covered_area, find_grid, share_in_box

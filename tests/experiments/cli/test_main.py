@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.errors import InputError
-from datamodules.miniworld import write_world
+from datamodules.miniworld.write import write_world
 from experiments.cli import main as cli
 
 TRAINING = ("run", "fit", "validate", "test", "predict")

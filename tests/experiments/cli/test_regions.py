@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from experiments.cli.regions import add_options, images
 from safetensors.torch import save_file
 
 from datamodules.formats.flickr_entities import read_annotation, write_entities
 from datamodules.formats.uniter.image_database import ImageDatabase
 from datamodules.formats.uniter.layout import Layout
-from datamodules.miniworld import render, sample_scene
+from datamodules.miniworld.render import render
+from datamodules.miniworld.scenes import sample_scene
 from datamodules.records import Box, Caption, Phrase
 from experiments.cli import main as cli
-from experiments.cli.regions import add_options, images
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,10 @@ def test_entities_boxes_then_a_grid_then_the_boxes_of_the_first(
     database = ImageDatabase(first, Layout("all"))
     annotation = read_annotation(root / "flickr30k_entities" / "Annotations" / "1002.xml")
     torch.testing.assert_close(
-        torch.from_numpy(database.read("1002.npz").boxes_R7[:, :4]), annotation.fractions_K4(), atol=1e-3, rtol=0
+        torch.from_numpy(database.read("1002.npz").boxes_R7[:, :4]),
+        torch.from_numpy(annotation.fractions_K4()),
+        atol=1e-3,
+        rtol=0,
     )
 
     assert crosslight(capsys, "data", "regions", "flickr30k", root, "--out", grid, "--limit", "2", *common)[0] == 0

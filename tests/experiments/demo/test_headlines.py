@@ -33,7 +33,7 @@ def test_it_ends_on_the_report_and_says_what_failed(
     runs, out = tmp_path / "runs", tmp_path / "demo"
     fill(runs, demo.HEADLINES, "miniature", [0], skip=["coco-ae_only"])
     (broken,) = runs.glob("mwa-base-coco-ae_only-*")
-    assert read_results(broken)["status"] in ("failed", "oom")
+    assert read_results(broken).status in ("failed", "oom")
     looked: list[Path] = []
     monkeypatch.setattr(looking, "look", lambda folder: looked.append(folder) or folder)
     monkeypatch.setattr(demo, "_draw_queries", lambda *_: None)  # both want models, and nothing here is one
@@ -53,6 +53,6 @@ def test_it_ends_on_the_report_and_says_what_failed(
     assert "(57.32)" in row, "the paper's own beside ours"
     (row,) = (line for line in lines if line.strip().startswith("AE only"))
     assert "– (57.88)" in row
-    assert row.rstrip().endswith(read_results(broken)["status"])
+    assert row.rstrip().endswith(read_results(broken).status)
     assert "A red cone." in text
     assert "? not decided: “dropping either component" in text

@@ -55,8 +55,8 @@ def test_every_exhibit_is_there_and_reads() -> None:
         assert exhibit.kind == ("figure" if "/figure" in name else "table"), name
         assert (exhibit.figure is not None) or exhibit.kind == "table", name
         assert exhibit.note, name
-        for row in exhibit.rows:
-            assert row.beyond is (row.published is None) or row.published is None, (name, row.label)
+        for variant in exhibit.variants:
+            assert variant.beyond is (variant.published is None) or variant.published is None, (name, variant.label)
 
 
 def test_the_numbers_are_the_papers() -> None:
@@ -72,25 +72,25 @@ def test_every_published_number_is_reached(name: str) -> None:
     paper, place = str(exhibit.published).split(".")
     entry = NUMBERS[paper][place]
     if not isinstance(entry, dict) or "rows" not in entry:
-        assert all(row.published is None for row in exhibit.rows)
+        assert all(variant.published is None for variant in exhibit.variants)
         return
     expected = [dict(zip(entry["columns"], row["values"], strict=True)) if "values" in row else row for row in entry["rows"]]
     columns = {column.name: column for column in exhibit.columns}
     found = []
-    for row in exhibit.rows:
-        if row.published is None:
+    for variant in exhibit.variants:
+        if variant.published is None:
             continue
-        published = exhibits.published_row(exhibit, row)
+        published = exhibits.published_row(exhibit, variant)
         assert published is not None
         assert not published["quoted"]
         place_of = [
-            i for i, one in enumerate(entry["rows"]) if all(one.get(key) == value for key, value in row.published.items())
+            i for i, one in enumerate(entry["rows"]) if all(one.get(key) == value for key, value in variant.published.items())
         ]
-        assert len(place_of) == 1, (row.label, place_of)
+        assert len(place_of) == 1, (variant.label, place_of)
         numbers = {key: value for key, value in expected[place_of[0]].items() if isinstance(value, (int, float))}
         numbers = {key: value for key, value in numbers.items() if not isinstance(value, bool) and key not in PARAMETERS}
         if exhibit.kind == "table":
-            assert numbers.keys() <= columns.keys(), row.label
+            assert numbers.keys() <= columns.keys(), variant.label
         assert {key: published[key] for key in numbers} == numbers
         found += place_of
     assert sorted(found) == list(range(len(entry["rows"])))
@@ -282,7 +282,7 @@ EXHIBIT = """
 title: A table
 kind: table
 published: mwa.table
-rows: [{label: M, runs: {run: child-x}, published: {model: m}}, {label: N, runs: {run: child-y}, published: {model: n}}]
+variants: [{label: M, runs: {run: child-x}, published: {model: m}}, {label: N, runs: {run: child-y}, published: {model: n}}]
 columns: [{name: r1, label: R@1, metric: i2t_r1}]
 claims: [{text: more, test: greater, high: [[M, r1]], low: [[N, r1]]}]
 """
@@ -425,14 +425,15 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {  # file, what stands there, w
     "several published rows": ("t", "{model: m}", "{quoted: false}", "2 published rows of mwa.table"),
     "a mistyped selector": ("t", "{model: m}", "{modle: null}", "have no 'modle'"),
     "no published place": ("t", "mwa.table", "mwa.tabel", "mwa.tabel"),
-    "two rows of a name": ("t", "label: N", "label: M", "two rows are called 'M'"),
-    "a claim on no row": ("t", "high: [[M, r1]]", "high: [[Q, r1]]", "no row and column"),
-    "a claim on half a pair": ("t", "high: [[M, r1]]", "high: [[M]]", "no row and column"),
+    "two variants of a name": ("t", "label: N", "label: M", "two variants are called 'M'"),
+    "a claim on no variant": ("t", "high: [[M, r1]]", "high: [[Q, r1]]", "no variant and column"),
+    "a claim on half a pair": ("t", "high: [[M, r1]]", "high: [[M]]", "no variant and column"),
     "a claim of unequal sides": ("t", "low: [[N, r1]]", "low: [[N, r1], [N, r1]]", "pair by pair"),
     "a claim without sides": ("t", "high: [[M, r1]], low: [[N, r1]]", "margin: 1", "needs high and low"),
     "a test that there is not": ("t", "test: greater", "test: grater", "test"),
     "no test and no reason": ("t", "test: greater, high: [[M, r1]], low: [[N, r1]]", "test: none", "say the reason"),
     "a column of nothing": ("t", "metric: i2t_r1", "digits: 2", "give one"),
+    "a column of no such cost": ("t", "metric: i2t_r1", "cost: steps_per_second", "no cost 'steps_per_second' (did you mean"),
     "a column of no role": ("t", "metric: i2t_r1", "metric: i2t_r1, run: coco", "'coco'"),
     "an axis that is no column": ("t", "kind: table", "kind: table\nfigure: {kind: scatter, x_column: r2}", "'r2' is no column"),
     "no YAML": ("t", "title: A table", "title: [", "cannot be read"),

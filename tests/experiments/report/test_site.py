@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_runs import write_run
+from fake_runs import fill, write_run
+from fresh_process import modules_after
 
 from datamodules.errors import InputError
 from experiments.analysis import run_maps as looking
@@ -174,10 +175,13 @@ def test_another_unit_has_a_panel_and_categories_their_names(home: Path) -> None
     assert figure is not None
     minutes = Column("minutes", "Minutes", cost="seconds_per_epoch")
     (table,) = collect(["mwa/table1"], "miniature", RunFolders([home / "runs"]))
-    cells = {row.row.runs["run"]: row.cells for row in table.rows}
-    rows = tuple(replace(row, cells={**row.cells, "minutes": cells[row.row.runs["run"]]["minutes"]}) for row in view.rows)
+    cells = {variant.declared.runs["run"]: variant.cells for variant in table.variants}
+    variants = tuple(
+        replace(variant, cells={**variant.cells, "minutes": cells[variant.declared.runs["run"]]["minutes"]})
+        for variant in view.variants
+    )
     exhibit = replace(view.exhibit, columns=[*view.exhibit.columns, minutes], figure=replace(figure, categories=True))
-    (picture,) = draw(replace(view, exhibit=exhibit, rows=rows))
+    (picture,) = draw(replace(view, exhibit=exhibit, variants=variants))
     assert len(re.findall(r'id="mwa-figure2-0-axes_\d"', picture.svg)) == 2, "both recalls share one"
     shown = re.findall(r">([^<>]+)</text>", picture.svg)
     assert {"0", "1", "64", "Minutes", "recall@1, %"} <= set(shown)
@@ -287,3 +291,14 @@ def test_what_is_chosen(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         main(["--out", str(tmp_path / "file")])
+
+
+def test_a_report_needs_no_torch_and_only_figures_need_matplotlib(tmp_path: Path) -> None:
+    fill(tmp_path / "runs", ["mwa/table1"], "miniature", [0])
+    given = ("--runs", tmp_path / "runs", "--out", tmp_path / "site")
+    modules = modules_after("report", "mwa/table1", *given, folder=tmp_path)
+    assert "experiments.report.site" in modules
+    assert not modules & {"torch", "matplotlib"}
+    modules = modules_after("report", *given, folder=tmp_path)  # every figure, the schedules of IAIS too
+    assert "matplotlib" in modules
+    assert "torch" not in modules

@@ -15,16 +15,6 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-
-from datamodules.errors import InputError
-from experiments.papers.plan import Job
-from experiments.papers.schema import Cost, Recipe
-from experiments.runs.files import take_lock
-from experiments.runs.folder import RunFolder
-from experiments.runs.results import read_results
-from experiments.sweep.runner import Runner
-from experiments.sweep.targets import tasks_of
 from experiments.sweep.tasks import (
     PROGRAM,
     Task,
@@ -33,6 +23,15 @@ from experiments.sweep.tasks import (
     state_of,
     why_it_ended,
 )
+from rich.console import Console
+
+from datamodules.errors import InputError
+from experiments.papers.plan import Job
+from experiments.papers.schema import Cost, Recipe
+from experiments.runs.folder import RunFolder
+from experiments.runs.results import read_results, write_results
+from experiments.sweep.runner import Runner
+from experiments.sweep.targets import tasks_of
 
 # A run as the runner sees it: notes its start, waits for `until` to appear, writes how it ended.
 FAKE = """
@@ -42,7 +41,8 @@ folder = options["run_dir"]
 os.makedirs(folder, exist_ok=True)
 def note(status, **more):
     with open(folder + "/results.json.part", "w") as file:
-        json.dump({"schema": "crosslight.results/1", "status": status, "seconds": 7.0, "config_hash": "c", **more}, file)
+        json.dump({"schema": "crosslight.results/2", "status": status, "seconds": 7.0, "config_hash": "c", "command": "run",
+                   "name": "n", "started": "2026-11-21T15:32:55+00:00", **more}, file)
     os.rename(folder + "/results.json.part", folder + "/results.json")
 def stopped(*_):
     note("interrupted")
@@ -127,10 +127,10 @@ def test_order_failures_and_what_a_second_call_leaves_alone(fake: Callable[..., 
     assert "3 finished, 3 failed" not in printed
     assert "3 finished, 1 oom, 3 failed, 2 blocked" in printed
     crashed, killed = (read_results(tmp_path / "runs" / name) for name in ("crash", "killed"))
-    assert (crashed["status"], killed["status"]) == ("failed", "failed")
-    assert "no such option" in crashed["error"]
-    assert "SIGKILL" in killed["error"]
-    assert read_results(tmp_path / "runs" / "broken")["error"] == "it was failed"
+    assert (crashed.status, killed.status) == ("failed", "failed")
+    assert "no such option" in str(crashed.error)
+    assert "SIGKILL" in str(killed.error)
+    assert read_results(tmp_path / "runs" / "broken").error == "it was failed"
 
     status, states, printed = run(tasks, tmp_path)
     assert status == 1
@@ -140,7 +140,7 @@ def test_order_failures_and_what_a_second_call_leaves_alone(fake: Callable[..., 
 
     again = [replace(task, command=(*task.command, "--how=crash")) for task in tasks if task.key == "broken"]
     assert run(again, tmp_path, retry_failed=True)[1] == {"broken": "failed"}
-    assert "no such option" in read_results(tmp_path / "runs" / "broken")["error"]  # the row tells of the last attempt
+    assert "no such option" in str(read_results(tmp_path / "runs" / "broken").error)  # the row tells of the last attempt
 
     mended = [replace(task, command=tuple(part for part in task.command if "how=" not in part)) for task in tasks]
     status, states, _ = run(mended, tmp_path, retry_failed=True)
@@ -153,19 +153,20 @@ def test_a_crash_that_opened_nothing_leaves_a_row_that_a_retry_takes_over(tmp_pa
     task = Task("k", "mwa/x s3", "x", tmp_path / "x", (*PROGRAM, "run", "--seed_everything=3", "--scale=miniature"), {})
     assert record(task, "failed", "no such option")
     row = read_results(tmp_path / "x")
-    assert (row["seed"], row["scale"], row["command"], row["name"]) == (3, "miniature", "run", "mwa/x s3")
+    assert (row.seed, row.scale, row.command, row.name) == (3, "miniature", "run", "mwa/x s3")
     folder = RunFolder.open(tmp_path / "x", name="x", command="run", config={"seed_everything": 3})
-    assert folder.results["status"] == "running"
+    assert folder.results.status == "running"
     assert not record(task, "failed", "never")  # it is open
     os.utime(tmp_path / "x" / "config.yaml", (time.time() - 50, time.time() - 50))
     folder.finish("interrupted")
-    counted = read_results(tmp_path / "x")["seconds"]
+    counted = read_results(tmp_path / "x").seconds
+    assert counted is not None
     assert counted < 50
     assert record(task, "stopped_early", "hopeless")
-    assert read_results(tmp_path / "x")["seconds"] == counted  # the process had counted its attempt
-    (tmp_path / "x" / "results.json").write_text(json.dumps({**row, "status": "running", "seconds": 7.0}))
+    assert read_results(tmp_path / "x").seconds == counted  # the process had counted its attempt
+    write_results(tmp_path / "x", replace(row, status="running", seconds=7.0))
     assert record(task, "failed", "killed")
-    assert read_results(tmp_path / "x")["seconds"] >= 57  # this one had not
+    assert (read_results(tmp_path / "x").seconds or 0) >= 57  # this one had not
     folder = RunFolder.open(tmp_path / "x", name="x", command="run", config={"seed_everything": 3})
     folder.finish("finished")
     assert state_of(task)[0] == "finished"
@@ -177,7 +178,7 @@ def test_a_row_tells_of_its_own_attempt(fake: Callable[..., Task], tmp_path: Pat
     log.write_text("crosslight: error: no such option\n")  # of an earlier attempt
     assert why_it_ended(log, -9) == "no such option"
     assert run([fake("killed", how="killed")], tmp_path)[1] == {"killed": "failed"}
-    assert "signal 9 (SIGKILL)" in read_results(tmp_path / "runs" / "killed")["error"]
+    assert "signal 9 (SIGKILL)" in str(read_results(tmp_path / "runs" / "killed").error)
     assert "killed by signal 50;" in why_it_ended(log, -50, start=log.stat().st_size)
 
 
@@ -193,7 +194,7 @@ def test_ctrl_c_stops_in_order_and_the_next_call_goes_on(fake: Callable[..., Tas
     assert status == 130
     assert states == {"a": "finished", "b": "interrupted", "deaf": "interrupted", "c": "waiting"}
     assert "1 finished, 2 interrupted, 1 waiting" in printed
-    assert [read_results(tmp_path / "runs" / name)["status"] for name in ("b", "deaf")] == ["interrupted"] * 2
+    assert [read_results(tmp_path / "runs" / name).status for name in ("b", "deaf")] == ["interrupted"] * 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     go.touch()
     assert run(tasks, tmp_path)[0] == 0
@@ -261,7 +262,7 @@ def test_early_stop_and_more(fake: Callable[..., Task], tmp_path: Path) -> None:
     assert status == 0
     assert states == {"slow": "stopped_early", "fast": "finished", "x": "finished", "y": "finished"}
     row = read_results(tmp_path / "runs" / "slow")
-    assert (row["status"], row["error"]) == ("stopped_early", "hyperband: too slow")
+    assert (row.status, row.error) == ("stopped_early", "hyperband: too slow")
     assert run(tasks, tmp_path)[1]["slow"] == "stopped_early"
     assert started(tmp_path).count("slow") == 1
 
@@ -301,10 +302,5 @@ def test_tasks_of_jobs(tmp_path: Path) -> None:
     assert two.environment == {"WANDB_RUN_GROUP": "mwa/table1"}
 
 
-def test_a_lock_is_held_once(tmp_path: Path) -> None:
-    lock = take_lock(tmp_path / "a" / "lock")
-    assert lock is not None
-    assert take_lock(tmp_path / "a" / "lock") is None
-    lock.close()
-    assert take_lock(tmp_path / "a" / "lock") is not None
+def test_a_log_is_named_like_its_folder(tmp_path: Path) -> None:
     assert log_of(tmp_path, Task("k", "n", "k", tmp_path / "run-1", ())) == tmp_path / "logs" / "run-1.log"

@@ -17,18 +17,18 @@ from typing import Any
 
 import pytest
 import torch
+from experiments.sweep.tasks import PROGRAM, Task
 from rich.console import Console
 from torch import distributed
 
 from datamodules.errors import InputError
+from datamodules.files.locks import take_lock
 from experiments.cli.sweep import main
-from experiments.runs.files import take_lock
-from experiments.runs.results import SCHEMA, read_results
+from experiments.runs.results import Results, ResultsStatus, now, read_results, write_results
 from experiments.sweep import slurm, slurm_script
 from experiments.sweep.slurm import settle
 from experiments.sweep.slurm_script import SlurmOptions, arrays_of, script_of
 from experiments.sweep.status import show_tasks
-from experiments.sweep.tasks import PROGRAM, Task
 from experiments.training import preemption
 
 # sbatch, squeue, scontrol and scancel over a file of lines JOB_ELEMENT|STATE|REASON; what is called is noted.
@@ -103,10 +103,9 @@ def task(root: Path, name: str, after: tuple[str, ...] = (), gpus: int = 0, *mor
     )
 
 
-def ended(each: Task, status: str, **more: object) -> None:
+def ended(each: Task, status: ResultsStatus, error: str | None = None) -> None:
     each.folder.mkdir(parents=True, exist_ok=True)
-    content = {"schema": SCHEMA, "status": status, "evaluations": [], **more}
-    (each.folder / "results.json").write_text(json.dumps(content))
+    write_results(each.folder, Results(status, "run", each.name, "c", now(), error=error))
 
 
 def submit(tasks: list[Task], root: Path, options: SlurmOptions | None = None, **more: bool) -> tuple[int, str]:
@@ -251,7 +250,7 @@ def test_a_script_as_slurm_runs_it(queue: Queue, tmp_path: Path, monkeypatch: py
     assert started.endswith(f"crosslight {' '.join(tasks[2].command)}")
     assert "held is running elsewhere" in (tmp_path / "logs" / "held.log").read_text()
     assert "Slurm job 11_2 on n1, requeued 0 times" in (tmp_path / "logs" / "broken.log").read_text()
-    assert "ended with exit status 3" in read_results(tasks[2].folder)["error"]
+    assert "ended with exit status 3" in str(read_results(tasks[2].folder).error)
 
 
 @pytest.mark.parametrize(
@@ -285,18 +284,18 @@ def test_a_job_settles(
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert settle(tmp_path, "a", code) == exits
     assert queue.called("scontrol requeue") == (["scontrol requeue 11_0"] if requeued else [])
-    assert read_results(each.folder)["status"] == recorded
+    assert read_results(each.folder).status == recorded
     if recorded == "failed" and status != "failed":
         how = {143: "killed by signal 15 (SIGTERM)", 137: "killed by signal 9 (SIGKILL)"}.get(
             code, f"ended with exit status {code}"
         )
-        assert read_results(each.folder)["error"].startswith(f"{how}; last line of")
+        assert str(read_results(each.folder).error).startswith(f"{how}; last line of")
     if requeued:
         monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
         queue.becomes(j11_0=state)
         settle(tmp_path, "a", code)
         assert len(queue.called("scontrol requeue")) == 1
-        assert "queued again 3 times" in read_results(each.folder)["error"]
+        assert "queued again 3 times" in str(read_results(each.folder).error)
 
 
 def test_options_and_refusals(queue: Queue, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from experiments.sweep.tasks import PROGRAM
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from datamodules.errors import InputError
@@ -22,7 +23,7 @@ from experiments.papers import catalogue as exhibits
 from experiments.papers import strict_yaml
 from experiments.papers.schema import Cost
 from experiments.runs.metrics_csv import history
-from experiments.runs.results import SCHEMA
+from experiments.runs.results import Results, now, write_results
 from experiments.sweep import search
 from experiments.sweep.points import point_task, points_of
 from experiments.sweep.runner import Runner
@@ -30,7 +31,6 @@ from experiments.sweep.search import Bayes, draws, grid, hopeless, point_id
 from experiments.sweep.status import summed_cost
 from experiments.sweep.sweep_file import Hyperband, Sweep, command_of, leaves, read_sweep
 from experiments.sweep.targets import exhibit_tasks
-from experiments.sweep.tasks import PROGRAM
 
 WANDB_SCHEMA = json.loads((Path(__file__).parents[2] / "recordings" / "wandb_sweep_schema.json").read_text())  # sweeps 0.3.0
 LR = "model.init_args.optimization.lr"
@@ -321,8 +321,13 @@ def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     (here / "mwa" / "runs.yaml").write_text(yaml.safe_dump({"runs": runs}))
     for name, used in (("table1", ["one"]), ("table2", ["two", "one"])):
-        rows = [{"label": run, "runs": {"run": run}} for run in used]
-        content = {"title": name, "kind": "table", "rows": rows, "columns": [{"name": "r", "label": "r", "metric": "rsum"}]}
+        variants = [{"label": run, "runs": {"run": run}} for run in used]
+        content = {
+            "title": name,
+            "kind": "table",
+            "variants": variants,
+            "columns": [{"name": "r", "label": "r", "metric": "rsum"}],
+        }
         (here / "mwa" / "exhibits" / f"{name}.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setattr(strict_yaml, "HERE", here)
 
@@ -334,8 +339,7 @@ def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.Capture
     groups = [task.environment.get("WANDB_RUN_GROUP") for task in tasks]
     assert groups[1:] == ["mwa/table1", "mwa/table2"]
     tasks[0].folder.mkdir()
-    results = {"schema": SCHEMA, "status": "finished", "seconds": 65.0, "name": "start", "evaluations": []}
-    (tasks[0].folder / "results.json").write_text(json.dumps(results))
+    write_results(tasks[0].folder, Results("finished", "fit", "start", "c", now(), seconds=65.0))
     assert main(["run", "mwa", "--dry-run", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"1 +mwa/start s0 +finished +65 s", printed)
@@ -389,7 +393,8 @@ folder, x = options["run_dir"], float(options["x"])
 os.makedirs(folder)
 def note(status):
     with open(folder + "/results.json", "w") as file:
-        json.dump({"schema": "crosslight.results/1", "status": status}, file)
+        json.dump({"schema": "crosslight.results/2", "status": status, "command": "run", "name": "n", "config_hash": "c",
+                   "started": "2026-11-21T15:32:55+00:00"}, file)
 def stopped(*_):
     note("interrupted")
     sys.exit(130)

@@ -15,7 +15,7 @@ import yaml
 
 from experiments.papers.catalogue import read_runs
 from experiments.papers.schema import PAPERS
-from experiments.runs.results import config_hash
+from experiments.runs.identity import config_hash
 from experiments.training.configs import find_configs, packaged_configs
 from experiments.training.lightning_cli import CrosslightCLI, ParsedCLI
 
@@ -194,7 +194,7 @@ def test_rows_say_what_their_names_say() -> None:
         adapter = arguments["adapter"]
         if adapter is not None and name != "lora":
             assert adapter["class_path"] == MULTIWAY
-            adapter = tuple(adapter["init_args"][key] for key in ("reading", "knowledge", "alignment"))
+            adapter = tuple(adapter["init_args"][key] for key in ("reading", "knowledge_extractor", "alignment_enhancer"))
         found[name] = (arguments["tuning"], adapter)
         assert arguments["train_heads"] == "new"
     lora = found.pop("lora")
@@ -307,13 +307,13 @@ def test_iais_rows_say_what_their_names_say() -> None:
     for name in IAIS_ROWS:
         config = composed([UNITER, ENTITIES, CPU, f"experiments/papers/iais/variants/{name}.yaml"])
         assert config["name"] == name
-        alignment = config["model"]["init_args"]["alignment"]
-        if alignment is not None:
-            options = alignment["init_args"]
+        iais = config["model"]["init_args"]["iais"]
+        if iais is not None:
+            options = iais["init_args"]
             annealing = options["annealing"]
             when = None if annealing is None else (annealing["schedule"], annealing["scale"])
-            alignment = (options["kind"], options["reading"], options["anchors"], when)
-        found[name] = alignment
+            iais = (options["kind"], options["reading"], options["anchors"], when)
+        found[name] = iais
     both = {kind: (kind, "released", "both", None) for kind in KINDS}
     single = {f"{k}_{a}": (k, "released", a, None) for k in KINDS for a in ("language", "vision")}
     annealed = {"linear": ("linear", 5.0), "log5": ("log", 5.0), "log10": ("log", 10.0), "exp10": ("exp", 10.0)}

@@ -86,12 +86,14 @@ def test_adapter_keys_of_every_option() -> None:
     """Names are swapped in the released code: `adaptmlp_text` serves the image tokens."""
     layer = "encoder.layers.1.multiway"
     at = "beit3.encoder.layers.1"
-    assert official_names(f"{layer}.knowledge.image.down.weight") == (f"{at}.adaptmlp_text.down_proj.weight",)
-    assert official_names(f"{layer}.knowledge.text.up.bias") == (f"{at}.adaptmlp_vision.up_proj.bias",)
-    assert official_names(f"{layer}.knowledge.text.norm.bias") == (f"{at}.adaptmlp_vision.adapter_layer_norm_before.bias",)
-    assert official_names(f"{layer}.knowledge.image.scale") == (f"{at}.adaptmlp_text.scale",)
-    assert official_names(f"{layer}.alignment.shared.sub_norm.weight") == (f"{at}.enhancemlp.ffn_layernorm.weight",)
-    assert official_names(f"{layer}.alignment.text.fc1.weight") == (f"{at}.enhancemlp.B.fc1.weight",)
+    assert official_names(f"{layer}.knowledge_extractor.image.down.weight") == (f"{at}.adaptmlp_text.down_proj.weight",)
+    assert official_names(f"{layer}.knowledge_extractor.text.up.bias") == (f"{at}.adaptmlp_vision.up_proj.bias",)
+    assert official_names(f"{layer}.knowledge_extractor.text.norm.bias") == (
+        f"{at}.adaptmlp_vision.adapter_layer_norm_before.bias",
+    )
+    assert official_names(f"{layer}.knowledge_extractor.image.scale") == (f"{at}.adaptmlp_text.scale",)
+    assert official_names(f"{layer}.alignment_enhancer.shared.sub_norm.weight") == (f"{at}.enhancemlp.ffn_layernorm.weight",)
+    assert official_names(f"{layer}.alignment_enhancer.text.fc1.weight") == (f"{at}.enhancemlp.B.fc1.weight",)
     for stranger in ("encoder.layers.0.image.qkv.lora_A.weight", "encoder.layers.0.image.other.weight", "other"):
         with pytest.raises(InputError, match="has no place in the official BEiT-3 layout"):
             official_names(stranger)
@@ -106,7 +108,7 @@ def test_round_trip_is_exact(reading: Reading | None, suffix: str, tmp_path: Pat
     networks = [build(seed) for seed in (1, 2)]
     for network in networks:
         if reading:
-            MultiWayAdapter(reading, knowledge_mid=3, alignment_mid=4).inject(network)
+            MultiWayAdapter(reading, knowledge_extractor_mid=3, alignment_enhancer_mid=4).inject(network)
         randomise(network)
     path = write_official(networks[0], tmp_path / f"weights{suffix}")
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
@@ -176,7 +178,7 @@ def test_pretraining_checkpoint_leaves_the_heads_fresh(tmp_path: Path, caplog: p
 
 def test_adapter_only_on_one_side_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     adapted, plain = build(1), build(2)
-    MultiWayAdapter(knowledge_mid=3, alignment_mid=4).inject(adapted)
+    MultiWayAdapter(knowledge_extractor_mid=3, alignment_enhancer_mid=4).inject(adapted)
     randomise(adapted)
     with_adapter = write_official(adapted, tmp_path / "adapted.pth")
     without = write_official(plain, tmp_path / "plain.pth")

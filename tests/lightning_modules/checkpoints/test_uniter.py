@@ -48,7 +48,7 @@ def test_every_tensor_has_its_official_name() -> None:
     assert len(names) == len(set(names)) == 22 + 16 * (SIZES["num_layers"])  # base, 12 layers: 214
     assert "uniter.encoder.layer.1.attention.self.value.bias" in names
     with pytest.raises(InputError, match="no place in the official UNITER layout"):
-        official_names("encoder.layers.0.multiway.knowledge.down.weight")
+        official_names("encoder.layers.0.multiway.knowledge_extractor.down.weight")
 
 
 def test_pretraining_files_start_the_ranking_head_from_matched(tmp_path: Path) -> None:

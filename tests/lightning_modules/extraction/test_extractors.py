@@ -20,7 +20,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput
-from datamodules.miniworld import render, sample_scene
+from datamodules.miniworld.render import render
+from datamodules.miniworld.scenes import sample_scene
 from lightning_modules.extraction.extractors import (
     BackboneRegions,
     DetectorRegions,

@@ -10,7 +10,7 @@ from uniter_recording import recorded
 
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.uniter import to_official
-from lightning_modules.objectives.ranking import MarginRanking, Matching, hardest
+from lightning_modules.objectives.matching import MarginRanking, Matching, hardest
 
 
 def test_margin_and_its_gradients_are_the_official_ones() -> None:

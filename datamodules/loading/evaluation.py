@@ -1,0 +1,68 @@
+"""What an evaluation sees: each image once, each caption once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datamodules.loading.collate import image_batch, region_names, require_ids, shown_batch, text_batch, words_of
+from datamodules.loading.features import FeatureFile
+from datamodules.loading.images import SplitImages
+from datamodules.loading.loader import BatchDataset
+from datamodules.loading.region_files import RegionReader
+from datamodules.loading.regions import padded
+from datamodules.loading.tokens import Tokenizer
+from datamodules.records import ImageBatch, ImageRecord, TextBatch
+
+
+class EvaluationImages(BatchDataset):
+    """Images by row: their pixels, or the features that a frozen tower made of them."""
+
+    def __init__(self, records: Sequence[ImageRecord], images: SplitImages | FeatureFile) -> None:
+        self.records, self.images = records, images
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def make(self, keys: Sequence[int]) -> ImageBatch:
+        return shown_batch(self.records, self.images, keys, [0] * len(keys))
+
+
+class EvaluationRegions(BatchDataset):
+    """Images by row, as regions. All records have a name in the reader's databases."""
+
+    def __init__(self, records: Sequence[ImageRecord], reader: RegionReader) -> None:
+        self.records, self.reader = records, reader
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def lengths(self) -> list[int]:
+        """Regions of each image, to sort by."""
+        return [self.reader.most_regions(name) for name in region_names(self.records, range(len(self.records)))]
+
+    def make(self, keys: Sequence[int]) -> ImageBatch:
+        return image_batch(self.records, keys, regions=padded(self.reader, region_names(self.records, keys)))
+
+
+class EvaluationTexts(BatchDataset):
+    """Captions by row, counted over the split in the records' order."""
+
+    def __init__(self, records: Sequence[ImageRecord], tokenizer: Tokenizer) -> None:
+        self.rows = [(image, caption) for image, record in enumerate(records) for caption in record.captions]
+        self.tokenizer = tokenizer
+        require_ids(records, tokenizer)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self) -> list[int]:
+        """Characters of each caption (token ids where it has those): close enough to its tokens to sort by."""
+        return [len(caption.text) if caption.token_ids is None else len(caption.token_ids) for _, caption in self.rows]
+
+    def words(self) -> list[int]:
+        """Tokens of each caption without special ones, before any cut."""
+        return words_of([caption for _, caption in self.rows], self.tokenizer)
+
+    def make(self, keys: Sequence[int]) -> TextBatch:
+        images = [self.rows[row][0] for row in keys]
+        return text_batch([self.rows[row][1] for row in keys], keys, images, self.tokenizer)

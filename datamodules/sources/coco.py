@@ -1,0 +1,193 @@
+"""COCO captions (Chen et al. 2015): Karpathy's split, the official caption files of 2014 and 2017, or BEiT-3's index files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from datamodules.errors import InputError
+from datamodules.files.download import Remote, fetch, unpack
+from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files, parse_index
+from datamodules.formats.coco_captions import parse_coco_captions
+from datamodules.formats.karpathy import KARPATHY_URL, parse_karpathy
+from datamodules.formats.parsing import Parsed, join
+from datamodules.source import Source
+
+IMAGES_URL = "http://images.cocodataset.org"
+
+# Path under its server, bytes, MD5 as widely circulated (COCO publishes none).
+_ARCHIVES: dict[str, tuple[str, str, int, str | None]] = {
+    "train2014": (IMAGES_URL, "zips/train2014.zip", 13_510_573_713, "0da8c0bd3d6becc4dcb32757491aca88"),
+    "val2014": (IMAGES_URL, "zips/val2014.zip", 6_645_013_297, "a3d79f5ed8d289b7a7554ce06a5782b3"),
+    "train2017": (IMAGES_URL, "zips/train2017.zip", 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2"),
+    "val2017": (IMAGES_URL, "zips/val2017.zip", 815_585_330, "442b8da7639aecaf257c1dceb8ba8c80"),
+    "annotations2014": (
+        IMAGES_URL,
+        "annotations/annotations_trainval2014.zip",
+        252_872_794,
+        "0a379cfc70b0e71301e0f377548639bd",
+    ),
+    "annotations2017": (
+        IMAGES_URL,
+        "annotations/annotations_trainval2017.zip",
+        252_907_541,
+        "f4bbac642086de4f52a3fdda2de5fa2c",
+    ),
+    "karpathy": (KARPATHY_URL, "caption_datasets.zip", 36_745_453, None),
+}
+
+
+class COCOSource(Source):
+    """COCO captions.
+
+    Karpathy: root holds annotations/dataset_coco.json (or dataset_coco.json), train2014/ and val2014/; 113,287/5,000/5,000
+    images with restval. Official: root holds annotations/captions_{train,val}YEAR.json, trainYEAR/ and valYEAR/; there is no
+    test split unless `files` names one. BEiT-3's index: root holds coco_retrieval.{train,val,test}.jsonl (`crosslight data index`
+    writes them), train2014/ and val2014/; the images of Karpathy with restval.
+
+    Args:
+        root: Folder of the data set.
+        image_dir: Folder of the images, relative to root (or absolute). For "karpathy" and "beit3_index" the folder that holds
+            train2014/ and val2014/, root by default. For "official" the one folder of all images; by default each caption file
+            has its own, captions_val2017.json has val2017/.
+        captions: "karpathy" reads dataset_coco.json; "official" reads COCO's own caption files; "beit3_index" reads BEiT-3's
+            index files, whose captions are token ids: only for a network with BEiT-3's tokenizer.
+        restval: Karpathy: train on the 30,504 images of the split "restval" too, as is usual.
+        year: Official: of the caption files.
+        files: Official and index: which files make which split, relative to root; replaces `year` and the names above. Several
+            files are joined: {test: [annotations/captions_train2017.json, annotations/captions_val2017.json]}.
+        download: Fetch what is missing (Karpathy's or the official captions, and 20 GB of images).
+        mirror: Base address to fetch from instead of the official servers, with the same paths under it; the environment
+            variable CROSSLIGHT_COCO_MIRROR does the same.
+        loading: Options of all image-text data modules, where it is one.
+    """
+
+    name: ClassVar[str] = "coco"
+    region_prefixes: ClassVar[tuple[str, ...]] = ("coco_train2014", "coco_val2014")
+
+    def __init__(
+        self,
+        root: str,
+        image_dir: str | None = None,
+        captions: Literal["karpathy", "official", "beit3_index"] = "karpathy",
+        restval: bool = True,
+        year: Literal["2014", "2017"] = "2014",
+        files: dict[str, list[str]] | None = None,
+        download: bool = False,
+        mirror: str | None = None,
+        **loading: Any,
+    ) -> None:
+        super().__init__(root, image_dir or ".", **loading)
+        if files is not None and captions == "karpathy":
+            raise InputError('files names the caption files of splits; set captions to "official" or "beit3_index" with it.')
+        self.captions = captions
+        self.restval = restval
+        self.year = year
+        self.files = files
+        self.flat = image_dir is not None
+        self.download = download
+        self.mirror = mirror or os.environ.get("CROSSLIGHT_COCO_MIRROR") or None
+
+    def options(self) -> dict[str, Any]:
+        if self.captions == "karpathy":
+            return {"captions": self.captions, "restval": self.restval}
+        return {"captions": self.captions, "files": {s: [p.name for p in ps] for s, ps in self._files().items()}}
+
+    def annotation_files(self) -> list[Path]:
+        if self.captions == "karpathy":
+            return [self.karpathy_file()]
+        return list(dict.fromkeys(path for paths in self._files().values() for path in paths))
+
+    def karpathy_file(self) -> Path:
+        beside = self.root / "dataset_coco.json"
+        return beside if beside.exists() else self.root / "annotations" / "dataset_coco.json"
+
+    def index_source(self) -> tuple[IndexKind, Path]:
+        return "coco", self.karpathy_file()
+
+    def _files(self) -> dict[str, list[Path]]:
+        """Official and index: the files of each split."""
+        official = {split: [f"annotations/captions_{split}{self.year}.json"] for split in ("train", "val")}
+        files = self.files or (official if self.captions == "official" else index_files("coco"))
+        return {split: [self.root / path for path in paths] for split, paths in files.items()}
+
+    def _image_folder(self, captions: Path) -> Path:
+        """Official: where the images of a caption file lie."""
+        return self.image_dir if self.flat else self.root / captions.stem.removeprefix("captions_")
+
+    def _needed(self) -> dict[Path, str | None]:
+        """The files and folders that must exist, and the archive that brings each (None: not one we can fetch)."""
+        if not self.needs_annotation_files:
+            return {}
+        pictures = {self.image_dir / folder: folder if not self.flat else None for folder in ("train2014", "val2014")}
+        if not self.needs_image_files:
+            pictures = {}
+        if self.captions == "karpathy":
+            return {self.karpathy_file(): "karpathy", **pictures}
+        if self.captions == "beit3_index":  # files of the user's own may name other folders
+            return {**dict.fromkeys(self.annotation_files()), **({} if self.files else pictures)}
+        needed: dict[Path, str | None] = {}
+        for path in self.annotation_files():
+            folder = self._image_folder(path)
+            standard = path.parent == self.root / "annotations" and path.stem.startswith("captions_")
+            year = path.stem[-4:]
+            needed[path] = f"annotations{year}" if standard and f"annotations{year}" in _ARCHIVES else None
+            if self.needs_image_files:
+                needed[folder] = folder.name if folder.name in _ARCHIVES and not self.flat else None
+        return needed
+
+    def remote(self, archive: str) -> Remote:
+        """Where an archive is fetched from, and what it should be."""
+        server, path, size, md5 = _ARCHIVES[archive]
+        return Remote(f"{(self.mirror or server).rstrip('/')}/{path}", size, md5)
+
+    def prepare_data(self) -> None:
+        """Fetch what is missing if `download` allows it (never region features).
+
+        Raises:
+            InputError: something is missing that may not or cannot be fetched; says what and how.
+        """
+        if self.download:
+            for path, archive in self._needed().items():
+                if archive is not None and not path.exists():
+                    fetched = fetch(self.remote(archive), self.root)
+                    unpack(fetched, self.root / "annotations" if archive == "karpathy" else self.root)
+                    if not path.exists():
+                        raise InputError(f"{fetched} did not bring {path}; unpack it by hand and look.")
+                    fetched.unlink()  # what it held is unpacked
+        self.require_files()
+
+    def require_files(self) -> None:
+        """See that everything is there.
+
+        Raises:
+            InputError: names each missing file or folder and where it comes from.
+        """
+        missing = {path: archive for path, archive in self._needed().items() if not path.exists()}
+        if not missing:
+            return
+        index = self.annotation_files() if self.captions == "beit3_index" else ()
+
+        def source(path: Path, archive: str | None) -> str:
+            if archive:
+                return f"from {self.remote(archive).url}"
+            return how_to_write("coco", self.root) if path in index else "put it there yourself, or correct the option"
+
+        lines = [f"  {path}: {source(path, archive)}" for path, archive in missing.items()]
+        fetchable = any(archive for archive in missing.values()) and not self.download
+        advice = "Set download to true to fetch them, or put them there:" if fetchable else "Put them there:"
+        raise InputError("\n".join([f"COCO is not complete under {self.root}. {advice}", *lines]))
+
+    def parse(self) -> Parsed:
+        self.require_files()
+        if self.captions == "karpathy":
+            parsed = parse_karpathy(self.karpathy_file(), self.image_dir)
+            if self.restval and "restval" in parsed.splits:
+                restval = parsed.splits.pop("restval")
+                parsed.splits["train"] = parsed.splits.get("train", []) + restval
+            return parsed
+        if self.captions == "beit3_index":
+            return join(self.root, {s: [parse_index(p, self.image_dir) for p in ps] for s, ps in self._files().items()})
+        files = {s: [parse_coco_captions(p, self._image_folder(p)) for p in ps] for s, ps in self._files().items()}
+        return join(self.root, files)

@@ -1,0 +1,122 @@
+"""Flickr30k (Young et al. 2014) with Karpathy's split or that of Flickr30k Entities, or BEiT-3's index files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from datamodules.errors import InputError
+from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files, parse_index
+from datamodules.formats.karpathy import parse_karpathy
+from datamodules.formats.parsing import Parsed, join
+from datamodules.source import Source
+
+_SPLITS_PAGE = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+
+
+class Flickr30kSource(Source):
+    """Flickr30k: 31,014 photographs with five captions; 29,000/1,014/1,000 in Karpathy's split.
+
+    Root holds dataset_flickr30k.json and the images in flickr30k-images/; the "entities" split also needs
+    flickr30k_entities/{train,val,test}.txt. BEiT-3's index: flickr30k.{train,val,test}.jsonl (`crosslight data index` writes
+    them) in place of dataset_flickr30k.json.
+
+    Args:
+        root: Folder of the data set.
+        image_dir: Folder of the images, relative to root (or absolute).
+        split: "karpathy" takes the splits of dataset_flickr30k.json; "entities" takes those of Flickr30k Entities, one image id
+            a line in flickr30k_entities/{train,val,test}.txt (29,783/1,000/1,000, used with region annotations).
+        captions: "karpathy" reads dataset_flickr30k.json; "beit3_index" reads BEiT-3's index files (of Karpathy's split), whose
+            captions are token ids: only for a network with BEiT-3's tokenizer.
+        files: Index: which files make which split, relative to root, in place of the names above.
+        loading: Options of all image-text data modules, where it is one.
+    """
+
+    name: ClassVar[str] = "flickr30k"
+    region_prefixes: ClassVar[tuple[str, ...]] = ("flickr30k",)
+
+    def __init__(
+        self,
+        root: str,
+        image_dir: str = "flickr30k-images",
+        split: Literal["karpathy", "entities"] = "karpathy",
+        captions: Literal["karpathy", "beit3_index"] = "karpathy",
+        files: dict[str, list[str]] | None = None,
+        **loading: Any,
+    ) -> None:
+        super().__init__(root, image_dir, **loading)
+        if captions == "beit3_index" and split == "entities":
+            raise InputError('the index files are of Karpathy\'s split; with split "entities" set captions to "karpathy".')
+        if captions == "beit3_index" and self.image_dir.name != "flickr30k-images":
+            raise InputError(f"the index files name images flickr30k-images/...: image_dir {image_dir} must end in that name.")
+        if files is not None and captions != "beit3_index":
+            raise InputError('files names the index files of splits; set captions to "beit3_index" with it.')
+        self.split = split
+        self.captions = captions
+        self.annotations = self.root / "dataset_flickr30k.json"
+        files = files or index_files("flickr30k")
+        self.files = {split: [self.root / path for path in paths] for split, paths in files.items()}
+
+    def options(self) -> dict[str, Any]:
+        if self.captions == "beit3_index":
+            return {"captions": self.captions, "files": {s: [p.name for p in ps] for s, ps in self.files.items()}}
+        return {"split": self.split}
+
+    def annotation_files(self) -> list[Path]:
+        if self.captions == "beit3_index":
+            return list(dict.fromkeys(path for paths in self.files.values() for path in paths))
+        return [self.annotations, *(self._lists().values() if self.split == "entities" else ())]
+
+    def karpathy_file(self) -> Path:
+        return self.annotations
+
+    def index_source(self) -> tuple[IndexKind, Path]:
+        return "flickr30k", self.annotations
+
+    def _lists(self) -> dict[str, Path]:
+        return {split: self.root / "flickr30k_entities" / f"{split}.txt" for split in ("train", "val", "test")}
+
+    def require_files(self) -> None:
+        """See that everything is there.
+
+        Raises:
+            InputError: says which files to put where.
+        """
+        lists = self._lists() if self.split == "entities" else {}
+        needed = self.annotation_files() if self.needs_annotation_files else []
+        needed += [self.image_dir] if self.needs_image_files else []
+        missing = [str(path) for path in needed if not path.exists()]
+        if missing:
+            raise InputError(
+                f"Flickr30k is not complete under {self.root}: missing {', '.join(missing)}. It needs a form, so fetch it by "
+                "hand:\n"
+                + (f"  *.jsonl: {how_to_write('flickr30k', self.root)}\n" if self.captions == "beit3_index" else "")
+                + f"  {self.annotations}: from caption_datasets.zip, {_SPLITS_PAGE}\n"
+                f"  {self.image_dir}/*.jpg: flickr30k-images.tar.gz, by the form at https://shannon.cs.illinois.edu/DenotationGraph/"
+                + (
+                    f"\n  {self.root}/flickr30k_entities/{{train,val,test}}.txt: "
+                    "https://github.com/BryanPlummer/flickr30k_entities"
+                    if lists
+                    else ""
+                )
+            )
+
+    def parse(self) -> Parsed:
+        self.require_files()
+        if self.captions == "beit3_index":
+            folder = self.image_dir.parent
+            return join(self.root, {s: [parse_index(p, folder) for p in ps] for s, ps in self.files.items()})
+        parsed = parse_karpathy(self.annotations, self.image_dir)
+        if self.split == "entities":
+            by_id = {record.image_id: record for records in parsed.splits.values() for record in records}
+            parsed.splits = {}
+            for split, path in self._lists().items():
+                identities = path.read_text(encoding="utf-8").split()
+                unknown = [identity for identity in identities if identity not in by_id]
+                if unknown:
+                    raise InputError(
+                        f"{path} names {len(unknown):,} images that {self.annotations} does not have, first {unknown[0]!r}; "
+                        "both must be of the whole Flickr30k."
+                    )
+                parsed.splits[split] = [by_id[identity] for identity in identities]
+        return parsed

@@ -1,0 +1,122 @@
+"""Flickr30k Entities (Plummer et al. 2015): Flickr30k with phrases tied to boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from datamodules.errors import InputError
+from datamodules.formats.flickr_entities import read_entities, read_unrelated
+from datamodules.formats.karpathy import read_karpathy
+from datamodules.formats.parsing import Parsed
+from datamodules.records import ImageRecord
+from datamodules.source import Source
+
+_REPOSITORY = "https://github.com/BryanPlummer/flickr30k_entities"
+
+
+class Flickr30kEntitiesSource(Source):
+    """Flickr30k with the captions and phrases of Flickr30k Entities.
+
+    Root holds the photographs in flickr30k-images/ and, in flickr30k_entities/, a copy of the repository with annotations.zip
+    unpacked in it: Sentences/ID.txt, Annotations/ID.xml, {train,val,test}.txt, UNRELATED_CAPTIONS. Captions have the ids "ID#0",
+    "ID#1", ... in file order.
+
+    Args:
+        root: Folder of the data set.
+        image_dir: Folder of the images, relative to root (or absolute).
+        entities_dir: Folder of the annotations, relative to root (or absolute).
+        split: "entities" takes the lists of Entities (29,783/1,000/1,000); "karpathy" those of root's dataset_flickr30k.json
+            (29,000/1,014/1,000).
+        unrelated: "drop" leaves out captions that UNRELATED_CAPTIONS lists (where that file is there) as not describing their
+            image, and images that have no others.
+        loading: Options of all image-text data modules, where it is one.
+    """
+
+    name: ClassVar[str] = "flickr30k_entities"
+    region_prefixes: ClassVar[tuple[str, ...]] = ("flickr30k",)
+    own_captions: ClassVar[bool] = True
+    whole: ClassVar[Mapping[str, Any]] = {"unrelated": "keep"}
+
+    def __init__(
+        self,
+        root: str,
+        image_dir: str = "flickr30k-images",
+        entities_dir: str = "flickr30k_entities",
+        split: Literal["entities", "karpathy"] = "entities",
+        unrelated: Literal["drop", "keep"] = "drop",
+        **loading: Any,
+    ) -> None:
+        super().__init__(root, image_dir, **loading)
+        self.entities_dir = self.root / Path(entities_dir).expanduser()
+        self.split = split
+        self.unrelated = unrelated
+
+    def options(self) -> dict[str, Any]:
+        return {"split": self.split, "unrelated": self.unrelated}
+
+    def annotation_files(self) -> list[Path]:
+        listed = self.entities_dir / "UNRELATED_CAPTIONS"
+        unrelated = [listed] if self.unrelated == "drop" and listed.exists() else []
+        return [*(self._lists().values() if self.split == "entities" else [self.root / "dataset_flickr30k.json"]), *unrelated]
+
+    def karpathy_file(self) -> Path:
+        raise InputError("the text databases of Flickr30k Entities are those of flickr30k: give that KIND.")
+
+    def sentences(self, image_id: str) -> Path:
+        """The file of an image's captions."""
+        return self.entities_dir / "Sentences" / f"{image_id}.txt"
+
+    def annotation(self, image_id: str) -> Path:
+        """The file of an image's boxes."""
+        return self.entities_dir / "Annotations" / f"{image_id}.xml"
+
+    def _lists(self) -> dict[str, Path]:
+        return {split: self.entities_dir / f"{split}.txt" for split in ("train", "val", "test")}
+
+    def require_files(self) -> None:
+        """See that everything is there.
+
+        Raises:
+            InputError: says which files to put where.
+        """
+        folders = [self.entities_dir / "Sentences", self.entities_dir / "Annotations"]
+        images = [self.image_dir] if self.needs_image_files else []
+        missing = [str(path) for path in (*self.annotation_files(), *folders, *images) if not path.exists()]
+        if missing:
+            raise InputError(
+                f"Flickr30k Entities is not complete under {self.root}: missing {', '.join(missing)}. Fetch by hand:\n"
+                f"  {self.entities_dir}: a copy of {_REPOSITORY} with annotations.zip unpacked in it\n"
+                f"  {self.image_dir}/*.jpg: flickr30k-images.tar.gz, by the form at https://shannon.cs.illinois.edu/DenotationGraph/"
+            )
+
+    def parse(self) -> Parsed:
+        self.require_files()
+        parsed = Parsed(self.entities_dir)
+        dropped: frozenset[tuple[str, int]] = frozenset()
+        for path in self.annotation_files():
+            if path.name == "UNRELATED_CAPTIONS":
+                dropped = read_unrelated(path)
+        known: set[str] = set()
+        for split, identities in self._identities().items():
+            records = parsed.splits[split] = []
+            for identity in identities:
+                if identity in known:
+                    parsed.add("duplicated id", f"split {split} repeats image {identity}")
+                known.add(identity)
+                try:
+                    captions = read_entities(self.entities_dir, identity).captions
+                except InputError as error:  # tens of thousands of files: say of all what is wrong, not of the first
+                    parsed.add("unreadable annotation", str(error))
+                    continue
+                kept = tuple(caption for place, caption in enumerate(captions) if (identity, place) not in dropped)
+                if kept:
+                    records.append(ImageRecord(identity, self.image_dir / f"{identity}.jpg", kept))
+        return parsed
+
+    def _identities(self) -> dict[str, list[str]]:
+        if self.split == "karpathy":
+            splits = read_karpathy(self.root / "dataset_flickr30k.json", self.image_dir)
+            return {split: [record.image_id for record in records] for split, records in splits.items()}
+        return {split: path.read_text(encoding="utf-8").split() for split, path in self._lists().items()}

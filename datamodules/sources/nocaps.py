@@ -1,0 +1,185 @@
+"""NoCaps (Agrawal et al. 2019): images of Open Images with objects that COCO's captions never name."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import time
+import urllib.error
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from rich.console import Console
+from rich.progress import track
+
+from datamodules.errors import InputError
+from datamodules.files import download as downloads
+from datamodules.files.atomic import put_in_place
+from datamodules.files.download import Remote, fetch
+from datamodules.formats.nocaps import parse_nocaps, read_addresses
+from datamodules.formats.parsing import Parsed
+from datamodules.source import Source
+
+_ANNOTATIONS = {
+    "val": Remote("https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json"),
+    "test": Remote("https://s3.amazonaws.com/nocaps/nocaps_test_image_info.json"),
+}
+_OPEN_IMAGES = {"val": "validation", "test": "test"}
+_CONNECTIONS = 16
+_ATTEMPTS = 4
+
+
+class NoCapsSource(Source):
+    """NoCaps, to evaluate captioners on: 4,500 images of val with ten captions and a domain (648 in, 2,938 near, 914 out), or
+    10,600 of test without, for EvalAI. There is nothing to train or validate on.
+
+    Root holds nocaps_val_4500_captions.json (or nocaps_test_image_info.json) and the images as val/OPEN_IMAGES_ID.jpg (test/...).
+    Whichever split is chosen is what the Trainer tests on; results call it by its own name.
+
+    Args:
+        root: Folder of the data set.
+        image_dir: Folder of the images, relative to root (or absolute); the split's name by default.
+        split: "val" has captions and gives scores; "test" only gives a file to submit.
+        annotations: The split's file, relative to root, in place of the name above.
+        download: Fetch what is missing: the annotations (a few MB) and, one by one, the images (1.5 GB of val, 3.5 GB of test).
+        mirror: Base address to fetch from instead of the official servers: the annotations from MIRROR/NAME.json, images from
+            MIRROR/validation/ID.jpg and MIRROR/test/ID.jpg; the environment variable CROSSLIGHT_NOCAPS_MIRROR does the same.
+        loading: Options of all image-text data modules, where it is one.
+    """
+
+    name: ClassVar[str] = "nocaps"
+
+    def __init__(
+        self,
+        root: str,
+        image_dir: str | None = None,
+        split: Literal["val", "test"] = "val",
+        annotations: str | None = None,
+        download: bool = False,
+        mirror: str | None = None,
+        **loading: Any,
+    ) -> None:
+        super().__init__(root, image_dir or split, **loading)
+        self.split = split
+        self.annotations = self.root / (annotations or _ANNOTATIONS[split].name)
+        self.download = download
+        self.mirror = (mirror or os.environ.get("CROSSLIGHT_NOCAPS_MIRROR") or "").rstrip("/") or None
+
+    def options(self) -> dict[str, Any]:
+        return {"split": self.split}
+
+    def annotation_files(self) -> list[Path]:
+        return [self.annotations]
+
+    def split_name(self, split: str) -> str:
+        """The split's own name in results: the Trainer's "test" is "val" here unless `split` says otherwise."""
+        return self.split if split == "test" else split
+
+    def remote(self) -> Remote:
+        """Where the annotations are fetched from."""
+        official = _ANNOTATIONS[self.split]
+        return official if self.mirror is None else Remote(f"{self.mirror}/{official.name}")
+
+    def image_remotes(self) -> dict[str, Remote]:
+        """Where the images come from, by file name, in the file's order.
+
+        Raises:
+            InputError: the annotations are missing, cut short, or not of their format.
+        """
+        folder = _OPEN_IMAGES[self.split]
+        addresses = read_addresses(self.annotations, folder)
+        return {
+            file: Remote(address if self.mirror is None else f"{self.mirror}/{folder}/{file}")
+            for file, address in addresses.items()
+        }
+
+    def prepare_data(self) -> None:
+        """Fetch what is missing if `download` allows it.
+
+        Raises:
+            InputError: something is missing that may not or cannot be fetched; says what and how.
+        """
+        if self.download:
+            if not self.annotations.exists() and self.annotations.name == self.remote().name:
+                fetch(self.remote(), self.annotations.parent)
+            if self.annotations.exists():
+                fetch_images(self.image_remotes(), self.image_dir)
+        self.require_files()
+
+    def require_files(self) -> None:
+        """See that everything is there.
+
+        Raises:
+            InputError: names each missing file or folder and where it comes from.
+        """
+        sources = {self.annotations: self.remote().url}
+        if self.needs_image_files:
+            where = f"{self.mirror or 'https://s3.amazonaws.com/open-images-dataset'}/{_OPEN_IMAGES[self.split]}/ID.jpg"
+            sources[self.image_dir] = f"{where} of each image"
+        missing = [f"  {path}: from {source}" for path, source in sources.items() if not path.exists()]
+        if missing:
+            advice = "Put them there:" if self.download else "Set download to true to fetch them, or put them there:"
+            raise InputError("\n".join([f"NoCaps is not complete under {self.root}. {advice}", *missing]))
+
+    def parse(self) -> Parsed:
+        self.require_files()
+        parsed = parse_nocaps(self.annotations, self.image_dir)
+        parsed.splits = {"test": parsed.splits["all"]}
+        return parsed
+
+
+def fetch_images(remotes: Mapping[str, Remote], folder: Path, pause: float = 2.0) -> None:
+    """Fetch those images that `folder` lacks, several at a time; an image takes its name when it is complete.
+
+    Args:
+        remotes: What to fetch, by the name that it gets.
+        folder: Where to; made if need be.
+        pause: Seconds before the second attempt after a broken connection (doubled each time).
+
+    Raises:
+        InputError: some cannot be fetched (the others are, and stay for the next try), or the folder cannot be written.
+    """
+    with downloads._DiskErrors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        there = set(os.listdir(folder))
+    missing = {file: remote for file, remote in remotes.items() if file not in there}
+    if not missing:
+        return
+    failures: list[str] = []
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        tasks = [pool.submit(_fetch_image, remote, folder / file, pause) for file, remote in missing.items()]
+        console = Console(stderr=True)
+        try:
+            for task in track(as_completed(tasks), "fetching images", len(tasks), console=console):
+                failure = task.result()
+                failures += [failure] if failure else []
+        except InputError:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if failures:
+        raise InputError(
+            f"{len(failures):,} of {len(missing):,} images cannot be fetched into {folder}, first {failures[0]}. Check the "
+            "network and start again: what has arrived is kept."
+        )
+
+
+def _fetch_image(remote: Remote, path: Path, pause: float) -> str | None:
+    """What went wrong, if anything did."""
+    part = path.with_name(f"{path.name}.part")
+    for attempt in range(_ATTEMPTS):
+        try:
+            with downloads._DiskErrors(part):
+                downloads._continue(remote, part, lambda done, total: None)
+                put_in_place(part, path)
+            return None
+        except urllib.error.HTTPError as error:
+            reason = f"{error.code} {error.reason}"
+            if error.code < 500:
+                break
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            reason = str(getattr(error, "reason", None) or error or type(error).__name__)
+        if attempt < _ATTEMPTS - 1:
+            time.sleep(pause * 2**attempt)
+    return f"{remote.url} ({reason})"
