@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from experiments.cli.regions import add_options, images
+from experiments.cli._regions import images
 from safetensors.torch import save_file
 
 from datamodules.formats.flickr_entities import read_annotation, write_entities

@@ -18,7 +18,7 @@ from datamodules.errors import InputError
 from experiments.papers import catalogue as exhibits
 from experiments.papers import schema, strict_yaml
 from experiments.papers.catalogue import read_exhibit, read_runs
-from experiments.papers.plan import Job, plan, plan_runs
+from experiments.papers.plan import PlannedRun, plan, plan_runs
 from experiments.papers.schema import PAPERS, SCALES, Scale
 from experiments.runs.store import folder_of
 from experiments.training.configs import find_configs
@@ -38,7 +38,7 @@ ALIKE = {"mwa/base-coco-ke32": "mwa/base-coco-ke-small"}  # at full scale
 
 
 @cache
-def jobs(scale: Scale, seeds: tuple[int, ...] = (0,)) -> list[Job]:
+def jobs(scale: Scale, seeds: tuple[int, ...] = (0,)) -> list[PlannedRun]:
     return plan(NAMES, scale, seeds)
 
 
@@ -184,7 +184,7 @@ def test_seeds_multiply_what_depends_on_them() -> None:
     assert Counter(job.seed for job in three if job.recipe.seeded) == {seed: len(one) - len(fixed) for seed in (0, 1, 2)}
 
 
-def _options(job: Job) -> set[str]:
+def _options(job: PlannedRun) -> set[str]:
     """What of a job's command line test_configs.py does not parse: its command and options with each kind of model, and the
     miniature's overlays."""
     files = {file.rpartition("/")[2] for file in job.recipe.configs if file.startswith(("configs/model/", "configs/data/"))}
@@ -193,10 +193,10 @@ def _options(job: Job) -> set[str]:
     return {f"{kind} {job.recipe.command}", *(f"{kind} {name}" for name in job.recipe.options), *overlays}
 
 
-def _covering(candidates: list[Job]) -> list[Job]:
+def _covering(candidates: list[PlannedRun]) -> list[PlannedRun]:
     """Jobs that together have every file and option of all of them."""
     wanted = set[str]().union(*map(_options, candidates))
-    chosen: list[Job] = []
+    chosen: list[PlannedRun] = []
     while wanted:
         best = max(candidates, key=lambda job: len(_options(job) & wanted))
         chosen.append(best)
