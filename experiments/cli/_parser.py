@@ -57,19 +57,20 @@ class Parser(argparse.ArgumentParser):
     def _hint(self, word: str) -> str:
         """What a word may have meant: an option that is spelled nearly so, or one of another sub-command."""
         option = word.partition("=")[0]
-        owners = [parser.prog for parser in _with_subcommands(self) if option in parser._option_string_actions]
+        owners = [parser.prog for parser in with_subcommands(self) if option in parser._option_string_actions]
         if owners:
             return f" ({option} is of {' and '.join(f'`{owner}`' for owner in owners)})"
-        every = [name for parser in _with_subcommands(self) for name in parser._option_string_actions]
+        every = [name for parser in with_subcommands(self) for name in parser._option_string_actions]
         close = difflib.get_close_matches(option, every, 1) if option.startswith("--") else []
         return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _with_subcommands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+def with_subcommands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of its sub-commands."""
     yield parser
     for action in parser._actions:
         for below in (action.choices or {}).values() if isinstance(action, argparse._SubParsersAction) else ():
-            yield from _with_subcommands(below)
+            yield from with_subcommands(below)
 
 
 def add_fields(

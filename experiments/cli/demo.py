@@ -15,7 +15,7 @@ from typing import Any
 from experiments.cli._parser import Parser, refuse_given
 
 OUT, RUNS, SEEDS = Path("runs/demo"), Path("runs/papers"), [0]
-_OF_ALL = "is of the whole demo: a demo of one method writes its runs below --out."
+_OF_ALL = "is of the whole demo: `crosslight demo iais` and `captioning` write their runs below --out."
 
 
 def add_options(parser: Parser) -> None:

@@ -112,7 +112,7 @@ def script_of(array: Array, root: Path, options: SlurmOptions, target: str, depe
     header = {
         "job-name": re.sub(r"[^\w.-]+", "-", target), "array": f"0-{len(array.launches) - 1}{at_once}", "dependency": dependency,
         "kill-on-invalid-dep": "yes", "nodes": shape.nodes, "ntasks-per-node": shape.processes,
-        "gpus-per-node": shape.gpus or None, "cpus-per-launch": options.cpus_per_task, "mem": options.mem,
+        "gpus-per-node": shape.gpus or None, "cpus-per-task": options.cpus_per_task, "mem": options.mem,
         "partition": options.partition, "account": options.account, "qos": options.qos, "constraint": options.constraint,
         "time": options.time, "signal": f"USR1@{options.notice}", "requeue": "", "open-mode": "append",
         "output": _quoted(root / "slurm" / "%A_%a.out"),
@@ -125,7 +125,7 @@ def script_of(array: Array, root: Path, options: SlurmOptions, target: str, depe
         + f"  set -- {shlex.join(launch.argv)} ;;"
         for index, launch in enumerate(array.launches)
     )
-    cpus = f" --cpus-per-launch={options.cpus_per_task}" if options.cpus_per_task else ""
+    cpus = f" --cpus-per-task={options.cpus_per_task}" if options.cpus_per_task else ""
     return f"""\
 #!/bin/bash
 # {target}: {counted(len(array.launches), "run")}, an element each

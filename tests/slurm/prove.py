@@ -112,7 +112,7 @@ def steps(run: Path | None) -> list[int]:
 
 
 def job(root: Path, name: str) -> str:
-    return next(each["job"] for each in read_jobs(root).values() if name in each["name"])
+    return next(each["job"] for each in read_jobs(root).values() if name in each["title"])
 
 
 def field(number: str, name: str) -> str:

@@ -129,7 +129,10 @@ def test_samples_are_those_of_the_seed(
     monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
     drawn = []
     for seed in ("1", "1", "2"):
-        assert run_command("caption", ["run", str(photographs[0]), "--beams", "1", "--sample", "--temperature", "9", "--seed", seed]) == 0
+        assert (
+            run_command("caption", ["run", str(photographs[0]), "--beams", "1", "--sample", "--temperature", "9", "--seed", seed])
+            == 0
+        )
         drawn.append(capsys.readouterr().out)
     assert drawn[0] == drawn[1] != drawn[2]
 

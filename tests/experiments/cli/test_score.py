@@ -63,7 +63,9 @@ def test_scores_are_coco_captions(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_only_the_metrics_that_were_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_command("score", [results(tmp_path), "--references", coco(tmp_path), "--metrics", "rouge_l,cider", "--tokenizer", "simple"])
+    run_command(
+        "score", [results(tmp_path), "--references", coco(tmp_path), "--metrics", "rouge_l,cider", "--tokenizer", "simple"]
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[3:]] == ["rouge_l", "cider"]
     assert "unavailable" not in "\n".join(lines)

@@ -21,6 +21,8 @@ from experiments.papers.catalogue import read_exhibit, read_runs
 from experiments.papers.plan import PlannedRun, plan, plan_runs
 from experiments.papers.schema import PAPERS, SCALES, Scale
 from experiments.runs.store import folder_of
+from experiments.sweep.launches import PROGRAM
+from experiments.sweep.targets import launches_of
 from experiments.training.configs import find_configs
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -214,9 +216,10 @@ def test_jobs_parse_through_the_real_command_line(tmp_path: Path, monkeypatch: p
     every = [job for scale in SCALES for job in jobs(scale)]
     chosen = every if os.environ.get("CROSSLIGHT_EVERY_JOB") else _covering(every)
     folders = {job.key: Path("/runs") / job.folder_name for job in every}
+    launches = {launch.key: launch for launch in launches_of(every, Path("/runs"))}
     for job in chosen:
-        command, *arguments = job.arguments(folders)
-        config = ParsedCLI([command, *find_configs(arguments)]).plain
+        command, arguments = launches[job.key].command, list(launches[job.key].arguments)
+        config = ParsedCLI([str(command), *find_configs(arguments)]).plain
         assert config["scale"] == job.scale
         assert (
             config["seed_everything"]
@@ -315,17 +318,17 @@ def test_a_plan_of_a_small_project(project: Path) -> None:
         ("mwa/start", "mwa/again"), ("mwa/child-x",), ("mwa/last",), ("mwa/child-y",), ("mwa/alone",)
     ]  # fmt: skip
     by_name = {job.names[0]: job for job in found}
-    folders = {job.key: Path("/runs") / job.folder_name for job in found}
+    launches = {launch.key: launch for launch in launches_of(found, Path("/runs"))}
     last, start = by_name["mwa/last"], by_name["mwa/start"]
     assert last.after == (by_name["mwa/child-x"].key, start.key)
-    assert last.arguments(folders) == [
-        "test", "-c", "configs/common.yaml", "-c", "configs/x.yaml", "--name=last", "--wandb.group=mwa", "--a=1",
+    assert launches[last.key].argv == (
+        *PROGRAM, "test", "-c", "configs/common.yaml", "-c", "configs/x.yaml", "--name=last", "--wandb.group=mwa", "--a=1",
         f"--ckpt_path=/runs/{by_name['mwa/child-x'].folder_name}/best.ckpt", f'--more=[{{"at": "/runs/{start.folder_name}"}}]',
-        "--seed_everything=7", "--data.init_args.seed=7", "--scale=full", f"--run_dir=/runs/{last.folder_name}",
-    ]  # fmt: skip
-    child = by_name["mwa/child-x"].arguments(folders)
+        "--data.init_args.seed=7", "--seed_everything=7", "--scale=full", f"--run_dir=/runs/{last.folder_name}",
+    )  # fmt: skip
+    child = launches[by_name["mwa/child-x"].key].arguments
     assert f"--model.init_args.init_from=/runs/{start.folder_name}" in child
-    assert not any("seed" in part for part in by_name["mwa/alone"].arguments(folders))
+    assert not any("seed" in part for part in launches[by_name["mwa/alone"].key].arguments)
     assert (by_name["mwa/alone"].seed, last.seed) == (0, 7)
     assert last.folder_name == f"mwa-last-s7-{last.key[:8]}"
 

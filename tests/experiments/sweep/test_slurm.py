@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from experiments.sweep.tasks import PROGRAM, Launch
 from rich.console import Console
 from torch import distributed
 
@@ -26,6 +25,8 @@ from datamodules.files.locks import take_lock
 from experiments.cli.main import run_command
 from experiments.runs.results import Results, ResultsStatus, now, read_results, write_results
 from experiments.sweep import slurm, slurm_script
+from experiments.sweep.launches import Launch
+from experiments.sweep.request import Request
 from experiments.sweep.slurm import settle
 from experiments.sweep.slurm_script import SlurmOptions, arrays_of, script_of
 from experiments.sweep.status import show_launches
@@ -96,36 +97,35 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
     return cluster
 
 
-def launch(root: Path, name: str, after: tuple[str, ...] = (), gpus: int = 0, *more: str) -> Launch:
-    folder = root / name
-    return Launch(
-        name, name, "k", folder, (*PROGRAM, "run", *more, f"--run_dir={folder}"), {"CROSSLIGHT_WORLD": "a b"}, after, gpus
-    )
+def launch(root: Path, name: str, after: tuple[str, ...] = (), gpus: int = 0, **more: Any) -> Launch:
+    environment = {"CROSSLIGHT_WORLD": "a b"}
+    return Launch(name, name, "k", root / name, "run", environment=environment, after=after, gpus=gpus, **more)
 
 
 def ended(each: Launch, status: ResultsStatus, error: str | None = None) -> None:
     each.folder.mkdir(parents=True, exist_ok=True)
-    write_results(each.folder, Results(status, "run", each.name, "c", now(), error=error))
+    write_results(each.folder, Results(status, "run", each.title, "c", now(), error=error))
 
 
 def submit(launches: list[Launch], root: Path, options: SlurmOptions | None = None, **more: bool) -> tuple[int, str]:
     out = StringIO()
-    status = slurm.submit(launches, root, options or SlurmOptions(), "mwa/x", Console(file=out, width=200), **more)
+    request = Request("run", "mwa/x", submit=options or SlurmOptions(), **more)
+    status = slurm.submit(launches, root, request, Console(file=out, width=200))
     return status, out.getvalue()
 
 
 def test_arrays_are_tasks_of_one_shape_and_one_start(tmp_path: Path) -> None:
     launches = [
         launch(tmp_path, "start"), launch(tmp_path, "a", ("start",)), launch(tmp_path, "b", ("start",)),
-        launch(tmp_path, "ranks", ("start",), 0, "--trainer.devices=2", "--trainer.num_nodes=3"), launch(tmp_path, "gpu", (), 4),
+        launch(tmp_path, "ranks", ("start",), devices="2", nodes=3), launch(tmp_path, "gpu", (), 4),
         launch(tmp_path, "last", ("a", "b")),
     ]  # fmt: skip
     arrays = arrays_of(launches, SlurmOptions(nodes=2, gpus_per_node=8))
-    assert [[each.name for each in array.launches] for array in arrays] == [["start"], ["a", "b"], ["ranks"], ["gpu"], ["last"]]
+    assert [[each.title for each in array.launches] for array in arrays] == [["start"], ["a", "b"], ["ranks"], ["gpu"], ["last"]]
     shapes = [(array.shape.nodes, array.shape.processes, array.shape.gpus) for array in arrays]
     assert shapes == [(1, 1, 0), (1, 1, 0), (3, 2, 0), (2, 8, 8), (1, 1, 0)]
-    assert arrays[3].tasks[0].command[-2:] == ("--trainer.devices=8", "--trainer.num_nodes=2")  # Lightning is told
-    assert arrays[1].tasks[0].command == launches[1].command
+    assert arrays[3].launches[0].argv[-3:-1] == ("--trainer.devices=8", "--trainer.num_nodes=2")  # Lightning is told
+    assert arrays[1].launches[0].argv == launches[1].argv
     many = arrays_of([launch(tmp_path, str(number)) for number in range(slurm_script.MOST + 1)], SlurmOptions())
     assert [len(array.launches) for array in many] == [slurm_script.MOST, 1]
 
@@ -140,12 +140,12 @@ def test_a_script_says_what_it_runs(tmp_path: Path) -> None:
     header = re.findall("^#SBATCH (.*)$", script, re.MULTILINE)
     assert header == [
         "--job-name=mwa-table1", "--array=0-1%2", "--dependency=afterok:7_1", "--kill-on-invalid-dep=yes", "--nodes=1",
-        "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-launch=4", "--mem=64G", "--partition=gpu", "--account=me",
+        "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=4", "--mem=64G", "--partition=gpu", "--account=me",
         "--qos=low", "--constraint=a100", "--time=8:00:00", "--signal=USR1@120", "--requeue", "--open-mode=append",
         f"--output='{tmp_path}/its own/slurm/%A_%a.out'", "--mail-type=END",
     ]  # fmt: skip
     assert "\nmodule load cuda\n" in script
-    assert "srun --ntasks-per-node=2 --cpus-per-launch=4 --kill-on-bad-exit=1" in script
+    assert "srun --ntasks-per-node=2 --cpus-per-task=4 --kill-on-bad-exit=1" in script
     # the script up to its end of the case says the right command to the right element
     (tmp_path / "its own").mkdir()
     upper = script[: script.index("\nexec >>")].replace("module load cuda", "")
@@ -153,7 +153,7 @@ def test_a_script_says_what_it_runs(tmp_path: Path) -> None:
         ["bash", "-c", upper + '\nprintf "%s\\n" "$key" "$folder" "$CROSSLIGHT_WORLD" "$@"'],
         env={"SLURM_ARRAY_TASK_ID": "1", "PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
-    assert shown == ["two", f"{tmp_path}/its own/two", "a b", *array.launches[1].command]
+    assert shown == ["two", f"{tmp_path}/its own/two", "a b", *array.launches[1].argv]
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     for wrong, message in (({"nodes": 0}, "--slurm.nodes is 0"), ({"extra": ["x"]}, "'x', which is no option of sbatch")):
         with pytest.raises(InputError, match=message):
@@ -186,7 +186,7 @@ def test_nothing_is_submitted_twice_and_children_wait_for_their_parents_element(
     assert {key: job["job"] for key, job in jobs.items()} == {
         "start": "11_0", "other": "11_1", "child": "12_0", "both": "13_0", "free": "14_0"
     }  # fmt: skip
-    assert jobs["child"]["command"] == list(launches[3].command)
+    assert jobs["child"]["argv"] == list(launches[3].argv)
     assert "nothing to submit" in submit(launches, root)[1]
     assert len(queue.called("sbatch")) == 4
 
@@ -247,7 +247,7 @@ def test_a_script_as_slurm_runs_it(queue: Queue, tmp_path: Path, monkeypatch: py
     assert lock is not None
     lock.close()
     (started,) = queue.called("srun")
-    assert started.endswith(f"crosslight {' '.join(launches[2].command)}")
+    assert started.endswith(f"crosslight {' '.join(launches[2].argv)}")
     assert "held is running elsewhere" in (tmp_path / "logs" / "held.log").read_text()
     assert "Slurm job 11_2 on n1, requeued 0 times" in (tmp_path / "logs" / "broken.log").read_text()
     assert "ended with exit status 3" in str(read_results(launches[2].folder).error)
@@ -355,7 +355,7 @@ def test_status_and_cancel_of_draws_are_of_those_submitted(
         assert run_command("sweep", ["run", str(sweep), *out, *given, "--submit", "slurm"]) == 0
     assert len(list((tmp_path / "out" / "points").glob("*.json"))) == 4
     for job in json.loads((tmp_path / "out" / "slurm" / "jobs.json").read_text()).values():
-        ended(Launch("k", "n", "k", Path(job["folder"]), ()), "failed", error="e")
+        ended(Launch("k", "n", "k", Path(job["folder"]), None), "failed", error="e")
     capsys.readouterr()
     assert run_command("sweep", ["status", str(sweep), *out]) == 1
     assert "4 runs in" in capsys.readouterr().out

@@ -334,7 +334,9 @@ def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for target, names in {"mwa/table1": ["start", "one"], "all": ["start", "one", "two"], "mwa/two": ["start", "two"]}.items():
-        assert [launch.title for launch in exhibit_launches(target, "miniature", [3], tmp_path)] == [f"mwa/{name} s3" for name in names]
+        assert [launch.title for launch in exhibit_launches(target, "miniature", [3], tmp_path)] == [
+            f"mwa/{name} s3" for name in names
+        ]
     launches = exhibit_launches("mwa", "miniature", [0], tmp_path)
     groups = [launch.environment.get("WANDB_RUN_GROUP") for launch in launches]
     assert groups[1:] == ["mwa/table1", "mwa/table2"]
