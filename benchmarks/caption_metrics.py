@@ -64,7 +64,7 @@ def made_up(images: int, references: int, vocabulary: int = 8000) -> tuple[list[
 
 def from_files(references: Path, results: Path) -> tuple[list[list[str]], list[str]]:
     """The same of files in COCO's formats, tokenized without Java."""
-    from experiments.cli.score import choose, read_references, read_results
+    from experiments.analysis.caption_scores import choose, read_references, read_results
     from lightning_modules.metrics.captions.tokenizer import simple
 
     captions, _ = read_results(results)

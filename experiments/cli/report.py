@@ -1,4 +1,8 @@
-"""`crosslight report`."""
+"""Published numbers beside ours, claims judged, figures drawn: a site that opens from disk.
+
+Lays what was measured beside what the papers print, with Markdown, CSV and LaTeX of every table. Without arguments all exhibits
+are shown; what has not been run is shown too, with the command that runs it.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,34 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from datamodules.errors import InputError
-from experiments.papers.catalogue import exhibit_names
+from experiments.cli._parser import Parser
 from experiments.papers.schema import PAPERS, SCALES
 
-DEFAULT_RUNS = Path("runs/papers")  # of `crosslight sweep run EXHIBIT`
+RUNS = Path("runs/papers")  # of `crosslight sweep run EXHIBIT`
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See crosslight report --help.")
+def add_options(parser: Parser) -> None:
+    parser.add_argument(
+        "what", nargs="*", metavar="PAPER|EXHIBIT|FOLDER",
+        help="a paper (mwa), an exhibit (mwa/table1), or folders of other runs, which are listed as such",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runs", nargs="+", type=Path, metavar="DIR",
+        help=f"where `crosslight sweep run` wrote to; several, also of several machines, merge (default: {RUNS})",
+    )  # fmt: skip
+    parser.add_argument("--scale", choices=SCALES, default="miniature", help="the embedded world, or the papers' own")
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where to")
+    parser.add_argument(
+        "--maps", action="store_true",
+        help="load the models of the exhibits that show attention maps, and store the maps in RUN/attention_maps",
+    )  # fmt: skip
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit status of `crosslight report`: 0.
-
-    Raises:
-        InputError: An argument names nothing, or an exhibit is wrong.
-    """
-    parser = _Parser(prog="crosslight report", allow_abbrev=False, add_help=False)
-    parser.add_argument("what", nargs="*")
-    parser.add_argument("--runs", nargs="+", type=Path)
-    parser.add_argument("--scale", choices=SCALES, default="miniature")
-    parser.add_argument("--out", type=Path, default=Path("report"))
-    parser.add_argument("--maps", action="store_true")
-    options = parser.parse_args(list(arguments))
+def run(options: argparse.Namespace) -> int:
     names, given = chosen(options.what)
-    roots = options.runs if options.runs is not None else [DEFAULT_RUNS] if DEFAULT_RUNS.is_dir() else []
+    roots = options.runs if options.runs is not None else [RUNS] if RUNS.is_dir() else []
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file. Give a new folder, or that of an earlier report.")
 
@@ -66,16 +69,18 @@ def chosen(what: Sequence[str]) -> tuple[list[str], list[Path]]:
     Raises:
         InputError: A word is none of them.
     """
+    from experiments.papers.catalogue import exhibit_names
+
     known = exhibit_names()
     names: list[str] = []
     folders: list[Path] = []
-    for each in what:
-        if each in PAPERS or each in known:
-            names += [name for name in known if name == each or name.startswith(f"{each}/")]
-        elif Path(each).is_dir():
-            folders.append(Path(each))
+    for word in what:
+        if word in PAPERS or word in known:
+            names += [name for name in known if name == word or name.startswith(f"{word}/")]
+        elif Path(word).is_dir():
+            folders.append(Path(word))
         else:
             raise InputError(
-                f"{each!r} is no paper, exhibit or folder. Papers: {', '.join(PAPERS)}; exhibits: {', '.join(known)}"
+                f"{word!r} is no paper, exhibit or folder. Papers: {', '.join(PAPERS)}; exhibits: {', '.join(known)}"
             )
     return (list(dict.fromkeys(names)) if what else known), folders

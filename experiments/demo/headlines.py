@@ -6,7 +6,7 @@
     i_tuning/figure3  where the words of these captions look: needs no further run
 
 The runs are those of `crosslight sweep run`, in the same folder: what a demo has run, no sweep repeats, and a second demo runs
-nothing. `iais_demo.py` and `captioning_demo.py` are demos of one method with settings of their own; they render and train here.
+nothing. `iais.py` and `captioning.py` are demos of one method with settings of their own; they render and train here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from experiments.report.collect import View
     from experiments.report.site import Page
-    from experiments.sweep.tasks import Task
+    from experiments.sweep.launches import Launch
 from experiments.demo.common import opening
 
 # The longest chains of runs first: two at once then end together.
@@ -53,9 +53,9 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
 
     console, say = opening()
     started = time.perf_counter()
-    tasks = headline_tasks(runs, seeds)
-    say(f"{len(tasks)} miniature runs, two at once where there are two cores; the first demo renders scenes for them")
-    status = Runner(tasks, runs, jobs=min(2, len(os.sched_getaffinity(0))), console=console).run()
+    launches = headline_launches(runs, seeds)
+    say(f"{len(launches)} miniature runs, two at once where there are two cores; the first demo renders scenes for them")
+    status = Runner(launches, runs, jobs=min(2, len(os.sched_getaffinity(0))), console=console).run()
     if status > 1:
         return status  # told to stop
     views = collect(SHOWN, "miniature", RunFolders([runs]))
@@ -84,12 +84,12 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
     return status
 
 
-def headline_tasks(runs: Path, seeds: Sequence[int]) -> list[Task]:
+def headline_launches(runs: Path, seeds: Sequence[int]) -> list[Launch]:
     """What the headline exhibits need, each once, without what is left out."""
-    from experiments.sweep.targets import exhibit_tasks
+    from experiments.sweep.targets import exhibit_launches
 
-    tasks = [task for name in HEADLINES for task in exhibit_tasks(name, "miniature", seeds, runs)]
-    return list({task.key: task for task in tasks if task.name.partition(" ")[0] not in LEFT_OUT}.values())
+    launches = [launch for name in HEADLINES for launch in exhibit_launches(name, "miniature", seeds, runs, without=LEFT_OUT)]
+    return list({launch.key: launch for launch in launches}.values())
 
 
 # ------------------------------------------------------------------------------------------------------------ what is shown
@@ -159,6 +159,3 @@ def _draw_queries(views: Sequence[View], out: Path, say: Callable[[str], None]) 
     say("drawing queries with what was found")
     out.mkdir(parents=True, exist_ok=True)
     return draw_queries(lightning_modules.load(found.folder), data_of(found.folder), "test", out / "queries.png")
-
-
-# ------------------------------------------------------------------------------------------- for the demos of one method

@@ -7,9 +7,9 @@
 Scales: "full" is the paper's models, data and recipe; "miniature" the same variants and code on the embedded world, on a
 processor. A scale that a run does not have is a run that this scale leaves out.
 
-`plan` makes jobs of runs and seeds, dependencies first. A job's key hashes everything that decides its result: the content of its
-configuration files, its options, the seed, the embedded world, and the keys of the jobs it starts from. Runs that are equal share
-one job, whatever they are called, and a changed configuration is a new job in a new folder.
+`plan` makes planned runs of runs and seeds, dependencies first. A planned run's key hashes everything that decides its result:
+the content of its configuration files, its options, the seed, the embedded world, and the keys of those it starts from. Runs that
+are equal are planned once, whatever they are called, and a changed configuration is a new planned run in a new folder.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ from experiments.papers.strict_yaml import (
 from lightning_modules.callbacks.cost_record import Cost
 
 COSTS = tuple(field.name for field in fields(Cost))
-
-# ------------------------------------------------------------------------------------------------------------- reading it
 
 
 def exhibit_names() -> list[str]:

@@ -12,6 +12,7 @@ Paper = Literal["mwa", "iais", "i_tuning"]
 Style = Literal["source", "target"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 PAPERS: tuple[Paper, ...] = get_args(Paper)
+STYLES: tuple[Style, ...] = get_args(Style)
 _RUN = re.compile(r"\{run:([^{}]+)\}")
 
 
@@ -50,7 +51,7 @@ class Recipe:
         start: Name of the run whose weights this one starts from (model.init_args.init_from).
         world: Style of the embedded world that the run reads (CROSSLIGHT_WORLD); see `write_miniature_world`.
         command: Sub-command of crosslight.
-        seeded: Whether it depends on the seed. One that does not (a test of published weights) is one job for all seeds.
+        seeded: Whether it depends on the seed. One that does not (a test of published weights) is planned once for all seeds.
         cost: Estimate.
     """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from datamodules.errors import InputError
-from experiments.papers.plan import Job
+from experiments.papers.plan import PlannedRun
 from experiments.runs.folder import is_running
 from experiments.runs.results import Evaluation, Results, ResultsStatus, read_results
 
@@ -40,7 +40,7 @@ class Run:
     folder: Path | None = None
     results: Results | None = None
     error: str = ""
-    job: Job | None = None
+    job: PlannedRun | None = None
 
     def evaluation(self, data: str | None) -> Evaluation | None:
         """The test on a data set, or the first one."""
@@ -109,11 +109,11 @@ class RunFolders:
         self._read: dict[Path, Run] = {}
         self._arrays: dict[Path, dict[str, npt.NDArray[Any]]] = {}
 
-    def of(self, job: Job) -> list[Path]:
+    def of(self, job: PlannedRun) -> list[Path]:
         """The folders of what was planned, in the order of the roots."""
         return self._by_key.get(job.key[:8], [])
 
-    def find(self, job: Job, name: str) -> Run:
+    def find(self, job: PlannedRun, name: str) -> Run:
         """The run of what was planned: a finished one before any other."""
         for folder in self.of(job):
             if folder not in self._read:
@@ -136,6 +136,6 @@ class RunFolders:
         return self._arrays[file]
 
 
-def folder_of(job: Job, roots: Sequence[Path]) -> Path:
+def folder_of(job: PlannedRun, roots: Sequence[Path]) -> Path:
     """Where a planned run is, or else where it shall be: in the first root."""
     return next(iter(RunFolders([root for root in roots if root.is_dir()]).of(job)), roots[0] / job.folder_name)

@@ -7,10 +7,22 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from datamodules.errors import InputError
+from experiments.training import preemption
+from experiments.training.configs import find_configs
 from experiments.training.quiet import quiet
+
+
+def run_alone(command: str, arguments: Sequence[str]) -> int:
+    """`crosslight COMMAND ARGUMENTS` in a process that does nothing else: it listens to Slurm. Returns the exit status.
+
+    Raises:
+        InputError: A configuration file does not exist.
+    """
+    preemption.listen()  # before torch is imported: until then a signal of Slurm's finds nobody
+    return train_or_evaluate(command, find_configs(list(arguments)))
 
 
 def train_or_evaluate(command: str, arguments: list[str], announce: bool = True) -> int:
@@ -44,7 +56,6 @@ def settle_failure(error: BaseException, folder: object) -> int:
 
     from experiments.runs.folder import RunFolder
     from experiments.runs.results import ResultsStatus
-    from experiments.training import preemption
 
     if isinstance(error, SystemExit) and error.code in (0, None) and not isinstance(error, SIGTERMException):
         return 0  # --help-all, --print_config (SIGTERMException is a SystemExit without a code)

@@ -31,7 +31,7 @@ from cluster import PROGRAMS, Cluster
 
 import experiments
 from datamodules.errors import InputError
-from experiments.cli.sweep import main
+from experiments.cli.main import run_command
 from experiments.papers import strict_yaml
 from experiments.sweep.slurm import read_jobs
 
@@ -65,7 +65,7 @@ def sweep(*arguments: object) -> tuple[int, str]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         try:
-            status = main(given)
+            status = run_command("sweep", given)
         except InputError as error:
             status = 2
             out.write(f"crosslight: error: {error}\n")
@@ -112,7 +112,7 @@ def steps(run: Path | None) -> list[int]:
 
 
 def job(root: Path, name: str) -> str:
-    return next(each["job"] for each in read_jobs(root).values() if name in each["name"])
+    return next(each["job"] for each in read_jobs(root).values() if name in each["title"])
 
 
 def field(number: str, name: str) -> str:

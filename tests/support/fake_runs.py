@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.papers.catalogue import exhibit_names, read_exhibit
-from experiments.papers.plan import Job, plan
+from experiments.papers.plan import PlannedRun, plan
 from experiments.papers.schema import SCALES, Scale
 from lightning_modules.checkpoints.run_folder import RESULTS_SCHEMA
 
@@ -92,7 +92,7 @@ def write_run(
     return folder
 
 
-def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], skip: Sequence[str] = ()) -> list[Job]:
+def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], skip: Sequence[str] = ()) -> list[PlannedRun]:
     """Every job of the exhibits as a finished run; those whose first name ends with one of `skip` fail or are not there."""
     wanted: dict[str, dict[str, set[str]]] = {}
     logged: dict[str, set[str]] = {}

@@ -20,7 +20,7 @@ from datamodules.miniworld.write import write_tokenizer
 from datamodules.records import ImageBatch, ImageRecord
 from experiments.analysis import captions as caption
 from experiments.analysis.word_maps import token_maps
-from experiments.cli.caption import main
+from experiments.cli.main import run_command
 from lightning_modules.checkpoints.run_folder import RESULTS_SCHEMA
 from lightning_modules.networks.language_model import Decoding
 
@@ -109,7 +109,7 @@ def test_captions_are_those_of_an_evaluation(
 ) -> None:
     out = tmp_path / "new" / "captions.json"
     asked = [str(run), *map(str, images), "--device", "cpu"]
-    assert main([*asked, "--out", str(out), "--batch-size", "2"]) == 0
+    assert run_command("caption", [*asked, "--out", str(out), "--batch-size", "2"]) == 0
     wanted = expected(loaded.network, images, Decoding(num_beams=2, max_new_tokens=6, min_new_tokens=2))
     assert all(len(each.split()) >= 2 for each in wanted)
     assert capsys.readouterr().out.splitlines() == [f"{path}: {each}" for path, each in zip(images, wanted, strict=True)]
@@ -118,7 +118,7 @@ def test_captions_are_those_of_an_evaluation(
     ]
     assert list(parse_caption_results(out).valid()) == ["12", "0034", "a dog"]
     # what is given replaces what the run has, and nothing else
-    assert main([*asked, "--num-beams", "1", "--max-new-tokens", "4"]) == 0
+    assert run_command("caption", [*asked, "--num-beams", "1", "--max-new-tokens", "4"]) == 0
     shorter = expected(loaded.network, images, Decoding(num_beams=1, max_new_tokens=4, min_new_tokens=2))
     assert [line.rpartition(": ")[2] for line in capsys.readouterr().out.splitlines()] == shorter
 
@@ -129,7 +129,10 @@ def test_samples_are_those_of_the_seed(
     monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
     drawn = []
     for seed in ("1", "1", "2"):
-        assert main(["run", str(images[0]), "--num-beams", "1", "--sample", "--temperature", "9", "--seed", seed]) == 0
+        assert (
+            run_command("caption", ["run", str(images[0]), "--num-beams", "1", "--sample", "--temperature", "9", "--seed", seed])
+            == 0
+        )
         drawn.append(capsys.readouterr().out)
     assert drawn[0] == drawn[1] != drawn[2]
 
@@ -146,7 +149,7 @@ def test_a_picture_for_each_image(loaded: Any, images: list[Path], tmp_path: Pat
     monkeypatch.setattr(caption, "draw_maps", drawing)
     folder = tmp_path / "new" / "maps"
     chosen = ["--layer", "1", "--head", "0", "--position", "reads"]
-    assert main(["run", *map(str, images[:2]), "--maps", str(folder), *chosen]) == 0
+    assert run_command("caption", ["run", *map(str, images[:2]), "--maps", str(folder), *chosen]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["0034.png", "12.png"]
     for path in folder.iterdir():
         with Image.open(path) as picture:
@@ -209,7 +212,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     (tmp_path / "b" / "12.jpg").write_bytes(images[0].read_bytes())
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message) as error:
-        main(["run", *arguments])
+        run_command("caption", ["run", *arguments])
     assert "\n" not in str(error.value)
     assert not Path("o.json").exists()
 
@@ -226,10 +229,10 @@ def test_runs_without_maps(
 ) -> None:
     asked = [str(run_folder(tmp_path / kind, tokenizer, kind)), str(images[0])]
     with pytest.raises(InputError, match=message):
-        main([*asked, "--maps", str(tmp_path / "maps")])
+        run_command("caption", [*asked, "--maps", str(tmp_path / "maps")])
     assert not (tmp_path / "maps").exists()
     if kind == "clipcap":  # captions it writes all the same
-        assert main(asked) == 0
+        assert run_command("caption", asked) == 0
         assert capsys.readouterr().out.startswith(f"{images[0]}: ")
 
 
@@ -239,4 +242,4 @@ def test_other_networks_write_no_captions(images: list[Path], monkeypatch: pytes
 
     monkeypatch.setattr(lightning_modules, "load", lambda run: Module())
     with pytest.raises(InputError, match="is a run of Linear, which writes no captions"):
-        main([str(tmp_path), str(images[0])])
+        run_command("caption", [str(tmp_path), str(images[0])])

@@ -14,17 +14,17 @@ from experiments.runs.results import read_results
 
 
 def test_the_runs_are_those_of_the_shown_exhibits_each_once_after_what_it_needs(tmp_path: Path) -> None:
-    tasks = demo.headline_tasks(tmp_path, [0])
+    launches = demo.headline_launches(tmp_path, [0])
     jobs = [job for job in plan(demo.SHOWN, "miniature", [0]) if not set(job.names) & set(demo.LEFT_OUT)]
-    assert {task.key for task in tasks} == {job.key for job in jobs}, "a second sweep finds them"
-    assert len({task.key for task in tasks}) == len(tasks)
+    assert {launch.key for launch in launches} == {job.key for job in jobs}, "a second sweep finds them"
+    assert len({launch.key for launch in launches}) == len(launches)
     done: set[str] = set()
-    for task in tasks:
-        assert set(task.after) <= done
-        assert task.gpus == 0
-        done.add(task.key)
+    for launch in launches:
+        assert set(launch.after) <= done
+        assert launch.gpus == 0
+        done.add(launch.key)
     assert {name.partition("/")[0] for name in demo.HEADLINES} == {"mwa", "iais", "i_tuning"}
-    assert len(demo.headline_tasks(tmp_path, [0, 1])) == 2 * len(tasks)
+    assert len(demo.headline_launches(tmp_path, [0, 1])) == 2 * len(launches)
 
 
 def test_it_ends_on_the_report_and_says_what_failed(

@@ -18,9 +18,11 @@ from datamodules.errors import InputError
 from experiments.papers import catalogue as exhibits
 from experiments.papers import schema, strict_yaml
 from experiments.papers.catalogue import read_exhibit, read_runs
-from experiments.papers.plan import Job, plan, plan_runs
+from experiments.papers.plan import PlannedRun, plan, plan_runs
 from experiments.papers.schema import PAPERS, SCALES, Scale
 from experiments.runs.store import folder_of
+from experiments.sweep.launches import PROGRAM
+from experiments.sweep.targets import launches_of
 from experiments.training.configs import find_configs
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -38,7 +40,7 @@ ALIKE = {"mwa/base-coco-ke32": "mwa/base-coco-ke-small"}  # at full scale
 
 
 @cache
-def jobs(scale: Scale, seeds: tuple[int, ...] = (0,)) -> list[Job]:
+def jobs(scale: Scale, seeds: tuple[int, ...] = (0,)) -> list[PlannedRun]:
     return plan(NAMES, scale, seeds)
 
 
@@ -184,7 +186,7 @@ def test_seeds_multiply_what_depends_on_them() -> None:
     assert Counter(job.seed for job in three if job.recipe.seeded) == {seed: len(one) - len(fixed) for seed in (0, 1, 2)}
 
 
-def _options(job: Job) -> set[str]:
+def _options(job: PlannedRun) -> set[str]:
     """What of a job's command line test_configs.py does not parse: its command and options with each kind of model, and the
     miniature's overlays."""
     files = {file.rpartition("/")[2] for file in job.recipe.configs if file.startswith(("configs/model/", "configs/data/"))}
@@ -193,10 +195,10 @@ def _options(job: Job) -> set[str]:
     return {f"{kind} {job.recipe.command}", *(f"{kind} {name}" for name in job.recipe.options), *overlays}
 
 
-def _covering(candidates: list[Job]) -> list[Job]:
+def _covering(candidates: list[PlannedRun]) -> list[PlannedRun]:
     """Jobs that together have every file and option of all of them."""
     wanted = set[str]().union(*map(_options, candidates))
-    chosen: list[Job] = []
+    chosen: list[PlannedRun] = []
     while wanted:
         best = max(candidates, key=lambda job: len(_options(job) & wanted))
         chosen.append(best)
@@ -214,9 +216,10 @@ def test_jobs_parse_through_the_real_command_line(tmp_path: Path, monkeypatch: p
     every = [job for scale in SCALES for job in jobs(scale)]
     chosen = every if os.environ.get("CROSSLIGHT_EVERY_JOB") else _covering(every)
     folders = {job.key: Path("/runs") / job.folder_name for job in every}
+    launches = {launch.key: launch for launch in launches_of(every, Path("/runs"))}
     for job in chosen:
-        command, *arguments = job.arguments(folders)
-        config = ParsedCLI([command, *find_configs(arguments)]).plain
+        command, arguments = launches[job.key].command, list(launches[job.key].arguments)
+        config = ParsedCLI([str(command), *find_configs(arguments)]).plain
         assert config["scale"] == job.scale
         assert (
             config["seed_everything"]
@@ -315,17 +318,17 @@ def test_a_plan_of_a_small_project(project: Path) -> None:
         ("mwa/start", "mwa/again"), ("mwa/child-x",), ("mwa/last",), ("mwa/child-y",), ("mwa/alone",)
     ]  # fmt: skip
     by_name = {job.names[0]: job for job in found}
-    folders = {job.key: Path("/runs") / job.folder_name for job in found}
+    launches = {launch.key: launch for launch in launches_of(found, Path("/runs"))}
     last, start = by_name["mwa/last"], by_name["mwa/start"]
     assert last.after == (by_name["mwa/child-x"].key, start.key)
-    assert last.arguments(folders) == [
-        "test", "-c", "configs/common.yaml", "-c", "configs/x.yaml", "--name=last", "--wandb.group=mwa", "--a=1",
+    assert launches[last.key].argv == (
+        *PROGRAM, "test", "-c", "configs/common.yaml", "-c", "configs/x.yaml", "--name=last", "--wandb.group=mwa", "--a=1",
         f"--ckpt_path=/runs/{by_name['mwa/child-x'].folder_name}/best.ckpt", f'--more=[{{"at": "/runs/{start.folder_name}"}}]',
-        "--seed_everything=7", "--data.init_args.seed=7", "--scale=full", f"--run_dir=/runs/{last.folder_name}",
-    ]  # fmt: skip
-    child = by_name["mwa/child-x"].arguments(folders)
+        "--data.init_args.seed=7", "--seed_everything=7", "--scale=full", f"--run_dir=/runs/{last.folder_name}",
+    )  # fmt: skip
+    child = launches[by_name["mwa/child-x"].key].arguments
     assert f"--model.init_args.init_from=/runs/{start.folder_name}" in child
-    assert not any("seed" in part for part in by_name["mwa/alone"].arguments(folders))
+    assert not any("seed" in part for part in launches[by_name["mwa/alone"].key].arguments)
     assert (by_name["mwa/alone"].seed, last.seed) == (0, 7)
     assert last.folder_name == f"mwa-last-s7-{last.key[:8]}"
 

@@ -17,9 +17,9 @@ from fake_runs import fill, write_run
 from fresh_process import modules_after
 
 from datamodules.errors import InputError
-from experiments.analysis import run_maps
 from experiments.analysis.stored_maps import AttentionMaps, WordMaps, store_map, stored
-from experiments.cli.report import chosen, main
+from experiments.cli.main import run_command
+from experiments.cli.report import chosen
 from experiments.papers.catalogue import exhibit_names, read_exhibit
 from experiments.papers.schema import Column
 from experiments.report import exports
@@ -141,7 +141,7 @@ def test_stored_maps_are_drawn(home: Path, tmp_path: Path) -> None:
     assert (first.words, first.singular, first.layer) == (("a", "<dog>"), 0.25, 1)
     assert isinstance(second, WordMaps)
     assert second.covered == (0.0, 0.0, 6.0, 4.0)
-    main(["iais/figure7", "--runs", str(runs), "--out", str(tmp_path / "site")])
+    run_command("report", ["iais/figure7", "--runs", str(runs), "--out", str(tmp_path / "site")])
     text = (tmp_path / "site" / "iais-figure7.html").read_text()
     assert "IAIS losses of the pair: singular 0.25, distributed 0.5" in text
     assert text.count("<svg") == 2
@@ -160,7 +160,7 @@ def test_a_run_that_cannot_be_looked_at_is_told_and_not_the_end(
         return folder / "attention_maps"
 
     monkeypatch.setattr(run_maps, "make_maps", make_maps)
-    assert main(["iais/figure7", "--maps", "--runs", str(home / "runs"), "--out", str(tmp_path)]) == 0
+    assert run_command("report", ["iais/figure7", "--maps", "--runs", str(home / "runs"), "--out", str(tmp_path)]) == 0
     told = capsys.readouterr().err
     assert "attention maps: not possible: baseline: " in told
     assert "iais-singular" in told, "the other row is looked at"
@@ -267,17 +267,17 @@ def test_numbers() -> None:
 
 def test_folders_that_belong_to_nothing_are_listed(home: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "mine" / "one", {}, name="my own", seed=7)
-    assert main([str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
+    assert run_command("report", [str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
     text = (tmp_path / "site" / "runs.html").read_text()
     assert "my own" in text
     (tmp_path / "mine" / "two").mkdir()
     (tmp_path / "mine" / "two" / "results.json").write_text("{}")
-    assert main([str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
+    assert run_command("report", [str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
     text = (tmp_path / "site" / "runs.html").read_text()
     assert "my own" in text, "a broken run does not hide the others"
     assert "unreadable" in text
     with pytest.raises(InputError, match="there is no run in it"):
-        main([str(tmp_path / "site")])
+        run_command("report", [str(tmp_path / "site")])
     assert sorted(each.name for each in (tmp_path / "site").glob("*.html")) == ["index.html", "runs.html"]
 
 
@@ -290,7 +290,7 @@ def test_what_is_chosen(home: Path, tmp_path: Path) -> None:
         chosen(["mwa/table9"])
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
-        main(["--out", str(tmp_path / "file")])
+        run_command("report", ["--out", str(tmp_path / "file")])
 
 
 def test_a_report_needs_no_torch_and_only_figures_need_matplotlib(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from datamodules.errors import InputError
 from datamodules.files.locks import locked
-from experiments.papers.plan import Job
+from experiments.papers.plan import PlannedRun
 from experiments.papers.schema import Recipe
 from experiments.runs.results import Results, ResultsStatus, now, write_results
 from experiments.runs.store import RunFolders, folder_of, read_run, run_folders_below
 
-JOB = Job("0123456789ab", ("mwa/x",), "miniature", 2, Recipe([]), (), {})
+JOB = PlannedRun("0123456789ab", ("mwa/x",), "miniature", 2, Recipe([]), (), {})
 
 
 def write(folder: Path, status: ResultsStatus = "finished", error: str | None = None) -> Path:
@@ -32,7 +32,7 @@ def test_a_finished_run_comes_before_any_other_and_else_the_first_root(tmp_path:
     assert (run.name, run.seed, run.status, run.folder, run.job) == ("mwa/x", 2, "finished", done, JOB)
     assert RunFolders([here, there]).of(JOB) == [failed, done]
     assert RunFolders([there]).seeds == [2]
-    other = Job("f" * 12, ("mwa/z",), "miniature", 0, Recipe([]), (), {})
+    other = PlannedRun("f" * 12, ("mwa/z",), "miniature", 0, Recipe([]), (), {})
     assert RunFolders([there]).find(other, "mwa/z").status == "missing"
     assert folder_of(other, [tmp_path / "none", there]) == tmp_path / "none" / "mwa-z-s0-ffffffff"
     with pytest.raises(InputError, match="none is not a folder"):

@@ -16,6 +16,7 @@ from experiments.cli import main as cli
 from experiments.runs.folder import RunFolder
 from experiments.runs.results import Results, read_results
 from experiments.training.command import settle_failure
+from experiments.training.configs import find_configs
 from experiments.training.lightning_cli import ParsedCLI
 
 TINY = ["-c", "configs/model/dual_tiny.yaml", "-c", "configs/data/world.yaml", "-c", "configs/trainer/cpu.yaml"]
@@ -116,9 +117,7 @@ def test_class_of_another_kind(fail: Fail, tmp_path: Path) -> None:
 def test_null_arrives_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROSSLIGHT_WORLD", str(tmp_path / "no-world"))
     inside = "--model.init_args.network.init_args"
-    files = cli.find_configs(
-        [*UNITER, f"{inside}.tokenizer=null", f"{inside}.max_tokens=null", "--data.init_args.limits.val=null"]
-    )
+    files = find_configs([*UNITER, f"{inside}.tokenizer=null", f"{inside}.max_tokens=null", "--data.init_args.limits.val=null"])
     found = ParsedCLI(["fit", *files]).plain
     network = found["model"]["init_args"]["network"]["init_args"]
     assert (network["tokenizer"], network["max_tokens"], found["data"]["init_args"]["limits"]["val"]) == (None, None, None)

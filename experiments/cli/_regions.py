@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,38 +24,8 @@ from lightning_modules.extraction.loop import Summary, extract
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `data regions`, after KIND and ROOT."""
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--backbone", required=True)
-    parser.add_argument("--weights")
-    parser.add_argument("--options", type=_json_object)
-    parser.add_argument("--stages", type=_stages, default=(FINAL,))
-    parser.add_argument("--boxes")
-    parser.add_argument("--grid", type=_numbers, default=None)
-    parser.add_argument("--entities", type=Path)
-    parser.add_argument("--image-dir")
-    parser.add_argument("--shorter-side", type=int)
-    parser.add_argument("--longest-side", type=int)
-    parser.add_argument("--image-size", type=int)
-    parser.add_argument("--samples", type=int)
-    parser.add_argument("--layout", choices=("threshold", "fixed", "all"))
-    parser.add_argument("--conf-th", type=float, default=0.2)
-    parser.add_argument("--max-bb", type=int, default=100)
-    parser.add_argument("--min-bb", type=int, default=10)
-    parser.add_argument("--num-bb", type=int, default=36)
-    parser.add_argument("--compressed", action="store_true")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--skip-unreadable", action="store_true")
-    parser.add_argument("--quiet", action="store_true")
-
-
-def run(kind: str, root: Path, options: argparse.Namespace) -> Summary:
-    """Extract as the options say (see `add_options`, and `extract` for what happens)."""
+def extract_regions(kind: str, root: Path, options: argparse.Namespace) -> Summary:
+    """Extract as the options of `data.py` say (see `extract` for what happens)."""
     import torch
 
     layout_kind: Any = options.layout or ("threshold" if _is_detector(options.backbone) else "all")
@@ -160,27 +129,3 @@ def extractor(options: argparse.Namespace, layout: Layout) -> BackboneRegions | 
 
 def _is_detector(backbone: str) -> bool:
     return backbone.partition(":")[0] == "fasterrcnn"
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'{text} is not a JSON object, such as {{"bn_eps": 1e-3}}')
-    return value
-
-
-def _stages(text: str) -> tuple[str | int, ...]:
-    parts = text.split(",")
-    if not all(part == FINAL or part.isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers from 0 and {FINAL}, such as 3,{FINAL}")
-    return tuple(part if part == FINAL else int(part) for part in parts)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, such as 1,2,4")
-    return tuple(int(part) for part in parts)
