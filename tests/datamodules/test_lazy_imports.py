@@ -181,11 +181,13 @@ class Crops(Dataset):
     def __len__(self): return 4
     def __getitem__(self, row): return self.crop(torch.full((3, 4, 4), float(row)))
 if __name__ == "__main__":
+    batches = []
     for method in ("fork", "spawn"):
         loader = DataLoader(Crops(), batch_size=2, num_workers=1, multiprocessing_context=method)
-        print(json.dumps([batch[:, 0, 0, 0].tolist() for batch in loader]))
+        batches += [batch[:, 0, 0, 0].tolist() for batch in loader]
+    print(json.dumps(batches))
 """)
-    assert run(script) == [[0.0, 1.0], [2.0, 3.0]]
+    assert run(script) == [[0.0, 1.0], [2.0, 3.0]] * 2
 
 
 # ---------------------------------------------------------------------------------------------------- the mechanism
