@@ -49,7 +49,7 @@ SEEDS ?= 0
 JOBS ?= 2
 reproduce-miniature: $(READY)  ## every table, figure and ablation on the embedded world, then the report (SEEDS="0 1 2", JOBS=2)
 	@status=0; $(BIN)/crosslight sweep run all --scale miniature --seeds $(SEEDS) --jobs $(JOBS) --out $(PAPERS) || status=$$?; \
-	$(BIN)/crosslight report --scale miniature --runs $(PAPERS) --look --out $(PAPERS)/report && exit $$status
+	$(BIN)/crosslight report --scale miniature --runs $(PAPERS) --maps --out $(PAPERS)/report && exit $$status
 
 REPORT ?= $(PAPERS)/report
 report-check: $(READY)  ## a report's pages in headless Chromium: requests, console, widths, axe, time (REPORT=DIR; chromium, node, npm)

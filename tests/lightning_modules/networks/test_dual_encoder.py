@@ -14,6 +14,7 @@ from datamodules.errors import InputError
 from datamodules.records import ImageBatch
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.adapters.tuning import set_mode, set_tuning
+from lightning_modules.checkpoints.fill import fill
 from lightning_modules.networks.dual_encoder import DualEncoder
 from lightning_modules.networks.towers.hugging_face import HFImageTower, HFTextTower
 from lightning_modules.networks.towers.timm import TimmImageTower
@@ -239,7 +240,7 @@ def test_a_timm_weights_file_loads_strictly_in_half_precision_and_without_its_cl
     source = timm.create_model("test_efficientnet", num_classes=7)
     state = {key: value.half() if value.is_floating_point() else value for key, value in source.state_dict().items()}
     save_file(state, tmp_path / "w.safetensors")
-    tower = TimmImageTower("test_efficientnet", weights=str(tmp_path / "w.safetensors"), mean=[0.1, 0.2, 0.3])
+    tower = fill(TimmImageTower("test_efficientnet", weights=str(tmp_path / "w.safetensors"), mean=[0.1, 0.2, 0.3]))
     assert tower.model.conv_stem.weight.dtype == torch.float32
     assert torch.equal(tower.model.conv_stem.weight, source.conv_stem.weight.half().float())
     assert tower.image_input.mean == (0.1, 0.2, 0.3)
@@ -252,11 +253,11 @@ def test_a_hugging_face_weights_file_and_folder_load(tiny, tmp_path):
     config = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2} | {
         "image_size": 16, "patch_size": 8, "mlp_ratio": 4,
     }  # fmt: skip
-    tower = HFImageTower(config=config, weights=str(tmp_path / "w.safetensors"), image_size=32).eval()
+    tower = fill(HFImageTower(config=config, weights=str(tmp_path / "w.safetensors"), image_size=32)).eval()
     assert tower.image_input.size == 32
     assert tower(tiny.images(size=32).pixels_B3HW).shape == (4, 16)
     torch.save(source.state_dict(), tmp_path / "w.pt")
-    again = HFImageTower(config=config, weights=str(tmp_path / "w.pt"))
+    again = fill(HFImageTower(config=config, weights=str(tmp_path / "w.pt")))
     assert all(torch.equal(value, again.model.state_dict()[key]) for key, value in source.state_dict().items())
 
     bert = tiny.text_tower("bert")
@@ -330,7 +331,7 @@ def bad_files(folder: Any) -> None:
 def test_bad_weights_files_are_named_with_their_keys(tmp_path, file, words):
     bad_files(tmp_path)
     with pytest.raises(InputError) as error:
-        HFImageTower(config=DINO, weights=str(tmp_path / file))
+        fill(HFImageTower(config=DINO, weights=str(tmp_path / file)))
     assert all(word in str(error.value) for word in words), str(error.value)
 
 

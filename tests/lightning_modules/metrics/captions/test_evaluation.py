@@ -21,10 +21,11 @@ from fake_java import fake
 from datamodules.errors import InputError
 from lightning_modules.metrics.captions.bleu import BLEUCounts
 from lightning_modules.metrics.captions.cider import CIDErReferences
-from lightning_modules.metrics.captions.evaluation import BLEU, JAVA_FREE, METEOR, ROUGEL, CaptionScorer, CaptionScores, CIDErD
+from lightning_modules.metrics.captions.evaluation import JAVA_FREE, CaptionScorer
+from lightning_modules.metrics.captions.gathered import CaptionScores
 from lightning_modules.metrics.captions.java import METEOR_DATA, METEOR_JAR
 from lightning_modules.metrics.captions.ngrams import ReferenceNgrams
-from lightning_modules.metrics.captions.rouge import rouge_l
+from lightning_modules.metrics.captions.rouge_l import rouge_l
 
 OURS = {**{f"Bleu_{n}": f"bleu_{n}" for n in range(1, 5)}, "CIDEr": "cider", "ROUGE_L": "rouge_l"}
 ROOT = Path(__file__).resolve().parents[4]
@@ -183,8 +184,8 @@ def test_metric_gathers_batches_in_any_order() -> None:
 def test_metrics_of_one_kind_give_their_own_scores() -> None:
     references, candidates = random_captions(7)
     everything = CaptionScorer(references, JAVA_FREE, "none").score(candidates).values
-    for kind, names in ((BLEU, {f"bleu_{n}" for n in range(1, 5)}), (ROUGEL, {"rouge_l"}), (CIDErD, {"cider"})):
-        metric = kind(references, "none")
+    for kind, names in (("bleu", {f"bleu_{n}" for n in range(1, 5)}), ("rouge_l", {"rouge_l"}), ("cider", {"cider"})):
+        metric = CaptionScores(references, (kind,), "none")
         metric.update(candidates, torch.arange(len(candidates)))
         assert {name: float(value) for name, value in metric.compute().items()} == {n: everything[n] for n in names}
 
@@ -210,7 +211,7 @@ def test_missing_and_repeated_images_are_refused(rows: list[int], message: str) 
     [
         ({"references": []}, "no images"),
         ({"references": [["a"], []]}, "image row 1 has no references"),
-        ({"references": [["a"]], "metrics": ["ciderr"]}, "no metric 'ciderr'; there are bleu, meteor"),
+        ({"references": [["a"]], "metrics": ["ciderr"]}, "no metric 'ciderr'; there are bleu, cider, meteor"),
         ({"references": [["a"]], "domains": ["in", "out"]}, "2 domains for 1 images"),
         ({"references": [["a"]], "tokenizer": "spacy"}, "no tokenizer 'spacy'"),
     ],
@@ -274,7 +275,7 @@ def test_meteor_alone_is_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CROSSLIGHT_CACHE", str(tmp_path))
     monkeypatch.setattr("lightning_modules.metrics.captions.java._package", lambda name: None)
     with pytest.raises(InputError, match=r"meteor is required and unavailable: install METEOR .* --install meteor"):
-        METEOR([["a b"], ["c d"]], "none")
+        CaptionScores([["a b"], ["c d"]], ("meteor",), "none", required=("meteor",))
 
 
 def test_metric_is_copied_and_pickled_with_its_references() -> None:
