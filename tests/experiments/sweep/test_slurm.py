@@ -320,7 +320,7 @@ def test_options_and_refusals(queue: Queue, tmp_path: Path) -> None:
             with pytest.raises(InputError, match=rf"{wrong[0].partition('=')[0]} is of `crosslight sweep run`"):
                 run_command("sweep", [action, "mwa/table1", *wrong])
     assert queue.called("scancel") == []
-    with pytest.raises(InputError, match="--seeds is of exhibits; status .* shows all runs of that folder"):
+    with pytest.raises(InputError, match=r"--seeds is of exhibits; status .* shows all runs of that folder"):
         run_command("sweep", ["status", str(tmp_path), "--seeds", "1"])
     with pytest.raises(InputError, match="has no jobs of these runs"):
         run_command("sweep", ["cancel", "mwa/table1", "--out", str(tmp_path / "out")])
