@@ -5,9 +5,9 @@
 
     torch             `import torch`: the unit
     lightning         `import lightning.pytorch`
-    lightning_lazy    the same through the doors of lightning_modules/lazy_imports.py. Goal: as near to 1 as can be
-    retrieval, ranking, captioning, data, cli       our modules (cli: experiments.lightning_cli)
-    run_dual, run_beit3, run_uniter, run_captioner  `crosslight run` of a packaged miniature to the end of its first optimiser
+    lightning_lazy    the same through the doors of datamodules/lazy_imports.py. Goal: as near to 1 as can be
+    retrieval, ranking, captioning, data, cli       our modules (cli: experiments.training.lightning_cli)
+    run_dual, run_beit3, run_uniter, run_captioner  `crosslight run` of a packaged miniature to the end of its first optimizer
                       step, where the process is left at once. Goal: at most 2
     help, data_check, sweep_status, table, report, score      the commands, whole. Without torch they take a fraction of 1
 
@@ -34,7 +34,7 @@ from typing import Any
 # The file is run by its path: the packages beside this folder must be found without an installation, too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.provenance import device_state, git_state, versions
+from experiments.runs.provenance import device_state, git_state, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = {
@@ -45,21 +45,28 @@ IMPORTS = {
     "ranking": "import lightning_modules.ranking",
     "captioning": "import lightning_modules.captioning",
     "data": "import datamodules.flickr30k, datamodules.flickr30k_entities",
-    "cli": "import experiments.lightning_cli",
+    "cli": "import experiments.training.lightning_cli",
 }
 GOALS = {"run_dual": 2, "run_beit3": 2, "run_uniter": 2, "run_captioner": 2}
 _DEMO = ("-c", "configs/trainer/demo.yaml", "--trainer.max_epochs=1", "--data.init_args.batch_size=8")
-_TOWERS = ("-c", "configs/model/dual_tiny.yaml", "-c", "configs/data/world.yaml", "-c", "experiments/mwa/rows/full.yaml")
+_TOWERS = (
+    "-c",
+    "configs/model/dual_tiny.yaml",
+    "-c",
+    "configs/data/world.yaml",
+    "-c",
+    "experiments/papers/mwa/variants/full.yaml",
+)
 RUNS = {
     "run_dual": _TOWERS,
     "run_beit3": (*_TOWERS[:4], "-c", "configs/model/beit3_tiny.yaml", *_TOWERS[4:]),
     "run_uniter": (
         "-c", "configs/model/uniter_tiny.yaml", "-c", "configs/data/world_entities.yaml", "-c",
-        "experiments/iais/rows/distributed.yaml", "--data.init_args.ranking.candidates=6", "--model.init_args.hard_negatives=3",
+        "experiments/papers/iais/variants/distributed.yaml", "--data.init_args.ranking.candidates=6", "--model.init_args.hard_negatives=3",
     ),
     "run_captioner": (
         "-c", "configs/model/captioner_tiny.yaml", "-c", "configs/data/world_captions.yaml", "-c",
-        "experiments/i_tuning/rows/i_tuning.yaml",
+        "experiments/papers/i_tuning/variants/i_tuning.yaml",
     ),
 }  # fmt: skip
 # A callback for the run's own process, in a file of its own: this one must not be imported there.
@@ -100,7 +107,7 @@ def commands(folder: Path, only: Sequence[str]) -> dict[str, list[str]]:
         "table": crosslight("table", str(run)),
         "report": crosslight("report", "mwa/table1", "--runs", str(folder / "papers"), "--out", str(folder / "report")),
         "score": crosslight(
-            "score", str(results), "--references", str(references), "--metrics", "bleu,cider", "--tokeniser", "simple"
+            "score", str(results), "--references", str(references), "--metrics", "bleu,cider", "--tokenizer", "simple"
         ),
     }
     chosen = {name: line for name, line in every.items() if not only or name in (*only, "torch")}
