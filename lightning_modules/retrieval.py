@@ -6,17 +6,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from datamodules.errors import InputError
+from datamodules.inputs import Inputs
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import TunedModule
 from lightning_modules.metrics.retrieval import RetrievalRecall
-from lightning_modules.networks.beit3 import BEiT3Retrieval
-from lightning_modules.networks.dual_encoder import DualEncoder
+from lightning_modules.networks.network import HasRelations, RetrievalNetwork, require_attributes
 from lightning_modules.objectives.contrastive import ContrastiveLoss
 from lightning_modules.objectives.gradient_cache import encode_in_chunks
+from lightning_modules.objectives.objective import ContrastiveObjective
 from lightning_modules.objectives.relation_alignment import IAIS
 
 
@@ -30,13 +32,13 @@ class RetrievalModule(TunedModule):
             temperature); frozen = nothing trains: `crosslight run` then tests the network as it is.
         train_heads: With tuning adapter: new = the heads that neither the network's own weights nor init_from brought; all; or
             none.
-        objective: The contrastive loss.
+        objective: A `ContrastiveObjective`; null is `ContrastiveLoss`. Its parameters train unless `tuning` is frozen.
         optimization: AdamW, layer decay, warm-up and cosine.
         init_from: Start from these weights (a run folder, a checkpoint, or an adapter export). What the file does not bring,
             such as a new adapter, starts fresh and is listed. To resume an interrupted run, use --run_dir instead.
         gradient_cache_chunk: Encode this many pairs at a time and recompute them in the backward pass: exact gradients of
             a large contrastive batch in the memory of a chunk (null: the whole batch at once).
-        alignment: IAIS on the batch's pairs, which then also go through the network together, image and caption in one sequence
+        iais: IAIS on the batch's pairs, which then also go through the network together, image and caption in one sequence
             (BEiT-3 only; no paper has tried it). Every pair is a positive: `positives` does not matter here.
         eval_frozen: Keep frozen parts in eval mode while training, so that their dropout does not blur the features.
         compile: torch.compile both encoders.
@@ -46,29 +48,30 @@ class RetrievalModule(TunedModule):
 
     def __init__(
         self,
-        network: DualEncoder | BEiT3Retrieval,
+        network: RetrievalNetwork,
         adapter: Adapter | None = None,
         tuning: Literal["full", "adapter", "head", "frozen"] = "adapter",
         train_heads: Literal["new", "all", "none"] = "new",
-        objective: ContrastiveLoss | None = None,
+        objective: ContrastiveObjective | None = None,
         optimization: optimization.Optimization = optimization.Optimization(),  # noqa: B008 - a config default, never mutated
         init_from: str | None = None,
         gradient_cache_chunk: int | None = None,
-        alignment: IAIS | None = None,
+        iais: IAIS | None = None,
         eval_frozen: bool = True,
         compile: bool = False,
     ) -> None:
-        super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen)
-        self.objective = objective or ContrastiveLoss()
-        self.alignment = alignment
+        require_attributes(network, inputs=Inputs, logit_scale=Parameter)
+        objective = objective or ContrastiveLoss()
+        super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen, objective)
+        self.iais = iais
         self.aligned_layers: list[int] = []
-        if alignment is not None:
-            if not isinstance(network, BEiT3Retrieval):
+        if iais is not None:
+            if not isinstance(network, HasRelations):
                 raise InputError(
-                    f"alignment needs a network with one sequence of words and regions, such as BEiT-3; {type(network).__name__} "
-                    "encodes images and texts apart. Set model.alignment to null."
+                    f"iais needs a network with one sequence of words and regions, such as BEiT-3; {type(network).__name__} "
+                    "encodes images and texts apart. Set model.iais to null."
                 )
-            self.aligned_layers = alignment.of_network(network.num_layers)
+            self.aligned_layers = iais.of_network(network.num_layers)
         self.gradient_cache_chunk = gradient_cache_chunk
         self.recall = RetrievalRecall()
         if compile:
@@ -81,17 +84,17 @@ class RetrievalModule(TunedModule):
         images_BD = encode_in_chunks(self.network.encode_images, batch.images, chunk)
         texts_BD = encode_in_chunks(self.network.encode_texts, batch.texts, chunk)
         terms = self.objective(images_BD, texts_BD, self.network.logit_scale.exp(), batch.texts.image_index_B)
-        if self.alignment is not None:
-            terms = self._aligned(self.alignment, terms, batch)
+        if self.iais is not None:
+            terms = self._aligned(self.iais, terms, batch)
         self.log_terms(terms, len(batch))
         return terms["loss"]
 
-    def _aligned(self, alignment: IAIS, terms: dict[str, Tensor], batch: PairBatch) -> dict[str, Tensor]:
+    def _aligned(self, iais: IAIS, terms: dict[str, Tensor], batch: PairBatch) -> dict[str, Tensor]:
         """The objective's terms with IAIS of the batch's pairs, from a pass over image and caption together."""
         relations = self.network.relations(batch, self.aligned_layers)
-        weight = alignment.annealing(self.global_step, int(self.trainer.estimated_stepping_batches))
-        found = {f"iais_{anchor}": loss_B.mean() for anchor, loss_B in alignment(relations).items()}
-        added = weight * alignment.factor(hard_negatives=False) * torch.stack(list(found.values())).sum()
+        weight = iais.annealing(self.global_step, int(self.trainer.estimated_stepping_batches))
+        found = {f"iais_{anchor}": loss_B.mean() for anchor, loss_B in iais(relations).items()}
+        added = weight * iais.factor(hard_negatives=False) * torch.stack(list(found.values())).sum()
         loss = terms["loss"]
         # on the device: NCCL averages no tensor of the CPU
         return terms | found | {"iais_weight": loss.new_full((), weight), "loss": loss + added}

@@ -1,1 +1,1 @@
-"""Files that come from elsewhere: downloads, releases."""
+"""Files as such: downloads and releases; written whole or not at all; locks; whose a folder is."""

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import put_in_place
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 4  # of a download whose connection breaks; each continues where the last ended
@@ -93,7 +94,7 @@ def fetch(remote: Remote, folder: Path, pause: float = 2.0) -> Path:
                         ) from error
                     time.sleep(pause * 2**attempt)
         _verify(remote, part)
-        os.replace(part, target)
+        put_in_place(part, target)
     return target
 
 

@@ -7,18 +7,19 @@ beside the file (`NAME.json`), the log says that nothing vouches for it, and a l
 from __future__ import annotations
 
 import difflib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
 from datamodules.files.download import Remote, fetch
+from datamodules.files.locks import is_held, locked
 
 RELEASE = "https://github.com/addf400/files/releases/download/beit3"
 UNITER_RELEASE = "https://acvrpublicycchen.blob.core.windows.net/uniter/pretrained"
@@ -137,9 +138,7 @@ def official_file(name: str, release: Release = BEIT3) -> Path:
             "url": url,
             "verified": name in SHA256,
         }
-        partial = note.with_name(f"{note.name}.{os.getpid()}")
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(partial, note)
+        write_atomically(note, json.dumps(record, indent=1) + "\n")
     return target
 
 
@@ -170,16 +169,13 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _only_one(folder: Path, name: str) -> Iterator[None]:
-    """One process at a time; the lock goes with its process, so a killed one leaves nothing to clean up."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / f".{name}.lock").open("w")
-    except OSError as error:
-        raise InputError(f"the cache {folder} cannot be written ({error.strerror}); set {CACHE_VARIABLE}") from error
-    with lock:
+    """One process at a time."""
+    file = folder / f".{name}.lock"
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process is fetching %s; waiting for it", name)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            if is_held(file):
+                log.info("another process is fetching %s; waiting for it", name)
+            held.enter_context(locked(file))
+        except OSError as error:
+            raise InputError(f"the cache {folder} cannot be written ({error.strerror}); set {CACHE_VARIABLE}") from error
         yield

@@ -7,15 +7,14 @@ Source: https://cocodataset.org/#format-results, https://github.com/tylin/coco-c
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
 from datamodules.formats.parsing import Entry, Problem, ProblemKind, read_json
 
 EXPECTED = "caption results (a list of {image_id, caption})"
@@ -119,14 +118,10 @@ def write_caption_results(path: Path, captions: Mapping[str, str], image_ids: Co
         ]
         raise InputError(f"{path} was not written: {' and '.join(what)}; caption every image of the split.")
     entries = [{"image_id": _as_number(image_id), "caption": single_spaced(captions[image_id])} for image_id in image_ids]
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(entries, ensure_ascii=False, indent=0), encoding="utf-8")
-        os.replace(part, path)
+        write_atomically(path, json.dumps(entries, ensure_ascii=False, indent=0))
     except OSError as error:
-        with contextlib.suppress(OSError):  # where the folder is at fault, there is no part
-            part.unlink()
         raise InputError(f"{path} cannot be written ({error.strerror}).") from error
 
 

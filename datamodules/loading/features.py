@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import InputError
+from datamodules.files.ownership import require_own, write_label
 
 Precision = Literal["float16", "float32"]
 Features = npt.NDArray[np.float16] | npt.NDArray[np.float32]
@@ -103,14 +104,9 @@ class FeatureFile:
             folder.mkdir(parents=True, exist_ok=True)
             _take(folder / _TOKENS, images * tokens * width * dtype.itemsize)
             _take(folder / _DONE, images)
-            # Last, and in one step: a folder with it is complete. Of several processes each has its own unfinished one.
-            unfinished = folder / f"{_ABOUT}.{os.getpid()}"
-            unfinished.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            os.replace(unfinished, path)
+            write_label(path, about)  # last, and in one step: a folder with it is complete
         file = cls(folder)
-        if file.about != (wanted := json.loads(json.dumps(about))):
-            changed = sorted(key for key in wanted.keys() | file.about.keys() if file.about.get(key) != wanted.get(key))
-            raise InputError(f"{path} was changed ({', '.join(changed)} differ); delete {folder} to make the features anew")
+        require_own(path, file.about, about, "set of features", f"It was changed; delete {folder} to make the features anew.")
         return file
 
     # ------------------------------------------------------------------------------------------------- reading, writing

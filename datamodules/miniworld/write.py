@@ -21,7 +21,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +33,8 @@ from rich.console import Console
 from rich.progress import track
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import whole_folder
+from datamodules.files.ownership import read_label, refuse_strangers, require_own
 from datamodules.miniworld.captioned import NoCapsCounts, write_nocaps, write_visual_genome
 from datamodules.miniworld.captions import describe, region_descriptions, vocabulary
 from datamodules.miniworld.grounded import (
@@ -134,24 +135,16 @@ def write_world(
     arguments = {"scenes": scenes, "seed": seed, "style": style, "image_size": image_size, "splits": asdict(splits)}
     if _is_written(root, arguments):
         return root
-    building = root.with_name(f".{root.name}.unfinished-{os.getpid()}")
     try:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
-        _build(building, arguments, counts, _worker_count(workers, scenes))
-        try:
-            building.rename(root)  # also onto an empty folder
-        except OSError as error:
-            # another process was faster with the same world: keep its copy
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not _is_written(root, arguments):
-                raise
+        with whole_folder(root) as building:
+            _build(building, arguments, counts, _worker_count(workers, scenes))
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_written(root, arguments):
+            return root  # another process was faster with the same world
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise InputError(
             f"{root}: could not write the embedded world: {reason}. Free some space or choose another folder."
         ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return root
 
 
@@ -207,26 +200,16 @@ def _check(scenes: int, seed: int, style: str, image_size: int, workers: int | N
 
 def _is_written(root: Path, arguments: dict[str, Any]) -> bool:
     """True if `root` holds exactly this world, False if there is nothing; InputError if there is anything else."""
-    file = root / "world.json"
-    if file.is_file():
-        try:
-            world = json.loads(file.read_text(encoding="utf-8"))
-            there, version = world["arguments"], world["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file}: not readable ({error}); delete {root} and render it again.") from error
-        if version != VERSION:
-            raise InputError(
-                f"{file}: this world was rendered by version {version} of the embedded world, this is version {VERSION};"
-                f" choose another folder or delete {root}."
-            )
-        differences = [
-            f"{key}={there.get(key)!r} there, {value!r} asked for" for key, value in arguments.items() if there.get(key) != value
-        ]
-        if differences:
-            raise InputError(f"{file}: another world: {'; '.join(differences)}. Choose another folder or delete {root}.")
+    label, remedy = root / "world.json", f"Choose another folder, or delete {root} to render the embedded world there."
+    if label.is_file():
+        world = read_label(label, remedy)
+        there = world.get("arguments")
+        found = {"version": world.get("version"), **(there if isinstance(there, dict) else {})}
+        require_own(label, found, {"version": VERSION, **arguments}, "embedded world", remedy)
         return True
-    if root.is_file() or (root.is_dir() and any(root.iterdir())):
-        raise InputError(f"{root}: not empty and no embedded world (no world.json); choose another folder or delete it.")
+    if root.is_file():
+        raise InputError(f"{root} is a file. {remedy}")
+    refuse_strangers(label, root.iterdir() if root.is_dir() else (), remedy)
     return False
 
 

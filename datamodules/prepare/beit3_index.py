@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
 from datamodules.formats import karpathy
 from datamodules.formats.beit3_index import SPLITS, TOGETHER, IndexKind, index_files
 from datamodules.formats.parsing import Entry, read_json
@@ -62,10 +63,8 @@ def write_index(
         raise InputError(f"{', '.join(there)} exist(s) already; give --overwrite to replace.")
     lines = index_lines(annotations, kind, tokenizer)
     for split, path in targets.items():
-        part = path.with_name(path.name + ".part")
         try:
-            part.write_text("".join(lines[split]), encoding="utf-8", newline="\n")
-            part.replace(path)  # whole or not at all
+            write_atomically(path, "".join(lines[split]))
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror}).") from error
     return {path: len(lines[split]) for split, path in targets.items()}

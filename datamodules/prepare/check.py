@@ -106,9 +106,9 @@ def check(source: Source, workers: int = 2, progress: bool = True, regions: Regi
                 splits_of_image[record.image_id].append(split)
             for caption in record.captions if len(parsed.splits) > 1 else ():  # of one split there may be millions
                 splits_of_text[caption.token_ids or caption.text.strip().lower()].add(split)
-    for image_id, splits in splits_of_image.items():
-        if len(splits) > 1:
-            problem = Problem("image in several splits", str(parsed.path), f"image {image_id} is in {', '.join(splits)}")
+    for image_id, its_splits in splits_of_image.items():
+        if len(its_splits) > 1:
+            problem = Problem("image in several splits", str(parsed.path), f"image {image_id} is in {', '.join(its_splits)}")
             report.problems.append(problem)
     _note_shared(report, "caption text(s)", splits_of_text.values())
 

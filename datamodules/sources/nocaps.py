@@ -16,6 +16,7 @@ from rich.progress import track
 
 from datamodules.errors import InputError
 from datamodules.files import download as downloads
+from datamodules.files.atomic import put_in_place
 from datamodules.files.download import Remote, fetch
 from datamodules.formats.nocaps import parse_nocaps, read_addresses
 from datamodules.formats.parsing import Parsed
@@ -171,7 +172,7 @@ def _fetch_image(remote: Remote, path: Path, pause: float) -> str | None:
         try:
             with downloads._DiskErrors(part):
                 downloads._continue(remote, part, lambda done, total: None)
-                os.replace(part, path)
+                put_in_place(part, path)
             return None
         except urllib.error.HTTPError as error:
             reason = f"{error.code} {error.reason}"

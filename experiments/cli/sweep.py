@@ -1,97 +1,122 @@
-"""`crosslight sweep`: many runs."""
+"""A table or figure of a paper, a paper, all of them, or a W&B sweep file: run here or by Slurm, shown, cancelled.
+
+TARGET is an exhibit (mwa/table1), a run of a paper (mwa/pretrain-base), a paper (mwa), all, or a W&B sweep file: grid, random,
+bayes (with Optuna: pip install optuna), early_terminate. The same file runs on W&B's server, with an account, on any number of
+machines:
+
+  wandb sweep FILE                          prints the sweep's name
+  wandb agent ENTITY/PROJECT/SWEEP          on each machine; CUDA_VISIBLE_DEVICES gives an agent its GPUs
+
+Without an account every run is written offline; `wandb sync DIR/*/wandb/offline-run-*` uploads them later.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
-
-from rich.console import Console
 
 from datamodules.errors import InputError
-from experiments.papers.schema import SCALES
-from experiments.sweep.points import Search, sweep_file
-from experiments.sweep.runner import Runner
-from experiments.sweep.slurm_script import read_options
-from experiments.sweep.status import status_of_folder, without_running
-from experiments.sweep.sweep_file import read_sweep
-from experiments.sweep.targets import exhibit_tasks
+from experiments.cli._parser import Parser, add_fields, given_fields, refuse_given
+from experiments.papers.schema import SCALES, Scale
+from experiments.sweep.slurm_script import SlurmOptions
+
+PAPERS_ROOT = Path("runs/papers")
+_RUN = """\
+Run everything of TARGET that is not finished, in order of what starts from what, and go on where it was interrupted. A failure is
+a recorded row and stops only what starts from it. Ctrl-C stops the runs in order; the same command goes on.
+
+--submit slurm: submit what is neither finished nor queued, as job arrays that wait for each other; preempted or at its time limit
+a run saves, is queued again and goes on. --dry-run prints the batch scripts. Not for bayes and early_terminate."""
+_STATUS = "What is finished, running, failed, and why; of submitted runs also what Slurm says. TARGET may be any folder of runs."
+_CANCEL = "Cancel the submitted runs of TARGET. What was trained is kept: submitted again it goes on."
+_SLURM = "--slurm."
 
 
-class _Parser(argparse.ArgumentParser):
-    def __init__(self) -> None:
-        super().__init__(prog="crosslight sweep", allow_abbrev=False, add_help=False)
+def add_options(parser: Parser) -> None:
+    actions = parser.add_subparsers(required=True, dest="action", metavar="ACTION", prog=parser.prog)
+    run = actions.add_parser("run", help="run or submit what is not finished", description=_RUN)
+    status = actions.add_parser("status", help="what is finished, running, failed, and why", description=_STATUS)
+    cancel = actions.add_parser("cancel", help="cancel submitted runs", description=_CANCEL)
+    for action in (run, status, cancel):
+        action.add_argument("target", metavar="TARGET", help="an exhibit, run, paper, all, or a sweep file")
+        option = action.add_argument
+        option(
+            "--scale",
+            choices=SCALES,
+            help="of exhibits: the embedded world on a processor (default: miniature), or the papers' own",
+        )
+        option("--seeds", type=int, nargs="+", metavar="N", help="of exhibits (default: 0)")
+        option(
+            "--out", type=Path, metavar="DIR",
+            help=f"where the run folders are (default: {PAPERS_ROOT}, or runs/sweeps/NAME of a sweep file)",
+        )  # fmt: skip
+        option(
+            "--count", type=int, metavar="N", help="of a sweep file: the first N points (random and bayes need it, or run_cap)"
+        )
+        option("--search-seed", type=int, metavar="N", help="of a sweep file: seed of random and bayes (default: 0)")
+    option = run.add_argument
+    option("--jobs", type=int, metavar="N", help="runs at once (default: one a GPU; on a processor one)")
+    option("--dry-run", action="store_true", help="print what would run, in order, and what it costs; start nothing")
+    option("--retry-failed", action="store_true", help="start again what failed")
+    group = run.add_argument_group("submitting to Slurm")
+    group.add_argument("--submit", choices=("slurm",), help="instead of running here")
+    group.add_argument("--slurm", type=Path, metavar="FILE.yaml", help="the options below, without `slurm.`; they win over it")
+    add_fields(group, SlurmOptions, _SLURM)
 
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See {self.prog} --help.")
 
+def run(options: argparse.Namespace) -> int:
+    from rich.console import Console
 
-def main(arguments: list[str]) -> int:
-    """`crosslight sweep ...`. Returns the exit status."""
-    arguments, slurm_arguments = _apart(arguments)
-    parser = _Parser()
-    parser.add_argument("action", choices=("run", "status", "cancel"))
-    parser.add_argument("target")
-    parser.add_argument("--scale", choices=SCALES)
-    parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--jobs", type=int)
-    parser.add_argument("--count", type=int)
-    parser.add_argument("--search-seed", type=int)
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--retry-failed", action="store_true")
-    parser.add_argument("--submit", choices=("slurm",))
-    options = parser.parse_args(arguments)
-    if options.action != "run":
-        _refuse_options_of_run(options, slurm_arguments)
-    if slurm_arguments and options.submit is None:
-        raise InputError(f"{slurm_arguments[0]} is of jobs: add --submit slurm.")
-    if options.submit is not None and options.jobs is not None:
-        raise InputError("--jobs is of this machine; --slurm.at_once says how many elements of an array run at once.")
-    options.slurm = read_options(slurm_arguments)
+    from experiments.sweep.points import Search, sweep_file
+    from experiments.sweep.request import Request
+    from experiments.sweep.runner import Runner
+    from experiments.sweep.status import status_of_folder, without_running
+    from experiments.sweep.sweep_file import read_sweep
+    from experiments.sweep.targets import exhibit_launches
+
+    shared = {name: getattr(options, name) for name in ("action", "target", "out", "count", "search_seed")}
+    if options.action == "run":
+        shared |= {name: getattr(options, name) for name in ("jobs", "dry_run", "retry_failed")} | {"submit": _submit(options)}
+    request = Request(**shared)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    file = sweep_file(options.target)
+    file = sweep_file(request.target)
     if file is not None:
-        for name, given in (("--scale", options.scale), ("--seeds", options.seeds)):
-            if given is not None:
-                raise InputError(f"{name} is of exhibits; a sweep file says itself what it sweeps over ({file}).")
-        return Search(read_sweep(file), options).act(console)
-    for name, given in (("--count", options.count), ("--search-seed", options.search_seed)):
-        if given is not None:
-            raise InputError(f"{name} is of sweep files, and {options.target} is none.")
-    if options.action == "status" and Path(options.target).is_dir():
-        for name, given in (("--scale", options.scale), ("--seeds", options.seeds), ("--out", options.out)):
-            if given is not None:
-                raise InputError(f"status {options.target} shows all runs of that folder; leave {name} out.")
-        return status_of_folder(console, Path(options.target))
-    root = (options.out or Path("runs/papers")).absolute()
-    tasks = exhibit_tasks(options.target, options.scale or "miniature", options.seeds or [0], root)
-    if not tasks:
-        raise InputError(f"{options.target} has no run at scale {options.scale or 'miniature'}.")
-    if options.action != "run" or options.dry_run or options.submit:
-        return without_running(console, tasks, root, options)
-    return Runner(tasks, root, jobs=options.jobs, retry_failed=options.retry_failed).run()
+        refuse_given(options, ["scale", "seeds"], f"is of exhibits; a sweep file says itself what it sweeps over ({file}).")
+        return Search(read_sweep(file), request).act(console)
+    refuse_given(options, ["count", "search_seed"], f"is of sweep files, and {request.target} is none.")
+    if request.action == "status" and Path(request.target).is_dir():
+        refuse_given(
+            options, ["scale", "seeds", "out"], f"is of exhibits; status {request.target} shows all runs of that folder."
+        )
+        return status_of_folder(console, Path(request.target))
+    root = (request.out or PAPERS_ROOT).absolute()
+    scale: Scale = options.scale or "miniature"
+    launches = exhibit_launches(request.target, scale, options.seeds or [0], root)
+    if not launches:
+        raise InputError(f"{request.target} has no run at scale {scale}.")
+    if not request.starts or request.submit is not None:
+        return without_running(console, launches, root, request)
+    return Runner(launches, root, jobs=request.jobs, retry_failed=request.retry_failed).run()
 
 
-def _refuse_options_of_run(options: argparse.Namespace, slurm_arguments: Sequence[str]) -> None:
-    given = {
-        "--dry-run": options.dry_run, "--retry-failed": options.retry_failed, "--submit": options.submit is not None,
-        "--jobs": options.jobs is not None, **dict.fromkeys(slurm_arguments[:1], True),
-    }  # fmt: skip
-    if wrong := [name for name, is_given in given.items() if is_given]:
-        raise InputError(f"{', '.join(wrong)}: of `sweep run` only, and this is `sweep {options.action}`; leave it out.")
+def _submit(options: argparse.Namespace) -> SlurmOptions | None:
+    """What to submit with; None: not to be submitted.
 
+    Raises:
+        InputError: Options of one way with the other, or a file that holds other ones.
+    """
+    given = given_fields(options, SlurmOptions, _SLURM)
+    if options.submit is None:
+        names = [*(["--slurm"] if options.slurm else []), *(f"{_SLURM}{name}={value}" for name, value in given.items())]
+        if names:
+            raise InputError(f"{names[0]} is of jobs: add --submit slurm.")
+        return None
+    if options.jobs is not None:
+        raise InputError("--jobs is of this machine; --slurm.at_once says how many elements of an array run at once.")
+    from datamodules.formats.typed import read_typed
+    from experiments.papers.strict_yaml import read_yaml
 
-def _apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments, and those of them that are options of Slurm: --slurm FILE, --slurm.NAME=VALUE, --slurm.NAME VALUE."""
-    rest: list[str] = []
-    slurm: list[str] = []
-    place = 0
-    while place < len(arguments):
-        option = arguments[place]
-        number = 1 if not option.startswith("--slurm") or "=" in option else 2
-        (slurm if option.startswith("--slurm") else rest).extend(arguments[place : place + number])
-        place += number
-    return rest, slurm
+    base = SlurmOptions() if options.slurm is None else read_typed(SlurmOptions, read_yaml(options.slurm), str(options.slurm))
+    return replace(base, **given)

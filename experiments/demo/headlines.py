@@ -6,7 +6,7 @@
     i_tuning/figure3  where the words of these captions look: needs no further run
 
 The runs are those of `crosslight sweep run`, in the same folder: what a demo has run, no sweep repeats, and a second demo runs
-nothing. `iais_demo.py` and `captioning_demo.py` are demos of one method with settings of their own; they render and train here.
+nothing. `iais.py` and `captioning.py` are demos of one method with settings of their own; they render and train here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from experiments.report.collect import View
     from experiments.report.site import Page
-    from experiments.sweep.tasks import Task
+    from experiments.sweep.launches import Launch
 from experiments.demo.common import opening
 
 # The longest chains of runs first: two at once then end together.
@@ -46,28 +46,28 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
         seeds: Seeds of every run.
     """
     from experiments.report.collect import collect
-    from experiments.report.maps import look_at
+    from experiments.report.maps import make_view_maps
     from experiments.report.site import Shot, build, judged
     from experiments.runs.store import RunFolders
     from experiments.sweep.runner import Runner
 
     console, say = opening()
     started = time.perf_counter()
-    tasks = headline_tasks(runs, seeds)
-    say(f"{len(tasks)} miniature runs, two at once where there are two cores; the first demo renders scenes for them")
-    status = Runner(tasks, runs, jobs=min(2, len(os.sched_getaffinity(0))), console=console).run()
+    launches = headline_launches(runs, seeds)
+    say(f"{len(launches)} miniature runs, two at once where there are two cores; the first demo renders scenes for them")
+    status = Runner(launches, runs, jobs=min(2, len(os.sched_getaffinity(0))), console=console).run()
     if status > 1:
         return status  # told to stop
     views = collect(SHOWN, "miniature", RunFolders([runs]))
-    say("looking where words and regions look")
-    unseen: dict[str, list[str]] = {}
+    say("attention maps of words and regions")
+    missing_maps: dict[str, list[str]] = {}
     for view in views:
-        _, unseen[view.name] = look_at(view)
-        for why in unseen[view.name]:
+        _, missing_maps[view.name] = make_view_maps(view)
+        for why in missing_maps[view.name]:
             say(f"not possible: {why}")
     picture = _draw_queries(views, out, say)
     say("writing the report")
-    pages = judged(views, unseen)
+    pages = judged(views, missing_maps)
     shots = [] if picture is None else [Shot(picture, QUERIES_TEXT)]
     index = build(pages, [], "miniature", out / "report", shots)
     for page in pages:
@@ -84,12 +84,12 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
     return status
 
 
-def headline_tasks(runs: Path, seeds: Sequence[int]) -> list[Task]:
+def headline_launches(runs: Path, seeds: Sequence[int]) -> list[Launch]:
     """What the headline exhibits need, each once, without what is left out."""
-    from experiments.sweep.targets import exhibit_tasks
+    from experiments.sweep.targets import exhibit_launches
 
-    tasks = [task for name in HEADLINES for task in exhibit_tasks(name, "miniature", seeds, runs)]
-    return list({task.key: task for task in tasks if task.name.partition(" ")[0] not in LEFT_OUT}.values())
+    launches = [launch for name in HEADLINES for launch in exhibit_launches(name, "miniature", seeds, runs, without=LEFT_OUT)]
+    return list({launch.key: launch for launch in launches}.values())
 
 
 # ------------------------------------------------------------------------------------------------------------ what is shown
@@ -101,8 +101,8 @@ def _print_page(console: Console, page: Page) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from experiments.report.captions import captions
     from experiments.report.exports import mean_text, number, seeds
-    from experiments.report.figures import captions
     from experiments.report.site import MARKS, differences
 
     view = page.view
@@ -113,22 +113,27 @@ def _print_page(console: Console, page: Page) -> None:
     columns = view.exhibit.columns
     against = differences(view)
     # of the first column that has queries: the first row's number is subtracted, with the interval of the difference
-    paired = next((each for each in columns if any(row[each.name].band for row in against.values())), None)
+    paired = next((each for each in columns if any(difference[each.name].band for difference in against.values())), None)
     table = Table(box=None, padding=(0, 2, 0, 0))
     titles = [column.label + " (paper)" * (column.name in view.printed) for column in columns]
-    for name in ("", *titles, *([] if paired is None else [f"{paired.label} − {view.rows[0].row.label}"]), "n", "time"):
+    for name in ("", *titles, *([] if paired is None else [f"{paired.label} − {view.variants[0].label}"]), "n", "time"):
         table.add_column(name, justify="right" if name else "left")
-    for row in view.rows:
+    for variant in view.variants:
         cells = []
         for column in columns:
-            cell = row.cells[column.name]
+            cell = variant.cells[column.name]
             cells.append(mean_text(cell) + (f" ({number(cell.published, column.digits)})" if cell.published is not None else ""))
-        took = [run.results["seconds"] for found in row.runs.values() for run in found if run.status == "finished"]
-        time_text = f"{statistics.fmean(took):.0f} s" if took else row.status
+        took = [
+            run.results.seconds or 0.0
+            for found in variant.runs.values()
+            for run in found
+            if run.status == "finished" and run.results
+        ]
+        time_text = f"{statistics.fmean(took):.0f} s" if took else variant.status
         if paired is not None:
-            found = against.get(row.row.label)
+            found = against.get(variant.label)
             cells.append("" if found is None else f"{found[paired.name].ours} {found[paired.name].band}")
-        table.add_row(escape(row.row.label), *map(escape, cells), str(seeds(row)), time_text)
+        table.add_row(escape(variant.label), *map(escape, cells), str(seeds(variant)), time_text)
     console.print(table)
     for image in captions(view)[:2]:
         console.print(f"  [dim]a person:[/dim] {escape(image.references[0])}", highlight=False)
@@ -154,6 +159,3 @@ def _draw_queries(views: Sequence[View], out: Path, say: Callable[[str], None]) 
     say("drawing queries with what was found")
     out.mkdir(parents=True, exist_ok=True)
     return draw_queries(lightning_modules.load(found.folder), data_of(found.folder), "test", out / "queries.png")
-
-
-# ------------------------------------------------------------------------------------------- for the demos of one method

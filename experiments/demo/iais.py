@@ -48,7 +48,7 @@ def compare(world: Path, folder: Path, seeds: Sequence[int], say: Callable[[str]
             [*COMMON, *seeded, "--name=pretrain", f"--trainer.max_steps={PRETRAIN_STEPS}", "--trainer.max_epochs=-1",
              "--trainer.check_val_every_n_epoch=null", f"--trainer.val_check_interval={PRETRAIN_STEPS}",
              "--data.init_args.ranking.candidates=15", "--model.init_args.hard_negatives=15", "--data.init_args.limits.val=20",
-             "--model.init_args.objective=lightning_modules.objectives.ranking.Matching",
+             "--model.init_args.objective=lightning_modules.objectives.matching.Matching",
              "--model.init_args.optimization.lr=1e-3"],
         )  # fmt: skip
         for row in ROWS:

@@ -2,47 +2,46 @@
 
     experiments/papers/numbers.yaml              every number that the papers print
     experiments/papers/PAPER/runs.yaml           all runs of a paper, by name, in two scales; most are of several exhibits
-    experiments/papers/PAPER/exhibits/NAME.yaml     a table or figure: its rows (runs), columns (metrics, costs), claims
+    experiments/papers/PAPER/exhibits/NAME.yaml     a table or figure: its variants (runs), columns (metrics, costs), claims
 
-Scales: "full" is the paper's models, data and recipe; "miniature" the same rows and code on the embedded world, on a processor.
-A scale that a run does not have is a run that this scale leaves out.
+Scales: "full" is the paper's models, data and recipe; "miniature" the same variants and code on the embedded world, on a
+processor. A scale that a run does not have is a run that this scale leaves out.
 
-`plan` makes jobs of runs and seeds, dependencies first. A job's key hashes everything that decides its result: the content of its
-configuration files, its options, the seed, the embedded world, and the keys of the jobs it starts from. Runs that are equal share
-one job, whatever they are called, and a changed configuration is a new job in a new folder.
+`plan` makes planned runs of runs and seeds, dependencies first. A planned run's key hashes everything that decides its result:
+the content of its configuration files, its options, the seed, the embedded world, and the keys of those it starts from. Runs that
+are equal are planned once, whatever they are called, and a changed configuration is a new planned run in a new folder.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
+from datamodules.formats.typed import read_typed
 from experiments.papers import strict_yaml
 from experiments.papers.schema import (
     PAPERS,
     SCALES,
     Exhibit,
     Recipe,
-    Row,
     Scale,
+    Variant,
     needs_of,
 )
 from experiments.papers.strict_yaml import (
     did_you_mean,
     file_age,
     packaged,
-    read_typed,
     read_yaml,
 )
+from lightning_modules.callbacks.cost_record import Cost
 
-# ------------------------------------------------------------------------------------------------------------ what is written
-
-
-# ------------------------------------------------------------------------------------------------------------- reading it
+COSTS = tuple(field.name for field in fields(Cost))
 
 
 def exhibit_names() -> list[str]:
@@ -68,37 +67,41 @@ def read_exhibit(name: str) -> Exhibit:
 def _read_exhibit(paper: str, file: Path, age: tuple[int, int], of_others: tuple[tuple[int, int], ...]) -> Exhibit:
     exhibit: Exhibit = read_typed(Exhibit, read_yaml(file), str(file))
     runs = read_runs(paper)
-    labels = [row.label for row in exhibit.rows]
+    labels = [variant.label for variant in exhibit.variants]
     columns = [column.name for column in exhibit.columns]
-    for kind, names in (("row", labels), ("column", columns)):
+    for kind, names in (("variant", labels), ("column", columns)):
         if twice := {each for each in names if names.count(each) > 1}:
             raise InputError(f"{file}: two {kind}s are called {min(twice)!r}")
-    for row in exhibit.rows:
-        for role, run in row.runs.items():
+    for variant in exhibit.variants:
+        for role, run in variant.runs.items():
             if run not in runs:
                 raise InputError(
-                    f"{file}: row {row.label!r} names run {run!r} as its {role}; {paper}/runs.yaml has no such run"
+                    f"{file}: variant {variant.label!r} names run {run!r} as its {role}; {paper}/runs.yaml has no such run"
                     f"{did_you_mean(run, runs)}"
                 )
-        if row.published is not None:
+        if variant.published is not None:
             try:
-                published_row(exhibit, row)
+                published_row(exhibit, variant)
             except InputError as error:
-                raise InputError(f"{file}: row {row.label!r}: {error}") from None
-    roles = {role for row in exhibit.rows for role in row.runs}
+                raise InputError(f"{file}: variant {variant.label!r}: {error}") from None
+    roles = {role for variant in exhibit.variants for role in variant.runs}
     for column in exhibit.columns:
         if (column.metric is None) == (column.cost is None):
             raise InputError(f"{file}: column {column.name!r} has metric {column.metric!r} and cost {column.cost!r}; give one")
-        if exhibit.rows and column.run not in roles:
+        if column.cost is not None and column.cost not in COSTS:
             raise InputError(
-                f"{file}: column {column.name!r} is of the row's {column.run!r}, which no row has"
+                f"{file}: column {column.name!r}: there is no cost {column.cost!r}{did_you_mean(column.cost, COSTS)}"
+            )
+        if exhibit.variants and column.run not in roles:
+            raise InputError(
+                f"{file}: column {column.name!r} is of the variant's {column.run!r}, which no variant has"
                 f"{did_you_mean(column.run, roles)}"
             )
     for claim in exhibit.claims:
         where = f"{file}: the claim {claim.text[:60]!r}"
         for pair in (*claim.high, *claim.low):
             if len(pair) != 2 or pair[0] not in labels or pair[1] not in columns:
-                raise InputError(f"{where} names {pair}, which is no row and column")
+                raise InputError(f"{where} names {pair}, which is no variant and column")
         if claim.low and len(claim.low) != len(claim.high):
             raise InputError(f"{where} compares {len(claim.high)} values with {len(claim.low)}; they are compared pair by pair")
         if claim.test in ("greater", "within", "ratio") and not claim.low:
@@ -230,15 +233,15 @@ def published_table(exhibit: Exhibit) -> list[dict[str, Any]]:
     return rows
 
 
-def published_row(exhibit: Exhibit, row: Row) -> dict[str, Any] | None:
-    """The published row that belongs to a row.
+def published_row(exhibit: Exhibit, variant: Variant) -> dict[str, Any] | None:
+    """The published row that belongs to a variant.
 
     Raises:
         InputError: None or several fit.
     """
-    if row.published is None:
+    if variant.published is None:
         return None
-    wanted, table = row.published, published_table(exhibit)
+    wanted, table = variant.published, published_table(exhibit)
     fields = list(dict.fromkeys(key for each in table for key in each))
     if unknown := wanted.keys() - set(fields):
         raise InputError(f"published rows of {exhibit.published} have no {min(unknown)!r}, but {', '.join(fields) or 'nothing'}")
@@ -246,12 +249,6 @@ def published_row(exhibit: Exhibit, row: Row) -> dict[str, Any] | None:
     if len(found) != 1:
         raise InputError(f"{len(found)} published rows of {exhibit.published} have {wanted}; name one")
     return found[0]
-
-
-# --------------------------------------------------------------------------------------------------------------- the plan
-
-
-# ----------------------------------------------------------------------------------------------------------------- reading
 
 
 def _filled(content: Any, names: Mapping[str, Any]) -> Any:

@@ -17,10 +17,10 @@ from experiments.papers.worlds import SCENES, SPLITS
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedRun:
     """One run with one seed: one folder.
 
-    `names` are the names PAPER/RUN that it has; `after` the keys of the jobs that must be finished first.
+    `names` are the names PAPER/RUN that it has; `after` the keys of the planned runs that must be finished first.
     """
 
     key: str
@@ -29,14 +29,14 @@ class Job:
     seed: int
     recipe: Recipe
     after: tuple[str, ...]
-    starts: Mapping[str, str]  # run name -> key of its job, for {run:...} and start
+    starts: Mapping[str, str]  # run name -> key of its planned run, for {run:...} and start
 
     @property
     def folder_name(self) -> str:
         return f"{self.names[0].replace('/', '-')}-s{self.seed}-{self.key[:8]}"
 
-    def arguments(self, folders: Mapping[str, Path]) -> list[str]:
-        """Arguments of `crosslight`, where `folders` has the folder of each job by its key."""
+    def options(self, folders: Mapping[str, Path]) -> dict[str, str]:
+        """Dotted options of `crosslight`, as texts, where `folders` has the folder of each planned run by its key."""
         recipe = self.recipe
         options = {
             name: replace_runs(value, lambda run: str(folders[self.starts[run]])) for name, value in recipe.options.items()
@@ -45,14 +45,13 @@ class Job:
             options["model.init_args.init_from"] = str(folders[self.starts[recipe.start]])
         if recipe.seeded:
             options |= {"seed_everything": self.seed, "data.init_args.seed": self.seed}
-        configs = [part for name in recipe.configs for part in ("-c", name)]
         paper, _, run = self.names[0].partition("/")
-        options = {"name": run, "wandb.group": paper, **options, "scale": self.scale, "run_dir": str(folders[self.key])}
-        return [recipe.command, *configs, *(f"--{name}={_text(value)}" for name, value in options.items())]
+        options = {"name": run, "wandb.group": paper, **options, "scale": self.scale}
+        return {name: _text(value) for name, value in options.items()}
 
 
-def plan(exhibits: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[Job]:
-    """The jobs of exhibits (PAPER/NAME), each once, after those that it needs.
+def plan(exhibits: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[PlannedRun]:
+    """The planned runs of exhibits (PAPER/NAME), each once, after those that it needs.
 
     Raises:
         InputError: An exhibit or run is wrong, or runs start from each other in a circle.
@@ -60,14 +59,14 @@ def plan(exhibits: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[Jo
     wanted: dict[tuple[str, str], None] = {}
     for name in exhibits:
         paper = name.partition("/")[0]
-        wanted |= {(paper, run): None for row in read_exhibit(name).rows for run in row.runs.values()}
+        wanted |= {(paper, run): None for variant in read_exhibit(name).variants for run in variant.runs.values()}
     return plan_runs([f"{paper}/{run}" for paper, run in wanted], scale, seeds)
 
 
-def plan_runs(names: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[Job]:
-    """The jobs of runs (PAPER/RUN), each once, after those that it needs. Runs that do not have the scale are left out."""
+def plan_runs(names: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[PlannedRun]:
+    """Runs (PAPER/RUN) and seeds as planned runs, each once, after those that it needs. Runs that lack the scale are left out."""
     books: dict[str, dict[str, dict[Scale, Recipe]]] = {}
-    jobs: dict[str, Job] = {}
+    planned: dict[str, PlannedRun] = {}
 
     def add(name: str, seed: int, above: tuple[str, ...] = ()) -> str | None:
         paper, _, run = name.partition("/")
@@ -87,17 +86,17 @@ def plan_runs(names: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[
             assert key is not None, "read_runs has seen that it has the scale"
             starts[needed] = key
         key = _key(recipe, scale, seed, starts)
-        known = jobs.get(key)
+        known = planned.get(key)
         alias = known.names if known is not None else ()
         if name not in alias:
-            own = seed if recipe.seeded or any(jobs[each].seed == seed for each in starts.values()) else 0
-            jobs[key] = Job(key, (*alias, name), scale, own, recipe, tuple(dict.fromkeys(starts.values())), starts)
+            own = seed if recipe.seeded or any(planned[start].seed == seed for start in starts.values()) else 0
+            planned[key] = PlannedRun(key, (*alias, name), scale, own, recipe, tuple(dict.fromkeys(starts.values())), starts)
         return key
 
     for name in names:
         for seed in seeds:
             add(name, seed)
-    return list(jobs.values())
+    return list(planned.values())
 
 
 def _key(recipe: Recipe, scale: Scale, seed: int, starts: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What a paper's YAML files hold: recipes, rows, columns, claims, figures."""
+"""What a paper's YAML files hold: recipes, variants, columns, claims, figures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ Paper = Literal["mwa", "iais", "i_tuning"]
 Style = Literal["source", "target"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 PAPERS: tuple[Paper, ...] = get_args(Paper)
+STYLES: tuple[Style, ...] = get_args(Style)
 _RUN = re.compile(r"\{run:([^{}]+)\}")
 
 
@@ -50,7 +51,7 @@ class Recipe:
         start: Name of the run whose weights this one starts from (model.init_args.init_from).
         world: Style of the embedded world that the run reads (CROSSLIGHT_WORLD); see `write_miniature_world`.
         command: Sub-command of crosslight.
-        seeded: Whether it depends on the seed. One that does not (a test of published weights) is one job for all seeds.
+        seeded: Whether it depends on the seed. One that does not (a test of published weights) is planned once for all seeds.
         cost: Estimate.
     """
 
@@ -70,7 +71,7 @@ class Column:
     Args:
         name: Of the published column, where there is one.
         label: What the table says.
-        run: Which of a row's runs. A row that lacks it has nothing in this column.
+        run: Which of a variant's runs. One that lacks it has nothing in this column.
         metric: A metric of the run's evaluations; or
         cost: A cost of the run (tunable_parameters, peak_memory_bytes, seconds_per_epoch, ...).
         data: Name of the evaluation (null: the run's own data, its first evaluation).
@@ -91,15 +92,15 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of a table, or a curve or point of a figure.
+class Variant:
+    """A row of a table, or a curve or point of a figure: one way to do it, and the runs that show it.
 
     Args:
         label: What the table says.
         runs: Names of runs of the paper by the role that columns name ("run" where there is but one).
         published: Fields that the published row has, which select it; null where the paper has no such row.
         x: Place on a figure's axis.
-        beyond: The row is ours, not the paper's.
+        beyond: It is ours, not the paper's.
     """
 
     label: str
@@ -119,7 +120,7 @@ class Claim:
             high / low is at most `margin`), correlation (Pearson's r of the points (high, low), or without points of the figure's
             two `logged` columns over each run's checkpoints, has the sign and about the size of `margin`, the claimed r), or none
             (`reason` says what keeps us from testing it).
-        high: [row label, column name] pairs that should be higher ...
+        high: [variant label, column name] pairs that should be higher ...
         low: ... than these, pair by pair.
         margin: See test.
         reason: Why there is no test; with a test, what of the claim it tests, and what not.
@@ -135,19 +136,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class Figure:
-    """How a figure is drawn from its rows.
+    """How a figure is drawn from its variants.
 
     Args:
-        kind: lines (columns over `x` of the rows, a panel for each unit), curves (a logged metric of each row over steps),
-            scatter (`x_column` against `y_column` of the rows, or with `logged` the first of its columns against the second over
-            each row's checkpoints), schedules (annealing functions, no runs), maps (attention maps), captions (beside images).
+        kind: lines (columns over `x` of the variants, a panel a unit), curves (a logged metric of each over steps), scatter
+            (`x_column` against `y_column` of the variants, or with `logged` the first of its columns against the second over each
+            one's checkpoints), schedules (annealing functions, no runs), maps (attention maps), captions (beside images).
         x_label: Of the axis.
         y_label: Of the axis.
         x_column: Of a scatter.
         y_column: Of a scatter.
         logged: Column of metrics.csv that curves show.
         log_x: Logarithmic axis.
-        categories: The rows of `lines` are no numbers: they stand side by side in order, with their labels and no line between.
+        categories: The variants of `lines` are no numbers: they stand side by side in order, labelled and with no line between.
     """
 
     kind: Literal["lines", "curves", "scatter", "schedules", "maps", "captions"]
@@ -168,7 +169,7 @@ class Exhibit:
         title: What it shows.
         kind: table or figure.
         published: Place in paper_numbers.yaml, such as mwa.table1; null where the paper has no numbers of it.
-        rows: In order.
+        variants: In order.
         columns: In order.
         claims: What it is evidence for.
         figure: How it is drawn.
@@ -179,7 +180,7 @@ class Exhibit:
     title: str
     kind: Literal["table", "figure"]
     published: str | None = None
-    rows: list[Row] = field(default_factory=list)
+    variants: list[Variant] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     figure: Figure | None = None

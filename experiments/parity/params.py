@@ -29,7 +29,7 @@ from lightning_modules.networks.uniter import UniterRetrieval
 from lightning_modules.objectives.relation_alignment import IAIS, Kind, Reading
 
 BASE: dict[str, int] = {}  # the defaults of BEiT3Retrieval
-LARGE = {"width": 1024, "num_layers": 24, "heads": 16, "ffn_width": 4096}
+LARGE = {"width": 1024, "num_layers": 24, "num_heads": 16, "ffn_width": 4096}
 SIZES: dict[str, dict[str, Any]] = {
     f"{name} {px}": {**sizes, "image_size": px} for name, sizes in (("base", BASE), ("large", LARGE)) for px in (224, 384)
 }
@@ -52,8 +52,8 @@ MULTIWAY: dict[str, dict[str, Any]] = {
     "mwa (printed)": {},
     "mwa_released": {"reading": "released"},
     "mwa_text": {"reading": "text"},
-    "ae_only": {"knowledge": False},
-    **{f"ke_only, mid {mid}": {"alignment": False, "knowledge_mid": mid} for mid in KE_MIDS},
+    "ae_only": {"knowledge_extractor": False},
+    **{f"ke_only, mid {mid}": {"alignment_enhancer": False, "knowledge_extractor_mid": mid} for mid in KE_MIDS},
 }
 
 
@@ -130,15 +130,15 @@ def printed_large() -> str:
     """Why the paper's 17.40 M for large is not in the table: the sum it comes from, computed with the real modules."""
     values, layers, width = READINGS["printed"], LARGE["num_layers"], LARGE["width"]
     with torch.device("meta"):
-        narrow, right = parameters(values.knowledge(768)), parameters(values.knowledge(width))
-        alignment = parameters(values.alignment(width, LARGE["ffn_width"]))
+        narrow, right = parameters(values.knowledge_extractor(768)), parameters(values.knowledge_extractor(width))
+        enhancer = parameters(values.alignment_enhancer(width, LARGE["ffn_width"]))
     each = 2 * layers
-    printed, runs = each * (narrow + alignment), each * (right + alignment)
+    printed, runs = each * (narrow + enhancer), each * (right + enhancer)
     total = sum(parameter.numel() for parameter in build("large 384").parameters())
     return (
         f"The paper prints 17.40 M (2.58 %) for large. That only appears, to rounding, when the KE is counted at width 768, the\n"
         f"default of the released script's --d_model: {layers} layers x 2 x (KE(768, 64) {narrow:,} + AE({width}, 128) "
-        f"{alignment:,}) = {printed:,},\n{100 * printed / total:.2f} %. Such a model cannot run: large is {width} wide. With "
+        f"{enhancer:,}) = {printed:,},\n{100 * printed / total:.2f} %. Such a model cannot run: large is {width} wide. With "
         f"KE({width}, 64) {right:,} it is {runs:,}, {100 * runs / total:.2f} %."
     )
 

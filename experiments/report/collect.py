@@ -6,18 +6,18 @@ has several folders a finished one counts before any other.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from experiments.papers.catalogue import published_row, published_table, read_exhibit
 from experiments.papers.plan import plan_runs
-from experiments.papers.schema import Column, Exhibit, Row, Scale
+from experiments.papers.schema import Column, Exhibit, Scale, Variant
 from experiments.report.bootstrap import Floats, PerImage, interval, mean_of, per_image
+from experiments.runs.provenance import Device
 from experiments.runs.store import Run, RunFolders
 
 # What is counted, not measured: it has no spread, one run says it all.
@@ -49,17 +49,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Cell:
-    """A row's value of a column.
+    """A variant's value of a column.
 
     Args:
-        row: Label of the row.
+        variant: Its label.
         column: The column.
         published: What the paper prints.
         measured: Ours, one a seed.
         planned: Whether there is a run of it at this scale, done or not.
     """
 
-    row: str
+    variant: str
     column: Column
     published: float | None = None
     measured: tuple[Measured, ...] = ()
@@ -110,12 +110,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class RowView:
-    """A row with its runs by role, and its cells by the columns' names."""
+class VariantView:
+    """A variant with its runs by role, and its cells by the columns' names."""
 
-    row: Row
+    declared: Variant
     runs: Mapping[str, tuple[Run, ...]]
     cells: Mapping[str, Cell]
+
+    @property
+    def label(self) -> str:
+        return self.declared.label
 
     @property
     def status(self) -> str:
@@ -142,7 +146,7 @@ class View:
     name: str
     exhibit: Exhibit
     scale: Scale
-    rows: tuple[RowView, ...]
+    variants: tuple[VariantView, ...]
     quoted: tuple[tuple[str, Mapping[str, float]], ...] = ()
 
     @property
@@ -151,24 +155,30 @@ class View:
 
     @property
     def command(self) -> str:
-        """What runs what is missing, with all seeds that some row has."""
+        """What runs what is missing, with all seeds that some variant has."""
         more = f" --seeds {' '.join(map(str, self.seeds))}" if self.seeds not in ([], [0]) else ""
         return f"crosslight sweep run {self.name} --scale {self.scale}{more}"
 
     @property
     def printed(self) -> frozenset[str]:
         """Names of the columns of which the paper prints a number."""
-        cells = [cell for row in self.rows for cell in row.cells.values()]
+        cells = [cell for variant in self.variants for cell in variant.cells.values()]
         return frozenset(cell.column.name for cell in cells if cell.published is not None)
 
     @property
     def runs(self) -> list[Run]:
         """All runs that there are, each once."""
-        found = {run.folder: run for row in self.rows for runs in row.runs.values() for run in runs if run.folder is not None}
+        found = {
+            run.folder: run
+            for variant in self.variants
+            for runs in variant.runs.values()
+            for run in runs
+            if run.folder is not None
+        }
         return list(found.values())
 
-    def cell(self, row: str, column: str) -> Cell:
-        return next(each.cells[column] for each in self.rows if each.row.label == row)
+    def cell(self, variant: str, column: str) -> Cell:
+        return next(each.cells[column] for each in self.variants if each.label == variant)
 
     @property
     def seeds(self) -> list[int]:
@@ -186,8 +196,8 @@ def collect(names: Iterable[str], scale: Scale, folders: RunFolders) -> list[Vie
     wanted = {
         f"{name.partition('/')[0]}/{run}": None
         for name, exhibit in exhibits.items()
-        for row in exhibit.rows
-        for run in row.runs.values()
+        for variant in exhibit.variants
+        for run in variant.runs.values()
     }
     found: dict[str, tuple[Run, ...]] = dict.fromkeys(wanted, ())
     for job in plan_runs(wanted, scale, folders.seeds):
@@ -199,31 +209,32 @@ def collect(names: Iterable[str], scale: Scale, folders: RunFolders) -> list[Vie
 
 def _view(name: str, exhibit: Exhibit, scale: Scale, found: Mapping[str, tuple[Run, ...]], folders: RunFolders) -> View:
     paper = name.partition("/")[0]
-    rows = []
-    for row in exhibit.rows:
+    variants = []
+    for variant in exhibit.variants:
         runs = {
-            role: found[f"{paper}/{run}"] or (Run(f"{paper}/{run}", 0, "not at this scale"),) for role, run in row.runs.items()
+            role: found[f"{paper}/{run}"] or (Run(f"{paper}/{run}", 0, "not at this scale"),)
+            for role, run in variant.runs.items()
         }
-        published = published_row(exhibit, row) or {}
-        cells = {column.name: _cell(row, column, published, runs.get(column.run, ()), folders) for column in exhibit.columns}
-        rows.append(RowView(row, runs, cells))
+        published = published_row(exhibit, variant) or {}
+        cells = {column.name: _cell(variant, column, published, runs.get(column.run, ()), folders) for column in exhibit.columns}
+        variants.append(VariantView(variant, runs, cells))
     quoted = [
         (str(each.get("model", "quoted")), {key: float(value) for key, value in each.items() if _number(value)})
         for each in published_table(exhibit)
         if each["quoted"]
     ]
-    return View(name, exhibit, scale, tuple(rows), tuple(quoted))
+    return View(name, exhibit, scale, tuple(variants), tuple(quoted))
 
 
 def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _cell(row: Row, column: Column, published: Mapping[str, Any], runs: Sequence[Run], folders: RunFolders) -> Cell:
+def _cell(variant: Variant, column: Column, published: Mapping[str, Any], runs: Sequence[Run], folders: RunFolders) -> Cell:
     printed = published.get(column.name)
     planned = any(run.status != "not at this scale" for run in runs)
     measured = [found for run in runs if run.status == "finished" and (found := measure(run, column, folders)) is not None]
-    return Cell(row.label, column, float(printed) if _number(printed) else None, tuple(measured), planned)
+    return Cell(variant.label, column, float(printed) if _number(printed) else None, tuple(measured), planned)
 
 
 def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
@@ -231,25 +242,25 @@ def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
     # One that starts from a trained run has that run's seed, though it draws nothing itself.
     seeded = run.job is None or run.job.recipe.seeded or bool(run.job.after)
     if column.cost is not None:
-        value: object = run.results.get("cost", {}).get(column.cost)
+        cost, origin = (None, None) if run.results is None else (run.results.cost, run.results.provenance)
+        value: object = None if cost is None else getattr(cost, column.cost)
         if not _number(value):
             return None
-        where = None if column.cost in COUNTED else _conditions(run.results.get("device") or {})
+        where = None if column.cost in COUNTED or origin is None else _conditions(origin.device)
         return Measured(run.seed, column.factor * value, seeded=seeded, conditions=where)
     evaluation = run.evaluation(column.data)
-    value = None if evaluation is None else evaluation["metrics"].get(column.metric)
-    if evaluation is None or not _number(value) or not np.isfinite(value):
+    value = None if evaluation is None else evaluation.metrics.get(str(column.metric))
+    if evaluation is None or not _number(value) or not math.isfinite(value):
         return None
     found = per_image(str(column.metric), folders.arrays(run, evaluation), value)
     if found is not None:
         found = PerImage(found.total_IT, found.count_IT, found.factor * column.factor)
-    data = evaluation["data"]
-    return Measured(run.seed, column.factor * value, found, run.fingerprint(data), data, seeded)
+    return Measured(run.seed, column.factor * value, found, run.fingerprint(evaluation.data), evaluation.data, seeded)
 
 
-def _conditions(device: Mapping[str, Any]) -> str:
+def _conditions(device: Device) -> str:
     """ "AMD EPYC, 1 process, 2 threads": what times and memory depend on besides the run. Whatever else was running on the
     machine is not known."""
-    processes, threads = device.get("world_size") or 1, device.get("threads")
-    told = [str(device.get("name") or "a device unknown"), f"{processes} process{'es' * (processes != 1)}"]
+    processes, threads = device.world_size, device.threads
+    told = [device.name, f"{processes} process{'es' * (processes != 1)}"]
     return ", ".join([*told, *([f"{threads} thread{'s' * (threads != 1)}"] if threads is not None else [])])

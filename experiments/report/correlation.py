@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from datamodules.errors import InputError
-from experiments.runs.metrics_csv import ISDA, META_SUM, validations
+from experiments.runs.metrics_csv import FILE, ISDA, META_SUM, validations
+from experiments.runs.store import run_folders_below
 
 
 def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
@@ -26,31 +26,13 @@ def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     return together / math.sqrt(spread_x) / math.sqrt(spread_y)
 
 
-def find(folders: Iterable[str | Path]) -> list[Path]:
-    """Run folders in or below the folders.
-
-    Raises:
-        InputError: A folder does not exist or holds no metrics.csv.
-    """
-    runs: list[Path] = []
-    for given in folders:
-        folder = Path(given)
-        if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder. Give run folders, or folders that hold them.")
-        below = sorted(file.parent for file in folder.rglob("metrics.csv"))
-        if not below:
-            raise InputError(f"{folder} holds no metrics.csv: there is no run in it that logged anything.")
-        runs += below
-    return runs
-
-
 def report(folders: Iterable[str | Path], x: str = ISDA, y: str = META_SUM) -> list[str]:
     """One line a run, and with several runs one over all their checkpoints.
 
     Raises:
-        InputError: What `find` and `validations` refuse.
+        InputError: A folder does not exist or holds no run that logged anything, or one that lacks a column.
     """
-    runs = {run: validations(run, x, y) for run in find(folders)}
+    runs = {run: validations(run, x, y) for run in run_folders_below(folders, FILE)}
     width = max(len("all"), *(len(str(run)) for run in runs))
     lines = [f"{x} against {y}", f"{'run':<{width}}  checkpoints  Pearson's r"]
     everything = {"all": [each for found in runs.values() for each in found]} if len(runs) > 1 else {}

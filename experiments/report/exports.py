@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.report.collect import Cell, RowView, View
+from experiments.report.collect import Cell, VariantView, View
 from experiments.report.verdicts import Verdict
 
 NONE = "–"
@@ -77,7 +77,7 @@ _LEGEND = (
 def to_markdown(view: View, verdicts: Sequence[Verdict]) -> str:
     lines = [f"# {_md(view.exhibit.title)}", "", f"{_md(caption(view))} {_LEGEND}", ""]
     lines += _markdown_table(view)
-    if any(row.status != "finished" for row in view.rows):
+    if any(variant.status != "finished" for variant in view.variants):
         lines += ["What is missing runs with:", "", f"    {view.command}", ""]
     if verdicts:
         lines += ["## Claims", "", *_markdown_claims(verdicts), ""]
@@ -89,18 +89,18 @@ def to_markdown(view: View, verdicts: Sequence[Verdict]) -> str:
 def _markdown_table(view: View) -> list[str]:
     """A column of ours, and one of the paper's where it prints any."""
     columns = view.exhibit.columns
-    if not view.rows or not columns:
+    if not view.variants or not columns:
         return []
     names = [part for column in columns for part in (_md(column.label), *(["*paper*"] if column.name in view.printed else []))]
     lines = ["| " + " | ".join(["row", *names, "n", "status"]) + " |"]
     lines += ["| --- |" + " ---: |" * (len(names) + 1) + " --- |"]
-    for row in view.rows:
-        cells = [_md(row.row.label)]
+    for variant in view.variants:
+        cells = [_md(variant.label)]
         for column in columns:
-            cell = row.cells[column.name]
+            cell = variant.cells[column.name]
             cells += [ours(cell).replace("[", "\\[")]
             cells += [f"*{number(cell.published, column.digits)}*"] if column.name in view.printed else []
-        lines.append("| " + " | ".join([*cells, str(seeds(row)), _md(row.status)]) + " |")
+        lines.append("| " + " | ".join([*cells, str(seeds(variant)), _md(variant.status)]) + " |")
     return [*lines, ""]
 
 
@@ -127,12 +127,12 @@ def to_latex(view: View) -> str:
         "    & " + " & ".join(f"\\multicolumn{{2}}{{c}}{{{_tex(column.label)}}}" for column in columns) + " & $n$ \\\\",
         "    \\midrule",
     ]
-    for row in view.rows:
+    for variant in view.variants:
         cells = []
         for column in columns:
-            cell = row.cells[column.name]
+            cell = variant.cells[column.name]
             cells += [_tex(mean_text(cell)), f"\\textit{{{_tex(number(cell.published, column.digits))}}}"]
-        lines.append(f"    {_tex(row.row.label)} & " + " & ".join([*cells, str(seeds(row))]) + " \\\\")
+        lines.append(f"    {_tex(variant.label)} & " + " & ".join([*cells, str(seeds(variant))]) + " \\\\")
     note = [f"  \\par\\smallskip\\footnotesize {_tex(view.exhibit.note)}"] if view.exhibit.note else []
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", *note, "\\end{table}", ""])
 
@@ -144,14 +144,14 @@ def to_csv(view: View) -> str:
     writer.writerow(
         ["exhibit", "scale", "row", "column", "mean", "sd", "n", "low", "high", "published", "difference", "status", "seeds"]
     )
-    for row in view.rows:
+    for variant in view.variants:
         for column in view.exhibit.columns:
-            cell = row.cells[column.name]
+            cell = variant.cells[column.name]
             low, high = cell.interval or (None, None)
             difference = cell.difference if view.scale == "full" else None  # the paper's numbers are of full scale
             numbers = [cell.mean, cell.deviation, cell.n, low, high, cell.published, difference]
             run_seeds = " ".join(str(each.seed) for each in cell.measured)
-            line = [view.name, view.scale, row.row.label, column.name, *numbers, row.status, run_seeds]
+            line = [view.name, view.scale, variant.label, column.name, *numbers, variant.status, run_seeds]
             writer.writerow(["" if each is None else _cell(each) for each in line])
     return stream.getvalue()
 
@@ -197,7 +197,7 @@ def summary_markdown(
         each = ", ".join(
             f"{sum(v.outcome == outcome for v in verdicts)} {outcome}" for outcome in _ORDER if _any(verdicts, outcome)
         )
-        done = f"{sum(row.finished > 0 for row in view.rows)} of {len(view.rows)}" if view.rows else NONE
+        done = f"{sum(variant.finished > 0 for variant in view.variants)} of {len(view.variants)}" if view.variants else NONE
         lines.append(f"| [{_md(view.name)}](#{view.slug}) | {done} | {each or NONE} |")
     for view, verdicts, words in judged:
         # an anchor of its own: what a viewer makes of a heading differs between viewers
@@ -205,7 +205,7 @@ def summary_markdown(
         lines += [_md(view.exhibit.note), ""] if view.exhibit.note else []
         lines += _markdown_table(view)
         lines += [f"- {_md(text)}" for text in words] + [""] * bool(words)
-        if any(row.status != "finished" for row in view.rows):
+        if any(variant.status != "finished" for variant in view.variants):
             lines += [f"What is missing runs with `{view.command}`.", ""]
         lines += _markdown_claims(verdicts)
     if provenance:
@@ -233,9 +233,9 @@ def summary_json(
                 "name": view.name, "title": view.exhibit.title, "published": view.exhibit.published,
                 "note": view.exhibit.note, "beyond": view.exhibit.beyond, "command": view.command,
                 "rows": [
-                    {"label": row.row.label, "status": row.status, "n": seeds(row), "beyond": row.row.beyond,
-                     "cells": {column.name: _cell_json(row.cells[column.name]) for column in view.exhibit.columns}}
-                    for row in view.rows
+                    {"label": variant.label, "status": variant.status, "n": seeds(variant), "beyond": variant.declared.beyond,
+                     "cells": {column.name: _cell_json(variant.cells[column.name]) for column in view.exhibit.columns}}
+                    for variant in view.variants
                 ],
                 "words": list(words),
                 "claims": [_verdict_json(each) for each in verdicts],
@@ -271,9 +271,9 @@ def _short(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
-def seeds(row: RowView) -> int:
-    """How many runs the row's numbers come from."""
-    return max((cell.n for cell in row.cells.values()), default=row.finished)
+def seeds(variant: VariantView) -> int:
+    """How many runs the variant's numbers come from."""
+    return max((cell.n for cell in variant.cells.values()), default=variant.finished)
 
 
 def _cell(value: object) -> object:

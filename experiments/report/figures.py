@@ -6,28 +6,23 @@ since several figures share a page. Every figure has a text alternative that say
 
 from __future__ import annotations
 
-import base64
-import csv
 import io
-import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from PIL import Image
 
 from experiments.analysis.stored_maps import AttentionMaps, WordMaps, stored
 from experiments.papers.schema import Column
 from experiments.report.collect import Cell, View
 from experiments.report.verdicts import checkpoints
-from experiments.runs.store import Run
+from experiments.runs.metrics_csv import logged
+from lightning_modules.objectives.annealing import Annealing
 
 # Stand-ins: no data is drawn in these very colors. The page's style sheet has the two lights' values.
 _INK, _FAINT = "#010203", "#040506"
@@ -39,7 +34,6 @@ _WIDTH = 5.6  # inches: on a telephone the letters are then still some 8 px high
 _TITLE_PAD = 0.12  # inches: titles over images are else cut at the picture's edge
 _BANDS = "Around a point: its 95 % interval over the test images; where it has none, one standard deviation over seeds."
 _NAMED = 5  # points that a scatter has names beside; more have numbers, which its key explains
-SHOWN_IMAGES = 4  # Table 3 of I-Tuning shows the first four of the test split
 _STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "crosslight", "font.family": "sans-serif", "font.size": 9.5, "text.parse_math": False,
     "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "axes.linewidth": 0.8, "xtick.color": _INK,
@@ -67,23 +61,6 @@ class Picture:
     key: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Caption:
-    """What the rows write about one image.
-
-    Args:
-        image_id: Of the data set.
-        thumbnail: A data URI; None where the photograph is not on this machine.
-        captions: Row label, caption, and CIDEr of it in points, where it was scored.
-        references: What people wrote.
-    """
-
-    image_id: str
-    thumbnail: str | None
-    captions: tuple[tuple[str, str, float | None], ...]
-    references: tuple[str, ...]
-
-
 def draw(view: View) -> list[Picture]:
     """The pictures of an exhibit's figure; none where nothing of it has been measured, or where it is no drawing."""
     figure = view.exhibit.figure
@@ -104,7 +81,7 @@ def draw(view: View) -> list[Picture]:
 
 
 def _lines(view: View) -> list[Picture]:
-    """Every column over the rows, units in panels one above the other; the paper's own numbers dashed, where there are some."""
+    """Every column over the variants, units in panels one above the other; the paper's own dashed, where there are any."""
     figure = view.exhibit.figure
     assert figure is not None
     series = {column: points for column in view.exhibit.columns if (points := _points(view, column.name))}
@@ -131,8 +108,8 @@ def _lines(view: View) -> list[Picture]:
         alone = len(units) > 1 and [_unit(each) for each in series].count(_unit(column)) == 1
         axes.set_ylabel(column.label if alone else figure.y_label)
     if figure.categories:
-        panels[-1].set_xticks(range(len(view.rows)), [row.row.label for row in view.rows])
-        panels[-1].set_xlim(-0.5, len(view.rows) - 0.5)
+        panels[-1].set_xticks(range(len(view.variants)), [variant.label for variant in view.variants])
+        panels[-1].set_xlim(-0.5, len(view.variants) - 0.5)
     _plain_ticks(panels[-1], [x for points in series.values() for x, _ in points])
     _legend(drawing, *panels)
     words = [
@@ -149,10 +126,12 @@ def _unit(column: Column) -> str:
 
 
 def _points(view: View, column: str, number: Literal["mean", "published"] = "mean") -> list[tuple[float, Cell]]:
-    """Cells that have the number, by their place: `x` of the row, or of categories its index."""
+    """Cells that have the number, by their place: `x` of the variant, or of categories its index."""
     figure = view.exhibit.figure
     categories = figure is not None and figure.categories
-    places = [(float(index) if categories else row.row.x, row.cells[column]) for index, row in enumerate(view.rows)]
+    places = [
+        (float(index) if categories else variant.declared.x, variant.cells[column]) for index, variant in enumerate(view.variants)
+    ]
     return sorted(
         ((float(x), cell) for x, cell in places if x is not None and getattr(cell, number) is not None), key=lambda each: each[0]
     )
@@ -160,7 +139,7 @@ def _points(view: View, column: str, number: Literal["mean", "published"] = "mea
 
 def _place(view: View, x: float) -> str:
     categories = view.exhibit.figure is not None and view.exhibit.figure.categories
-    return view.rows[int(x)].row.label if categories else f"{x:g}"
+    return view.variants[int(x)].label if categories else f"{x:g}"
 
 
 def _band(cell: Cell) -> tuple[float, float] | None:
@@ -171,16 +150,16 @@ def _band(cell: Cell) -> tuple[float, float] | None:
 
 
 def _curves(view: View) -> list[Picture]:
-    """A logged metric of each row over its steps, one picture a metric; every seed is a line of the row's color."""
+    """A logged metric of each variant over its steps, one picture a metric; every seed is a line of the variant's color."""
     figure = view.exhibit.figure
     assert figure is not None
     pictures: list[Picture] = []
     for name in figure.logged:
         drawing, (axes,) = _axes(view, y_label=figure.y_label or name)
         words = []
-        for number, row in enumerate(view.rows):
-            runs = [run for runs in row.runs.values() for run in runs if run.status == "finished" and run.folder is not None]
-            lines = [line for run in runs if run.folder is not None and (line := logged_line(run.folder, name))]
+        for number, variant in enumerate(view.variants):
+            runs = [run for runs in variant.runs.values() for run in runs if run.status == "finished" and run.folder is not None]
+            lines = [line for run in runs if run.folder is not None and (line := logged(run.folder, name))]
             for seed, line in enumerate(lines):
                 xs, ys = zip(*_thinned(line), strict=True)
                 axes.plot(
@@ -192,26 +171,16 @@ def _curves(view: View) -> list[Picture]:
                     markersize=4,
                     linewidth=1.4,
                     alpha=1.0 if len(lines) == 1 else 0.75,
-                    label=None if seed else row.row.label,
+                    label=None if seed else variant.label,
                 )
             if lines:
                 first, last = lines[0][0], lines[0][-1]
-                words.append(f"{row.row.label}: from {first[1]:.4g} at step {first[0]:g} to {last[1]:.4g} at step {last[0]:g}")
+                words.append(f"{variant.label}: from {first[1]:.4g} at step {first[0]:g} to {last[1]:.4g} at step {last[0]:g}")
         if words:
             _legend(drawing, axes)
             title = name if len(figure.logged) > 1 else ""
             pictures.append(_picture(view, drawing, f"{name} over steps. " + "; ".join(words) + ".", title, len(pictures)))
     return pictures
-
-
-def logged_line(folder: Path, name: str) -> list[tuple[float, float]]:
-    """Step and value of a column of a run's metrics.csv; empty where it has none."""
-    file = folder / "metrics.csv"
-    if not file.exists():
-        return []
-    with file.open(newline="") as lines:
-        found = [(float(row["step"]), float(row[name])) for row in csv.DictReader(lines) if row.get(name)]
-    return [(step, value) for step, value in found if math.isfinite(value)]
 
 
 def _thinned(line: Sequence[tuple[float, float]], most: int = 200) -> list[tuple[float, float]]:
@@ -222,11 +191,11 @@ def _thinned(line: Sequence[tuple[float, float]], most: int = 200) -> list[tuple
 
 
 def _scatter(view: View) -> list[Picture]:
-    """One column against another, a point a row; the paper's points hollow."""
+    """One column against another, a point a variant; the paper's points hollow."""
     figure = view.exhibit.figure
     assert figure is not None
     x_name, y_name = figure.x_column or "", figure.y_column or ""
-    pairs = [(row.row.label, row.cells[x_name], row.cells[y_name]) for row in view.rows]
+    pairs = [(variant.label, variant.cells[x_name], variant.cells[y_name]) for variant in view.variants]
     ours = [(label, x.mean, y.mean) for label, x, y in pairs if x.mean is not None and y.mean is not None]
     paper = [(label, x.published, y.published) for label, x, y in pairs if x.published is not None and y.published is not None]
     quoted = [(label, values[x_name], values[y_name]) for label, values in view.quoted if x_name in values and y_name in values]
@@ -291,24 +260,22 @@ def _checkpoint_scatter(view: View) -> list[Picture]:
     x, y = figure.logged
     drawing, (axes,) = _axes(view, figure.x_label or x, figure.y_label or y)
     total = 0
-    for number, row in enumerate(view.rows):
-        points = checkpoints([run for runs in row.runs.values() for run in runs], x, y)
+    for number, variant in enumerate(view.variants):
+        points = checkpoints([run for runs in variant.runs.values() for run in runs], x, y)
         if points:
             total += len(points)
             axes.plot(
                 [each[1] for each in points], [each[2] for each in points], linestyle="", marker=_MARKERS[number % 8],
-                color=_LINES[number % 8], label=row.row.label,
+                color=_LINES[number % 8], label=variant.label,
             )  # fmt: skip
     if not total:
         return []
     _legend(drawing, axes)
-    return [_picture(view, drawing, f"Scatter of {y} against {x}, {total} validations of {len(view.rows)} rows.")]
+    return [_picture(view, drawing, f"Scatter of {y} against {x}, {total} validations of {len(view.variants)} rows.")]
 
 
 def _schedules(view: View) -> Picture:
     """The annealing functions of IAIS, computed by the objective's own code."""
-    from lightning_modules.objectives.relation_alignment import Annealing  # imports torch, which the other figures do not need
-
     schedules = [
         ("log, γ = 10", Annealing("log", 10)),
         ("log, γ = 5", Annealing("log", 5)),
@@ -328,15 +295,15 @@ def _schedules(view: View) -> Picture:
 
 
 def _maps(view: View) -> list[Picture]:
-    """Attention maps that `crosslight report --look` has stored: every row's, of the same example."""
+    """Attention maps that `crosslight report --maps` has stored: every variant's, of the same example."""
     pictures: list[Picture] = []
-    for row in view.rows:
-        runs = [run for runs in row.runs.values() for run in runs if run.status == "finished" and run.folder is not None]
+    for variant in view.variants:
+        runs = [run for runs in variant.runs.values() for run in runs if run.status == "finished" and run.folder is not None]
         for run in runs[:1]:
             assert run.folder is not None
             for found in stored(run.folder):
-                drawn = _relation_maps(view, row.row.label, found, len(pictures)) if isinstance(found, AttentionMaps) else None
-                pictures.append(drawn or _word_maps(view, row.row.label, found, len(pictures)))  # type: ignore[arg-type]
+                drawn = _relation_maps(view, variant.label, found, len(pictures)) if isinstance(found, AttentionMaps) else None
+                pictures.append(drawn or _word_maps(view, variant.label, found, len(pictures)))  # type: ignore[arg-type]
     return pictures
 
 
@@ -370,7 +337,7 @@ def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
     panels = 1 + len(maps.words)
     columns = min(5, panels)
     rows = -(-panels // columns)
-    height, width = maps.photograph_YX3.shape[:2]
+    height, width = maps.image_YX3.shape[:2]
     with rc_context({**_STYLE, "axes.grid": False}):
         drawing = Drawing(figsize=(_WIDTH, rows * (_WIDTH / columns * min(1.5, height / width) + 0.3)))
         drawing.set_layout_engine("constrained", h_pad=_TITLE_PAD)
@@ -380,8 +347,8 @@ def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
         axes.axis("off")
         if panel >= panels:
             continue
-        axes.imshow(maps.photograph_YX3, extent=(0, width, height, 0))
-        axes.set_title("photograph" if panel == 0 else maps.words[panel - 1], fontsize=9)
+        axes.imshow(maps.image_YX3, extent=(0, width, height, 0))
+        axes.set_title("image" if panel == 0 else maps.words[panel - 1], fontsize=9)
         if panel:
             map_YX = maps.maps_KYX[panel - 1] / (float(maps.maps_KYX[panel - 1].max()) or 1.0)
             extent = (left, right, bottom, top)
@@ -394,48 +361,6 @@ def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
     )
     text = f"{label}: where each word of “{maps.caption}” looks ({maps.shown}). Peaks over an even share: {', '.join(peaks)}."
     return _picture(view, drawing, text, label, number)
-
-
-# ------------------------------------------------------------------------------------------------------------- captions
-
-
-def captions(view: View) -> list[Caption]:
-    """The first images of the test split with what every row's first finished run wrote about them."""
-    if view.exhibit.figure is None or view.exhibit.figure.kind != "captions":
-        return []
-    found: dict[str, dict[str, Any]] = {}
-    written: dict[str, list[tuple[str, str, float | None]]] = {}
-    for row in view.rows:
-        run = next((run for runs in row.runs.values() for run in runs if run.status == "finished"), None)
-        for entry in _beside(run)[:SHOWN_IMAGES] if run is not None else []:
-            image_id = str(entry["image_id"])
-            if found.get(image_id, {}).get("thumbnail") is None:
-                found[image_id] = {"thumbnail": thumbnail(entry.get("file")), "references": tuple(entry.get("references", ()))}
-            score = entry.get("scores", {}).get("cider")
-            points = None if score is None else 100 * float(score)
-            written.setdefault(image_id, []).append((row.row.label, str(entry["caption"]), points))
-    return [Caption(name, each["thumbnail"], tuple(written[name]), each["references"]) for name, each in found.items()]
-
-
-def _beside(run: Run) -> list[dict[str, Any]]:
-    if run.folder is None:
-        return []
-    evaluation = run.evaluation(None)
-    names = [] if evaluation is None else [run.folder / "captions" / f"{evaluation['data']}-test.beside.json"]
-    file = next((each for each in names if each.exists()), None)
-    return json.loads(file.read_text()) if file is not None else []
-
-
-def thumbnail(file: str | Path | None, side: int = 200) -> str | None:
-    """An image file as a data URI, no side longer than that (pixels); None where there is no such file."""
-    if not file or not Path(file).is_file():
-        return None
-    stream = io.BytesIO()
-    with Image.open(file) as image:
-        small = image.convert("RGB")
-        small.thumbnail((side, side))
-        small.save(stream, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 # ------------------------------------------------------------------------------------------------------------------ SVG
@@ -452,7 +377,7 @@ def _axes(view: View, x_label: str = "", y_label: str = "", panels: int = 1) -> 
         for axes in found:
             axes.set_ylabel(y_label or figure.y_label)
             if figure.log_x:
-                axes.set_xscale("symlog" if any(row.row.x == 0 for row in view.rows) else "log")
+                axes.set_xscale("symlog" if any(variant.declared.x == 0 for variant in view.variants) else "log")
     return drawing, found
 
 

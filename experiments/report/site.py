@@ -8,20 +8,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from datamodules.files.atomic import write_atomically
 from experiments.papers.schema import PAPERS, Scale
 from experiments.report import exports
 from experiments.report.bootstrap import interval
+from experiments.report.captions import captions, thumbnail
 from experiments.report.collect import Cell, View
-from experiments.report.figures import Picture, captions, draw, thumbnail
 from experiments.report.verdicts import Outcome, Verdict, judge, paired_resamples
-from experiments.runs.files import write_atomically
+from experiments.runs.results import Results
 from experiments.runs.store import Run
-from experiments.sweep.display import readable_time
+
+if TYPE_CHECKING:
+    from experiments.report.figures import Picture
+from experiments.runs.duration import readable_time
 
 TITLES = {"mwa": "MultiWay-Adapter", "iais": "IAIS", "i_tuning": "I-Tuning"}
 MARKS: dict[Outcome, str] = {"supported": "✓", "contradicted": "✗", "not decided": "?", "not tested": "–"}
@@ -29,7 +33,7 @@ MARKS: dict[Outcome, str] = {"supported": "✓", "contradicted": "✗", "not dec
 
 @dataclass(frozen=True)
 class Difference:
-    """A row against the first one: ours with its paired interval, and the paper's."""
+    """A variant against the first one: ours with its paired interval, and the paper's."""
 
     ours: str
     band: str
@@ -45,13 +49,13 @@ class Page:
         view: The exhibit.
         verdicts: Of its claims.
         pictures: Of its figure.
-        unseen: Why some run has no attention maps, where they were asked for.
+        missing_maps: Why some run has no attention maps, where they were asked for.
     """
 
     view: View
     verdicts: tuple[Verdict, ...]
     pictures: tuple[Picture, ...]
-    unseen: tuple[str, ...] = ()
+    missing_maps: tuple[str, ...] = ()
 
     @property
     def counts(self) -> Counter[str]:
@@ -66,7 +70,7 @@ class Page:
 
     @property
     def measured(self) -> int:
-        return sum(row.finished > 0 for row in self.view.rows)
+        return sum(variant.finished > 0 for variant in self.view.variants)
 
 
 @dataclass(frozen=True)
@@ -82,22 +86,30 @@ class Shot:
         return str(thumbnail(self.file, 1000))
 
 
-def judged(views: Iterable[View], unseen: Mapping[str, Sequence[str]] | None = None) -> list[Page]:
+def judged(views: Iterable[View], missing_maps: Mapping[str, Sequence[str]] | None = None) -> list[Page]:
     """Exhibits with their verdicts and pictures.
 
     Args:
         views: The exhibits.
-        unseen: Why runs have no attention maps, by exhibit: `looking.look_at` gives it.
+        missing_maps: Why runs have no attention maps, by exhibit: `maps.make_view_maps` gives it.
     """
     return [
         Page(
             view,
             tuple(judge(view, claim) for claim in view.exhibit.claims),
-            tuple(draw(view)),
-            tuple((unseen or {}).get(view.name, ())),
+            _pictures(view),
+            tuple((missing_maps or {}).get(view.name, ())),
         )
         for view in views
     ]
+
+
+def _pictures(view: View) -> tuple[Picture, ...]:
+    if view.exhibit.figure is None:
+        return ()
+    from experiments.report.figures import draw  # matplotlib takes longer to import than a table to make
+
+    return tuple(draw(view))
 
 
 def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, shots: Sequence[Shot] = ()) -> Path:
@@ -130,7 +142,7 @@ def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, 
         )
         write_atomically(out / f"{page.view.slug}.html", rendered)
         write_atomically(out / f"{page.view.slug}.md", exports.to_markdown(page.view, page.verdicts))
-        if page.view.exhibit.columns and page.view.rows:
+        if page.view.exhibit.columns and page.view.variants:
             write_atomically(out / f"{page.view.slug}.csv", exports.to_csv(page.view))
             write_atomically(out / f"{page.view.slug}.tex", exports.to_latex(page.view))
     write_atomically(out / "runs.html", environment.get_template("runs.html").render(**common))
@@ -144,57 +156,62 @@ def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, 
 
 def provenance(runs: Iterable[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
     """What the runs were made of, each with how many runs it holds for."""
-    results = [run.results for run in runs if run.results]
+    results = [run.results for run in runs if run.results is not None]
 
     def counted(values: Iterable[str | None]) -> list[tuple[str, int]]:
         return Counter(value for value in values if value).most_common()
 
-    def versions(found: dict[str, Any]) -> str:
-        names = ("python", "crosslight", "torch", "lightning", "transformers", "timm", "torchmetrics", "numpy")
-        return ", ".join(f"{name} {found[name]}" for name in names if found.get(name))
-
+    names = ("python", "crosslight", "torch", "lightning", "transformers", "timm", "torchmetrics", "numpy")
+    versions = (
+        ", ".join(f"{name} {result.provenance.versions[name]}" for name in names if result.provenance.versions.get(name))
+        for result in results
+        if result.provenance is not None
+    )
     data = (
-        f"{name} {each.get('fingerprint')} ("
-        + ", ".join(f"{split} {sizes.get('images', 0):,} images" for split, sizes in each.get("splits", {}).items())
+        f"{name} {each.fingerprint} ("
+        + ", ".join(f"{split} {sizes.get('images', 0):,} images" for split, sizes in each.splits.items())
         + ")"
         for result in results
-        for name, each in (result.get("data") or {}).items()
+        for name, each in result.data.items()
     )
     return [
-        ("git revision", counted(revision(result) for result in results)),
-        ("device", counted(device(result) for result in results)),
-        ("versions", counted(versions(result.get("versions") or {}) for result in results)),
+        ("git revision", counted(map(revision, results))),
+        ("device", counted(map(device, results))),
+        ("versions", counted(versions)),
         ("data, by fingerprint", counted(data)),
-        ("seeds", counted(str(result.get("seed")) for result in results)),
-        ("scale", counted(str(result.get("scale")) for result in results)),
+        ("seeds", counted(str(result.seed) for result in results)),
+        ("scale", counted(str(result.scale) for result in results)),
         ("status", counted(run.status for run in runs)),
     ]
 
 
-def revision(results: Any) -> str:
-    state = results.get("git") or {}
-    if not state.get("revision"):
+def revision(results: Results | None) -> str:
+    """Of the code that computed them; "no checkout" where that is not known."""
+    git = None if results is None or results.provenance is None else results.provenance.git
+    if git is None or git.revision is None:
         return "no checkout"
-    return state["revision"][:10] + (" with uncommitted changes" if state.get("dirty") else "")
+    return git.revision[:10] + (" with uncommitted changes" if git.dirty else "")
 
 
-def device(results: Any) -> str:
-    state = results.get("device") or {}
-    words = [str(state.get("name") or "unknown"), f"{state.get('world_size')} x" if (state.get("world_size") or 1) > 1 else ""]
-    return " ".join([*reversed([word for word in words if word]), str(state.get("precision") or "")]).strip()
+def device(results: Results | None) -> str:
+    """What computed them."""
+    if results is None or results.provenance is None:
+        return "unknown"
+    used = results.provenance.device
+    return f"{f'{used.world_size} x ' if used.world_size > 1 else ''}{used.name} {used.precision}".strip()
 
 
 def differences(view: View) -> dict[str, dict[str, Difference]]:
-    """Every row against the first: by row and column. The paper's differences can be compared with ours at any scale, its numbers
-    only at full scale."""
-    if len(view.rows) < 2:
+    """Every variant against the first: by variant and column. The paper's differences can be compared with ours at any scale, its
+    numbers only at full scale."""
+    if len(view.variants) < 2:
         return {}
-    first = view.rows[0]
+    first = view.variants[0]
     return {
-        row.row.label: {
-            column.name: _difference(row.cells[column.name], first.cells[column.name]) for column in view.exhibit.columns
+        variant.label: {
+            column.name: _difference(variant.cells[column.name], first.cells[column.name]) for column in view.exhibit.columns
         }
-        for row in view.rows[1:]
+        for variant in view.variants[1:]
     }
 
 

@@ -7,100 +7,96 @@ import io
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import InputError
-from experiments.runs.results import read_results
+from experiments.runs.results import Evaluation, Results, read_results
+from experiments.runs.store import run_folders_below
 
-# Columns by metric; a table has those of which a run has a value.
+# Columns by metric; a table has those of which a run has a value, and those that an evaluation's notes name: {metric: heading}.
 RECALLS = {
     "i2t_r1": "i2t R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "t2i R@1", "t2i_r5": "R@5", "t2i_r10": "R@10",
     "rsum": "rsum",
 }  # fmt: skip
 # Relation distances, where a run measured them (pairs with objects): ISDa, and both IAIS losses.
 DISTANCES = {"isda": "ISDa", "iais_singular": "L(s)", "iais_distributed": "L(d)"}
-CAPTIONS = {"bleu_4": "B@4", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "spice": "SPICE"}
 # Of NoCaps, as in Table 2 of I-Tuning.
 DOMAINS = {
-    f"{domain}-domain/{metric}": f"{domain} {CAPTIONS[metric]}"
+    f"{domain}-domain/{metric}": f"{domain} {heading}"
     for domain in ("in", "near", "out")
-    for metric in ("cider", "spice")
+    for metric, heading in (("cider", "CIDEr"), ("spice", "SPICE"))
 }
-METRICS = {**RECALLS, **DISTANCES, **CAPTIONS, **DOMAINS}
 
 
-def find_runs(folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """results.json of every run in or below the folders, with its folder under `folder`.
+def find_runs(folders: Iterable[str | Path]) -> dict[Path, Results]:
+    """The results of every run in or below the folders.
 
     Raises:
-        InputError: A folder does not exist or holds no run.
+        InputError: A folder does not exist or holds no run, or results cannot be read.
     """
-    runs = []
-    for given in folders:
-        folder = Path(given)
-        if not folder.is_dir():
-            raise InputError(f"{folder} is not a folder. Give run folders, or folders that hold them.")
-        files = sorted(folder.rglob("results.json"))
-        if not files:
-            raise InputError(f"{folder} holds no results.json: there is no run in it.")
-        runs += [{**read_results(file.parent), "folder": str(file.parent)} for file in files]
-    return runs
+    return {folder: read_results(folder) for folder in run_folders_below(folders)}
 
 
-def rows(runs: list[dict[str, Any]], data: str | None = None) -> list[dict[str, Any]]:
+def rows(runs: Mapping[Path, Results], data: str | None = None) -> list[dict[str, Any]]:
     """One row a (name, data set, test split): finished runs of one name are its seeds; the others keep a row that says so.
 
     Args:
         runs: What `find_runs` gives.
         data: Only this data set (default: all that were tested).
     """
-    grouped: dict[tuple[str, str, int | None], list[tuple[dict[str, Any], dict[str, float]]]] = defaultdict(list)
+    grouped: dict[tuple[str, str, int | None], list[tuple[Results, Evaluation]]] = defaultdict(list)
     table: list[dict[str, Any]] = []
-    for run in runs:
-        if run["status"] != "finished":
-            table.append({"name": run["name"], "status": run["status"], "folder": run["folder"]})
+    for folder, run in runs.items():
+        if run.status != "finished":
+            table.append({"name": run.name, "status": run.status, "folder": str(folder)})
             continue
-        # NoCaps is tested on what it calls val
-        tests = [each for each in run["evaluations"] if each.get("stage", each["split"][:4]) == "test"]
+        tests = run.tests()
         for evaluation in tests:
-            # A split cut by `limits` is "test[:100]": it is another data set, and says so.
-            label = evaluation["data"] + evaluation["split"].removeprefix("test").replace("val", " val")
-            if data in (None, evaluation["data"]):
+            # A split cut by `limits` is "test[:100]": it is another data set, and says so. NoCaps is tested on what it calls val.
+            label = evaluation.data + evaluation.split.removeprefix("test").replace("val", " val")
+            if data in (None, evaluation.data):
                 # models of other sizes are no seeds of each other, whatever they are called
-                grouped[run["name"], label, run.get("cost", {}).get("total_parameters")].append((run, evaluation["metrics"]))
+                size = None if run.cost is None else run.cost.total_parameters
+                grouped[run.name, label, size].append((run, evaluation))
         if not tests:
-            table.append({"name": run["name"], "status": "not tested", "folder": run["folder"]})
+            table.append({"name": run.name, "status": "not tested", "folder": str(folder)})
     done = []
     for (name, data_set, _), members in grouped.items():
         row: dict[str, Any] = {"name": name, "data": data_set, "status": "finished", "seeds": len(members)}
-        for key in METRICS:
-            values = [metrics[key] for _, metrics in members if math.isfinite(metrics.get(key, math.nan))]
+        own = {key: heading for _, test in members for key, heading in test.notes.get("columns", {}).items()}
+        row["columns"] = {**RECALLS, **DISTANCES, **own, **DOMAINS}
+        for key in row["columns"]:
+            values = [test.metrics[key] for _, test in members if math.isfinite(test.metrics.get(key, math.nan))]
             if not values:
                 continue
             row[key] = statistics.mean(values)
             row[f"{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
         first = members[0][0]
-        row["scale"] = first["scale"]
-        row["steps"] = first.get("fit", {}).get("steps")
-        for key in (
-            "tunable_parameters",
-            "tunable_percent",
-            "peak_memory_bytes",
-            "seconds_per_epoch",
-            "pairs_per_second",
-        ):
-            values = [run["cost"].get(key) for run, _ in members if run.get("cost", {}).get(key) is not None]
-            row[key] = statistics.mean(values) if values else None
-        row["device"] = first["device"]["name"]
+        row["scale"] = first.scale
+        row["steps"] = None if first.fit is None else first.fit.steps
+        costs = [run.cost for run, _ in members if run.cost is not None]
+        row["tunable_parameters"] = _mean(cost.tunable_parameters for cost in costs)
+        row["tunable_percent"] = _mean(cost.tunable_percent for cost in costs)
+        row["peak_memory_bytes"] = _mean(cost.peak_memory_bytes for cost in costs)
+        row["seconds_per_epoch"] = _mean(cost.seconds_per_epoch for cost in costs)
+        row["pairs_per_second"] = _mean(cost.pairs_per_second for cost in costs)
+        row["device"] = None if first.provenance is None else first.provenance.device.name
         done.append(row)
     return done + table
 
 
+def _mean(values: Iterable[float | None]) -> float | None:
+    measured = [value for value in values if value is not None]
+    return statistics.mean(measured) if measured else None
+
+
 def markdown(table: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table; recalls in percent, caption scores times 100, mean +- standard deviation over seeds."""
-    shown = {key: name for key, name in METRICS.items() if any(key in row for row in table)}
+    headings: dict[str, str] = {}
+    for row in table:
+        headings |= {key: heading for key, heading in row.get("columns", {}).items() if key not in DOMAINS}
+    shown = {key: name for key, name in {**headings, **DOMAINS}.items() if any(key in row for row in table)}
     header = ["run", "test data", "seeds", *shown.values(), "steps", "tunable", "%", "memory", "s/epoch", "pairs/s"]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for row in table:
@@ -128,9 +124,9 @@ def metric_text(row: dict[str, Any], key: str) -> str:
 
 
 def to_csv(table: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in table for key in row))
+    columns = [key for key in dict.fromkeys(key for row in table for key in row) if key != "columns"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(table)
     return text.getvalue()

@@ -1,18 +1,18 @@
 """What our numbers say about a claim: supported, contradicted or not decided, and how that was found.
 
 The numbers of a test set are compared on the same queries: images are resampled 2,000 times, and several seeds too, the same ones
-for both rows; the difference of two rows has the 95 % interval of its resamples. Numbers without queries (relation distances,
-BLEU, times, memory) are compared seed by seed with Student's t, which one seed cannot; times and memory only where both were
-measured on the same device with as many processes and threads. What is counted (parameters) is compared as it is.
+for both variants; the difference of two variants has the 95 % interval of its resamples. Numbers without queries (relation
+distances, BLEU, times, memory) are compared seed by seed with Student's t, which one seed cannot; times and memory only where
+both were measured on the same device with as many processes and threads. What is counted (parameters) is compared as it is.
 
 A claim of several comparisons is supported when each of them is (no correction is due: all must hold), and contradicted when one
 is, with p divided by their number. With several seeds all must also agree in sign. Whatever is found holds at the scale, on the
 data and with the seeds it was measured with, and says so.
 
-What this does not cover: one seed says nothing of another training. Simulated for two rows without a difference (normal errors,
-those of the images the same for all seeds; 20,000 trials), where training varies a difference as much as the choice of images
-does, or twice as much, "greater" is supported in 8 % or 19 % of cases with one seed, 3.5 % or 6.5 % with two, 2.9 % or 4.3 % with
-three, 2.6 % or 2.9 % with five, instead of 2.5 %.
+What this does not cover: one seed says nothing of another training. Simulated for two variants without a difference (normal
+errors, those of the images the same for all seeds; 20,000 trials), where training varies a difference as much as the choice of
+images does, or twice as much, "greater" is supported in 8 % or 19 % of cases with one seed, 3.5 % or 6.5 % with two, 2.9 % or 4.3
+% with three, 2.6 % or 2.9 % with five, instead of 2.5 %.
 """
 
 from __future__ import annotations
@@ -97,14 +97,14 @@ def judge(view: View, claim: Claim) -> Verdict:
     if not high or len(high) != len(low):
         raise InputError(f"{view.name}: the claim {claim.text[:60]!r} compares {len(high)} numbers with {len(low)}; give pairs")
     if claim.test == "correlation":
-        return _of_rows(claim, [each.mean for each in high], [each.mean for each in low], scope_of(view, [*high, *low]))
+        return _of_variants(claim, [each.mean for each in high], [each.mean for each in low], scope_of(view, [*high, *low]))
     pairs = [_in_common(one, other) for one, other in zip(high, low, strict=True) if one.planned and other.planned]
     if not pairs:
         return Verdict(claim, "not decided", "", f"what it compares is not run at {view.scale} scale")
     scope = scope_of(view, [each for pair in pairs for each in pair])
     if len(pairs) < len(high):
         scope += f", {len(pairs)} of its {len(high)} comparisons"  # the others have no run at this scale
-    missing = list(dict.fromkeys(f"{each.row} ({each.column.label})" for pair in pairs for each in pair if each.mean is None))
+    missing = list(dict.fromkeys(f"{each.variant} ({each.column.label})" for pair in pairs for each in pair if each.mean is None))
     there = [(one, other) for one, other in pairs if one.mean is not None and other.mean is not None]
     if claim.test == "ratio" and not missing:
         return _concluded(claim, scope, (_ratio(claim, [one for one, _ in pairs], [other for _, other in pairs]),))
@@ -195,13 +195,13 @@ def _spread(high: Cell, low: Cell, of: Callable[[float, float], float], bound: f
 
 
 def _unlike(*cells: Cell) -> str | None:
-    """What keeps times or memory from being compared: conditions that differ, of two rows or of one row's seeds."""
+    """What keeps times or memory from being compared: conditions that differ, of two variants or of one variant's seeds."""
     conditions = list(dict.fromkeys(each.conditions for cell in cells for each in cell.measured if each.conditions is not None))
     return f"not measured alike: {'; '.join(conditions)}" if len(conditions) > 1 else None
 
 
 def _in_common(high: Cell, low: Cell) -> tuple[Cell, Cell]:
-    """Both cells with the seeds that both have, where there are any: a seed that only one has would count as its row's merit."""
+    """Both cells with the seeds that both have, where there are any: a seed that only one has would count as its merit."""
     seeds = {each.seed for each in high.measured} & {each.seed for each in low.measured}
     if not seeds or high.seedless or low.seedless:
         return high, low
@@ -263,25 +263,25 @@ def _of_checkpoints(view: View, claim: Claim) -> Verdict:
     if len(logged) != 2:
         raise InputError(f"{view.name}: the claim {claim.text[:60]!r} needs pairs, or two `logged` columns of the figure")
     found: dict[Path, float] = {}
-    by_row: list[str] = []
+    by_variant: list[str] = []
     validated: set[int] = set()
-    for row in view.rows:
-        of_row: list[str] = []
-        for run in (run for runs in row.runs.values() for run in runs):
+    for variant in view.variants:
+        of_variant: list[str] = []
+        for run in (run for runs in variant.runs.values() for run in runs):
             points = checkpoints([run], *logged)
             r = pearson([x for _, x, _ in points], [y for _, _, y in points])
             if run.folder is not None and r is not None and len(points) >= 4:
                 found[run.folder] = r
-                of_row.append(f"{r:.2f}".replace("-", "−"))
+                of_variant.append(f"{r:.2f}".replace("-", "−"))
                 validated.add(len(points))
-        by_row += [f"{row.row.label} {', '.join(of_row)}"] if of_row else []
+        by_variant += [f"{variant.label} {', '.join(of_variant)}"] if of_variant else []
     seeds = len({run.seed for run in view.runs if run.folder in found})
     where = ", embedded world" if view.scale == "miniature" else ""
     scope = f"at {view.scale} scale{where}, {seeds} seed{'' if seeds == 1 else 's'}"
     if not found:
         return Verdict(claim, "not decided", "", "no run has four validations of both")
     each = f"{min(validated)}" if len(validated) == 1 else f"{min(validated)} to {max(validated)}"
-    told = f"r of each run over its {each} validations, which follow one another: {'; '.join(by_row)}"
+    told = f"r of each run over its {each} validations, which follow one another: {'; '.join(by_variant)}"
     rs = list(found.values())
     mean = over_seeds([math.atanh(max(-1 + 1e-9, min(1 - 1e-9, r))) for r in rs], 0.0)
     if mean is None:
@@ -299,13 +299,13 @@ def checkpoints(runs: Iterable[Run], x: str, y: str) -> list[tuple[Path, float, 
     """Folder and both metrics of every validation of the finished runs that logged them."""
     found = []
     for run in runs:
-        if run.status == "finished" and run.folder is not None and (run.folder / "metrics.csv").exists():
+        if run.status == "finished" and run.folder is not None:
             found += [(run.folder, each.x, each.y) for each in validations(run.folder, x, y)]
     return found
 
 
-def _of_rows(claim: Claim, xs: Sequence[float | None], ys: Sequence[float | None], scope: str) -> Verdict:
-    """Pearson's r of two columns over rows."""
+def _of_variants(claim: Claim, xs: Sequence[float | None], ys: Sequence[float | None], scope: str) -> Verdict:
+    """Pearson's r of two columns over variants."""
     both = [(x, y) for x, y in zip(xs, ys, strict=True) if x is not None and y is not None]
     r = pearson([x for x, _ in both], [y for _, y in both])
     found = None if r is None else correlation_interval(r, len(both))
@@ -370,10 +370,10 @@ def _digits(value: float) -> str:
 
 def _name(high: Cell, low: Cell, word: str) -> str:
     if high.column == low.column:
-        return f"{high.row} {word} {low.row}, {high.column.label}"
-    if high.row == low.row:
-        return f"{high.row}, {high.column.label} {word} {low.column.label}"
-    return f"{high.row}, {high.column.label} {word} {low.row}, {low.column.label}"
+        return f"{high.variant} {word} {low.variant}, {high.column.label}"
+    if high.variant == low.variant:
+        return f"{high.variant}, {high.column.label} {word} {low.column.label}"
+    return f"{high.variant}, {high.column.label} {word} {low.variant}, {low.column.label}"
 
 
 def _list(names: Sequence[str]) -> str:

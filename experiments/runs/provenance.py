@@ -6,6 +6,7 @@ import os
 import platform
 import socket
 import subprocess
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,66 @@ PACKAGES = (
     "crosslight", "torch", "torchvision", "lightning", "transformers", "timm", "torchmetrics", "omegaconf", "jsonargparse",
     "wandb", "numpy", "pillow",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Git:
+    """Revision and dirty flag of a checkout; both None outside of one (an installed wheel)."""
+
+    revision: str | None = None
+    dirty: bool | None = None
+
+
+@dataclass(frozen=True)
+class Device:
+    """What computed, with what decides its speed.
+
+    Args:
+        kind: "cpu" or "cuda".
+        name: Of the processor or GPU.
+        precision: As the trainer calls it.
+        world_size: Processes.
+        host: Of this process.
+        count: GPUs of the host, 1 of a processor.
+        threads: Of torch, in this process.
+        cores: Of the host.
+    """
+
+    kind: str
+    name: str
+    precision: str
+    world_size: int
+    host: str
+    count: int = 1
+    threads: int | None = None
+    cores: int | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a result comes from.
+
+    Args:
+        git: Of the checkout that holds this code.
+        versions: By package; None where it is not installed.
+        device: That it was computed on.
+    """
+
+    git: Git
+    versions: dict[str, str | None]
+    device: Device
+
+
+def provenance(kind: str, precision: str, world_size: int) -> Provenance:
+    """Of what this process computes.
+
+    Args:
+        kind: Of the device that is used: "cpu" may be said on a machine with a GPU.
+        precision: As the trainer calls it.
+        world_size: Processes.
+    """
+    device = Device(precision=precision, world_size=world_size, **device_state(kind))
+    return Provenance(Git(**git_state(Path(__file__).parent)), versions(), device)
 
 
 def git_state(folder: Path) -> dict[str, Any]:

@@ -1,75 +1,133 @@
-"""results.json of a run folder: what it holds, written and read in one place."""
+"""results.json of a run folder: the typed record that everything downstream reads, its one writer and its one reader."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
+from datamodules.formats.typed import read_typed
+from experiments.runs.provenance import Provenance
+from lightning_modules.callbacks.cost_record import Cost
+from lightning_modules.checkpoints.run_folder import RESULTS_SCHEMA, Fit, results_content
 
-SCHEMA = "crosslight.results/1"
+ResultsStatus = Literal["running", "finished", "failed", "oom", "interrupted", "stopped_early"]
+RunScale = Literal["full", "reduced", "miniature"]
 
-# What a run is, as opposed to where it writes and how it looks: only these sections decide the configuration hash.
-HASHED = ("command", "seed_everything", "model", "data", "evaluate", "trainer", "checkpoint")
-_NOT_HASHED_TRAINER = (
-    "default_root_dir", "logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "devices", "num_nodes",
-    "accelerator", "strategy", "profiler", "callbacks",
-)  # fmt: skip
-_TIMED = ("config.yaml", "results.json", "metrics.csv", "checkpoints/last.ckpt")
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A test or validation of one split of one data set.
+
+    Args:
+        data: Name of the data.
+        split: As the data calls it; cut by `limits` it is "test[:100]".
+        stage: What it was for: the val split of some data sets is what they are tested on.
+        metrics: In their own units: recalls in percent, caption scores as fractions.
+        protocol: How it was tested, in words.
+        per_query_file: Ranks or scores of every query, in the run folder.
+        notes: What else the model says of it: a tokenizer, files of captions.
+    """
+
+    data: str
+    split: str
+    stage: Literal["val", "test"]
+    metrics: dict[str, float]
+    protocol: str | None = None
+    per_query_file: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataDescription:
+    """What a data module says of its data.
+
+    Args:
+        kind: Its class.
+        name: What the data set is called.
+        fingerprint: Two roots with the same one hold the same splits.
+        options: That decide what is in a split.
+        splits: Counts of each split (images, captions).
+        further: What else it says.
+    """
+
+    kind: str
+    name: str | None = None
+    fingerprint: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    further: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run folder says of its run.
+
+    Args:
+        status: running (whoever runs holds the folder's lock; without one the process was killed, and opening the folder again
+            resumes it), finished, failed, oom, interrupted, or stopped_early: a sweep's early_terminate found it hopeless.
+        command: Sub-command that wrote it.
+        name: What tables call it.
+        config_hash: Of its configuration; empty in what a runner wrote of a run that crashed before it opened its folder.
+        started: Of the first attempt, as an ISO time.
+        attempts: Starts so far.
+        error: Why it did not finish, or why it was stopped.
+        seconds: Of all attempts, without what lay between them; None before the first has ended.
+        finished: When the last attempt ended, as an ISO time.
+        argv: Arguments of the last attempt.
+        scale: Printed beside every number.
+        parent: The run or weights that it starts from.
+        seed: Its seed.
+        provenance: What it was computed with.
+        data: What it was computed on, by the data's name.
+        fit: Its training.
+        cost: Of its training.
+        evaluations: Its tests.
+    """
+
+    status: ResultsStatus
+    command: str
+    name: str
+    config_hash: str
+    started: str
+    attempts: int = 1
+    error: str | None = None
+    seconds: float | None = None
+    finished: str | None = None
+    argv: tuple[str, ...] = ()
+    scale: RunScale | None = None
+    parent: str | None = None
+    seed: int | None = None
+    provenance: Provenance | None = None
+    data: dict[str, DataDescription] = field(default_factory=dict)
+    fit: Fit | None = None
+    cost: Cost | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+
+    def tests(self, data: str | None = None) -> list[Evaluation]:
+        """Its tests, or those on one data set."""
+        return [each for each in self.evaluations if each.stage == "test" and data in (None, each.data)]
 
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def config_hash(config: dict[str, Any]) -> str:
-    """12 hex digits over what decides the result. Devices do not: the global batch is the same on any number of them."""
-    kept = {key: config[key] for key in HASHED if config.get(key) is not None}
-    if isinstance(kept.get("trainer"), dict):
-        kept["trainer"] = {k: v for k, v in kept["trainer"].items() if k not in _NOT_HASHED_TRAINER}
-    text = json.dumps(kept, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def write_results(folder: Path, results: Results) -> None:
+    """Write results.json, whole or not at all."""
+    content = {"schema": RESULTS_SCHEMA, **asdict(results)}
+    write_atomically(folder / "results.json", json.dumps(content, indent=1, default=str) + "\n")
 
 
-def differing_keys(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the leaves in which two configurations differ."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        names: list[str] = []
-        for key in sorted(set(ours) | set(theirs), key=str):
-            names += differing_keys(ours.get(key), theirs.get(key), f"{prefix}{key}.")
-        return names
-    return [] if ours == theirs else [prefix.rstrip(".")]
-
-
-def seconds_of_attempt(folder: Path) -> float:
-    """Of an attempt that could not say so itself: from its config.yaml, which it wrote first, to the last of its results, metrics
-    and checkpoints. 0 without a config.yaml."""
-    times = {name: (folder / name).stat().st_mtime for name in _TIMED if (folder / name).exists()}
-    if "config.yaml" not in times:
-        return 0.0
-    return max(times.values()) - times["config.yaml"]
-
-
-def read_results(folder: str | Path) -> dict[str, Any]:
-    """`results.json` of a run folder.
+def read_results(folder: Path) -> Results:
+    """results.json of a run folder.
 
     Raises:
-        InputError: No such file, not JSON, no mapping, a schema that this version does not read, or no status.
+        InputError: No such file, not JSON, another schema, or a key that is unknown, missing or of another type.
     """
-    file = Path(folder) / "results.json"
-    try:
-        results = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{file} does not exist: {folder} is not a run folder.") from None
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise InputError(f"{file} is not JSON ({error}). Restore or delete it.") from None
-    if not isinstance(results, dict):
-        raise InputError(f"{file} is not the results of a run: it holds no mapping. Restore or delete it.")
-    if results.get("schema") != SCHEMA:
-        raise InputError(f"{file} has schema {results.get('schema')!r}; this version reads {SCHEMA!r}.")
-    if not isinstance(results.get("status"), str):
-        raise InputError(f"{file} has no status. Restore or delete it.")
+    content = {key: value for key, value in results_content(folder).items() if key != "schema"}
+    results: Results = read_typed(Results, content, str(folder / "results.json"))
     return results

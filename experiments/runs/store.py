@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from datamodules.errors import InputError
-from experiments.papers.plan import Job
-from experiments.runs.files import is_held
-from experiments.runs.results import read_results
+from experiments.papers.plan import PlannedRun
+from experiments.runs.folder import is_running
+from experiments.runs.results import Evaluation, Results, ResultsStatus, read_results
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-def folder_of(job: Job, roots: Sequence[Path]) -> Path:
-    """Where a job's run is, or else where it shall be: in the first root. Roots may come from several machines; a folder is known
-    by the key at its end, since a run that has several names may have been started under another one."""
-    for root in roots:
-        for folder in sorted(root.glob(f"*-{job.key[:8]}")):
-            if folder.is_dir():
-                return folder
-    return roots[0] / job.folder_name
-
-
-Status = Literal[
-    "finished", "failed", "oom", "interrupted", "running", "stopped_early", "unreadable", "missing", "not at this scale"
-]
+Status = ResultsStatus | Literal["unreadable", "missing", "not at this scale"]
 _FOLDER = re.compile(r"-s(\d+)-([0-9a-f]{8})$")
 
 
@@ -37,11 +25,12 @@ class Run:
     """A run with a seed as it was found.
 
     Args:
-        name: PAPER/RUN.
+        name: PAPER/RUN, or what the run calls itself.
         seed: Its seed.
-        status: Of results.json; missing where there is no folder.
+        status: Of its results; missing where there is no folder.
         folder: Where it is.
-        results: results.json; empty where there is none.
+        results: results.json; None where there is none, or none that can be read.
+        error: Why it did not finish or cannot be read.
         job: What was planned; None of a folder that was given by hand.
     """
 
@@ -49,25 +38,57 @@ class Run:
     seed: int
     status: Status
     folder: Path | None = None
-    results: Mapping[str, Any] = field(default_factory=dict)
-    job: Job | None = None
+    results: Results | None = None
+    error: str = ""
+    job: PlannedRun | None = None
 
-    @property
-    def error(self) -> str:
-        return str(self.results.get("error") or "")
-
-    def evaluation(self, data: str | None) -> Mapping[str, Any] | None:
+    def evaluation(self, data: str | None) -> Evaluation | None:
         """The test on a data set, or the first one."""
-        tests = [each for each in self.results.get("evaluations", []) if each.get("stage", "test") == "test"]
-        return next((each for each in tests if data in (None, each["data"])), None)
+        return next(iter(self.results.tests(data)), None) if self.results is not None else None
 
     def fingerprint(self, data: str) -> str | None:
-        found = self.results.get("data", {}).get(data) or {}
-        return found.get("fingerprint")
+        described = None if self.results is None else self.results.data.get(data)
+        return None if described is None else described.fingerprint
+
+
+def read_run(folder: Path) -> Run:
+    """The run of a folder. What cannot be read is a run too: one broken run must not hide the others."""
+    if not (folder / "results.json").exists():
+        return Run(folder.name, 0, "interrupted", folder, error="it was stopped before it wrote anything")
+    try:
+        results = read_results(folder)
+    except InputError as error:
+        return Run(folder.name, 0, "unreadable", folder, error=str(error))
+    run = Run(results.name, results.seed or 0, results.status, folder, results, results.error or "")
+    if results.status == "running" and not is_running(folder):
+        return replace(run, status="interrupted", error="its process was killed; the same sweep resumes it")
+    return run
+
+
+def run_folders_below(folders: Iterable[str | Path], holding: str = "results.json") -> list[Path]:
+    """Run folders in or below folders.
+
+    Args:
+        folders: At or above the run folders.
+        holding: What makes a folder one.
+
+    Raises:
+        InputError: A folder does not exist or holds no run.
+    """
+    below: list[Path] = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder. Give run folders, or folders that hold them.")
+        if not (runs := sorted(file.parent for file in folder.rglob(holding))):
+            what = "run in it" if holding == "results.json" else "run in it that logged anything"
+            raise InputError(f"{folder} holds no {holding}: there is no {what}.")
+        below += runs
+    return below
 
 
 class RunFolders:
-    """Run folders below roots, by job."""
+    """Run folders in roots, by the key of what was planned. Roots may come from several machines; a folder is known by the key at
+    its end, since a run that has several names may have been started under another one."""
 
     def __init__(self, roots: Sequence[Path]) -> None:
         """Looks at the folders' names; results are read when they are asked for.
@@ -75,53 +96,46 @@ class RunFolders:
         Raises:
             InputError: A root does not exist.
         """
-        self.roots = list(roots)
         self._by_key: dict[str, list[Path]] = {}
-        self.seeds: list[int] = []
-        for root in self.roots:
+        seeds: set[int] = set()
+        for root in roots:
             if not root.is_dir():
                 raise InputError(f"--runs {root} is not a folder. Give the folder that `crosslight sweep run` wrote to.")
             for folder in sorted(root.iterdir()):
-                if (found := _FOLDER.search(folder.name)) and folder.is_dir():
-                    self._by_key.setdefault(found[2], []).append(folder)
-                    self.seeds.append(int(found[1]))
-        self.seeds = sorted(set(self.seeds)) or [0]
-        self._read: dict[Path, tuple[Status, Mapping[str, Any]]] = {}
-        self._arrays: dict[Path, dict[str, Any]] = {}
+                if (named := _FOLDER.search(folder.name)) and folder.is_dir():
+                    self._by_key.setdefault(named[2], []).append(folder)
+                    seeds.add(int(named[1]))
+        self.seeds = sorted(seeds) or [0]
+        self._read: dict[Path, Run] = {}
+        self._arrays: dict[Path, dict[str, npt.NDArray[Any]]] = {}
 
-    def find(self, job: Job, name: str) -> Run:
-        """The run of a job."""
-        runs = [Run(name, job.seed, *self.read(folder), job) for folder in self._by_key.get(job.key[:8], [])]
+    def of(self, job: PlannedRun) -> list[Path]:
+        """The folders of what was planned, in the order of the roots."""
+        return self._by_key.get(job.key[:8], [])
+
+    def find(self, job: PlannedRun, name: str) -> Run:
+        """The run of what was planned: a finished one before any other."""
+        for folder in self.of(job):
+            if folder not in self._read:
+                self._read[folder] = read_run(folder)
+        runs = [replace(self._read[folder], name=name, seed=job.seed, job=job) for folder in self.of(job)]
         runs.sort(key=lambda run: run.status != "finished")  # stable: else the first root's
         return runs[0] if runs else Run(name, job.seed, "missing", job=job)
 
-    def read(self, folder: Path) -> tuple[Status, Path, Mapping[str, Any]]:
-        """Status, folder and results of a run folder."""
-        if folder not in self._read:
-            self._read[folder] = read_run(folder)
-        status, results = self._read[folder]
-        return status, folder, results
-
-    def arrays(self, run: Run, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    def arrays(self, run: Run, evaluation: Evaluation) -> dict[str, npt.NDArray[Any]]:
         """Of an evaluation's per-query file; empty where there is none."""
-        name = evaluation.get("per_query_file")
+        name = evaluation.per_query_file
         if run.folder is None or not name or not (run.folder / name).is_file():
             return {}
         file = run.folder / name
         if file not in self._arrays:
+            import numpy as np  # a table of runs does without
+
             with np.load(file, allow_pickle=False) as arrays:
                 self._arrays[file] = {key: arrays[key] for key in arrays.files if arrays[key].ndim == 1}
         return self._arrays[file]
 
 
-def read_run(folder: Path) -> tuple[Status, Mapping[str, Any]]:
-    """Status and results of a run folder. What cannot be read is a status too: one broken run must not hide the others."""
-    if not (folder / "results.json").exists():
-        return "interrupted", {"error": "it was stopped before it wrote anything"}
-    try:
-        results = read_results(folder)
-    except InputError as error:
-        return "unreadable", {"error": str(error)}
-    if results["status"] == "running" and not is_held(folder / ".lock"):
-        return "interrupted", {**results, "error": "its process was killed; the same sweep resumes it"}
-    return results["status"], results
+def folder_of(job: PlannedRun, roots: Sequence[Path]) -> Path:
+    """Where a planned run is, or else where it shall be: in the first root."""
+    return next(iter(RunFolders([root for root in roots if root.is_dir()]).of(job)), roots[0] / job.folder_name)

@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from experiments.sweep.tasks import BROKEN, ENDED, OVER, STATES, Entry
+from experiments.runs.duration import readable_time
+from experiments.sweep.outcomes import BROKEN, ENDED, OVER, STATES, Entry
 
 _STYLE = {
     "finished": "green", "stopped_early": "green", "running": "cyan", "elsewhere": "cyan", "failed": "red", "oom": "red",
@@ -53,14 +54,14 @@ class Display:
             self.live.stop()
 
     def say(self, entry: Entry) -> None:
-        """A task has changed its state."""
+        """A launch has changed its state."""
         if self.live is not None and entry.state not in BROKEN:
             return
-        over = sum(each.state in OVER for each in self.entries.values())
+        over = sum(known.state in OVER for known in self.entries.values())
         took = f", {readable_time(entry.seconds)}" if entry.seconds is not None and entry.state in OVER else ""
         left = f"; {self._left()} left" if over < len(self.entries) else ""
         why = f": {entry.error}" if entry.error else ""
-        line = f"{datetime.now():%H:%M:%S} [{over}/{len(self.entries)}] {entry.state} {entry.task.name}{took}{why}{left}"
+        line = f"{datetime.now():%H:%M:%S} [{over}/{len(self.entries)}] {entry.state} {entry.launch.title}{took}{why}{left}"
         self.console.print(Text(line, state_style(entry.state)), highlight=False, soft_wrap=True)
 
     def summary(self) -> None:
@@ -70,7 +71,7 @@ class Display:
         self.console.print(", ".join(f"{count} {state}" for state, count in counts if count) or "nothing to run", highlight=False)
         before = [entry for entry in entries if entry.state in ("failed", "oom") and not entry.began]
         for entry in before[:20]:  # the others were told when they happened
-            self.console.print(Text(f"{entry.state} earlier: {entry.task.name}: {entry.error}", "red"), soft_wrap=True)
+            self.console.print(Text(f"{entry.state} earlier: {entry.launch.title}: {entry.error}", "red"), soft_wrap=True)
         if any(entry.state in ("failed", "oom") for entry in entries):
             self.console.print(
                 f"what failed is recorded and stays so; --retry-failed starts it again. Logs: {self.root / 'logs'}",
@@ -94,16 +95,8 @@ class Display:
         for entry in shown:
             seconds = time.monotonic() - entry.began if entry.state == "running" else entry.seconds
             table.add_row(
-                entry.task.name, Text(entry.state, state_style(entry.state)), "" if seconds is None else readable_time(seconds),
-                ",".join(entry.gpus),
+                entry.launch.title, Text(entry.state, state_style(entry.state)),
+                "" if seconds is None else readable_time(seconds), ",".join(entry.gpus),
             )  # fmt: skip
         over = sum(entry.state in OVER for entry in entries)
         return Group(table, Text(f"{over} of {len(entries)} over, {self._left()} left", "bold"))
-
-
-def readable_time(seconds: float) -> str:
-    """12 s, 3 min, 2 h 05."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d}"

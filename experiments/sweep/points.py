@@ -1,30 +1,33 @@
-"""The points of a sweep file as tasks."""
+"""The points of a sweep file as launches, and a sweep file being run."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
+from datamodules.files.locks import locked
 from experiments.papers.worlds import world_folder
-from experiments.runs.files import locked, write_atomically
 from experiments.runs.metrics_csv import history
+from experiments.sweep.launches import Launch, read_command
+from experiments.sweep.outcomes import state_of
 from experiments.sweep.processes import visible_gpus
+from experiments.sweep.request import Request
 from experiments.sweep.runner import Runner
 from experiments.sweep.search import Bayes, draws, grid, hopeless, point_id
 from experiments.sweep.status import without_running
 from experiments.sweep.sweep_file import Point, Sweep, command_of, write_json_file
-from experiments.sweep.tasks import PROGRAM, Task, state_of
 
 
 def sweep_file(target: str) -> Path | None:
@@ -57,63 +60,52 @@ def points_of(sweep: Sweep, count: int | None, search_seed: int) -> list[Point]:
     return list(itertools.islice(points, count))
 
 
-def point_task(sweep: Sweep, point: Point, root: Path, gpus_here: int) -> Task:
-    """A point as a task. Its folder carries a hash of the command line and of the configuration files that it names.
+def point_launch(sweep: Sweep, point: Point, root: Path, gpus_here: int) -> Launch:
+    """A point as a launch. Its folder carries a hash of the command line and of the configuration files that it names.
 
     Raises:
-        InputError: The command names a folder for all points.
+        InputError: The command names a folder for all points, or is one of crosslight's that makes no run.
     """
-    command = command_of(sweep, point, json_file=_json_file(root, point))
-    if command[:1] == ["/usr/bin/env"]:
-        command = command[1:]
-    own = _own_arguments(command)
-    if any(part.startswith("--run_dir") for part in command):
-        raise InputError(f"{sweep.file}: leave --run_dir out of the command: every point gets a folder of its own.")
-    arguments = command if own is None else [sys.argv[0], *own]
-    key = hashlib.sha256(json.dumps([own or command, _texts(own or command)]).encode()).hexdigest()[:12]
-    folder = root / f"{sweep.name.replace('/', '-')}-{key[:8]}"
-    environment = {"WANDB_RUN_GROUP": sweep.name}
-    in_world = any("configs/data/world" in part for part in arguments) and "CROSSLIGHT_WORLD" not in os.environ
-    if in_world:
-        environment["CROSSLIGHT_WORLD"] = str(world_folder(root, "target"))
-    processor = ("configs/trainer/demo.yaml", "configs/trainer/cpu.yaml", "accelerator=cpu")
-    on_processor = not gpus_here or any(part.endswith(processor) for part in arguments)
-    devices = [part.partition("=")[2] for part in arguments if part.startswith("--trainer.devices=")]
-    return Task(
-        key=key, name=" ".join(_short(point)) or sweep.name, kind=sweep.name, folder=folder,
-        command=(*(command if own is None else (*PROGRAM, *own)), f"--run_dir={folder}"), environment=environment,
-        gpus=0 if on_processor else int(devices[-1]) if devices and devices[-1].isdigit() else 1,
-        world="target" if in_world else None,
+    command = read_command(command_of(sweep, point, json_file=_json_file(root, point)), str(sweep.file))
+    launch = Launch(
+        key="", title=" ".join(_short(point)) or sweep.name, kind=sweep.name, folder=root,
+        environment={"WANDB_RUN_GROUP": sweep.name}, **command,
     )  # fmt: skip
+    texts = [text for file in launch.files if (text := _text(file)) is not None]
+    words = [*([launch.command] if launch.command else launch.program), *launch.arguments[:-1]]  # without the folder
+    key = hashlib.sha256(json.dumps([words, texts]).encode()).hexdigest()[:12]
+    launch = replace(launch, key=key, folder=root / f"{sweep.name.replace('/', '-')}-{key[:8]}")
+    if "CROSSLIGHT_WORLD" not in os.environ and any("CROSSLIGHT_WORLD" in text for text in texts):
+        environment = {**launch.environment, "CROSSLIGHT_WORLD": str(world_folder(root, "target"))}
+        launch = replace(launch, world="target", environment=environment)
+    on_processor = not gpus_here or (launch.accelerator or _accelerator(texts)) == "cpu"
+    return replace(launch, gpus=0 if on_processor else launch.processes)
 
 
 def _json_file(root: Path, point: Point) -> Path:
     return root / "points" / f"{point_id(point)}.json"
 
 
-def _own_arguments(command: Sequence[str]) -> list[str] | None:
-    """The arguments of a crosslight command; None: it is another program's."""
-    if not command:
-        return None
-    if Path(command[0]).name == "crosslight":
-        return list(command[1:])
-    python = Path(command[0]).name.startswith("python")
-    if python and list(command[1:3]) == ["-m", "experiments.cli"]:
-        return list(command[3:])
-    return list(command[2:]) if python and len(command) > 1 and command[1].endswith("experiments/cli/main.py") else None
+def _text(file: str) -> str | None:
+    """Of a YAML, here or in the package; None: it is not there, which the run itself says best."""
+    package, _, rest = file.partition("/")
+    packaged = Path(str(resources.files(package))) / rest if package in ("configs", "experiments") else Path(file)
+    found = Path(file) if Path(file).is_file() else packaged
+    return found.read_text() if found.is_file() else None
 
 
-def _texts(command: Sequence[str]) -> list[str]:
-    """The text of every YAML that a command names."""
-    texts = []
-    for part in command:
-        name = part.partition("=")[2] if part.startswith("--config=") else part
-        if name.endswith((".yaml", ".yml")):
-            package, _, rest = name.partition("/")
-            packaged = Path(str(resources.files(package))) / rest if package in ("configs", "experiments") else Path(name)
-            file = Path(name) if Path(name).is_file() else packaged
-            texts += [file.read_text()] if file.is_file() else []
-    return texts
+def _accelerator(texts: Sequence[str]) -> str | None:
+    """trainer.accelerator of configuration files, of which the last wins."""
+    accelerator = None
+    for text in texts:
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError:  # the run itself says best what is wrong with it
+            continue
+        trainer = content.get("trainer") if isinstance(content, dict) else None
+        if isinstance(trainer, dict):
+            accelerator = trainer.get("accelerator", accelerator)
+    return accelerator
 
 
 def _short(point: Point) -> Iterator[str]:
@@ -129,21 +121,20 @@ def _short(point: Point) -> Iterator[str]:
 class Search:
     """A sweep file being run: its points, and what is known of them."""
 
-    def __init__(self, sweep: Sweep, options: argparse.Namespace) -> None:
-        self.sweep, self.options = sweep, options
-        self.root = (options.out or Path("runs/sweeps") / sweep.name.replace("/", "-")).absolute()
-        self.seed = options.search_seed or 0
-        self.cap = options.count if options.count is not None else sweep.cap
+    def __init__(self, sweep: Sweep, request: Request) -> None:
+        self.sweep, self.request = sweep, request
+        self.root = (request.out or Path("runs/sweeps") / sweep.name.replace("/", "-")).absolute()
+        self.seed = request.search_seed or 0
+        self.cap = request.count if request.count is not None else sweep.cap
         self.gpus_here = 0
-        self.only_shows = options.action != "run" or options.dry_run
-        self.tasks: dict[str, Task] = {}
+        self.launches: dict[str, Launch] = {}
 
     def act(self, console: Console) -> int:
         bayes = self.sweep.method == "bayes"
         points = self._known() if bayes or self._asks_of_draws() else points_of(self.sweep, self.cap, self.seed)
-        if bayes and self.cap is None and self.options.action == "run":
+        if bayes and self.cap is None and self.request.action == "run":
             raise InputError(f"{self.sweep.file}: method bayes has no end: give --count N, or run_cap in the file.")
-        submits, only_shows = self.options.submit, self.only_shows
+        submits, only_shows = self.request.submit is not None, not self.request.starts
         if submits and (bayes or self.sweep.early_terminate):
             what = "method: bayes" if bayes else "early_terminate"
             raise InputError(
@@ -152,62 +143,63 @@ class Search:
             )
         gpus = [] if submits or only_shows else visible_gpus()
         self.gpus_here = 1 if submits else len(gpus)
-        tasks = [self._task(point) for point in points]
+        launches = [self._launch(point) for point in points]
         if only_shows or submits:
             if not only_shows:
                 self._note_draws(points)
-            status = without_running(console, tasks, self.root, self.options)
+            status = without_running(console, launches, self.root, self.request)
             if bayes and self.cap is not None:
-                console.print(f"bayes chooses {max(0, self.cap - len(tasks))} further points by the results of others")
+                console.print(f"bayes chooses {max(0, self.cap - len(launches))} further points by the results of others")
             return status
         engine = Bayes(self.sweep, self.seed) if bayes else None
         if engine is None:
             self._note_draws(points)
         # what Optuna will suggest is not known yet, and is like what could be drawn
         drawn = itertools.islice(draws(self.sweep, self.seed), 9) if bayes else ()
-        wants_gpus = any(task.gpus for task in (*tasks, *(point_task(self.sweep, each, self.root, len(gpus)) for each in drawn)))
+        likely = [*launches, *(point_launch(self.sweep, point, self.root, len(gpus)) for point in drawn)]
+        wants_gpus = any(launch.gpus for launch in likely)
         self.runner = Runner(
-            tasks, self.root, jobs=self.options.jobs, gpus=gpus if wants_gpus else [], retry_failed=self.options.retry_failed,
+            launches, self.root, jobs=self.request.jobs, gpus=gpus if wants_gpus else [], retry_failed=self.request.retry_failed,
             more=None if engine is None else lambda: self._suggested(engine),
             judge=None if self.sweep.early_terminate is None else self._judge,
         )  # fmt: skip
         return self.runner.run()
 
-    def _task(self, point: Point) -> Task:
-        task = point_task(self.sweep, point, self.root, self.gpus_here)
-        self.tasks[task.key] = task
-        if not self.only_shows:
+    def _launch(self, point: Point) -> Launch:
+        launch = point_launch(self.sweep, point, self.root, self.gpus_here)
+        self.launches[launch.key] = launch
+        if self.request.starts:
             write_json_file(self.sweep, point, _json_file(self.root, point))
-        return task
+        return launch
 
-    def _suggested(self, engine: Bayes) -> Task | None:
+    def _suggested(self, engine: Bayes) -> Launch | None:
         """Optuna's next point, from all that are noted: those of another runner too."""
         with locked(self.root / ".locks" / "points"):
             points = self._known()
             if len(points) >= (self.cap or 0):
-                return next((self._task(point) for point in points if self._is_new(point)), None)
+                return next((self._launch(point) for point in points if self._is_new(point)), None)
             values = self._values(points)
             measured = [(point, value) for point, value in zip(points, values, strict=True) if value != "failed"]
-            point = engine.suggest([each for each, _ in measured], [value for _, value in measured])
-            if point_id(point) in {point_id(each) for each in points}:  # a small space: take a drawn point instead
-                known = {point_id(each) for each in points}
-                fresh = next((each for each in draws(self.sweep, self.seed) if point_id(each) not in known), None)
+            point = engine.suggest([earlier for earlier, _ in measured], [value for _, value in measured])
+            known = {point_id(earlier) for earlier in points}
+            if point_id(point) in known:  # a small space: take a drawn point instead
+                fresh = next((drawn for drawn in draws(self.sweep, self.seed) if point_id(drawn) not in known), None)
                 if fresh is None:
                     return None
                 point = fresh
             self._note([*points, point])
-        return self._task(point)
+        return self._launch(point)
 
     def _is_new(self, point: Point) -> bool:
-        return point_task(self.sweep, point, self.root, self.gpus_here).key not in self.runner.entries
+        return point_launch(self.sweep, point, self.root, self.gpus_here).key not in self.runner.entries
 
     def _values(self, points: Sequence[Point]) -> list[Any]:
         """The metric of each point; None while it runs; where it failed the worst of all, as W&B imputes it, or "failed"."""
         values: list[Any] = []
         for point in points:
-            task = point_task(self.sweep, point, self.root, self.gpus_here)
-            state = state_of(task)[0]
-            measured = history(task.folder, str(self.sweep.metric))
+            launch = point_launch(self.sweep, point, self.root, self.gpus_here)
+            state = state_of(launch)[0]
+            measured = history(launch.folder, str(self.sweep.metric))
             done = state in ("finished", "stopped_early") and measured
             values.append(measured[-1] if done else "failed" if state in ("failed", "oom", "finished") else None)
         known = [value for value in values if isinstance(value, float)]
@@ -216,7 +208,7 @@ class Search:
 
     def _judge(self, running: Mapping[str, Path]) -> Mapping[str, str]:
         assert self.sweep.early_terminate is not None
-        histories = {key: history(task.folder, str(self.sweep.metric)) for key, task in self.tasks.items()}
+        histories = {key: history(launch.folder, str(self.sweep.metric)) for key, launch in self.launches.items()}
         return hopeless(self.sweep.early_terminate, self.sweep.goal == "maximize", histories, list(running))
 
     def _known(self) -> list[Point]:
@@ -226,8 +218,8 @@ class Search:
 
     def _asks_of_draws(self) -> bool:
         """Whether status or cancel is asked of all that was drawn and started: which those are only the folder knows."""
-        given = self.options.count is not None or self.options.search_seed is not None
-        return self.sweep.method == "random" and self.options.action != "run" and not given and bool(self._known())
+        given = self.request.count is not None or self.request.search_seed is not None
+        return self.sweep.method == "random" and self.request.action != "run" and not given and bool(self._known())
 
     def _note_draws(self, points: Sequence[Point]) -> None:
         """Another call may have drawn others, by its --count or --search-seed."""

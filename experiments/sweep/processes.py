@@ -1,4 +1,4 @@
-"""Processes of tasks: programs, or forks of one process that has imported everything."""
+"""Processes of launches: programs, or forks of one process that has imported everything."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from experiments.sweep.tasks import Task, is_own
+from datamodules.errors import InputError
+from experiments.sweep.launches import Launch
 
-# What a run may import before it reads its data. A class that is missing here costs its tasks time, nothing else.
+# What a run may import before it reads its data. A class that is missing here costs its launches time, nothing else.
 PRELOAD = [
     "experiments.sweep.runner",
     "experiments.training.lightning_cli",
@@ -53,16 +54,13 @@ def oom_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def is_forked(task: Task) -> bool:
-    """Whether a task may start in a process that has imported everything: a crosslight command of one process, no GPU."""
-    several = any(each.startswith(("--trainer.devices", "--trainer.strategy")) for each in task.command)
-    return is_own(task) and task.gpus == 0 and not several
+def start_forked(launch: Launch, environment: Mapping[str, str], log: Path, lock: Any) -> BaseProcess:
+    """A process of a launch `is_forked`. `lock` is a `DupFd`.
 
-
-def start_forked(arguments: tuple[Any, ...]) -> BaseProcess:
-    """The server that forks is started here as well, and inherits what is blocked: a signal to the whole group of a runner (a
-    hang-up, `timeout`) leaves it alone, so that the runner can see its tasks end."""
-    process = FORKS.Process(target=_forked, args=arguments)
+    The server that forks is started here as well, and inherits what is blocked: a signal to the whole group of a runner (a
+    hang-up, `timeout`) leaves it alone, so that the runner can see its launches end."""
+    FORKS.set_forkserver_preload(PRELOAD)
+    process = FORKS.Process(target=_forked, args=(launch.command, launch.arguments, environment, log, lock))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         process.start()
@@ -71,8 +69,8 @@ def start_forked(arguments: tuple[Any, ...]) -> BaseProcess:
     return process
 
 
-def _forked(arguments: Sequence[str], environment: Mapping[str, str], log: Path, lock: Any) -> None:
-    """A task in its own process: what a shell does for a program, then crosslight's command."""
+def _forked(command: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path, lock: Any) -> None:
+    """A launch in its own process: what a shell does for a program, then crosslight's command."""
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     lock.detach()  # held as long as this process lives, whatever becomes of the runner
@@ -83,18 +81,21 @@ def _forked(arguments: Sequence[str], environment: Mapping[str, str], log: Path,
     os.dup2(output, 2)
     import torch
 
-    from experiments.cli.main import main
+    from experiments.training.command import run_alone
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # its variable was read long ago
-    sys.argv = [sys.argv[0], *arguments]
+    sys.argv = [sys.argv[0], command, *arguments]
     try:
-        main(list(arguments))
+        sys.exit(run_alone(command, arguments))
+    except InputError as error:
+        print(f"crosslight: error: {error}", file=sys.stderr)
+        sys.exit(2)
     finally:
         atexit._run_exitfuncs()  # multiprocessing leaves them out; W&B completes its files in one
 
 
 def kill_process(process: BaseProcess | subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a task's process group: itself, its ranks, its workers."""
+    """SIGKILL to a launch's process group: itself, its ranks, its workers."""
     if process.pid is None:
         return
     try:

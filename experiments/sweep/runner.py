@@ -1,18 +1,18 @@
-"""Runs tasks on this machine: those that others start from first, several at once, each in processes of its own.
+"""Runs launches on this machine: those that others start from first, several at once, each in processes of its own.
 
     ROOT/NAME-sSEED-KEY/    a run folder; its results.json says whether there is anything left to do
-    ROOT/logs/NAME....log   what the task printed
-    ROOT/worlds/            the embedded worlds of miniature tasks
-    ROOT/.locks/KEY         held while a task runs, by the runner and by the task: two runners on one root never start it twice
+    ROOT/logs/NAME....log   what the launch printed
+    ROOT/worlds/            the embedded worlds of miniature launches
+    ROOT/.locks/KEY         held while a launch runs, by the runner and by the launch: two runners never start it twice
 
 Nothing else is remembered. A second call, also after a SIGKILL of everything, finds what is finished and goes on with the rest.
-A task whose runner was killed runs on; the next runner waits for it.
+A launch whose runner was killed runs on; the next runner waits for it.
 
-A `Task` is all that is needed to start a run somewhere else: a command line, an environment, a folder. `tasks_of` makes them of
-jobs; nothing below it knows of exhibits or sweeps.
+A `Launch` is all that is needed to start a run somewhere else. `targets.py` and `points.py` make them; nothing here knows of
+exhibits or sweep files.
 
-Importing torch and its like takes longer than a miniature run, so on a processor tasks are forked from one process that has
-imported everything and does nothing else (multiprocessing's forkserver). Tasks on GPUs, of several processes, or that are not
+Importing torch and its like takes longer than a miniature run, so on a processor launches are forked from one process that has
+imported everything and does nothing else (multiprocessing's forkserver). Launches on GPUs, of several processes, or that are not
 crosslight's own commands are started as programs.
 """
 
@@ -34,92 +34,68 @@ from typing import Any
 from rich.console import Console
 
 from datamodules.errors import InputError
+from datamodules.files.locks import take_lock
 from experiments.papers.worlds import world_folder, write_miniature_world
-from experiments.runs.files import take_lock
 from experiments.runs.results import now
 from experiments.sweep.display import Display
-from experiments.sweep.processes import (
-    FORKS,
-    PRELOAD,
-    STOPPING,
-    is_forked,
-    kill_process,
-    oom_kills,
-    start_forked,
-    visible_gpus,
-)
-from experiments.sweep.tasks import (
-    BROKEN,
-    OVER,
-    PROGRAM,
-    Entry,
-    Task,
-    is_own,
-    log_of,
-    record,
-    state_of,
-    why_it_ended,
-)
-
-# ------------------------------------------------------------------------------------------------------------------- tasks
-
-
-# ------------------------------------------------------------------------------------------------------------------ runner
+from experiments.sweep.launches import Launch
+from experiments.sweep.outcomes import BROKEN, OVER, Entry, log_of, record, state_of, why_it_ended
+from experiments.sweep.processes import STOPPING, kill_process, oom_kills, start_forked, visible_gpus
 
 
 class Runner:
-    """Runs tasks until all are over. `entries` says how they are, by key.
+    """Runs launches until all are over. `entries` says how they are, by key.
 
     Args:
-        tasks: In the order in which they are wanted.
+        launches: In the order in which they are wanted.
         root: Folder of logs and locks.
-        jobs: Tasks at once on the processor (default 1), or at most so many on GPUs (default: as many as there are).
+        jobs: Launches at once on the processor (default 1), or at most so many on GPUs (default: as many as there are).
         gpus: Devices, as CUDA_VISIBLE_DEVICES names them (default: those that torch sees).
-        retry_failed: Start tasks again that an earlier call saw fail.
-        more: Asked for another task when nothing waits and there is room; None: none for now.
-        judge: Asked again and again, with the keys and folders of running tasks, which of them to stop early and why.
-        grace: Seconds that a task has to stop.
+        retry_failed: Start launches again that an earlier call saw fail.
+        more: Asked for another launch when nothing waits and there is room; None: none for now.
+        judge: Asked again and again, with the keys and folders of running launches, which of them to stop early and why.
+        grace: Seconds that a launch has to stop.
         every: Seconds between two looks at what other runners do, and between two judgements.
         console: To show the progress on.
     """
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        launches: Sequence[Launch],
         root: Path,
         *,
         jobs: int | None = None,
         gpus: Sequence[str] | None = None,
         retry_failed: bool = False,
-        more: Callable[[], Task | None] | None = None,
+        more: Callable[[], Launch | None] | None = None,
         judge: Callable[[Mapping[str, Path]], Mapping[str, str]] | None = None,
         grace: float = 30.0,
         every: float = 1.0,
         console: Console | None = None,
     ) -> None:
         if jobs is not None and jobs < 1:
-            raise InputError(f"--jobs is {jobs}: at least one task runs at once.")
+            raise InputError(f"--jobs is {jobs}: at least one launch runs at once.")
         self.root = root.absolute()
         self.entries: dict[str, Entry] = {}
         self.retry_failed = retry_failed
         self.jobs = jobs
-        self.gpus = list(gpus if gpus is not None else visible_gpus() if any(task.gpus for task in tasks) else ())
+        self.gpus = list(gpus if gpus is not None else visible_gpus() if any(launch.gpus for launch in launches) else ())
         self.more, self.judge, self.grace, self.every = more, judge, grace, every
         self.signal: int | None = None
         self._judged = 0.0
         self._show = Display(console or Console(stderr=True), self.entries, self.root, self.seconds_left)
-        for task in tasks:
-            self._add(task)
+        for launch in launches:
+            self._add(launch)
 
-    def _add(self, task: Task) -> None:
-        if task.gpus > len(self.gpus) and state_of(task)[0] == "waiting":
+    def _add(self, launch: Launch) -> None:
+        if launch.gpus > len(self.gpus) and state_of(launch)[0] == "waiting":
             raise InputError(
-                f"{task.name} wants {task.gpus} GPU{'s' * (task.gpus > 1)} and this machine has {len(self.gpus)}. Run it on "
-                "another one, or take --scale miniature; --dry-run lists what everything needs."
+                f"{launch.title} wants {launch.gpus} GPU{'s' * (launch.gpus > 1)} and this machine has {len(self.gpus)}. Run it "
+                "on another one, or take --scale miniature; --dry-run lists what everything needs."
             )
-        if missing := [key for key in task.after if key not in self.entries]:
-            raise InputError(f"{task.name} comes after {missing[0]}, which is not among the tasks before it.")
-        entry = self.entries[task.key] = Entry(task)
+        if missing := [key for key in launch.after if key not in self.entries]:
+            raise InputError(f"{launch.title} comes after {missing[0]}, which is not among the launches before it.")
+        entry = self.entries[launch.key] = Entry(launch)
         self._look(entry)
         if self.retry_failed and entry.state in ("failed", "oom"):
             entry.state = "waiting"
@@ -149,14 +125,14 @@ class Runner:
     # ---------------------------------------------------------------------------------------------------------- before
 
     def _render_worlds(self) -> None:
-        """The worlds of tasks that are still to do. Safe beside another runner: a world appears complete or not at all."""
+        """The worlds of launches that are still to do. Safe beside another runner: a world appears complete or not at all."""
         for style in ("source", "target"):
-            if any(entry.task.world == style and entry.state == "waiting" for entry in self.entries.values()):
+            if any(entry.launch.world == style and entry.state == "waiting" for entry in self.entries.values()):
                 write_miniature_world(world_folder(self.root, style), style)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT, SIGTERM and SIGHUP stop the tasks in order; a second one kills them."""
+        """SIGINT, SIGTERM and SIGHUP stop the launches in order; a second one kills them."""
 
         def told(number: int, _: Any) -> None:
             if self.signal is not None:
@@ -179,23 +155,23 @@ class Runner:
         for entry in self.entries.values():
             if entry.state == "waiting" or (entry.state == "elsewhere" and time.monotonic() - entry.looked > self.every):
                 self._start_one(entry)
-        while self.more is not None and self._room(0) and not any(each.state == "waiting" for each in self.entries.values()):
-            task = self.more()
-            if task is None:
+        while self.more is not None and self._room(0) and not any(entry.state == "waiting" for entry in self.entries.values()):
+            launch = self.more()
+            if launch is None:
                 return
-            self._add(task)
+            self._add(launch)
             self._render_worlds()
-            self._start_one(self.entries[task.key])
+            self._start_one(self.entries[launch.key])
 
     def _start_one(self, entry: Entry) -> None:
-        needed = [self.entries[key] for key in entry.task.after]
-        broken = next((each for each in needed if each.state in (*BROKEN, "stopped_early")), None)
+        parents = [self.entries[key] for key in entry.launch.after]
+        broken = next((parent for parent in parents if parent.state in (*BROKEN, "stopped_early")), None)
         if broken is not None:
-            entry.state, entry.error = "blocked", f"starts from {broken.task.name}, which is {broken.state}"
+            entry.state, entry.error = "blocked", f"starts from {broken.launch.title}, which is {broken.state}"
             self._show.say(entry)
-        elif all(each.state == "finished" for each in needed) and self._room(entry.task.gpus):
+        elif all(parent.state == "finished" for parent in parents) and self._room(entry.launch.gpus):
             entry.looked = time.monotonic()
-            lock = take_lock(self.root / ".locks" / entry.task.key)
+            lock = take_lock(self.root / ".locks" / entry.launch.key)
             if lock is None:
                 if entry.state != "elsewhere":
                     entry.state = "elsewhere"
@@ -214,12 +190,12 @@ class Runner:
 
     def _look(self, entry: Entry) -> None:
         try:
-            entry.state, results = state_of(entry.task)
+            entry.state, results = state_of(entry.launch)
         except InputError as error:
             entry.state, entry.error = "failed", str(error)
             return
-        entry.seconds = results.get("seconds") if entry.state != "waiting" else None
-        entry.error = results.get("error") if entry.state in ("failed", "oom", "stopped_early") else None
+        entry.seconds = results.seconds if results is not None and entry.state != "waiting" else None
+        entry.error = results.error if results is not None and entry.state in ("failed", "oom", "stopped_early") else None
 
     def _room(self, gpus: int) -> bool:
         busy = [entry for entry in self.entries.values() if entry.process is not None]
@@ -234,32 +210,26 @@ class Runner:
         return [gpu for gpu in self.gpus if gpu not in taken]
 
     def _launch(self, entry: Entry, lock: Any) -> None:
-        task = entry.task
-        entry.gpus = tuple(self._free_gpus()[: task.gpus])
-        at_once = (self.jobs or max(1, len(self.gpus) // task.gpus)) if task.gpus else (self.jobs or 1)
+        launch = entry.launch
+        entry.gpus = tuple(self._free_gpus()[: launch.gpus])
+        at_once = (self.jobs or max(1, len(self.gpus) // launch.gpus)) if launch.gpus else (self.jobs or 1)
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // at_once))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, **task.environment}
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, **launch.whole_environment}
         environment.pop("WANDB_SERVICE", None)  # of a W&B run in this very process: a notebook's, say
-        if task.gpus or self.gpus:
+        if launch.gpus or self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(entry.gpus)
-        if not is_own(task) and "WANDB_MODE" not in environment:  # crosslight sees to that itself
-            from experiments.training.loggers import wandb_logged_in
-
-            environment |= {} if wandb_logged_in() else {"WANDB_MODE": "offline"}
-        log = log_of(self.root, task)
+        log = log_of(self.root, launch)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
             entry.logged = file.tell()
-            file.write(f"{now()} {' '.join(task.command)}\n")
-        entry.ooms, entry.began, entry.error, entry.before = oom_kills(), time.monotonic(), None, state_of(task)[1]
-        if is_forked(task):
-            FORKS.set_forkserver_preload(PRELOAD)
-            arguments = (task.command[len(PROGRAM) :], environment, log, DupFd(lock.fileno()))
-            entry.process = start_forked(arguments)
+            file.write(f"{now()} {' '.join(launch.argv)}\n")
+        entry.ooms, entry.began, entry.error, entry.before = oom_kills(), time.monotonic(), None, state_of(launch)[1]
+        if launch.is_forked:
+            entry.process = start_forked(launch, environment, log, DupFd(lock.fileno()))
         else:
             with open(log, "ab") as output:
                 entry.process = subprocess.Popen(
-                    task.command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                    launch.argv, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                     start_new_session=True, pass_fds=(lock.fileno(),),
                 )  # fmt: skip
         entry.lock, entry.state = lock, "running"
@@ -287,7 +257,7 @@ class Runner:
                 kill_process(entry.process)
 
     def _settle(self, entry: Entry, code: int) -> None:
-        """A task's process has ended: see what its folder says, and say it there where the process could not."""
+        """A launch's process has ended: see what its folder says, and say it there where the process could not."""
         assert entry.process is not None
         assert entry.lock is not None
         if code != 0:
@@ -306,33 +276,37 @@ class Runner:
         self._show.say(entry)
 
     def _settle_results(self, entry: Entry, code: int) -> None:
-        results = state_of(entry.task)[1]
-        told = results.get("status") if results != entry.before else None  # None: the process wrote nothing there
+        results = state_of(entry.launch)[1]
+        told = (
+            results.status if results is not None and results != entry.before else None
+        )  # None: the process wrote nothing there
         ours = True
         if told in ("finished", "failed", "oom"):
             pass
         elif entry.stopping is not None:
-            ours = record(entry.task, "stopped_early", entry.stopping)
+            ours = record(entry.launch, "stopped_early", entry.stopping)
         elif self.signal is not None:
-            ours = told != "running" or record(entry.task, "interrupted", "stopped with the runner")
+            ours = told != "running" or record(entry.launch, "interrupted", "stopped with the runner")
         elif told != "interrupted":
             no_memory = code == -signal.SIGKILL and oom_kills() > entry.ooms
-            why = why_it_ended(log_of(self.root, entry.task), code, no_memory, entry.logged)
-            ours = record(entry.task, "oom" if no_memory and told == "running" else "failed", why)
+            why = why_it_ended(log_of(self.root, entry.launch), code, no_memory, entry.logged)
+            ours = record(entry.launch, "oom" if no_memory and told == "running" else "failed", why)
         if not ours:
             entry.state, entry.looked = "elsewhere", time.monotonic()
             return
         self._look(entry)
         if entry.state == "waiting":
             entry.state = "interrupted"
-            entry.error = None if self.signal is not None else f"see {log_of(self.root, entry.task)}"
+            entry.error = None if self.signal is not None else f"see {log_of(self.root, entry.launch)}"
 
     def _stop_early(self) -> None:
         if self.judge is None or time.monotonic() - self._judged < self.every:
             return
         self._judged = time.monotonic()
         running = {
-            key: entry.task.folder for key, entry in self.entries.items() if entry.process is not None and entry.stopping is None
+            key: entry.launch.folder
+            for key, entry in self.entries.items()
+            if entry.process is not None and entry.stopping is None
         }
         for key, reason in self.judge(running).items():
             self.entries[key].stopping = reason
@@ -353,25 +327,25 @@ class Runner:
     # ------------------------------------------------------------------------------------------------------------- time
 
     def seconds_left(self) -> float | None:
-        """Of everything, by the times of finished tasks of the same kind, else by estimates scaled to them. None: no idea."""
+        """Of everything, by the times of finished launches of the same kind, else by estimates scaled to them. None: no idea."""
         entries = list(self.entries.values())  # the table asks from a thread of its own
         times: dict[str, list[float]] = defaultdict(list)
         ratios = []
         for entry in entries:
             if entry.state == "finished" and entry.seconds:
-                times[entry.task.kind].append(entry.seconds)
-                if entry.task.cost is not None and entry.task.cost.hours > 0:
-                    ratios.append(entry.seconds / entry.task.cost.seconds)
-        everything = [each for group in times.values() for each in group]
+                times[entry.launch.kind].append(entry.seconds)
+                if entry.launch.cost is not None and entry.launch.cost.hours > 0:
+                    ratios.append(entry.seconds / entry.launch.cost.seconds)
+        everything = [seconds for group in times.values() for seconds in group]
         total, slots = 0.0, max(1, len(self.gpus) if self.gpus else self.jobs or 1)
         for entry in entries:
             if entry.state in OVER:
                 continue
-            known = times.get(entry.task.kind)
+            known = times.get(entry.launch.kind)
             if known:
                 expected = sum(known) / len(known)
-            elif entry.task.cost is not None and entry.task.cost.hours > 0:
-                expected = entry.task.cost.seconds * (median(ratios) if ratios else 1.0)
+            elif entry.launch.cost is not None and entry.launch.cost.hours > 0:
+                expected = entry.launch.cost.seconds * (median(ratios) if ratios else 1.0)
             elif everything:
                 expected = sum(everything) / len(everything)
             else:
@@ -379,6 +353,3 @@ class Runner:
             spent = time.monotonic() - entry.began if entry.state == "running" else 0.0
             total += max(expected - spent, 0.0)
         return total / slots
-
-
-# ---------------------------------------------------------------------------------------------------------------- showing it

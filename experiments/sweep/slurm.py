@@ -1,14 +1,14 @@
-"""Tasks as Slurm jobs: `crosslight sweep run TARGET --submit slurm`.
+"""Launches as Slurm jobs: `crosslight sweep run TARGET --submit slurm`.
 
-What is submitted is one batch script an array: tasks of one shape (nodes, processes, GPUs) that start from the same tasks.
+What is submitted is one batch script an array: launches of one shape (nodes, processes, GPUs) that start from the same launches.
 `script_of` writes it, `--dry-run` prints it. An array that starts from others waits for their very elements
 (`--dependency=afterok:JOB_ELEMENT`), and is cancelled by Slurm when one of them fails (`--kill-on-invalid-dep=yes`).
 
-    ROOT/slurm/jobs.json      which job a task was submitted as, and how: the only thing that is remembered
+    ROOT/slurm/jobs.json      which job a launch was submitted as, and how: the only thing that is remembered
     ROOT/slurm/NAME-....sh    the batch scripts; Slurm's own output of an element is JOB_ELEMENT.out
-    ROOT/logs, ROOT/.locks    as `runner.py` has them: a task that a runner has in hand does not start here, nor the reverse
+    ROOT/logs, ROOT/.locks    as `runner.py` has them: a launch that a runner has in hand does not start here, nor the reverse
 
-An element of an array takes its task's lock, leaves if it is finished, starts it by srun, a process a device, and then asks
+An element of an array takes its launch's lock, leaves if it is finished, starts it by srun, a process a device, and then asks
 `settle` what has become of it: one that was preempted (`preemption.py`) is queued again, one that could not write down its own
 failure is recorded. A second submission leaves alone what is finished, queued or running.
 """
@@ -31,17 +31,15 @@ from typing import Any
 from rich.console import Console
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
+from datamodules.files.locks import is_held, locked
 from experiments.papers.worlds import world_folder, write_miniature_world
-from experiments.runs.files import is_held, locked, write_atomically
+from experiments.runs.folder import is_running
 from experiments.runs.results import now
+from experiments.sweep.launches import Launch
+from experiments.sweep.outcomes import log_of, record, state_of, why_it_ended
+from experiments.sweep.request import Request
 from experiments.sweep.slurm_script import SlurmOptions, arrays_of, counted, script_of
-from experiments.sweep.tasks import (
-    Task,
-    log_of,
-    record,
-    state_of,
-    why_it_ended,
-)
 from experiments.training.preemption import PREEMPTED
 
 # Of a job that will not come back by itself; all others are waiting or running.
@@ -53,45 +51,43 @@ ENDED = {
 # -------------------------------------------------------------------------------------------------------- what is submitted
 
 
-def submit(
-    tasks: Sequence[Task], root: Path, options: SlurmOptions, target: str, console: Console, *, retry_failed: bool = False,
-    dry_run: bool = False,
-) -> int:  # fmt: skip
+def submit(launches: Sequence[Launch], root: Path, request: Request, console: Console) -> int:
     """Submit what is neither finished nor queued. Returns the exit status: 1 where something can only be reported.
 
     Raises:
         InputError: Slurm is not there or refuses a job.
     """
-    root = root.absolute()
+    options, dry_run, root = request.submit or SlurmOptions(), request.dry_run, root.absolute()
     with nullcontext() if dry_run else locked(root / ".locks" / "slurm"):  # one submission at a time
         jobs = read_jobs(root)
-        waits, says = _sorted_out(tasks, root, jobs, retry_failed)
-        wanted = [task for task in tasks if task.key not in says]
+        waits, says = _sorted_out(launches, root, jobs, request.retry_failed)
+        wanted = [launch for launch in launches if launch.key not in says]
         if not dry_run:
-            for style in sorted({task.world for task in wanted if task.world is not None}):
+            for style in sorted({launch.world for launch in wanted if launch.world is not None}):
                 write_miniature_world(world_folder(root, style), style)
             for folder in ("slurm", "logs", ".locks"):
                 (root / folder).mkdir(parents=True, exist_ok=True)
         for number, array in enumerate(arrays_of(wanted, options), 1):
             parents = [waits[key] for key in array.after if key in waits]
-            script = script_of(array, root, options, target, f"afterok:{':'.join(parents)}" if parents else None)
-            file = root / "slurm" / f"{re.sub(r'[^-0-9A-Za-z_.]+', '-', target)}-{array.tasks[0].key}.sh"
+            script = script_of(array, root, options, request.target, f"afterok:{':'.join(parents)}" if parents else None)
+            file = root / "slurm" / f"{re.sub(r'[^-0-9A-Za-z_.]+', '-', request.target)}-{array.launches[0].key}.sh"
             job = f"JOB{number}" if dry_run else _sbatch(script, file)
-            waits |= {task.key: f"{job}_{index}" for index, task in enumerate(array.tasks)}
+            waits |= {launch.key: f"{job}_{index}" for index, launch in enumerate(array.launches)}
             if dry_run:
                 console.print(script, highlight=False, markup=False, soft_wrap=True)
                 continue
             jobs |= {
-                task.key: {
-                    "name": task.name, "folder": str(task.folder), "command": task.command, "job": waits[task.key],
+                launch.key: {
+                    "title": launch.title, "folder": str(launch.folder), "argv": launch.argv, "command": launch.command,
+                    "name": launch.name, "seed": launch.seed, "scale": launch.scale, "job": waits[launch.key],
                     "requeues": options.requeues, "submitted": now(),
                 }
-                for task in array.tasks
+                for launch in array.launches
             }  # fmt: skip
             write_atomically(root / "slurm" / "jobs.json", json.dumps(jobs, indent=1) + "\n")
-            names = ", ".join(task.name for task in array.tasks[:3]) + (", ..." if len(array.tasks) > 3 else "")
+            names = ", ".join(launch.title for launch in array.launches[:3]) + (", ..." if len(array.launches) > 3 else "")
             after = f", after {' '.join(parents)}" if parents else ""
-            console.print(f"job {job}: {counted(len(array.tasks), 'run')} ({names}){after}", highlight=False, soft_wrap=True)
+            console.print(f"job {job}: {counted(len(array.launches), 'run')} ({names}){after}", highlight=False, soft_wrap=True)
     for state in sorted(set(says.values())):
         console.print(f"{list(says.values()).count(state)} {state}", highlight=False, soft_wrap=True)
     if not wanted:
@@ -106,26 +102,26 @@ def _sbatch(script: str, file: Path) -> str:
 
 
 def _sorted_out(
-    tasks: Sequence[Task], root: Path, jobs: Mapping[str, Mapping[str, Any]], retry_failed: bool
+    launches: Sequence[Launch], root: Path, jobs: Mapping[str, Mapping[str, Any]], retry_failed: bool
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """The jobs of queued tasks by key, and what there is to say of every task that is not submitted."""
-    queue = states_of(jobs.values()) if any(task.key in jobs for task in tasks) else {}
+    """The jobs of queued launches by key, and what there is to say of every launch that is not submitted."""
+    queue = states_of(jobs.values()) if any(launch.key in jobs for launch in launches) else {}
     waits: dict[str, str] = {}
     says: dict[str, str] = {}
-    for task in tasks:
-        state = state_of(task)[0]
-        job = jobs.get(task.key, {}).get("job", "")
-        broken = next((key for key in task.after if says.get(key, "").startswith(("failed", "oom", "block", "running"))), None)
+    for launch in launches:
+        state = state_of(launch)[0]
+        job = jobs.get(launch.key, {}).get("job", "")
+        broken = next((key for key in launch.after if says.get(key, "").startswith(("failed", "oom", "block", "running"))), None)
         if state in ("finished", "stopped_early"):
-            says[task.key] = state
+            says[launch.key] = state
         elif is_active(queue.get(job)):
-            says[task.key], waits[task.key] = "queued or running already", job
-        elif is_held(root / ".locks" / task.key) or is_held(task.folder / ".lock"):
-            says[task.key] = "running outside of Slurm"
+            says[launch.key], waits[launch.key] = "queued or running already", job
+        elif is_held(root / ".locks" / launch.key) or is_running(launch.folder):
+            says[launch.key] = "running outside of Slurm"
         elif state in ("failed", "oom") and not retry_failed:
-            says[task.key] = f"{state} earlier (--retry-failed submits it again)"
+            says[launch.key] = f"{state} earlier (--retry-failed submits it again)"
         elif broken is not None:
-            says[task.key] = "blocked by a run that failed or runs outside of Slurm"
+            says[launch.key] = "blocked by a run that failed or runs outside of Slurm"
     return waits, says
 
 
@@ -152,7 +148,7 @@ def is_active(state: tuple[str, str] | None) -> bool:
 
 
 def queue_words(root: Path, keys: Collection[str] | None = None) -> dict[str, str]:
-    """What Slurm says of tasks (default: all) that were submitted, by key: `41_3 PENDING Dependency`."""
+    """What Slurm says of launches (default: all) that were submitted, by key: `41_3 PENDING Dependency`."""
     jobs = {key: job for key, job in read_jobs(root).items() if keys is None or key in keys}
     here = shutil.which("squeue") is not None  # folders may be read elsewhere
     states = states_of(jobs.values()) if jobs and here else {}
@@ -163,17 +159,17 @@ def queue_words(root: Path, keys: Collection[str] | None = None) -> dict[str, st
     return words
 
 
-def cancel(tasks: Sequence[Task], root: Path, console: Console) -> int:
-    """Cancel the jobs of tasks that are queued or running. A running one saves first, if Slurm's KillWait is long enough.
+def cancel(launches: Sequence[Launch], root: Path, console: Console) -> int:
+    """Cancel the jobs of launches that are queued or running. A running one saves first, if Slurm's KillWait is long enough.
 
     Raises:
         InputError: Nothing was submitted from there.
     """
-    jobs = {key: job for key, job in read_jobs(root).items() if key in {task.key for task in tasks}}
+    jobs = {key: job for key, job in read_jobs(root).items() if key in {launch.key for launch in launches}}
     if not jobs:
         raise InputError(f"{root} has no jobs of these runs (slurm/jobs.json). Ctrl-C stops a runner of this machine.")
     states = states_of(jobs.values())
-    active = {job["job"]: job["name"] for job in jobs.values() if is_active(states.get(job["job"]))}
+    active = {job["job"]: job["title"] for job in jobs.values() if is_active(states.get(job["job"]))}
     for number, name in active.items():
         console.print(f"cancelling {number} ({states[number][0].lower()}): {name}", highlight=False, soft_wrap=True)
     if active:
@@ -183,34 +179,37 @@ def cancel(tasks: Sequence[Task], root: Path, console: Console) -> int:
 
 
 def settle(root: Path, key: str, code: int) -> int:
-    """In a job, after srun: queue the task again if it was preempted, record what it could not. Returns the job's exit status."""
+    """In a job, after srun: queue it again if it was preempted, record what it could not. Returns the job's exit status."""
     job = read_jobs(root)[key]
-    task = Task(key, job["name"], job["name"], Path(job["folder"]), tuple(job["command"]))
-    log = log_of(root, task)
+    launch = Launch(
+        key, job["title"], job["title"], Path(job["folder"]), job["command"], program=tuple(job["argv"][:1]), name=job["name"],
+        seed=job["seed"], scale=job["scale"],
+    )  # fmt: skip
+    log = log_of(root, launch)
     element = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     shown = _slurm("scontrol", "--oneliner", "show", "job", element)
     state, reason = ("".join(re.findall(rf"\b{name}=(\w+)", shown)[:1]) for name in ("JobState", "Reason"))
     requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    results = state_of(task)[1]
-    status = results.get("status")
+    results = state_of(launch)[1]
+    status, error = (None, None) if results is None else (results.status, results.error)
     if status == "finished":
         return 0
     # a rank that is killed while the others leave hides their exit status
-    left = code == PREEMPTED or (code > 128 and status == "interrupted" and str(results.get("error")).startswith("preempted"))
+    left = code == PREEMPTED or (code > 128 and status == "interrupted" and str(error).startswith("preempted"))
     if (left and state == "RUNNING") or (status in ("running", "interrupted") and reason == "TimeLimit"):
         if requeued < job["requeues"]:
             print(f"crosslight: preempted; Slurm job {element} goes back into the queue", flush=True)
             _slurm("scontrol", "requeue", element)
             return code
         record(
-            task, "failed", f"was queued again {requeued} times and did not finish: give more --slurm.time or --slurm.requeues"
+            launch, "failed", f"was queued again {requeued} times and did not finish: give more --slurm.time or --slurm.requeues"
         )
     elif state != "RUNNING":  # Slurm ends the job itself: preempted it is queued again, cancelled it is not
         print(f"crosslight: Slurm says that job {element} is {state}", flush=True)
     elif status not in ("failed", "oom"):
         killed = 128 < code <= 128 + max(signal.valid_signals())  # 255, say, is no signal's
         start = log.read_bytes().rfind(f" Slurm job {element} on ".encode())
-        record(task, "failed", why_it_ended(log, 128 - code if killed else code, start=max(start, 0)))
+        record(launch, "failed", why_it_ended(log, 128 - code if killed else code, start=max(start, 0)))
     return code or 1
 
 
@@ -218,9 +217,18 @@ def settle(root: Path, key: str, code: int) -> int:
 
 
 def read_jobs(root: Path) -> dict[str, dict[str, Any]]:
-    """Submitted tasks by key: name, folder, command, job."""
+    """Submitted launches by key: title, folder, argv, job and what a row of theirs says.
+
+    Raises:
+        InputError: An earlier version wrote the file.
+    """
     file = root / "slurm" / "jobs.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    jobs = json.loads(file.read_text()) if file.exists() else {}
+    if any("argv" not in job for job in jobs.values()):
+        raise InputError(
+            f"{file} was written by an earlier version: cancel its jobs with scancel, move the file away, submit again."
+        )
+    return jobs
 
 
 def _slurm(*command: str, optional: bool = False) -> str:

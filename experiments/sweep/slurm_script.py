@@ -1,23 +1,17 @@
-"""Batch scripts of Slurm: tasks as job arrays that wait for each other."""
+"""Batch scripts of Slurm: launches as job arrays that wait for each other."""
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datamodules.errors import InputError
-from experiments.sweep.tasks import (
-    Task,
-    given,
-    is_own,
-    log_of,
-)
+from experiments.sweep.launches import Launch
+from experiments.sweep.outcomes import log_of
 
 MOST = 1000  # elements of an array; Slurm's MaxArraySize is 1001 unless configured
 
@@ -63,33 +57,13 @@ class SlurmOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--slurm.{name} is {value}; it is at least 1.")
-        if wrong := [each for each in self.extra if not each.startswith("-") or "\n" in each]:
+        if wrong := [line for line in self.extra if not line.startswith("-") or "\n" in line]:
             raise InputError(f"--slurm.extra has {wrong[0]!r}, which is no option of sbatch, such as --mail-type=END.")
-
-
-def read_options(arguments: Sequence[str]) -> SlurmOptions:
-    """Of --slurm FILE, --slurm.NAME=VALUE and --slurm.NAME VALUE; later ones win.
-
-    Raises:
-        InputError: No such option, or a value of another type.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--slurm", type=SlurmOptions, default=SlurmOptions())
-    try:
-        return parser.instantiate(parser.parse_args(list(arguments))).slurm
-    except ArgumentError as error:
-        text = " ".join(str(error).split()).replace("<class '", "").replace("'>", "")
-        unknown = re.search(r"unrecognized arguments: --slurm\.(\w+)|option '(\w+)'", text)
-        names = [each.name for each in fields(SlurmOptions)]
-        close = difflib.get_close_matches((unknown[1] or unknown[2]) if unknown else "", names, 1)
-        raise InputError(text + (f". Did you mean --slurm.{close[0]}?" if close else "")) from None
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Nodes of a task, and processes and GPUs on each."""
+    """Nodes of a launch, and processes and GPUs on each."""
 
     nodes: int
     processes: int
@@ -98,19 +72,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class Array:
-    """Tasks that one batch script runs; `after` has the keys of those that all of them start from."""
+    """Launches that one batch script runs; `after` has the keys of those that all of them start from."""
 
-    tasks: tuple[Task, ...]
+    launches: tuple[Launch, ...]
     shape: Shape
     after: tuple[str, ...]
 
 
-def arrays_of(tasks: Iterable[Task], options: SlurmOptions) -> list[Array]:
-    """Tasks in arrays, those that others start from first. Parents come before their children in `tasks`."""
-    groups: dict[tuple[Shape, tuple[str, ...]], list[Task]] = {}
-    for task in tasks:
-        shape = _shape(task, options)
-        groups.setdefault((shape, tuple(sorted(task.after))), []).append(_shaped(task, shape))
+def arrays_of(launches: Iterable[Launch], options: SlurmOptions) -> list[Array]:
+    """Launches in arrays, those that others start from first. Parents come before their children in `launches`."""
+    groups: dict[tuple[Shape, tuple[str, ...]], list[Launch]] = {}
+    for launch in launches:
+        shape = _shape(launch, options)
+        groups.setdefault((shape, tuple(sorted(launch.after))), []).append(_shaped(launch, shape))
     return [
         Array(tuple(group[start : start + MOST]), shape, after)
         for (shape, after), group in groups.items()
@@ -118,26 +92,25 @@ def arrays_of(tasks: Iterable[Task], options: SlurmOptions) -> list[Array]:
     ]
 
 
-def _shape(task: Task, options: SlurmOptions) -> Shape:
-    if task.gpus:
-        gpus = options.gpus_per_node or task.gpus
+def _shape(launch: Launch, options: SlurmOptions) -> Shape:
+    if launch.gpus:
+        gpus = options.gpus_per_node or launch.gpus
         return Shape(options.nodes, gpus, gpus)
-    nodes, devices = given(task, "trainer.num_nodes"), given(task, "trainer.devices")
-    return Shape(int(nodes or 1), int(devices) if devices and devices.isdigit() else 1, 0)
+    return Shape(launch.nodes or 1, launch.processes, 0)
 
 
-def _shaped(task: Task, shape: Shape) -> Task:
+def _shaped(launch: Launch, shape: Shape) -> Launch:
     """Lightning wants to be told what srun starts. Neither decides a result: the global batch is the same."""
-    if not task.gpus or not is_own(task):
-        return task
-    return replace(task, command=(*task.command, f"--trainer.devices={shape.processes}", f"--trainer.num_nodes={shape.nodes}"))
+    if not launch.gpus or launch.command is None:
+        return launch
+    return replace(launch, devices=str(shape.processes), nodes=shape.nodes)
 
 
 def script_of(array: Array, root: Path, options: SlurmOptions, target: str, dependency: str | None) -> str:
     """The batch script of an array."""
     shape, at_once = array.shape, f"%{options.at_once}" if options.at_once else ""
     header = {
-        "job-name": re.sub(r"[^\w.-]+", "-", target), "array": f"0-{len(array.tasks) - 1}{at_once}", "dependency": dependency,
+        "job-name": re.sub(r"[^\w.-]+", "-", target), "array": f"0-{len(array.launches) - 1}{at_once}", "dependency": dependency,
         "kill-on-invalid-dep": "yes", "nodes": shape.nodes, "ntasks-per-node": shape.processes,
         "gpus-per-node": shape.gpus or None, "cpus-per-task": options.cpus_per_task, "mem": options.mem,
         "partition": options.partition, "account": options.account, "qos": options.qos, "constraint": options.constraint,
@@ -146,16 +119,16 @@ def script_of(array: Array, root: Path, options: SlurmOptions, target: str, depe
     }  # fmt: skip
     lines = [f"--{name}={value}".rstrip("=") for name, value in header.items() if value is not None] + options.extra
     elements = "\n".join(
-        f"{index})  # {task.name}\n"
-        f"  key={task.key} folder={_quoted(task.folder)} log={_quoted(log_of(root, task))}\n"
-        + "".join(f"  export {name}={_quoted(value)}\n" for name, value in sorted(_environment(task).items()))
-        + f"  set -- {shlex.join(task.command)} ;;"
-        for index, task in enumerate(array.tasks)
+        f"{index})  # {launch.title}\n"
+        f"  key={launch.key} folder={_quoted(launch.folder)} log={_quoted(log_of(root, launch))}\n"
+        + "".join(f"  export {name}={_quoted(value)}\n" for name, value in sorted(launch.whole_environment.items()))
+        + f"  set -- {shlex.join(launch.argv)} ;;"
+        for index, launch in enumerate(array.launches)
     )
     cpus = f" --cpus-per-task={options.cpus_per_task}" if options.cpus_per_task else ""
     return f"""\
 #!/bin/bash
-# {target}: {counted(len(array.tasks), "run")}, an element each
+# {target}: {counted(len(array.launches), "run")}, an element each
 {"".join(f"#SBATCH {line}{chr(10)}" for line in lines)}
 cd {_quoted(Path.cwd())}
 export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-${{SLURM_CPUS_PER_TASK:-1}}}}
@@ -184,12 +157,3 @@ def counted(number: int, what: str) -> str:
 
 def _quoted(value: object) -> str:
     return shlex.quote(str(value))
-
-
-def _environment(task: Task) -> dict[str, str]:
-    environment = dict(task.environment)
-    if not is_own(task) and "WANDB_MODE" not in os.environ:  # crosslight sees to that itself
-        from experiments.training.loggers import wandb_logged_in
-
-        environment |= {} if wandb_logged_in() else {"WANDB_MODE": "offline"}
-    return environment

@@ -2,82 +2,83 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from datamodules.errors import InputError
-from experiments.runs.files import is_held
-from experiments.runs.results import read_results
+from datamodules.files.locks import is_held
+from experiments.runs.duration import readable_time
+from experiments.runs.folder import is_running
+from experiments.runs.results import Results, read_results
 from experiments.sweep import slurm
-from experiments.sweep.display import readable_time, state_style
-from experiments.sweep.tasks import Task, state_of
+from experiments.sweep.display import state_style
+from experiments.sweep.launches import Launch
+from experiments.sweep.outcomes import state_of
+from experiments.sweep.request import Request
 
 
-def without_running(console: Console, tasks: Sequence[Task], root: Path, options: argparse.Namespace) -> int:
-    """What becomes of tasks where this process starts none itself: they are shown, submitted or cancelled."""
-    if options.action == "cancel":
-        return slurm.cancel(tasks, root, console)
-    if options.action == "run" and options.submit:
-        given = {"retry_failed": options.retry_failed, "dry_run": options.dry_run}
-        status = slurm.submit(tasks, root, options.slurm, options.target, console, **given)
-        if not options.dry_run:
+def without_running(console: Console, launches: Sequence[Launch], root: Path, request: Request) -> int:
+    """What becomes of launches where this process starts none itself: they are shown, submitted or cancelled."""
+    if request.action == "cancel":
+        return slurm.cancel(launches, root, console)
+    if request.submit is not None:
+        status = slurm.submit(launches, root, request, console)
+        if not request.dry_run:
             return status
-    statuses = show_tasks(console, tasks, root, slurm.queue_words(root, {task.key for task in tasks}))
-    return int(options.action == "status" and not {"failed", "oom"}.isdisjoint(statuses))
+    statuses = show_launches(console, launches, root, slurm.queue_words(root, {launch.key for launch in launches}))
+    return int(request.action == "status" and not {"failed", "oom"}.isdisjoint(statuses))
 
 
-def show_tasks(console: Console, tasks: Sequence[Task], root: Path, queue: Mapping[str, str] | None = None) -> list[str]:
-    """Tasks in the order in which they would start, what is done, and what the rest costs. `queue` is what Slurm says of them.
+def show_launches(console: Console, launches: Sequence[Launch], root: Path, queue: Mapping[str, str] | None = None) -> list[str]:
+    """Launches in the order in which they would start, what is done, and what the rest costs. `queue` is what Slurm says of them.
     Returns their statuses."""
-    numbers = {task.key: str(number) for number, task in enumerate(tasks, 1)}
+    numbers = {launch.key: str(number) for number, launch in enumerate(launches, 1)}
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("#", "run", "status", "after", "time", "cost", *(["slurm"] if queue else []), ""):
         table.add_column(column, justify="right" if column in ("#", "time", "cost") else "left", overflow="fold")
     statuses: dict[str, str] = {}
-    for task in tasks:
-        status, seconds, error = _status(task, root)
-        broken = next((key for key in task.after if statuses.get(key) in ("failed", "oom", "blocked")), None)
+    for launch in launches:
+        status, seconds, error = _status(launch, root)
+        broken = next((key for key in launch.after if statuses.get(key) in ("failed", "oom", "blocked")), None)
         if status == "waiting" and broken is not None:
             status, error = "blocked", f"starts from {numbers[broken]}, which is {statuses[broken]}"
-        statuses[task.key] = status
-        cost = "" if task.cost is None else _hours(task.cost.hours, task.cost.device)
+        statuses[launch.key] = status
+        cost = "" if launch.cost is None else _hours(launch.cost.hours, launch.cost.device)
         table.add_row(
-            numbers[task.key], task.name, Text(status, state_style(status)), " ".join(numbers[key] for key in task.after),
-            "" if seconds is None else readable_time(seconds), cost, *([queue.get(task.key, "")] if queue else []),
+            numbers[launch.key], launch.title, Text(status, state_style(status)), " ".join(numbers[key] for key in launch.after),
+            "" if seconds is None else readable_time(seconds), cost, *([queue.get(launch.key, "")] if queue else []),
             (error or "")[:200],
         )  # fmt: skip
-    rest = [task for task in tasks if statuses[task.key] not in ("finished", "stopped_early")]
+    rest = [launch for launch in launches if statuses[launch.key] not in ("finished", "stopped_early")]
     console.print(table)
-    console.print(f"\n{len(tasks)} runs in {root}, {len(tasks) - len(rest)} finished", highlight=False, soft_wrap=True)
+    console.print(f"\n{len(launches)} runs in {root}, {len(launches) - len(rest)} finished", highlight=False, soft_wrap=True)
     if rest:
         console.print(summed_cost(rest), highlight=False, soft_wrap=True)
     return list(statuses.values())
 
 
-def summed_cost(tasks: Sequence[Task]) -> str:
+def summed_cost(launches: Sequence[Launch]) -> str:
     """Device-hours by device, the most memory of a device, and disk: a data set counts once, with the most that one of its runs
     needs beside it. Retrieval and captioning read the same photographs (coco.yaml, coco_captions.yaml)."""
     hours: dict[str, float] = {}
     disk: dict[tuple[str, ...], float] = {}
-    memory = [task.cost.memory_gb for task in tasks if task.cost is not None and task.cost.memory_gb is not None]
-    for task in tasks:
-        if task.cost is None:
+    memory = [launch.cost.memory_gb for launch in launches if launch.cost is not None and launch.cost.memory_gb is not None]
+    for launch in launches:
+        if launch.cost is None:
             continue
-        hours[task.cost.device] = hours.get(task.cost.device, 0.0) + task.cost.hours
-        data = tuple(Path(part).stem.removesuffix("_captions") for part in task.command if part.startswith("configs/data/"))
-        disk[data] = max(disk.get(data, 0.0), task.cost.disk_gb or 0.0)
-    unknown = sum(task.cost is None for task in tasks)
+        hours[launch.cost.device] = hours.get(launch.cost.device, 0.0) + launch.cost.hours
+        data = tuple(name.removesuffix("_captions") for name in launch.data)
+        disk[data] = max(disk.get(data, 0.0), launch.cost.disk_gb or 0.0)
+    unknown = sum(launch.cost is None for launch in launches)
     parts = [_hours(amount, device) for device, amount in hours.items()]
     parts += [f"up to {max(memory):g} GB of memory a device"] if memory else []
     parts += [f"{sum(disk.values()):.0f} GB of data and weights"] if any(disk.values()) else []
     parts += [f"{unknown} runs without an estimate"] if unknown else []
-    return f"still to run: {len(tasks)}: " + ", ".join(parts)
+    return f"still to run: {len(launches)}: " + ", ".join(parts)
 
 
 def _hours(hours: float, device: str) -> str:
@@ -86,23 +87,30 @@ def _hours(hours: float, device: str) -> str:
     return f"{number} {device or 'device'}-{unit}"
 
 
-def _status(task: Task, root: Path) -> tuple[str, float | None, str | None]:
-    """What to say of a task: its status, seconds and error."""
+def _status(launch: Launch, root: Path) -> tuple[str, float | None, str | None]:
+    """What to say of a launch: its status, seconds and error."""
     try:
-        state, results = state_of(task)
+        state, results = state_of(launch)
     except InputError as error:
         return "failed", None, str(error)
-    if state == "waiting" and results:
-        return _unfinished(task.folder, results), results.get("seconds"), results.get("error")
-    if state == "waiting" and is_held(root / ".locks" / task.key):
-        return "running", None, None
-    return state, results.get("seconds"), results.get("error")
+    if results is None:
+        return "running" if is_held(root / ".locks" / launch.key) else state, None, None
+    return _unfinished(launch.folder, results) if state == "waiting" else state, results.seconds, results.error
 
 
-def _unfinished(folder: Path, results: Mapping[str, Any]) -> str:
+def _unfinished(folder: Path, results: Results) -> str:
     """A killed run still says that it is running: whoever runs holds its lock."""
-    running = results["status"] == "running" and is_held(folder / ".lock")
-    return "running" if running else "interrupted"
+    return "running" if results.status == "running" and is_running(folder) else "interrupted"
+
+
+def _of_folder(folder: Path) -> tuple[str, float | None, str | None]:
+    """What to say of a run folder: its status, seconds and error."""
+    try:
+        results = read_results(folder)
+    except InputError as error:
+        return "failed", None, str(error)
+    unfinished = results.status in ("running", "interrupted")
+    return _unfinished(folder, results) if unfinished else results.status, results.seconds, results.error
 
 
 def status_of_folder(console: Console, root: Path) -> int:
@@ -116,18 +124,11 @@ def status_of_folder(console: Console, root: Path) -> int:
         table.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
     counts: dict[str, int] = {}
     for file in files:
-        try:
-            results = read_results(file.parent)
-        except InputError as error:
-            results = {"status": "failed", "error": str(error)}
-        status = results["status"]
-        if status in ("running", "interrupted"):
-            status = _unfinished(file.parent, results)
+        status, seconds, error = _of_folder(file.parent)
         counts[status] = counts.get(status, 0) + 1
-        seconds = results.get("seconds")
         table.add_row(
             str(file.parent.relative_to(root)), Text(status, state_style(status)),
-            "" if seconds is None else readable_time(seconds), (results.get("error") or "")[:200],
+            "" if seconds is None else readable_time(seconds), (error or "")[:200],
         )  # fmt: skip
     for key, job in jobs.items():
         if not (Path(job["folder"]) / "results.json").exists():

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
 
 Point = dict[str, Any]  # values by parameter, nested as the file nests them
 
@@ -350,4 +351,4 @@ def write_json_file(sweep: Sweep, point: Point, file: Path) -> None:
     """The file of ${args_json_file}, where the command asks for it."""
     if "${args_json_file}" in sweep.command:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(point))
+        write_atomically(file, json.dumps(point))

@@ -1,24 +1,21 @@
-"""`crosslight sweep`: exhibits of the papers and W&B sweep files, run on this machine or submitted to Slurm."""
+"""What a target of `crosslight sweep` names (an exhibit, a run, a paper, all) as launches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from datamodules.errors import InputError
 from experiments.papers.catalogue import exhibit_names, read_exhibit, read_runs
-from experiments.papers.plan import Job, plan_runs
-from experiments.papers.schema import PAPERS
+from experiments.papers.plan import PlannedRun, plan_runs
+from experiments.papers.schema import PAPERS, Scale
 from experiments.papers.worlds import world_folder
 from experiments.runs.store import folder_of
-from experiments.sweep.tasks import PROGRAM, Task
-
-# --------------------------------------------------------------------------------------------------------------- exhibits
+from experiments.sweep.launches import Launch, split_options
 
 
-def exhibit_tasks(target: str, scale: Any, seeds: Sequence[int], root: Path) -> list[Task]:
-    """The tasks of an exhibit, run, paper or all.
+def exhibit_launches(target: str, scale: Scale, seeds: Sequence[int], root: Path, without: Collection[str] = ()) -> list[Launch]:
+    """The launches of an exhibit, run, paper or all, without some runs (PAPER/RUN).
 
     Raises:
         InputError: There is no such target.
@@ -35,40 +32,38 @@ def exhibit_tasks(target: str, scale: Any, seeds: Sequence[int], root: Path) -> 
                 f"there is no exhibit, run, paper or sweep file {target!r}. Exhibits: {', '.join(exhibits)}; papers: "
                 f"{', '.join(PAPERS)}, all."
             )
-        return tasks_of(plan_runs([target], scale, seeds), root)
+        return launches_of(plan_runs([target], scale, seeds), root)
     runs = {name: _runs_of(name) for name in names}
-    jobs = plan_runs(dict.fromkeys(run for each in runs.values() for run in each), scale, seeds)
+    wanted = dict.fromkeys(run for of_exhibit in runs.values() for run in of_exhibit if run not in without)
+    planned = plan_runs(wanted, scale, seeds)
     # a run of several exhibits belongs to the first
-    groups = {job.key: name for name in reversed(names) for job in jobs if set(runs[name]) & set(job.names)}
-    return tasks_of(jobs, root, groups)
+    groups = {run.key: name for name in reversed(names) for run in planned if set(runs[name]) & set(run.names)}
+    return launches_of(planned, root, groups)
 
 
 def _runs_of(exhibit: str) -> list[str]:
-    """The runs that an exhibit's rows name, as PAPER/RUN."""
+    """The runs that an exhibit's variants name, as PAPER/RUN."""
     paper = exhibit.partition("/")[0]
-    return [f"{paper}/{run}" for row in read_exhibit(exhibit).rows for run in row.runs.values()]
+    return [f"{paper}/{run}" for variant in read_exhibit(exhibit).variants for run in variant.runs.values()]
 
 
-# ------------------------------------------------------------------------------------------------------------- sweep files
-
-
-def tasks_of(jobs: Iterable[Job], root: Path, groups: Mapping[str, str] | None = None) -> list[Task]:
-    """Tasks of jobs, in their order, with run folders in `root`. `groups` has the W&B group (an exhibit) of each key."""
-    jobs, root = list(jobs), root.absolute()
-    folders = {job.key: folder_of(job, [root]) for job in jobs}
-    tasks = []
-    for job in jobs:
-        environment = {"WANDB_RUN_GROUP": groups[job.key]} if groups and job.key in groups else {}
-        if job.recipe.world is not None:
-            environment["CROSSLIGHT_WORLD"] = str(world_folder(root, job.recipe.world))
-        cost = job.recipe.cost
-        on_processor = job.scale == "miniature" or (cost is not None and "cpu" in cost.device.lower())
-        tasks.append(
-            Task(
-                key=job.key, name=f"{job.names[0]} s{job.seed}" if job.recipe.seeded else job.names[0],
-                kind=f"{job.names[0]} ({job.scale})", folder=folders[job.key],
-                command=(*PROGRAM, *job.arguments(folders)), environment=environment, after=job.after,
-                gpus=0 if on_processor else cost.devices if cost is not None else 1, cost=cost, world=job.recipe.world,
+def launches_of(planned: Iterable[PlannedRun], root: Path, groups: Mapping[str, str] | None = None) -> list[Launch]:
+    """Launches of planned runs, in their order, with run folders in `root`. `groups` has W&B's group (an exhibit) of each key."""
+    planned, root = list(planned), root.absolute()
+    folders = {run.key: folder_of(run, [root]) for run in planned}
+    launches = []
+    for run in planned:
+        recipe, cost = run.recipe, run.recipe.cost
+        environment = {"WANDB_RUN_GROUP": groups[run.key]} if groups and run.key in groups else {}
+        if recipe.world is not None:
+            environment["CROSSLIGHT_WORLD"] = str(world_folder(root, recipe.world))
+        on_processor = run.scale == "miniature" or (cost is not None and "cpu" in cost.device.lower())
+        launches.append(
+            Launch(
+                key=run.key, title=f"{run.names[0]} s{run.seed}" if recipe.seeded else run.names[0],
+                kind=f"{run.names[0]} ({run.scale})", folder=folders[run.key], command=recipe.command,
+                configs=tuple(recipe.configs), **split_options(run.options(folders)), environment=environment, after=run.after,
+                gpus=0 if on_processor else cost.devices if cost is not None else 1, cost=cost, world=recipe.world,
             )
         )  # fmt: skip
-    return tasks
+    return launches

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules.errors import InputError
-from experiments.runs.results import differing_keys
+from experiments.runs.identity import differing_keys
 from experiments.training import preemption
 
 

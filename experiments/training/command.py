@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from datamodules.errors import InputError
+from experiments.training import preemption
+from experiments.training.configs import find_configs
 from experiments.training.quiet import quiet
+
+
+def run_alone(command: str, arguments: Sequence[str]) -> int:
+    """`crosslight COMMAND ARGUMENTS` in a process that does nothing else: it listens to Slurm. Returns the exit status.
+
+    Raises:
+        InputError: A configuration file does not exist.
+    """
+    preemption.listen()  # before torch is imported: until then a signal of Slurm's finds nobody
+    return train_or_evaluate(command, find_configs(list(arguments)))
 
 
 def train_or_evaluate(command: str, arguments: list[str], announce: bool = True) -> int:
     """Parse, build, run. Returns the exit status; the run folder's results.json says the same in words."""
     quiet()
+    gc.disable()  # a tenth of a start went into looking for garbage where there is none; on again before the run
+    first = "experiments.training.lightning_cli" not in sys.modules
     from experiments.training.lightning_cli import RUN_FOLDER_VARIABLE, CrosslightCLI
 
+    if first:
+        gc.freeze()  # what has been imported stays: no collection looks at it again
     CrosslightCLI.opened = None
     try:
         CrosslightCLI([command, *arguments])
     except BaseException as error:
         return settle_failure(error, CrosslightCLI.opened)
     finally:
+        gc.enable()
         os.environ.pop(RUN_FOLDER_VARIABLE, None)  # a second run of this process has a folder of its own
     if CrosslightCLI.opened is not None:
         CrosslightCLI.opened.finish("finished")
@@ -37,12 +55,13 @@ def settle_failure(error: BaseException, folder: object) -> int:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from experiments.runs.folder import RunFolder
-    from experiments.training import preemption
+    from experiments.runs.results import ResultsStatus
 
     if isinstance(error, SystemExit) and error.code in (0, None) and not isinstance(error, SIGTERMException):
         return 0  # --help-all, --print_config (SIGTERMException is a SystemExit without a code)
     text = str(error)
     resume = f" The same command with --run_dir {folder.path} resumes it." if isinstance(folder, RunFolder) else ""
+    status: ResultsStatus
     cause = find_input_error(error)
     if cause is not None:
         status, message, code = "failed", str(cause), 2

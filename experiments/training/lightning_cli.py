@@ -5,17 +5,18 @@ What differs from the stock LightningCLI, and why:
 - no abbreviations: `--trainer.max_epoch` must not silently become `max_epochs`;
 - a checkpoint never overrides the command line: the stock CLI lets the hyperparameters inside `--ckpt_path` win;
 - mistakes print a few lines that name the option and its closest match instead of the whole usage;
-- one run, one folder (`run_folder.py`), opened before anything is built;
+- one run, one folder (`experiments/runs/folder.py`), opened before anything is built;
 - checkpoints, cost, progress and loggers are always there: they are what makes a folder a run.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
@@ -28,13 +29,15 @@ from omegaconf.errors import OmegaConfBaseException
 import lightning_modules.callbacks.cost
 import lightning_modules.retrieval
 from datamodules.errors import InputError
-from experiments.runs import provenance
 from experiments.runs.folder import RunFolder
+from experiments.runs.provenance import provenance
+from experiments.runs.results import RunScale
 from experiments.training import preemption
 from experiments.training.checkpoints import Checkpoints, Last, RememberConfig
 from experiments.training.loggers import MetricsCSV, make_wandb
 from experiments.training.parse_errors import explain, explain_interpolation
 from experiments.training.trainer import Trainer, data_name, describe_data
+from lightning_modules.base import TunedModule
 
 RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
 _CONFIG_SECTIONS = ("seed_everything", "name", "scale", "model", "data", "evaluate", "trainer", "checkpoint", "wandb")
@@ -112,7 +115,7 @@ class CrosslightCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str | None, default=None, help="The run's folder. An interrupted run resumes.")
         parser.add_argument(
             "--scale",
-            type=Literal["full", "reduced", "miniature"] | None,
+            type=RunScale | None,
             default=None,
             help="Printed beside every number. Default: miniature on the embedded world, else reduced.",
         )
@@ -153,6 +156,21 @@ class CrosslightCLI(LightningCLI):
         text = self._subcommand_parsers[command].dump(self.config[command], skip_none=False, skip_validation=True)
         whole = yaml.safe_load(text)
         return {key: whole.get(key) for key in _CONFIG_SECTIONS}
+
+    def instantiate_classes(self) -> None:
+        """As Lightning.
+
+        Raises:
+            InputError: The model is no `TunedModule`.
+        """
+        super().instantiate_classes()
+        if not isinstance(self.model, TunedModule):
+            kind = type(self.model)
+            raise InputError(
+                f"model: {kind.__module__}.{kind.__name__} does not derive from lightning_modules.base.TunedModule, whose "
+                "checkpoints, metrics and run folders tests and reports need. Derive it from there (training_step, "
+                "_evaluation_step and _evaluation_end are yours to write), or train it with Lightning's own Trainer."
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[str(self.subcommand)]
@@ -198,7 +216,7 @@ class CrosslightCLI(LightningCLI):
         options = self.config[str(self.subcommand)].wandb
         if options.enabled:
             name = self.config[str(self.subcommand)].name
-            digest = self.run_folder.results.get("config_hash", "")
+            digest = self.run_folder.results.config_hash
             loggers.append(
                 make_wandb(
                     self.run_folder.path, project=options.project, name=name, group=options.group, tags=list(options.tags),
@@ -214,23 +232,18 @@ class CrosslightCLI(LightningCLI):
     # ------------------------------------------------------------------------------------------------ running
 
     def _run_subcommand(self, subcommand: str) -> None:
+        gc.enable()  # see train_or_evaluate
         config = self.config[subcommand]
         method = {k: v for k, v in config.items() if k in self._subcommand_method_arguments[subcommand]}
         evaluate = self._get(self.config_init, "evaluate") or {}
         folder, trainer = self.run_folder, self.trainer
         init_from = getattr(self.model, "init_from", None)
         folder.update(
-            argv=self.arguments,
+            argv=tuple(self.arguments),
             scale=config.scale or _default_scale(self.saved_config),
             parent=config.parent or init_from,
             seed=config.seed_everything,
-            git=provenance.git_state(Path(__file__).parent),
-            versions=provenance.versions(),
-            device={
-                **provenance.device_state(trainer.strategy.root_device.type),
-                "precision": str(trainer.precision),
-                "world_size": trainer.world_size,
-            },
+            provenance=provenance(trainer.strategy.root_device.type, str(trainer.precision), trainer.world_size),
         )
         if folder.ours:
             self.datamodule.prepare_data()  # a download comes before the description of what was downloaded
@@ -269,7 +282,7 @@ class ParsedCLI(CrosslightCLI):
         pass
 
 
-def _default_scale(config: dict[str, Any]) -> str:
+def _default_scale(config: dict[str, Any]) -> RunScale:
     root = ((config.get("data") or {}).get("init_args") or {}).get("root")
     inside_world = root is not None and any((folder / "world.json").exists() for folder in (Path(root), *Path(root).parents))
     return "miniature" if inside_world else "reduced"
@@ -279,7 +292,7 @@ def _open_run_folder(path: str | None, name: str, command: str, config: dict[str
     """Open on rank 0 and attach on the others; ranks launched by us learn the folder from the environment."""
     inherited = os.environ.get(RUN_FOLDER_VARIABLE)
     if inherited and "LOCAL_RANK" in os.environ:
-        return RunFolder.attach(inherited)
+        return RunFolder.attach(inherited, name=name, command=command, config=config)
     outside_rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
     outside_size = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
     if outside_rank is not None and outside_size > 1:
@@ -289,7 +302,7 @@ def _open_run_folder(path: str | None, name: str, command: str, config: dict[str
                 "give --run_dir."
             )
         if int(outside_rank) > 0:
-            return RunFolder.attach(Path(path).resolve())
+            return RunFolder.attach(Path(path).resolve(), name=name, command=command, config=config)
     folder = RunFolder.open(path, name=name, command=command, config=config)
     os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)
     return folder

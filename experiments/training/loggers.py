@@ -7,12 +7,16 @@ import io
 import netrc
 import os
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from datamodules.files.atomic import whole_file
+from experiments.runs.metrics_csv import FILE, read_rows
 
 
 class MetricsCSV(Logger):
@@ -24,7 +28,7 @@ class MetricsCSV(Logger):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self.file = Path(folder) / "metrics.csv"
+        self.file = Path(folder) / FILE
         self._columns: list[str] | None = None  # of the file; None before the first look
         self._row: dict[str, Any] | None = None  # the last one in the file
         self._place = 0  # where it begins
@@ -55,7 +59,7 @@ class MetricsCSV(Logger):
         self._row = {"step": step, **((self._row or {}) if again else {}), **{key: float(v) for key, v in metrics.items()}}
         columns = self._columns or []
         if set(self._row) - set(columns):  # a metric seen for the first time: the header grows
-            rows = self._read()
+            rows = read_rows(self.file.parent)
             self._columns = ["step", *sorted((set(columns) | set(self._row)) - {"step"})]
             self._rewrite([*(rows[:-1] if again else rows), self._row])
         else:
@@ -66,28 +70,19 @@ class MetricsCSV(Logger):
 
     def _take_up(self, step: int) -> None:
         """Keep the rows before `step`: those after it are about to be made again."""
-        rows = self._read()
+        rows = read_rows(self.file.parent)
         self._columns = list(rows[0]) if rows else []
         if rows:
             self._rewrite([row for row in rows if row["step"].isdigit() and int(row["step"]) < step])
 
-    def _read(self) -> list[dict[str, Any]]:
-        """The file's complete rows: a process killed while writing leaves half a line."""
-        if not self.file.exists():
-            return []
-        text = self.file.read_text()
-        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
-
-    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        temporary = self.file.with_suffix(".csv.part")
-        with open(temporary, "wb") as file:
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        with whole_file(self.file) as part, open(part, "wb") as file:
             file.write(self._line({column: column for column in self._columns or []}))
             for row in rows:
                 self._place = file.tell()
                 file.write(self._line(row))
-        os.replace(temporary, self.file)
 
-    def _line(self, row: dict[str, Any]) -> bytes:
+    def _line(self, row: Mapping[str, Any]) -> bytes:
         text = io.StringIO()
         csv.DictWriter(text, self._columns or [], lineterminator="\n").writerow(row)
         return text.getvalue().encode()

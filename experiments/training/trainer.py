@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import whole_file
+from datamodules.formats.typed import read_typed
 from experiments.runs.folder import RunFolder
-from experiments.runs.results import read_results
+from experiments.runs.results import DataDescription, Evaluation, read_results
 from experiments.training import preemption
+from lightning_modules.checkpoints.run_folder import Fit
 from lightning_modules.loading import read_checkpoint
 
 DataModules = dict[str, pl.LightningDataModule]
@@ -44,12 +47,7 @@ class Trainer(pl.Trainer):
         if trains:
             self.fit_or_resume(model, datamodule)
         else:
-            self.run_folder.update(
-                fit={
-                    "steps": 0, "epochs": 0, "monitor": None, "best_value": None, "best_checkpoint": None,
-                    "skipped": "nothing trains",
-                }
-            )  # fmt: skip
+            self.run_folder.update(fit=Fit(steps=0, epochs=0, skipped="nothing trains"))
         self.test_all(model, {own: datamodule, **evaluate}, str(self.best_checkpoint()) if trains else None)
 
     def fit_or_resume(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None) -> None:
@@ -72,13 +70,13 @@ class Trainer(pl.Trainer):
         best = self.checkpoint_callback
         score = best.best_model_score if isinstance(best, ModelCheckpoint) else None
         self.run_folder.update(
-            fit={
-                "steps": self.global_step,
-                "epochs": self.current_epoch,
-                "monitor": best.monitor if isinstance(best, ModelCheckpoint) else None,
-                "best_value": None if score is None else float(score),
-                "best_checkpoint": self._relative(best.best_model_path) if isinstance(best, ModelCheckpoint) else None,
-            }
+            fit=Fit(
+                steps=self.global_step,
+                epochs=self.current_epoch,
+                monitor=best.monitor if isinstance(best, ModelCheckpoint) else None,
+                best_value=None if score is None else float(score),
+                best_checkpoint=self._relative(best.best_model_path) if isinstance(best, ModelCheckpoint) else None,
+            )
         )
 
     def best_checkpoint(self) -> Path:
@@ -115,7 +113,8 @@ class Trainer(pl.Trainer):
             order = np.concatenate([batch["index"].cpu().numpy() for batch in batches]).argsort()
             arrays[f"{side}_ids"] = np.array([name for batch in batches for name in batch["ids"]])[order]
             arrays[f"{side}s"] = np.concatenate([batch["embeddings"].float().cpu().numpy() for batch in batches])[order]
-        np.savez_compressed(self.run_folder.path / "embeddings.npz", **arrays)
+        with whole_file(self.run_folder.path / "embeddings.npz") as part:
+            np.savez_compressed(part, **arrays)
 
     def _evaluate(
         self, verb: str, model: pl.LightningModule, name: str, datamodule: pl.LightningDataModule, ckpt_path: str | None
@@ -127,7 +126,7 @@ class Trainer(pl.Trainer):
             raise preemption.Preempted(f"before the {verb} of {name}")
         with preemption.leaving_at_once(self.world_size == 1):
             act(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
-        stage = "test" if verb == "test" else "val"
+        stage: Literal["val", "test"] = "test" if verb == "test" else "val"
         split = datamodule.split_label(stage) if hasattr(datamodule, "split_label") else stage
         metrics = {
             key.removeprefix(f"{stage}/"): float(value)
@@ -141,18 +140,11 @@ class Trainer(pl.Trainer):
         if per_query:
             per_query_file = f"per_query/{name}-{stage}.npz"
             (self.run_folder.path / "per_query").mkdir(exist_ok=True)
-            np.savez_compressed(self.run_folder.path / per_query_file, **per_query)
-        entry = {
-            "data": name,
-            "split": split,
-            "stage": stage,
-            "protocol": getattr(model, "protocol", None),
-            "metrics": metrics,
-            "per_query_file": per_query_file,
-            **getattr(model, "evaluation_notes", dict)(),
-        }
-        self.run_folder.results["evaluations"].append(entry)
-        self.run_folder.update(data={**self.run_folder.results.get("data", {}), name: describe_data(datamodule)})
+            with whole_file(self.run_folder.path / per_query_file) as part:
+                np.savez_compressed(part, **per_query)
+        notes: dict[str, Any] = getattr(model, "evaluation_notes", dict)()
+        protocol = getattr(model, "protocol", None)
+        self.run_folder.add(Evaluation(name, split, stage, metrics, protocol, per_query_file, notes), describe_data(datamodule))
         for logger in self.loggers:
             logger.log_metrics({f"final/{name}/{split}/{key}": value for key, value in metrics.items()}, step=self.global_step)
 
@@ -160,7 +152,7 @@ class Trainer(pl.Trainer):
         """Data sets that an earlier attempt has tested. From the file, so that every rank skips the same ones."""
         if not (self.run_folder.path / "results.json").exists():
             return set()
-        return {evaluation["data"] for evaluation in read_results(self.run_folder.path)["evaluations"]}
+        return {evaluation.data for evaluation in read_results(self.run_folder.path).evaluations}
 
     def _require_sound(self, ckpt_path: str | None) -> None:
         """Refuse what cannot work, before Lightning starts processes or meets it with a traceback.
@@ -208,10 +200,17 @@ def data_name(datamodule: pl.LightningDataModule) -> str:
     return getattr(datamodule, "name", type(datamodule).__name__.lower())
 
 
-def describe_data(datamodule: Any) -> dict[str, Any]:
-    """Fingerprint and counts, of data modules that tell them."""
-    return {
-        "class": type(datamodule).__name__,
-        "fingerprint": datamodule.fingerprint() if hasattr(datamodule, "fingerprint") else None,
-        **(datamodule.describe() if hasattr(datamodule, "describe") else {}),
-    }
+def describe_data(datamodule: Any) -> DataDescription:
+    """Fingerprint and counts, of data modules that tell them.
+
+    Raises:
+        InputError: What it tells has another type than `DataDescription` says.
+    """
+    told: dict[str, Any] = datamodule.describe() if hasattr(datamodule, "describe") else {}
+    if "fingerprint" not in told and hasattr(datamodule, "fingerprint"):
+        told = {**told, "fingerprint": datamodule.fingerprint()}
+    kind, ours = type(datamodule).__name__, ("name", "fingerprint", "options", "splits")
+    known = {key: value for key, value in told.items() if key in ours}
+    further = {key: value for key, value in told.items() if key not in ours}
+    description: DataDescription = read_typed(DataDescription, {"kind": kind, **known, "further": further}, f"{kind}.describe()")
+    return description

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from datamodules.errors import InputError
+from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.networks import beit3
 
 Reading = Literal["printed", "released", "text"]
@@ -131,39 +132,39 @@ class AlignmentEnhancer(nn.Module):
 
 @dataclass(frozen=True)
 class MultiWayValues:
-    """Every value of one reading; `alignment_mid` None = the width of the host's FFN, `*_mid` 0 = that part is off."""
+    """Every value of one reading; `alignment_enhancer_mid` "ffn" = the width of the host's FFN, `*_mid` 0 = that part is off."""
 
-    knowledge_mid: int
-    knowledge_norm: NormPlace
-    alignment_mid: int | None
-    alignment_form: Form
-    alignment_norm: NormPlace
+    knowledge_extractor_mid: int
+    knowledge_extractor_norm: NormPlace
+    alignment_enhancer_mid: int | Literal["ffn"]
+    alignment_enhancer_form: Form
+    alignment_enhancer_norm: NormPlace
     sub_norm: bool
     scale: float | Literal["learnable"]
     dropout: float
     init: Initialization
-    alignment_shared: bool  # in BEiT-3: one AE a layer for both modalities, instead of one each
-    alignment_scale: float = 1.0
+    alignment_enhancer_shared: bool  # in BEiT-3: one AE a layer for both modalities, instead of one each
+    alignment_enhancer_scale: float = 1.0
 
     @property
     def identity_at_start(self) -> bool:
         """KE and a bottleneck AE start at zero always; the FFN-shaped AE only with init "identity"."""
-        return self.init == "identity" or self.alignment_form == "bottleneck" or self.alignment_mid == 0
+        return self.init == "identity" or self.alignment_enhancer_form == "bottleneck" or self.alignment_enhancer_mid == 0
 
-    def knowledge(self, width: int) -> KnowledgeExtractor | None:
+    def knowledge_extractor(self, width: int) -> KnowledgeExtractor | None:
         """A KE for a host of this width, None if it is off."""
-        if self.knowledge_mid == 0:
+        if self.knowledge_extractor_mid == 0:
             return None
-        return KnowledgeExtractor(width, self.knowledge_mid, self.scale, self.knowledge_norm, self.dropout)
+        return KnowledgeExtractor(width, self.knowledge_extractor_mid, self.scale, self.knowledge_extractor_norm, self.dropout)
 
-    def alignment(self, width: int, ffn_width: int) -> AlignmentEnhancer | KnowledgeExtractor | None:
+    def alignment_enhancer(self, width: int, ffn_width: int) -> AlignmentEnhancer | KnowledgeExtractor | None:
         """An AE for a host of this width and FFN width, None if it is off."""
-        mid = ffn_width if self.alignment_mid is None else self.alignment_mid
+        mid = ffn_width if self.alignment_enhancer_mid == "ffn" else self.alignment_enhancer_mid
         if mid == 0:
             return None
-        if self.alignment_form == "bottleneck":
-            return KnowledgeExtractor(width, mid, self.scale, self.alignment_norm, self.dropout)
-        return AlignmentEnhancer(width, mid, self.sub_norm, self.init, self.alignment_scale)
+        if self.alignment_enhancer_form == "bottleneck":
+            return KnowledgeExtractor(width, mid, self.scale, self.alignment_enhancer_norm, self.dropout)
+        return AlignmentEnhancer(width, mid, self.sub_norm, self.init, self.alignment_enhancer_scale)
 
 
 READINGS: dict[str, MultiWayValues] = {
@@ -172,7 +173,7 @@ READINGS: dict[str, MultiWayValues] = {
     "printed": MultiWayValues(64, "none", 128, "ffn", "none", True, 0.6, 0.1, "identity", False),
     # adapter.py and multiway_encoder.py at 8999b5a: AE as wide as the FFN and not the identity. In BEiT-3 one AE serves both
     # modalities; the two towers of a dual encoder are different networks, so there each has its own.
-    "released": MultiWayValues(64, "none", None, "ffn", "none", True, 0.6, 0.1, "released", True),
+    "released": MultiWayValues(64, "none", "ffn", "ffn", "none", True, 0.6, 0.1, "released", True),
     # Section 3.1 to the letter: LN in Eq. 1, alpha learned, and an AE that "mimics the architecture" of the KE.
     "text": MultiWayValues(64, "in", 128, "bottleneck", "in", False, "learnable", 0.1, "identity", True),
 }
@@ -223,30 +224,30 @@ def site_of(module: nn.Module) -> Site | None:
 class MultiWay(nn.Module):
     """KE and AE of one block, and the hooks that call them. Hooks are bound methods, so deepcopy takes them along."""
 
-    def __init__(self, knowledge: nn.Module | None, alignment: nn.Module | None) -> None:
+    def __init__(self, knowledge_extractor: nn.Module | None, alignment_enhancer: nn.Module | None) -> None:
         super().__init__()
-        self.knowledge = knowledge
-        self.alignment = alignment
+        self.knowledge_extractor = knowledge_extractor
+        self.alignment_enhancer = alignment_enhancer
         self._residual: Tensor | None = None  # x', from the moment it is seen until it is used in the same block call
 
     def attach(self, block: nn.Module, site: Site) -> None:
         """Become `block.multiway` and hook into its call."""
         block.add_module(NAME, self)
         if site.post is None:
-            if self.knowledge is not None:
+            if self.knowledge_extractor is not None:
                 block.get_submodule(site.norm).register_forward_pre_hook(self._see_norm_input)
             block.register_forward_hook(self._after_block)
         else:
-            if self.knowledge is not None:
+            if self.knowledge_extractor is not None:
                 block.get_submodule(site.post).register_forward_pre_hook(self._see_ffn_input)
             block.get_submodule(site.norm).register_forward_pre_hook(self._before_last_norm)
 
     def add(self, x: Tensor) -> Tensor:
         """`x` = x' + FFN(...) -> x + alpha * KE(x') -> + AE of that."""
         residual, self._residual = self._residual, None
-        if self.knowledge is not None:
-            x = x + self.knowledge(residual)
-        return x if self.alignment is None else x + self.alignment(x)
+        if self.knowledge_extractor is not None:
+            x = x + self.knowledge_extractor(residual)
+        return x if self.alignment_enhancer is None else x + self.alignment_enhancer(x)
 
     def _see_norm_input(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
         self._residual = args[0]
@@ -267,25 +268,27 @@ class LayerMultiWay(nn.Module):
     Fused input is adapted like any other; the released code leaves out the KE there (an exception that it swallows).
     """
 
-    def __init__(self, knowledge: Mapping[str, nn.Module], alignment: Mapping[str, nn.Module], sides: tuple[str, ...]) -> None:
+    def __init__(
+        self, knowledge_extractor: Mapping[str, nn.Module], alignment_enhancer: Mapping[str, nn.Module], sides: tuple[str, ...]
+    ) -> None:
         super().__init__()
         self.sides = sides
-        self.knowledge = nn.ModuleDict(knowledge)
-        self.alignment = nn.ModuleDict(alignment)
+        self.knowledge_extractor = nn.ModuleDict(knowledge_extractor)
+        self.alignment_enhancer = nn.ModuleDict(alignment_enhancer)
 
     def forward(self, side: str, residual: Tensor, x: Tensor, drop_path: nn.Module) -> Tensor:
         """`x` = x' + FFN(...) of one modality's tokens, `residual` = x'. The AE is dropped like the FFN, the KE never is."""
         if side not in self.sides:
             return x
-        if side in self.knowledge:
-            x = x + self.knowledge[side](residual)
-        if self.alignment:
-            align = self.alignment["shared" if "shared" in self.alignment else side]
+        if side in self.knowledge_extractor:
+            x = x + self.knowledge_extractor[side](residual)
+        if self.alignment_enhancer:
+            align = self.alignment_enhancer["shared" if "shared" in self.alignment_enhancer else side]
             x = drop_path(x, lambda rows: align(x if rows is None else x[rows]))
         return x
 
 
-class MultiWayAdapter:
+class MultiWayAdapter(Adapter):
     """MultiWay-Adapter for BEiT-3 layers and for timm ViT, CLIP, SigLIP, ViT, DINOv2, BERT and RoBERTa blocks.
 
     Args:
@@ -293,21 +296,21 @@ class MultiWayAdapter:
             "released" is the published code (AE as wide as the FFN, not the identity at the start); "text" is Eq. 1-2 to the
             letter.
         towers: Which towers of a dual encoder are adapted.
-        knowledge: New Knowledge Extractor on or off.
-        alignment: Alignment Enhancer on or off.
-        knowledge_mid: Bottleneck width of the KE; 0 = no KE; None = as the reading. Without KE and AE there is no adapter (the
-            origin of Figure 2): the network stays as it is.
-        alignment_mid: Middle width of the AE; 0 = no AE; "ffn" = the host's FFN width; None = as the reading.
-        alignment_form: "ffn" (GELU, sub-LN) or "bottleneck" (like the KE); None = as the reading.
+        knowledge_extractor: New Knowledge Extractor (KE) on or off.
+        alignment_enhancer: Alignment Enhancer (AE) on or off.
+        knowledge_extractor_mid: Bottleneck width of the KE; 0 = no KE; None = as the reading. Without KE and AE there is no
+            adapter (the origin of Figure 2): the network stays as it is.
+        alignment_enhancer_mid: Middle width of the AE; 0 = no AE; "ffn" = the host's FFN width; None = as the reading.
+        alignment_enhancer_form: "ffn" (GELU, sub-LN) or "bottleneck" (like the KE); None = as the reading.
         sub_norm: LayerNorm inside an AE of form "ffn"; None = as the reading.
         scale: alpha, a number or "learnable"; None = as the reading.
-        alignment_scale: Factor on an AE of form "ffn". Paper and code have none (1); behind its sub-LN the AE's output does not
-            shrink with its input, so on towers not made for it a small factor lets it learn at the KE's rate.
+        alignment_enhancer_scale: Factor on an AE of form "ffn". Paper and code have none (1); behind its sub-LN the AE's output
+            does not shrink with its input, so on towers not made for it a small factor lets it learn at the KE's rate.
         layer_norm: LayerNorm of the KE and of a bottleneck AE: "none", "in" or "out"; None = as the reading.
         dropout: Dropout in the KE and in a bottleneck AE; None = as the reading.
         init: "identity" (starts without effect) or "released" (the code's random AE); None = as the reading.
-        alignment_shared: In BEiT-3: one AE a layer for both modalities instead of one each; None = as the reading. The towers of
-            a dual encoder are different networks, so there each always has its own.
+        alignment_enhancer_shared: In BEiT-3: one AE a layer for both modalities instead of one each; None = as the reading. The
+            towers of a dual encoder are different networks, so there each always has its own.
 
     Raises:
         InputError: A value is out of range, or both parts are switched off.
@@ -317,62 +320,60 @@ class MultiWayAdapter:
         self,
         reading: Reading = "printed",
         towers: Literal["both", "image", "text"] = "both",
-        knowledge: bool = True,
-        alignment: bool = True,
-        knowledge_mid: int | None = None,
-        alignment_mid: int | Literal["ffn"] | None = None,
-        alignment_form: Form | None = None,
+        knowledge_extractor: bool = True,
+        alignment_enhancer: bool = True,
+        knowledge_extractor_mid: int | None = None,
+        alignment_enhancer_mid: int | Literal["ffn"] | None = None,
+        alignment_enhancer_form: Form | None = None,
         sub_norm: bool | None = None,
         scale: float | Literal["learnable"] | None = None,
         layer_norm: NormPlace | None = None,
         dropout: float | None = None,
         init: Initialization | None = None,
-        alignment_scale: float = 1.0,
-        alignment_shared: bool | None = None,
+        alignment_enhancer_scale: float = 1.0,
+        alignment_enhancer_shared: bool | None = None,
     ) -> None:
         self._init_args: dict[str, Any] = {
             "reading": reading,
             "towers": towers,
-            "knowledge": knowledge,
-            "alignment": alignment,
-            "knowledge_mid": knowledge_mid,
-            "alignment_mid": alignment_mid,
-            "alignment_form": alignment_form,
+            "knowledge_extractor": knowledge_extractor,
+            "alignment_enhancer": alignment_enhancer,
+            "knowledge_extractor_mid": knowledge_extractor_mid,
+            "alignment_enhancer_mid": alignment_enhancer_mid,
+            "alignment_enhancer_form": alignment_enhancer_form,
             "sub_norm": sub_norm,
             "scale": scale,
             "layer_norm": layer_norm,
             "dropout": dropout,
             "init": init,
-            "alignment_scale": alignment_scale,
-            "alignment_shared": alignment_shared,
+            "alignment_enhancer_scale": alignment_enhancer_scale,
+            "alignment_enhancer_shared": alignment_enhancer_shared,
         }
         if reading not in READINGS:
             raise InputError(f"multiway adapter: unknown reading {reading!r}; choose {', '.join(READINGS)}")
-        read = READINGS[reading]
-        form = read.alignment_form if alignment_form is None else alignment_form
-        ae_mid = read.alignment_mid if alignment_mid is None else alignment_mid
-        self.towers = towers
-        self.values = MultiWayValues(
-            knowledge_mid=(read.knowledge_mid if knowledge_mid is None else knowledge_mid) if knowledge else 0,
-            knowledge_norm=read.knowledge_norm if layer_norm is None else layer_norm,
-            alignment_mid=(None if ae_mid == "ffn" else ae_mid) if alignment else 0,
-            alignment_form=form,
-            alignment_norm=read.alignment_norm if layer_norm is None else layer_norm,
-            sub_norm=read.sub_norm if sub_norm is None else sub_norm,
-            scale=read.scale if scale is None else scale,
-            dropout=read.dropout if dropout is None else dropout,
-            init=read.init if init is None else init,
-            alignment_shared=read.alignment_shared if alignment_shared is None else alignment_shared,
-            alignment_scale=alignment_scale,
-        )
-        values = self.values
-        if values.knowledge_mid < 0 or (values.alignment_mid or 0) < 0 or not 0 <= values.dropout < 1:
-            raise InputError(f"multiway adapter: widths must be 0 or more and dropout in [0, 1), got {asdict(values)}")
-        if not knowledge and not alignment:  # two switches contradict the adapter; a width of 0 is the origin of a sweep
+        if not knowledge_extractor and not alignment_enhancer:  # the switches contradict the adapter; width 0 starts a sweep
             raise InputError(
                 "multiway adapter: both the Knowledge Extractor and the Alignment Enhancer are off; switch one on "
-                "(knowledge, alignment), or use tuning mode head or frozen without an adapter"
+                "(knowledge_extractor, alignment_enhancer), or use tuning mode head or frozen without an adapter"
             )
+        given: dict[str, Any] = {
+            "knowledge_extractor_mid": knowledge_extractor_mid if knowledge_extractor else 0,
+            "knowledge_extractor_norm": layer_norm,
+            "alignment_enhancer_mid": alignment_enhancer_mid if alignment_enhancer else 0,
+            "alignment_enhancer_form": alignment_enhancer_form,
+            "alignment_enhancer_norm": layer_norm,
+            "sub_norm": sub_norm,
+            "scale": scale,
+            "dropout": dropout,
+            "init": init,
+            "alignment_enhancer_shared": alignment_enhancer_shared,
+            "alignment_enhancer_scale": alignment_enhancer_scale,
+        }
+        self.towers = towers
+        self.values = replace(READINGS[reading], **{name: value for name, value in given.items() if value is not None})
+        mids = [self.values.knowledge_extractor_mid, self.values.alignment_enhancer_mid]
+        if any(mid != "ffn" and mid < 0 for mid in mids) or not 0 <= self.values.dropout < 1:
+            raise InputError(f"multiway adapter: widths must be 0 or more and dropout in [0, 1), got {asdict(self.values)}")
 
     @property
     def identity_at_start(self) -> bool:
@@ -382,7 +383,7 @@ class MultiWayAdapter:
     @property
     def off(self) -> bool:
         """Whether neither a KE nor an AE is left."""
-        return self.values.knowledge_mid == 0 and self.values.alignment_mid == 0
+        return self.values.knowledge_extractor_mid == 0 and self.values.alignment_enhancer_mid == 0
 
     def owns(self, parameter_name: str) -> bool:
         """Whether the name of a parameter, of a state-dict entry or of a module is this adapter's."""
@@ -429,10 +430,14 @@ class MultiWayAdapter:
         for layer in layers:
             width, ffn_width = layer.image.fc1.in_features, layer.image.fc1.out_features
             with torch.device(layer.image.ffn_norm.weight.device):
-                knowledge = {side: module for side in sides if (module := self.values.knowledge(width)) is not None}
-                places = ("shared",) if self.values.alignment_shared else sides
-                alignment = {place: ae for place in places if (ae := self.values.alignment(width, ffn_width)) is not None}
-                layer.multiway = LayerMultiWay(knowledge, alignment, sides)
+                knowledge_extractor = {
+                    side: module for side in sides if (module := self.values.knowledge_extractor(width)) is not None
+                }
+                places = ("shared",) if self.values.alignment_enhancer_shared else sides
+                alignment_enhancer = {
+                    place: ae for place in places if (ae := self.values.alignment_enhancer(width, ffn_width)) is not None
+                }
+                layer.multiway = LayerMultiWay(knowledge_extractor, alignment_enhancer, sides)
             layer.multiway.train(layer.training)
 
     def _find(self, part: nn.Module, where: str) -> list[tuple[nn.Module, Site]]:
@@ -460,6 +465,6 @@ class MultiWayAdapter:
         linear = next((modules[path] for path in site.ffn if path in modules), None)
         ffn_width = linear.out_features if isinstance(linear, nn.Linear) else 4 * width
         with torch.device(weight.device):
-            multiway = MultiWay(self.values.knowledge(width), self.values.alignment(width, ffn_width))
+            multiway = MultiWay(self.values.knowledge_extractor(width), self.values.alignment_enhancer(width, ffn_width))
         multiway.train(block.training)
         multiway.attach(block, site)

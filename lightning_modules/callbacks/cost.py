@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from datamodules.records import CaptionBatch, ImageBatch, PairBatch, TextBatch
 from lightning_modules.adapters.tuning import ParameterCounts, count_parameters
-from lightning_modules.metrics.cost import (
+from lightning_modules.callbacks.cost_record import Cost
+from lightning_modules.metrics.training_memory import (
     SavedBytes,
     gradient_bytes,
     optimizer_state_bytes,
@@ -147,36 +148,32 @@ class CostMonitor(Callback):
 
     # ------------------------------------------------------------------------------------------------------------- results
 
-    def summary(self) -> dict[str, int | float | str | None]:
-        """The totals so far; None where nothing was measured.
-
-        `seconds_per_epoch` is train_seconds / epochs; `seconds_per_step_median` is between optimizer steps; pairs count
-        all devices.
-        """
+    def summary(self) -> Cost:
+        """The totals so far; None where nothing was measured."""
         seconds, epochs = self._seconds_now(), round(self._epochs, 6)  # a sum of fractions: 3 x 1/3 is 1
         pairs, images = (count / seconds if seconds and count else None for count in (self._pairs, self._images))
         cpu = self._memory_kind == CPU_MEMORY
-        return {
-            "tunable_parameters": self._parameters.trainable,
-            "total_parameters": self._parameters.total,
-            "adapter_parameters": self._parameters.adapter,
-            "tunable_percent": self._parameters.percent,
-            "peak_memory_bytes": self._peak_bytes or None,
-            "memory_kind": self._memory_kind,
-            "saved_activation_bytes": (self._activation_bytes or None) if cpu else None,
-            "gradient_bytes": (self._gradient_bytes or None) if cpu else None,
-            "optimizer_state_bytes": self._optimizer_bytes if cpu and self._peak_bytes else None,
-            "train_seconds": seconds,
-            "seconds_per_epoch": seconds / epochs if epochs else None,
-            "seconds_per_step_median": median(self._step_times) if self._step_times else None,
-            "pairs_per_second": pairs,
-            "images_per_second": images,
-            "epochs": epochs,
-            "steps": self._steps,
-            "batches": self._batches,
-            "pairs": self._pairs,
-            "images": self._images,
-        }
+        return Cost(
+            tunable_parameters=self._parameters.trainable,
+            total_parameters=self._parameters.total,
+            adapter_parameters=self._parameters.adapter,
+            tunable_percent=self._parameters.percent,
+            peak_memory_bytes=self._peak_bytes or None,
+            memory_kind=self._memory_kind,
+            saved_activation_bytes=(self._activation_bytes or None) if cpu else None,
+            gradient_bytes=(self._gradient_bytes or None) if cpu else None,
+            optimizer_state_bytes=self._optimizer_bytes if cpu and self._peak_bytes else None,
+            train_seconds=seconds,
+            seconds_per_epoch=seconds / epochs if epochs else None,
+            seconds_per_step_median=median(self._step_times) if self._step_times else None,
+            pairs_per_second=pairs,
+            images_per_second=images,
+            epochs=epochs,
+            steps=self._steps,
+            batches=self._batches,
+            pairs=self._pairs,
+            images=self._images,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Totals for the checkpoint, with the time of the running epoch up to now."""

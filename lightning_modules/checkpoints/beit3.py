@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
+from datamodules.files.atomic import whole_file
 from datamodules.files.releases import checkpoint_file
+from lightning_modules.checkpoints.weights import read_weights
 from lightning_modules.networks.beit3 import UNUSED_POSITIONS, BEiT3Retrieval
-from lightning_modules.networks.weights import read_weights, some
 
 log = logging.getLogger("crosslight")
 
@@ -84,7 +84,7 @@ def official_names(name: str) -> tuple[str, ...]:
                 return (f"{layer}.{_INSIDE[module].format(_EXPERT[where])}.{leaf}",)
         if where == "multiway":
             kind, place, *rest = parts[4:]
-            if kind == "knowledge":
+            if kind == "knowledge_extractor":
                 module = _KNOWLEDGE[place]
             else:
                 module = "enhancemlp" if place == "shared" else f"enhancemlp.{_EXPERT[place]}"
@@ -172,8 +172,8 @@ def load_official(network: BEiT3Retrieval, source: str | Path) -> Account:
         )
     if wrong:
         raise InputError(
-            f"{path} has other shapes than this BEiT-3: {some(wrong)}; set width, heads, ffn_width, patch_size, vocab_size and "
-            "text_positions of the network (and the adapter's sizes) to the file's"
+            f"{path} has other shapes than this BEiT-3: {some(wrong)}; set width, num_heads, ffn_width, patch_size, vocab_size "
+            "and text_positions of the network (and the adapter's sizes) to the file's"
         )
     with torch.no_grad():
         for part, tensor in copies:
@@ -230,10 +230,9 @@ def write_official(network: nn.Module, path: str | Path) -> Path:
     # Nothing is cloned on the CPU: the three parts of a packed qkv are contiguous rows of one storage, which is written once.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in to_official(network.state_dict()).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")  # a write cut short leaves no file that looks whole
-    if path.suffix == ".safetensors":
-        save_file(state, partial, metadata={"format": "pt"})
-    else:
-        torch.save({"model": state}, partial)
-    os.replace(partial, path)
+    with whole_file(path) as part:
+        if path.suffix == ".safetensors":
+            save_file(state, part, metadata={"format": "pt"})
+        else:
+            torch.save({"model": state}, part)
     return path

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from datamodules.errors import InputError
-from lightning_modules.networks.weights import quiet_loading
+from datamodules.files.atomic import whole_folder
+from lightning_modules.networks.quiet_loading import quiet_loading
 
 _ARCHIVES = (".whl", ".zip")
 _MAGIC = b"GGUF"
@@ -35,14 +36,14 @@ class Converted:
     folder: Path
     kind: str
     parameters: int
-    begin: int | None
-    end: int | None
+    bos: int | None
+    eos: int | None
     size: int
 
     def __str__(self) -> str:
         return (
             f"{self.folder}: {self.kind}, {self.parameters:,} parameters in fp16 ({self.size / 2**20:,.0f} MiB), "
-            f"begin token {self.begin}, end token {self.end}"
+            f"begin token {self.bos}, end token {self.eos}"
         )
 
 
@@ -64,17 +65,12 @@ def convert_gguf(source: Path, folder: Path) -> Converted:
     with _gguf_file(source) as file:
         model, tokenizer = _read(file, source)
     plain = plain_model(model, source)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
-        there = Path(unfinished) / "model"
+    with whole_folder(folder) as there:
         with quiet_loading():
             plain.save_pretrained(there)
             tokenizer.save_pretrained(there)
         for path in there.iterdir():  # safetensors makes its files for their owner alone
             shutil.copymode(there / "config.json", path)
-        if folder.exists():
-            folder.rmdir()  # empty: seen above
-        shutil.move(there, folder)
     return Converted(
         folder,
         type(plain).__name__,

@@ -7,7 +7,6 @@ whole, so an interrupted run that goes on gives the same bits (on one kind of pr
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.errors import InputError
 from datamodules.files.images import open_image
-from datamodules.formats.parsing import read_json
+from datamodules.files.ownership import take_up, write_label
 from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
 from datamodules.formats.uniter.layout import Layout
 from datamodules.records import ImageRecord
@@ -273,21 +272,10 @@ def _describe(out: Path, layout: Layout, description: Mapping[str, Any]) -> None
     Raises:
         InputError: the database there is another extractor's, or nobody says whose it is.
     """
-    file = out / DESCRIPTION
-    now = json.loads(json.dumps(description))
-    if file.exists():
-        before = read_json(file, "the description of the extractor")
-        other = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-        if other:
-            changes = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in other)
-            raise InputError(f"{file}: another extractor wrote here ({changes}). Give another --out, or its options.")
-        return
-    if (out / layout.folder / "data.mdb").exists():
-        raise InputError(f"{out / layout.folder} has region features and no {file} to say whose; give another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(now, indent=1) + "\n")
-    partial.replace(file)
+    label, database = out / DESCRIPTION, out / layout.folder / "data.mdb"
+    strangers = [database] if database.exists() else []
+    if not take_up(label, description, what="extractor", strangers=strangers, remedy="Give another --out, or its options."):
+        write_label(label, description)
 
 
 def _sizes(

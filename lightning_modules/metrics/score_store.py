@@ -12,24 +12,26 @@ What is written with `pwrite` survives SIGKILL; what a power cut loses reads as 
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import whole_file
+from datamodules.files.locks import take_lock
+from datamodules.files.ownership import take_up, write_label
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
 VERSION = 1
+_REMEDY = "Choose another folder, or delete this one to score anew."
 # Pairs that are read at a time when files are merged: 64 MB of every file.
 BLOCK = 2**24
 # Two runs embed the same item alike up to rounding (other batches, other numbers of processes, TF32). Another picture or caption
@@ -67,17 +69,17 @@ class ScoreStore:
         self.folder, self.pairs, self.rank = folder, pairs, rank
         self._memory: Floats | None = np.zeros(pairs, np.float32) if folder is None else None
         self._file: int | None = None
-        self._lock: int | None = None
+        self._lock: IO[Any] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for name in ("_file", "_lock"):
-            handle = getattr(self, name)
-            if handle is not None:
-                os.close(handle)
-                setattr(self, name, None)
+        if self._file is not None:
+            os.close(self._file)
+        if self._lock is not None:
+            self._lock.close()
+        self._file = self._lock = None
 
     # ------------------------------------------------------------------------------------------------ beginning
 
@@ -90,44 +92,23 @@ class ScoreStore:
         folder = self.folder
         if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another run is writing scores there; wait for it or choose another folder") from None
-        path = folder / "job.json"
-        if not path.exists():
-            if strays := [*self._parts(), *folder.glob("scores.npy")]:
-                raise InputError(f"{folder} holds {strays[0].name} but no job.json that says what it belongs to; choose another")
-            _atomically(folder / "items.npy", lambda file: np.save(file, job.prints))
-            text = json.dumps({"version": VERSION, **job.facts}, indent=1) + "\n"
-            _atomically(path, lambda file: file.write(text.encode()))
+        self._lock = take_lock(folder / "lock")
+        if self._lock is None:
+            raise InputError(f"{folder}: another run is writing scores there; wait for it or choose another folder")
+        label, items = folder / "job.json", folder / "items.npy"
+        about = {"version": VERSION, **job.facts}
+        strangers = (*self._parts(), *folder.glob("scores.npy"))
+        if not take_up(label, about, what="job", strangers=strangers, remedy=_REMEDY):
+            with whole_file(items) as part:
+                np.save(part, job.prints)
+            write_label(label, about)
             return
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            prints = np.load(folder / "items.npy", allow_pickle=False)
-            assert isinstance(facts, dict)
-        except (OSError, ValueError, AssertionError) as error:
-            raise InputError(
-                f"{path} or items.npy beside it cannot be read ({error}); delete the folder to score anew"
-            ) from error
-        self._compare({"version": VERSION, **job.facts}, facts)
+            prints = np.load(items, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{items} cannot be read ({error}). {_REMEDY}") from error
         if prints.shape != job.prints.shape or not np.allclose(prints, job.prints, rtol=TOLERANCE, atol=TOLERANCE):
-            raise InputError(
-                f"{folder} holds scores of other images or captions: their embeddings differ. "
-                "Choose another folder, or delete this one to score anew"
-            )
-
-    def _compare(self, expected: dict[str, Any], found: dict[str, Any]) -> None:
-        # through JSON: what was a tuple is a list
-        for name, value in json.loads(json.dumps(expected)).items():
-            if found.get(name) != value:
-                said = "" if isinstance(value, list) else f" ({name}: {found.get(name)!r} there, {value!r} now)"
-                raise InputError(
-                    f"{self.folder} holds scores of another job: {name} differs{said}. "
-                    "Choose another folder, or delete this one to score anew"
-                )
+            raise InputError(f"{folder} holds scores of other images or captions: their embeddings differ. {_REMEDY}")
 
     # ------------------------------------------------------------------------------------------- reading, writing
 
@@ -189,14 +170,15 @@ class ScoreStore:
     def finish(self, fill: Callable[[Floats], None], shape: tuple[int, int]) -> None:
         """Writes `scores.npy` (`fill` gets the empty matrix) and deletes the parts. For one process, after all have written."""
         assert self.folder is not None
-        unfinished = self.folder / "scores.npy.unfinished"
-        matrix = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=shape)
-        with open(unfinished, "r+b") as file:  # a full disk is an error here, and not a signal (SIGBUS) at the first page missing
-            os.posix_fallocate(file.fileno(), 0, unfinished.stat().st_size)
-        fill(matrix)
-        matrix.flush()
-        del matrix
-        os.replace(unfinished, self.folder / "scores.npy")
+        for killed in self.folder.glob(".scores.npy.*"):  # as large as what is to come; only one process is in this folder
+            killed.unlink()
+        with whole_file(self.folder / "scores.npy") as part:
+            matrix = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+            with open(part, "r+b") as file:  # a full disk is an error here, and not a signal (SIGBUS) at the first page missing
+                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+            fill(matrix)
+            matrix.flush()
+            del matrix
         for path in self._parts():
             path.unlink()
 
@@ -204,12 +186,3 @@ class ScoreStore:
 def is_done(scores: Floats) -> npt.NDArray[np.bool_]:
     """Any bit set: a score of 0 is stored as -0."""
     return scores.view(np.int32) != 0
-
-
-def _atomically(path: Path, write: Callable[[Any], Any]) -> None:
-    partial = path.with_name(path.name + ".unfinished")
-    with open(partial, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

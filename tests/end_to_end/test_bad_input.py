@@ -153,7 +153,7 @@ def test_full_disk_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he
 
     from experiments.runs import folder as run_folder
 
-    write_text, write_checkpoint = run_folder.write_atomically, checkpoints._atomic_save
+    write_results, write_checkpoint = run_folder.write_results, checkpoints._atomic_save
     written: list[str] = []
 
     def full(*arguments: object) -> None:
@@ -162,7 +162,7 @@ def test_full_disk_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he
     def one_more(checkpoint: dict, path: str) -> None:
         written.append(str(path))
         if len(written) == 3:
-            monkeypatch.setattr(run_folder, "write_atomically", full)
+            monkeypatch.setattr(run_folder, "write_results", full)
             full()
         write_checkpoint(checkpoint, path)
 
@@ -177,7 +177,7 @@ def test_full_disk_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
     monkeypatch.setattr(checkpoints, "_atomic_save", write_checkpoint)
-    monkeypatch.setattr(run_folder, "write_atomically", write_text)
+    monkeypatch.setattr(run_folder, "write_results", write_results)
     succeed("run", *command)
     assert (results(tmp_path / "run")["status"], results(tmp_path / "run")["attempts"]) == ("finished", 2)
     assert recalls(tmp_path / "run") == recalls(head_run)
@@ -332,7 +332,7 @@ def test_a_network_and_data_of_different_views(photographs: Path, tmp_path: Path
         (f"{NETWORK}.tokenizer=null", ("captions", "regions.text_db", "the network's tokenizer")),
         (f"{DATA}.ranking.candidates=27", ("only 26 candidate other images", "set ranking.candidates to at most 26")),
         ("--model.init_args.hard_negatives=7", ("7 hard negatives of 6 candidates", "lower hard_negatives or raise candidates")),
-        ("--model.init_args.alignment.init_args.layers=[0, 2]", ("IAIS: layers [0, 2]", "layers 0 to 1")),
+        ("--model.init_args.iais.init_args.layers=[0, 2]", ("IAIS: layers [0, 2]", "layers 0 to 1")),
         ("--trainer.precision=bf16-true", ("trainer.precision is bf16-true", "bf16-mixed, 16-mixed, or 32-true")),
         ("--model.init_args.isda_layer=2", ("isda_layer is 2", "layers 0 to 1")),
     ],

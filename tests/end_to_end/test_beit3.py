@@ -37,7 +37,7 @@ def test_the_adapter_alone_trains_on_what_the_run_brought(pretrained: Path, adap
     parent, trained = weights(pretrained, "best.ckpt"), weights(adapted, "best.ckpt")
     assert parent.keys() >= HEADS
     assert "network.encoder.image_embed.mask_token" not in parent  # it takes no part, so it is neither trained nor kept
-    parts = {"knowledge": ("down", "up"), "alignment": ("fc1", "sub_norm", "fc2")}
+    parts = {"knowledge_extractor": ("down", "up"), "alignment_enhancer": ("fc1", "sub_norm", "fc2")}
     assert set(trained) == {
         f"network.encoder.layers.{layer}.multiway.{part}.{side}.{module}.{kind}"
         for layer in range(2)

@@ -15,9 +15,10 @@ import lightning_modules
 
 SCHEMA_KEYS = {
     "schema", "status", "command", "argv", "name", "config_hash", "scale", "parent", "seed", "started", "finished", "seconds",
-    "attempts", "git", "versions", "device", "data", "cost", "fit", "evaluations", "error",
+    "attempts", "provenance", "data", "cost", "fit", "evaluations", "error",
 }  # fmt: skip
 TOWER_BLOCKS = {"image": "image.model.blocks.{}.multiway.", "text": "text.model.encoder.layer.{}.multiway."}
+ADAPTER = "--model.init_args.adapter.init_args"
 
 
 @pytest.mark.parametrize("row", ["full", "mwa", "head"])
@@ -31,10 +32,10 @@ def test_results_are_complete(row: str, request: pytest.FixtureRequest, full_run
     assert (found["command"], found["name"], found["scale"]) == ("run", row, "miniature")
     assert found["seed"] == (3 if row == "full" else 0)
     assert found["parent"] == (str(full_run) if row == "mwa" else None)
-    assert found["git"].keys() == {"revision", "dirty"}
-    assert torch.__version__.startswith(found["versions"]["torch"])
-    assert found["device"]["kind"] == "cpu"
-    assert found["device"]["world_size"] == 1
+    assert found["provenance"]["git"].keys() == {"revision", "dirty"}
+    assert torch.__version__.startswith(found["provenance"]["versions"]["torch"])
+    assert found["provenance"]["device"]["kind"] == "cpu"
+    assert found["provenance"]["device"]["world_size"] == 1
     epochs = 3 if row == "mwa" else 1
     assert found["fit"]["steps"] == found["cost"]["steps"] == STEPS * epochs
     assert found["cost"]["pairs"] == 8 * STEPS * epochs
@@ -62,7 +63,7 @@ def test_results_are_complete(row: str, request: pytest.FixtureRequest, full_run
 
 def test_the_second_data_module_has_its_own_numbers(mwa_run: Path) -> None:
     found = results(mwa_run)
-    assert found["data"]["other"]["class"] == "COCO"
+    assert found["data"]["other"]["kind"] == "COCO"
     assert found["data"]["other"]["fingerprint"] != found["data"]["flickr30k"]["fingerprint"]
     sizes = {
         evaluation["data"]: len(np.load(mwa_run / evaluation["per_query_file"])["i2t_rank"])
@@ -90,7 +91,13 @@ def test_the_best_checkpoint_is_chosen_by_validation_and_nothing_else(mwa_run: P
 def test_checkpoints_hold_what_trained_only(mwa_run: Path, head_run: Path, full_run: Path) -> None:
     heads = {"network.image_projection.weight", "network.text_projection.weight", "network.logit_scale"}
     assert set(weights(head_run, "best.ckpt")) == heads
-    parts = {"knowledge.down", "knowledge.up", "alignment.fc1", "alignment.sub_norm", "alignment.fc2"}
+    parts = {
+        "knowledge_extractor.down",
+        "knowledge_extractor.up",
+        "alignment_enhancer.fc1",
+        "alignment_enhancer.sub_norm",
+        "alignment_enhancer.fc2",
+    }
     keys = set(weights(mwa_run, "best.ckpt"))
     assert keys == set(weights(mwa_run, "last.ckpt"))
     adapter = {
@@ -143,7 +150,7 @@ def test_an_adapter_started_from_the_full_run_leaves_it_alone(mwa_run: Path, ful
 
 @pytest.mark.parametrize(("row", "options"), [
     ("frozen", ()),
-    ("mwa", ("--model.init_args.adapter.init_args.knowledge_mid=0", "--model.init_args.adapter.init_args.alignment_mid=0")),
+    ("mwa", (f"{ADAPTER}.knowledge_extractor_mid=0", f"{ADAPTER}.alignment_enhancer_mid=0")),
 ])  # fmt: skip
 def test_where_nothing_trains_run_tests_the_network_as_it_is(
     row: str, options: tuple[str, ...], full_run: Path, tmp_path: Path

@@ -9,7 +9,7 @@ import yaml
 from agent import wandb_config, wandb_records
 from end_to_end import arguments, results
 
-from experiments.cli.sweep import main
+from experiments.cli.main import run_command
 
 LR = "model.init_args.optimization.lr"
 
@@ -24,7 +24,7 @@ def test_a_sweep_runs_its_points_and_keeps_the_failure(
     file.write_text(yaml.safe_dump(content))
     out = tmp_path / "out"
 
-    assert main(["run", str(file), "--out", str(out)]) == 1
+    assert run_command("sweep", ["run", str(file), "--out", str(out)]) == 1
     runs = {results(folder)["status"]: folder for folder in out.glob("rates-*")}
     assert set(runs) == {"finished", "failed"}
     assert LR in results(runs["failed"])["error"]
@@ -40,7 +40,7 @@ def test_a_sweep_runs_its_points_and_keeps_the_failure(
 
     capsys.readouterr()
     attempts = [results(folder)["finished"] for folder in runs.values()]
-    assert main(["run", str(file), "--out", str(out)]) == 1
+    assert run_command("sweep", ["run", str(file), "--out", str(out)]) == 1
     assert [results(folder)["finished"] for folder in runs.values()] == attempts  # neither ran again
     assert "1 finished, 1 failed" in capsys.readouterr().err
-    assert main(["status", str(out)]) == 1
+    assert run_command("sweep", ["status", str(out)]) == 1

@@ -70,7 +70,7 @@ def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_pa
     assert both["status"] == "finished"
     assert both["attempts"] == 1
     assert both["config_hash"] == one["config_hash"]  # devices do not decide the result
-    assert (one["device"]["world_size"], both["device"]["world_size"]) == (1, 2)
+    assert (one["provenance"]["device"]["world_size"], both["provenance"]["device"]["world_size"]) == (1, 2)
     assert both["fit"]["steps"] == one["fit"]["steps"] == 3
     assert both["cost"]["pairs"] == one["cost"]["pairs"] == 24
     assert both["data"] == one["data"]
@@ -106,7 +106,8 @@ def test_two_processes_mine_align_and_score_all_pairs_as_one(tmp_path: Path) -> 
     run_by_one_and_by_two(command, tmp_path)
 
     one, both = results(tmp_path / "one"), results(tmp_path / "two")
-    assert (one["device"]["world_size"], both["device"]["world_size"], both["status"]) == (1, 2, "finished")
+    ranks = [run["provenance"]["device"]["world_size"] for run in (one, both)]
+    assert (ranks, both["status"]) == ([1, 2], "finished")
     assert both["config_hash"] == one["config_hash"]
     assert both["cost"]["pairs"] == one["cost"]["pairs"] == 3 * 2 * 2 * 8
     for column in ("loss", "rank_hard_texts", "rank_hard_images", "iais_vision_hard_texts", "iais_language_hard_images",

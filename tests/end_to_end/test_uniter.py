@@ -228,7 +228,9 @@ def test_beit3_with_iais_trains_its_adapter(tmp_path: Path) -> None:
         aligned = value["iais_language"] + value["iais_vision"]  # the mean over pairs, Eq. 15
         assert value["loss"] == pytest.approx(contrastive + value["iais_weight"] * aligned, rel=1e-4)
     trained = weights(tmp_path / "run", "best.ckpt")
-    zero_at_the_start = [key for key in trained if key.endswith(("knowledge.image.up.weight", "knowledge.text.up.weight"))]
+    zero_at_the_start = [
+        key for key in trained if key.endswith(("knowledge_extractor.image.up.weight", "knowledge_extractor.text.up.weight"))
+    ]
     assert len(zero_at_the_start) == 4  # two layers, two sides
     assert all(trained[key].any() for key in zero_at_the_start)
     assert recalls(tmp_path / "run").keys() >= RECALLS

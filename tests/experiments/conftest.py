@@ -6,7 +6,7 @@ import pytest
 from fake_runs import fill
 from home import write_home
 
-from experiments.cli.report import main
+from experiments.cli.main import run_command
 from experiments.papers import catalogue as exhibits
 from experiments.papers import strict_yaml
 
@@ -33,5 +33,5 @@ def site(made: Path) -> Path:
     """The report of the made-up runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strict_yaml, "HERE", made / "experiments" / "papers")
-        assert main(["--runs", str(made / "runs"), "--out", str(made / "site")]) == 0
+        assert run_command("report", ["--runs", str(made / "runs"), "--out", str(made / "site")]) == 0
     return made / "site"

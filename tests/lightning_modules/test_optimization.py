@@ -149,7 +149,7 @@ IAIS = Path(__file__).parents[1] / "recordings" / "iais"
 
 
 def test_linear_schedule_is_uniters() -> None:
-    recorded = json.loads((IAIS / "fixture.json").read_text())["lr_schedule"]
+    recorded = json.loads((IAIS / "recording.json").read_text())["lr_schedule"]
     settings = Optimization(lr=5e-5, min_lr=1e-8, warmup_fraction=0.1, schedule="linear")
     assert len(recorded) > 5
     for done, rate in recorded.items():  # the official schedule is asked with the number of steps done
@@ -157,7 +157,7 @@ def test_linear_schedule_is_uniters() -> None:
 
 
 def test_uniter_adamw_is_the_official_one() -> None:
-    tensors = load_file(IAIS / "fixture.safetensors")
+    tensors = load_file(IAIS / "recording.safetensors")
     parameter = nn.Parameter(tensors["inputs/adamw/p0"].clone())
     optimizer = UniterAdamW([parameter], lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
     for gradient, after in zip(tensors["inputs/adamw/grads"], tensors["outputs/adamw/params"], strict=True):

@@ -56,7 +56,7 @@ def test_it_refuses_what_cuda_refuses() -> None:
 
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_retrieval(chunk: int | None) -> None:
-    options: dict[str, Any] = {} if chunk else {"alignment": IAIS("singular")}
+    options: dict[str, Any] = {} if chunk else {"iais": IAIS("singular")}
     with pretended_gpu():
         model = beit3(adapter=MultiWayAdapter(), tuning="adapter", gradient_cache_chunk=chunk, **options).to("cuda")
         batch = beit3_pairs().to("cuda")
@@ -72,7 +72,7 @@ def test_retrieval(chunk: int | None) -> None:
 
 def test_ranking_with_mining_and_full_rank() -> None:
     with pretended_gpu():
-        model = tiny_ranking.module(alignment=IAIS("distributed")).to("cuda")
+        model = tiny_ranking.module(iais=IAIS("distributed")).to("cuda")
         data = tiny_ranking.batch().to("cuda")
         logged_on_gpu(model, data)
         model.eval()
@@ -91,6 +91,6 @@ def test_captioning_and_beam_search() -> None:
         logged_on_gpu(model, CaptionBatch(images(2), texts(rows), torch.tensor(rows)).to("cuda"))
         with torch.no_grad():
             found = model.eval().network.generate_ids(
-                model.network.see(images(2).to("cuda")), Decoding(beams=3, max_new_tokens=4)
+                model.network.encode_images(images(2).to("cuda")), Decoding(num_beams=3, max_new_tokens=4)
             )
     assert len(found) == 2

@@ -13,8 +13,9 @@ from torch import Tensor
 from datamodules.errors import InputError
 from datamodules.records import Candidates, ImageBatch, Objects, PairBatch, RankingBatch, Regions, TextBatch
 from lightning_modules import ranking
-from lightning_modules.objectives.ranking import MarginRanking
-from lightning_modules.objectives.relation_alignment import IAIS, Annealing, RelationAlignment
+from lightning_modules.objectives.annealing import Annealing
+from lightning_modules.objectives.matching import MarginRanking
+from lightning_modules.objectives.relation_alignment import IAIS, RelationAlignment
 from lightning_modules.ranking import RankingModule
 
 
@@ -112,7 +113,7 @@ def test_iais_is_on_the_positives_that_its_reading_says(
     kind: Any, reading: Any, anchors: Any, expected: dict[str, list[str]]
 ) -> None:
     data = batch()
-    model = module(alignment=IAIS(kind, reading, anchors, annealing=Annealing("linear", weight=WEIGHT)))
+    model = module(iais=IAIS(kind, reading, anchors, annealing=Annealing("linear", weight=WEIGHT)))
     rank, kept = twin(model, data)
     loss, added = RelationAlignment(kind, reading), torch.tensor(0.0)
     for side, names in expected.items():
@@ -134,13 +135,13 @@ def test_a_side_may_be_missing() -> None:
     one = model.training_step(replace(data, hard_images=None), 0)
     other = model.training_step(replace(data, hard_texts=None), 0)
     torch.testing.assert_close(one + other, both)
-    alone = module(alignment=IAIS(anchors="language"))  # whose released positives are those of the missing side
+    alone = module(iais=IAIS(anchors="language"))  # whose released positives are those of the missing side
     torch.testing.assert_close(alone.training_step(replace(data, hard_images=None), 0), one)
 
 
 def test_nothing_is_made_on_the_default_device() -> None:
     """A tensor of the CPU in the logs ends a run on several GPUs (NCCL has no sum of it); here that device is meta."""
-    model, data, logged = module(alignment=IAIS()), batch(), {}
+    model, data, logged = module(iais=IAIS()), batch(), {}
     model.log_dict = lambda values, **keywords: logged.update(values)  # type: ignore[method-assign,assignment]
     with torch.device("meta"):
         loss = model.training_step(data, 0)

@@ -19,7 +19,8 @@ from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.checkpoints.adapter_export import export_adapter, load_adapter, read_adapter_config
 from lightning_modules.networks.beit3 import BEiT3Retrieval
-from lightning_modules.objectives.relation_alignment import IAIS, Annealing, RelationAlignment
+from lightning_modules.objectives.annealing import Annealing
+from lightning_modules.objectives.relation_alignment import IAIS, RelationAlignment
 from lightning_modules.retrieval import RetrievalModule
 
 
@@ -212,19 +213,19 @@ def test_the_module_is_lightning_and_the_network_is_not(tiny: Any) -> None:
 def test_iais_is_added_to_the_contrastive_loss_of_beit3(kind: Any) -> None:
     batch = beit3_pairs()
     plain = beit3().training_step(batch, 0)
-    model = beit3(alignment=IAIS(kind, annealing=Annealing("linear", weight=3.0)))
+    model = beit3(iais=IAIS(kind, annealing=Annealing("linear", weight=3.0)))
     relations = model.network.relations(batch, [1])
     loss = RelationAlignment(kind)
     terms = loss(relations.attention[1], relations.words, relations.regions, ("language", "vision"))
     expected = plain + 3.0 * 5 / 10 * (terms["language"].mean() + terms["vision"].mean())
     torch.testing.assert_close(model.training_step(batch, 0), expected)
-    summed = beit3(alignment=IAIS(kind, reduction="sum", annealing=Annealing("linear", weight=3.0))).training_step(batch, 0)
+    summed = beit3(iais=IAIS(kind, reduction="sum", annealing=Annealing("linear", weight=3.0))).training_step(batch, 0)
     torch.testing.assert_close(summed - plain, 8 * (expected - plain))
 
 
 def test_iais_reaches_the_adapters_of_beit3(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the contrastive loss taken out, IAIS alone moves the adapters, on both modalities."""
-    model = beit3(alignment=IAIS("distributed", annealing=Annealing("constant")), adapter=MultiWayAdapter(), tuning="adapter")
+    model = beit3(iais=IAIS("distributed", annealing=Annealing("constant")), adapter=MultiWayAdapter(), tuning="adapter")
     monkeypatch.setattr(model.objective, "forward", lambda images, *others: {"loss": 0.0 * images.sum()})
     model.training_step(beit3_pairs(), 0).backward()
     grown = {name for name, p in model.network.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
@@ -234,7 +235,7 @@ def test_iais_reaches_the_adapters_of_beit3(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_iais_on_beit3_makes_nothing_on_the_default_device() -> None:
     """A tensor of the CPU in the logs ends a run on several GPUs (NCCL has no sum of it); here that device is meta."""
-    model, logged = beit3(alignment=IAIS()), {}
+    model, logged = beit3(iais=IAIS()), {}
     model.log_dict = lambda values, **keywords: logged.update(values)  # type: ignore[method-assign,assignment]
     batch = beit3_pairs()
     with torch.device("meta"):
@@ -245,6 +246,6 @@ def test_iais_on_beit3_makes_nothing_on_the_default_device() -> None:
 
 def test_iais_needs_one_sequence(tiny: Any) -> None:
     with pytest.raises(InputError, match="encodes images and texts apart"):
-        module(tiny, alignment=IAIS())
+        module(tiny, iais=IAIS())
     with pytest.raises(InputError, match="layers 0 to 1"):
-        beit3(alignment=IAIS(layers=[2]))
+        beit3(iais=IAIS(layers=[2]))

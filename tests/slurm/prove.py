@@ -31,7 +31,7 @@ from cluster import PROGRAMS, Cluster
 
 import experiments
 from datamodules.errors import InputError
-from experiments.cli.sweep import main
+from experiments.cli.main import run_command
 from experiments.papers import strict_yaml
 from experiments.sweep.slurm import read_jobs
 
@@ -65,7 +65,7 @@ def sweep(*arguments: object) -> tuple[int, str]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         try:
-            status = main(given)
+            status = run_command("sweep", given)
         except InputError as error:
             status = 2
             out.write(f"crosslight: error: {error}\n")
@@ -112,7 +112,7 @@ def steps(run: Path | None) -> list[int]:
 
 
 def job(root: Path, name: str) -> str:
-    return next(each["job"] for each in read_jobs(root).values() if name in each["name"])
+    return next(each["job"] for each in read_jobs(root).values() if name in each["title"])
 
 
 def field(number: str, name: str) -> str:
@@ -166,9 +166,9 @@ def prepare(work: Path) -> None:
     (package / "numbers.yaml").write_text("{}")
     book = {name: {"miniature": {**recipe, "command": "fit" if name == "start" else "run"}} for name, recipe in runs.items()}
     (package / "mwa" / "runs.yaml").write_text(yaml.safe_dump({"runs": book}))
-    rows = [{"label": name, "runs": {"run": name}} for name in EXHIBIT]
+    variants = [{"label": name, "runs": {"run": name}} for name in EXHIBIT]
     column = {"name": "rsum", "label": "rsum", "metric": "rsum"}
-    exhibit = {"title": "The proof's runs", "kind": "table", "rows": rows, "columns": [column]}
+    exhibit = {"title": "The proof's runs", "kind": "table", "variants": variants, "columns": [column]}
     (package / "mwa" / "exhibits" / "proof.yaml").write_text(yaml.safe_dump(exhibit))
     strict_yaml.HERE = package
 
@@ -219,7 +219,7 @@ def prove(work: Path) -> None:
         wait(f"{name} finished", lambda name=name: status_of(disturbed, name) == "finished")
         run, whole = folder(disturbed, name), folder(undisturbed, name)
         told, once = results(run), steps(run) == list(range(EPOCHS * EPOCH))
-        ranks, attempts = told["device"]["world_size"], told["attempts"]
+        ranks, attempts = told["provenance"]["device"]["world_size"], told["attempts"]
         check(
             f"{name}: {ranks} ranks, finished at attempt {attempts}, every step once", (ranks, once) == (2, True) and attempts > 1
         )

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from experiments.papers.catalogue import exhibit_names, read_exhibit
-from experiments.papers.plan import Job, plan
+from experiments.papers.plan import PlannedRun, plan
 from experiments.papers.schema import SCALES, Scale
+from lightning_modules.checkpoints.run_folder import RESULTS_SCHEMA
 
 IMAGES, CAPTIONS = 96, 5
 
@@ -69,14 +70,16 @@ def write_run(
              "per_query_file": f"per_query/{data}-test.npz"}
         )  # fmt: skip
     results: dict[str, Any] = {
-        "schema": "crosslight.results/1", "status": status, "attempts": 1, "command": "run", "name": name,
+        "schema": RESULTS_SCHEMA, "status": status, "attempts": 1, "command": "run", "name": name,
         "config_hash": "0123456789ab", "started": "2026-11-21T15:32:55+00:00", "finished": "2026-11-21T15:40:00+00:00",
         "seconds": 425.0, "seed": seed, "scale": scale, "error": error,
         "evaluations": evaluations if status == "finished" else [],
-        "git": {"revision": "148bf7a" + 33 * "0", "dirty": False}, "versions": {"python": "3.11.7", "torch": "2.15.0"},
-        "device": {"host": "vm", "kind": "cpu", "name": "AMD EPYC", "precision": "32-true", "world_size": 1},
-        "data": {data: {"class": "Made", "fingerprint": fingerprint, "splits": {"test": {"images": IMAGES}}} for data in arrays},
-        "fit": {"steps": 100}, "cost": dict(cost or {}),
+        "provenance": {
+            "git": {"revision": "148bf7a" + 33 * "0", "dirty": False}, "versions": {"python": "3.11.7", "torch": "2.15.0"},
+            "device": {"host": "vm", "kind": "cpu", "name": "AMD EPYC", "precision": "32-true", "world_size": 1},
+        },
+        "data": {data: {"kind": "Made", "fingerprint": fingerprint, "splits": {"test": {"images": IMAGES}}} for data in arrays},
+        "fit": {"steps": 100, "epochs": 10}, "cost": dict(cost or {}),
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
     if logged:
@@ -89,14 +92,14 @@ def write_run(
     return folder
 
 
-def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], skip: Sequence[str] = ()) -> list[Job]:
+def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], skip: Sequence[str] = ()) -> list[PlannedRun]:
     """Every job of the exhibits as a finished run; those whose first name ends with one of `skip` fail or are not there."""
     wanted: dict[str, dict[str, set[str]]] = {}
     logged: dict[str, set[str]] = {}
     for name in names:
         paper, exhibit = name.partition("/")[0], read_exhibit(name)
-        for row in exhibit.rows:
-            for role, run in row.runs.items():
+        for variant in exhibit.variants:
+            for role, run in variant.runs.items():
                 of_run = wanted.setdefault(f"{paper}/{run}", {})
                 for column in exhibit.columns:
                     if column.run == role and column.metric is not None:

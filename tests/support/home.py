@@ -24,7 +24,7 @@ title: "Table 1: full fine-tuning <against> MWA & its cost, 3 % of $"
 kind: table
 published: mwa.table1
 note: "The paper prints 304 % | of base's 222M; a_b."
-rows:
+variants:
   - {label: full fine-tuning, runs: {run: full}, published: {model: beit3-base, tuning: full}}
   - {label: "MWA_64 (KE & AE)", runs: {run: mwa}, published: {model: beit3-base, tuning: mwa}}
   - {label: head only, runs: {run: head}, beyond: true}
@@ -61,7 +61,7 @@ claims:
 title: "Figure 2: mid-dimension"
 kind: figure
 figure: {kind: lines, x_label: mid-dimension, y_label: "recall@1, %"}
-rows:
+variants:
   - {label: "0", runs: {run: head}, x: 0}
   - {label: "1", runs: {run: mwa}, x: 1}
   - {label: "64", runs: {run: full}, x: 64}
@@ -73,14 +73,14 @@ columns:
 title: "Figure 3: ISDa against Meta-Sum"
 kind: figure
 figure: {kind: scatter, logged: [val/isda, val/rsum], x_label: ISDa, y_label: Meta-Sum}
-rows: [{label: baseline, runs: {run: none}}, {label: singular, runs: {run: singular}}]
+variants: [{label: baseline, runs: {run: none}}, {label: singular, runs: {run: singular}}]
 claims: [{text: "pearson(ISDa, Meta-Sum) = -0.60", test: correlation, margin: -0.6}]
 """,
     "iais/exhibits/figure5.yaml": """
 title: "Figure 5: IAIS loss"
 kind: figure
 figure: {kind: curves, logged: [train/iais], x_label: step, y_label: loss}
-rows: [{label: baseline, runs: {run: none}}, {label: singular, runs: {run: singular}}]
+variants: [{label: baseline, runs: {run: none}}, {label: singular, runs: {run: singular}}]
 """,
     "iais/exhibits/figure6.yaml": """
 title: "Figure 6: annealing schedules"
@@ -91,14 +91,14 @@ figure: {kind: schedules}
 title: "Figure 7: self-attention maps"
 kind: figure
 figure: {kind: maps}
-rows: [{label: baseline, runs: {run: none}}, {label: singular, runs: {run: singular}}]
+variants: [{label: baseline, runs: {run: none}}, {label: singular, runs: {run: singular}}]
 """,
     "i_tuning/exhibits/figure1.yaml": """
 title: "Figure 1: CIDEr against parameters"
 kind: figure
 published: i_tuning.table1
 figure: {kind: scatter, x_column: params_m, y_column: coco_cider, x_label: "tunable parameters, M", y_label: CIDEr}
-rows:
+variants:
   - {label: GPT-2, runs: {run: base}, published: {model: i-tuning-gpt2, vlp: false}}
   - {label: ClipCap, runs: {run: clipcap}, published: {model: clipcap-gpt2-large}}
 columns:
@@ -112,7 +112,7 @@ claims:
 title: "Table 3: captions"
 kind: table
 figure: {kind: captions}
-rows: [{label: GPT-2, runs: {run: base}}, {label: ClipCap, runs: {run: clipcap}}]
+variants: [{label: GPT-2, runs: {run: base}}, {label: ClipCap, runs: {run: clipcap}}]
 columns: [{name: cider, label: CIDEr, metric: cider, factor: 100}]
 """,
 }

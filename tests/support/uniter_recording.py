@@ -61,13 +61,13 @@ class Recorded:
 
 
 def recorded() -> Recorded:
-    meta = json.loads((FOLDER / "fixture.json").read_text())
-    tensors = load_file(FOLDER / "fixture.safetensors")
+    meta = json.loads((FOLDER / "recording.json").read_text())
+    tensors = load_file(FOLDER / "recording.safetensors")
     config = meta["config"]
     network = UniterRetrieval(
         width=config["hidden_size"],
         num_layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
+        num_heads=config["num_attention_heads"],
         ffn_width=config["intermediate_size"],
         vocab_size=config["vocab_size"],
         text_positions=config["max_position_embeddings"],

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import write_atomically
 from datamodules.formats.parsing import read_json
 from datamodules.formats.uniter.image_database import Floats, checked_counts, decode_regions, read_arrays
 from datamodules.formats.uniter.layout import Layout
@@ -24,7 +25,6 @@ from datamodules.formats.uniter.lmdb_file import (
     environment_of,
     open_for_writing,
     put_value,
-    replace_json,
 )
 
 
@@ -165,7 +165,7 @@ class ImageDatabaseWriter:
 
     def _write_counts(self) -> None:
         if self.layout.counts_file is not None:
-            replace_json(self.path / self.layout.counts_file, self._counts)
+            write_atomically(self.path / self.layout.counts_file, json.dumps(self._counts))
 
     def close(self) -> None:
         """Commits, writes the list of names and closes the file. Interrupted work is closed in the same way and can go on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Mapping
@@ -139,13 +138,3 @@ def put_value(environment: lmdb.Environment, values: Mapping[bytes, bytes | None
             return
         except lmdb.MapFullError:
             environment.set_mapsize(environment.info()["map_size"] * 2)
-
-
-def replace_json(file: Path, value: object) -> None:
-    """Writes JSON under another name first, so that no reader and no kill ever sees half of it."""
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("w") as stream:
-        json.dump(value, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)

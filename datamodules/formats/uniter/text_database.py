@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ import lz4.frame  # type: ignore[import-untyped]
 import msgpack  # type: ignore[import-untyped]
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import whole_folder
 from datamodules.formats.parsing import read_json
-from datamodules.formats.uniter.lmdb_file import environment_of, open_for_writing, put_value, replace_json
+from datamodules.formats.uniter.lmdb_file import environment_of, open_for_writing, put_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +193,8 @@ class TextDatabaseWriter:
         self._vocabulary = vocabulary or Vocabulary()
         if self.path.exists():
             raise InputError(f"{self.path} exists; remove it, or give the text database another name.")
-        self._partial = self.path.with_name(self.path.name + ".partial")
-        if self._partial.exists():
-            shutil.rmtree(self._partial)
-        self._partial.mkdir(parents=True)
+        self._whole = whole_folder(self.path)
+        self._partial = self._whole.__enter__()
         self._environment = open_for_writing(self._partial)
         self._pending: dict[bytes, bytes | None] = {}
         self._lengths: dict[str, int] = {}
@@ -242,8 +241,8 @@ class TextDatabaseWriter:
         }
         files = {"meta": meta, "id2len": self._lengths, "txt2img": self._image_names, "img2txts": image_texts}
         for name, content in files.items():
-            replace_json(self._partial / f"{name}.json", content)
-        self._partial.rename(self.path)
+            (self._partial / f"{name}.json").write_text(json.dumps(content))
+        self._whole.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         return self
@@ -253,7 +252,7 @@ class TextDatabaseWriter:
             self.close()
         else:
             self._environment.close()
-            shutil.rmtree(self._partial)
+            self._whole.__exit__(kind, error, trace)
 
 
 def packed_text(record: Mapping[str, object]) -> bytes:

@@ -113,19 +113,19 @@ def _network(name: str, listed: set[str], layers: int) -> tuple[BEiT3Retrieval, 
     """A network of that many layers, with the adapters that the case is about, and what its name does not tell."""
     network = BEiT3Retrieval(16, 8, layers, 1, 16, 16, 8, text_positions=8, max_tokens=4)
     match = _CASE.fullmatch(name)
-    knowledge = any(".adaptmlp_" in key for key in listed)
-    alignment = any(".enhancemlp." in key for key in listed)
+    knowledge_extractor = any(".adaptmlp_" in key for key in listed)
+    alignment_enhancer = any(".enhancemlp." in key for key in listed)
     if match is not None:  # by what the case is called, so that a part that is missing in ours or in the list shows
-        knowledge, alignment = _PARTS[match[1]]
-    if not knowledge and not alignment:
+        knowledge_extractor, alignment_enhancer = _PARTS[match[1]]
+    if not knowledge_extractor and not alignment_enhancer:
         return network, None, ""
     norm = any(".adapter_layer_norm_before." in key for key in listed)
     bottleneck = any(".enhancemlp.down_proj." in key for key in listed)
     each = any(".enhancemlp.A." in key for key in listed)
     adapter = MultiWayAdapter(
         "text" if bottleneck else "printed" if each else "released",
-        knowledge=knowledge,
-        alignment=alignment,
+        knowledge_extractor=knowledge_extractor,
+        alignment_enhancer=alignment_enhancer,
         layer_norm="in" if norm else "none",
         scale="learnable" if any(key.endswith(".scale") for key in listed) else 0.6,
     )

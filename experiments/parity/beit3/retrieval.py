@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.records import ImageBatch, TextBatch
 from experiments.parity.compare import (
     EQUAL,
@@ -30,7 +30,6 @@ from experiments.parity.recordings import Recording
 from lightning_modules.adapters.multiway import LayerMultiWay, MultiWayAdapter
 from lightning_modules.checkpoints.beit3 import Account, load_official, to_official
 from lightning_modules.networks.beit3 import UNUSED_POSITIONS, BEiT3Retrieval
-from lightning_modules.networks.weights import some
 from lightning_modules.objectives.contrastive import ContrastiveLoss
 
 # What our BEiT-3 is built as; a recording that says otherwise is of another network.
@@ -129,7 +128,7 @@ def _build(
         image_size=sizes["img_size"],
         width=sizes["encoder_embed_dim"],
         num_layers=sizes["encoder_layers"],
-        heads=sizes["encoder_attention_heads"],
+        num_heads=sizes["encoder_attention_heads"],
         ffn_width=sizes["encoder_ffn_embed_dim"],
         patch_size=sizes["patch_size"],
         vocab_size=sizes["vocab_size"],
@@ -170,11 +169,11 @@ def _inject(network: BEiT3Retrieval, config: dict[str, Any], weights: dict[str, 
         raise Unsupported(f"ffn_adapter_layernorm_option {norm!r} is unknown (none, in, out)")
     options = _ALIGNMENT[enhance] if enhance else {"reading": "released"}
     if isinstance(enhance, str) and "ae_mid" in config:  # as released it is as wide as the FFN
-        options = options | {"alignment_mid": config["ae_mid"]}
+        options = options | {"alignment_enhancer_mid": config["ae_mid"]}
     adapter = MultiWayAdapter(
-        knowledge=bool(there),
-        alignment=bool(enhance),
-        knowledge_mid=config.get("ffn_num") if there else None,
+        knowledge_extractor=bool(there),
+        alignment_enhancer=bool(enhance),
+        knowledge_extractor_mid=config.get("ffn_num") if there else None,
         scale=scale,
         layer_norm=norm,
         **options,
@@ -188,8 +187,8 @@ def _drop_knowledge(network: BEiT3Retrieval, keep: tuple[str, ...]) -> None:
     """Take the KE of the other sides out. No adapter option does that next to an AE on both sides; the layer computes it."""
     for layer in network.encoder.layers:
         if isinstance(multiway := layer.multiway, LayerMultiWay):
-            for side in [side for side in multiway.knowledge if side not in keep]:
-                del multiway.knowledge[side]
+            for side in [side for side in multiway.knowledge_extractor if side not in keep]:
+                del multiway.knowledge_extractor[side]
 
 
 def _load(network: BEiT3Retrieval, weights: dict[str, Tensor]) -> Account:
@@ -287,7 +286,9 @@ def _forward(
         gradients = to_official({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
         rows.append(compare("gradients", gradients, recording.group("grads"), GRADIENT))
 
-    had_knowledge = any(len(layer.multiway.knowledge) for layer in encoder.layers if isinstance(layer.multiway, LayerMultiWay))
+    had_knowledge = any(
+        len(layer.multiway.knowledge_extractor) for layer in encoder.layers if isinstance(layer.multiway, LayerMultiWay)
+    )
     _drop_knowledge(network, keep=())
     note = "KE off as in the official code (ours adapts fused input)" if had_knowledge else ""
     with torch.no_grad():

@@ -38,8 +38,9 @@ from experiments.parity.uniter.build import (
 )
 from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.networks.uniter import Packed, UniterRetrieval, items_of, pack
-from lightning_modules.objectives.ranking import MarginRanking, hardest
-from lightning_modules.objectives.relation_alignment import Anchor, Annealing, Kind, RelationAlignment
+from lightning_modules.objectives.annealing import Annealing
+from lightning_modules.objectives.matching import MarginRanking, hardest
+from lightning_modules.objectives.relation_alignment import Anchor, Kind, RelationAlignment
 
 Side = Literal["t", "i"]
 SIDES: tuple[Side, ...] = ("t", "i")

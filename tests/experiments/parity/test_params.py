@@ -104,7 +104,7 @@ def test_loras_row_is_what_peft_puts_in() -> None:
     (["-c", "configs/model/beit3_base_384.yaml", "-c", "experiments/papers/mwa/variants/mwa.yaml"], 7_125_504, 229_584_385,
      "model.init_args.network.init_args.weights=/roots/weights/beit3_base_itc_patch16_224.pth"),
     (["-c", "configs/model/beit3_base_384.yaml", "-c", "experiments/papers/mwa/variants/mwa.yaml",
-      "--model.init_args.adapter.init_args.knowledge_mid=0", "--model.init_args.train_heads=all"],
+      "--model.init_args.adapter.init_args.knowledge_extractor_mid=0", "--model.init_args.train_heads=all"],
      4_746_240 + 1_179_649, 222_458_881 + 4_746_240, "not read"),
     (["-c", "configs/model/dual_tiny.yaml", "-c",
       "experiments/papers/mwa/variants/head.yaml"], 2 * 96 * 96 + 1, None, None),

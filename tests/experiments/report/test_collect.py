@@ -57,7 +57,7 @@ def test_a_column_of_other_data_reads_that_evaluation(home: Path) -> None:
 
 
 def test_failed_missing_and_absent_rows_say_so(home: Path) -> None:
-    status = {row.row.label: row.status for row in table(home).rows}
+    status = {variant.label: variant.status for variant in table(home).variants}
     assert status["full fine-tuning"] == "finished"
     assert set(status["out of luck"].split(", ")) <= {"oom", "failed", "missing"}
     assert status["full scale only"] == "not at this scale"
@@ -77,10 +77,10 @@ def test_roots_merge_and_a_finished_run_wins(home: Path, tmp_path: Path) -> None
     broken = here / folder(home, "full", 1).name
     broken.mkdir()
     (broken / "results.json").write_text(json.dumps(failed))
-    row = table(home, here, there).rows[0]
-    assert (row.status, row.finished) == ("finished", 2)
-    row = table(home, here).rows[0]
-    assert (row.status, row.finished) == ("failed", 1)
+    variant = table(home, here, there).variants[0]
+    assert (variant.status, variant.finished) == ("finished", 2)
+    variant = table(home, here).variants[0]
+    assert (variant.status, variant.finished) == ("failed", 1)
 
 
 def test_a_killed_run_is_no_running_one_and_broken_files_are_told(home: Path, tmp_path: Path) -> None:
@@ -89,19 +89,24 @@ def test_a_killed_run_is_no_running_one_and_broken_files_are_told(home: Path, tm
     copy.mkdir()
     (copy / "results.json").write_text(json.dumps(results(original) | {"status": "running"}))
     (copy / ".lock").touch()
-    assert table(home, tmp_path).rows[0].status == "interrupted"
+    assert table(home, tmp_path).variants[0].status == "interrupted"
     with (copy / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert table(home, tmp_path).rows[0].status == "running"
-    broken = {"{": "is not JSON", "[]": "holds no mapping", '{"schema": "crosslight.results/1"}': "has no status"}
+        assert table(home, tmp_path).variants[0].status == "running"
+    broken = {
+        "{": "is not JSON", "[]": "holds no mapping", '{"schema": "crosslight.results/2"}': "'status' is missing",
+        '{"schema": "crosslight.results/1"}': "this version reads 'crosslight.results/2'",
+        json.dumps(results(original) | {"sead": 1}): "unknown key 'sead'",
+        json.dumps(results(original) | {"seed": "1"}): "seed is '1'; it must be",
+    }  # fmt: skip
     for content, told in broken.items():
         (copy / "results.json").write_text(content)
         view = table(home, tmp_path)
-        assert view.rows[0].status == "unreadable"
+        assert view.variants[0].status == "unreadable"
         assert told in view.runs[0].error
         assert str(copy / "results.json") in view.runs[0].error
     (copy / "results.json").unlink()
-    assert table(home, tmp_path).rows[0].status == "interrupted"
+    assert table(home, tmp_path).variants[0].status == "interrupted"
     with pytest.raises(InputError, match="is not a folder"):
         RunFolders([tmp_path / "none"])
 
@@ -132,5 +137,5 @@ def test_captions_have_intervals_in_points(home: Path) -> None:
 
 def test_a_real_exhibit_without_any_run_is_all_missing() -> None:
     (view,) = collect(["mwa/table3"], "miniature", RunFolders([]))
-    assert {row.status for row in view.rows} == {"missing"}
+    assert {variant.status for variant in view.variants} == {"missing"}
     assert view.command == "crosslight sweep run mwa/table3 --scale miniature"

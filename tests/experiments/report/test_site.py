@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_runs import write_run
+from fake_runs import fill, write_run
+from fresh_process import modules_after
 
 from datamodules.errors import InputError
-from experiments.analysis import run_maps as looking
+from experiments.analysis import run_maps
 from experiments.analysis.stored_maps import AttentionMaps, WordMaps, store_map, stored
-from experiments.cli.report import chosen, main
+from experiments.cli.main import run_command
+from experiments.cli.report import chosen
 from experiments.papers.catalogue import exhibit_names, read_exhibit
 from experiments.papers.schema import Column
 from experiments.report import exports
@@ -122,7 +124,7 @@ def test_figures_take_the_pages_colors_and_say_what_they_show(site: Path) -> Non
         assert 'role="img" aria-label="' in svg
     assert "exp, γ = 5: 0.08" in (site / "iais-figure6.html").read_text()
     assert "Full scale, the paper&#39;s numbers" in (site / "i-tuning-figure1.html").read_text()
-    assert "crosslight report iais/figure7 --look" in (site / "iais-figure7.html").read_text()
+    assert "crosslight report iais/figure7 --maps" in (site / "iais-figure7.html").read_text()
 
 
 def test_stored_maps_are_drawn(home: Path, tmp_path: Path) -> None:
@@ -140,28 +142,28 @@ def test_stored_maps_are_drawn(home: Path, tmp_path: Path) -> None:
     assert (first.words, first.singular, first.layer) == (("a", "<dog>"), 0.25, 1)
     assert isinstance(second, WordMaps)
     assert second.covered == (0.0, 0.0, 6.0, 4.0)
-    main(["iais/figure7", "--runs", str(runs), "--out", str(tmp_path / "site")])
+    run_command("report", ["iais/figure7", "--runs", str(runs), "--out", str(tmp_path / "site")])
     text = (tmp_path / "site" / "iais-figure7.html").read_text()
     assert "IAIS losses of the pair: singular 0.25, distributed 0.5" in text
     assert text.count("<svg") == 2
     assert "data:image/png;base64," in text
     Page(tmp_path / "site" / "iais-figure7.html")
-    for file in (folder / "looking").iterdir():
+    for file in (folder / "attention_maps").iterdir():
         file.unlink()
 
 
 def test_a_run_that_cannot_be_looked_at_is_told_and_not_the_end(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def look(folder: Path) -> Path:
+    def make_maps(folder: Path) -> Path:
         if folder.name.startswith("iais-none"):
             raise InputError(f"{folder} holds no checkpoint.")
-        return folder / "looking"
+        return folder / "attention_maps"
 
-    monkeypatch.setattr(looking, "look", look)
-    assert main(["iais/figure7", "--look", "--runs", str(home / "runs"), "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(run_maps, "make_maps", make_maps)
+    assert run_command("report", ["iais/figure7", "--maps", "--runs", str(home / "runs"), "--out", str(tmp_path)]) == 0
     told = capsys.readouterr().err
-    assert "looking: not possible: baseline: " in told
+    assert "attention maps: not possible: baseline: " in told
     assert "iais-singular" in told, "the other row is looked at"
     text = (tmp_path / "iais-figure7.html").read_text()
     assert "No attention maps of baseline: " in text
@@ -174,10 +176,13 @@ def test_another_unit_has_a_panel_and_categories_their_names(home: Path) -> None
     assert figure is not None
     minutes = Column("minutes", "Minutes", cost="seconds_per_epoch")
     (table,) = collect(["mwa/table1"], "miniature", RunFolders([home / "runs"]))
-    cells = {row.row.runs["run"]: row.cells for row in table.rows}
-    rows = tuple(replace(row, cells={**row.cells, "minutes": cells[row.row.runs["run"]]["minutes"]}) for row in view.rows)
+    cells = {variant.declared.runs["run"]: variant.cells for variant in table.variants}
+    variants = tuple(
+        replace(variant, cells={**variant.cells, "minutes": cells[variant.declared.runs["run"]]["minutes"]})
+        for variant in view.variants
+    )
     exhibit = replace(view.exhibit, columns=[*view.exhibit.columns, minutes], figure=replace(figure, categories=True))
-    (picture,) = draw(replace(view, exhibit=exhibit, rows=rows))
+    (picture,) = draw(replace(view, exhibit=exhibit, variants=variants))
     assert len(re.findall(r'id="mwa-figure2-0-axes_\d"', picture.svg)) == 2, "both recalls share one"
     shown = re.findall(r">([^<>]+)</text>", picture.svg)
     assert {"0", "1", "64", "Minutes", "recall@1, %"} <= set(shown)
@@ -263,17 +268,17 @@ def test_numbers() -> None:
 
 def test_folders_that_belong_to_nothing_are_listed(home: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "mine" / "one", {}, name="my own", seed=7)
-    assert main([str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
+    assert run_command("report", [str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
     text = (tmp_path / "site" / "runs.html").read_text()
     assert "my own" in text
     (tmp_path / "mine" / "two").mkdir()
     (tmp_path / "mine" / "two" / "results.json").write_text("{}")
-    assert main([str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
+    assert run_command("report", [str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
     text = (tmp_path / "site" / "runs.html").read_text()
     assert "my own" in text, "a broken run does not hide the others"
     assert "unreadable" in text
     with pytest.raises(InputError, match="there is no run in it"):
-        main([str(tmp_path / "site")])
+        run_command("report", [str(tmp_path / "site")])
     assert sorted(each.name for each in (tmp_path / "site").glob("*.html")) == ["index.html", "runs.html"]
 
 
@@ -286,4 +291,15 @@ def test_what_is_chosen(home: Path, tmp_path: Path) -> None:
         chosen(["mwa/table9"])
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
-        main(["--out", str(tmp_path / "file")])
+        run_command("report", ["--out", str(tmp_path / "file")])
+
+
+def test_a_report_needs_no_torch_and_only_figures_need_matplotlib(tmp_path: Path) -> None:
+    fill(tmp_path / "runs", ["mwa/table1"], "miniature", [0])
+    given = ("--runs", tmp_path / "runs", "--out", tmp_path / "site")
+    modules = modules_after("report", "mwa/table1", *given, folder=tmp_path)
+    assert "experiments.report.site" in modules
+    assert not modules & {"torch", "matplotlib"}
+    modules = modules_after("report", *given, folder=tmp_path)  # every figure, the schedules of IAIS too
+    assert "matplotlib" in modules
+    assert "torch" not in modules

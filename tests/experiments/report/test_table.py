@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from fresh_process import modules_after
 
 from datamodules.errors import InputError
 from experiments.cli import main as cli
 from experiments.report.table import RECALLS, find_runs, markdown, rows, to_csv
-from experiments.runs.results import SCHEMA
+from experiments.runs.results import Evaluation, Results, ResultsStatus, now, write_results
+from lightning_modules.callbacks.cost_record import Cost
+from lightning_modules.checkpoints.run_folder import Fit
 
 
-def write_run(folder: Path, name: str, status: str = "finished", **entries: Any) -> Path:
+def write_run(folder: Path, name: str, status: ResultsStatus = "finished", **entries: Any) -> Path:
     folder.mkdir(parents=True)
-    run = {"schema": SCHEMA, "name": name, "status": status, "evaluations": [], "scale": "reduced", "device": {"name": "cpu"}}
-    (folder / "results.json").write_text(json.dumps({**run, **entries}))
+    write_results(folder, Results(status, "run", name, "c", now(), scale="reduced", **entries))
     return folder
 
 
-def evaluation(rsum: float, data: str = "flickr8k", split: str = "test") -> dict[str, Any]:
-    return {"data": data, "split": split, "metrics": {**dict.fromkeys(RECALLS, rsum / 6), "rsum": rsum}}
+def evaluation(
+    rsum: float, data: str = "flickr8k", split: str = "test", stage: Literal["val", "test"] = "test", **more: float
+) -> Evaluation:
+    return Evaluation(data, split, stage, {**dict.fromkeys(RECALLS, rsum / 6), "rsum": rsum, **more})
 
 
 @pytest.fixture
@@ -32,14 +35,11 @@ def runs(tmp_path: Path) -> Path:
     """Two seeds of mwa, one head, and three that went wrong or were not tested."""
     for seed, (rsum, seconds) in enumerate([(200.0, 10.0), (206.0, 14.0)]):
         write_run(
-            tmp_path / f"mwa-{seed}", "mwa", seed=seed, fit={"steps": 186},
-            cost={
-                "tunable_parameters": 1_234_567, "tunable_percent": 2.5, "peak_memory_bytes": 2**29,
-                "seconds_per_epoch": seconds,
-            },
-            evaluations=[evaluation(rsum), evaluation(rsum / 2, "coco"), evaluation(999.0, split="val")],
+            tmp_path / f"mwa-{seed}", "mwa", seed=seed, fit=Fit(186, 2),
+            cost=Cost(tunable_parameters=1_234_567, tunable_percent=2.5, peak_memory_bytes=2**29, seconds_per_epoch=seconds),
+            evaluations=(evaluation(rsum), evaluation(rsum / 2, "coco"), evaluation(999.0, split="val", stage="val")),
         )  # fmt: skip
-    write_run(tmp_path / "deeper" / "head-0", "head", seed=0, evaluations=[evaluation(120.0)])
+    write_run(tmp_path / "deeper" / "head-0", "head", seed=0, evaluations=(evaluation(120.0),))
     write_run(tmp_path / "big", "full", "oom", error="out of memory")
     write_run(tmp_path / "bad", "ae_only", "failed", error="x")
     write_run(tmp_path / "pretrain", "pretrain")
@@ -88,14 +88,11 @@ def test_markdown_and_csv(runs: Path) -> None:
 def test_relation_distances_have_columns_where_a_run_measured_them(runs: Path) -> None:
     assert "ISDa" not in markdown(rows(find_runs([runs])))
     for seed, (isda, singular, distributed) in enumerate([(0.2, 0.5, 0.3), (0.4, 0.6, 0.3)]):
-        entry = evaluation(300.0)
-        entry["metrics"] |= {"isda": isda, "iais_singular": singular, "iais_distributed": distributed, "isda_pairs": 9.0}
-        write_run(runs / f"iais-{seed}", "iais", seed=seed, evaluations=[entry])
-    write_run(runs / "iais-2", "iais", seed=2, evaluations=[evaluation(300.0)])
-    odd = evaluation(300.0)
-    odd["metrics"] |= {"isda": float("nan")}
-    write_run(runs / "iais-3", "iais", seed=3, evaluations=[odd])
-    write_run(runs / "few", "few", evaluations=[{**evaluation(60.0), "metrics": evaluation(60.0)["metrics"] | {"isda": 0.125}}])
+        entry = evaluation(300.0, isda=isda, iais_singular=singular, iais_distributed=distributed, isda_pairs=9.0)
+        write_run(runs / f"iais-{seed}", "iais", seed=seed, evaluations=(entry,))
+    write_run(runs / "iais-2", "iais", seed=2, evaluations=(evaluation(300.0),))
+    write_run(runs / "iais-3", "iais", seed=3, evaluations=(evaluation(300.0, isda=float("nan")),))
+    write_run(runs / "few", "few", evaluations=(evaluation(60.0, isda=0.125),))
     table = rows(find_runs([runs]))
     row = next(row for row in table if row["name"] == "iais")
     assert (row["isda"], row["isda_sd"]) == (pytest.approx(0.3), pytest.approx(0.02**0.5))
@@ -116,7 +113,7 @@ def test_relation_distances_have_columns_where_a_run_measured_them(runs: Path) -
 
 
 def test_one_data_set_and_cut_splits(runs: Path) -> None:
-    write_run(runs / "quick", "quick", evaluations=[evaluation(60.0, split="test[:100]")])
+    write_run(runs / "quick", "quick", evaluations=(evaluation(60.0, split="test[:100]"),))
     table = rows(find_runs([runs]), data="coco")
     assert [row["name"] for row in table if row["status"] == "finished"] == ["mwa"]
     table = rows(find_runs([runs]))
@@ -129,7 +126,7 @@ def test_folders_without_runs_are_named(tmp_path: Path, runs: Path) -> None:
         find_runs([runs / "mwa-0", runs / "empty"])
     with pytest.raises(InputError, match="nowhere is not a folder"):
         find_runs([runs / "nowhere"])
-    assert [run["folder"] for run in find_runs([runs / "mwa-0"])] == [str(runs / "mwa-0")]
+    assert list(find_runs([runs / "mwa-0"])) == [runs / "mwa-0"]
 
 
 def test_the_command_prints_and_writes(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,3 +137,9 @@ def test_the_command_prints_and_writes(runs: Path, tmp_path: Path, capsys: pytes
     assert printed == (tmp_path / "t.md").read_text()
     assert "coco" not in printed
     assert "flickr8k" in (tmp_path / "t.csv").read_text()
+
+
+def test_a_table_needs_no_torch_and_no_numpy(runs: Path) -> None:
+    modules = modules_after("table", runs, folder=runs)
+    assert "experiments.report.table" in modules
+    assert not modules & {"torch", "numpy", "matplotlib"}

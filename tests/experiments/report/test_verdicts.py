@@ -12,9 +12,9 @@ import pytest
 from fake_runs import write_run
 
 from datamodules.errors import InputError
-from experiments.papers.schema import Claim, Column, Exhibit, Figure, Row
+from experiments.papers.schema import Claim, Column, Exhibit, Figure, Variant
 from experiments.report.bootstrap import PerImage
-from experiments.report.collect import Cell, Measured, RowView, View
+from experiments.report.collect import Cell, Measured, VariantView, View
 from experiments.report.verdicts import judge
 from experiments.runs.store import Run
 
@@ -52,15 +52,15 @@ def view(
             name: each if each.planned else Cell(label, each.column, published, (), planned=False)
             for name, each in filled.items()
         }
-        made.append(RowView(Row(label, {}), {}, filled))
-    exhibit = Exhibit("made up", "table", rows=[each.row for each in made], columns=list(columns.values()))
+        made.append(VariantView(Variant(label, {}), {}, filled))
+    exhibit = Exhibit("made up", "table", variants=[each.declared for each in made], columns=list(columns.values()))
     return View("mwa/made", exhibit, scale, tuple(made))
 
 
 def claim(
     test: Any, column: str = "ir1", margin: float = 0.0, high: Sequence[str] = ("A",), low: Sequence[str] = ("B",)
 ) -> Claim:
-    return Claim("a claim", test, [[row, column] for row in high], [[row, column] for row in low], margin)
+    return Claim("a claim", test, [[label, column] for label in high], [[label, column] for label in low], margin)
 
 
 def outcome(found: View, asked: Claim) -> str:
@@ -228,7 +228,7 @@ def test_correlation_over_checkpoints_is_of_each_run(tmp_path: Path) -> None:
             logged = {"val/isda": list(isda + 20 * seed), "val/rsum": list(rsum - 40 * seed)}
             runs.append(Run("iais/r", seed, "finished", write_run(folder, {}, seed=seed, logged=logged)))
         figure = Figure("scatter", logged=["val/isda", "val/rsum"])
-        row = RowView(Row("base", {}), {"run": tuple(runs)}, {})
+        row = VariantView(Variant("base", {}), {"run": tuple(runs)}, {})
         return judge(
             View("iais/f", Exhibit("f", "figure", figure=figure), "miniature", (row,)), Claim("r", "correlation", margin=-0.6)
         )

@@ -12,32 +12,15 @@ from typing import Any, NoReturn
 
 import pytest
 import yaml
+from configurations import CONFIG, changed
 
 from datamodules.errors import InputError
-from experiments.runs.files import write_atomically
 from experiments.runs.folder import RunFolder
-from experiments.runs.results import SCHEMA, config_hash, differing_keys, read_results
+from experiments.runs.identity import config_hash
+from experiments.runs.results import DataDescription, Evaluation, Results, ResultsStatus, read_results
+from lightning_modules.checkpoints.run_folder import RESULTS_SCHEMA, Fit
 
-CONFIG: dict[str, Any] = {
-    "seed_everything": 0,
-    "name": "mwa",
-    "model": {"class_path": "a.Model", "init_args": {"optimization": {"lr": 1e-3}, "adapter": None}},
-    "data": {"class_path": "a.Data", "init_args": {"batch_size": 64}},
-    "trainer": {"max_epochs": 2, "devices": 1, "logger": None, "precision": "bf16-mixed"},
-    "wandb": {"enabled": True},
-}
-
-
-def changed(**leaves: Any) -> dict[str, Any]:
-    """CONFIG with leaves replaced: `changed(trainer__devices=2)`."""
-    config = json.loads(json.dumps(CONFIG))
-    for name, value in leaves.items():
-        *path, last = name.split("__")
-        place = config
-        for part in path:
-            place = place[part]
-        place[last] = value
-    return config
+COCO = Evaluation("coco", "test", "test", {"rsum": 300.0}, per_query_file="per_query/coco-test.npz")
 
 
 def open_run(path: Path | str | None, config: dict[str, Any] = CONFIG, command: str = "run") -> RunFolder:
@@ -86,29 +69,27 @@ def test_a_new_folder_says_what_it_is_from_the_first_moment(tmp_path: Path) -> N
     assert run.last_checkpoint is None
     results = read_results(tmp_path / "a" / "b")
     assert results == run.results
-    assert results["schema"] == SCHEMA == "crosslight.results/1"
-    assert {k: results[k] for k in ("status", "command", "name", "attempts", "evaluations")} == {
-        "status": "running", "command": "run", "name": "mwa", "attempts": 1, "evaluations": [],
-    }  # fmt: skip
-    assert results["config_hash"] == config_hash({"command": "run", **CONFIG})
+    assert json.loads((run.path / "results.json").read_text())["schema"] == RESULTS_SCHEMA == "crosslight.results/2"
+    assert results == Results("running", "run", "mwa", config_hash({"command": "run", **CONFIG}), results.started)
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == CONFIG
     run.update(seed=3)
     run.finish("finished")
     results = read_results(run.path)
-    assert results["status"] == "finished"
-    assert results["seed"] == 3
-    assert results["error"] is None
-    assert results["seconds"] >= 0
-    assert results["finished"] >= results["started"]
+    assert results.status == "finished"
+    assert results.seed == 3
+    assert results.error is None
+    assert (results.seconds or 0.0) >= 0
+    assert str(results.finished) >= results.started
 
 
 # ------------------------------------------------------------------------------------------------------------ resuming
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "interrupted", "oom"])
-def test_an_unfinished_run_of_this_configuration_resumes(status: str, tmp_path: Path) -> None:
+def test_an_unfinished_run_of_this_configuration_resumes(status: ResultsStatus, tmp_path: Path) -> None:
     first = open_run(tmp_path / "run")
-    first.update(evaluations=[{"data": "coco"}], fit={"steps": 7})
+    first.add(COCO, DataDescription("COCO", fingerprint="0862"))
+    first.update(fit=Fit(7, 1))
     first.checkpoints.mkdir()
     (first.checkpoints / "last.ckpt").touch()
     first.finish(status, "what went wrong")
@@ -118,11 +99,11 @@ def test_an_unfinished_run_of_this_configuration_resumes(status: str, tmp_path: 
     assert run.resumed
     assert run.last_checkpoint == run.path / "checkpoints" / "last.ckpt"
     results = read_results(run.path)
-    assert (results["status"], results["attempts"], results["error"]) == ("running", 2, None)
-    assert results["started"] == first.results["started"]
-    assert results["fit"] == {"steps": 7}
-    assert run.evaluated("coco")
-    assert not run.evaluated("flickr30k")
+    assert (results.status, results.attempts, results.error) == ("running", 2, None)
+    assert results.started == first.results.started
+    assert results.fit == Fit(7, 1)
+    assert results.evaluations == run.results.evaluations == (COCO,)
+    assert results.data == {"coco": DataDescription("COCO", fingerprint="0862")}
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == config
 
 
@@ -132,20 +113,20 @@ def test_seconds_are_those_of_the_attempts(tmp_path: Path, monkeypatch: pytest.M
     open_run(tmp_path / "run").finish("interrupted")
     run = open_run(tmp_path / "run")
     run.finish("interrupted")
-    assert read_results(run.path)["seconds"] == 6.5  # not the hour between
+    assert read_results(run.path).seconds == 6.5  # not the hour between
     run.update(status="running")  # a third attempt that was killed: it began with config.yaml and last wrote its metrics
     (run.path / "metrics.csv").touch()
     for name, written in (("config.yaml", 1e9), ("metrics.csv", 1e9 + 20), ("results.json", 1e9 + 8)):
         os.utime(run.path / name, (written, written))
     open_run(tmp_path / "run").finish("finished")
-    assert read_results(run.path)["seconds"] == 27.5
+    assert read_results(run.path).seconds == 27.5
 
 
 def test_a_killed_run_resumes(tmp_path: Path) -> None:
     first = open_run(tmp_path / "run")
     assert first._lock is not None
     first._lock.close()  # what the kernel does when a process is killed: results.json still says running
-    assert open_run(tmp_path / "run").results["attempts"] == 2
+    assert open_run(tmp_path / "run").results.attempts == 2
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -173,8 +154,8 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
 def test_a_run_that_failed_before_it_made_anything_may_be_corrected(tmp_path: Path) -> None:
     open_run(tmp_path / "run").finish("failed")
     corrected = open_run(tmp_path / "run", changed(data__init_args__batch_size=8))
-    assert corrected.results["status"] == "running"
-    assert corrected.results["attempts"] == 2
+    assert corrected.results.status == "running"
+    assert corrected.results.attempts == 2
 
 
 def test_another_configuration_is_refused_by_the_keys_that_differ(tmp_path: Path) -> None:
@@ -195,7 +176,13 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "is not JSON"), ('{"schema": "crosslight.results/0"}', "crosslight.results/0")]
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ('{"schema": "crosslight.results/0"}', "crosslight.results/0"),
+        ('{"schema": "crosslight.results/1"}', "this version reads 'crosslight.results/2': it was written with other names"),
+        ('{"schema": "crosslight.results/2"}', "results.json: 'status' is missing"),
+    ],
 )
 def test_results_that_cannot_be_read(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(content)
@@ -211,7 +198,7 @@ def test_a_folder_in_use_is_refused_until_its_run_ends(tmp_path: Path) -> None:
     with open(tmp_path / "run" / ".lock", "a") as other:  # an open file of its own locks like another process
         fcntl.flock(other, fcntl.LOCK_EX)
         assert "in use" in refused(tmp_path / "run")
-    assert open_run(tmp_path / "run").results["attempts"] == 3
+    assert open_run(tmp_path / "run").results.attempts == 3
 
 
 def test_a_refusal_does_not_keep_the_folder_locked(tmp_path: Path) -> None:
@@ -235,15 +222,16 @@ def test_a_refusal_does_not_keep_the_folder_locked(tmp_path: Path) -> None:
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run")
     before = snapshot(run.path)
-    other = RunFolder.attach(run.path)
+    other = RunFolder.attach(run.path, name="mwa", command="run", config=CONFIG)
+    assert other.results == run.results
     assert not other.ours
     other.update(seed=5)
-    other.results["evaluations"].append({"data": "coco"})
+    other.add(COCO, DataDescription("COCO"))
     other.save()
     other.finish("finished")
     assert snapshot(run.path) == before
     run.finish("failed")  # whose folder it is has not been touched
-    assert read_results(run.path)["status"] == "failed"
+    assert read_results(run.path).status == "failed"
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -260,10 +248,10 @@ def test_a_full_disk_leaves_the_old_results_whole(broken: str, tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(os, broken, full)
         with pytest.raises(OSError, match="No space left"):
-            run.update(big="x" * 100_000)
+            run.update(error="x" * 100_000)
     assert snapshot(run.path) == before  # the old file, and no temporary one beside it
     run.update(seed=1)
-    assert read_results(run.path)["seed"] == 1
+    assert read_results(run.path).seed == 1
 
 
 def test_a_finish_that_cannot_be_written_still_frees_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,47 +265,3 @@ def test_a_finish_that_cannot_be_written_still_frees_the_folder(tmp_path: Path, 
         with pytest.raises(OSError, match="No space left"):
             run.finish("failed")
     assert open_run(tmp_path / "run").resumed
-
-
-def test_atomic_files_are_readable_by_others(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "file", "text")
-    assert (tmp_path / "file").read_text() == "text"
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
-    assert os.listdir(tmp_path) == ["file"]
-
-
-# --------------------------------------------------------------------------------------------------- what a run is
-
-
-@pytest.mark.parametrize(
-    "same",
-    [
-        {"trainer__devices": 8}, {"trainer__logger": False}, {"trainer__accelerator": "gpu"}, {"trainer__strategy": "ddp"},
-        {"trainer__default_root_dir": "/x"}, {"trainer__num_nodes": 2}, {"wandb__enabled": False}, {"name": "other"},
-    ],
-)  # fmt: skip
-def test_the_hash_ignores_where_and_how_it_runs(same: dict[str, Any]) -> None:
-    assert config_hash(changed(**same)) == config_hash(CONFIG)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"model__init_args__optimization__lr": 1e-4}, {"seed_everything": 1}, {"data__init_args__batch_size": 32},
-        {"trainer__max_epochs": 3}, {"trainer__precision": "32-true"}, {"command": "fit"}, {"evaluate": {"x": 1}},
-        {"model__init_args__adapter": {"class_path": "a.Adapter"}},
-    ],
-)  # fmt: skip
-def test_the_hash_sees_what_decides_the_result(other: dict[str, Any]) -> None:
-    assert config_hash(changed(**other)) != config_hash(CONFIG)
-
-
-def test_the_hash_does_not_depend_on_the_order_of_keys() -> None:
-    assert config_hash(dict(reversed(CONFIG.items()))) == config_hash(CONFIG)
-    assert len(config_hash(CONFIG)) == 12
-
-
-def test_differing_keys_are_dotted_leaves() -> None:
-    assert differing_keys(CONFIG, CONFIG) == []
-    assert differing_keys({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}) == ["a.c", "d", "e"]
-    assert differing_keys({"a": {"b": 1}}, {"a": None}) == ["a"]

@@ -18,21 +18,14 @@ import pytest
 from rich.console import Console
 
 from datamodules.errors import InputError
-from experiments.papers.plan import Job
+from experiments.papers.plan import PlannedRun
 from experiments.papers.schema import Cost, Recipe
-from experiments.runs.files import take_lock
 from experiments.runs.folder import RunFolder
-from experiments.runs.results import read_results
+from experiments.runs.results import read_results, write_results
+from experiments.sweep.launches import PROGRAM, Launch
+from experiments.sweep.outcomes import log_of, record, state_of, why_it_ended
 from experiments.sweep.runner import Runner
-from experiments.sweep.targets import tasks_of
-from experiments.sweep.tasks import (
-    PROGRAM,
-    Task,
-    log_of,
-    record,
-    state_of,
-    why_it_ended,
-)
+from experiments.sweep.targets import launches_of
 
 # A run as the runner sees it: notes its start, waits for `until` to appear, writes how it ended.
 FAKE = """
@@ -42,7 +35,8 @@ folder = options["run_dir"]
 os.makedirs(folder, exist_ok=True)
 def note(status, **more):
     with open(folder + "/results.json.part", "w") as file:
-        json.dump({"schema": "crosslight.results/1", "status": status, "seconds": 7.0, "config_hash": "c", **more}, file)
+        json.dump({"schema": "crosslight.results/2", "status": status, "seconds": 7.0, "config_hash": "c", "command": "run",
+                   "name": "n", "started": "2026-11-21T15:32:55+00:00", **more}, file)
     os.rename(folder + "/results.json.part", folder + "/results.json")
 def stopped(*_):
     note("interrupted")
@@ -77,21 +71,22 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fake(script: Path, tmp_path: Path) -> Callable[..., Task]:
-    def make(name: str, after: tuple[str, ...] = (), gpus: int = 0, **options: object) -> Task:
+def fake(script: Path, tmp_path: Path) -> Callable[..., Launch]:
+    def make(name: str, after: tuple[str, ...] = (), gpus: int = 0, **options: object) -> Launch:
         folder = tmp_path / "runs" / name
-        given = {"run": name, "run_dir": folder, "notes": tmp_path / "notes", **options}
-        command = (sys.executable, "-S", "-E", str(script), *(f"--{key}={value}" for key, value in given.items()))
-        return Task(name, name, name[0], folder, command, {}, after, gpus)
+        given = {"run": name, "notes": tmp_path / "notes", **options}
+        program = (sys.executable, "-S", "-E", str(script))
+        words = tuple(f"--{key}={value}" for key, value in given.items())
+        return Launch(name, name, name[0], folder, None, program, options=words, after=after, gpus=gpus)
 
     return make
 
 
-def run(tasks: list[Task], root: Path, out: StringIO | None = None, **options: object) -> tuple[int, dict[str, str], str]:
+def run(launches: list[Launch], root: Path, out: StringIO | None = None, **options: object) -> tuple[int, dict[str, str], str]:
     """Exit status, states, and what was printed."""
     out = out or StringIO()
     given = {"jobs": 2, "every": 0.02, **options}
-    runner = Runner(tasks, root, console=Console(file=out, width=200), **given)  # type: ignore[arg-type]
+    runner = Runner(launches, root, console=Console(file=out, width=200), **given)  # type: ignore[arg-type]
     status = runner.run()
     return status, {key: entry.state for key, entry in runner.entries.items()}, out.getvalue()
 
@@ -109,12 +104,12 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_order_failures_and_what_a_second_call_leaves_alone(fake: Callable[..., Task], tmp_path: Path) -> None:
-    tasks = [
+def test_order_failures_and_what_a_second_call_leaves_alone(fake: Callable[..., Launch], tmp_path: Path) -> None:
+    launches = [
         fake("a"), fake("b", ("a",)), fake("broken", how="failed"), fake("memory", how="oom"), fake("crash", how="crash"),
         fake("killed", how="killed"), fake("c", ("b", "broken")), fake("d", ("c",)), fake("e"),
     ]  # fmt: skip
-    status, states, printed = run(tasks, tmp_path)
+    status, states, printed = run(launches, tmp_path)
     assert status == 1
     assert states == {
         "a": "finished", "b": "finished", "broken": "failed", "memory": "oom", "crash": "failed", "killed": "failed",
@@ -127,22 +122,22 @@ def test_order_failures_and_what_a_second_call_leaves_alone(fake: Callable[..., 
     assert "3 finished, 3 failed" not in printed
     assert "3 finished, 1 oom, 3 failed, 2 blocked" in printed
     crashed, killed = (read_results(tmp_path / "runs" / name) for name in ("crash", "killed"))
-    assert (crashed["status"], killed["status"]) == ("failed", "failed")
-    assert "no such option" in crashed["error"]
-    assert "SIGKILL" in killed["error"]
-    assert read_results(tmp_path / "runs" / "broken")["error"] == "it was failed"
+    assert (crashed.status, killed.status) == ("failed", "failed")
+    assert "no such option" in str(crashed.error)
+    assert "SIGKILL" in str(killed.error)
+    assert read_results(tmp_path / "runs" / "broken").error == "it was failed"
 
-    status, states, printed = run(tasks, tmp_path)
+    status, states, printed = run(launches, tmp_path)
     assert status == 1
     assert states["c"] == "blocked"
     assert "failed earlier: crash: ended with exit status 1" in printed
     assert started(tmp_path) == first  # nothing ran again
 
-    again = [replace(task, command=(*task.command, "--how=crash")) for task in tasks if task.key == "broken"]
+    again = [replace(launch, options=(*launch.options, "--how=crash")) for launch in launches if launch.key == "broken"]
     assert run(again, tmp_path, retry_failed=True)[1] == {"broken": "failed"}
-    assert "no such option" in read_results(tmp_path / "runs" / "broken")["error"]  # the row tells of the last attempt
+    assert "no such option" in str(read_results(tmp_path / "runs" / "broken").error)  # the row tells of the last attempt
 
-    mended = [replace(task, command=tuple(part for part in task.command if "how=" not in part)) for task in tasks]
+    mended = [replace(launch, options=tuple(word for word in launch.options if "how=" not in word)) for launch in launches]
     status, states, _ = run(mended, tmp_path, retry_failed=True)
     assert status == 0
     assert set(states.values()) == {"finished"}
@@ -150,53 +145,54 @@ def test_order_failures_and_what_a_second_call_leaves_alone(fake: Callable[..., 
 
 
 def test_a_crash_that_opened_nothing_leaves_a_row_that_a_retry_takes_over(tmp_path: Path) -> None:
-    task = Task("k", "mwa/x s3", "x", tmp_path / "x", (*PROGRAM, "run", "--seed_everything=3", "--scale=miniature"), {})
-    assert record(task, "failed", "no such option")
+    launch = Launch("k", "mwa/x s3", "x", tmp_path / "x", "run", seed=3, scale="miniature")
+    assert record(launch, "failed", "no such option")
     row = read_results(tmp_path / "x")
-    assert (row["seed"], row["scale"], row["command"], row["name"]) == (3, "miniature", "run", "mwa/x s3")
+    assert (row.seed, row.scale, row.command, row.name) == (3, "miniature", "run", "mwa/x s3")
     folder = RunFolder.open(tmp_path / "x", name="x", command="run", config={"seed_everything": 3})
-    assert folder.results["status"] == "running"
-    assert not record(task, "failed", "never")  # it is open
+    assert folder.results.status == "running"
+    assert not record(launch, "failed", "never")  # it is open
     os.utime(tmp_path / "x" / "config.yaml", (time.time() - 50, time.time() - 50))
     folder.finish("interrupted")
-    counted = read_results(tmp_path / "x")["seconds"]
+    counted = read_results(tmp_path / "x").seconds
+    assert counted is not None
     assert counted < 50
-    assert record(task, "stopped_early", "hopeless")
-    assert read_results(tmp_path / "x")["seconds"] == counted  # the process had counted its attempt
-    (tmp_path / "x" / "results.json").write_text(json.dumps({**row, "status": "running", "seconds": 7.0}))
-    assert record(task, "failed", "killed")
-    assert read_results(tmp_path / "x")["seconds"] >= 57  # this one had not
+    assert record(launch, "stopped_early", "hopeless")
+    assert read_results(tmp_path / "x").seconds == counted  # the process had counted its attempt
+    write_results(tmp_path / "x", replace(row, status="running", seconds=7.0))
+    assert record(launch, "failed", "killed")
+    assert (read_results(tmp_path / "x").seconds or 0) >= 57  # this one had not
     folder = RunFolder.open(tmp_path / "x", name="x", command="run", config={"seed_everything": 3})
     folder.finish("finished")
-    assert state_of(task)[0] == "finished"
+    assert state_of(launch)[0] == "finished"
 
 
-def test_a_row_tells_of_its_own_attempt(fake: Callable[..., Task], tmp_path: Path) -> None:
+def test_a_row_tells_of_its_own_attempt(fake: Callable[..., Launch], tmp_path: Path) -> None:
     log = log_of(tmp_path, fake("killed"))
     log.parent.mkdir()
     log.write_text("crosslight: error: no such option\n")  # of an earlier attempt
     assert why_it_ended(log, -9) == "no such option"
     assert run([fake("killed", how="killed")], tmp_path)[1] == {"killed": "failed"}
-    assert "signal 9 (SIGKILL)" in read_results(tmp_path / "runs" / "killed")["error"]
+    assert "signal 9 (SIGKILL)" in str(read_results(tmp_path / "runs" / "killed").error)
     assert "killed by signal 50;" in why_it_ended(log, -50, start=log.stat().st_size)
 
 
-def test_ctrl_c_stops_in_order_and_the_next_call_goes_on(fake: Callable[..., Task], tmp_path: Path) -> None:
+def test_ctrl_c_stops_in_order_and_the_next_call_goes_on(fake: Callable[..., Launch], tmp_path: Path) -> None:
     go = tmp_path / "go"
-    tasks = [fake("a"), fake("b", until=go), fake("deaf", until=go, deaf=1), fake("c")]
+    launches = [fake("a"), fake("b", until=go), fake("deaf", until=go, deaf=1), fake("c")]
     interrupt = threading.Thread(
         target=lambda: (wait_for(lambda: {"b", "deaf"} <= set(started(tmp_path))), os.kill(os.getpid(), signal.SIGINT))
     )
     interrupt.start()
-    status, states, printed = run(tasks, tmp_path, grace=0.2)
+    status, states, printed = run(launches, tmp_path, grace=0.2)
     interrupt.join()
     assert status == 130
     assert states == {"a": "finished", "b": "interrupted", "deaf": "interrupted", "c": "waiting"}
     assert "1 finished, 2 interrupted, 1 waiting" in printed
-    assert [read_results(tmp_path / "runs" / name)["status"] for name in ("b", "deaf")] == ["interrupted"] * 2
+    assert [read_results(tmp_path / "runs" / name).status for name in ("b", "deaf")] == ["interrupted"] * 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     go.touch()
-    assert run(tasks, tmp_path)[0] == 0
+    assert run(launches, tmp_path)[0] == 0
     assert sorted(started(tmp_path)) == ["a", "b", "b", "c", "deaf", "deaf"]
 
 
@@ -204,17 +200,18 @@ RUNNER = """
 import sys
 from pathlib import Path
 from experiments.sweep.runner import Runner
-from experiments.sweep.tasks import Task
+from experiments.sweep.launches import Launch
 import json
-tasks = [Task(t["key"], t["key"], "k", Path(t["folder"]), tuple(t["command"])) for t in json.loads(sys.argv[2])]
-sys.exit(Runner(tasks, Path(sys.argv[1]), jobs=2, every=0.02).run())
+launches = [Launch(key, key, "k", Path(folder), None, tuple(program), options=tuple(options))
+            for key, folder, program, options in json.loads(sys.argv[2])]
+sys.exit(Runner(launches, Path(sys.argv[1]), jobs=2, every=0.02).run())
 """
 
 
-def test_a_killed_runner_repeats_nothing_and_two_runners_share_the_work(fake: Callable[..., Task], tmp_path: Path) -> None:
+def test_a_killed_runner_repeats_nothing_and_two_runners_share_the_work(fake: Callable[..., Launch], tmp_path: Path) -> None:
     go = tmp_path / "go"
-    tasks = [fake("a"), fake("b", until=go), fake("c", until=go), fake("d", ("b",)), fake("e", ("c",))]
-    given = json.dumps([{"key": task.key, "folder": str(task.folder), "command": task.command} for task in tasks[:3]])
+    launches = [fake("a"), fake("b", until=go), fake("c", until=go), fake("d", ("b",)), fake("e", ("c",))]
+    given = json.dumps([[launch.key, str(launch.folder), launch.program, launch.options] for launch in launches[:3]])
     command = [sys.executable, "-c", RUNNER, str(tmp_path), given]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
         wait_for(lambda: {"b", "c"} <= set(started(tmp_path)))
@@ -226,18 +223,18 @@ def test_a_killed_runner_repeats_nothing_and_two_runners_share_the_work(fake: Ca
         out = StringIO()
         release = threading.Thread(target=lambda: (wait_for(lambda: "elsewhere b" in out.getvalue()), go.touch()))
         release.start()
-        status, states, _ = run(tasks, tmp_path, out)
+        status, states, _ = run(launches, tmp_path, out)
         release.join()
     assert (status, second.returncode) == (0, 0)
     assert set(states.values()) == {"finished"}
     assert sorted(started(tmp_path)) == ["a", "b", "c", "d", "e"]  # each once
 
 
-def test_devices_threads_and_jobs(fake: Callable[..., Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_threads_and_jobs(fake: Callable[..., Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    tasks = [fake("one", gpus=1), fake("two", gpus=2), fake("three", ("one", "two"), gpus=3), fake("none")]
-    assert run(tasks, tmp_path, gpus=["4", "7", "GPU-x"], jobs=None)[0] == 0
+    launches = [fake("one", gpus=1), fake("two", gpus=2), fake("three", ("one", "two"), gpus=3), fake("none")]
+    assert run(launches, tmp_path, gpus=["4", "7", "GPU-x"], jobs=None)[0] == 0
     notes = {line.split(" ")[0]: line.split(" ")[1:] for line in (tmp_path / "notes").read_text().splitlines()}
     assert notes["one"] == ["4", "2"]
     assert notes["two"] == ["7,GPU-x", "8"]
@@ -246,27 +243,27 @@ def test_devices_threads_and_jobs(fake: Callable[..., Task], tmp_path: Path, mon
     with pytest.raises(InputError, match="wants 4 GPUs and this machine has 3"):
         Runner([fake("four", gpus=4)], tmp_path, gpus=["0", "1", "2"])
     with pytest.raises(InputError, match="--jobs is 0"):
-        Runner(tasks, tmp_path, jobs=0)
+        Runner(launches, tmp_path, jobs=0)
 
 
-def test_early_stop_and_more(fake: Callable[..., Task], tmp_path: Path) -> None:
-    """A task that is judged hopeless is stopped and says so; further tasks are asked for when there is room."""
+def test_early_stop_and_more(fake: Callable[..., Launch], tmp_path: Path) -> None:
+    """A launch that is judged hopeless is stopped and says so; further launches are asked for when there is room."""
     never = tmp_path / "never"
     further = [fake("x"), fake("y")]
-    tasks = [fake("slow", until=never), fake("fast")]
+    launches = [fake("slow", until=never), fake("fast")]
     status, states, _ = run(
-        tasks, tmp_path, more=lambda: further.pop(0) if further else None,
+        launches, tmp_path, more=lambda: further.pop(0) if further else None,
         judge=lambda running: {"slow": "hyperband: too slow"} if "slow" in running and "slow" in started(tmp_path) else {},
     )  # fmt: skip
     assert status == 0
     assert states == {"slow": "stopped_early", "fast": "finished", "x": "finished", "y": "finished"}
     row = read_results(tmp_path / "runs" / "slow")
-    assert (row["status"], row["error"]) == ("stopped_early", "hyperband: too slow")
-    assert run(tasks, tmp_path)[1]["slow"] == "stopped_early"
+    assert (row.status, row.error) == ("stopped_early", "hyperband: too slow")
+    assert run(launches, tmp_path)[1]["slow"] == "stopped_early"
     assert started(tmp_path).count("slow") == 1
 
 
-def test_unreadable_results_are_a_failure_of_their_own_run(fake: Callable[..., Task], tmp_path: Path) -> None:
+def test_unreadable_results_are_a_failure_of_their_own_run(fake: Callable[..., Launch], tmp_path: Path) -> None:
     (tmp_path / "runs" / "bad").mkdir(parents=True)
     (tmp_path / "runs" / "bad" / "results.json").write_text("{")
     status, states, printed = run([fake("bad"), fake("good")], tmp_path)
@@ -275,36 +272,31 @@ def test_unreadable_results_are_a_failure_of_their_own_run(fake: Callable[..., T
     assert "is not JSON" in printed
 
 
-def test_time_left_is_by_kind_then_by_scaled_estimates(fake: Callable[..., Task], tmp_path: Path) -> None:
-    def costs(task: Task, kind: str, seconds: float | None) -> Task:
-        return replace(task, kind=kind, cost=None if seconds is None else Cost(seconds / 3600))
+def test_time_left_is_by_kind_then_by_scaled_estimates(fake: Callable[..., Launch], tmp_path: Path) -> None:
+    def costs(launch: Launch, kind: str, seconds: float | None) -> Launch:
+        return replace(launch, kind=kind, cost=None if seconds is None else Cost(seconds / 3600))
 
-    tasks = [costs(fake("a"), "k", 5.0), costs(fake("b"), "k", 5.0), costs(fake("c"), "other", 100.0)]
-    runner = Runner(tasks, tmp_path, jobs=2)
+    launches = [costs(fake("a"), "k", 5.0), costs(fake("b"), "k", 5.0), costs(fake("c"), "other", 100.0)]
+    runner = Runner(launches, tmp_path, jobs=2)
     assert runner.seconds_left() == pytest.approx((5 + 5 + 100) / 2)
     runner.entries["a"].state, runner.entries["a"].seconds = "finished", 10.0
     assert runner.seconds_left() == pytest.approx((10 + 200) / 2)  # estimates were half of the truth
-    bare = Runner([costs(task, task.key, None) for task in tasks], tmp_path)
+    bare = Runner([costs(launch, launch.key, None) for launch in launches], tmp_path)
     assert bare.seconds_left() is None
 
 
-def test_tasks_of_jobs(tmp_path: Path) -> None:
-    first = Job("k1" * 6, ("mwa/pretrain",), "miniature", 2, Recipe(["c.yaml"], command="fit", world="source"), (), {})
+def test_launches_of_planned_runs(tmp_path: Path) -> None:
+    first = PlannedRun("k1" * 6, ("mwa/pretrain",), "miniature", 2, Recipe(["c.yaml"], command="fit", world="source"), (), {})
     recipe = Recipe(["d.yaml"], start="pretrain", cost=Cost(3, devices=4, device="A100"))
-    second = Job("k2" * 6, ("mwa/x", "mwa/y"), "full", 2, recipe, (first.key,), {"pretrain": first.key})
-    one, two = tasks_of([first, second], tmp_path, {second.key: "mwa/table1"})
+    second = PlannedRun("k2" * 6, ("mwa/x", "mwa/y"), "full", 2, recipe, (first.key,), {"pretrain": first.key})
+    one, two = launches_of([first, second], tmp_path, {second.key: "mwa/table1"})
     assert one.folder == tmp_path / "mwa-pretrain-s2-k1k1k1k1"
-    assert one.command[:5] == (*PROGRAM, "fit", "-c")
+    assert one.argv[:5] == (*PROGRAM, "fit", "-c")
     assert one.environment == {"CROSSLIGHT_WORLD": str(tmp_path / "worlds" / "source")}
     assert (one.gpus, one.world, two.gpus, two.after) == (0, "source", 4, (first.key,))
-    assert f"--model.init_args.init_from={one.folder}" in two.command
+    assert f"--model.init_args.init_from={one.folder}" in two.argv
     assert two.environment == {"WANDB_RUN_GROUP": "mwa/table1"}
 
 
-def test_a_lock_is_held_once(tmp_path: Path) -> None:
-    lock = take_lock(tmp_path / "a" / "lock")
-    assert lock is not None
-    assert take_lock(tmp_path / "a" / "lock") is None
-    lock.close()
-    assert take_lock(tmp_path / "a" / "lock") is not None
-    assert log_of(tmp_path, Task("k", "n", "k", tmp_path / "run-1", ())) == tmp_path / "logs" / "run-1.log"
+def test_a_log_is_named_like_its_folder(tmp_path: Path) -> None:
+    assert log_of(tmp_path, Launch("k", "n", "k", tmp_path / "run-1", None)) == tmp_path / "logs" / "run-1.log"

@@ -21,14 +21,15 @@ from rich.console import Console
 from torch import distributed
 
 from datamodules.errors import InputError
-from experiments.cli.sweep import main
-from experiments.runs.files import take_lock
-from experiments.runs.results import SCHEMA, read_results
+from datamodules.files.locks import take_lock
+from experiments.cli.main import run_command
+from experiments.runs.results import Results, ResultsStatus, now, read_results, write_results
 from experiments.sweep import slurm, slurm_script
+from experiments.sweep.launches import Launch
+from experiments.sweep.request import Request
 from experiments.sweep.slurm import settle
 from experiments.sweep.slurm_script import SlurmOptions, arrays_of, script_of
-from experiments.sweep.status import show_tasks
-from experiments.sweep.tasks import PROGRAM, Task
+from experiments.sweep.status import show_launches
 from experiments.training import preemption
 
 # sbatch, squeue, scontrol and scancel over a file of lines JOB_ELEMENT|STATE|REASON; what is called is noted.
@@ -96,39 +97,37 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
     return cluster
 
 
-def task(root: Path, name: str, after: tuple[str, ...] = (), gpus: int = 0, *more: str) -> Task:
-    folder = root / name
-    return Task(
-        name, name, "k", folder, (*PROGRAM, "run", *more, f"--run_dir={folder}"), {"CROSSLIGHT_WORLD": "a b"}, after, gpus
-    )
+def launch(root: Path, name: str, after: tuple[str, ...] = (), gpus: int = 0, **more: Any) -> Launch:
+    environment = {"CROSSLIGHT_WORLD": "a b"}
+    return Launch(name, name, "k", root / name, "run", environment=environment, after=after, gpus=gpus, **more)
 
 
-def ended(each: Task, status: str, **more: object) -> None:
+def ended(each: Launch, status: ResultsStatus, error: str | None = None) -> None:
     each.folder.mkdir(parents=True, exist_ok=True)
-    content = {"schema": SCHEMA, "status": status, "evaluations": [], **more}
-    (each.folder / "results.json").write_text(json.dumps(content))
+    write_results(each.folder, Results(status, "run", each.title, "c", now(), error=error))
 
 
-def submit(tasks: list[Task], root: Path, options: SlurmOptions | None = None, **more: bool) -> tuple[int, str]:
+def submit(launches: list[Launch], root: Path, options: SlurmOptions | None = None, **more: bool) -> tuple[int, str]:
     out = StringIO()
-    status = slurm.submit(tasks, root, options or SlurmOptions(), "mwa/x", Console(file=out, width=200), **more)
+    request = Request("run", "mwa/x", submit=options or SlurmOptions(), **more)
+    status = slurm.submit(launches, root, request, Console(file=out, width=200))
     return status, out.getvalue()
 
 
 def test_arrays_are_tasks_of_one_shape_and_one_start(tmp_path: Path) -> None:
-    tasks = [
-        task(tmp_path, "start"), task(tmp_path, "a", ("start",)), task(tmp_path, "b", ("start",)),
-        task(tmp_path, "ranks", ("start",), 0, "--trainer.devices=2", "--trainer.num_nodes=3"), task(tmp_path, "gpu", (), 4),
-        task(tmp_path, "last", ("a", "b")),
+    launches = [
+        launch(tmp_path, "start"), launch(tmp_path, "a", ("start",)), launch(tmp_path, "b", ("start",)),
+        launch(tmp_path, "ranks", ("start",), devices="2", nodes=3), launch(tmp_path, "gpu", (), 4),
+        launch(tmp_path, "last", ("a", "b")),
     ]  # fmt: skip
-    arrays = arrays_of(tasks, SlurmOptions(nodes=2, gpus_per_node=8))
-    assert [[each.name for each in array.tasks] for array in arrays] == [["start"], ["a", "b"], ["ranks"], ["gpu"], ["last"]]
+    arrays = arrays_of(launches, SlurmOptions(nodes=2, gpus_per_node=8))
+    assert [[each.title for each in array.launches] for array in arrays] == [["start"], ["a", "b"], ["ranks"], ["gpu"], ["last"]]
     shapes = [(array.shape.nodes, array.shape.processes, array.shape.gpus) for array in arrays]
     assert shapes == [(1, 1, 0), (1, 1, 0), (3, 2, 0), (2, 8, 8), (1, 1, 0)]
-    assert arrays[3].tasks[0].command[-2:] == ("--trainer.devices=8", "--trainer.num_nodes=2")  # Lightning is told
-    assert arrays[1].tasks[0].command == tasks[1].command
-    many = arrays_of([task(tmp_path, str(number)) for number in range(slurm_script.MOST + 1)], SlurmOptions())
-    assert [len(array.tasks) for array in many] == [slurm_script.MOST, 1]
+    assert arrays[3].launches[0].argv[-3:-1] == ("--trainer.devices=8", "--trainer.num_nodes=2")  # Lightning is told
+    assert arrays[1].launches[0].argv == launches[1].argv
+    many = arrays_of([launch(tmp_path, str(number)) for number in range(slurm_script.MOST + 1)], SlurmOptions())
+    assert [len(array.launches) for array in many] == [slurm_script.MOST, 1]
 
 
 def test_a_script_says_what_it_runs(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_a_script_says_what_it_runs(tmp_path: Path) -> None:
         partition="gpu", account="me", time="8:00:00", cpus_per_task=4, mem="64G", at_once=2, constraint="a100", qos="low",
         setup=["module load cuda"], extra=["--mail-type=END"], gpus_per_node=2,
     )  # fmt: skip
-    (array,) = arrays_of([task(tmp_path / "its own", "one", (), 2), task(tmp_path / "its own", "two", (), 2)], options)
+    (array,) = arrays_of([launch(tmp_path / "its own", "one", (), 2), launch(tmp_path / "its own", "two", (), 2)], options)
     script = script_of(array, tmp_path / "its own", options, "mwa/table1", "afterok:7_1")
     header = re.findall("^#SBATCH (.*)$", script, re.MULTILINE)
     assert header == [
@@ -154,7 +153,7 @@ def test_a_script_says_what_it_runs(tmp_path: Path) -> None:
         ["bash", "-c", upper + '\nprintf "%s\\n" "$key" "$folder" "$CROSSLIGHT_WORLD" "$@"'],
         env={"SLURM_ARRAY_TASK_ID": "1", "PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
-    assert shown == ["two", f"{tmp_path}/its own/two", "a b", *array.tasks[1].command]
+    assert shown == ["two", f"{tmp_path}/its own/two", "a b", *array.launches[1].argv]
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     for wrong, message in (({"nodes": 0}, "--slurm.nodes is 0"), ({"extra": ["x"]}, "'x', which is no option of sbatch")):
         with pytest.raises(InputError, match=message):
@@ -163,18 +162,18 @@ def test_a_script_says_what_it_runs(tmp_path: Path) -> None:
 
 def test_nothing_is_submitted_twice_and_children_wait_for_their_parents_element(queue: Queue, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    tasks = [
-        task(root, "done"), task(root, "start"), task(root, "other"), task(root, "child", ("start",)),
-        task(root, "both", ("start", "other")), task(root, "free", ("done",)), task(root, "failed"),
-        task(root, "blocked", ("failed",)), task(root, "local"),
+    launches = [
+        launch(root, "done"), launch(root, "start"), launch(root, "other"), launch(root, "child", ("start",)),
+        launch(root, "both", ("start", "other")), launch(root, "free", ("done",)), launch(root, "failed"),
+        launch(root, "blocked", ("failed",)), launch(root, "local"),
     ]  # fmt: skip
-    ended(tasks[0], "finished")
-    ended(tasks[6], "failed")
+    ended(launches[0], "finished")
+    ended(launches[6], "failed")
     lock = take_lock(root / ".locks" / "local")
-    status, said = submit(tasks, root, dry_run=True)
+    status, said = submit(launches, root, dry_run=True)
     assert "--dependency=afterok:JOB1_0" in said
     assert not (root / "slurm").exists()
-    status, said = submit(tasks, root)
+    status, said = submit(launches, root)
     assert status == 1  # something failed earlier
     assert len(queue.called("sbatch")) == 4
     scripts = [Path(line.split()[-1]).read_text() for line in queue.called("sbatch")]
@@ -187,15 +186,15 @@ def test_nothing_is_submitted_twice_and_children_wait_for_their_parents_element(
     assert {key: job["job"] for key, job in jobs.items()} == {
         "start": "11_0", "other": "11_1", "child": "12_0", "both": "13_0", "free": "14_0"
     }  # fmt: skip
-    assert jobs["child"]["command"] == list(tasks[3].command)
-    assert "nothing to submit" in submit(tasks, root)[1]
+    assert jobs["child"]["argv"] == list(launches[3].argv)
+    assert "nothing to submit" in submit(launches, root)[1]
     assert len(queue.called("sbatch")) == 4
 
     queue.becomes(j11_0="COMPLETED", j12_0="FAILED", j11_1="RUNNING")  # a node went down: nothing was recorded
-    ended(tasks[1], "finished")
+    ended(launches[1], "finished")
     assert lock is not None
     lock.close()
-    submit([*tasks, task(root, "late", ("other",))], root, retry_failed=True)
+    submit([*launches, launch(root, "late", ("other",))], root, retry_failed=True)
     last = Path(queue.called("sbatch")[-1].split()[-1]).read_text()
     assert "afterok:11_1" in last  # of a parent that runs since the first submission
     jobs = json.loads((root / "slurm" / "jobs.json").read_text())
@@ -205,41 +204,41 @@ def test_nothing_is_submitted_twice_and_children_wait_for_their_parents_element(
 
 
 def test_status_and_cancel(queue: Queue, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = [task(tmp_path, "a"), task(tmp_path, "b", ("a",)), task(tmp_path, "c"), task(tmp_path, "d", ("c",))]
-    submit(tasks, tmp_path)
+    launches = [launch(tmp_path, "a"), launch(tmp_path, "b", ("a",)), launch(tmp_path, "c"), launch(tmp_path, "d", ("c",))]
+    submit(launches, tmp_path)
     queue.becomes(j11_0="RUNNING", j11_1="FAILED", j13_0="CANCELLED")
-    ended(tasks[2], "failed", error="no such option")
+    ended(launches[2], "failed", error="no such option")
     out = StringIO()
-    show_tasks(Console(file=out, width=160), tasks, tmp_path, slurm.queue_words(tmp_path))
+    show_launches(Console(file=out, width=160), launches, tmp_path, slurm.queue_words(tmp_path))
     rows = out.getvalue().splitlines()
     assert "11_0 RUNNING" in rows[1]
     assert "12_0 PENDING Dependency" in rows[2]
     assert re.search(r"failed .*11_1 FAILED +no such option", rows[3])
     assert re.search(r"blocked .*13_0 CANCELLED +starts from 3, which is failed", rows[4])
-    assert main(["status", str(tmp_path)]) == 1
+    assert run_command("sweep", ["status", str(tmp_path)]) == 1
     rows = capsys.readouterr().out.splitlines()
     assert re.search(r"^c +failed", rows[1])
     assert re.search(r"^b +submitted +12_0 PENDING Dependency", rows[3])
     assert rows[-1] == "1 failed, 3 submitted"
     out = StringIO()
-    assert slurm.cancel(tasks, tmp_path, Console(file=out, width=160)) == 0
+    assert slurm.cancel(launches, tmp_path, Console(file=out, width=160)) == 0
     assert queue.called("scancel") == ["scancel 11_0 12_0"]
     assert "cancelling 11_0 (running): a" in out.getvalue()
-    assert slurm.cancel(tasks, tmp_path, Console(file=StringIO())) == 0
+    assert slurm.cancel(launches, tmp_path, Console(file=StringIO())) == 0
     assert len(queue.called("scancel")) == 1
     with pytest.raises(InputError, match="has no jobs of these runs"):
-        slurm.cancel(tasks, tmp_path / "elsewhere", Console())
+        slurm.cancel(launches, tmp_path / "elsewhere", Console())
 
 
 def test_a_script_as_slurm_runs_it(queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It leaves alone what a runner has in hand or has finished, and settles what srun has started."""
     written: list[str] = []
     monkeypatch.setattr(slurm, "write_miniature_world", lambda folder, style: written.append(f"{folder.name} {style}"))
-    tasks = [replace(task(tmp_path, name), world="target") for name in ("held", "done", "broken")]
-    submit(tasks, tmp_path)
+    launches = [replace(launch(tmp_path, name), world="target") for name in ("held", "done", "broken")]
+    submit(launches, tmp_path)
     assert written == ["target target"]
     queue.becomes(j11_2="RUNNING")
-    ended(tasks[1], "finished")
+    ended(launches[1], "finished")
     lock = take_lock(tmp_path / ".locks" / "held")
     script = queue.called("sbatch")[0].split()[-1]
     for index, code in enumerate((1, 0, 3)):
@@ -248,10 +247,10 @@ def test_a_script_as_slurm_runs_it(queue: Queue, tmp_path: Path, monkeypatch: py
     assert lock is not None
     lock.close()
     (started,) = queue.called("srun")
-    assert started.endswith(f"crosslight {' '.join(tasks[2].command)}")
+    assert started.endswith(f"crosslight {' '.join(launches[2].argv)}")
     assert "held is running elsewhere" in (tmp_path / "logs" / "held.log").read_text()
     assert "Slurm job 11_2 on n1, requeued 0 times" in (tmp_path / "logs" / "broken.log").read_text()
-    assert "ended with exit status 3" in read_results(tasks[2].folder)["error"]
+    assert "ended with exit status 3" in str(read_results(launches[2].folder).error)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +274,7 @@ def test_a_job_settles(
     queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     code: int, state: str, status: str | None, exits: int, requeued: bool, recorded: str,
 ) -> None:  # fmt: skip
-    each = task(tmp_path, "a")
+    each = launch(tmp_path, "a")
     submit([each], tmp_path, SlurmOptions(requeues=3))
     queue.becomes(j11_0=state)
     if status is not None:
@@ -285,18 +284,18 @@ def test_a_job_settles(
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert settle(tmp_path, "a", code) == exits
     assert queue.called("scontrol requeue") == (["scontrol requeue 11_0"] if requeued else [])
-    assert read_results(each.folder)["status"] == recorded
+    assert read_results(each.folder).status == recorded
     if recorded == "failed" and status != "failed":
         how = {143: "killed by signal 15 (SIGTERM)", 137: "killed by signal 9 (SIGKILL)"}.get(
             code, f"ended with exit status {code}"
         )
-        assert read_results(each.folder)["error"].startswith(f"{how}; last line of")
+        assert str(read_results(each.folder).error).startswith(f"{how}; last line of")
     if requeued:
         monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
         queue.becomes(j11_0=state)
         settle(tmp_path, "a", code)
         assert len(queue.called("scontrol requeue")) == 1
-        assert "queued again 3 times" in read_results(each.folder)["error"]
+        assert "queued again 3 times" in str(read_results(each.folder).error)
 
 
 def test_options_and_refusals(queue: Queue, tmp_path: Path) -> None:
@@ -310,21 +309,21 @@ def test_options_and_refusals(queue: Queue, tmp_path: Path) -> None:
     for arguments, message in {
         ("mwa/table1", "--slurm.partition=gpu"): "--slurm.partition=gpu is of jobs: add --submit slurm",
         ("mwa/table1", "--submit", "slurm", "--slurm.partitoin=gpu"): "Did you mean --slurm.partition?",
-        ("mwa/table1", "--submit", "slurm", "--slurm.nodes=many"): "Expected a int. Got value: many",
+        ("mwa/table1", "--submit", "slurm", "--slurm.nodes=many"): "--slurm.nodes: invalid int value: 'many'",
         ("mwa/table1", "--submit", "slurm", "--jobs", "2"): "--slurm.at_once",
         (str(sweep), "--submit", "slurm"): "method: bayes looks at other runs' results",
     }.items():
         with pytest.raises(InputError, match=re.escape(message)):
-            main(["run", *arguments, *out])
+            run_command("sweep", ["run", *arguments, *out])
     for action in ("cancel", "status"):
         for wrong in (["--dry-run"], ["--retry-failed"], ["--submit", "slurm"], ["--jobs", "2"], ["--slurm.nodes=2"]):
-            with pytest.raises(InputError, match=f"{wrong[0]}: of `sweep run` only"):
-                main([action, "mwa/table1", *wrong])
+            with pytest.raises(InputError, match=rf"{wrong[0].partition('=')[0]} is of `crosslight sweep run`"):
+                run_command("sweep", [action, "mwa/table1", *wrong])
     assert queue.called("scancel") == []
-    with pytest.raises(InputError, match="leave --seeds out"):
-        main(["status", str(tmp_path), "--seeds", "1"])
+    with pytest.raises(InputError, match=r"--seeds is of exhibits; status .* shows all runs of that folder"):
+        run_command("sweep", ["status", str(tmp_path), "--seeds", "1"])
     with pytest.raises(InputError, match="has no jobs of these runs"):
-        main(["cancel", "mwa/table1", "--out", str(tmp_path / "out")])
+        run_command("sweep", ["cancel", "mwa/table1", "--out", str(tmp_path / "out")])
 
 
 def test_options_from_a_file_reach_the_script(queue: Queue, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,14 +331,14 @@ def test_options_from_a_file_reach_the_script(queue: Queue, tmp_path: Path, caps
     file.write_text("partition: gpu\nat_once: 3\nsetup: [module load cuda]\n")
     sweep.write_text("{method: grid, command: [crosslight, run, '${args}'], parameters: {x: {values: [1, 2]}}}")
     given = ["--submit", "slurm", "--slurm", str(file), "--slurm.time", "1:00:00", "--out", str(tmp_path / "out")]
-    assert main(["run", *given, str(sweep)]) == 0
+    assert run_command("sweep", ["run", *given, str(sweep)]) == 0
     (call,) = queue.called("sbatch")
     script = Path(call.split()[-1]).read_text()
     for line in ("--partition=gpu", "--time=1:00:00", "--array=0-1%3", "--gpus-per-node=1"):  # a cluster has GPUs
         assert f"#SBATCH {line}\n" in script
     assert "module load cuda" in script
     assert "job 11: 2 runs (x=1, x=2)" in capsys.readouterr().out
-    assert main(["status", str(sweep), "--out", str(tmp_path / "out")]) == 0
+    assert run_command("sweep", ["status", str(sweep), "--out", str(tmp_path / "out")]) == 0
     assert "11_1 PENDING Priority" in capsys.readouterr().out
 
 
@@ -349,18 +348,18 @@ def test_status_and_cancel_of_draws_are_of_those_submitted(
     sweep, out = tmp_path / "draws.yaml", ["--out", str(tmp_path / "out")]
     sweep.write_text("{method: random, command: [x, '${args_json_file}'], parameters: {x: {min: 0.0, max: 1.0}}}")
     with pytest.raises(InputError, match="--count"):
-        main(["status", str(sweep), *out])
-    assert main(["run", str(sweep), *out, "--count", "2", "--dry-run"]) == 0
+        run_command("sweep", ["status", str(sweep), *out])
+    assert run_command("sweep", ["run", str(sweep), *out, "--count", "2", "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
     for given in (["--count", "3"], ["--count", "1", "--search-seed", "7"]):
-        assert main(["run", str(sweep), *out, *given, "--submit", "slurm"]) == 0
+        assert run_command("sweep", ["run", str(sweep), *out, *given, "--submit", "slurm"]) == 0
     assert len(list((tmp_path / "out" / "points").glob("*.json"))) == 4
     for job in json.loads((tmp_path / "out" / "slurm" / "jobs.json").read_text()).values():
-        ended(Task("k", "n", "k", Path(job["folder"]), ()), "failed", error="e")
+        ended(Launch("k", "n", "k", Path(job["folder"]), None), "failed", error="e")
     capsys.readouterr()
-    assert main(["status", str(sweep), *out]) == 1
+    assert run_command("sweep", ["status", str(sweep), *out]) == 1
     assert "4 runs in" in capsys.readouterr().out
-    assert main(["cancel", str(sweep), *out]) == 0
+    assert run_command("sweep", ["cancel", str(sweep), *out]) == 0
     assert queue.called("scancel") == ["scancel 11_0 11_1 11_2 12_0"]
 
 

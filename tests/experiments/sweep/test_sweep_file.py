@@ -17,20 +17,20 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from datamodules.errors import InputError
-from experiments.cli.sweep import main
+from experiments.cli.main import run_command
 from experiments.papers import catalogue as exhibits
 from experiments.papers import strict_yaml
 from experiments.papers.schema import Cost
 from experiments.runs.metrics_csv import history
-from experiments.runs.results import SCHEMA
+from experiments.runs.results import Results, now, write_results
 from experiments.sweep import search
-from experiments.sweep.points import point_task, points_of
+from experiments.sweep.launches import PROGRAM
+from experiments.sweep.points import point_launch, points_of
 from experiments.sweep.runner import Runner
 from experiments.sweep.search import Bayes, draws, grid, hopeless, point_id
 from experiments.sweep.status import summed_cost
 from experiments.sweep.sweep_file import Hyperband, Sweep, command_of, leaves, read_sweep
-from experiments.sweep.targets import exhibit_tasks
-from experiments.sweep.tasks import PROGRAM
+from experiments.sweep.targets import exhibit_launches
 
 WANDB_SCHEMA = json.loads((Path(__file__).parents[2] / "recordings" / "wandb_sweep_schema.json").read_text())  # sweeps 0.3.0
 LR = "model.init_args.optimization.lr"
@@ -270,23 +270,23 @@ def test_points_become_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     common = ["${env}", "crosslight", "run", "-c", "configs/data/world.yaml", "-c", str(row), "${args}"]
     parameters = {LR: {"values": [0.1, 0.2]}, "trainer.devices": {"value": 2}}
     sweep = sweep_of(tmp_path, parameters=parameters, command=common, name="rates")
-    one, two = (point_task(sweep, point, tmp_path, 4) for point in grid(sweep))
+    one, two = (point_launch(sweep, point, tmp_path, 4) for point in grid(sweep))
     arguments = ("run", "-c", "configs/data/world.yaml", "-c", str(row), f"--{LR}=0.1", "--trainer.devices=2")
-    assert one.command == (*PROGRAM, *arguments, f"--run_dir={one.folder}")
+    assert one.argv == (*PROGRAM, *arguments, f"--run_dir={one.folder}")
     assert one.folder.name == f"rates-{one.key[:8]}"
     assert one.folder != two.folder
     assert one.environment == {"WANDB_RUN_GROUP": "rates", "CROSSLIGHT_WORLD": str(tmp_path / "worlds" / "target")}
-    assert (one.gpus, one.world, one.name) == (2, "target", "lr=0.1 devices=2")
-    assert point_task(sweep, next(grid(sweep)), tmp_path, 0).gpus == 0
+    assert (one.gpus, one.world, one.title) == (2, "target", "lr=0.1 devices=2")
+    assert point_launch(sweep, next(grid(sweep)), tmp_path, 0).gpus == 0
     row.write_text("name: another")
-    assert point_task(sweep, next(grid(sweep)), tmp_path, 0).key != one.key  # a changed configuration is a new run
+    assert point_launch(sweep, next(grid(sweep)), tmp_path, 0).key != one.key  # a changed configuration is a new run
     other = sweep_of(tmp_path, parameters=parameters, command=["${interpreter}", "${program}", "${args}"], program="train.py")
-    assert point_task(other, next(grid(other)), tmp_path, 0).command[1] == "train.py"
+    assert point_launch(other, next(grid(other)), tmp_path, 0).argv[1] == "train.py"
     for entry in (["${interpreter}", "-m", "experiments.cli", "fit"], ["${interpreter}", "${program}", "fit"]):
         sweep = sweep_of(tmp_path, parameters=parameters, command=entry, program="experiments/cli/main.py")
-        assert point_task(sweep, {}, tmp_path, 0).command[:4] == (*PROGRAM, "fit")
+        assert point_launch(sweep, {}, tmp_path, 0).argv[:4] == (*PROGRAM, "fit")
     with pytest.raises(InputError, match="leave --run_dir out"):
-        point_task(sweep_of(tmp_path, parameters=parameters, command=["crosslight", "run", "--run_dir=x"]), {}, tmp_path, 0)
+        point_launch(sweep_of(tmp_path, parameters=parameters, command=["crosslight", "run", "--run_dir=x"]), {}, tmp_path, 0)
 
 
 def test_history_is_read_while_it_is_written(tmp_path: Path) -> None:
@@ -321,44 +321,50 @@ def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     (here / "mwa" / "runs.yaml").write_text(yaml.safe_dump({"runs": runs}))
     for name, used in (("table1", ["one"]), ("table2", ["two", "one"])):
-        rows = [{"label": run, "runs": {"run": run}} for run in used]
-        content = {"title": name, "kind": "table", "rows": rows, "columns": [{"name": "r", "label": "r", "metric": "rsum"}]}
+        variants = [{"label": run, "runs": {"run": run}} for run in used]
+        content = {
+            "title": name,
+            "kind": "table",
+            "variants": variants,
+            "columns": [{"name": "r", "label": "r", "metric": "rsum"}],
+        }
         (here / "mwa" / "exhibits" / f"{name}.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setattr(strict_yaml, "HERE", here)
 
 
 def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for target, names in {"mwa/table1": ["start", "one"], "all": ["start", "one", "two"], "mwa/two": ["start", "two"]}.items():
-        assert [task.name for task in exhibit_tasks(target, "miniature", [3], tmp_path)] == [f"mwa/{name} s3" for name in names]
-    tasks = exhibit_tasks("mwa", "miniature", [0], tmp_path)
-    groups = [task.environment.get("WANDB_RUN_GROUP") for task in tasks]
+        assert [launch.title for launch in exhibit_launches(target, "miniature", [3], tmp_path)] == [
+            f"mwa/{name} s3" for name in names
+        ]
+    launches = exhibit_launches("mwa", "miniature", [0], tmp_path)
+    groups = [launch.environment.get("WANDB_RUN_GROUP") for launch in launches]
     assert groups[1:] == ["mwa/table1", "mwa/table2"]
-    tasks[0].folder.mkdir()
-    results = {"schema": SCHEMA, "status": "finished", "seconds": 65.0, "name": "start", "evaluations": []}
-    (tasks[0].folder / "results.json").write_text(json.dumps(results))
-    assert main(["run", "mwa", "--dry-run", "--out", str(tmp_path)]) == 0
+    launches[0].folder.mkdir()
+    write_results(launches[0].folder, Results("finished", "fit", "start", "c", now(), seconds=65.0))
+    assert run_command("sweep", ["run", "mwa", "--dry-run", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"1 +mwa/start s0 +finished +65 s", printed)
     assert re.search(r"2 +mwa/one s0 +waiting +1", printed)
     assert "3 runs" in printed
     assert "1 finished" in printed
     assert not (tmp_path / "logs").exists()
-    assert main(["status", str(tmp_path)]) == 0
+    assert run_command("sweep", ["status", str(tmp_path)]) == 0
     assert re.search(r"mwa-start-s0-\w+ +finished", capsys.readouterr().out)
     (tmp_path / "a-broken").mkdir()
     (tmp_path / "a-broken" / "results.json").write_text("{")
-    assert main(["status", str(tmp_path)]) == 1
+    assert run_command("sweep", ["status", str(tmp_path)]) == 1
     rows = capsys.readouterr().out
     assert re.search(r"a-broken +failed .*is not JSON", rows)
     assert "1 failed, 1 finished" in rows
-    full = exhibit_tasks("mwa", "full", [0, 1], tmp_path)
+    full = exhibit_launches("mwa", "full", [0, 1], tmp_path)
     assert summed_cost(full) == (
         "still to run: 4: 1.0 A100-hours, up to 30 GB of memory a device, 20 GB of data and weights, 2 runs without an estimate"
     )
     read = [("coco", "base", 21), ("coco", "large", 23), ("coco_captions", "gpt2", 22), ("flickr30k", "base", 8)]
-    tasks = [replace(full[0], command=(f"configs/data/{data}.yaml", f"configs/model/{model}.yaml"), cost=Cost(1, disk_gb=size))
+    launches = [replace(full[0], configs=(f"configs/data/{data}.yaml", f"configs/model/{model}.yaml"), cost=Cost(1, disk_gb=size))
              for data, model, size in read]  # fmt: skip
-    assert "31 GB of data and weights" in summed_cost(tasks)  # COCO once
+    assert "31 GB of data and weights" in summed_cost(launches)  # COCO once
     for arguments, message in {
         ("run", "mwa/table9"): "no exhibit, run, paper or sweep file 'mwa/table9'",
         ("run", "none.yaml"): "none.yaml does not exist",
@@ -367,18 +373,18 @@ def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.Capture
         ("start", "mwa"): "invalid choice",
     }.items():
         with pytest.raises(InputError, match=message):
-            main(list(arguments))
+            run_command("sweep", list(arguments))
 
 
 def test_a_sweep_files_dry_run_lists_its_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = sweep_of(tmp_path, parameters={LR: {"values": [0.1, 0.2]}, "seed_everything": {"values": [0, 1]}})
-    assert main(["run", str(sweep.file), "--dry-run", "--count", "3", "--out", str(tmp_path / "out")]) == 0
+    assert run_command("sweep", ["run", str(sweep.file), "--dry-run", "--count", "3", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert re.findall(r"lr=\S+ seed_everything=\d", printed) == [f"lr={lr} seed_everything={seed}" for lr, seed in
                                                                    ((0.1, 0), (0.1, 1), (0.2, 0))]  # fmt: skip
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="--seeds is of exhibits"):
-        main(["run", str(sweep.file), "--seeds", "0"])
+        run_command("sweep", ["run", str(sweep.file), "--seeds", "0"])
 
 
 # A run that validates three times, `x` each time, or for ever where x is below 0; its metric is not there where x is 5.
@@ -389,7 +395,8 @@ folder, x = options["run_dir"], float(options["x"])
 os.makedirs(folder)
 def note(status):
     with open(folder + "/results.json", "w") as file:
-        json.dump({"schema": "crosslight.results/1", "status": status}, file)
+        json.dump({"schema": "crosslight.results/2", "status": status, "command": "run", "name": "n", "config_hash": "c",
+                   "started": "2026-11-21T15:32:55+00:00"}, file)
 def stopped(*_):
     note("interrupted")
     sys.exit(130)
@@ -428,14 +435,14 @@ def test_a_search_learns_from_its_points_stops_the_hopeless_and_goes_on(
         "command": ["${interpreter}", "-S", "${program}", "--data=configs/data/world.yaml", "${args}"],
     }  # fmt: skip
     sweep = sweep_of(tmp_path, **content)
-    assert main(["run", str(sweep.file), "--out", str(tmp_path / "out")]) == 0
+    assert run_command("sweep", ["run", str(sweep.file), "--out", str(tmp_path / "out")]) == 0
     assert asked == [([], []), ([3.0], [3.0]), ([3.0, 5.0], [3.0, 3.0])]  # no metric: the worst of all
     assert "2 finished, 1 stopped_early" in capsys.readouterr().err
-    assert main(["run", str(sweep.file), "--out", str(tmp_path / "out"), "--count", "4"]) == 0
+    assert run_command("sweep", ["run", str(sweep.file), "--out", str(tmp_path / "out"), "--count", "4"]) == 0
     assert set(worlds) == {tmp_path / "out" / "worlds" / "target"}
     assert asked[3:] == [([3.0, 5.0, -1.0], [3.0, -1.0, -1.0])]
     assert "3 finished, 1 stopped_early" in capsys.readouterr().err
-    assert main(["status", str(tmp_path / "out")]) == 0
+    assert run_command("sweep", ["status", str(tmp_path / "out")]) == 0
     assert "3 finished, 1 stopped_early" in capsys.readouterr().out
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from experiments.papers.catalogue import read_runs
 from experiments.papers.schema import PAPERS
-from experiments.runs.results import config_hash
+from experiments.runs.identity import config_hash
 from experiments.training.configs import find_configs, packaged_configs
 from experiments.training.lightning_cli import CrosslightCLI, ParsedCLI
 
@@ -194,14 +194,14 @@ def test_rows_say_what_their_names_say() -> None:
         adapter = arguments["adapter"]
         if adapter is not None and name != "lora":
             assert adapter["class_path"] == MULTIWAY
-            adapter = tuple(adapter["init_args"][key] for key in ("reading", "knowledge", "alignment"))
+            adapter = tuple(adapter["init_args"][key] for key in ("reading", "knowledge_extractor", "alignment_enhancer"))
         found[name] = (arguments["tuning"], adapter)
         assert arguments["train_heads"] == "new"
     lora = found.pop("lora")
     assert found == {
         "head": ("head", None),
         "full": ("full", None),
-        "frozen": ("none", None),
+        "frozen": ("frozen", None),
         "mwa": ("adapter", ("printed", True, True)),
         "mwa_released": ("adapter", ("released", True, True)),
         "mwa_text": ("adapter", ("text", True, True)),
@@ -307,13 +307,13 @@ def test_iais_rows_say_what_their_names_say() -> None:
     for name in IAIS_ROWS:
         config = composed([UNITER, ENTITIES, CPU, f"experiments/papers/iais/variants/{name}.yaml"])
         assert config["name"] == name
-        alignment = config["model"]["init_args"]["alignment"]
-        if alignment is not None:
-            options = alignment["init_args"]
+        iais = config["model"]["init_args"]["iais"]
+        if iais is not None:
+            options = iais["init_args"]
             annealing = options["annealing"]
             when = None if annealing is None else (annealing["schedule"], annealing["scale"])
-            alignment = (options["kind"], options["reading"], options["anchors"], when)
-        found[name] = alignment
+            iais = (options["kind"], options["reading"], options["anchors"], when)
+        found[name] = iais
     both = {kind: (kind, "released", "both", None) for kind in KINDS}
     single = {f"{k}_{a}": (k, "released", a, None) for k in KINDS for a in ("language", "vision")}
     annealed = {"linear": ("linear", 5.0), "log5": ("log", 5.0), "log10": ("log", 10.0), "exp10": ("exp", 10.0)}
@@ -340,7 +340,7 @@ def test_caption_rows_say_what_their_names_say() -> None:
         "i_tuning_multihead": ("adapter", "tokens", {**paper, "reading": "multihead"}),
         "clipcap": ("adapter", "pooled", prefix),
         "clipcap_mlp": ("adapter", "pooled", {**prefix, "mapping": "mlp", "tune_language_model": True}),
-        "language_model_only": ("none", "tokens", {}),
+        "language_model_only": ("frozen", "tokens", {}),
     }
 
 
@@ -353,7 +353,7 @@ def test_i_tunings_recipes_are_the_papers(name: str, epochs: int) -> None:
     assert data["augment"] == "none"
     assert data["captioning"]["captions_per_image"] == (5 if name == "vlp_visual_genome" else None)
     assert data.get("split") == ("entities" if name == "flickr30k" else None)
-    assert (model["decoding"]["beams"], model["decoding"]["length_penalty"]) == (5, 1.0)
+    assert (model["decoding"]["num_beams"], model["decoding"]["length_penalty"]) == (5, 1.0)
     optimization = model["optimization"]
     assert (optimization["lr"], optimization["min_lr"], optimization["warmup_fraction"]) == (5e-4, 0.0, 0.1)
     assert (optimization["weight_decay"], optimization["betas"], trainer["gradient_clip_val"]) == (0.01, [0.9, 0.999], 1.0)

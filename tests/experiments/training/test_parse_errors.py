@@ -6,7 +6,6 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,8 +14,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from datamodules.errors import InputError
 from experiments.cli import main as cli
 from experiments.runs.folder import RunFolder
-from experiments.runs.results import read_results
+from experiments.runs.results import Results, read_results
 from experiments.training.command import settle_failure
+from experiments.training.configs import find_configs
 from experiments.training.lightning_cli import ParsedCLI
 
 TINY = ["-c", "configs/model/dual_tiny.yaml", "-c", "configs/data/world.yaml", "-c", "configs/trainer/cpu.yaml"]
@@ -84,10 +84,10 @@ def test_unknown_option_on_the_command_line(wrong: str, meant: str, fail: Fail) 
 @pytest.mark.parametrize(
     ("wrong", "meant"),
     [
-        ("--model.init_args.alignment.init_args.kinds=singular", "--model.init_args.alignment.init_args.kind"),
+        ("--model.init_args.iais.init_args.kinds=singular", "--model.init_args.iais.init_args.kind"),
         (
-            "--model.init_args.alignment.init_args.annealing.shedule=exp",
-            "--model.init_args.alignment.init_args.annealing.schedule",
+            "--model.init_args.iais.init_args.annealing.shedule=exp",
+            "--model.init_args.iais.init_args.annealing.schedule",
         ),
         ("--model.init_args.hard_negative=3", "--model.init_args.hard_negatives"),
         ("--data.init_args.phrase_region=gt", "--data.init_args.phrase_regions"),
@@ -103,13 +103,14 @@ def test_unknown_option_of_uniter_and_iais(wrong: str, meant: str, fail: Fail) -
 def test_class_of_another_kind(fail: Fail, tmp_path: Path) -> None:
     towers = "lightning_modules.networks.dual_encoder.DualEncoder"
     assert fail(*UNITER, f"--model.init_args.network={towers}") == (
-        f"model.init_args.network (on the command line): {towers} is no UniterRetrieval."
-        "\nIt takes: lightning_modules.networks.uniter.UniterRetrieval."
+        f"model.init_args.network (on the command line): {towers} is no RankingNetwork."
+        "\nIt takes: lightning_modules.networks.uniter.UniterRetrieval, "
+        "your own that derives from lightning_modules.networks.network.RankingNetwork."
     )
-    margin = "lightning_modules.objectives.ranking.MarginRanking"
-    (tmp_path / "mine.yaml").write_text(f"model: {{init_args: {{alignment: {{class_path: {margin}}}}}}}\n")
+    margin = "lightning_modules.objectives.matching.MarginRanking"
+    (tmp_path / "mine.yaml").write_text(f"model: {{init_args: {{iais: {{class_path: {margin}}}}}}}\n")
     assert fail(*UNITER[:4], "-c", "mine.yaml") == (
-        f"model.init_args.alignment (in mine.yaml): {margin} is no IAIS."
+        f"model.init_args.iais (in mine.yaml): {margin} is no IAIS."
         "\nIt takes: lightning_modules.objectives.relation_alignment.IAIS."
     )
 
@@ -117,9 +118,7 @@ def test_class_of_another_kind(fail: Fail, tmp_path: Path) -> None:
 def test_null_arrives_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CROSSLIGHT_WORLD", str(tmp_path / "no-world"))
     inside = "--model.init_args.network.init_args"
-    files = cli.find_configs(
-        [*UNITER, f"{inside}.tokenizer=null", f"{inside}.max_tokens=null", "--data.init_args.limits.val=null"]
-    )
+    files = find_configs([*UNITER, f"{inside}.tokenizer=null", f"{inside}.max_tokens=null", "--data.init_args.limits.val=null"])
     found = ParsedCLI(["fit", *files]).plain
     network = found["model"]["init_args"]["network"]["init_args"]
     assert (network["tokenizer"], network["max_tokens"], found["data"]["init_args"]["limits"]["val"]) == (None, None, None)
@@ -169,7 +168,7 @@ def test_unknown_option_in_a_yaml(text: str, wrong: str, meant: str, fail: Fail,
         ("--data.init_args.batch_size=many", "data.init_args.batch_size (on the command line) must be an integer, not 'many'."),
         (
             "--model.init_args.tuning=sideways",
-            "model.init_args.tuning (on the command line) must be one of full, adapter, head, none, not 'sideways'.",
+            "model.init_args.tuning (on the command line) must be one of full, adapter, head, frozen, not 'sideways'.",
         ),
         (
             "--model.init_args.adapter.init_args.reading=print",
@@ -264,21 +263,22 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder.open(tmp_path / "run", name="x", command="run", config={"seed_everything": 0})
 
 
-def settle(error: BaseException, folder: RunFolder | None, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, dict[str, Any]]:
+def settle(error: BaseException, folder: RunFolder | None, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, Results | None]:
     """Exit status, stderr and results.json. The error is raised first, so that it has a traceback."""
     try:
         raise error
     except BaseException as raised:
         code = settle_failure(raised, folder)
-    return code, capsys.readouterr().err, read_results(folder.path) if folder else {}
+    return code, capsys.readouterr().err, read_results(folder.path) if folder else None
 
 
 def test_bad_input_is_one_line_also_inside_another_exception(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     error = ValueError("wrapped by a library")
     error.__cause__ = InputError("photo.jpg is truncated. Delete it.")
     code, said, results = settle(error, folder, capsys)
+    assert results is not None
     assert (code, said) == (2, "crosslight: error: photo.jpg is truncated. Delete it.\n")
-    assert (results["status"], results["error"]) == ("failed", "photo.jpg is truncated. Delete it.")
+    assert (results.status, results.error) == ("failed", "photo.jpg is truncated. Delete it.")
 
 
 @pytest.mark.parametrize(
@@ -293,13 +293,14 @@ def test_bad_input_is_one_line_also_inside_another_exception(folder: RunFolder, 
 )
 def test_out_of_memory(error: BaseException, folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, results = settle(error, folder, capsys)
+    assert results is not None
     assert code == 1
-    assert results["status"] == "oom"
+    assert results.status == "oom"
     assert said.count("\n") == 1
     assert "gradient_cache_chunk" in said
     assert "Traceback" not in said
     assert ".." not in said
-    assert results["error"] in said
+    assert str(results.error) in said
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -310,12 +311,13 @@ def test_a_full_disk(number: int, wrapped: bool, folder: RunFolder, capsys: pyte
         cause, full = full, RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 704 vs 598")
         full.__context__ = cause
     code, said, results = settle(full, folder, capsys)
+    assert results is not None
     assert code == 1
-    assert results["status"] == "failed"
+    assert results.status == "failed"
     assert said.count("\n") == 1
     for part in ("the disk is full (/runs/x/last.ckpt)", "Free some space.", f"with --run_dir {folder.path} resumes it"):
         assert part in said
-        assert part in results["error"]
+        assert part in str(results.error)
 
 
 def test_a_disk_so_full_that_results_cannot_say_so(
@@ -328,27 +330,30 @@ def test_a_disk_so_full_that_results_cannot_say_so(
 
     monkeypatch.setattr(os, "replace", fail_too)
     code, said, results = settle(full, folder, capsys)
+    assert results is not None
     assert code == 1
     assert "the disk is full (last.ckpt)" in said
     assert "could not write" in said
     assert "Traceback" not in said
-    assert results["status"] == "running"  # the old file, whole: the next attempt resumes it
+    assert results.status == "running"  # the old file, whole: the next attempt resumes it
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SIGTERMException(), SystemExit(1)])
 def test_interrupted(error: BaseException, folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, results = settle(error, folder, capsys)
+    assert results is not None
     assert code == 130
-    assert results["status"] == "interrupted"
+    assert results.status == "interrupted"
     assert said == f"crosslight: interrupted. The same command with --run_dir {folder.path} resumes it.\n"
 
 
 def test_anything_else_is_a_bug_and_keeps_its_traceback(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, results = settle(ZeroDivisionError("oh"), folder, capsys)
+    assert results is not None
     assert code == 1
     assert "Traceback (most recent call last)" in said
     assert said.endswith("crosslight: error: ZeroDivisionError: oh\n")
-    assert (results["status"], results["error"]) == ("failed", "ZeroDivisionError: oh")
+    assert (results.status, results.error) == ("failed", "ZeroDivisionError: oh")
 
 
 def test_before_there_is_a_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,8 +35,8 @@ ADAPTERS: dict[str, tuple[Any, bool, int | None]] = {
     "printed": (lambda: MultiWayAdapter(), True, KE + SUB_LN_AE),
     "released": (lambda: MultiWayAdapter("released"), False, KE + WIDE_AE),
     "text": (lambda: MultiWayAdapter("text"), True, TEXT_KE + TEXT_AE),
-    "KE only": (lambda: MultiWayAdapter(alignment=False, knowledge_mid=8), True, 2 * W * 8 + 8 + W),
-    "AE only": (lambda: MultiWayAdapter(knowledge=False), True, SUB_LN_AE),
+    "KE only": (lambda: MultiWayAdapter(alignment_enhancer=False, knowledge_extractor_mid=8), True, 2 * W * 8 + 8 + W),
+    "AE only": (lambda: MultiWayAdapter(knowledge_extractor=False), True, SUB_LN_AE),
     "LoRA": (lambda: LoRAAdapter(rank=3), True, None),
     "LoRA attention": (lambda: LoRAAdapter(rank=2, alpha=4, targets="attention", dropout=0.1), True, None),
     "LoRA FFN": (lambda: LoRAAdapter(rank=2, targets="ffn"), True, None),
@@ -71,7 +71,15 @@ def host(tiny: Any, name: str, seed: int = 0) -> Any:
         return tiny.network(*name.split("+"), seed=seed)
     torch.manual_seed(seed)
     network = BEiT3Retrieval(
-        image_size=16, width=W, num_layers=2, heads=2, ffn_width=F, patch_size=8, vocab_size=40, text_positions=16, max_tokens=8
+        image_size=16,
+        width=W,
+        num_layers=2,
+        num_heads=2,
+        ffn_width=F,
+        patch_size=8,
+        vocab_size=40,
+        text_positions=16,
+        max_tokens=8,
     )
     for parameter in network.parameters():
         if parameter.ndim > 1:
@@ -104,15 +112,15 @@ def multiway_keys(name: str, host_name: str) -> set[str]:
 
     bottleneck = leaves("norm down up") | {"scale"} if name == "text" else leaves("down up")
     parts = {
-        "knowledge": set() if name == "AE only" else bottleneck,
-        "alignment": {"KE only": set(), "text": bottleneck}.get(name, leaves("fc1 sub_norm fc2")),
+        "knowledge_extractor": set() if name == "AE only" else bottleneck,
+        "alignment_enhancer": {"KE only": set(), "text": bottleneck}.get(name, leaves("fc1 sub_norm fc2")),
     }
     keys = set()
     for prefix, _ in HOSTS[host_name]:
         for part, names in parts.items():
             places = ["."]
             if host_name == "beit3":
-                places = [".shared."] if part == "alignment" and name in _SHARED else [".image.", ".text."]
+                places = [".shared."] if part == "alignment_enhancer" and name in _SHARED else [".image.", ".text."]
             keys |= {f"{prefix}.{i}.multiway.{part}{place}{leaf}" for i in range(2) for place in places for leaf in names}
     return keys
 
@@ -212,8 +220,9 @@ def test_a_full_checkpoint_goes_under_a_new_adapter(tiny: Any, name: str, host_n
 
 
 @pytest.mark.parametrize("adapter", [
-    MultiWayAdapter(knowledge_mid=0, alignment=False), MultiWayAdapter(knowledge_mid=0, alignment_mid=0),
-    MultiWayAdapter("released", knowledge=False, alignment_mid=0), LoRAAdapter(rank=0),
+    MultiWayAdapter(knowledge_extractor_mid=0, alignment_enhancer=False),
+    MultiWayAdapter(knowledge_extractor_mid=0, alignment_enhancer_mid=0),
+    MultiWayAdapter("released", knowledge_extractor=False, alignment_enhancer_mid=0), LoRAAdapter(rank=0),
 ])  # fmt: skip
 @pytest.mark.parametrize("host_name", ["beit3", "timm_vit+bert"])
 def test_size_0_is_no_adapter(tiny: Any, adapter: Any, host_name: str) -> None:

@@ -16,12 +16,27 @@ from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.multiway import READINGS, AlignmentEnhancer, KnowledgeExtractor, MultiWayAdapter
 from lightning_modules.adapters.tuning import count_parameters, set_mode, set_tuning
 
-KE_KEYS = {"knowledge.down.weight", "knowledge.down.bias", "knowledge.up.weight", "knowledge.up.bias"}
-AE_KEYS = {"alignment.fc1.weight", "alignment.fc1.bias", "alignment.fc2.weight", "alignment.fc2.bias"}
-BOTTLENECK = {"alignment.down.weight", "alignment.down.bias", "alignment.up.weight", "alignment.up.bias"}
-SUB_LN = {"alignment.sub_norm.weight", "alignment.sub_norm.bias"}
-IN_LN = {f"{part}.norm.{kind}" for part in ("knowledge", "alignment") for kind in ("weight", "bias")}
-SCALES = {"knowledge.scale", "alignment.scale"}
+KE_KEYS = {
+    "knowledge_extractor.down.weight",
+    "knowledge_extractor.down.bias",
+    "knowledge_extractor.up.weight",
+    "knowledge_extractor.up.bias",
+}
+AE_KEYS = {
+    "alignment_enhancer.fc1.weight",
+    "alignment_enhancer.fc1.bias",
+    "alignment_enhancer.fc2.weight",
+    "alignment_enhancer.fc2.bias",
+}
+BOTTLENECK = {
+    "alignment_enhancer.down.weight",
+    "alignment_enhancer.down.bias",
+    "alignment_enhancer.up.weight",
+    "alignment_enhancer.up.bias",
+}
+SUB_LN = {"alignment_enhancer.sub_norm.weight", "alignment_enhancer.sub_norm.bias"}
+IN_LN = {f"{part}.norm.{kind}" for part in ("knowledge_extractor", "alignment_enhancer") for kind in ("weight", "bias")}
+SCALES = {"knowledge_extractor.scale", "alignment_enhancer.scale"}
 
 # options -> keys of one block, identity at the start, parameters of one block of width 16 and FFN 64 by hand
 TABLE: dict[str, tuple[dict[str, Any], set[str], bool, int]] = {
@@ -30,16 +45,19 @@ TABLE: dict[str, tuple[dict[str, Any], set[str], bool, int]] = {
     "text": (
         {"reading": "text"}, KE_KEYS | BOTTLENECK | IN_LN | SCALES, True, (2 * 16 * 64 + 80 + 33) + (2 * 16 * 128 + 144 + 33),
     ),
-    "KE only": ({"alignment": False, "knowledge_mid": 8}, KE_KEYS, True, 2 * 16 * 8 + 24),
-    "AE only": ({"knowledge": False, "alignment_mid": 8}, AE_KEYS | SUB_LN, True, 2 * 16 * 8 + 24 + 16),
-    "AE of mid 0": ({"alignment_mid": 0, "knowledge_mid": 6}, KE_KEYS, True, 2 * 16 * 6 + 22),
+    "KE only": ({"alignment_enhancer": False, "knowledge_extractor_mid": 8}, KE_KEYS, True, 2 * 16 * 8 + 24),
+    "AE only": ({"knowledge_extractor": False, "alignment_enhancer_mid": 8}, AE_KEYS | SUB_LN, True, 2 * 16 * 8 + 24 + 16),
+    "AE of mid 0": ({"alignment_enhancer_mid": 0, "knowledge_extractor_mid": 6}, KE_KEYS, True, 2 * 16 * 6 + 22),
     "KE of mid 0, released AE": (
-        {"knowledge_mid": 0, "init": "released", "alignment_mid": 4, "sub_norm": False}, AE_KEYS, False, 2 * 16 * 4 + 20,
+        {"knowledge_extractor_mid": 0, "init": "released", "alignment_enhancer_mid": 4, "sub_norm": False},
+        AE_KEYS, False, 2 * 16 * 4 + 20,
     ),
-    "wide AE, identity": ({"knowledge": False, "alignment_mid": "ffn"}, AE_KEYS | SUB_LN, True, 2 * 16 * 64 + 80 + 128),
+    "wide AE, identity": (
+        {"knowledge_extractor": False, "alignment_enhancer_mid": "ffn"}, AE_KEYS | SUB_LN, True, 2 * 16 * 64 + 80 + 128,
+    ),
     "LN out": (
-        {"layer_norm": "out", "alignment": False, "knowledge_mid": 4},
-        KE_KEYS | {"knowledge.norm.weight", "knowledge.norm.bias"}, True, 2 * 16 * 4 + 20 + 32,
+        {"layer_norm": "out", "alignment_enhancer": False, "knowledge_extractor_mid": 4},
+        KE_KEYS | {"knowledge_extractor.norm.weight", "knowledge_extractor.norm.bias"}, True, 2 * 16 * 4 + 20 + 32,
     ),
 }  # fmt: skip
 HOSTS = [("timm_vit", "bert"), ("vit", "roberta"), ("clip", "clip"), ("dinov2", "bert")]
@@ -95,12 +113,12 @@ def eq2(block: Any, x: torch.Tensor, values: Any) -> torch.Tensor:
     """Eq. 1 and 2 and the AE for a timm block, written out."""
     multiway = block.multiway
     x = x + block.attn(normed(block.norm1, x))  # x'
-    ke = multiway.knowledge
-    inner = normed(ke.norm, x) if values.knowledge_norm == "in" else x
+    ke = multiway.knowledge_extractor
+    inner = normed(ke.norm, x) if values.knowledge_extractor_norm == "in" else x
     adapted = torch.relu(inner @ ke.down.weight.T + ke.down.bias) @ ke.up.weight.T + ke.up.bias
     x = block.mlp(normed(block.norm2, x)) + ke.scale * adapted + x  # Eq. 2
-    ae = multiway.alignment
-    if values.alignment_form == "bottleneck":
+    ae = multiway.alignment_enhancer
+    if values.alignment_enhancer_form == "bottleneck":
         inner = normed(ae.norm, x)
         return x + ae.scale * (torch.relu(inner @ ae.down.weight.T + ae.down.bias) @ ae.up.weight.T + ae.up.bias)
     hidden = F.gelu(x @ ae.fc1.weight.T + ae.fc1.bias)
@@ -125,8 +143,8 @@ def test_a_post_norm_block_completes_the_sum_before_its_last_norm(tiny):
     block: Any = network.text.blocks[0]
     x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
     before_ffn = block.attention(x, None)[0]
-    total = block.output.dense(block.intermediate(before_ffn)) + before_ffn + block.multiway.knowledge(before_ffn)
-    expected = normed(block.output.LayerNorm, total + block.multiway.alignment(total))
+    total = block.output.dense(block.intermediate(before_ffn)) + before_ffn + block.multiway.knowledge_extractor(before_ffn)
+    expected = normed(block.output.LayerNorm, total + block.multiway.alignment_enhancer(total))
     found = block(x, None)
     assert torch.allclose(found[0] if isinstance(found, tuple) else found, expected, atol=1e-5)
 
@@ -140,7 +158,7 @@ def test_published_parameter_counts_of_beit3(width, layers, ffn, ke_only, printe
     def count(reading: str) -> tuple[int, int]:
         values = READINGS[reading]
         with torch.device("meta"):
-            parts = values.knowledge(width), values.alignment(width, ffn)
+            parts = values.knowledge_extractor(width), values.alignment_enhancer(width, ffn)
         ke, ae = (2 * layers * sum(p.numel() for p in part.parameters()) for part in parts if part is not None)
         return ke, ke + ae
 
@@ -154,14 +172,14 @@ def test_published_parameter_counts_of_beit3(width, layers, ffn, ke_only, printe
 
 def test_released_initialization_is_the_codes():
     torch.manual_seed(0)
-    alignment = AlignmentEnhancer(256, 1024, init="released")
-    for layer in (alignment.fc1, alignment.fc2):
+    alignment_enhancer = AlignmentEnhancer(256, 1024, init="released")
+    for layer in (alignment_enhancer.fc1, alignment_enhancer.fc2):
         assert layer.weight.abs().max() <= 0.02
         assert layer.weight.std().item() == pytest.approx(0.0108, rel=0.02)  # N(0, .02) cut at one sigma
         assert not layer.bias.any()
-    knowledge = KnowledgeExtractor(256, 64)
-    assert not knowledge.up.weight.any()
-    assert knowledge.down.weight.abs().max() <= 1 / 16  # kaiming_uniform(a = sqrt 5): 1 / sqrt(fan in)
+    knowledge_extractor = KnowledgeExtractor(256, 64)
+    assert not knowledge_extractor.up.weight.any()
+    assert knowledge_extractor.down.weight.abs().max() <= 1 / 16  # kaiming_uniform(a = sqrt 5): 1 / sqrt(fan in)
 
 
 def test_towers_can_be_chosen(tiny):
@@ -232,7 +250,7 @@ def test_modes_of_frozen_and_trained_parts(tiny):
     set_tuning(network, adapter, "adapter")
     set_mode(network, True, adapter)
     on = {name for name, module in network.named_modules() if module.training}
-    assert on >= {"image_projection", "image.model.blocks.0.multiway.knowledge.dropout"}
+    assert on >= {"image_projection", "image.model.blocks.0.multiway.knowledge_extractor.dropout"}
     assert all(".multiway" in name or name in ("", "image_projection", "text_projection") for name in on)
     set_mode(network, False, adapter)
     assert not any(module.training for module in network.modules())
@@ -311,9 +329,9 @@ def test_an_adapter_trains_the_heads_that_no_checkpoint_brought(tiny, caplog):
     (lambda n, t: put_into(t.network("cnn")), ["image tower", "InvertedResidual", "towers to text", "BertLayer"]),
     (lambda n, t: put_into(nn.Sequential(nn.Linear(2, 2))), ["made of Sequential"]),
     (lambda n, t: put_into(nn.Sequential(nn.Linear(2, 2)), towers="text"), ["no text tower"]),
-    (lambda n, t: put_into(n, knowledge=False, alignment=False), ["both"]),
+    (lambda n, t: put_into(n, knowledge_extractor=False, alignment_enhancer=False), ["both"]),
     (lambda n, t: set_tuning(n, MultiWayAdapter(), "frozen"), ["'frozen' takes no adapter"]),
-    (lambda n, t: put_into(n, knowledge_mid=-1), ["0 or more"]),
+    (lambda n, t: put_into(n, knowledge_extractor_mid=-1), ["0 or more"]),
     (lambda n, t: put_into(n, dropout=1.5), ["dropout"]),
     (lambda n, t: put_into(n, reading="printd"), ["printd", "printed, released, text"]),
 ])  # fmt: skip

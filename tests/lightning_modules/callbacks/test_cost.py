@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_modules.callbacks.cost
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.callbacks.cost import CPU_MEMORY, CostMonitor, _pairs_of
+from lightning_modules.callbacks.cost_record import Cost
 
 B, D, H, BATCHES = 4, 3, 5, 6
 STEP_SECONDS, VALIDATION_SECONDS = 2.0, 1000.0
@@ -94,37 +95,37 @@ def test_counts_by_hand(clock: Clock) -> None:
     trained, total = H + 1, D * H + H + H + 1
     # Saved by one step: the input of the trained layer [B, H], and the output that the square needs [B, 1].
     activations, gradients, moments = 4 * (B * H + B), 4 * trained, 4 * (2 * trained + 2)
-    assert monitor.summary() == {
-        "tunable_parameters": trained,
-        "total_parameters": total,
-        "adapter_parameters": 0,
-        "tunable_percent": 100 * trained / total,
-        "peak_memory_bytes": activations + gradients + moments,
-        "memory_kind": CPU_MEMORY,
-        "saved_activation_bytes": activations,
-        "gradient_bytes": gradients,
-        "optimizer_state_bytes": moments,
-        "train_seconds": 3 * BATCHES * STEP_SECONDS,
-        "seconds_per_epoch": BATCHES * STEP_SECONDS,
-        "seconds_per_step_median": STEP_SECONDS,
-        "pairs_per_second": B / STEP_SECONDS,
-        "images_per_second": B / STEP_SECONDS,
-        "images": 3 * BATCHES * B,
-        "epochs": 3.0,
-        "steps": 3 * BATCHES,
-        "batches": 3 * BATCHES,
-        "pairs": 3 * BATCHES * B,
-    }
+    assert monitor.summary() == Cost(
+        tunable_parameters=trained,
+        total_parameters=total,
+        adapter_parameters=0,
+        tunable_percent=100 * trained / total,
+        peak_memory_bytes=activations + gradients + moments,
+        memory_kind=CPU_MEMORY,
+        saved_activation_bytes=activations,
+        gradient_bytes=gradients,
+        optimizer_state_bytes=moments,
+        train_seconds=3 * BATCHES * STEP_SECONDS,
+        seconds_per_epoch=BATCHES * STEP_SECONDS,
+        seconds_per_step_median=STEP_SECONDS,
+        pairs_per_second=B / STEP_SECONDS,
+        images_per_second=B / STEP_SECONDS,
+        images=3 * BATCHES * B,
+        epochs=3.0,
+        steps=3 * BATCHES,
+        batches=3 * BATCHES,
+        pairs=3 * BATCHES * B,
+    )
 
 
 def test_validation_inside_an_epoch_and_accumulation(clock: Clock) -> None:
     monitor = CostMonitor()
     fit(Tiny(clock), [monitor, SlowSave(clock)], val_check_interval=2, accumulate_grad_batches=2)
     summary = monitor.summary()
-    assert summary["train_seconds"] == 3 * BATCHES * STEP_SECONDS
-    assert summary["steps"] == 3 * BATCHES // 2
-    assert summary["seconds_per_step_median"] == 2 * STEP_SECONDS
-    assert summary["saved_activation_bytes"] == 4 * (B * H + B)  # two batches a step, never held together
+    assert summary.train_seconds == 3 * BATCHES * STEP_SECONDS
+    assert summary.steps == 3 * BATCHES // 2
+    assert summary.seconds_per_step_median == 2 * STEP_SECONDS
+    assert summary.saved_activation_bytes == 4 * (B * H + B)  # two batches a step, never held together
 
 
 @pytest.mark.parametrize("stop_at", [1, 8, 10])
@@ -137,7 +138,7 @@ def test_a_resumed_run_keeps_its_totals(clock: Clock, tmp_path: Path, stop_at: i
     saver = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=1, save_top_k=1, filename="last")
     with pytest.raises(SystemExit):
         fit(Tiny(clock, stop_at=stop_at), [first, saver], enable_checkpointing=True)
-    assert first.summary()["steps"] == stop_at
+    assert first.summary().steps == stop_at
     clock.now += 12345.0  # the night between
     second = CostMonitor()
     resumed = fit(Tiny(clock), [second], ckpt_path=tmp_path / "last.ckpt").lightning_module
@@ -161,7 +162,7 @@ def test_weights_are_bit_equal_with_and_without(memory_steps: int) -> None:
 def test_memory_can_be_switched_off() -> None:
     monitor = CostMonitor(memory_steps=0)
     fit(Tiny(), [monitor])
-    assert monitor.summary()["peak_memory_bytes"] is None
+    assert monitor.summary().peak_memory_bytes is None
 
 
 def test_an_error_leaves_no_hooks_behind() -> None:
@@ -180,9 +181,9 @@ def test_an_error_leaves_no_hooks_behind() -> None:
 
 def test_summary_before_training() -> None:
     summary = CostMonitor().summary()
-    assert summary["train_seconds"] == 0
-    assert summary["seconds_per_epoch"] is None
-    assert summary["pairs_per_second"] is None
+    assert summary.train_seconds == 0
+    assert summary.seconds_per_epoch is None
+    assert summary.pairs_per_second is None
 
 
 def test_pairs_of_batches() -> None:

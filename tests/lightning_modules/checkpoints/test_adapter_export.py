@@ -33,7 +33,9 @@ def outputs(network: Any, tiny: Any) -> torch.Tensor:
     return torch.cat([network.encode_images(tiny.images()), network.encode_texts(tiny.texts())])
 
 
-@pytest.mark.parametrize("options", [{}, {"reading": "text", "towers": "text"}, {"reading": "released", "knowledge": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"reading": "text", "towers": "text"}, {"reading": "released", "knowledge_extractor": False}]
+)
 @pytest.mark.parametrize("injected", [False, True])
 def test_an_export_loads_onto_its_backbone_and_computes_the_same(tiny, tmp_path, options, injected):
     network, adapter = trained(tiny, **options)
@@ -86,7 +88,7 @@ def wrong_shape(tiny: Any) -> Any:
 
 def wrong_adapter(tiny: Any) -> Any:
     network = tiny.network("dinov2", "bert")
-    MultiWayAdapter(knowledge_mid=3).inject(network)
+    MultiWayAdapter(knowledge_extractor_mid=3).inject(network)
     return network
 
 
@@ -114,7 +116,7 @@ def test_other_weights_can_be_allowed(tiny, tmp_path):
     export_adapter(network, adapter, tmp_path)
     other = wrong_weights(tiny)
     load_adapter(other, tmp_path, allow_other_weights=True)
-    name = "image.model.encoder.layer.0.multiway.knowledge.up.weight"
+    name = "image.model.encoder.layer.0.multiway.knowledge_extractor.up.weight"
     assert torch.equal(other.state_dict()[name], network.state_dict()[name])
 
 
@@ -226,6 +228,8 @@ def test_trained_state_goes_back_beside_a_frozen_batch_norm(tiny):
 
 
 def test_every_adapter_option_survives_its_description():
-    adapter = MultiWayAdapter(reading="text", scale=0.3, alignment_mid="ffn", towers="image", layer_norm="out", dropout=0.0)
+    adapter = MultiWayAdapter(
+        reading="text", scale=0.3, alignment_enhancer_mid="ffn", towers="image", layer_norm="out", dropout=0.0
+    )
     again = build_adapter(json.loads(json.dumps(adapter.describe())))
     assert again.describe() == adapter.describe()

@@ -24,14 +24,15 @@ from datamodules.files import download
 from datamodules.files import releases as official
 from lightning_modules.adapters.multiway import MultiWayAdapter, Reading
 from lightning_modules.checkpoints.beit3 import interpolate_positions, load_official, official_names, to_official, write_official
+from lightning_modules.checkpoints.fill import fill
+from lightning_modules.checkpoints.weights import read_weights
 from lightning_modules.networks import beit3
 from lightning_modules.networks.beit3 import BEiT3Retrieval
-from lightning_modules.networks.weights import read_weights
 
 KEYS = json.loads((Path(__file__).parents[2] / "recordings" / "beit3_keys.json").read_text())
 SIZES: dict[str, dict[str, int]] = {
     "base": {},
-    "large": {"width": 1024, "num_layers": 24, "heads": 16, "ffn_width": 4096},
+    "large": {"width": 1024, "num_layers": 24, "num_heads": 16, "ffn_width": 4096},
 }
 READINGS: tuple[Reading, ...] = ("printed", "released", "text")
 
@@ -40,7 +41,7 @@ def build(
     seed: int = 0, image_size: int = 16, layers: int = 2, width: int = 8, heads: int = 2, weights: str | None = None
 ) -> BEiT3Retrieval:
     torch.manual_seed(seed)
-    network = BEiT3Retrieval(image_size, width, layers, heads, 12, 4, 30, 10, "none", 8, weights=weights)
+    network = fill(BEiT3Retrieval(image_size, width, layers, heads, 12, 4, 30, 10, "none", 8, weights=weights))
     if weights is None:
         randomise(network)
     return network
@@ -86,12 +87,14 @@ def test_adapter_keys_of_every_option() -> None:
     """Names are swapped in the released code: `adaptmlp_text` serves the image tokens."""
     layer = "encoder.layers.1.multiway"
     at = "beit3.encoder.layers.1"
-    assert official_names(f"{layer}.knowledge.image.down.weight") == (f"{at}.adaptmlp_text.down_proj.weight",)
-    assert official_names(f"{layer}.knowledge.text.up.bias") == (f"{at}.adaptmlp_vision.up_proj.bias",)
-    assert official_names(f"{layer}.knowledge.text.norm.bias") == (f"{at}.adaptmlp_vision.adapter_layer_norm_before.bias",)
-    assert official_names(f"{layer}.knowledge.image.scale") == (f"{at}.adaptmlp_text.scale",)
-    assert official_names(f"{layer}.alignment.shared.sub_norm.weight") == (f"{at}.enhancemlp.ffn_layernorm.weight",)
-    assert official_names(f"{layer}.alignment.text.fc1.weight") == (f"{at}.enhancemlp.B.fc1.weight",)
+    assert official_names(f"{layer}.knowledge_extractor.image.down.weight") == (f"{at}.adaptmlp_text.down_proj.weight",)
+    assert official_names(f"{layer}.knowledge_extractor.text.up.bias") == (f"{at}.adaptmlp_vision.up_proj.bias",)
+    assert official_names(f"{layer}.knowledge_extractor.text.norm.bias") == (
+        f"{at}.adaptmlp_vision.adapter_layer_norm_before.bias",
+    )
+    assert official_names(f"{layer}.knowledge_extractor.image.scale") == (f"{at}.adaptmlp_text.scale",)
+    assert official_names(f"{layer}.alignment_enhancer.shared.sub_norm.weight") == (f"{at}.enhancemlp.ffn_layernorm.weight",)
+    assert official_names(f"{layer}.alignment_enhancer.text.fc1.weight") == (f"{at}.enhancemlp.B.fc1.weight",)
     for stranger in ("encoder.layers.0.image.qkv.lora_A.weight", "encoder.layers.0.image.other.weight", "other"):
         with pytest.raises(InputError, match="has no place in the official BEiT-3 layout"):
             official_names(stranger)
@@ -106,7 +109,7 @@ def test_round_trip_is_exact(reading: Reading | None, suffix: str, tmp_path: Pat
     networks = [build(seed) for seed in (1, 2)]
     for network in networks:
         if reading:
-            MultiWayAdapter(reading, knowledge_mid=3, alignment_mid=4).inject(network)
+            MultiWayAdapter(reading, knowledge_extractor_mid=3, alignment_enhancer_mid=4).inject(network)
         randomise(network)
     path = write_official(networks[0], tmp_path / f"weights{suffix}")
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
@@ -176,7 +179,7 @@ def test_pretraining_checkpoint_leaves_the_heads_fresh(tmp_path: Path, caplog: p
 
 def test_adapter_only_on_one_side_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     adapted, plain = build(1), build(2)
-    MultiWayAdapter(knowledge_mid=3, alignment_mid=4).inject(adapted)
+    MultiWayAdapter(knowledge_extractor_mid=3, alignment_enhancer_mid=4).inject(adapted)
     randomise(adapted)
     with_adapter = write_official(adapted, tmp_path / "adapted.pth")
     without = write_official(plain, tmp_path / "plain.pth")
@@ -231,7 +234,9 @@ def test_wrong_files_leave_the_network_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lacks \d+ tensors of this BEiT-3 \(beit3.encoder.layers.2.*check num_layers"):
         load_official(network, path)
     wide = write_official(build(1, width=16, layers=3), tmp_path / "wide.pth")
-    with pytest.raises(InputError, match=r"other shapes than this BEiT-3: .*\[1, 1, 16\], here \[1, 1, 8\].* set width, heads"):
+    with pytest.raises(
+        InputError, match=r"other shapes than this BEiT-3: .*\[1, 1, 16\], here \[1, 1, 8\].* set width, num_heads"
+    ):
         load_official(network, wide)
     content = path.read_bytes()
     (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])

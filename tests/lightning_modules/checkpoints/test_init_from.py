@@ -15,6 +15,7 @@ from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.adapters.tuning import set_tuning
 from lightning_modules.checkpoints.adapter_export import export_adapter
 from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
+from lightning_modules.checkpoints.run_folder import RESULTS_SCHEMA
 from lightning_modules.checkpoints.trainable import trainable_state_dict
 
 
@@ -72,7 +73,8 @@ def test_a_run_folder_gives_its_best_checkpoint(tiny: Any, tmp_path: Path) -> No
     parent, network = tiny.network(seed=1), tiny.network(seed=2)
     (tmp_path / "checkpoints").mkdir()
     checkpoint(parent, tmp_path / "checkpoints" / "chosen.ckpt")
-    (tmp_path / "results.json").write_text(json.dumps({"fit": {"best_checkpoint": "checkpoints/chosen.ckpt"}}))
+    fit = {"steps": 1, "epochs": 1, "best_checkpoint": "checkpoints/chosen.ckpt"}
+    (tmp_path / "results.json").write_text(json.dumps({"schema": RESULTS_SCHEMA, "fit": fit}))
     assert start_from(network, None, tmp_path) == []
     assert same(network, parent, set(parent.state_dict()))
     (tmp_path / "checkpoints" / "chosen.ckpt").unlink()

@@ -276,17 +276,17 @@ def test_files_that_are_no_images_are_found_before_anything_is_computed(
 
 def test_another_extractor_is_refused(extractor: BackboneRegions, photographs: list[ImageRecord], tmp_path: Path) -> None:
     run(photographs[:2], extractor, tmp_path / "db")
-    with pytest.raises(InputError, match=r"extractor\.json: another extractor .*levels was \[1, 2\] and is \[1, 4\]"):
+    with pytest.raises(InputError, match=r"extractor\.json is of another extractor: .*levels was \[1, 2\] and is \[1, 4\]"):
         run(photographs, extractor, tmp_path / "db", GridBoxes((1, 4)))
     torch.manual_seed(1)
     other = BackboneRegions(TimmImageTower("test_efficientnet"), "timm:test_efficientnet", shorter=64, longest=64)
-    with pytest.raises(InputError, match=r"another extractor wrote here \(sizing was .*; weights_sha256 was"):
+    with pytest.raises(InputError, match=r"another extractor: sizing differs; weights_sha256 was"):
         run(photographs, other, tmp_path / "db")
     with pytest.raises(InputError, match="precision was 'fp32' and is 'bf16'"):
         run(photographs, extractor, tmp_path / "db", precision="bf16")
     assert len(values(tmp_path / "db" / "all")) == 2
     (tmp_path / "db" / "extractor.json").unlink()
-    with pytest.raises(InputError, match=r"has region features and no .*extractor\.json to say whose"):
+    with pytest.raises(InputError, match=r"has no extractor\.json to say whose it is \('data\.mdb' is there\)"):
         run(photographs, extractor, tmp_path / "db")
 
 

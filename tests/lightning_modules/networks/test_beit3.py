@@ -26,7 +26,7 @@ def build(adapter: bool = False, seed: int = 0, **options: Any) -> BEiT3Retrieva
     """Tiny, with weights large enough for every part to matter; an adapter's KE and AE do something too."""
     network = BEiT3Retrieval(SIZE, WIDTH, LAYERS, HEADS, FFN, PATCH, VOCAB, POSITIONS, "none", 8, **options)
     if adapter:
-        MultiWayAdapter(knowledge_mid=3, alignment_mid=5, dropout=0.0).inject(network)
+        MultiWayAdapter(knowledge_extractor_mid=3, alignment_enhancer_mid=5, dropout=0.0).inject(network)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -118,9 +118,11 @@ def naive(encoder: BEiT3, image: Tensor | None, tokens: Tensor | None, mask: Ten
             y = x + _linear(_norm(hidden, w, f"{a}.sub_norm"), w, f"{a}.fc2")
             m = a.rpartition(".")[0] + ".multiway"
             side = a.rpartition(".")[2]
-            if f"{m}.knowledge.{side}.down.weight" in w:
-                y = y + 0.6 * _linear(torch.relu(_linear(x, w, f"{m}.knowledge.{side}.down")), w, f"{m}.knowledge.{side}.up")
-                ae = f"{m}.alignment.{side}"
+            if f"{m}.knowledge_extractor.{side}.down.weight" in w:
+                y = y + 0.6 * _linear(
+                    torch.relu(_linear(x, w, f"{m}.knowledge_extractor.{side}.down")), w, f"{m}.knowledge_extractor.{side}.up"
+                )
+                ae = f"{m}.alignment_enhancer.{side}"
                 y = y + _linear(_norm(_gelu(_linear(y, w, f"{ae}.fc1")), w, f"{ae}.sub_norm"), w, f"{ae}.fc2")
             out.append(y)
         stream = out
@@ -328,7 +330,7 @@ def test_drop_path_drops_branches_and_ae_but_never_the_ke(monkeypatch: pytest.Mo
     for dense in (False, True):  # every sample loses its branch: rows computed, or dropped after
         monkeypatch.setattr(torch, "rand", lambda size, device: torch.ones(size))
         out, _ = layer(x, 5, want_attention=dense)
-        torch.testing.assert_close(out, x + layer.multiway.knowledge["image"](x))
+        torch.testing.assert_close(out, x + layer.multiway.knowledge_extractor["image"](x))
         assert (out - x).abs().max() > 0.01
 
 
@@ -385,7 +387,7 @@ def test_activation_checkpointing_gives_equal_gradients(tuning: Any) -> None:
     gradients = []
     for checkpointed in (False, True):
         network = build(adapter=tuning == "adapter", drop_path=0.5, checkpoint_activations=checkpointed)
-        adapter = MultiWayAdapter(knowledge_mid=3, alignment_mid=5) if tuning == "adapter" else None
+        adapter = MultiWayAdapter(knowledge_extractor_mid=3, alignment_enhancer_mid=5) if tuning == "adapter" else None
         set_tuning(network, adapter, tuning)
         network.train()
         torch.manual_seed(3)  # drop path draws the same again when the layers are recomputed
@@ -412,7 +414,7 @@ def test_a_frozen_encoder_records_no_graph_unless_pixels_ask_for_it() -> None:
 
 def test_with_adapters_nothing_is_recorded_below_the_first() -> None:
     network = build(adapter=True)
-    adapter = MultiWayAdapter(knowledge_mid=3, alignment_mid=5)
+    adapter = MultiWayAdapter(knowledge_extractor_mid=3, alignment_enhancer_mid=5)
     set_tuning(network, adapter, "adapter")
     hidden = network.encoder(pixels(), hidden=True).hidden
     assert [state.requires_grad for state in hidden] == [False, True, True, True]
@@ -465,7 +467,7 @@ def test_deepcopy_is_apart_and_equal() -> None:
     other = copy.deepcopy(network)
     assert torch.equal(other.encoder(pixels()).tokens_BTD, network.encoder(pixels()).tokens_BTD)
     with torch.no_grad():
-        other.encoder.layers[0].multiway.knowledge["image"].up.bias += 1
+        other.encoder.layers[0].multiway.knowledge_extractor["image"].up.bias += 1
     assert not torch.allclose(other.encoder(pixels()).tokens_BTD, network.encoder(pixels()).tokens_BTD)
 
 
@@ -493,7 +495,7 @@ def test_layer_ids_of_every_parameter() -> None:
     [(False, 384, 222_458_881), (True, 384, 675_188_737), (False, 224, 222_167_041), (True, 224, 674_799_617)],
 )
 def test_official_parameter_totals(large: bool, size: int, total: int) -> None:
-    sizes = {"width": 1024, "num_layers": 24, "heads": 16, "ffn_width": 4096} if large else {}
+    sizes = {"width": 1024, "num_layers": 24, "num_heads": 16, "ffn_width": 4096} if large else {}
     with torch.device("meta"):
         network = BEiT3Retrieval(size, **sizes)
     assert sum(parameter.numel() for parameter in network.parameters()) == total
@@ -538,8 +540,8 @@ def test_inputs_name_the_squashed_image_and_the_tokenizer() -> None:
     ("options", "message"),
     [
         ({"image_size": 30}, r"image_size \(30\) must be a multiple of patch_size \(16\)"),
-        ({"width": 70, "heads": 4}, r"width \(70\) of heads \(4\)"),
-        ({"heads": 0}, "every size must be 1 or more"),
+        ({"width": 70, "num_heads": 4}, r"width \(70\) of num_heads \(4\)"),
+        ({"num_heads": 0}, "every size must be 1 or more"),
         ({"drop_path": 1.0}, "drop_path is 1.0; give a probability"),
         ({"max_tokens": 1023}, "max_tokens 1023 exceeds its 1022 text positions"),
     ],

@@ -15,7 +15,8 @@ from datamodules.errors import InputError
 from lightning_modules.checkpoints.uniter import to_official
 from lightning_modules.networks.attention import Attended, Items
 from lightning_modules.networks.uniter import items_of
-from lightning_modules.objectives.relation_alignment import IAIS, Annealing, RelationAlignment
+from lightning_modules.objectives.annealing import Annealing
+from lightning_modules.objectives.relation_alignment import IAIS, RelationAlignment
 
 KINDS, READINGS = ("singular", "distributed"), ("released", "paper")
 LETTER = {"language": "L", "vision": "V"}

@@ -1,0 +1,130 @@
+"""A results file of captions against its references: reading both, which images are scored, and the table of scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import InputError
+from datamodules.formats.caption_results import EXPECTED, parse_caption_results
+from datamodules.formats.coco_captions import parse_coco_captions
+from datamodules.formats.karpathy import parse_karpathy
+from datamodules.formats.parsing import Entry, read_json
+from datamodules.records import ImageRecord
+from lightning_modules.metrics.captions.evaluation import Scores
+
+REFERENCES = "a COCO caption file (images[], annotations[]; NoCaps is one) or one of Karpathy's (images[].sentences[])"
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def read_results(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Captions by image id, and what is worth saying about them.
+
+    Raises:
+        InputError: The file is missing, damaged or not of this format, empty, or has two captions for an image.
+    """
+    results = parse_caption_results(path)
+    captions = results.valid(empty=True)
+    if not captions:
+        raise InputError(f"{path} has no captions; expected {EXPECTED}.")
+    counts = (
+        (sum(not caption for caption in captions.values()), "captions are empty"),
+        (len(results.odd_white_space), "captions have tabs, line breaks or the like, which count as spaces"),
+    )
+    return captions, [f"{count} {what}" for count, what in counts if count]
+
+
+def read_references(path: Path, split: str) -> list[ImageRecord]:
+    """The reference captions of all images of a file, with their domains where it names them.
+
+    Args:
+        path: COCO captions or a Karpathy file.
+        split: Of the latter.
+
+    Raises:
+        InputError: The file is missing, damaged, of neither format, or has no such split.
+    """
+    top = Entry(read_json(path, REFERENCES), path, "the top level", REFERENCES)
+    images = top.items("images")
+    if images and isinstance(images[0], Mapping) and "sentences" in images[0]:
+        splits = parse_karpathy(path, path.parent).splits
+        if split not in splits:
+            raise InputError(f"{path} has no split {split!r}; it has {', '.join(sorted(splits))} (--split).")
+        return splits[split]
+    if "annotations" not in top.value:
+        raise InputError(f"{path} has no 'annotations', so no captions to compare with; expected {REFERENCES}.")
+    domains = {}
+    for row, value in enumerate(images):
+        image = Entry(value, path, f"images[{row}]", REFERENCES)
+        if image.value.get("domain") is not None:
+            domains[image.identity("id")] = image.text("domain")
+    # Its problems (a repeated id, an image without captions) matter where they touch an image that is scored: `choose` sees.
+    return [
+        replace(record, domain=domains.get(record.image_id)) for record in parse_coco_captions(path, path.parent).splits["all"]
+    ]
+
+
+def choose(
+    captions: Mapping[str, str], records: Sequence[ImageRecord], results: Path, references: Path, partial: bool
+) -> tuple[list[ImageRecord], list[str]]:
+    """The images to score, in the references' order, and what is worth saying about them.
+
+    Raises:
+        InputError: Captions of images that the references lack, images without references, or (unless `partial`) without caption.
+    """
+    known = {record.image_id for record in records}
+    unknown = [image_id for image_id in captions if image_id not in known]
+    if unknown:
+        raise InputError(
+            f"{results}: {len(unknown)} of {len(captions)} captions are for images that {references} does not have "
+            f"(first: image_id {unknown[0]}); give the references of this split."
+        )
+    chosen = [record for record in records if record.image_id in captions]
+    bare = [record.image_id for record in chosen if not record.captions]
+    if bare:
+        raise InputError(f"{references}: {len(bare)} of the captioned images have no reference captions (first: {bare[0]}).")
+    missing = [record.image_id for record in records if record.image_id not in captions]
+    if missing and not partial:
+        raise InputError(
+            f"{results}: {len(missing)} of {len(records)} images of {references} have no caption (first: {missing[0]}); "
+            "add them, or score the others alone with --partial."
+        )
+    return chosen, [f"{len(missing)} images of the references have no caption and are left out (--partial)"] if missing else []
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def report(scores: Scores, images_of: Mapping[str, int], images: int, said: Sequence[str]) -> list[str]:
+    """Lines: what was scored, a table (a column a domain, where there are domains), and what is unavailable."""
+    columns = {"": f"all ({images})"} | {name: f"{name} ({count})" for name, count in images_of.items()}
+    width = max(10, *(len(title) for title in columns.values())) + 2
+    names = [name for name in scores.values if "/" not in name]
+    lines = [f"{images} images, tokenizer {scores.tokenizer}; fractions (papers print 100 times that)", *said, ""]
+    if images_of:
+        lines.append(f"{'':10}" + "".join(f"{title:>{width}}" for title in columns.values()))
+    for name in names:
+        cells = [scores.values[f"{domain}/{name}" if domain else name] for domain in columns]
+        lines.append(f"{name:10}" + "".join(f"{cell:{width}.4f}" for cell in cells))
+    lines += [f"{name:10}  unavailable: {remedy}" for name, remedy in scores.unavailable.items()]
+    return lines
+
+
+def as_json(scores: Scores, records: Sequence[ImageRecord]) -> dict[str, Any]:
+    """What --out writes."""
+    domains = Counter(record.domain for record in records if record.domain is not None)
+    return {
+        "metrics": scores.values,
+        "unavailable": scores.unavailable,
+        "tokenizer": scores.tokenizer,
+        "images": len(records),
+        "domains": dict(sorted(domains.items())),
+        "per_image": {
+            record.image_id: {name: float(values[row]) for name, values in scores.per_image.items()}
+            for row, record in enumerate(records)
+        },
+    }

@@ -1,0 +1,32 @@
+"""Run folders side by side as a Markdown table.
+
+Recalls or caption metrics (mean and standard deviation over seeds), tunable parameters, memory, time. Runs of one name are seeds
+of one row.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from experiments.cli._parser import Parser
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a folder of them")
+    parser.add_argument("--data", metavar="NAME", help="the evaluation to show (default: each run's first)")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the table there too")
+    parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="write it there as CSV")
+
+
+def run(options: argparse.Namespace) -> int:
+    from experiments.report.table import find_runs, markdown, rows, to_csv
+
+    lines = rows(find_runs(options.runs), options.data)
+    text = markdown(lines)
+    print(text, end="")
+    if options.out is not None:
+        options.out.write_text(text)
+    if options.csv is not None:
+        options.csv.write_text(to_csv(lines))
+    return 0

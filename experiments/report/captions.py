@@ -1,0 +1,73 @@
+"""What the variants of an exhibit write about the same images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.report.collect import View
+from experiments.runs.store import Run
+
+SHOWN_IMAGES = 4  # Table 3 of I-Tuning shows the first four of the test split
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What the variants write about one image.
+
+    Args:
+        image_id: Of the data set.
+        thumbnail: A data URI; None where the photograph is not on this machine.
+        captions: Variant label, caption, and CIDEr of it in points, where it was scored.
+        references: What people wrote.
+    """
+
+    image_id: str
+    thumbnail: str | None
+    captions: tuple[tuple[str, str, float | None], ...]
+    references: tuple[str, ...]
+
+
+def captions(view: View) -> list[Caption]:
+    """The first images of the test split with what every variant's first finished run wrote about them."""
+    if view.exhibit.figure is None or view.exhibit.figure.kind != "captions":
+        return []
+    found: dict[str, dict[str, Any]] = {}
+    written: dict[str, list[tuple[str, str, float | None]]] = {}
+    for variant in view.variants:
+        run = next((run for runs in variant.runs.values() for run in runs if run.status == "finished"), None)
+        for entry in _beside(run)[:SHOWN_IMAGES] if run is not None else []:
+            image_id = str(entry["image_id"])
+            if found.get(image_id, {}).get("thumbnail") is None:
+                found[image_id] = {"thumbnail": thumbnail(entry.get("file")), "references": tuple(entry.get("references", ()))}
+            score = entry.get("scores", {}).get("cider")
+            points = None if score is None else 100 * float(score)
+            written.setdefault(image_id, []).append((variant.label, str(entry["caption"]), points))
+    return [Caption(name, each["thumbnail"], tuple(written[name]), each["references"]) for name, each in found.items()]
+
+
+def _beside(run: Run) -> list[dict[str, Any]]:
+    if run.folder is None:
+        return []
+    evaluation = run.evaluation(None)
+    names = [] if evaluation is None else [run.folder / "captions" / f"{evaluation.data}-test.beside.json"]
+    file = next((each for each in names if each.exists()), None)
+    return json.loads(file.read_text()) if file is not None else []
+
+
+def thumbnail(file: str | Path | None, side: int = 200) -> str | None:
+    """An image file as a data URI, no side longer than that (pixels); None where there is no such file."""
+    if not file or not Path(file).is_file():
+        return None
+    from PIL import Image  # most exhibits show none
+
+    stream = io.BytesIO()
+    with Image.open(file) as image:
+        small = image.convert("RGB")
+        small.thumbnail((side, side))
+        small.save(stream, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

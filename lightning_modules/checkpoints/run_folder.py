@@ -1,0 +1,81 @@
+"""What a run folder's results.json says of its checkpoints. `experiments.runs.results` reads and writes the whole of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import InputError
+from datamodules.formats.typed import read_typed
+
+RESULTS_SCHEMA = "crosslight.results/2"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training ended.
+
+    Args:
+        steps: Of the optimizer.
+        epochs: Complete ones.
+        monitor: Validation metric that chose the best checkpoint.
+        best_value: Its value.
+        best_checkpoint: Path in the run folder.
+        skipped: Why there was no training; None where there was.
+    """
+
+    steps: int
+    epochs: int
+    monitor: str | None = None
+    best_value: float | None = None
+    best_checkpoint: str | None = None
+    skipped: str | None = None
+
+
+def results_content(folder: Path) -> dict[str, Any]:
+    """results.json of a run folder, its version checked.
+
+    Raises:
+        InputError: No such file, not JSON, no mapping, or a schema that this version does not read.
+    """
+    file = folder / "results.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file} does not exist: {folder} is not a run folder.") from None
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise InputError(f"{file} is not JSON ({error}). Restore or delete it.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is not the results of a run: it holds no mapping. Restore or delete it.")
+    if (schema := content.get("schema")) != RESULTS_SCHEMA:
+        raise InputError(
+            f"{file} has schema {schema!r}; this version reads {RESULTS_SCHEMA!r}: it was written with other names, so run it "
+            "again, or read it with the version that wrote it."
+        )
+    return content
+
+
+def fit_of(folder: Path) -> Fit | None:
+    """How the run of a folder was trained; None where its results do not say or are not there.
+
+    Raises:
+        InputError: results.json cannot be read.
+    """
+    if not (folder / "results.json").exists():
+        return None
+    fit: Fit | None = read_typed(Fit | None, results_content(folder).get("fit"), f"{folder / 'results.json'}: fit")
+    return fit
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that validation chose; None where the run kept none.
+
+    Raises:
+        InputError: results.json cannot be read.
+    """
+    fit = fit_of(folder)
+    named = None if fit is None else fit.best_checkpoint
+    candidates = (folder / named if named else None, folder / "checkpoints" / "best.ckpt")
+    return next((file for file in candidates if file is not None and file.exists()), None)

@@ -1,0 +1,36 @@
+"""Locks between processes. An open file of its own locks like another process."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from datamodules.files.locks import is_held, locked, take_lock
+
+
+def test_a_lock_is_held_once(tmp_path: Path) -> None:
+    file = tmp_path / "a" / "lock"
+    assert not is_held(file)
+    lock = take_lock(file)
+    assert lock is not None
+    assert is_held(file)
+    assert take_lock(file) is None
+    lock.close()
+    assert not is_held(file)
+    assert take_lock(file) is not None
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with locked(tmp_path / "b" / "lock"):
+            order.append("second")
+
+    with locked(tmp_path / "b" / "lock"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.05)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
