@@ -5,8 +5,8 @@
 
     torch             `import torch`: the unit
     lightning         `import lightning.pytorch`
-    lightning_lazy    the same through the doors of lightning_modules/lazy_imports.py. Goal: as near to 1 as can be
-    retrieval, ranking, captioning, data, cli       our modules (cli: experiments.lightning_cli)
+    lightning_lazy    the same through the doors of datamodules/lazy_imports.py. Goal: as near to 1 as can be
+    retrieval, ranking, captioning, data, cli       our modules (cli: experiments.training.lightning_cli)
     run_dual, run_beit3, run_uniter, run_captioner  `crosslight run` of a packaged miniature to the end of its first optimiser
                       step, where the process is left at once. Goal: at most 2
     help, data_check, sweep_status, table, report, score      the commands, whole. Without torch they take a fraction of 1
@@ -18,7 +18,6 @@ of the minima and of the medians. The first round reads files that later ones fi
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -26,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from typing import Any
 # The file is run by its path: the packages beside this folder must be found without an installation, too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.provenance import device_state, git_state, versions
+from benchmarks import harness
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = {
@@ -45,21 +43,28 @@ IMPORTS = {
     "ranking": "import lightning_modules.ranking",
     "captioning": "import lightning_modules.captioning",
     "data": "import datamodules.flickr30k, datamodules.flickr30k_entities",
-    "cli": "import experiments.lightning_cli",
+    "cli": "import experiments.training.lightning_cli",
 }
 GOALS = {"run_dual": 2, "run_beit3": 2, "run_uniter": 2, "run_captioner": 2}
 _DEMO = ("-c", "configs/trainer/demo.yaml", "--trainer.max_epochs=1", "--data.init_args.batch_size=8")
-_TOWERS = ("-c", "configs/model/dual_tiny.yaml", "-c", "configs/data/world.yaml", "-c", "experiments/mwa/rows/full.yaml")
+_TOWERS = (
+    "-c",
+    "configs/model/dual_tiny.yaml",
+    "-c",
+    "configs/data/world.yaml",
+    "-c",
+    "experiments/papers/mwa/variants/full.yaml",
+)
 RUNS = {
     "run_dual": _TOWERS,
     "run_beit3": (*_TOWERS[:4], "-c", "configs/model/beit3_tiny.yaml", *_TOWERS[4:]),
     "run_uniter": (
         "-c", "configs/model/uniter_tiny.yaml", "-c", "configs/data/world_entities.yaml", "-c",
-        "experiments/iais/rows/distributed.yaml", "--data.init_args.ranking.candidates=6", "--model.init_args.hard_negatives=3",
+        "experiments/papers/iais/variants/distributed.yaml", "--data.init_args.ranking.candidates=6", "--model.init_args.hard_negatives=3",
     ),
     "run_captioner": (
         "-c", "configs/model/captioner_tiny.yaml", "-c", "configs/data/world_captions.yaml", "-c",
-        "experiments/i_tuning/rows/i_tuning.yaml",
+        "experiments/papers/i_tuning/variants/i_tuning.yaml",
     ),
 }  # fmt: skip
 # A callback for the run's own process, in a file of its own: this one must not be imported there.
@@ -89,7 +94,7 @@ def commands(folder: Path, only: Sequence[str]) -> dict[str, list[str]]:
     made = crosslight("world", str(world), "--scenes", "60", "--image-size", "32")
     subprocess.run(made, env=environment, check=True, stdout=subprocess.DEVNULL)
     results = folder / "captions.json"
-    references = world / "flickr30k" / "dataset_flickr30k.json"
+    references = world / "nocaps" / "nocaps_val_4500_captions.json"
     every = {name: [sys.executable, "-c", line] for name, line in IMPORTS.items()}
     for name, options in RUNS.items():
         every[name] = crosslight("run", *_DEMO[:2], *options, *_DEMO[2:], f"--run_dir={folder / name}", leave)
@@ -100,7 +105,7 @@ def commands(folder: Path, only: Sequence[str]) -> dict[str, list[str]]:
         "table": crosslight("table", str(run)),
         "report": crosslight("report", "mwa/table1", "--runs", str(folder / "papers"), "--out", str(folder / "report")),
         "score": crosslight(
-            "score", str(results), "--references", str(references), "--metrics", "bleu,cider", "--tokeniser", "simple"
+            "score", str(results), "--references", str(references), "--metrics", "bleu,cider", "--tokenizer", "simple"
         ),
     }
     chosen = {name: line for name, line in every.items() if not only or name in (*only, "torch")}
@@ -110,9 +115,9 @@ def commands(folder: Path, only: Sequence[str]) -> dict[str, list[str]]:
             crosslight("run", *whole), env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
     if "score" in chosen:
-        images = [image for image in json.loads(references.read_text())["images"] if image["split"] == "test"]
-        said = [{"image_id": image["imgid"], "caption": image["sentences"][0]["raw"]} for image in images]
-        results.write_text(json.dumps(said))
+        annotations = json.loads(references.read_text())["annotations"]
+        said = {each["image_id"]: {"image_id": each["image_id"], "caption": each["caption"]} for each in annotations}
+        results.write_text(json.dumps(list(said.values())))
     return chosen
 
 
@@ -157,35 +162,24 @@ def summary(seconds: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
 
 
 def report(result: Mapping[str, Any]) -> str:
-    lines = [
-        f"Processor seconds, {result['rounds']} rounds after a warm-up, one thread; {result['date']}.",
-        "",
-        "| what | min s | median s | min / torch | median / torch | goal |",
-        "| --- |" + " ---: |" * 5,
+    head = ("what", "min s", "median s", "min / torch", "median / torch", "goal")
+    numbers = ("min_cpu_s", "median_cpu_s", "min_ratio", "median_ratio")
+    rows = [
+        (row["name"], *(f"{row[key]:.2f}" for key in numbers), f"<= {row['goal']}" if row["goal"] else "")
+        for row in result["rows"]
     ]
-    for row in result["rows"]:
-        goal = f"<= {row['goal']}" if row["goal"] else ""
-        lines.append(
-            f"| {row['name']} | {row['min_cpu_s']:.2f} | {row['median_cpu_s']:.2f} | {row['min_ratio']:.2f} "
-            f"| {row['median_ratio']:.2f} | {goal} |"
-        )
-    return "\n".join(lines)
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    low, high = result["load_average"]
+    return (
+        f"Processor seconds, {result['rounds']} rounds after a warm-up, one thread, load average {low:.1f} to {high:.1f}; "
+        f"torch {result['versions']['torch']}, {result['device']['name']}; {result['date']}.\n\n{harness.table(head, rows)}"
     )
-    add = parser.add_argument
-    add("--rounds", type=int, default=5, help="counted rounds, after one that is not")
-    add("--only", nargs="+", default=[], help="some of the names above; torch is always measured")
-    add("--out", type=Path, help="write everything, each round included, as JSON")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the table, return what --out would hold."""
-    options = parser().parse_args(arguments)
+    parser = harness.command_line(__doc__, "write everything, each round included, as JSON", rounds=5)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of the above; torch is always measured")
+    options = parser.parse_args(arguments)
     loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -197,20 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 if round_:
                     seconds[name].append(spent)
             loads.append(os.getloadavg()[0])
-    result = {
-        "benchmark": "startup",
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "rounds": options.rounds,
-        "git": git_state(ROOT / "benchmarks"),
-        "versions": versions(),
-        "device": device_state("cpu"),
-        "load_average": [min(loads), max(loads)],
-        "rows": summary(seconds),
-    }
+    begun = harness.heading("startup", "cpu", {"rounds": options.rounds}, environment=())
+    result = {**begun, "load_average": [min(loads), max(loads)], "rows": summary(seconds)}
     print(report(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    harness.write(result, options.out)
     return result
 
 
