@@ -60,7 +60,8 @@ RUNS = {
     "run_beit3": (*_TOWERS[:4], "-c", "configs/model/beit3_tiny.yaml", *_TOWERS[4:]),
     "run_uniter": (
         "-c", "configs/model/uniter_tiny.yaml", "-c", "configs/data/world_entities.yaml", "-c",
-        "experiments/papers/iais/variants/distributed.yaml", "--data.init_args.ranking.candidates=6", "--model.init_args.hard_negatives=3",
+        "experiments/papers/iais/variants/distributed.yaml", "--data.init_args.ranking.candidates=6",
+        "--model.init_args.hard_negatives=3",
     ),
     "run_captioner": (
         "-c", "configs/model/captioner_tiny.yaml", "-c", "configs/data/world_captions.yaml", "-c",
