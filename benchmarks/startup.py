@@ -18,7 +18,6 @@ of the minima and of the medians. The first round reads files that later ones fi
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -26,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from typing import Any
 # The file is run by its path: the packages beside this folder must be found without an installation, too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.runs.provenance import device_state, git_state, versions
+from benchmarks import harness
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = {
@@ -97,7 +95,7 @@ def commands(folder: Path, only: Sequence[str]) -> dict[str, list[str]]:
     made = crosslight("world", str(world), "--scenes", "60", "--image-size", "32")
     subprocess.run(made, env=environment, check=True, stdout=subprocess.DEVNULL)
     results = folder / "captions.json"
-    references = world / "flickr30k" / "dataset_flickr30k.json"
+    references = world / "nocaps" / "nocaps_val_4500_captions.json"
     every = {name: [sys.executable, "-c", line] for name, line in IMPORTS.items()}
     for name, options in RUNS.items():
         every[name] = crosslight("run", *_DEMO[:2], *options, *_DEMO[2:], f"--run_dir={folder / name}", leave)
@@ -118,9 +116,9 @@ def commands(folder: Path, only: Sequence[str]) -> dict[str, list[str]]:
             crosslight("run", *whole), env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
     if "score" in chosen:
-        images = [image for image in json.loads(references.read_text())["images"] if image["split"] == "test"]
-        said = [{"image_id": image["imgid"], "caption": image["sentences"][0]["raw"]} for image in images]
-        results.write_text(json.dumps(said))
+        annotations = json.loads(references.read_text())["annotations"]
+        said = {each["image_id"]: {"image_id": each["image_id"], "caption": each["caption"]} for each in annotations}
+        results.write_text(json.dumps(list(said.values())))
     return chosen
 
 
@@ -165,35 +163,24 @@ def summary(seconds: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
 
 
 def report(result: Mapping[str, Any]) -> str:
-    lines = [
-        f"Processor seconds, {result['rounds']} rounds after a warm-up, one thread; {result['date']}.",
-        "",
-        "| what | min s | median s | min / torch | median / torch | goal |",
-        "| --- |" + " ---: |" * 5,
+    head = ("what", "min s", "median s", "min / torch", "median / torch", "goal")
+    numbers = ("min_cpu_s", "median_cpu_s", "min_ratio", "median_ratio")
+    rows = [
+        (row["name"], *(f"{row[key]:.2f}" for key in numbers), f"<= {row['goal']}" if row["goal"] else "")
+        for row in result["rows"]
     ]
-    for row in result["rows"]:
-        goal = f"<= {row['goal']}" if row["goal"] else ""
-        lines.append(
-            f"| {row['name']} | {row['min_cpu_s']:.2f} | {row['median_cpu_s']:.2f} | {row['min_ratio']:.2f} "
-            f"| {row['median_ratio']:.2f} | {goal} |"
-        )
-    return "\n".join(lines)
-
-
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    low, high = result["load_average"]
+    return (
+        f"Processor seconds, {result['rounds']} rounds after a warm-up, one thread, load average {low:.1f} to {high:.1f}; "
+        f"torch {result['versions']['torch']}, {result['device']['name']}; {result['date']}.\n\n{harness.table(head, rows)}"
     )
-    add = parser.add_argument
-    add("--rounds", type=int, default=5, help="counted rounds, after one that is not")
-    add("--only", nargs="+", default=[], help="some of the names above; torch is always measured")
-    add("--out", type=Path, help="write everything, each round included, as JSON")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the table, return what --out would hold."""
-    options = parser().parse_args(arguments)
+    parser = harness.command_line(__doc__, "write everything, each round included, as JSON", rounds=5)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="some of the above; torch is always measured")
+    options = parser.parse_args(arguments)
     loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -205,20 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 if round_:
                     seconds[name].append(spent)
             loads.append(os.getloadavg()[0])
-    result = {
-        "benchmark": "startup",
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "rounds": options.rounds,
-        "git": git_state(ROOT / "benchmarks"),
-        "versions": versions(),
-        "device": device_state("cpu"),
-        "load_average": [min(loads), max(loads)],
-        "rows": summary(seconds),
-    }
+    begun = harness.heading("startup", "cpu", {"rounds": options.rounds}, environment=())
+    result = {**begun, "load_average": [min(loads), max(loads)], "rows": summary(seconds)}
     print(report(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    harness.write(result, options.out)
     return result
 
 
