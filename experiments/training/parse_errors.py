@@ -206,9 +206,9 @@ def _other_kind(kinds: list[str], tail: str, given: list[tuple[str, Any, str]]) 
     option = next(((name, value, place) for name, value, place in given if name == tail or name.endswith(f".{tail}")), None)
     name, value, place = option or (tail, "that class", "")
     value = value.get("class_path") if isinstance(value, dict) else value
-    takes = [
-        f"{kind.__module__}.{kind.__qualname__}" for kind in _classes() if {base.__name__ for base in kind.__mro__} & set(kinds)
-    ]
+    fitting = [kind for kind in _classes() if {base.__name__ for base in kind.__mro__} & set(kinds)]
+    takes = [f"{kind.__module__}.{kind.__qualname__}" for kind in fitting if not inspect.isabstract(kind)]
+    takes += [f"your own that derives from {kind.__module__}.{kind.__qualname__}" for kind in fitting if inspect.isabstract(kind)]
     choice = f"\nIt takes: {', '.join(takes)}." if takes else ""
     return f"{name}{f' ({place})' if place else ''}: {value} is no {' or '.join(dict.fromkeys(kinds))}.{choice}"
 

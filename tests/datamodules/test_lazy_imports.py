@@ -73,13 +73,13 @@ pixels = torch.stack([evaluation_transform(tower.image_input)(Image.new("RGB", (
 from transformers import AutoConfig, AutoModelForCausalLM
 model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_embd=24, n_layer=1, n_head=2, vocab_size=30))
 network = torch.nn.ModuleList([tower, model])
-optimiser = torch.optim.AdamW(network.parameters(), lr=0.01)
+optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
 def step():
     loss = tower.model(pixels.float() / 255).square().mean()
     loss = loss + model(torch.arange(12).view(2, 6), labels=torch.arange(12).view(2, 6)).loss
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     return loss.item()
 losses = [step() for _ in range(3)]
 """
@@ -112,7 +112,7 @@ kinds = [type(compiled) is real, wrappers.OptimizedModule is real, lightning_com
 raised = "no"
 @torch.compile(backend="eager", fullgraph=True)
 def stepping(x):
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     return x + 1
 try:
     stepping(x)
@@ -126,7 +126,7 @@ print(json.dumps([before, same, kinds, raised, marked, step()]))
     assert same
     assert kinds == [True, True, True, True, False]
     expected = run(program, CROSSLIGHT_EAGER_IMPORTS="1")
-    assert [raised, marked, loss] == expected[3:]  # torch keeps its optimisers' functions out of graphs, as ever
+    assert [raised, marked, loss] == expected[3:]  # torch keeps its optimizers' functions out of graphs, as ever
 
 
 @pytest.mark.parametrize("eager", ["0", "1"])
@@ -181,11 +181,13 @@ class Crops(Dataset):
     def __len__(self): return 4
     def __getitem__(self, row): return self.crop(torch.full((3, 4, 4), float(row)))
 if __name__ == "__main__":
+    batches = []
     for method in ("fork", "spawn"):
         loader = DataLoader(Crops(), batch_size=2, num_workers=1, multiprocessing_context=method)
-        print(json.dumps([batch[:, 0, 0, 0].tolist() for batch in loader]))
+        batches += [batch[:, 0, 0, 0].tolist() for batch in loader]
+    print(json.dumps(batches))
 """)
-    assert run(script) == [[0.0, 1.0], [2.0, 3.0]]
+    assert run(script) == [[0.0, 1.0], [2.0, 3.0]] * 2
 
 
 # ---------------------------------------------------------------------------------------------------- the mechanism

@@ -1,7 +1,7 @@
 """All caption metrics of a split in one place: tokenized once, counted once, by domain.
 
 Scores are fractions, as coco-caption gives them (papers print 100 times that). A metric whose program is not installed is left
-out and named in `CaptionScores.unavailable`, unless it is required.
+out and named in `Scores.unavailable`, unless it is required.
 
 By domain (NoCaps): CIDEr, ROUGE-L and SPICE of a domain are means of the per-image scores of the whole evaluation, so CIDEr's
 document frequencies are those of the whole set ("whole", the default). This is what NoCaps' server does, as far as the published

@@ -199,7 +199,7 @@ def test_images_are_turned_upright(tmp_path: Path) -> None:
         (["12.jpg", "--batch-size", "0"], "--batch-size is 0"),
         (["12.jpg", "--device", "abacus"], "--device abacus cannot be used"),
         (["12.jpg", "--beam", "3"], "unrecognized arguments: --beam 3"),
-        ([], "the following arguments are required: images"),
+        ([], "the following arguments are required: IMAGE"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(

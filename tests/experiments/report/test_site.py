@@ -17,6 +17,7 @@ from fake_runs import fill, write_run
 from fresh_process import modules_after
 
 from datamodules.errors import InputError
+from experiments.analysis import run_maps
 from experiments.analysis.stored_maps import AttentionMaps, WordMaps, store_map, stored
 from experiments.cli.main import run_command
 from experiments.cli.report import chosen

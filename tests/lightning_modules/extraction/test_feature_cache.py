@@ -157,6 +157,7 @@ def _rank(rank: int, root: Path, words: str, folder: Path, results: Any) -> None
     cache = FeatureCache(str(folder / "cache"), batch_size=3)
     cache.fill(network, data)
     batches = [batch.images.tokens_BVD.sum().item() for batch in data.train_dataloader()]
+    dist.barrier()  # the other one has read its batches, too
     next((folder / "cache").glob("*/about.json")).write_text("{}")
     dist.barrier()
     try:
