@@ -12,13 +12,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import TrainHeads, TuningMode, set_mode, set_tuning
 from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
 from lightning_modules.checkpoints.trainable import load_objective, load_trainable, split_objective, trainable_state_dict
+from lightning_modules.contract import require_signatures
 from lightning_modules.objectives.objective import Objective
 
 
@@ -47,6 +48,8 @@ class TunedModule(pl.LightningModule):
         self.init_from = init_from
         self.eval_frozen = eval_frozen
         self._queries = {}
+        if adapter is not None:
+            require_signatures(adapter, Adapter, "model.adapter")
         fill(network)
         if adapter is not None:
             adapter.inject(network)
@@ -56,7 +59,8 @@ class TunedModule(pl.LightningModule):
         self.counts = set_tuning(network, adapter, tuning, train_heads)
         self.objective: Any = objective
         if objective is not None:
-            objective.requires_grad_(tuning != "frozen")
+            if self.counts.trainable == 0:  # a loss alone has nothing to learn
+                objective.requires_grad_(False)
             self.counts = self.counts.with_objective(objective)
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing
 
@@ -76,6 +80,17 @@ class TunedModule(pl.LightningModule):
         seed_draws(where)
 
     def configure_optimizers(self) -> dict[str, Any]:
+        """Over the network and the objective.
+
+        Raises:
+            InputError: Something else of the module would train, which no optimizer and no checkpoint would know.
+        """
+        trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        if stray := [name for name in trained if not name.startswith(("network.", "objective."))]:
+            raise InputError(
+                f"model: {type(self).__module__}.{type(self).__name__} has parameters that are neither its network's nor its "
+                f"objective's ({some(stray)}), so nothing would train or keep them. Put them into one of these."
+            )
         total = int(self.trainer.estimated_stepping_batches)
         optimizer, schedule = optimization.build(self.network, self.optimization, total, self.owns, self.objective)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

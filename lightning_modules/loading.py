@@ -20,7 +20,7 @@ from datamodules.errors import InputError
 from lightning_modules.checkpoints.adapter_export import load_adapter, read_adapter_config
 from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.run_folder import best_checkpoint, fit_of
-from lightning_modules.checkpoints.trust import class_paths, require_trusted
+from lightning_modules.checkpoints.trust import importing_only
 
 
 def build(
@@ -34,20 +34,19 @@ def build(
         InputError: The section names classes or arguments that this version does not have, or classes of modules that are neither
             ours nor trusted.
     """
-    require_trusted(class_paths(model_config), source, trust)
     import lightning_modules.retrieval  # noqa: F401 - its classes may be named in short
 
     parser = ArgumentParser(exit_on_error=False)  # the configuration of a run is resolved: no interpolation left
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     try:
-        config = parser.parse_object({"model": model_config})
+        with importing_only(source, trust), isolate_rng():
+            config = parser.parse_object({"model": model_config})
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            return fill(parser.instantiate_classes(config).model)
     except ArgumentError as error:
         raise InputError(f"the model's configuration cannot be built ({error}). Use the version that wrote it.") from error
-    with isolate_rng():
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        return fill(parser.instantiate_classes(config).model)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

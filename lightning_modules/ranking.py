@@ -23,6 +23,7 @@ from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import TunedModule
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
+from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.full_rank import FullRank
 from lightning_modules.metrics.pair_batches import score_pairs_by_length
 from lightning_modules.metrics.relation_distance import AlignmentDistance, RelationDistance
@@ -84,7 +85,9 @@ class RankingModule(TunedModule):
         compat: bool = False,
     ) -> None:
         require_attributes(network, inputs=Inputs)
+        require_signatures(network, RankingNetwork, "model.network")
         objective = objective or MarginRanking()
+        require_signatures(objective, MatchingObjective, "model.objective")
         super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen, objective)
         if hard_negatives < 1:
             raise InputError(f"hard_negatives is {hard_negatives}; give at least 1")

@@ -14,6 +14,7 @@ from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import TunedModule
+from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.retrieval import RetrievalRecall
 from lightning_modules.networks.network import HasRelations, RetrievalNetwork, require_attributes
 from lightning_modules.objectives.contrastive import ContrastiveLoss
@@ -61,7 +62,9 @@ class RetrievalModule(TunedModule):
         compile: bool = False,
     ) -> None:
         require_attributes(network, inputs=Inputs, logit_scale=Parameter)
+        require_signatures(network, RetrievalNetwork, "model.network")
         objective = objective or ContrastiveLoss()
+        require_signatures(objective, ContrastiveObjective, "model.objective")
         super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen, objective)
         self.iais = iais
         self.aligned_layers: list[int] = []

@@ -46,16 +46,19 @@ def data_of(folder: Path) -> Any:
     """The run's own data module, from its configuration.
 
     Raises:
-        InputError: It cannot be built.
+        InputError: It cannot be built, or names classes of modules that are neither ours nor trusted.
     """
     from jsonargparse import ArgumentError, ArgumentParser
     from lightning.pytorch import LightningDataModule
+
+    from lightning_modules.checkpoints.trust import importing_only
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     try:
-        return parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+        with importing_only(str(folder / "config.yaml")):
+            return parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
     except (ArgumentError, KeyError) as error:
         raise InputError(
             f"{folder / 'config.yaml'}: its data cannot be built ({error}). Use the version that wrote it."

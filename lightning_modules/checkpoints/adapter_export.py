@@ -192,7 +192,7 @@ def build_adapter(description: Mapping[str, Any], source: str = CONFIG_FILE, tru
     """
     path = str(description.get("class_path", ""))
     module_name, _, class_name = path.rpartition(".")
-    require_trusted([path], source, trust)
+    require_trusted(path, source, trust)
     try:
         adapter = getattr(importlib.import_module(module_name), class_name)(**description.get("init_args", {}))
     except (ImportError, AttributeError, TypeError) as error:

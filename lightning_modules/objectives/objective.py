@@ -20,9 +20,7 @@ class ContrastiveObjective(Objective):
     """Of image and text vectors of one batch, for two encoders. B pairs on this process."""
 
     @abstractmethod
-    def forward(
-        self, images_BD: Tensor, texts_BD: Tensor, scale: Tensor, image_index_B: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, images_BD: Tensor, texts_BD: Tensor, scale: Tensor, image_index_B: Tensor) -> dict[str, Tensor]:
         """Named scalars, `loss` among them; the others are logged beside it.
 
         Args:

@@ -112,6 +112,9 @@ class Forgetful(Adapter):
 
 class NoForward(ContrastiveObjective): pass
 
+class NoScale(ContrastiveObjective):
+    def forward(self, images, texts): pass
+
 class NoInputs(RetrievalNetwork):
     def encode_images(self, batch): pass
     def encode_texts(self, batch): pass
@@ -129,10 +132,11 @@ class Plain(LightningModule): pass
         ),
         (["tuning=adapter", "adapter=lacking.Forgetful"], "Forgetful keeps no attribute 'rank'"),
         (["objective=lacking.NoForward"], r"lacking\.NoForward does not write forward, which .*ContrastiveObjective asks for"),
+        (["objective=lacking.NoScale"], r"lacking\.NoScale has forward\(images, texts\), and it is called as forward\(images_BD, "),
         (["network=lacking.NoInputs"], r"lacking\.NoInputs sets no `inputs` of type Inputs"),
         (None, r"lacking\.Plain does not derive from lightning_modules\.base\.TunedModule"),
     ],
-    ids=["adapter", "adapter's argument", "objective", "network", "LightningModule"],
+    ids=["adapter", "adapter's argument", "objective", "objective's argument", "network", "LightningModule"],
 )
 def test_what_is_lacking_is_said_before_training(
     options: list[str] | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

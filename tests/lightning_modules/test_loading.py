@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,23 @@ def test_configuration_of_another_version(tmp_path: Path) -> None:
     config["init_args"]["no_such_option"] = 1
     with pytest.raises(InputError, match=r"no_such_option"):
         build(config)
+
+
+def test_a_class_of_somebody_else_needs_trust_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_folder(tmp_path / "run")
+    (tmp_path / "somebody_elses.py").write_text(
+        "from lightning_modules.objectives.contrastive import ContrastiveLoss\nclass Own(ContrastiveLoss): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "run" / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["model"]["init_args"]["objective"] = "somebody_elses.Own"  # no class_path beside it
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError, match=r"config.yaml names the class 'somebody_elses.Own'"):
+        lightning_modules.load(tmp_path / "run")
+    assert "somebody_elses" not in sys.modules
+    model: Any = lightning_modules.load(tmp_path / "run", trust=["somebody_elses"])
+    assert type(model.objective).__name__ == "Own"
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])

@@ -21,6 +21,7 @@ from lightning_modules.checkpoints.adapter_export import export_adapter, load_ad
 from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.objectives.annealing import Annealing
 from lightning_modules.objectives.relation_alignment import IAIS, RelationAlignment
+from lightning_modules.objectives.sigmoid import SigmoidLoss
 from lightning_modules.retrieval import RetrievalModule
 
 
@@ -249,3 +250,41 @@ def test_iais_needs_one_sequence(tiny: Any) -> None:
         module(tiny, iais=IAIS())
     with pytest.raises(InputError, match="layers 0 to 1"):
         beit3(iais=IAIS(layers=[2]))
+
+
+# --------------------------------------------------------------------------------------------- what trains beside the network
+
+
+def test_an_objective_trains_beside_the_network_and_not_alone(tiny: Any) -> None:
+    assert module(tiny, "head", objective=SigmoidLoss()).objective.bias.requires_grad
+    for model in (
+        module(tiny, "frozen", objective=SigmoidLoss()),
+        RetrievalModule(tiny.network(), LoRAAdapter(rank=0), "adapter", train_heads="none", objective=SigmoidLoss()),
+    ):
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert model.counts.trainable == 0
+    fixed = SigmoidLoss().requires_grad_(False)  # as its maker wants it
+    assert not module(tiny, "head", objective=fixed).objective.bias.requires_grad
+
+
+def test_what_is_neither_network_nor_objective_is_refused_before_training(tiny: Any) -> None:
+    class Own(RetrievalModule):
+        def __init__(self) -> None:
+            super().__init__(tiny.network(), None, "head")
+            self.extra = nn.Linear(2, 2)
+
+    model = Own()
+    model._trainer = SimpleNamespace(estimated_stepping_batches=2)
+    with pytest.raises(
+        InputError, match=r"Own has parameters .* \(extra.weight, extra.bias\), so nothing would train or keep them"
+    ):
+        model.configure_optimizers()
+    model.extra.requires_grad_(False)
+    model.configure_optimizers()
+
+
+def test_a_network_that_is_called_otherwise_is_refused_before_it_is_touched(tiny: Any) -> None:
+    network = tiny.network()
+    network.__class__ = type("Own", (type(network),), {"encode_texts": lambda self, tokens, mask: tokens})
+    with pytest.raises(InputError, match=r"model.network: .*Own has encode_texts\(tokens, mask\), .* encode_texts\(batch\)"):
+        RetrievalModule(network, None, "full")

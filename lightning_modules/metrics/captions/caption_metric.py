@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import InputError
+from lightning_modules.checkpoints.trust import require_importable
 from lightning_modules.metrics.captions.ngrams import Candidates, ReferenceNgrams
 
 Integers = npt.NDArray[np.int64]
@@ -135,7 +136,7 @@ def find_metric(name: str) -> CaptionMetric:
         name: One of ours ("cider"), or the class path of somebody's own ("my_file.MyMetric").
 
     Raises:
-        InputError: There is no such metric, or it is none.
+        InputError: There is no such metric, it is none, or a file names it that is not trusted to.
     """
     module, _, class_name = name.rpartition(".")
     if not module:
@@ -143,6 +144,7 @@ def find_metric(name: str) -> CaptionMetric:
             known = sorted(info.name for info in pkgutil.iter_modules([str(Path(__file__).parent)]) if _metric_of_file(info.name))
             raise InputError(f"there is no metric {name!r}; there are {', '.join(known)}, or give the class path of your own")
         return ours()
+    require_importable(name)
     try:
         found = getattr(importlib.import_module(module), class_name)
     except (ImportError, AttributeError) as error:

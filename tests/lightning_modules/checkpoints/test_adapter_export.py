@@ -142,7 +142,7 @@ def cut(folder: Any) -> None:
     (lambda f: (f / "adapter_config.json").write_text("{"), ["not valid JSON"]),
     (lambda f: edit(f, lambda c: c.pop("backbone")), ["lacks backbone"]),
     (lambda f: edit(f, lambda c: c.update(format=9)), ["format 9"]),
-    (lambda f: edit(f, lambda c: c["adapter"].update(class_path="os.system")), ["os.system", "lightning_modules.adapters"]),
+    (lambda f: edit(f, lambda c: c["adapter"].update(class_path="os.system")), ["os.system", "which is not crosslight's"]),
     (lambda f: edit(f, lambda c: c["adapter"]["init_args"].update(depth=1)), ["cannot be built", "depth"]),
     (drop_a_tensor, ["1 differ: logit_scale"]),
     (cut, ["adapter_model.safetensors", "truncated"]),
