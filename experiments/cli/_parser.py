@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
             return f" ({option} is of {' and '.join(f'`{owner}`' for owner in owners)})"
         every = [name for parser in with_subcommands(self) for name in parser._option_string_actions]
         close = difflib.get_close_matches(option, every, 1) if option.startswith("--") else []
-        return f" (did you mean {close[0]}?)" if close else ""
+        return f" (Did you mean {close[0]}?)" if close else ""
 
 
 def with_subcommands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
