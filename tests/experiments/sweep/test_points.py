@@ -17,7 +17,7 @@ from experiments.sweep.search import grid
 from experiments.sweep.sweep_file import Sweep
 
 
-def test_points_become_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_become_launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CROSSLIGHT_WORLD", raising=False)
     row = tmp_path / "row.yaml"
     row.write_text("name: row")

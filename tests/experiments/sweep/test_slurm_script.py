@@ -15,7 +15,7 @@ from experiments.sweep import slurm_script
 from experiments.sweep.slurm_script import SlurmOptions, arrays_of, script_of
 
 
-def test_arrays_are_tasks_of_one_shape_and_one_start(tmp_path: Path) -> None:
+def test_arrays_are_launches_of_one_shape_and_one_start(tmp_path: Path) -> None:
     launches = [
         launch(tmp_path, "start"), launch(tmp_path, "a", ("start",)), launch(tmp_path, "b", ("start",)),
         launch(tmp_path, "ranks", ("start",), devices="2", nodes=3), launch(tmp_path, "gpu", (), 4),
