@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-iais demo-captioning test lint reproduce-miniature report-check flickr8k iais-flickr8k captions-flickr8k smollm2 slurm-proof bench bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
+.PHONY: help setup demo demo-iais demo-captioning test lint reproduce-miniature report-check flickr8k iais-flickr8k captions-flickr8k smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -49,7 +49,7 @@ SEEDS ?= 0
 JOBS ?= 2
 reproduce-miniature: $(READY)  ## every table, figure and ablation on the embedded world, then the report (SEEDS="0 1 2", JOBS=2)
 	@status=0; $(BIN)/crosslight sweep run all --scale miniature --seeds $(SEEDS) --jobs $(JOBS) --out $(PAPERS) || status=$$?; \
-	$(BIN)/crosslight report --scale miniature --runs $(PAPERS) --look --out $(PAPERS)/report && exit $$status
+	$(BIN)/crosslight report --scale miniature --runs $(PAPERS) --maps --out $(PAPERS)/report && exit $$status
 
 REPORT ?= $(PAPERS)/report
 report-check: $(READY)  ## a report's pages in headless Chromium: requests, console, widths, axe, time (REPORT=DIR; chromium, node, npm)
@@ -75,6 +75,9 @@ bench: $(READY)  ## step time and memory of the tuning modes, and recalls of 5,0
 	$(BIN)/python benchmarks/retrieval_recall.py
 
 BEIT3_RESULTS ?= runs/bench-beit3
+bench-startup: $(READY)  ## what a start costs, as multiples of `import torch` (eight minutes)
+	$(BIN)/python benchmarks/startup.py --out runs/bench-startup/startup.json
+
 bench-beit3: $(READY)  ## BEiT-3's step: ours against the official code's, MWA and KE against full (about five minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beit3_step.py official --out $(BEIT3_RESULTS)/beit3_step_official.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beit3_step.py modes --out $(BEIT3_RESULTS)/beit3_step_modes.json

@@ -23,10 +23,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,13 +36,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import harness
 from benchmarks.beit3_reference import Sizes
 from benchmarks.beit3_step import network, pairs
-from experiments.runs.provenance import device_state, git_state, versions
-from lightning_modules import optimization
+from benchmarks.tuning_step import TuningStep
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
-from lightning_modules.metrics.cost import SavedBytes, gradient_bytes, optimizer_state_bytes
 from lightning_modules.optimization import Optimization
 from lightning_modules.retrieval import RetrievalModule
 
@@ -58,11 +55,6 @@ MODES = ("full", "mwa", "ke", "lora")
 WAYS = ("plain", "compile", "checkpoint", "cache")
 PAPER = {"base": {"time": 0.58, "memory": 0.81}, "large": {"time": 0.55, "memory": 0.80}}
 GOAL = {"time": 0.60, "memory": 0.50}
-# Dense bf16 FLOP/s of the data sheets, by a part of the device's name; the first that fits.
-PEAKS = {
-    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12,
-    "A100": 312e12, "A10G": 70e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "4090": 165e12,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,9 +87,9 @@ def adapter(mode: str, sizes: Sizes) -> Adapter | None:
 
 
 def build(row: Row, sizes: Sizes, device: str) -> RetrievalModule:
-    """The module of a row, on its device and in training mode."""
+    """The module of a row, on its device."""
     with torch.device(device):
-        built = RetrievalModule(
+        return RetrievalModule(
             network(sizes, checkpoint_activations=row.way == "checkpoint"),
             adapter(row.mode, sizes),
             "full" if row.mode == "full" else "adapter",
@@ -106,20 +98,18 @@ def build(row: Row, sizes: Sizes, device: str) -> RetrievalModule:
             gradient_cache_chunk=row.chunk,
             compile=row.way == "compile",
         )
-    built.log_dict = lambda *_, **__: None  # type: ignore[method-assign] # there is no trainer to log to
-    return built.to(device).train()
 
 
 def needed_flops(row: Row, sizes: Sizes) -> int:
     """FLOPs of forward and backward of the row's batch without any recomputation or drop path, counted on the meta device."""
-    one = build(Row(row.mode, "plain", 1), replace(sizes, drop_path=0.0), "meta").network
+    one = build(Row(row.mode, "plain", 1), replace(sizes, drop_path=0.0), "meta").to("meta").train().network
     batch = pairs(replace(sizes, batch=1)).to("meta")
     with FlopCounterMode(display=False) as counter:
         (one.encode_images(batch.images).sum() + one.encode_texts(batch.texts).sum()).backward()
     return row.batch * counter.get_total_flops() + 12 * sizes.width * row.batch**2  # the loss: two products, three times
 
 
-class Visit:
+class Visit(TuningStep):
     """One row, built, for some steps.
 
     Args:
@@ -129,28 +119,12 @@ class Visit:
     """
 
     def __init__(self, row: Row, sizes: Sizes, device: str) -> None:
-        self.device = device
-        self.module = build(row, sizes, device)
+        super().__init__(build(row, sizes, device), device, bf16=True)
         self.batch = pairs(replace(sizes, batch=row.batch)).to(device)
-        self.optimizer, self.schedule = optimization.build(
-            self.module.network, self.module.optimization, 100_000, self.module.owns
-        )
-
-    def backward(self) -> None:
-        with torch.autocast(self.device, torch.bfloat16):
-            loss = self.module.training_step(self.batch, 0)
-        self.optimizer.zero_grad()
-        loss.backward()
 
     def step(self) -> float:
         """Wall seconds of a whole step."""
-        self._wait()
-        started = time.perf_counter()
-        self.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        self._wait()
-        return time.perf_counter() - started
+        return harness.timed(lambda: self.whole(self.batch), self.device)["wall_s"]
 
     def peak_bytes(self) -> int:
         """Of one more step: the allocator's peak, or without a GPU what a step keeps and the parameters."""
@@ -158,25 +132,14 @@ class Visit:
             torch.cuda.reset_peak_memory_stats()
             self.step()
             return torch.cuda.max_memory_allocated()
-        with SavedBytes(exclude=self.module) as saved:
-            self.backward()
-        parameters = sum(parameter.nbytes for parameter in self.module.parameters())
-        kept = gradient_bytes(self.module.parameters()) + optimizer_state_bytes(self.optimizer)
-        return saved.peak_bytes + parameters + kept
-
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        return sum(self.kept_bytes(self.batch).values()) + sum(parameter.nbytes for parameter in self.module.parameters())
 
 
 def visit(row: Row, sizes: Sizes, device: str, warm: int, steps: int) -> dict[str, Any]:
     """Build a row, warm it up, measure it, and leave nothing of it behind."""
     try:
         here = Visit(row, sizes, device)
-        started = time.perf_counter()
-        for _ in range(warm):
-            here.step()
-        warm_up = time.perf_counter() - started
+        warm_up = sum(here.step() for _ in range(warm))
         seconds = [here.step() for _ in range(steps)]
         return {
             "row": asdict(row),
@@ -224,15 +187,10 @@ def fits_in_full(sizes: Sizes, device: str) -> Callable[[int], bool]:
 
     def fits(batch: int) -> bool:
         found = visit(Row("full", "plain", batch), sizes, device, warm=1, steps=1)
-        print(f"batch {batch}: {found.get('out_of_memory') or 'fits'}", file=sys.stderr, flush=True)
+        harness.tell(f"batch {batch}: {found.get('out_of_memory') or 'fits'}")
         return "out_of_memory" not in found
 
     return fits
-
-
-def peak_flops(name: str) -> float | None:
-    """Dense bf16 FLOP/s of a device, None if it is not known."""
-    return next((peak for part, peak in PEAKS.items() if part.lower() in name.lower()), None)
 
 
 def summarise(visits: Sequence[dict[str, Any]], rows: Sequence[Row], sizes: Sizes, peak: float | None) -> list[dict[str, Any]]:
@@ -275,21 +233,20 @@ def report(result: dict[str, Any]) -> str:
         "row", "time / full", "memory / full", "needed FLOPs / full", "ms a step", "pairs/s", "peak GB", "MFU", "tunable",
         "time a pair / plain full", "memory / plain full",
     ]  # fmt: skip
-    lines = []
+    rows = []
     for row in result["rows"]:
         if "step_s" not in row:
-            lines.append(f"| {row['label']} | {row['out_of_memory'] or 'not run'}" + " |" * 10)
+            rows.append([row["label"], f"{row['out_of_memory'] or 'not run'}" + " |" * 9])
             continue
 
         def show(name: str, form: str = "{:.3f}", factor: float = 1.0, row: dict[str, Any] = row) -> str:
             return form.format(factor * row[name]) if row.get(name) is not None else ""
 
-        cells = [
+        rows.append([
             row["label"], show("time_ratio"), show("memory_ratio"), show("flops_ratio"), show("step_s", "{:.1f}", 1e3),
             show("pairs_per_s", "{:.1f}"), show("peak_bytes", "{:.2f}", 1e-9), show("mfu", "{:.1%}"),
             f"{row['tunable_parameters']:,}", show("time_to_plain_full"), show("memory_to_plain_full"),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+        ])  # fmt: skip
     sizes = Sizes(**result["sizes"])
     return "\n".join(
         [
@@ -299,32 +256,26 @@ def report(result: dict[str, Any]) -> str:
             f"{result['device']['name']} ({result['device']['kind']}); torch {result['versions']['torch']}; "
             f"{(result['git']['revision'] or 'unknown revision')[:12]}; {result['date']}.",
             "",
-            "| " + " | ".join(head) + " |\n|" + " --- |" + " ---: |" * (len(head) - 1),
-            *lines,
+            harness.table(head, rows),
         ]
     )
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
+    made = harness.command_line(__doc__, "write everything as JSON, renewed after every visit", devices=("cuda", "cpu"), rounds=2)
+    add = made.add_argument
     add("--size", choices=sorted(SIZES), default="base")
     add("--tiny", action="store_true", help="a toy network instead, to see that everything runs")
-    add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--batch", type=int, help="pairs; by default the largest that plain full tuning fits (on a processor 4)")
     add("--modes", nargs="+", choices=MODES, default=list(MODES))
     add("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     add("--cached-pairs", type=int, help="pairs of the way cache (base 1,024, large 512; tiny: twice the batch)")
     add("--image-size", type=int, help="pixels (384)")
     add("--text-tokens", type=int, help="tokens of every caption (64)")
-    add("--rounds", type=int, default=2)
     add("--steps", type=int, default=5, help="measured steps a visit")
     add("--warm", type=int, default=3, help="steps before them")
     add("--peak-tflops", type=float, help="dense bf16 peak of the device, where its name is not known here")
-    add("--out", type=Path, help="write everything as JSON, renewed after every visit")
-    return parser
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -345,10 +296,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         sizes = replace(sizes, image_size=options.image_size)
     if options.text_tokens:
         sizes = replace(sizes, text_tokens=options.text_tokens, real_tokens=options.text_tokens)
-    device = device_state(options.device)
-    peak = options.peak_tflops * 1e12 if options.peak_tflops else peak_flops(device["name"])
-    if options.device == "cpu":
-        peak = None
     chosen_by = "given"
     batch: int = options.batch or sizes.batch
     if options.batch is None and options.device == "cuda":
@@ -359,40 +306,30 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for way in options.ways
         for mode in options.modes
     ]
-    result: dict[str, Any] = {
-        "benchmark": "beit3_gpu",
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    settings = {
         "size": "tiny" if options.tiny else options.size,
         "sizes": asdict(replace(sizes, batch=batch)),
         "batch": batch,
         "batch_chosen_by": chosen_by,
         "rounds": options.rounds,
         "steps": options.steps,
-        "git": git_state(Path(__file__).resolve().parent),
-        "versions": versions(),
-        "device": device,
-        "peak_flops": peak,
-        "paper": PAPER[options.size],
-        "goal": GOAL,
-        "visits": [],
     }
+    result = harness.heading("beit3_gpu", options.device, settings, environment=())
+    peak = options.peak_tflops * 1e12 if options.peak_tflops else harness.peak_flops(result["device"]["name"])
+    if options.device == "cpu":
+        peak = None
+    result |= {"peak_flops": peak, "paper": PAPER[options.size], "goal": GOAL, "visits": []}
     for number in range(options.rounds):
         for row in rows:
             found = visit(row, sizes, options.device, options.warm, options.steps)
             result["visits"].append({"round": number, **found})
             said = found.get("out_of_memory") or f"{statistics.median(found['step_s']):.3f} s, {found['peak_bytes'] / 1e9:.2f} GB"
-            print(f"round {number + 1} of {options.rounds}, {row.label}: {said}", file=sys.stderr, flush=True)
-            _write(result, options.out)  # device time may end between two visits
+            harness.tell(f"round {number + 1} of {options.rounds}, {row.label}: {said}")
+            harness.write(result, options.out)  # device time may end between two visits
     result["rows"] = summarise(result["visits"], rows, sizes, peak)
-    _write(result, options.out)
+    harness.write(result, options.out)
     print(report(result))
     return result
-
-
-def _write(result: dict[str, Any], out: Path | None) -> None:
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

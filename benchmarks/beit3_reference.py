@@ -2,10 +2,8 @@
 
 The encoder is Microsoft's (torchscale 0.2.0 from PyPI, MIT licence, in a folder of its own). What stands around it in unilm's
 `beit3/` (heads, loss, initialization, optimizer groups) is not on PyPI and is rebuilt here from the facts: two linear heads
-without bias on token 0, normalized; symmetric cross entropy of the scaled cosines; AdamW. Imports nothing of this project.
-
-`serve` is the protocol, used by both workers: a line of JSON in (`{"do": ...}`), a line of JSON out. A worker measures its own
-CPU and wall seconds, so the pipe is not in them.
+without bias on token 0, normalized; symmetric cross entropy of the scaled cosines; AdamW. Imports nothing of this project but the
+protocol (`workers.py`) and the clock, which import the standard library alone.
 """
 
 from __future__ import annotations
@@ -13,14 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
-import time
 import types
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+# The file is run by its path: the packages beside this folder must be found without an installation, too.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.harness import timed
+from benchmarks.workers import forget_peak, resident_bytes, serve
 
 
 @dataclass(frozen=True)
@@ -68,35 +69,11 @@ def random_batch(sizes: Sizes) -> tuple[Any, Any, Any]:
     return pixels_B3HW, tokens_BT, mask_BT
 
 
-def timed(step: Callable[[], None]) -> dict[str, float]:
-    """CPU seconds of the whole process and wall seconds of one call."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    step()
-    return {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-
-
-def resident_bytes(peak: bool = True) -> int:
-    """Resident size of this process: its peak since `forget_peak`, or now."""
-    key = "VmHWM:" if peak else "VmRSS:"
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {key} line")
-
-
-def forget_peak() -> None:
-    """Let the peak resident size count from here (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def serve(actions: dict[str, Callable[..., Any]]) -> None:
-    """Answer requests from stdin until it closes. stdout belongs to the answers; what libraries print goes to stderr."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    sys.stdout = sys.stderr
-    answers.write(json.dumps({"ready": True}) + "\n")
-    for line in sys.stdin:
-        request = json.loads(line)
-        answers.write(json.dumps(actions[request.pop("do")](**request)) + "\n")
+def serve_steps(side: Any, imports: int) -> None:
+    """Answer for one side (`Official`, or `Ours` of `beit3_step.py`); `imports` is what the process had before it was built."""
+    actions = {name: getattr(side, name) for name in ("check", "step", "flops")}
+    memory = {"forget_peak": forget_peak, "memory": lambda: {"imports": imports, "peak": resident_bytes()}}
+    serve(actions | memory)
 
 
 # ---------------------------------------------------------------------------------------------------------- the official side
@@ -226,16 +203,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     imported = resident_bytes(peak=False)
-    official = Official(Sizes(**json.loads(options.sizes)))
-    serve(
-        {
-            "check": official.check,
-            "step": official.step,
-            "flops": official.flops,
-            "forget_peak": forget_peak,
-            "memory": lambda: {"imports": imported, "peak": resident_bytes()},
-        }
-    )
+    serve_steps(Official(Sizes(**json.loads(options.sizes))), imported)
 
 
 if __name__ == "__main__":

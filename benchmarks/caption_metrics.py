@@ -13,18 +13,13 @@ here if a score differs by more than 1e-9.
     ours, kept          the references were counted before, as at every validation of a training run but the first
 
 Made-up captions have the lengths of COCO's (8 to 16 words, 10.8 on average) and words by Zipf's law; candidates are mostly
-stretches of their references. A ratio is the median of the rounds' own ratios, with lowest and highest.
+stretches of their references.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
-import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -35,8 +30,8 @@ from typing import Any
 # The file is run by its path: the packages beside this folder must be found without an installation, too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.beit3_reference import timed
-from benchmarks.beit3_step import Worker, interleave, summary
+from benchmarks import harness
+from benchmarks.workers import Worker, packages_alone
 
 HERE = Path(__file__).resolve().parent
 PYCOCOEVALCAP = "pycocoevalcap==1.2"
@@ -81,7 +76,7 @@ def from_files(references: Path, results: Path) -> tuple[list[list[str]], list[s
 def ours(metric: str, references: Sequence[Sequence[str]], candidates: Sequence[str], kept: Any = None) -> tuple[Any, Any]:
     """Score of the set and of each image, in the shape that the worker gives."""
     from lightning_modules.metrics.captions.bleu import BLEUCounts
-    from lightning_modules.metrics.captions.rouge import rouge_l
+    from lightning_modules.metrics.captions.rouge_l import rouge_l
 
     if metric == "rouge_l":
         each = rouge_l(references, candidates)
@@ -104,26 +99,8 @@ def prepared(references: Sequence[Sequence[str]]) -> Any:
 
 
 def package_folder(given: Path | None) -> Path:
-    """The folder with pycocoevalcap alone; filled by pip the first time.
-
-    Raises:
-        SystemExit: It cannot be installed.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = given or cache / "crosslight" / PYCOCOEVALCAP.replace("==", "-")
-    if (folder / "pycocoevalcap").is_dir():
-        return folder
-    if given is not None:
-        raise SystemExit(f"--packages {given}: there is no pycocoevalcap in it; leave the option out to have it installed")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    uv = Path(sys.executable).with_name("uv")
-    install = [str(uv), "pip", "install"] if uv.exists() else [sys.executable, "-m", "pip", "install"]
-    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-        command = [*install, "--quiet", "--no-deps", "--target", unfinished + "/packages", PYCOCOEVALCAP]
-        if subprocess.run(command, check=False).returncode:
-            raise SystemExit(f"could not install {PYCOCOEVALCAP}: {' '.join(command)}; with a copy of it: --packages FOLDER")
-        shutil.move(unfinished + "/packages", folder)
-    return folder
+    """The folder with pycocoevalcap alone."""
+    return packages_alone(PYCOCOEVALCAP, given)
 
 
 def largest_difference(a: Any, b: Any) -> float:
@@ -155,18 +132,19 @@ def compare(
             raise SystemExit(f"the two do not give the same {metric}, so there is nothing to compare: {checks[metric]}")
 
         def again(what: str = metric, before: Any = None) -> dict[str, float]:
-            return timed(lambda: ours(what, references, candidates, before) and None)
+            return harness.timed(lambda: ours(what, references, candidates, before) and None)
 
         turns[f"{metric}: pycocoevalcap"] = lambda what=metric: worker.ask("run", metric=what)  # type: ignore[misc]
         turns[f"{metric}: ours"] = again
         if metric != "rouge_l":  # counts nothing beforehand
             turns[f"{metric}: ours, kept"] = lambda what=metric: again(what, kept)  # type: ignore[misc]
-    steps = interleave(turns, rounds, warm=1)
+    steps = harness.interleave(turns, rounds, warm=1)
     worker.close()
-    rows = [{"name": name, **summary(steps, f"{name.split(':')[0]}: pycocoevalcap", name)} for name in turns]
-    for row in rows:  # the summary is of theirs against ours: how many times as fast ours is
-        row["cpu_s"] = statistics.median(step["cpu_s"] for step in steps if step["row"] == row["name"])
-        row["wall_s"] = statistics.median(step["wall_s"] for step in steps if step["row"] == row["name"])
+    rows = []
+    for name in turns:  # a ratio is of theirs to ours: how many times as fast ours is
+        row = {"name": name, **harness.summary(steps, f"{name.split(':')[0]}: pycocoevalcap", name)}
+        own = harness.summary(steps, name, name)
+        rows.append(row | {"cpu_s": own["cpu_s"], "wall_s": own["wall_s"]})
     return {"images": len(candidates), "references": sum(map(len, references)), "checks": checks, "rows": rows, "steps": steps,
             "goal": GOAL}  # fmt: skip
 
@@ -187,14 +165,12 @@ def report(result: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = harness.command_line(f"{__doc__}{harness.READING}", rounds=5)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--captions", type=int, default=5, help="references an image")
     parser.add_argument("--references", type=Path, help="a caption file, instead of made-up ones")
     parser.add_argument("--results", type=Path, help="its results file")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--packages", type=Path, help="folder that has pycocoevalcap (default: installed into the user's cache)")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     if (options.references is None) != (options.results is None):
         parser.error("--references and --results go together")
@@ -202,11 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     data = from_files(options.references, options.results) if options.results else made_up(options.images, options.captions)
     result = compare(*data, packages, options.rounds)
     print("\n".join(report(result)))
-    if options.out:
-        from experiments.runs.provenance import device_state, versions
-
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"device": device_state("cpu"), "versions": versions(), **result}, indent=1) + "\n")
+    origin = harness.heading("caption_metrics", "cpu", {})
+    harness.write({"device": origin["device"], "versions": origin["versions"], **result}, options.out)
     return result
 
 

@@ -1,7 +1,7 @@
 """Worker of `caption_metrics.py`: pycocoevalcap's scorers in a process of their own, scoring when they are told to.
 
-Imports nothing of this project but the protocol of `beit3_reference.py`. pycocoevalcap's modules import numpy only; its wheel is
-unpacked into a folder that only this process sees.
+Imports nothing of this project but the protocol (`workers.py`) and the clock. pycocoevalcap's modules import numpy only; its
+wheel is unpacked into a folder that only this process sees.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.beit3_reference import serve, timed
+from benchmarks.harness import timed
+from benchmarks.workers import serve
 
 
 def main() -> None:

@@ -9,31 +9,27 @@
 
 GPT-2 base (medium, large) and CLIP-ViT B/16 (224 px: 197 tokens of 768) with random weights; captions of 20 tokens with their
 end token; I-Tuning as the paper reads, language model and tower frozen. A training step is forward, loss, backward and AdamW,
-without Lightning's loop and without data loading. Generation is beam search with 5 beams, every caption 16 tokens long. Rounds go
-A B C A B C. What two rows must have equal (losses and gradients, token ids) is compared before anything is timed, and the run
-ends where it is not.
+without Lightning's loop and without data loading. Generation is beam search with 5 beams, every caption 16 tokens long. What two
+rows must have equal (losses and gradients, token ids) is compared before anything is timed, and the run ends where it is not.
 
 How to read it
-- Without a GPU the measure is CPU seconds of the process, with one thread (shared cores: wall seconds measure the load, which is
-  printed). On a GPU it is wall seconds, synchronised. A ratio is the median of the rounds' own ratios to the reference row.
+- The measure is CPU seconds of the process, with one thread; on a GPU it is wall seconds, synchronised (`harness.READING`).
 - Three predictions (`captioning_work.py`). "FLOPs": 2 a multiplication and addition in products and attention. "moved": bytes of
   their operands and results, each moved once. "products": these products and attentions alone, timed in their shapes: it knows
   both FLOPs and bytes, since a product of a few rows runs at the speed of memory and not of arithmetic. Goals are against it.
-- "saved" are bytes that autograd keeps for the backward pass, counted (metrics/cost.py) and by formula.
+- "saved" are bytes that autograd keeps for the backward pass, counted (metrics/training_memory.py) and by formula.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,16 +41,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from torch import Tensor
 
-from benchmarks.beit3_step import MALLOC, interleave, summary
+from benchmarks import harness
 from benchmarks.captioning_work import SIZES, Batch, Size, Work, clock, generation, now, predict, saved_bytes, training
 from datamodules.loading.features import FeatureFile, Precision
 from datamodules.records import ImageBatch, TextBatch
-from experiments.runs.provenance import device_state, git_state, versions
 from lightning_modules import optimization
 from lightning_modules.adapters.i_tuning import ITuning, ITuningModule, ITuningModules, Rows
 from lightning_modules.adapters.tuning import set_tuning
-from lightning_modules.metrics.cost import SavedBytes
-from lightning_modules.networks.captioner import Captioner, Seen
+from lightning_modules.metrics.training_memory import SavedBytes
+from lightning_modules.networks.captioner import Captioner, VisualFeatures
 from lightning_modules.networks.language_model import Decoding, LanguageModel
 from lightning_modules.networks.towers.hugging_face import HFImageTower
 from lightning_modules.optimization import Optimization
@@ -68,10 +63,6 @@ GOALS = {
 
 
 # -------------------------------------------------------------------------------------------------------------- what runs
-
-
-def precision(device: str) -> AbstractContextManager[Any]:
-    return torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
 
 
 def captioner(size: Size, dropped: int = 0, device: str = "cpu") -> tuple[Captioner, ITuning]:
@@ -111,9 +102,11 @@ def pixels(size: Size, images: int, device: str) -> ImageBatch:
     return ImageBatch(tuple(map(str, range(images))), torch.arange(images), pixels_I3HW).to(device)
 
 
-def visual_tokens(size: Size, images: int, device: str) -> Seen:
+def visual_tokens(size: Size, images: int, device: str) -> VisualFeatures:
     """Random tokens in place of a tower's."""
-    return Seen(torch.randn(images, size.visual, size.tower_width, generator=torch.Generator().manual_seed(2)).to(device))
+    return VisualFeatures(
+        torch.randn(images, size.visual, size.tower_width, generator=torch.Generator().manual_seed(2)).to(device)
+    )
 
 
 class Step:
@@ -122,21 +115,21 @@ class Step:
     Args:
         network: The captioner.
         adapter: Its adapter.
-        see: Gives the visual tokens.
+        encode: Gives the visual tokens.
         texts: Captions.
         image_row_B: Image of each.
     """
 
     def __init__(
-        self, network: Captioner, adapter: ITuning, see: Callable[[], Seen], texts: TextBatch, image_row_B: Tensor
+        self, network: Captioner, adapter: ITuning, encode: Callable[[], VisualFeatures], texts: TextBatch, image_row_B: Tensor
     ) -> None:
-        self.network, self.see, self.texts, self.image_row_B = network, see, texts, image_row_B
+        self.network, self.encode, self.texts, self.image_row_B = network, encode, texts, image_row_B
         self.device = image_row_B.device.type
         self.optimizer, _ = optimization.build(network, Optimization(lr=1e-4), 100_000, adapter.owns)
 
     def loss(self) -> Tensor:
-        with precision(self.device):
-            return self.network.loss(self.see(), self.texts, self.image_row_B)["loss"]
+        with harness.autocast(self.device):
+            return self.network.loss(self.encode(), self.texts, self.image_row_B)["loss"]
 
     def gradients(self) -> tuple[float, list[Tensor]]:
         """Loss and gradients, and nothing left of them."""
@@ -148,33 +141,31 @@ class Step:
 
     def __call__(self) -> dict[str, float]:
         """CPU and wall seconds of a whole step, and the measure's seconds of its parts."""
-        wall, cpu, marks = time.perf_counter(), time.process_time(), [now(self.device)]
-        with precision(self.device):
-            seen = self.see()
+        marks: list[float] = []
+
+        def parts() -> None:
             marks.append(now(self.device))
-            loss = self.network.loss(seen, self.texts, self.image_row_B)["loss"]
-        marks.append(now(self.device))
-        loss.backward()
-        marks.append(now(self.device))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        marks.append(now(self.device))
-        parts = ("see_s", "forward_s", "backward_s", "optimizer_s")
-        taken = {part: after - before for part, before, after in zip(parts, marks, marks[1:], strict=False)}
-        return {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall, **taken}
+            with harness.autocast(self.device):
+                features = self.encode()
+                marks.append(now(self.device))
+                loss = self.network.loss(features, self.texts, self.image_row_B)["loss"]
+            marks.append(now(self.device))
+            loss.backward()
+            marks.append(now(self.device))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            marks.append(now(self.device))
+
+        names = ("see_s", "forward_s", "backward_s", "optimizer_s")
+        whole = harness.timed(parts, self.device)
+        return whole | {name: after - before for name, before, after in zip(names, marks, marks[1:], strict=False)}
 
     def memory(self) -> dict[str, int]:
         """Bytes saved for the backward pass, and the allocator's peak where there is one; takes a step."""
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            self()
-            peak = {"peak": torch.cuda.max_memory_allocated()}
-        else:
-            peak = {}
         with SavedBytes(exclude=self.network) as saved:
             self.loss().backward()
         self.optimizer.zero_grad()
-        return {"saved": saved.peak_bytes, **peak}
+        return {"saved": saved.peak_bytes, **allocated(self)}
 
 
 class Generate:
@@ -182,45 +173,47 @@ class Generate:
 
     Args:
         network: The captioner.
-        seen: Images; None = the plain language model, which sees none.
+        features: Images; None = the plain language model, which sees none.
         images: How many.
         beams: Of each.
         tokens: Of each.
         naive: Keys and values are computed for every beam and step.
     """
 
-    def __init__(self, network: Captioner, seen: Seen | None, images: int, beams: int, tokens: int, naive: bool = False) -> None:
-        self.network, self.seen, self.beams, self.naive = network, seen, beams, naive
+    def __init__(
+        self, network: Captioner, features: VisualFeatures | None, images: int, beams: int, tokens: int, naive: bool = False
+    ) -> None:
+        self.network, self.features, self.beams, self.naive = network, features, beams, naive
         self.device = next(network.parameters()).device.type
-        self.decoding = Decoding(beams=beams, max_new_tokens=tokens, min_new_tokens=tokens)
+        self.decoding = Decoding(num_beams=beams, max_new_tokens=tokens, min_new_tokens=tokens)
         language = network.language
-        self.begin = torch.full((images, 1), language.begin, dtype=torch.int64, device=self.device)
+        self.begin = torch.full((images, 1), language.bos, dtype=torch.int64, device=self.device)
 
     def ids(self) -> list[list[int]]:
-        with precision(self.device):
-            if self.seen is None:
-                self.network.forget()
+        with harness.autocast(self.device):
+            if self.features is None:
+                self.network.clear_images()
                 return self.network.language.generate(self.decoding, input_ids=self.begin)
             modules = self.network.i_tuning
             assert modules is not None
-            anew = recomputed(modules, self.seen.tokens_IVD, self.beams) if self.naive else nullcontext()
+            anew = recomputed(modules, self.features.tokens_IVD, self.beams) if self.naive else nullcontext()
             with anew:
-                return self.network.generate_ids(self.seen, self.decoding)
+                return self.network.generate_ids(self.features, self.decoding)
 
     def __call__(self) -> dict[str, float]:
-        wall, cpu = time.perf_counter(), time.process_time()
-        self.ids()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
+        return harness.timed(self.ids, self.device)
 
     def memory(self) -> dict[str, int]:
-        """The allocator's peak where there is one."""
-        if self.device != "cuda":
-            return {}
-        torch.cuda.reset_peak_memory_stats()
-        self()
-        return {"peak": torch.cuda.max_memory_allocated()}
+        return allocated(self)
+
+
+def allocated(turn: Step | Generate) -> dict[str, int]:
+    """The allocator's peak in one turn, where there is one."""
+    if turn.device != "cuda":
+        return {}
+    torch.cuda.reset_peak_memory_stats()
+    turn()
+    return {"peak": torch.cuda.max_memory_allocated()}
 
 
 @contextmanager
@@ -230,7 +223,7 @@ def recomputed(modules: ITuningModules, tokens_IVD: Tensor, beams: int) -> Itera
     rows = Rows(len(repeated_RVD), 1, None)
     own = list(modules.modules_by_layer().values())
 
-    def forward(module: ITuningModule, x: Tensor, seen: Any) -> Tensor:
+    def forward(module: ITuningModule, x: Tensor, features: Any) -> Tensor:
         return ITuningModule.forward(module, x, module.keys_values(repeated_RVD, rows))
 
     for module in own:
@@ -244,36 +237,37 @@ def recomputed(modules: ITuningModules, tokens_IVD: Tensor, beams: int) -> Itera
 
 # -------------------------------------------------------------------------------------------------------------- comparisons
 
-Turns = dict[str, Step | Generate]
 
-
-def compare(
-    turns: Turns,
-    reference: Mapping[str, str],
-    work: Mapping[str, list[Work]],
-    units: Mapping[str, int],
-    options: argparse.Namespace,
-    formulas: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
-    """Memory, interleaved times and predictions of every turn.
+@dataclass(frozen=True)
+class Row:
+    """What is timed, and what it is compared with.
 
     Args:
-        turns: What is timed, by name.
-        reference: The row that each is compared with.
-        work: Products of each.
-        units: Pairs or captions of each.
-        options: The command line's.
-        formulas: Saved bytes by formula (fp32).
+        turn: What is timed.
+        work: Its products.
+        units: Its pairs or captions.
+        reference: Name of the row that it is compared with.
+        formula: Saved bytes by formula (fp32).
     """
+
+    turn: Step | Generate
+    work: list[Work]
+    units: int
+    reference: str
+    formula: int | None = None
+
+
+def compare(asked: Mapping[str, Row], options: argparse.Namespace) -> dict[str, Any]:
+    """Memory, interleaved times and predictions of every row."""
     kind, dtype = ("wall", torch.bfloat16) if options.device == "cuda" else ("cpu", torch.float32)
-    memory = {name: turn.memory() for name, turn in turns.items()}
-    clocked = clock([each for own in work.values() for each in own], options.device, dtype)
-    steps = interleave(turns, options.rounds, warm=1)
-    predictions = {name: predict(own, clocked) for name, own in work.items()}
+    memory = {name: row.turn.memory() for name, row in asked.items()}
+    clocked = clock([each for row in asked.values() for each in row.work], options.device, dtype)
+    steps = harness.interleave({name: row.turn for name, row in asked.items()}, options.rounds, warm=1)
+    predictions = {name: predict(row.work, clocked) for name, row in asked.items()}
     rows = []
-    for name in turns:
-        first = reference[name]
-        measured = summary(steps, name, first)
+    for name, given in asked.items():
+        first, reference = given.reference, asked[given.reference]
+        measured = harness.summary(steps, name, first)
         seconds = measured[f"{kind}_s"]
         own = [step for step in steps if step["row"] == name]
         row: dict[str, Any] = {
@@ -283,9 +277,9 @@ def compare(
             "predicted": {
                 key: predictions[name][key] / predictions[first][key] for key in ("flops", "moved_bytes", "products_s")
             },
-            "units_per_s": units[name] / seconds,
+            "units_per_s": given.units / seconds,
             # pairs/s or captions/s as a multiple of the reference's
-            "throughput_ratio": units[name] / units[first] / measured[f"{kind}_ratio"]["median"],
+            "throughput_ratio": given.units / reference.units / measured[f"{kind}_ratio"]["median"],
             "parts_s": {
                 part: statistics.median(step[part] for step in own)
                 for part in ("see_s", "forward_s", "backward_s", "optimizer_s")
@@ -297,8 +291,8 @@ def compare(
             **measured,
         }
         row |= {f"{key}_ratio": size / memory[first][key] for key, size in memory[name].items()}
-        if formulas and name in formulas:
-            row |= {"saved_formula": formulas[name], "saved_predicted": formulas[name] / formulas[first]}
+        if given.formula and reference.formula:
+            row |= {"saved_formula": given.formula, "saved_predicted": given.formula / reference.formula}
         rows.append(row)
     return {"rows": rows, "steps": steps, "products": [{"shape": shape, "s": s} for shape, s in clocked.items()]}
 
@@ -312,35 +306,28 @@ def dropped(size: Size, options: argparse.Namespace) -> dict[str, Any]:
     """Modules in all layers against the upper half: training at each number of captions, generation."""
     lower, device = size.layers // 2, options.device
     networks = {"all": captioner(size, 0, device), "half": captioner(size, lower, device)}
-    turns: Turns = {}
-    work: dict[str, list[Work]] = {}
-    reference, units, formulas = {}, {}, {}
+    rows = {}
     for count in options.captions:
         batch = Batch(options.images, count, options.tokens)
         for name, (network, adapter) in networks.items():
-            row, less = f"train, {count} an image, {name}", lower if name == "half" else 0
-            seen = visual_tokens(size, batch.images, device)
-            turns[row] = Step(network, adapter, lambda seen=seen: seen, *captions(size, batch, device))  # type: ignore[misc]
-            work[row] = training(size, batch, less)
-            formulas[row] = saved_bytes(size, batch, less)
-            reference[row], units[row] = f"train, {count} an image, all", batch.pairs
+            less, features = lower if name == "half" else 0, visual_tokens(size, batch.images, device)
+            turn = Step(network, adapter, lambda features=features: features, *captions(size, batch, device))  # type: ignore[misc]
+            formula = saved_bytes(size, batch, less) if device == "cpu" else None
+            reference = f"train, {count} an image, all"
+            rows[f"train, {count} an image, {name}"] = Row(turn, training(size, batch, less), batch.pairs, reference, formula)
+    images, made = options.images, (options.images, options.beams, options.new_tokens)
     for name, (network, _) in networks.items():
-        row = f"generate, {name}"
-        seen = visual_tokens(size, options.images, device)
-        turns[row] = Generate(network, seen, options.images, options.beams, options.new_tokens)
         modules = size.layers - (lower if name == "half" else 0)
-        work[row] = generation(size, options.images, options.beams, options.new_tokens, modules, [options.images])
-        reference[row], units[row] = "generate, all", options.images
-    return compare(turns, reference, work, units, options, formulas if device == "cpu" else None)
+        search = Generate(network, visual_tokens(size, images, device), *made)
+        rows[f"generate, {name}"] = Row(search, generation(size, *made, modules, [images]), images, "generate, all")
+    return compare(rows, options)
 
 
 def grouped(size: Size, options: argparse.Namespace) -> dict[str, Any]:
     """An image and its keys and values once for all its captions, against once a caption."""
     device = options.device
     network, adapter = captioner(size, 0, device)
-    turns: Turns = {}
-    work, reference, units = {}, {}, {}
-    checks = []
+    rows, checks = {}, []
     for count in options.captions:
         batch = Batch(options.images, count, options.tokens)
         texts, row_B = captions(size, batch, device)
@@ -348,15 +335,13 @@ def grouped(size: Size, options: argparse.Namespace) -> dict[str, Any]:
         assert images.pixels_B3HW is not None
         repeated = replace(images, pixels_B3HW=images.pixels_B3HW.index_select(0, row_B))
         each, once = f"{count} an image, encoded for each", f"{count} an image, encoded once"
-        turns[each] = Step(network, adapter, partial(network.see, repeated), texts, torch.arange(batch.pairs, device=device))
-        turns[once] = Step(network, adapter, partial(network.see, images), texts, row_B)
-        work[each] = training(size, batch, 0, batch.pairs, batch.pairs)
-        work[once] = training(size, batch, 0, batch.images)
-        for row in (each, once):
-            reference[row], units[row] = each, batch.pairs
+        apart = Step(network, adapter, partial(network.encode_images, repeated), texts, torch.arange(batch.pairs, device=device))
+        together = Step(network, adapter, partial(network.encode_images, images), texts, row_B)
+        rows[each] = Row(apart, training(size, batch, 0, batch.pairs, batch.pairs), batch.pairs, each)
+        rows[once] = Row(together, training(size, batch, 0, batch.images), batch.pairs, each)
         cpu = device == "cpu"
-        checks.append({"captions": count, **equal_steps(turns[each], turns[once], 1e-4 if cpu else 1e-2, exact=cpu)})
-    return {"checks": checks, **compare(turns, reference, work, units, options)}
+        checks.append({"captions": count, **equal_steps(apart, together, 1e-4 if cpu else 1e-2, exact=cpu)})
+    return {"checks": checks, **compare(rows, options)}
 
 
 def equal_steps(a: Any, b: Any, tolerance: float, exact: bool = True) -> dict[str, float]:
@@ -381,74 +366,64 @@ def cached(size: Size, options: argparse.Namespace) -> dict[str, Any]:
     device = options.device
     network, adapter = captioner(size, 0, device)
     images = pixels(size, options.images, device)
-    turns: Turns = {}
-    work, reference, units = {}, {}, {}
-    checks = []
+    rows, checks = {}, []
     with tempfile.TemporaryDirectory() as folder:
-        kept: dict[Precision, Callable[[], Seen]] = {
+        kept: dict[Precision, Callable[[], VisualFeatures]] = {
             dtype: stored(network, images, Path(folder), dtype) for dtype in ("float16", "float32")
         }
         for count in options.captions:
             batch = Batch(options.images, count, options.tokens)
             texts, row_B = captions(size, batch, device)
             fly, read = f"{count} an image, on the fly", f"{count} an image, cached"
-            turns[fly] = Step(network, adapter, partial(network.see, images), texts, row_B)
-            turns[read] = Step(network, adapter, kept["float16"], texts, row_B)
-            work[fly], work[read] = training(size, batch, 0, batch.images), training(size, batch)
-            for row in (fly, read):
-                reference[row], units[row] = fly, batch.pairs
-            unrounded = Step(network, adapter, kept["float32"], texts, row_B)
-            for dtype, step in (("float32", unrounded), ("float16", turns[read])):
+            encoded = Step(network, adapter, partial(network.encode_images, images), texts, row_B)
+            unrounded, rounded = (Step(network, adapter, kept[dtype], texts, row_B) for dtype in ("float32", "float16"))
+            rows[fly] = Row(encoded, training(size, batch, 0, batch.images), batch.pairs, fly)
+            rows[read] = Row(rounded, training(size, batch), batch.pairs, fly)
+            for dtype, step in (("float32", unrounded), ("float16", rounded)):
                 exact = dtype == "float32" and device == "cpu"
-                apart = equal_steps(turns[fly], step, 1e-6 if exact else 1e-2, exact)
+                apart = equal_steps(encoded, step, 1e-6 if exact else 1e-2, exact)
                 checks.append({"captions": count, "dtype": dtype, **apart})
-        return {"checks": checks, **compare(turns, reference, work, units, options)}
+        return {"checks": checks, **compare(rows, options)}
 
 
-def stored(network: Captioner, images: ImageBatch, root: Path, dtype: Precision) -> Callable[[], Seen]:
+def stored(network: Captioner, images: ImageBatch, root: Path, dtype: Precision) -> Callable[[], VisualFeatures]:
     """Writes the tokens of these images to a feature file; what a step does to have them from there."""
     with torch.no_grad():
-        tokens_IVD = network.see(images).tokens_IVD.float().cpu()
+        tokens_IVD = network.encode_images(images).tokens_IVD.float().cpu()
     about = dict(zip(("images", "tokens", "width"), tokens_IVD.shape, strict=True))
     file = FeatureFile.make(root, {"data": "random", "split": "train", **about, "dtype": dtype})
     file.write(0, tokens_IVD.numpy().astype(dtype))
     rows, device = images.index_B.tolist(), images.index_B.device
 
-    def see() -> Seen:
+    def encode() -> VisualFeatures:
         tokens_BVD = torch.from_numpy(file.read(rows)).to(device)
-        return network.see(replace(images, pixels_B3HW=None, tokens_BVD=tokens_BVD))
+        return network.encode_images(replace(images, pixels_B3HW=None, tokens_BVD=tokens_BVD))
 
-    return see
+    return encode
 
 
 def beams(size: Size, options: argparse.Namespace) -> dict[str, Any]:
     """Beam search with modules in all layers and in half of them, against the naive way and the plain language model."""
     device, images, steps = options.device, options.images, options.new_tokens
     networks = {"ours": captioner(size, 0, device)[0], "half": captioner(size, size.layers // 2, device)[0]}
-    seen = visual_tokens(size, images, device)
+    features = visual_tokens(size, images, device)
     make = partial(Generate, images=images, beams=options.beams, tokens=steps)
-    turns: Turns = {
-        "plain language model": make(networks["ours"], None),
-        "all layers": make(networks["ours"], seen),
-        "upper half": make(networks["half"], seen),
-        "keys and values for every beam and step": make(networks["ours"], seen, naive=True),
-    }
     own = partial(generation, size, images, options.beams, steps)
-    work = {
-        "plain language model": own(0, []),
-        "all layers": own(size.layers, [images]),
-        "upper half": own(size.layers - size.layers // 2, [images]),
-        "keys and values for every beam and step": own(size.layers, [images * options.beams] * steps),
+    plain, naively = "plain language model", "keys and values for every beam and step"
+    every = {
+        plain: (make(networks["ours"], None), own(0, [])),
+        "all layers": (make(networks["ours"], features), own(size.layers, [images])),
+        "upper half": (make(networks["half"], features), own(size.layers - size.layers // 2, [images])),
+        naively: (make(networks["ours"], features, naive=True), own(size.layers, [images * options.beams] * steps)),
     }
-    ids = {name: turn.ids() for name, turn in turns.items() if isinstance(turn, Generate)}
-    same = ids["all layers"] == ids["keys and values for every beam and step"]
+    ids = {name: search.ids() for name, (search, _) in every.items()}
+    same = ids["all layers"] == ids[naively]
     require(all(len(row) == steps for rows in ids.values() for row in rows), "captions are not of equal length")
     if device == "cpu":  # in bf16 products of other shapes round otherwise
         require(same, "token ids of the naive way differ")
-    reference = dict.fromkeys(turns, "plain language model")
-    result = compare(turns, reference, work, dict.fromkeys(turns, images), options)
+    result = compare({name: Row(*each, images, plain) for name, each in every.items()}, options)
     kind = "wall" if device == "cuda" else "cpu"
-    naive = summary(result["steps"], "keys and values for every beam and step", "all layers")[f"{kind}_ratio"]
+    naive = harness.summary(result["steps"], naively, "all layers")[f"{kind}_ratio"]
     return {"checks": [{"equal_ids": same}], "naive_ratio": naive, **result}
 
 
@@ -465,108 +440,83 @@ WHATS: dict[str, Callable[[Size, argparse.Namespace], dict[str, Any]]] = {
 
 def goals(what: str, result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What was to be reached, what was, and whether."""
-    found = []
     rows = {row["name"]: row for row in result["rows"]}
     compared = [row for row in rows.values() if row["name"] != row["reference"]]
-    if what == "dropped":
-        for row in compared:
+
+    def goal(text: str, value: float, wanted: str = "", reached: bool | None = None) -> dict[str, Any]:
+        return {"what": text, "value": value, "goal": wanted, "reached": reached}
+
+    if what == "beams":
+        naive, ours = result["naive_ratio"]["median"], rows["all layers"]["ratio"]["median"]
+        text = "captions/s, times those of keys and values for every beam and step"
+        return [
+            goal(text, naive, f"at least {GOALS['naive']}", naive >= GOALS["naive"]),
+            goal("time, times that of the plain language model", ours, f"at most {GOALS['plain']}", ours <= GOALS["plain"]),
+        ]
+    found = []
+    for row in compared:
+        if what == "dropped":
             pairs = [("time", row["ratio"]["median"], row["predicted"]["products_s"], "products")]
             if "saved_predicted" in row:
                 pairs.append(("saved bytes", row["saved_ratio"], row["saved_predicted"], "formula"))
-            found += [
-                {
-                    "what": f"{row['name']}: {thing}, part saved ({source}: {1 - predicted:.3f}), points apart",
-                    "value": 100 * (predicted - measured),
-                    "goal": f"within {100 * GOALS['dropped']:.0f}",
-                    "reached": abs(measured - predicted) <= GOALS["dropped"],
-                    "measured": 1 - measured,
-                }
-                for thing, measured, predicted, source in pairs
-            ]
-    elif what == "grouped":
-        found = [
-            {
-                "what": f"{row['name']}: pairs/s, times",
-                "value": row["throughput_ratio"],
-                "goal": f"at least {GOALS['grouped']:.0f}" if row["name"].startswith("5 ") else "",
-                "reached": row["throughput_ratio"] >= GOALS["grouped"] if row["name"].startswith("5 ") else None,
-            }
-            for row in compared
-        ]
-    elif what == "cached":
-        found = [
-            {"what": f"{row['name']}: pairs/s, times", "value": row["throughput_ratio"], "goal": "", "reached": None}
-            for row in compared
-        ]
-    else:
-        naive, ours = result["naive_ratio"]["median"], rows["all layers"]["ratio"]["median"]
-        found = [
-            {
-                "what": "captions/s, times those of keys and values for every beam and step",
-                "value": naive,
-                "goal": f"at least {GOALS['naive']}",
-                "reached": naive >= GOALS["naive"],
-            },
-            {
-                "what": "time, times that of the plain language model",
-                "value": ours,
-                "goal": f"at most {GOALS['plain']}",
-                "reached": ours <= GOALS["plain"],
-            },
-        ]
+            for thing, measured, predicted, source in pairs:
+                text = f"{row['name']}: {thing}, part saved ({source}: {1 - predicted:.3f}), points apart"
+                reached = abs(measured - predicted) <= GOALS["dropped"]
+                line = goal(text, 100 * (predicted - measured), f"within {100 * GOALS['dropped']:.0f}", reached)
+                found.append({**line, "measured": 1 - measured})
+            continue
+        line = goal(f"{row['name']}: pairs/s, times", row["throughput_ratio"])
+        if what == "grouped" and row["name"].startswith("5 "):
+            line |= {"goal": f"at least {GOALS['grouped']:.0f}", "reached": line["value"] >= GOALS["grouped"]}
+        found.append(line)
     return found
-
-
-def _spread(values: Mapping[str, float]) -> str:
-    return f"{values['median']:.3f} ({values['low']:.2f}-{values['high']:.2f})"
 
 
 def report(result: Mapping[str, Any]) -> str:
     """Tables, as Markdown."""
-    device, loads = result["device"], [step["load_average"] for step in result["steps"]]
-    malloc = "set" if all(result["environment"].values()) else "NOT set"
-    revision = (result["git"]["revision"] or "unknown revision")[:12] + (" + changes" if result["git"]["dirty"] else "")
     size = result["sizes"]
     lines = [
         f"Captioning {result['what']}: GPT-2 {size['layers']}x{size['width']}, {result['images']} images, captions of "
         f"{result['tokens']} tokens, {result['beams']} beams of {result['new_tokens']} tokens, {result['precision']}, "
         f"{result['threads']} thread(s), {result['rounds']} interleaved rounds. Measure: {result['measure']}.",
-        f"{device['name']}, {device['cores']} cores, load average {min(loads):.1f} to {max(loads):.1f}, MALLOC_* {malloc}; "
-        f"torch {result['versions']['torch']}, python {result['versions']['python']}; {revision}; {result['date']}.",
+        harness.machine_line(result, result["steps"]),
         "",
-        "| row | time / reference | products / | FLOPs / | moved / | ms | units/s | GFLOP | GFLOP/s | saved MB | saved / "
-        "| formula / | peak GB | peak / |",
-        "| --- |" + " ---: |" * 13,
     ]
+    head = [
+        "row", "time / reference", "products /", "FLOPs /", "moved /", "ms", "units/s", "GFLOP", "GFLOP/s", "saved MB", "saved /",
+        "formula /", "peak GB", "peak /",
+    ]  # fmt: skip
+    cells = []
     kind = "cpu" if result["precision"] == "fp32" else "wall"
     for row in result["rows"]:
         memory = row["memory_bytes"]
-        cells = [
-            row["name"] + (" (reference)" if row["name"] == row["reference"] else ""),
-            _spread(row["ratio"]),
-            *(f"{row['predicted'][key]:.3f}" for key in ("products_s", "flops", "moved_bytes")),
-            f"{1000 * row[f'{kind}_s']:,.0f}",
-            f"{row['units_per_s']:.2f}",
-            f"{row['work']['flops'] / 1e9:.4g}",
-            f"{row['gflops_per_s']:,.0f}",
-            f"{memory['saved'] / 1e6:,.1f}" if "saved" in memory else "",
-            f"{row['saved_ratio']:.3f}" if "saved_ratio" in row else "",
-            f"{row['saved_predicted']:.3f}" if "saved_predicted" in row else "",
-            f"{memory['peak'] / 1e9:.2f}" if "peak" in memory else "",
-            f"{row['peak_ratio']:.3f}" if "peak" in memory else "",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    if any(row["parts_s"] for row in result["rows"]):
-        lines += ["", "| row | see ms | forward ms | backward ms | AdamW ms |", "| --- |" + " ---: |" * 4]
-        for row in result["rows"]:
-            if row["parts_s"]:
-                lines.append("| " + " | ".join([row["name"], *(f"{1000 * s:.1f}" for s in row["parts_s"].values())]) + " |")
-    lines += ["", "| row, products of | GFLOP | products ms | GFLOP/s | moved MB |", "| --- |" + " ---: |" * 4]
+        cells.append(
+            [
+                row["name"] + (" (reference)" if row["name"] == row["reference"] else ""),
+                harness.spread(row["ratio"]),
+                *(f"{row['predicted'][key]:.3f}" for key in ("products_s", "flops", "moved_bytes")),
+                f"{1000 * row[f'{kind}_s']:,.0f}",
+                f"{row['units_per_s']:.2f}",
+                f"{row['work']['flops'] / 1e9:.4g}",
+                f"{row['gflops_per_s']:,.0f}",
+                f"{memory['saved'] / 1e6:,.1f}" if "saved" in memory else "",
+                f"{row['saved_ratio']:.3f}" if "saved_ratio" in row else "",
+                f"{row['saved_predicted']:.3f}" if "saved_predicted" in row else "",
+                f"{memory['peak'] / 1e9:.2f}" if "peak" in memory else "",
+                f"{row['peak_ratio']:.3f}" if "peak" in memory else "",
+            ]
+        )
+    lines.append(harness.table(head, cells))
+    stepped = [row for row in result["rows"] if row["parts_s"]]
+    if parts := [[row["name"], *(f"{1000 * s:.1f}" for s in row["parts_s"].values())] for row in stepped]:
+        lines += ["", harness.table(["row", "see ms", "forward ms", "backward ms", "AdamW ms"], parts)]
+    cells = []
     for row in result["rows"]:
         for part, work in row["work"]["parts"].items():
             rate = f"{work['flops'] / work['products_s'] / 1e9:,.0f}" if work["products_s"] else ""
             moved, taken = f"{work['moved_bytes'] / 1e6:,.0f}", f"{1000 * work['products_s']:.1f}"
-            lines.append(f"| {row['name']}: {part} | {work['flops'] / 1e9:.4g} | {taken} | {rate} | {moved} |")
+            cells.append([f"{row['name']}: {part}", f"{work['flops'] / 1e9:.4g}", taken, rate, moved])
+    lines += ["", harness.table(["row, products of", "GFLOP", "products ms", "GFLOP/s", "moved MB"], cells)]
     lines.append("")
     for goal in result["goals"]:
         reached = {True: ": reached", False: ": MISSED", None: ""}[goal["reached"]]
@@ -576,10 +526,8 @@ def report(result: Mapping[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
+    made = harness.command_line(f"{__doc__}{harness.READING}", devices=("cpu", "cuda"), threads=1, rounds=5)
+    add = made.add_argument
     add("what", choices=list(WHATS))
     add("--size", choices=list(SIZES), default="base")
     add("--images", type=int, help="of a batch; default 4, on a GPU 64 (generation and training alike)")
@@ -587,11 +535,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tokens", type=int, default=20, help="of a caption in training, end token included")
     add("--beams", type=int, default=5)
     add("--new-tokens", type=int, default=16, help="of a generated caption")
-    add("--rounds", type=int, default=5)
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--threads", type=int, default=1)
-    add("--out", type=Path, help="write everything, each step of each round included, as JSON")
-    return parser
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -602,26 +546,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options.images = options.images or (64 if cuda else 4)
     options.captions = options.captions or ([5] if options.what == "grouped" else [1, 5])
     size = SIZES[options.size]
-    result: dict[str, Any] = {
-        "benchmark": f"captioning {options.what}",
+    settings = {
         "what": options.what,
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "size": options.size,
         "sizes": asdict(size),
         "measure": "wall seconds, synchronised" if cuda else "CPU seconds of the process (the cores are shared)",
         "precision": "bf16 autocast" if cuda else "fp32",
         **{name: getattr(options, name) for name in ("images", "captions", "tokens", "beams", "new_tokens", "rounds", "threads")},
-        "git": git_state(Path(__file__).resolve().parent),
-        "versions": versions(),
-        "device": device_state(options.device),
-        "environment": {name: os.environ.get(name) for name in MALLOC},
     }
+    result = harness.heading(f"captioning {options.what}", options.device, settings)
     result |= WHATS[options.what](size, options)
     result["goals"] = goals(options.what, result)
     print(report(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    harness.write(result, options.out)
     return result
 
 

@@ -6,7 +6,6 @@ autograd saves. `clock` times each shape alone, in the layout that the networks 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,8 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+
+from benchmarks.harness import clock as seconds_now
 
 BYTES = 4  # of fp32
 _CACHE = {"cpu": 64_000_000, "cuda": 256_000_000}  # bytes that no cache holds
@@ -67,10 +68,8 @@ class Batch:
 
 def now(device: str) -> float:
     """Seconds of the measure: CPU seconds of the process, or on a GPU wall seconds, synchronised."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
+    wall, cpu = seconds_now(device)
+    return wall if device == "cuda" else cpu
 
 
 # ------------------------------------------------------------------------------------------------------------------- work

@@ -13,17 +13,16 @@ whole job of each way:
               mini-batches: nothing is gathered. The upper bound. Goal: at least 90 % of its tokens/s
     released  IAIS `utils/itm_eval.py`, `data/itm.py`: one caption against images sorted by their regions in mini-batches of 400,
               padded to the mini-batch's longest, masked, both sides embedded anew for every pair. Goal: never slower. Rounds go
-              through the mini-batches, each with another caption; of a mini-batch every STRIDE-th image is scored (the padding
-              is that of 400; the processor is busy with 50)
+              through the mini-batches (--rounds: best a multiple of them, 3 for 1,200 images), each with another caption; of a
+              mini-batch every STRIDE-th image is scored (the padding is that of 400; the processor is busy with 50)
 
 Lengths: word pieces of the 40,455 captions of dataset_flickr30k.json's Flickr8k photographs with [CLS] and [SEP] (BERT's uncased
 tokenizer, mean 14.3); regions as UNITER's threshold leaves them, 10 to 100 with a mean of 36 (a clipped gamma distribution: the
 released features are not here).
 
 How to read it
-- Rates are of real tokens (words + regions of the pairs scored; the released way's padding counts for nothing). Ratios are
-  medians of the rounds' own ratios of tokens/s, lowest and highest in brackets; on shared cores only those of CPU seconds mean
-  anything. The released way's rounds differ in padding: the rates over all rounds are its mean.
+- Rates are of real tokens (words + regions of the pairs scored; the released way's padding counts for nothing), ratios of
+  tokens/s (`harness.READING`). The released way's rounds differ in padding: the rates over all rounds are its mean.
 - FLOPs are counted by hand: 2 a multiplication and addition, all tokens in all layers but the last, which has its
   attention and FFN for the first token alone. The share of peak is FLOPs / seconds / the data sheet's dense bf16 peak (GPU only).
 """
@@ -31,13 +30,8 @@ How to read it
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,12 +43,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from experiments.runs.provenance import device_state, git_state, versions
+from benchmarks import harness
+from benchmarks.flops import transformer_flops
 from lightning_modules.metrics.pair_batches import TOKENS, TOKENS_ELSEWHERE, UNIT_TOKENS, Plan, score_pairs_by_length
 from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.networks.uniter import Packed, UniterRetrieval, pack
 
-MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 RELEASED_BATCH = 400
 GOALS = {"encoder": 0.9, "released": 1.0}
 
@@ -64,9 +58,6 @@ WORDS = (
     3, 8, 41, 110, 262, 560, 745, 872, 992, 1041, 1009, 951, 801, 670, 517, 401, 285, 220, 155, 103, 80, 57, 34, 24, 20, 12, 9,
     5, 3, 3, 2, 2, 2,
 )  # fmt: skip
-
-# Dense bf16 FLOP/s of the data sheets, by a part of the device's name; the first that fits.
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 
 
 @dataclass(frozen=True)
@@ -99,10 +90,7 @@ def lengths(images: int, texts: int) -> tuple[Tensor, Tensor]:
 
 def flops(size: Size, total: int) -> int:
     """Of one pair's pass through the layers, `total` tokens long."""
-    d, f = size.width, size.ffn_width
-    token = 8 * d * d + 4 * d * f + 4 * d * total
-    last = total * 6 * d * d + (2 * d * d + 4 * d * f + 4 * d * total)  # queries, keys, values of all, the rest of one
-    return (size.layers - 1) * total * token + last
+    return transformer_flops(size.width, size.ffn_width, size.layers, total, pooled=True)[0]
 
 
 class World:
@@ -136,14 +124,11 @@ class World:
         self.mask_TW = (torch.arange(longest)[None] < self.words_T[:, None]).to(device)
         self.plan = Plan(self.regions_I.numpy(), self.words_T.numpy(), unit_tokens)
         encoder = self.network.encoder
-        with self.precision(), torch.no_grad():
+        with harness.autocast(device), torch.no_grad():
             rows = torch.arange(images).split(100)
             parts = [encoder.embed_regions(self.features_IRF[r], self.boxes_IR7[r], self.mask_IR[r]) for r in rows]
             self.images = Ragged.joined(parts)
             self.texts = encoder.embed_texts(self.tokens_TW, self.mask_TW)
-
-    def precision(self) -> Any:
-        return torch.autocast("cuda", torch.bfloat16) if self.device == "cuda" else nullcontext()
 
     def unit(self, number: int, rounds: int) -> tuple[Tensor, Tensor]:
         """Rows of the pairs of one of `rounds` units at equal distances in tokens."""
@@ -189,40 +174,30 @@ class World:
         return self.network.score(pack(encoder.embed_texts(tokens, mask), Ragged.of(states, real)))[0]
 
 
-def timed(step: Callable[[], Tensor], device: str) -> dict[str, float]:
-    """Wall and CPU seconds of one call."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    wall, cpu = time.perf_counter(), time.process_time()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
-
-
 def measure(world: World, rounds: int, ways: Sequence[str]) -> dict[str, Any]:
-    """All ways, round by round, after a short one of each that does not count."""
-    steps: list[dict[str, Any]] = []
-    with torch.no_grad(), world.precision():
-        few = [rows[-8:] for rows in world.released_pairs(0)]
+    """All ways, round by round, each round with another unit and another caption."""
+
+    def turn(step: Callable[[], Tensor], pairs: tuple[Tensor, Tensor]) -> harness.Turn:
+        def taken() -> dict[str, float]:
+            if world.device == "cuda":
+                step()  # kernels are chosen (and compiled) by shape
+            return {**world.count(*pairs), **harness.timed(step, world.device)}
+
+        return taken
+
+    def turns(number: int) -> dict[str, harness.Turn]:
+        unit, caption = world.unit(number, rounds), world.released_pairs(number)
+        every = {
+            "ours": turn(partial(world.ours, *unit), unit),
+            "encoder": turn(partial(world.encoder, world.ready(*unit)), unit),
+            "released": turn(partial(world.released, *caption), caption),
+        }
+        return {way: every[way] for way in ways}
+
+    with torch.no_grad(), harness.autocast(world.device):
+        few = [rows[-8:] for rows in world.released_pairs(0)]  # warms up, too
         apart = (world.ours(*few) - world.released(*few)).abs().max().item()
-        for number in range(rounds):
-            unit, caption = world.unit(number, rounds), world.released_pairs(number)
-            ready = world.ready(*unit)
-            turns: dict[str, tuple[Callable[[], Tensor], tuple[Tensor, Tensor]]] = {
-                "ours": (partial(world.ours, *unit), unit),
-                "encoder": (partial(world.encoder, ready), unit),
-                "released": (partial(world.released, *caption), caption),
-            }
-            for way in ways:
-                step, pairs = turns[way]
-                if world.device == "cuda":
-                    step()  # kernels are chosen (and compiled) by shape
-                load = round(os.getloadavg()[0], 2)
-                taken = timed(step, world.device)
-                steps.append({"round": number, "way": way, **world.count(*pairs), **taken, "load_average": load})
-            done = ", ".join(f"{step['way']} {step['wall_s']:.2f} s" for step in steps[-len(ways) :])
-            print(f"round {number + 1} of {rounds}: {done}", file=sys.stderr, flush=True)
+        steps = harness.interleave(turns, rounds, warm=0, key="way")
     return {"largest_difference_to_released": apart, "steps": steps, "rows": [summary(steps, way) for way in ways]}
 
 
@@ -234,71 +209,61 @@ def summary(steps: Sequence[Mapping[str, Any]], way: str) -> dict[str, Any]:
         seconds = sum(step[f"{kind}_s"] for step in own)
         for what in ("pairs", "tokens", "flops"):
             row[f"{what}_per_{kind}_s"] = sum(step[what] for step in own) / seconds
-        ratios = [
-            mine["tokens"] / mine[f"{kind}_s"] / (theirs["tokens"] / theirs[f"{kind}_s"])
-            for theirs, mine in zip(own, ours, strict=True)
-        ]
-        row[f"ours_{kind}_ratio"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+        rates, others = ([step["tokens"] / step[f"{kind}_s"] for step in rows] for rows in (ours, own))
+        row[f"ours_{kind}_ratio"] = harness.ratios(rates, others)
     return row
 
 
 def report(result: Mapping[str, Any]) -> str:
     """The table, as Markdown."""
-    device, loads = result["device"], [step["load_average"] for run in result["runs"] for step in run["steps"]]
-    malloc = "set" if all(result["environment"].values()) else "NOT set"
-    revision = (result["git"]["revision"] or "unknown revision")[:12] + (" + changes" if result["git"]["dirty"] else "")
     lines = [
         f"UNITER {result['size']}, {result['precision']}, {result['images']} images x {result['texts']} captions, "
         f"{result['mean_tokens']:.1f} tokens a pair, {result['threads']} thread(s), {result['rounds']} interleaved rounds.",
-        f"{device['name']}, {device['cores']} cores, load average {min(loads):.1f} to {max(loads):.1f}, MALLOC_* {malloc}; "
-        f"torch {result['versions']['torch']}, python {result['versions']['python']}; {revision}; {result['date']}.",
+        harness.machine_line(result, [step for run in result["runs"] for step in run["steps"]]),
         "",
-        "| way | mini-batch tokens | pairs/s | tokens/s | tokens/CPU s | GFLOP/s | of peak | ours / it, CPU | ours / it, wall "
-        "| goal |",
-        "| --- |" + " ---: |" * 9,
     ]
+    head = [
+        "way", "mini-batch tokens", "pairs/s", "tokens/s", "tokens/CPU s", "GFLOP/s", "of peak", "ours / it, CPU",
+        "ours / it, wall", "goal",
+    ]  # fmt: skip
+    cells = []
     for run in result["runs"]:
         for row in run["rows"]:
-            ratios = [
-                f"{row[f'ours_{kind}_ratio']['median']:.3f} "
-                f"({row[f'ours_{kind}_ratio']['low']:.2f}-{row[f'ours_{kind}_ratio']['high']:.2f})"
-                for kind in ("cpu", "wall")
-            ]
             share = f"{row['flops_per_wall_s'] / result['peak']:.1%}" if result["peak"] else ""
-            cells = [
-                row["way"],
-                "" if row["way"] == "released" else str(run["tokens"]),
-                f"{row['pairs_per_wall_s']:,.1f}",
-                f"{row['tokens_per_wall_s']:,.0f}",
-                f"{row['tokens_per_cpu_s']:,.0f}",
-                f"{row['flops_per_wall_s'] / 1e9:,.0f}",
-                share,
-                *ratios,
-                f">= {GOALS[row['way']]}" if row["way"] in GOALS else "",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+            cells.append(
+                [
+                    row["way"],
+                    "" if row["way"] == "released" else str(run["tokens"]),
+                    f"{row['pairs_per_wall_s']:,.1f}",
+                    f"{row['tokens_per_wall_s']:,.0f}",
+                    f"{row['tokens_per_cpu_s']:,.0f}",
+                    f"{row['flops_per_wall_s'] / 1e9:,.0f}",
+                    share,
+                    *(harness.spread(row[f"ours_{kind}_ratio"]) for kind in ("cpu", "wall")),
+                    f">= {GOALS[row['way']]}" if row["way"] in GOALS else "",
+                ]
+            )
     furthest = max(run["largest_difference_to_released"] for run in result["runs"])
-    lines += ["", f"Largest difference between a score of ours and of the released way: {furthest:.1e}."]
+    lines += [
+        harness.table(head, cells),
+        "",
+        f"Largest difference between a score of ours and of the released way: {furthest:.1e}.",
+    ]
     return "\n".join(lines)
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
+    out = "write everything, each way of each round included, as JSON"
+    made = harness.command_line(f"{__doc__}{harness.READING}", out, devices=("cpu", "cuda"), threads=2, rounds=9)
+    add = made.add_argument
     add("--size", choices=sorted(SIZES), default="base")
     add("--images", type=int, default=1200)
     add("--texts", type=int, default=5000)
-    add("--rounds", type=int, default=9, help="best a multiple of the released mini-batches (3 for 1,200 images)")
     add("--unit", type=int, help="tokens of a round's unit; default 4,096; as in full rank on a GPU")
     add("--stride", type=int, help="score every so manieth image of a released mini-batch; default 8; 1 on a GPU")
     add("--tokens", type=int, nargs="+", help="tokens of a mini-batch, one run each; by default ours of the device")
     add("--ways", nargs="+", choices=("encoder", "released"), default=["encoder", "released"], help="beside ours")
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--threads", type=int, default=2)
-    add("--out", type=Path, help="write everything, each way of each round included, as JSON")
-    return parser
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -309,10 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     images, texts = options.images, options.texts
     unit, stride = options.unit or (UNIT_TOKENS if cuda else 4096), options.stride or (1 if cuda else 8)
     regions_I, words_T = lengths(images, texts)
-    state = device_state(options.device)
-    result: dict[str, Any] = {
-        "benchmark": "full_rank",
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    settings = {
         "size": options.size,
         "precision": "bf16 autocast" if cuda else "fp32",
         "images": images,
@@ -324,21 +286,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "unit_tokens": unit,
         "stride": stride,
         "threads": options.threads,
-        "git": git_state(Path(__file__).resolve().parent),
-        "versions": versions(),
-        "device": state,
-        "peak": next((peak for name, peak in PEAKS.items() if cuda and name in state["name"]), None),
-        "environment": {name: os.environ.get(name) for name in MALLOC},
-        "runs": [],
     }
+    result = harness.heading("full_rank", options.device, settings)
+    result |= {"peak": harness.peak_flops(result["device"]["name"]) if cuda else None, "runs": []}
     for tokens in options.tokens or [TOKENS.get(options.device, TOKENS_ELSEWHERE)]:
         world = World(SIZES[options.size], images, texts, options.device, tokens, unit, stride)
         result["runs"].append({"tokens": tokens, **measure(world, options.rounds, ["ours", *options.ways])})
         del world
     print(report(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    harness.write(result, options.out)
     return result
 
 

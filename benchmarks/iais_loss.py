@@ -19,23 +19,19 @@ Before the timing, values and gradients of the three are compared, and the run e
 fp32). `ragged` has pairs of 7 to 30 words and 10 to 50 regions in one padded batch; the others have no padding.
 
 How to read it
-- A ratio is the median of the rounds' own ratios, lowest and highest in brackets: of CPU seconds on a processor (on shared cores
-  wall seconds measure the load, which is printed), of wall seconds around synchronised calls on a GPU.
+- Ratios are of CPU seconds on a processor, of wall seconds around synchronised calls on a GPU (`harness.READING`).
 - Two shares of the step: `direct` = seconds of the block by itself / of the step without it; `difference` = (step with IAIS -
   step without) / step without. The second is a small difference of two large numbers: look at its spread.
 - Where others use the cores, set OMP_WAIT_POLICY=passive (or --threads 1): threads that wait for each other at every small
   operation of the loop otherwise spin, which takes minutes and is counted as CPU time.
-- Use the memory settings of `make` (MALLOC_*, docs/speed.md): the line under the title says whether they were set.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,12 +45,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.beit3_reference import timed
-from benchmarks.beit3_step import MALLOC, interleave, summary
+from benchmarks import harness
+from benchmarks.harness import summary
 from lightning_modules.networks.attention import Attended, Items
 from lightning_modules.objectives.relation_alignment import IAIS, Anchor, Kind, RelationAlignment
 
-HERE = Path(__file__).resolve().parent
 KINDS: tuple[Kind, ...] = ("singular", "distributed")
 WAYS = ("loop", "released", "ours")
 EPS = 1e-6  # the released distributed loss adds it inside logarithms
@@ -302,10 +297,8 @@ def turn(step: Callable[[], Any], calls: int, device: str) -> Callable[[], dict[
     def all_calls() -> None:
         for _ in range(calls):
             step()
-        if device == "cuda":
-            torch.cuda.synchronize()
 
-    return lambda: {name: seconds / calls for name, seconds in timed(all_calls).items()}
+    return lambda: {name: seconds / calls for name, seconds in harness.timed(all_calls, device).items()}
 
 
 def block_turn(way: str, kind: Kind, given: Block, dtype: torch.dtype) -> Callable[[], object]:
@@ -328,7 +321,7 @@ def measure(sizes: Sizes, device: str, dtype: torch.dtype, rounds: int, calls: i
     """Everything in one interleaved run."""
     cases = {"even": block(sizes, False, device), "ragged": block(sizes, True, device)}
     check = {f"{case} {kind}": differences(kind, given, dtype) for case, given in cases.items() for kind in KINDS}
-    print(f"same losses and gradients: {check}", file=sys.stderr, flush=True)
+    harness.tell(f"same losses and gradients: {check}")
     turns = {
         f"{case} {kind} {way}": turn(block_turn(way, kind, given, dtype), calls if way == "ours" else 1, device)
         for case, given in cases.items()
@@ -338,7 +331,7 @@ def measure(sizes: Sizes, device: str, dtype: torch.dtype, rounds: int, calls: i
     step = Step(sizes, device, dtype)
     alignments: dict[str, IAIS | None] = {"without": None, **{kind: IAIS(kind) for kind in KINDS}}
     turns |= {f"step {name}": turn(lambda each=each: step(each), 1, device) for name, each in alignments.items()}  # type: ignore[misc]
-    steps = interleave(turns, rounds, warm=1)
+    steps = harness.interleave(turns, rounds, warm=1)
     clock = "wall" if device == "cuda" else "cpu"
     rows = []
     for case in cases:
@@ -362,55 +355,41 @@ def measure(sizes: Sizes, device: str, dtype: torch.dtype, rounds: int, calls: i
 
 def report(result: Mapping[str, Any]) -> str:
     """The tables, as Markdown."""
-    sizes, device, clock = Sizes(**result["sizes"]), result["device"], result["clock"]
-    loads = [step["load_average"] for step in result["steps"]]
-    malloc = "set" if all(result["environment"].values()) else "NOT set"
-    revision = (result["git"]["revision"] or "unknown revision")[:12] + (" + changes" if result["git"]["dirty"] else "")
-
-    def ratio(values: Mapping[str, float], form: str) -> str:
-        return f"{values['median']:{form}} ({values['low']:{form}} to {values['high']:{form}})"
-
+    sizes, clock = Sizes(**result["sizes"]), result["clock"]
     lines = [
         f"IAIS of {sizes.pairs} positives, up to {sizes.words} words and {sizes.regions} regions, width {sizes.width}, "
         f"{sizes.heads} heads, both anchors, forward and backward; {result['precision']}, {result['threads']} thread(s), "
         f"{result['rounds']} interleaved rounds; {clock} milliseconds.",
-        f"{device['name']}, {device['cores']} cores, load average {min(loads):.1f} to {max(loads):.1f}, MALLOC_* {malloc}; "
-        f"torch {result['versions']['torch']}, python {result['versions']['python']}; {revision}; {result['date']}.",
+        harness.machine_line(result, result["steps"]),
         f"Goals: loop / ours at least {result['goals']['loop_over_ours']:g}, direct share at most "
         f"{result['goals']['share_of_step']:.0%}. Losses and gradients differ by at most "
         f"{max(value for each in result['check'].values() for value in each.values()):.1e} (relative).",
         "",
-        "| pairs | kind | ours ms | loop ms | released way ms | loop / ours | released / ours | direct share of the step |",
-        "| --- | --- |" + " ---: |" * 6,
     ]
+    rows = []
     for row in result["rows"]:
-        cells = [row["case"], row["kind"], *(f"{1000 * row[f'{way}_s']:.1f}" for way in ("ours", "loop", "released"))]
-        cells += [ratio(row[f"{way}_over_ours"], ".1f") for way in ("loop", "released")] + [ratio(row["direct_share"], ".2%")]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"| step of {sizes.layers} layers | ms | difference | its spread |", "| --- | ---: | ---: | ---: |"]
+        milliseconds = (f"{1000 * row[f'{way}_s']:.1f}" for way in ("ours", "loop", "released"))
+        times = (harness.spread(row[f"{way}_over_ours"], ".1f", ".1f", " to ") for way in ("loop", "released"))
+        share = harness.spread(row["direct_share"], ".2%", ".2%", " to ")
+        rows.append([row["case"], row["kind"], *milliseconds, *times, share])
+    head = ["ours ms", "loop ms", "released way ms", "loop / ours", "released / ours", "direct share of the step"]
+    lines += [harness.table(["pairs", "kind", *head], rows, texts=2), ""]
+    rows = []
     for row in result["of_steps"]:
-        values = row["ratio"]
-        cells = [
-            "without IAIS" if row["name"] == "without" else f"with {row['name']}", f"{1000 * row['step_s']:.0f}",
-            f"{values['median'] - 1:+.2%}", f"{values['low'] - 1:+.2%} to {values['high'] - 1:+.2%}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+        values, name = row["ratio"], "without IAIS" if row["name"] == "without" else f"with {row['name']}"
+        apart = f"{values['low'] - 1:+.2%} to {values['high'] - 1:+.2%}"
+        rows.append([name, f"{1000 * row['step_s']:.0f}", f"{values['median'] - 1:+.2%}", apart])
+    lines.append(harness.table([f"step of {sizes.layers} layers", "ms", "difference", "its spread"], rows))
     return "\n".join(lines)
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
+    made = harness.command_line(f"{__doc__}{harness.READING}", devices=("cpu", "cuda"), threads=2, rounds=15)
+    add = made.add_argument
     add("--size", choices=sorted(SIZES), default="facts")
-    add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 = autocast; our block is fp32 inside")
-    add("--rounds", type=int, default=15)
     add("--calls", type=int, default=5, help="calls of our block in a turn: one is short for a clock")
-    add("--threads", type=int, default=2)
-    add("--out", type=Path, help="write everything, each turn of each round included, as JSON")
-    return parser
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -418,30 +397,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser().parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: there is no CUDA device here")
-    from experiments.runs.provenance import device_state, git_state, versions
-
     torch.set_num_threads(options.threads)
     sizes = SIZES[options.size]
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    result: dict[str, Any] = {
-        "benchmark": "iais_loss",
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    settings = {
         "sizes": asdict(sizes),
         "on": options.device,
-        "precision": options.precision,
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "calls": options.calls,
-        "git": git_state(HERE),
-        "versions": versions(),
-        "device": device_state(options.device),
-        "environment": {name: os.environ.get(name) for name in MALLOC},
-        **measure(sizes, options.device, dtype, options.rounds, options.calls),
+        **{name: getattr(options, name) for name in ("precision", "threads", "rounds", "calls")},
     }
+    result = harness.heading("iais_loss", options.device, settings)
+    result |= measure(sizes, options.device, dtype, options.rounds, options.calls)
     print(report(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    harness.write(result, options.out)
     return result
 
 

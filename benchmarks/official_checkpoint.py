@@ -26,15 +26,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+# The file is run by its path: the packages beside this folder must be found without an installation, too.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from benchmarks import harness
+
+ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = "beit3_base_itc_patch16_224.pth"  # the name that configs/model/beit3_base_224.yaml looks for
 LIMIT_BYTES = 8 * 2**30
 
@@ -69,12 +71,13 @@ def embed(source: str, out: str, config: str, frozen: bool) -> None:
     import lightning_modules
     from datamodules.flickr8k import Flickr8k
     from datamodules.image_text import Limits
+    from lightning_modules.checkpoints.fill import fill
     from lightning_modules.networks.beit3 import BEiT3Retrieval
 
     settings = yaml.safe_load(Path(config).read_text())
     network: Any
     if frozen:
-        network = BEiT3Retrieval(**settings["model"]["init_args"]["network"]["init_args"]).eval()
+        network = fill(BEiT3Retrieval(**settings["model"]["init_args"]["network"]["init_args"])).eval()
     else:
         network = lightning_modules.load(source).network
     arguments = dict(settings["data"]["init_args"])
@@ -99,8 +102,8 @@ def stage(name: str, command: Sequence[str], environment: Mapping[str, str]) -> 
     Raises:
         SystemExit: It failed.
     """
-    print(f"{name}: {' '.join(command)}", file=sys.stderr, flush=True)
-    started = time.perf_counter()
+    harness.tell(f"{name}: {' '.join(command)}")
+    started, _ = harness.clock()
     process = subprocess.Popen(command, env=dict(environment))
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -108,11 +111,11 @@ def stage(name: str, command: Sequence[str], environment: Mapping[str, str]) -> 
         raise SystemExit(f"stage {name} ended with status {process.returncode}; what it said is above")
     row = {
         "stage": name,
-        "wall_s": round(time.perf_counter() - started, 1),
+        "wall_s": round(harness.clock()[0] - started, 1),
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_rss_bytes": 1024 * usage.ru_maxrss,  # Linux counts in KiB
     }
-    print(f"{name}: {row['wall_s']} s, peak {row['peak_rss_bytes'] / 2**30:.2f} GiB", file=sys.stderr, flush=True)
+    harness.tell(f"{name}: {row['wall_s']} s, peak {row['peak_rss_bytes'] / 2**30:.2f} GiB")
     return row
 
 
@@ -147,10 +150,8 @@ def problems(result: Mapping[str, Any]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
+    made = harness.command_line(__doc__, "write the result as JSON")
+    add = made.add_argument
     add("--spm", type=Path, default=os.environ.get("CROSSLIGHT_BEIT3_SPM"), help="beit3.spm (CROSSLIGHT_BEIT3_SPM)")
     add("--image-size", type=int, default=128, help="resolution to load at; the checkpoint has 224")
     add("--steps", type=int, default=12)
@@ -158,9 +159,8 @@ def parser() -> argparse.ArgumentParser:
     add("--precision", default="32-true", help="of the training steps; bf16-mixed is faster where the chip has it")
     add("--work", type=Path, help="folder for checkpoint and run, 1 GB (a temporary one)")
     add("--network", default="{}", help="JSON of BEiT3Retrieval arguments for a smaller network")
-    add("--out", type=Path, help="write the result as JSON")
     add("--stage", nargs="+", help=argparse.SUPPRESS)  # how this script starts itself
-    return parser
+    return made
 
 
 def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -222,36 +222,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.spm = Path(options.spm)
     if not os.environ.get("CROSSLIGHT_DATA"):
         raise SystemExit("CROSSLIGHT_DATA must name the folder that holds flickr8k/ (photographs and Karpathy's split)")
-    from experiments.runs.provenance import device_state, git_state, versions
-
-    date = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    settings: dict[str, Any] = {name: getattr(options, name) for name in ("image_size", "steps", "batch", "precision")}
+    settings["network"] = json.loads(options.network)
+    result = harness.heading("official_checkpoint", "cpu", settings, environment=())
     if options.work:
         options.work.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="beit3-official-", dir=options.work))
     try:
-        found = run(options, work)
+        result |= run(options, work)
     finally:
         shutil.rmtree(work)
-    result: dict[str, Any] = {
-        "benchmark": "official_checkpoint",
-        "date": date,
-        "image_size": options.image_size,
-        "steps": options.steps,
-        "batch": options.batch,
-        "precision": options.precision,
-        "network": json.loads(options.network),
-        "git": git_state(ROOT),
-        "versions": versions(),
-        "device": device_state("cpu"),
-        **found,
-    }
     result["problems"] = problems(result)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print("| stage | peak RSS GiB | wall s | CPU s |\n| --- | ---: | ---: | ---: |")
-    for row in result["stages"]:
-        print(f"| {row['stage']} | {row['peak_rss_bytes'] / 2**30:.2f} | {row['wall_s']} | {row['cpu_s']} |")
+    harness.write(result, options.out)
+    shown = [(row["stage"], row["peak_rss_bytes"] / 2**30, row["wall_s"], row["cpu_s"]) for row in result["stages"]]
+    rows = [[name, f"{peak:.2f}", f"{wall}", f"{cpu}"] for name, peak, wall, cpu in shown]
+    print(harness.table(["stage", "peak RSS GiB", "wall s", "CPU s"], rows))
     print(json.dumps(result["embeddings"], indent=1))
     print("\n".join(f"PROBLEM: {problem}" for problem in result["problems"]) or "equal after the reload, and below 8 GiB")
     return 1 if result["problems"] else 0

@@ -19,10 +19,14 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# The file is run by its path: the packages beside this folder must be found without an installation, too.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import harness
 
 SMALL_IMAGES = 200
 
@@ -106,20 +110,18 @@ def child(way: str, images: int, captions: int, width: int, threads: int, repeat
     if way != "nothing":
         import lightning_modules.metrics.retrieval  # noqa: F401 - imports are not part of the time
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds, cpu_seconds, recalls = [], [], {}
-    for _ in range(repeat):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start, cpu_start = time.perf_counter(), time.process_time()
+    recalls: dict[str, float] = {}
+
+    def once() -> None:
         with torch.device(device):
-            recalls = WAYS[way](*data)
-        seconds.append(time.perf_counter() - start)
-        cpu_seconds.append(time.process_time() - cpu_start)
+            recalls.update(WAYS[way](*data))
+
+    taken = [harness.timed(once, device) for _ in range(repeat)]
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if device == "cpu" else torch.cuda.max_memory_allocated()
     answer = {
         "way": way, "device": device, "images": images, "captions": images * captions, "width": width, "threads": threads,
-        "seconds": seconds, "cpu_seconds": cpu_seconds, "load_average": os.getloadavg()[0],
-        "peak_rss_bytes": peak, "rss_before_bytes": before * 1024, "recalls": recalls,
+        "seconds": [each["wall_s"] for each in taken], "cpu_seconds": [each["cpu_s"] for each in taken],
+        "load_average": os.getloadavg()[0], "peak_rss_bytes": peak, "rss_before_bytes": before * 1024, "recalls": recalls,
         "torch": torch.__version__,
     }  # fmt: skip
     print(json.dumps(answer))
@@ -132,20 +134,15 @@ def measure(way: str, images: int, options: argparse.Namespace, repeat: int) -> 
 
 
 def main() -> None:
-    # The file is run by its path: the packages beside this folder must be found without an installation, too.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     if sys.argv[1:2] == ["--child"]:
         way, device, *numbers = sys.argv[2:]
         child(way, *map(int, numbers), device=device)
         return
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = harness.command_line(__doc__, "write the measurements as JSON", devices=("cpu", "cuda"), threads=2)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--captions", type=int, default=5, help="captions an image")
     parser.add_argument("--width", type=int, default=512, help="embedding width")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write the measurements as JSON")
     options = parser.parse_args()
     small = min(SMALL_IMAGES, options.images)
     plan = [
@@ -170,19 +167,11 @@ def main() -> None:
         same = [row["recalls"] for row in rows if row["images"] == images]
         furthest = max(abs(other[name] - same[0][name]) for other in same for name in other)
         print(f"{images} images: largest difference between the recalls of {len(same)} ways: {furthest:.4f} points")
-    if options.out:
-        machine = {"machine": platform.machine(), "processor": _processor(), "python": platform.python_version()}
-        options.out.write_text(json.dumps({"device": machine, "measurements": rows}, indent=1) + "\n")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return f"{names[0]} x {len(names)}" if names else platform.processor()
+    device = harness.heading("retrieval_recall", "cpu", {})["device"]
+    machine = {
+        "machine": platform.machine(), "processor": f"{device['name']} x {device['cores']}", "python": platform.python_version(),
+    }  # fmt: skip
+    harness.write({"device": machine, "measurements": rows}, options.out)
 
 
 if __name__ == "__main__":

@@ -6,34 +6,26 @@
     python benchmarks/training_step.py --size tiny --rounds 1             # does it run at all?
 
 What runs: towers of the real shapes with random weights, built by the project's classes, and `RetrievalModule`'s own step
-(forward, contrastive loss, backward, AdamW) on one random batch, without Lightning and without data loading. Rounds go
-A B C D A B C D, never A A B B: on a machine with other work a mode is then compared with what ran seconds before it.
+(forward, contrastive loss, backward, AdamW) on one random batch, without Lightning and without data loading.
 
 How to read it
 - "predicted" is the ratio of FLOPs, counted by torch while the step runs (matrix products, convolutions and attention only).
   Beside the measured ratio it says whether a mode costs what its arithmetic costs; a measured ratio above it is work that
   no FLOP count sees (memory traffic of small operations, dropout, the optimizer).
-- A ratio is the median of the rounds' own ratios to the first mode (full, unless --modes says otherwise), with the lowest
-  and the highest in brackets. Only ratios travel between machines, and on shared cores only CPU ratios: wall seconds of a
-  loaded machine measure its load, which is printed (load average beside the number of cores).
-- CPU seconds are of the whole process, all threads; a thread that waits in a spin loop counts as busy.
+- Ratios are to the first mode (full, unless --modes says otherwise; `harness.READING`).
 - Memory is what training has to keep: activations saved for backward (`SavedBytes`), gradients, AdamW's moments. Parameters
   are left out, and so is the resident size of the process, which is mostly libraries and cached blocks. With gradient
   caching the activations are those of the largest recomputed chunk plus what is held across chunks.
-- "formula" recomputes the FLOPs by hand (`closed_form`); it must equal the count. docs/speed.md explains it.
-- Use the memory settings of `make` (MALLOC_*, docs/speed.md): the line under the title says whether they were set.
+- "formula" recomputes the FLOPs by hand (`closed_form`, `flops.py`); it must equal the count. docs/speed.md explains it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,19 +35,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import harness
+from benchmarks.flops import transformer_flops
+from benchmarks.tuning_step import TuningStep
 from datamodules.records import ImageBatch, PairBatch, TextBatch
-from experiments.runs.provenance import device_state, git_state, versions
-from lightning_modules import optimization
 from lightning_modules.adapters.multiway import MultiWayAdapter
-from lightning_modules.metrics.cost import SavedBytes, gradient_bytes, optimizer_state_bytes
+from lightning_modules.metrics.training_memory import SavedBytes
 from lightning_modules.networks.dual_encoder import DualEncoder
 from lightning_modules.networks.towers.hugging_face import HFImageTower, HFTextTower
 from lightning_modules.objectives.gradient_cache import slice_batch
 from lightning_modules.retrieval import RetrievalModule
 
-MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 LABELS = {"full": "full", "mwa": "MWA (KE 64 + AE 128)", "ke": "KE only", "ae": "AE only", "head": "head-only"}
 PHASES = ("forward", "backward", "optimizer")
 
@@ -168,7 +159,7 @@ def random_batch(shape: Shape) -> PairBatch:
     )
 
 
-class Variant:
+class Variant(TuningStep):
     """One row of the tables: a module with its optimizer, ready to step.
 
     Args:
@@ -180,68 +171,37 @@ class Variant:
     """
 
     def __init__(self, mode: str, shape: Shape, bf16: bool = False, device: str = "cpu", chunk: int | None = None) -> None:
-        self.mode, self.shape, self.bf16, self.device, self.chunk = mode, shape, bf16, device, chunk
-        self.label = LABELS[mode] + (f", chunks of {chunk}" if chunk else "")
         tuning: Any = mode if mode in ("full", "head") else "adapter"
-        self.module = RetrievalModule(network(shape), adapter(mode), tuning, gradient_cache_chunk=chunk).to(device)
-        self.module.log_dict = lambda *_, **__: None  # type: ignore[method-assign] # there is no trainer to log to
-        self.module.train()
+        super().__init__(RetrievalModule(network(shape), adapter(mode), tuning, gradient_cache_chunk=chunk), device, bf16)
+        self.mode, self.shape, self.chunk = mode, shape, chunk
+        self.label = LABELS[mode] + (f", chunks of {chunk}" if chunk else "")
         self.batch = random_batch(shape).to(device)
-        self.optimizer, self.schedule = optimization.build(
-            self.module.network, self.module.optimization, 10_000, self.module.owns
-        )
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device, torch.bfloat16) if self.bf16 else nullcontext()
-
-    def _clock(self) -> tuple[float, float]:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter(), time.process_time()
-
-    def backward(self) -> None:
-        """Forward and backward without the optimizer's step."""
-        with self._autocast():
-            loss = self.module.training_step(self.batch, 0)
+    def step(self) -> dict[str, float]:
+        """One training step: wall and CPU seconds of the whole and of every phase."""
+        marks = [harness.clock(self.device)]
+        loss = self.loss(self.batch)
+        marks.append(harness.clock(self.device))
         self.optimizer.zero_grad()
         loss.backward()
-
-    def step(self) -> dict[str, tuple[float, float]]:
-        """One training step: wall and CPU seconds of every phase."""
-        marks = [self._clock()]
-        with self._autocast():
-            loss = self.module.training_step(self.batch, 0)
-        marks.append(self._clock())
-        self.optimizer.zero_grad()
-        loss.backward()
-        marks.append(self._clock())
-        self.optimizer.step()
-        self.schedule.step()
-        marks.append(self._clock())
-        return {name: (b[0] - a[0], b[1] - a[1]) for name, a, b in zip(PHASES, marks[:-1], marks[1:], strict=True)}
+        marks.append(harness.clock(self.device))
+        self.advance()
+        marks.append(harness.clock(self.device))
+        phases = list(zip(PHASES, marks[:-1], marks[1:], strict=True))
+        kinds = list(enumerate(("wall", "cpu")))
+        whole = {f"{kind}_s": marks[-1][i] - marks[0][i] for i, kind in kinds}
+        return whole | {f"{name}_{kind}_s": b[i] - a[i] for name, a, b in phases for i, kind in kinds}
 
     def count_flops(self) -> tuple[int, dict[str, int]]:
         """FLOPs of forward and backward: in all, and by operation."""
-        with FlopCounterMode(display=False) as counter:
-            self.backward()
+        counter = self.counted(self.batch)
         return counter.get_total_flops(), {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
 
     def memory(self) -> dict[str, int]:
         """Bytes that one step keeps; takes a step."""
-        with SavedBytes(exclude=self.module) as saved:
-            self.backward()
-        gradients = gradient_bytes(self.module.parameters())
-        self.optimizer.step()
-        recomputed = self._recomputed_bytes()
-        activations = saved.peak_bytes + recomputed
-        state = optimizer_state_bytes(self.optimizer)
-        return {
-            "activations": activations,
-            "recomputed": recomputed,  # the part of the activations that is of one chunk
-            "gradients": gradients,
-            "optimizer": state,
-            "all": activations + gradients + state,
-        }
+        kept, recomputed = self.kept_bytes(self.batch), self._recomputed_bytes()
+        kept["activations"] += recomputed  # the part of the activations that is of one chunk
+        return {**kept, "recomputed": recomputed, "all": sum(kept.values())}
 
     def _recomputed_bytes(self) -> int:
         """Activations of the largest chunk: a checkpoint recomputes them where `SavedBytes` does not see them."""
@@ -253,7 +213,7 @@ class Variant:
             (self.module.network.encode_texts, self.batch.texts),
         ]
         for encode, batch in encoders:
-            with SavedBytes(exclude=self.module) as saved, self._autocast():
+            with SavedBytes(exclude=self.module) as saved, harness.autocast(self.device, self.bf16):
                 encode(slice_batch(batch, 0, self.chunk))
             sizes.append(saved.peak_bytes)
         return max(sizes)
@@ -263,33 +223,10 @@ class Variant:
 
 
 def tower_flops(tower: Transformer, tokens: int, mode: str, stem: int = 0, fused: bool = True) -> tuple[int, int]:
-    """FLOPs of one item in one tower: (forward, backward).
-
-    Per token and block, forward: 24 d^2 in the linear layers (Q, K, V and output 8 d^2, FFN 16 d^2), 4 N d in attention,
-    4 d m in an adapter of width m. Backward: a linear layer once for its input and once for its weight (frozen: only for its
-    input); fused attention 2.5 times its forward, as it recomputes its scores (2 times in separate products); an adapter
-    twice. Below the first adapter nothing is back-propagated: not through block 0, nor from that
-    adapter to its input.
-
-    Args:
-        tower: Layers and width.
-        tokens: Tokens of an item.
-        mode: A key of `LABELS`.
-        stem: FLOPs of the patch embedding of an item.
-        fused: Whether attention is one kernel.
-    """
-    d, blocks = tower.width, tower.layers
-    linear, attention = tokens * 24 * d**2, tokens * 4 * tokens * d
+    """FLOPs of one item in one tower: (forward, backward); of mode head nothing but the projection is back-propagated."""
     mids = {"ke": (64,), "ae": (128,), "mwa": (64, 128)}.get(mode, ())
-    adapters = sum(tokens * 4 * d * mid for mid in mids)
-    forward = stem + blocks * (linear + attention + adapters)
-    if mode == "head":
-        return forward, 0
-    attention_backward = 5 * attention // 2 if fused else 2 * attention
-    if mode == "full":
-        return forward, stem + blocks * (2 * linear + attention_backward)
-    backward = (blocks - 1) * (linear + attention_backward) + 2 * blocks * adapters
-    return forward, backward - tokens * 2 * d * mids[0]
+    forward, backward = transformer_flops(tower.width, 4 * tower.width, tower.layers, tokens, mids, stem=stem, fused=fused)
+    return forward, 0 if mode == "head" else backward
 
 
 def closed_form(shape: Shape, mode: str, chunk: int | None = None) -> int:
@@ -316,7 +253,7 @@ def closed_form(shape: Shape, mode: str, chunk: int | None = None) -> int:
 # ------------------------------------------------------------------------------------------------------------ measurement
 
 
-def measure(variants: Sequence[Variant], rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure(variants: Sequence[Variant], rounds: int) -> dict[str, Any]:
     """Counts and memory of every variant (which also warms it up), then the interleaved rounds."""
     rows: list[dict[str, Any]] = []
     for variant in variants:
@@ -338,48 +275,26 @@ def measure(variants: Sequence[Variant], rounds: int, tell: Callable[[str], None
                 "memory_bytes": memory,
             }
         )
-        tell(f"{variant.label}: {counted / 1e9:.4g} GFLOP a step")
-    steps: list[dict[str, Any]] = []
-    for number in range(rounds):
-        for index, variant in enumerate(variants):
-            phases = variant.step()
-            wall, cpu = (sum(phase[i] for phase in phases.values()) for i in (0, 1))
-            load = round(os.getloadavg()[0], 2)
-            steps.append(
-                {"round": number, "row": index, "wall_s": wall, "cpu_s": cpu, "load_average": load}
-                | {f"{name}_{kind}_s": phases[name][i] for name in PHASES for i, kind in enumerate(("wall", "cpu"))}
-            )
-        tell(f"round {number + 1} of {rounds}: " + ", ".join(f"{s['wall_s']:.2f} s" for s in steps[-len(variants) :]))
+        harness.tell(f"{variant.label}: {counted / 1e9:.4g} GFLOP a step")
+    steps = harness.interleave({index: variant.step for index, variant in enumerate(variants)}, rounds, warm=0)
     for index, row in enumerate(rows):
-        own, first = ([step for step in steps if step["row"] == at] for at in (index, 0))
         row["flops_ratio"] = row["flops"] / rows[0]["flops"]
         row["memory_ratio"] = row["memory_bytes"]["all"] / rows[0]["memory_bytes"]["all"]
-        for kind in ("wall_s", "cpu_s"):
-            row[kind] = statistics.median(step[kind] for step in own)
-            ratios = [a[kind] / b[kind] for a, b in zip(own, first, strict=True)]
-            row[f"{kind[:-2]}_ratio"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+        row |= harness.summary(steps, index, 0)
         for phase in PHASES:
-            row[f"{phase}_cpu_s"] = statistics.median(step[f"{phase}_cpu_s"] for step in own)
+            row[f"{phase}_cpu_s"] = statistics.median(step[f"{phase}_cpu_s"] for step in steps if step["row"] == index)
         row["gflops_per_second"] = row["flops"] / 1e9 / row["wall_s"]
     return {"rows": rows, "steps": steps}
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    line = "| " + " | ".join(head) + " |\n|" + " --- |" + " ---: |" * (len(head) - 1) + "\n"
-    return line + "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
 def report(result: dict[str, Any]) -> str:
     """The tables, as Markdown."""
-    rows, shape, device = result["rows"], result["shape"], result["device"]
+    rows, shape = result["rows"], result["shape"]
     reference = rows[0]["label"]
     image, text = shape["image"], shape["text"]
-    loads = [step["load_average"] for step in result["steps"]]
-    malloc = "set" if all(result["environment"].values()) else "NOT set"
-    revision = (result["git"]["revision"] or "unknown revision")[:12] + (" + changes" if result["git"]["dirty"] else "")
 
     def ratio(values: dict[str, float]) -> str:
-        return f"{values['median']:.2f} ({values['low']:.2f}-{values['high']:.2f})"
+        return harness.spread(values, ".2f")
 
     time_rows = [
         [
@@ -396,16 +311,14 @@ def report(result: dict[str, Any]) -> str:
         ]
         for row in rows
     ]  # fmt: skip
-    versions_text = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "transformers", "python"))
     return "\n".join(
         [
             f"Image tower {image['layers']}x{image['width']} at {shape['image_size']} px, text tower {text['layers']}x"
             f"{text['width']} on {shape['tokens']} tokens, batch {shape['batch']}, {result['precision']}, "
             f"{shape['attention']} attention, {result['threads']} thread(s), {result['rounds']} interleaved rounds.",
-            f"{device['name']}, {device['cores']} cores, load average {min(loads):.1f} to {max(loads):.1f}, MALLOC_* {malloc}; "
-            f"{versions_text}; {revision}; {result['date']}.",
+            harness.machine_line(result, result["steps"], "torch", "transformers", "python"),
             "",
-            _table(
+            harness.table(
                 [
                     "step", "predicted (FLOPs)", f"CPU / {reference}", f"wall / {reference}", "CPU s", "wall s",
                     "forward CPU s", "backward CPU s", "optimizer CPU s", "GFLOP/s",
@@ -413,7 +326,7 @@ def report(result: dict[str, Any]) -> str:
                 time_rows,
             ),
             "",
-            _table(
+            harness.table(
                 [
                     "step", "tunable", f"memory / {reference}", "memory MB", "activations", "gradients", "optimizer",
                     "GFLOP counted", "GFLOP formula",
@@ -425,10 +338,8 @@ def report(result: dict[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add = parser.add_argument
+    made = harness.command_line(f"{__doc__}{harness.READING}", devices=("cpu", "cuda"), threads=1, rounds=7)
+    add = made.add_argument
     add("--size", choices=sorted(SIZES), default="small", help="small: DINOv2-S and MiniLM; base: DINOv2-B and BERT base")
     add("--image-size", type=int, help="pixels, a multiple of 14 (small: 84; the papers' 224 costs six times as much)")
     add("--image", type=Transformer.parse, metavar="LAYERSxWIDTH", help="image tower, e.g. 12x384")
@@ -441,11 +352,7 @@ def parser() -> argparse.ArgumentParser:
     add("--gradient-cache", action="store_true", help="each mode with the whole batch at once and in chunks")
     add("--chunk", type=int, default=32, help="pairs in a chunk of --gradient-cache")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 = autocast, as trainer.precision bf16-mixed")
-    add("--threads", type=int, default=1)
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--rounds", type=int, default=7)
-    add("--out", type=Path, help="write everything, each step of each round included, as JSON")
-    return parser
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -459,27 +366,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     modes = options.modes or (["mwa"] if options.gradient_cache else list(LABELS))
     chunks = [None, min(options.chunk, max(1, shape.batch // 2))] if options.gradient_cache else [None]
     torch.set_num_threads(options.threads)
-    started = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    settings = {"shape": asdict(shape), **{name: getattr(options, name) for name in ("precision", "threads", "rounds")}}
+    result = harness.heading("training_step", options.device, settings)
     variants = [Variant(mode, shape, options.precision == "bf16", options.device, chunk) for mode in modes for chunk in chunks]
-    result: dict[str, Any] = {
-        "benchmark": "training_step",
-        "date": started,
-        "shape": asdict(shape),
-        "precision": options.precision,
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "git": git_state(Path(__file__).resolve().parent),
-        "versions": versions(),
-        "device": device_state(options.device),
-        "environment": {name: os.environ.get(name) for name in MALLOC},
-        "load_average_at_start": os.getloadavg(),
-    }
-    result |= measure(variants, options.rounds, lambda line: print(line, file=sys.stderr, flush=True))
+    result["load_average_at_start"] = os.getloadavg()
+    result |= measure(variants, options.rounds)
     result["load_average_at_end"] = os.getloadavg()
     print(report(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    harness.write(result, options.out)
     return result
 
 

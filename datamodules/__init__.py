@@ -1,0 +1,3 @@
+from datamodules import lazy_imports
+
+lazy_imports.install()

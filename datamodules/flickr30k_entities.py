@@ -20,7 +20,7 @@ class Flickr30kEntities(Flickr30kEntitiesSource, ImageTextDataModule):
     Entities then too; text databases (regions.text_db) are compared with them, and must have the same word pieces.
 
     Args:
-        root: Folder of the data set.
+        place: Of the data set, as `Flickr30kEntitiesSource`.
         phrase_regions: Which regions show a phrase. "gt": the annotated boxes themselves, for region features that were
             extracted from them in file order; "iou", for a detector's regions: those with an IoU of at least 0.5 with one of the
             phrase's boxes, or else the one with the largest.
@@ -28,8 +28,10 @@ class Flickr30kEntities(Flickr30kEntitiesSource, ImageTextDataModule):
         options: Those of `Flickr30kEntitiesSource`, and of all image-text data modules.
     """
 
-    def __init__(self, root: str, phrase_regions: PhraseRegions = "gt", object_pairs: int | None = None, **options: Any) -> None:
-        super().__init__(root, **options)
+    def __init__(
+        self, *place: Any, phrase_regions: PhraseRegions = "gt", object_pairs: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(*place, **options)
         if object_pairs is not None and object_pairs < 1:
             raise InputError(f"object_pairs is {object_pairs}; give at least 1, or null for all.")
         self.phrase_regions: PhraseRegions = phrase_regions

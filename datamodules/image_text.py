@@ -345,7 +345,7 @@ class ImageTextDataModule(Source, LightningDataModule):
     def _order_options(self, order: GlobalBatches) -> dict[str, Any]:
         task, batching = self._connection()
         common = {"batch_size": batching.size, "seed": batching.seed, "samples": order.samples}
-        return common | task.order_options(batching)
+        return task.order_options(batching) | common
 
     def _require_same_epoch(self, position: Mapping[str, Any], order: GlobalBatches) -> None:
         if position["batch"] == 0:

@@ -21,7 +21,7 @@ class VisualGenome(VisualGenomeSource, ImageTextDataModule):
     split, or train for a fixed time.
 
     Args:
-        root: Folder of the data set.
+        place: Of the data set, as `VisualGenomeSource`.
         captioning: Which phrases make a training text, and how many of an image in an epoch: five, of about fifty, make an epoch
             as long as COCO's.
         options: Those of `VisualGenomeSource`, and of all image-text data modules.
@@ -29,11 +29,11 @@ class VisualGenome(VisualGenomeSource, ImageTextDataModule):
 
     def __init__(
         self,
-        root: str,
+        *place: Any,
         captioning: Captioning = Captioning(captions_per_image=5),  # noqa: B008 - frozen
         **options: Any,
     ) -> None:
-        super().__init__(root, captioning=captioning, **options)
+        super().__init__(*place, captioning=captioning, **options)
         self._digest: str | None = None
 
     def parse(self) -> Parsed:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from datamodules import lazy_imports
+
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from lightning.pytorch import LightningModule
 
+lazy_imports.install()
 
-def load(run_or_export: str | Path) -> LightningModule:
+
+def load(run_or_export: str | Path, trust: Collection[str] = ()) -> LightningModule:
     """The trained model of a run folder (its best checkpoint) or of an adapter export, in eval mode on the CPU.
+
+    Args:
+        run_or_export: The folder.
+        trust: Modules of your own whose classes it may name, such as ["my_adapter"]: loading imports, and so runs, them.
 
     Raises:
         InputError: Neither a run folder nor an export, no checkpoint in it, or another backbone than it was trained on.
     """
     from lightning_modules.loading import load_export_or_run
 
-    return load_export_or_run(run_or_export)
+    return load_export_or_run(run_or_export, trust)

@@ -16,8 +16,10 @@ from datamodules.errors import InputError
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import TrainHeads, TuningMode, set_mode, set_tuning
+from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
-from lightning_modules.checkpoints.trainable import load_trainable, trainable_state_dict
+from lightning_modules.checkpoints.trainable import load_objective, load_trainable, split_objective, trainable_state_dict
+from lightning_modules.objectives.objective import Objective
 
 
 class TunedModule(pl.LightningModule):
@@ -34,6 +36,7 @@ class TunedModule(pl.LightningModule):
         optimization: optimization.Optimization,
         init_from: str | None,
         eval_frozen: bool,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         self.network: Any = network
@@ -44,11 +47,17 @@ class TunedModule(pl.LightningModule):
         self.init_from = init_from
         self.eval_frozen = eval_frozen
         self._queries = {}
+        fill(network)
         if adapter is not None:
             adapter.inject(network)
+            adapter.describe()  # an adapter that could not be exported is refused now, and not after training
         if init_from is not None:
-            start_from(network, adapter, init_from)
+            start_from(network, adapter, init_from, objective)
         self.counts = set_tuning(network, adapter, tuning, train_heads)
+        self.objective: Any = objective
+        if objective is not None:
+            objective.requires_grad_(tuning != "frozen")
+            self.counts = self.counts.with_objective(objective)
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing
 
     def on_fit_start(self) -> None:
@@ -68,7 +77,7 @@ class TunedModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         total = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedule = optimization.build(self.network, self.optimization, total, self.owns)
+        optimizer, schedule = optimization.build(self.network, self.optimization, total, self.owns, self.objective)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -140,15 +149,20 @@ class TunedModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, and what identifies the backbone it was trained on."""
-        checkpoint["state_dict"] = {f"network.{k}": v for k, v in trainable_state_dict(self.network).items()}
+        objective = {} if self.objective is None else self.objective.state_dict()
+        trained = trainable_state_dict(self.network)
+        checkpoint["state_dict"] = {f"network.{k}": v for k, v in trained.items()} | {
+            f"objective.{k}": v for k, v in objective.items()
+        }
         checkpoint["crosslight_backbone"] = short_fingerprint(self.network)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = {k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()}
+        state, objective = split_objective({k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()})
         path = getattr(self._trainer, "ckpt_path", None)  # no trainer when `lightning_modules.load` reads it
         source = f"checkpoint {path}" if path else "the checkpoint"
         require_backbone(self.network, checkpoint.get("crosslight_backbone"), state, source)
         load_trainable(self.network, state, source)
+        load_objective(self.objective, objective, source)
 
 
 def seed_draws(where: tuple[Any, ...]) -> None:

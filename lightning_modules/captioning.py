@@ -30,9 +30,11 @@ from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import TunedModule, seed_draws
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.extraction.feature_cache import FeatureCache
-from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, CaptionScores, Frequencies, Name
+from lightning_modules.metrics.captions.caption_metric import find_metric
+from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, Frequencies
+from lightning_modules.metrics.captions.gathered import CaptionScores
 from lightning_modules.metrics.captions.store import CaptionStore
-from lightning_modules.networks.captioner import Captioner, Seen
+from lightning_modules.networks.captioner import Captioner, VisualFeatures
 from lightning_modules.networks.language_model import Decoding
 
 # Losses are sums over tokens; this keeps them, and fp16's scaled gradients, at the size of means until they are divided.
@@ -47,19 +49,27 @@ class Scoring:
     """What captions are compared by.
 
     Args:
-        metrics: Of a test, out of bleu, meteor, rouge_l, cider, spice. One whose program is not installed is left out and named
-            in results.json (`crosslight score --install` installs it).
+        metrics: Of a test: bleu, meteor, rouge_l, cider, spice, or the class path of a `CaptionMetric` of your own, such as
+            my_file.MyMetric. One whose program is not installed is left out and named in results.json (`crosslight score
+            --install` installs it).
         val_metrics: Of a validation; by default those that need no Java and take seconds.
         required: Metrics that must be there: before captions are made, not after, a missing program is an error.
         tokenizer: "ptb" = coco-caption's (Java), "simple" = without Java; "auto" = ptb where it is installed.
         domain_frequencies: CIDEr's document frequencies for a domain of NoCaps: of the "whole" set, or of its own "subset".
+
+    Raises:
+        InputError: There is no such metric.
     """
 
-    metrics: tuple[Name, ...] = NAMES
-    val_metrics: tuple[Name, ...] = JAVA_FREE
-    required: tuple[Name, ...] = ()
+    metrics: tuple[str, ...] = NAMES
+    val_metrics: tuple[str, ...] = JAVA_FREE
+    required: tuple[str, ...] = ()
     tokenizer: Literal["auto", "ptb", "simple"] = "auto"
     domain_frequencies: Frequencies = "whole"
+
+    def __post_init__(self) -> None:
+        for name in (*self.metrics, *self.val_metrics, *self.required):
+            find_metric(name)
 
 
 class CaptioningModule(TunedModule):
@@ -136,14 +146,14 @@ class CaptioningModule(TunedModule):
             )
 
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
-        loss = self.network.loss(self._see(batch.images), batch.texts, batch.image_row_B, tokens=_TOKENS)["loss"]
+        loss = self.network.loss(self._encode(batch.images), batch.texts, batch.image_row_B, tokens=_TOKENS)["loss"]
         self._losses.append(loss.detach() * _TOKENS)
         self._tokens.append(batch.texts.mask_BT.sum())
         return loss
 
-    def _see(self, images: ImageBatch) -> Seen:
+    def _encode(self, images: ImageBatch) -> VisualFeatures:
         network: Captioner = self.network
-        return network.unseen(images) if network.alone else network.see(images)
+        return network.no_features(images) if network.alone else network.encode_images(images)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Gradients of the sum over all tokens of the step become those of their mean, before they are clipped."""
@@ -159,7 +169,7 @@ class CaptioningModule(TunedModule):
         self.log_dict({"train/loss": (loss / tokens).float(), "train/tokens": tokens.float()}, prog_bar=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.network.forget()  # not before: recomputed activations look at the images again
+        self.network.clear_images()  # not before: recomputed activations attend to the images again
 
     # --------------------------------------------------------------------------------------------- evaluation
 
@@ -208,7 +218,7 @@ class CaptioningModule(TunedModule):
             "weights": f"{backbone_fingerprint(self.network, set())['weights']} {self.trainer.precision}",
             "transform": asdict(self.network.inputs.image),
             "decoding": asdict(self.decoding),
-            "language": {"prompt": list(language.prompt_ids), "begin": language.begin, "end": language.end},
+            "language": {"prompt": list(language.prompt_ids), "bos": language.bos, "eos": language.eos},
         }
 
     def _evaluation_step(self, batch: ImageBatch) -> None:
@@ -217,7 +227,7 @@ class CaptioningModule(TunedModule):
         if captions is None:
             if self.decoding.sample:  # the same draws whenever, and on whatever device, these images come
                 seed_draws((os.environ.get("PL_GLOBAL_SEED", "0"), rows))
-            captions = self.network.generate(self._see(batch), self.decoding)
+            captions = self.network.generate(self._encode(batch), self.decoding)
             self._store.add(rows, captions)
         assert self._scores is not None
         self._scores.update(captions, batch.index_B)
@@ -232,7 +242,7 @@ class CaptioningModule(TunedModule):
         found = scores.scores
         assert found is not None
         self._queries = scores.per_image()
-        self._notes = {"tokenizer": found.tokenizer, "unavailable": found.unavailable}
+        self._notes = {"tokenizer": found.tokenizer, "unavailable": found.unavailable, "columns": found.columns}
         for name, advice in found.unavailable.items():
             if stage == "test" and self.trainer.is_global_zero:
                 print(f"crosslight: {name} is unavailable: {advice}")
@@ -257,10 +267,10 @@ class CaptioningModule(TunedModule):
         """
         raise InputError(
             "predict writes embeddings, and a captioner has none: `crosslight test` writes a split's captions to captions/ in "
-            "the run folder, `crosslight caption RUN IMAGE...` those of any photographs"
+            "the run folder, `crosslight caption RUN IMAGE...` those of any images"
         )
 
-    # ------------------------------------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------------------------------------ written captions
 
     @property
     def _captions_folder(self) -> Path:
@@ -307,7 +317,7 @@ class CaptioningModule(TunedModule):
 
 
 def _picture(wandb: Any, file: str | None) -> Any:
-    """A photograph of at most 256 pixels a side."""
+    """An image of at most 256 pixels a side."""
     if file is None:
         return None
     from PIL import Image

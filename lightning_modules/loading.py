@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,23 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.adapter_export import load_adapter, read_adapter_config
+from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.run_folder import best_checkpoint, fit_of
+from lightning_modules.checkpoints.trust import class_paths, require_trusted
 
 
-def build(model_config: dict[str, Any], seed: int = 0) -> LightningModule:
+def build(
+    model_config: dict[str, Any], seed: int = 0, source: str = "the configuration", trust: Collection[str] = ()
+) -> LightningModule:
     """Instantiate the `model:` section of a configuration. `seed` makes randomly initialized parts those of the run.
 
     The random state of the process is as before afterwards, unlike after Lightning's `seed_everything`.
 
     Raises:
-        InputError: The section names classes or arguments that this version does not have.
+        InputError: The section names classes or arguments that this version does not have, or classes of modules that are neither
+            ours nor trusted.
     """
+    require_trusted(class_paths(model_config), source, trust)
     import lightning_modules.retrieval  # noqa: F401 - its classes may be named in short
 
     parser = ArgumentParser(exit_on_error=False)  # the configuration of a run is resolved: no interpolation left
@@ -40,7 +47,7 @@ def build(model_config: dict[str, Any], seed: int = 0) -> LightningModule:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        return parser.instantiate_classes(config).model
+        return fill(parser.instantiate_classes(config).model)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -68,18 +75,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_export_or_run(path: str | Path) -> LightningModule:
+def load_export_or_run(path: str | Path, trust: Collection[str] = ()) -> LightningModule:
     folder = Path(path)
     if (folder / "adapter_config.json").exists():
-        return _load_export(folder)
+        return _load_export(folder, trust)
     if (folder / "config.yaml").exists():
-        return _load_run(folder)
+        return _load_run(folder, trust)
     raise InputError(
         f"{folder} is neither a run folder (config.yaml) nor an adapter export (adapter_config.json). Give one of these."
     )
 
 
-def _load_run(folder: Path) -> LightningModule:
+def _load_run(folder: Path, trust: Collection[str]) -> LightningModule:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise InputError(f"{folder / 'config.yaml'} has no section `model`: it is not the configuration of a run.")
@@ -90,19 +97,19 @@ def _load_run(folder: Path) -> LightningModule:
         if best is None:
             raise InputError(f"{folder} holds no best checkpoint (checkpoints/best.ckpt): the run never reached a validation.")
         state = read_checkpoint(best)
-    model = build(config["model"], config.get("seed_everything") or 0)
+    model = build(config["model"], config.get("seed_everything") or 0, str(folder / "config.yaml"), trust)
     if state is not None:
         model.on_load_checkpoint(state)
         model.load_state_dict(state["state_dict"], strict=False)
     return model.eval()
 
 
-def _load_export(folder: Path) -> LightningModule:
+def _load_export(folder: Path, trust: Collection[str]) -> LightningModule:
     origin = read_adapter_config(folder).get("backbone_config")
     if origin is None:
         raise InputError(
             f"{folder / 'adapter_config.json'} does not say how its backbone is built. Use load_adapter(network, folder)."
         )
-    model = build(origin["model"], origin["seed"])
-    load_adapter(model.network, folder)
+    model = build(origin["model"], origin["seed"], str(folder / "adapter_config.json"), trust)
+    load_adapter(model.network, folder, objective=model.objective, trust=trust)
     return model.eval()

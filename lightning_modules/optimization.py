@@ -62,8 +62,11 @@ class Optimization:
             raise InputError(f"layer_decay is {self.layer_decay}; give 0 < x <= 1 (1 = none).")
 
 
-def parameter_groups(network: Any, settings: Optimization, is_adapter: Callable[[str], bool]) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by (learning-rate scale, weight decay), each group named for the logs.
+def parameter_groups(
+    network: Any, settings: Optimization, is_adapter: Callable[[str], bool], objective: nn.Module | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters of the network, then of the objective, which learn at lr as heads do; grouped by (learning-rate
+    scale, weight decay), each group named for the logs.
 
     No decay on vectors, nor on what the network spares besides (BEiT-3's `no_decay_parameters`); a network may name vectors that
     its recipe decays all the same (UNITER's `decayed_vectors`).
@@ -76,6 +79,19 @@ def parameter_groups(network: Any, settings: Optimization, is_adapter: Callable[
     heads = {name for name, _ in network.head_parameters()}
     spared: Set[str] = getattr(network, "no_decay_parameters", frozenset)()
     decayed: Set[str] = getattr(network, "decayed_vectors", frozenset)()
+
+    def add(parameter: nn.Parameter, scale: float, decay: float) -> None:
+        group = groups.setdefault(
+            (scale, decay),
+            {
+                "params": [],
+                "lr": settings.lr * scale,
+                "weight_decay": decay,
+                "name": f"x{scale:.3g}{'' if decay else '_no_decay'}",
+            },
+        )
+        group["params"].append(parameter)
+
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
@@ -88,16 +104,10 @@ def parameter_groups(network: Any, settings: Optimization, is_adapter: Callable[
         own_lr = settings.adapter_lr if adapter else None if name in heads else settings.backbone_lr
         if own_lr is not None:
             scale *= own_lr / settings.lr
-        group = groups.setdefault(
-            (scale, decay),
-            {
-                "params": [],
-                "lr": settings.lr * scale,
-                "weight_decay": decay,
-                "name": f"x{scale:.3g}{'' if decay else '_no_decay'}",
-            },
-        )
-        group["params"].append(parameter)
+        add(parameter, scale, decay)
+    for parameter in [] if objective is None else objective.parameters():
+        if parameter.requires_grad:
+            add(parameter, 1.0, settings.weight_decay if parameter.ndim > 1 else 0.0)
     if not groups:
         raise InputError("nothing is trainable: choose tuning full, adapter (with an adapter) or head.")
     return list(groups.values())
@@ -122,9 +132,13 @@ def schedule_factor(step: int, total: int, settings: Optimization) -> float:
 
 
 def build(
-    network: Any, settings: Optimization, total_steps: int, is_adapter: Callable[[str], bool]
+    network: Any,
+    settings: Optimization,
+    total_steps: int,
+    is_adapter: Callable[[str], bool],
+    objective: nn.Module | None = None,
 ) -> tuple[Optimizer, LambdaLR]:
-    groups = parameter_groups(network, settings, is_adapter)
+    groups = parameter_groups(network, settings, is_adapter, objective)
     optimizer: Optimizer
     if settings.algorithm == "uniter_adamw":
         optimizer = UniterAdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.inputs import Inputs
 from datamodules.records import Candidates, ImageBatch, PairBatch, RankingBatch, Regions, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
@@ -26,9 +27,10 @@ from lightning_modules.metrics.full_rank import FullRank
 from lightning_modules.metrics.pair_batches import score_pairs_by_length
 from lightning_modules.metrics.relation_distance import AlignmentDistance, RelationDistance
 from lightning_modules.networks.attention import Relations
+from lightning_modules.networks.network import HasRelations, RankingNetwork, require_attributes
 from lightning_modules.networks.pair_scorer import Ragged
-from lightning_modules.networks.uniter import UniterRetrieval, items_of, pack
-from lightning_modules.objectives.matching import MarginRanking, Matching, hardest
+from lightning_modules.objectives.matching import MarginRanking, hardest
+from lightning_modules.objectives.objective import MatchingObjective
 from lightning_modules.objectives.relation_alignment import IAIS, Anchor
 
 Side = Literal["hard_texts", "hard_images"]
@@ -42,13 +44,13 @@ class RankingModule(TunedModule):
     accumulates eight micro-batches of one positive a side: batch_size = number of devices, trainer.accumulate_grad_batches=8.
 
     Args:
-        network: UNITER.
+        network: UNITER, or another `RankingNetwork`.
         adapter: What is put into the network; needed for (and only for) `tuning: adapter`.
         tuning: full = everything learns; adapter = the adapter and heads that are new; head = the ranking head; frozen = nothing:
             `crosslight run` then tests the network as it is.
         train_heads: With tuning adapter: new = the heads that neither the network's own weights nor init_from brought; all; or
             none.
-        objective: Margin ranking (default), or matching, to get a network started.
+        objective: A `MatchingObjective`: margin ranking (default), or matching, to get a network started.
         hard_negatives: How many of the candidates are kept for each positive: the highest-scored ones.
         iais: IAIS; null is plain UNITER.
         optimization: AdamW and the schedule.
@@ -67,11 +69,11 @@ class RankingModule(TunedModule):
 
     def __init__(
         self,
-        network: UniterRetrieval,
+        network: RankingNetwork,
         adapter: Adapter | None = None,
         tuning: Literal["full", "adapter", "head", "frozen"] = "full",
         train_heads: Literal["new", "all", "none"] = "new",
-        objective: MarginRanking | Matching | None = None,
+        objective: MatchingObjective | None = None,
         hard_negatives: int = 31,
         iais: IAIS | None = None,
         optimization: optimization.Optimization = optimization.Optimization(),  # noqa: B008 - a config default, never mutated
@@ -81,17 +83,18 @@ class RankingModule(TunedModule):
         folds: int | None = None,
         compat: bool = False,
     ) -> None:
-        super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen)
+        require_attributes(network, inputs=Inputs)
+        objective = objective or MarginRanking()
+        super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen, objective)
         if hard_negatives < 1:
             raise InputError(f"hard_negatives is {hard_negatives}; give at least 1")
         layers = network.num_layers
-        if not -layers <= isda_layer < layers:
+        if isinstance(network, HasRelations) and not -layers <= isda_layer < layers:
             raise InputError(f"isda_layer is {isda_layer}; the network has layers 0 to {layers - 1} (or -{layers} to -1)")
-        self.objective = objective or MarginRanking()
         self.hard_negatives = hard_negatives
         self.iais = iais
         self.aligned_layers = [] if iais is None else iais.of_network(layers)
-        self.isda_layer = isda_layer % layers
+        self.isda_layer = isda_layer % layers if layers else isda_layer
         self.folds = folds
         self.compat = compat
         self.full_rank = FullRank()
@@ -166,11 +169,12 @@ class RankingModule(TunedModule):
         self, images: Ragged, texts: Ragged, pairs: Candidates, anchors: tuple[Anchor, ...]
     ) -> tuple[Tensor, dict[Anchor, Tensor]]:
         """Scores [P] of a side's positives, and their IAIS [P] for each anchor."""
-        packed = pack(texts.take(pairs.text_PX[:, 0]), images.take(pairs.image_PX[:, 0]))
-        scores, joint = self.network.score(packed, self.aligned_layers if anchors else ())
+        positive_images, positive_texts = images.take(pairs.image_PX[:, 0]), texts.take(pairs.text_PX[:, 0])
         if not anchors or self.iais is None:
-            return scores, {}
-        return scores, self.iais(items_of(packed, joint.attention), anchors)
+            row_P = torch.arange(len(positive_texts), device=positive_texts.lengths_B.device)
+            return self.network.score_pairs(positive_images, positive_texts, row_P, row_P), {}
+        scores_P, relations = self.network.score_related(positive_images, positive_texts, self.aligned_layers)
+        return scores_P, self.iais(relations, anchors)
 
     # --------------------------------------------------------------------------------------------- evaluation
 
@@ -180,7 +184,7 @@ class RankingModule(TunedModule):
         elif isinstance(batch, TextBatch):
             texts = self.network.embed_texts(batch)
             self.full_rank.add_texts(texts, batch.index_B, batch.image_index_B, batch.caption_ids)
-        elif batch.objects is not None:
+        elif batch.objects is not None and isinstance(self.network, HasRelations):
             relations: Relations = self.network.relations(batch, [self.isda_layer])
             attended = relations.attention[self.isda_layer]
             self.isda.update(attended, relations.words, relations.regions, batch.objects)
@@ -203,7 +207,9 @@ class RankingModule(TunedModule):
         if self.compat:
             values |= {f"compat_{name}": value for name, value in self.full_rank.recalls(compat=True).items()}
         self._queries = self.full_rank.query_ranks()
-        if len(loaders) > 2 and len(loaders[2].dataset):  # captions that are cut short may name no two objects
+        if (
+            len(loaders) > 2 and len(loaders[2].dataset) and isinstance(self.network, HasRelations)
+        ):  # captions that are cut short may name no two objects
             values |= self.isda.compute() | self.distances.compute()
         self._reset()
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False, sync_dist=False)

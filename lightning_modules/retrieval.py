@@ -6,17 +6,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from datamodules.errors import InputError
+from datamodules.inputs import Inputs
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import TunedModule
 from lightning_modules.metrics.retrieval import RetrievalRecall
-from lightning_modules.networks.beit3 import BEiT3Retrieval
-from lightning_modules.networks.dual_encoder import DualEncoder
+from lightning_modules.networks.network import HasRelations, RetrievalNetwork, require_attributes
 from lightning_modules.objectives.contrastive import ContrastiveLoss
 from lightning_modules.objectives.gradient_cache import encode_in_chunks
+from lightning_modules.objectives.objective import ContrastiveObjective
 from lightning_modules.objectives.relation_alignment import IAIS
 
 
@@ -30,7 +32,7 @@ class RetrievalModule(TunedModule):
             temperature); frozen = nothing trains: `crosslight run` then tests the network as it is.
         train_heads: With tuning adapter: new = the heads that neither the network's own weights nor init_from brought; all; or
             none.
-        objective: The contrastive loss.
+        objective: A `ContrastiveObjective`; null is `ContrastiveLoss`. Its parameters train unless `tuning` is frozen.
         optimization: AdamW, layer decay, warm-up and cosine.
         init_from: Start from these weights (a run folder, a checkpoint, or an adapter export). What the file does not bring,
             such as a new adapter, starts fresh and is listed. To resume an interrupted run, use --run_dir instead.
@@ -46,11 +48,11 @@ class RetrievalModule(TunedModule):
 
     def __init__(
         self,
-        network: DualEncoder | BEiT3Retrieval,
+        network: RetrievalNetwork,
         adapter: Adapter | None = None,
         tuning: Literal["full", "adapter", "head", "frozen"] = "adapter",
         train_heads: Literal["new", "all", "none"] = "new",
-        objective: ContrastiveLoss | None = None,
+        objective: ContrastiveObjective | None = None,
         optimization: optimization.Optimization = optimization.Optimization(),  # noqa: B008 - a config default, never mutated
         init_from: str | None = None,
         gradient_cache_chunk: int | None = None,
@@ -58,12 +60,13 @@ class RetrievalModule(TunedModule):
         eval_frozen: bool = True,
         compile: bool = False,
     ) -> None:
-        super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen)
-        self.objective = objective or ContrastiveLoss()
+        require_attributes(network, inputs=Inputs, logit_scale=Parameter)
+        objective = objective or ContrastiveLoss()
+        super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen, objective)
         self.iais = iais
         self.aligned_layers: list[int] = []
         if iais is not None:
-            if not isinstance(network, BEiT3Retrieval):
+            if not isinstance(network, HasRelations):
                 raise InputError(
                     f"iais needs a network with one sequence of words and regions, such as BEiT-3; {type(network).__name__} "
                     "encodes images and texts apart. Set model.iais to null."

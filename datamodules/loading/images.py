@@ -10,25 +10,21 @@ import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
 from datamodules.errors import InputError
 from datamodules.files.images import open_image
 from datamodules.inputs import ImageInput
 from datamodules.records import ImageRecord
 
-Augment = Literal["paper", "none"]
+if TYPE_CHECKING:
+    from torchvision.transforms import v2  # where it is used: most of a second
 
-_INTERPOLATION = {
-    "bicubic": InterpolationMode.BICUBIC,
-    "bilinear": InterpolationMode.BILINEAR,
-    "nearest": InterpolationMode.NEAREST,
-}
+Augment = Literal["paper", "none"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,9 @@ class Augmentation:
 
 def evaluation_transform(spec: ImageInput) -> v2.Transform:
     """PIL image to uint8 [3, size, size]: "squash" is Resize((S, S)), "crop" resizes the shorter side and crops the centre."""
-    interpolation = _INTERPOLATION[spec.interpolation]
+    from torchvision.transforms import InterpolationMode, v2
+
+    interpolation = InterpolationMode(spec.interpolation)
     if spec.resize == "squash":
         steps: list[Any] = [v2.Resize((spec.size, spec.size), interpolation, antialias=True)]
     else:
@@ -72,11 +70,13 @@ def training_transform(spec: ImageInput, augmentation: Augmentation) -> v2.Trans
     """
     if augmentation.kind == "none":
         return evaluation_transform(spec)
+    from torchvision.transforms import InterpolationMode, v2
+
     crop = v2.RandomResizedCrop(
         spec.size,
         scale=(augmentation.min_scale, 1.0),
         ratio=(3 / 4, 4 / 3),
-        interpolation=_INTERPOLATION[spec.interpolation],
+        interpolation=InterpolationMode(spec.interpolation),
         antialias=True,
     )
     return v2.Compose([crop, v2.RandomHorizontalFlip(augmentation.flip), v2.PILToTensor()])

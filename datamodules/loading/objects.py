@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from datamodules.errors import InputError
 from datamodules.formats.flickr_entities import NOT_VISUAL, Annotation, word_pieces
@@ -281,6 +280,8 @@ def overlapping_regions(
     pixels_M4 = _box_tensor([box for its_boxes in boxes for box in its_boxes])
     width, height = size
     # IoU does not change when an axis is scaled, so fractions serve as well as pixels.
+    from torchvision.ops import box_iou  # where it is used: most of a second
+
     iou_MR = box_iou(pixels_M4 / torch.tensor([width, height, width, height]), regions_R4.double())
     best_NR = iou_MR.new_zeros(len(boxes), len(regions_R4))
     best_NR.scatter_reduce_(0, owner_M[:, None].expand_as(iou_MR), iou_MR, "amax")

@@ -21,8 +21,8 @@ from rich.progress import track
 from datamodules.errors import InputError
 from datamodules.files.images import open_image
 from datamodules.formats.parsing import Problem
-from datamodules.loading.region_files import RegionFiles, RegionReader, name_of
-from datamodules.loading.splits import FileSplits, RegionSplits, Splits
+from datamodules.loading.region_files import RegionReader, name_of
+from datamodules.loading.splits import FileSplits, RegionSplits
 from datamodules.prepare.data_sets import open_source
 from datamodules.records import ImageRecord
 from datamodules.source import Source
@@ -81,19 +81,14 @@ def run_check(kind: str, root: str | Path, workers: int = 2, **options: Any) -> 
     return check(open_source(kind, root, **options), workers)
 
 
-def check(source: Source, workers: int = 2, progress: bool = True, regions: RegionFiles | None = None) -> Report:
-    """Read the annotations and decode every image with `workers` processes; with `regions`, read those of every image instead, in
-    this process.
+def check(source: Source, workers: int = 2, progress: bool = True, regions: RegionSplits | None = None) -> Report:
+    """Read the annotations and decode every image with `workers` processes; with `regions` (a data module's `region_splits`) read
+    those of every image instead, in this process.
 
     Raises:
         InputError: the annotations, or the databases of regions, cannot be read at all.
     """
-    reader = None
-    splits: Splits = FileSplits(source)
-    if regions is not None:
-        splits = RegionSplits(source, regions)
-        reader = splits.reader
-    parsed, _ = splits.parse()
+    parsed, _ = (regions or FileSplits(source)).parse()
     report = Report(source.name, source.root, problems=list(parsed.problems))
     for split, records in parsed.splits.items():
         report.splits[split] = SplitCounts(len(records), sum(len(record.captions) for record in records))
@@ -117,9 +112,9 @@ def check(source: Source, workers: int = 2, progress: bool = True, regions: Regi
             report.problems.append(problem)
     _note_shared(report, "caption text(s)", splits_of_text.values())
 
-    if reader is not None:
+    if regions is not None:
         every = {record.image_id: record for records in parsed.splits.values() for record in records}
-        report.problems += _check_regions(list(every.values()), reader, source.region_prefixes, progress)
+        report.problems += _check_regions(list(every.values()), regions.reader, source.region_prefixes, progress)
         return report
 
     splits_of_content: dict[bytes, set[str]] = defaultdict(set)

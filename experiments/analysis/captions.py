@@ -1,4 +1,4 @@
-"""`crosslight caption`: what a trained captioner writes about any photographs, and where it looks while it does."""
+"""`crosslight caption`: what a trained captioner writes about any images, and what it attends to while it does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_modules.networks.language_model import Decoding
 
 
 @dataclass(frozen=True)
-class Look:
+class MapOptions:
     """Which maps are drawn, and where to: arguments of `token_maps`, and a folder."""
 
     folder: Path
@@ -53,36 +53,36 @@ def captioner_of(model: Any, run: Path, maps: bool) -> Captioner:
 
 
 def write_captions(
-    network: Captioner, paths: Sequence[Path], decoding: Decoding, look: Look | None = None, batch_size: int = 16
+    network: Captioner, paths: Sequence[Path], decoding: Decoding, maps: MapOptions | None = None, batch_size: int = 16
 ) -> Iterator[tuple[Path, str]]:
-    """Each photograph with its caption, in order; with `look` a picture of its maps is there by then, `look.folder`/stem.png.
+    """Each image with its caption, in order; with `maps` a picture of them is there by then, `maps.folder`/stem.png.
 
-    Photographs are as evaluation sees them, but turned upright where their EXIF data say how they were held.
+    Images are as evaluation sees them, but turned upright where their EXIF data say how they were held.
 
     Raises:
-        InputError: A photograph cannot be read, or what `token_maps` and the language model refuse.
+        InputError: An image cannot be read, or what `token_maps` and the language model refuse.
     """
     spec = network.vision.image_input
     transform = evaluation_transform(spec)
     device = next(network.parameters()).device
-    grid = find_grid(network) if look is not None else None
+    grid = find_grid(network) if maps is not None else None
     for first in range(0, len(paths), batch_size):
         chosen = paths[first : first + batch_size]
-        photographs = [open_photograph(path) for path in chosen]
-        pixels_B3HW = normalize(torch.stack([transform(photograph) for photograph in photographs]), spec).to(device)
+        opened = [open_upright(path) for path in chosen]
+        pixels_B3HW = normalize(torch.stack([transform(image) for image in opened]), spec).to(device)
         batch = ImageBatch(tuple(path.stem for path in chosen), torch.arange(len(chosen), device=device), pixels_B3HW)
         with torch.no_grad():
-            seen = network.see(batch)
-        ids = network.generate_ids(seen, decoding)
+            features = network.encode_images(batch)
+        ids = network.generate_ids(features, decoding)
         captions = network.language.decode(ids)
-        if look is not None:
-            found = token_maps(network, seen, ids, grid=grid, layer=look.layer, head=look.head, position=look.position)
-            for path, photograph, maps in zip(chosen, photographs, found, strict=True):
-                draw_maps(look.folder / f"{path.stem}.png", photograph, maps, covered_area(spec, *photograph.size))
+        if maps is not None:
+            found = token_maps(network, features, ids, grid=grid, layer=maps.layer, head=maps.head, position=maps.position)
+            for path, image, drawn in zip(chosen, opened, found, strict=True):
+                draw_maps(maps.folder / f"{path.stem}.png", image, drawn, covered_area(spec, *image.size))
         yield from zip(chosen, captions, strict=True)
 
 
-def open_photograph(path: Path) -> Image.Image:
+def open_upright(path: Path) -> Image.Image:
     """As RGB, upright.
 
     Raises:

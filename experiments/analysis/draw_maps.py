@@ -14,20 +14,20 @@ from datamodules.records import Box
 from experiments.analysis.word_maps import TokenMaps
 
 _PANEL, _COLUMNS, _LETTERS = 2.1, 5, 24  # inches, panels a row, letters that fit over a panel at full size
-_PIXELS = 500  # a photograph's longer side in a picture
+_PIXELS = 500  # a image's longer side in a picture
 
 
-def draw_maps(path: Path, photograph: Image.Image, maps: TokenMaps, covered: Box, smooth: bool = True) -> Path:
-    """A picture: the photograph with its caption, then for each word the photograph with its map over it.
+def draw_maps(path: Path, image: Image.Image, maps: TokenMaps, covered: Box, smooth: bool = True) -> Path:
+    """A picture: the image with its caption, then for each word the image with its map over it.
 
     Each map has its own colors, from nothing to its peak, which is given in times an even share: a map that is even is as bright
     as any other, but its peak is near 1.
 
     Args:
         path: A .png, or another format of matplotlib.
-        photograph: As the network's transform was given it.
+        image: As the network's transform was given it.
         maps: Of its caption.
-        covered: The part of the photograph under the grid.
+        covered: The part of the image under the grid.
         smooth: Interpolate between cells; else each cell is seen.
 
     Raises:
@@ -35,13 +35,13 @@ def draw_maps(path: Path, photograph: Image.Image, maps: TokenMaps, covered: Box
     """
     from matplotlib.figure import Figure
 
-    width, height = photograph.size
-    small = photograph.copy()
+    width, height = image.size
+    small = image.copy()
     small.thumbnail((_PIXELS, _PIXELS))
     panels = 1 + len(maps.words)
     columns = min(_COLUMNS, panels)
     rows = -(-panels // columns)
-    shape = min(max(height / width, 0.25), 1.6)  # of a panel; a very long photograph leaves some of it empty
+    shape = min(max(height / width, 0.25), 1.6)  # of a panel; a very long image leaves some of it empty
     title = textwrap.wrap(f"“{maps.text}”" if maps.text else "(an empty caption)", 22 * columns, break_long_words=True)
     note = textwrap.wrap(f"I-Tuning, {maps.shown}", 26 * columns)
     above, below = 0.24 * len(title) + 0.19 * len(note) + 0.12, 0.06
@@ -60,7 +60,7 @@ def draw_maps(path: Path, photograph: Image.Image, maps: TokenMaps, covered: Box
         axes.axis("off")
         axes.imshow(small, extent=(0, width, height, 0))
         if panel == 0:
-            _head(axes, "photograph", "dashed: what the network sees", "#57606a")
+            _head(axes, "image", "dashed: what the network sees", "#57606a")
             dashes = {"fill": False, "edgecolor": "white", "linewidth": 1.2, "linestyle": (0, (4, 3))}
             axes.add_patch(_rectangle(covered, **(dashes | {"edgecolor": "black", "linestyle": "-"})))
             axes.add_patch(_rectangle(covered, **dashes))
@@ -76,7 +76,7 @@ def draw_maps(path: Path, photograph: Image.Image, maps: TokenMaps, covered: Box
                 cmap="turbo",
                 vmin=0.0,
                 vmax=1.0,
-                alpha=0.3 + 0.35 * of_peak_YX,  # the photograph stays clear where the word does not look
+                alpha=0.3 + 0.35 * of_peak_YX,  # the image stays clear where the word does not attend to it
             )
             peak = f"peak {map_YX.max() * map_YX.size / total:.1f}x even" if total else "no attention to patches"
             if specials := maps.special_TS.shape[1]:
@@ -113,7 +113,7 @@ def _fitting(lines: Sequence[str], size: float, inches: float) -> float:
     return min(size, size * 0.94 * 72 * inches / max(widest, 1.0))
 
 
-def _rectangle(box: Box, **look: Any) -> Any:
+def _rectangle(box: Box, **style: Any) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((box.left, box.top), box.right - box.left, box.bottom - box.top, **look)
+    return Rectangle((box.left, box.top), box.right - box.left, box.bottom - box.top, **style)

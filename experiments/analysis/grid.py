@@ -35,7 +35,7 @@ def find_grid(network: Captioner) -> Grid:
     """
     if network.visual == "pooled":
         raise InputError(
-            "attention maps: this captioner sees one vector of an image (visual: pooled), so there are no places to look at"
+            "attention maps: this captioner sees one vector of an image (visual: pooled), so there are no places to attend to"
         )
     size, weight = network.vision.image_input.size, next(network.vision.parameters())
     tokens_1VD, special = network.vision.tokens(torch.zeros(1, 3, size, size, dtype=weight.dtype, device=weight.device))
@@ -50,14 +50,14 @@ def find_grid(network: Captioner) -> Grid:
 
 
 def covered_area(spec: ImageInput, width: int, height: int) -> Box:
-    """The part of a photograph (pixels) that the network sees: everything with "squash", the middle with "crop".
+    """The part of a image (pixels) that the network sees: everything with "squash", the middle with "crop".
 
     The arithmetic is that of torchvision's Resize and CenterCrop, their rounding included. With a `crop_fraction` over 1, where
-    the crop is larger than the resized image, it reaches beyond the photograph.
+    the crop is larger than the resized image, it reaches beyond the image.
 
     Args:
         spec: The network's transform.
-        width: Of the photograph as it is stored.
+        width: Of the image as it is stored.
         height: Likewise.
     """
     if spec.resize == "squash":
@@ -96,8 +96,8 @@ def share_in_box(map_YX: NDArray[Any], boxes: Box | Sequence[Box], covered: Box)
 
     Args:
         map_YX: Attention to the patches.
-        boxes: In pixels of the photograph.
-        covered: The part of the photograph under the grid (`covered_area`).
+        boxes: In pixels of the image.
+        covered: The part of the image under the grid (`covered_area`).
     """
     boxes = [boxes] if isinstance(boxes, Box) else list(boxes)
     rows, columns = map_YX.shape

@@ -1,4 +1,4 @@
-"""Whether a captioner's words look at what they name: shares of their attention in the named object's box."""
+"""Whether a captioner's words attend to what they name: shares of their attention in the named object's box."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from datamodules.records import Box, Caption, ImageRecord
     from experiments.analysis.grid import Share
     from experiments.analysis.word_maps import Position
-    from lightning_modules.networks.captioner import Seen
+    from lightning_modules.networks.captioner import VisualFeatures
 
 
 Place = tuple[int, "Position"]  # layer (0-based), and whose query: the one that reads a word's last token, or predicts it
 
 
 @dataclass(frozen=True)
-class Looks:
-    """Where words of test captions look that name a thing with a box. Shares are means over words, 0 to 1.
+class Grounding:
+    """What words of test captions attend to that name a thing with a box. Shares are means over words, 0 to 1.
 
     Args:
         place: Where maps are taken from: the place with the largest share on validation images.
@@ -45,12 +45,12 @@ class Looks:
     everywhere: float
 
 
-def look(run: Path, world: Path) -> Looks:
-    """Where the words of reference captions look under I-Tuning, captions being fed as they are."""
+def measure_grounding(run: Path, world: Path) -> Grounding:
+    """What the words of reference captions attend to under I-Tuning, captions being fed as they are."""
     chosen, found = named_maps(run, world, "val"), named_maps(run, world, "test")
     place = max(chosen.maps, key=lambda each: mean_of(share.attention for share in chosen.shares(each)))
     shares = found.shares(place)
-    return Looks(
+    return Grounding(
         place=place,
         words=len(shares),
         inside=mean_of(share.attention for share in shares),
@@ -87,11 +87,11 @@ def named_maps(run: Path, world: Path, split: str) -> NamedMaps:
     from experiments.analysis.grid import covered_area, find_grid
 
     network: Any = lightning_modules.load(run).network.eval()
-    records, seen = see(network, world, split)
+    records, features = encode_split(network, world, split)
     captions = [(row, *naming(network, caption)) for row, record in enumerate(records) for caption in record.captions]
     longest = max(len(ids) for _, ids, _ in captions)
-    tokens_BT = torch.tensor([[*ids, *[network.language.end] * (longest - len(ids))] for _, ids, _ in captions])
-    attention = network.attention(seen, tokens_BT, torch.tensor([row for row, *_ in captions]))
+    tokens_BT = torch.tensor([[*ids, *[network.language.eos] * (longest - len(ids))] for _, ids, _ in captions])
+    attention = network.attention(features, tokens_BT, torch.tensor([row for row, *_ in captions]))
 
     grid, size = find_grid(network), open_image(records[0]).size  # all scenes have one size
     named = [(caption, token, boxes) for caption, (_, _, names) in enumerate(captions) for token, boxes in names]
@@ -104,20 +104,20 @@ def named_maps(run: Path, world: Path, split: str) -> NamedMaps:
     return NamedMaps([boxes for *_, boxes in named], maps, covered_area(network.inputs.image, *size))
 
 
-def see(network: Any, world: Path, split: str) -> tuple[Sequence[ImageRecord], Seen]:
+def encode_split(network: Any, world: Path, split: str) -> tuple[Sequence[ImageRecord], VisualFeatures]:
     """The records of a split with phrases and boxes, and all its images as a captioner sees them."""
     import torch
 
     from datamodules.flickr30k_entities import Flickr30kEntities
-    from lightning_modules.networks.captioner import Seen
+    from lightning_modules.networks.captioner import VisualFeatures
 
     data = Flickr30kEntities(root=str(world / "flickr30k"), split="karpathy", num_workers=0, eval_batch_size=64)
     data.connect(network.inputs)
     (loader,) = data.evaluation_loaders(split)
     with torch.no_grad():
-        parts = [(batch.index_B, network.see(batch).tokens_IVD) for batch in loader]
+        parts = [(batch.index_B, network.encode_images(batch).tokens_IVD) for batch in loader]
     order = torch.cat([rows for rows, _ in parts]).argsort()
-    return data.records(split), Seen(torch.cat([tokens_IVD for _, tokens_IVD in parts])[order])
+    return data.records(split), VisualFeatures(torch.cat([tokens_IVD for _, tokens_IVD in parts])[order])
 
 
 def naming(network: Any, caption: Caption) -> tuple[list[int], list[tuple[int, tuple[Box, ...]]]]:

@@ -67,15 +67,15 @@ def draw_queries(model: Any, data: ImageTextDataModule, split: str, path: Path, 
 
 
 def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, images: int = 8) -> Path:
-    """Photographs with what each run wrote about them, its CIDEr-D (times 100) and one reference.
+    """Images with what each run wrote about them, its CIDEr-D (times 100) and one reference.
 
-    The photographs are spread evenly over the split; none is chosen by its captions.
+    The images are spread evenly over the split; none is chosen by its captions.
 
     Args:
         runs: Run folders that tested on the same images.
         path: The picture.
         data: Name of the evaluation (None: the first that the first run has).
-        images: Photographs.
+        images: Images.
 
     Raises:
         InputError: A run has no captions of this data, or of other images.

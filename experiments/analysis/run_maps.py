@@ -1,7 +1,7 @@
 """Attention maps of a run, stored in its folder: the one part of a report that needs the model.
 
-    RUN/looking/relations.npz   UNITER with or without IAIS: a pair's intra-modal self-attention (Figure 7 of IAIS)
-    RUN/looking/words.npz       I-Tuning: where each word of a caption looks (Figure 3 of I-Tuning)
+    RUN/attention_maps/relations.npz   UNITER with or without IAIS: a pair's intra-modal self-attention (Figure 7 of IAIS)
+    RUN/attention_maps/words.npz       I-Tuning: what each word of a caption attends to (Figure 3 of I-Tuning)
 
 Both show the first example of the run's own test split: of a pair, the one whose image comes first in the first batch. None is
 chosen by its result, and rows of one exhibit show the same.
@@ -16,16 +16,16 @@ import numpy as np
 import yaml
 
 from datamodules.errors import InputError
-from experiments.analysis.stored_maps import MAP_FILES, AttentionMaps, WordMaps, store_map
+from experiments.analysis.stored_maps import MAP_FILES, MAPS_FOLDER, AttentionMaps, WordMaps, store_map
 
 
-def look(folder: Path) -> Path:
+def make_maps(folder: Path) -> Path:
     """Makes the maps of a run, unless they are there: the file.
 
     Raises:
         InputError: The run has neither kind of map, its test split is gone, or the model cannot be loaded.
     """
-    there = next((file for name in MAP_FILES if (file := folder / "looking" / name).is_file()), None)
+    there = next((file for name in MAP_FILES if (file := folder / MAPS_FOLDER / name).is_file()), None)
     if there is not None:
         return there
     import lightning_modules
@@ -109,17 +109,15 @@ def _word_maps(model: Any, data: Any) -> WordMaps:
     network = model.network
     data.connect(network.inputs)
     record = data.records("test")[0]
-    photograph = open_image(record)
+    image = open_image(record)
     spec = network.vision.image_input
-    pixels_B3HW = normalize(evaluation_transform(spec)(photograph)[None], spec)
+    pixels_B3HW = normalize(evaluation_transform(spec)(image)[None], spec)
     with torch.no_grad():
-        seen = network.see(ImageBatch((record.image_id,), torch.zeros(1, dtype=torch.int64), pixels_B3HW))
-    ids = network.generate_ids(seen, model.decoding)
-    maps = token_maps(network, seen, ids)[0]
-    area = covered_area(spec, *photograph.size)
-    photograph.thumbnail((320, 320))
-    scale = photograph.size[0] / (open_image(record).size[0])
+        features = network.encode_images(ImageBatch((record.image_id,), torch.zeros(1, dtype=torch.int64), pixels_B3HW))
+    ids = network.generate_ids(features, model.decoding)
+    maps = token_maps(network, features, ids)[0]
+    area = covered_area(spec, *image.size)
+    image.thumbnail((320, 320))
+    scale = image.size[0] / (open_image(record).size[0])
     covered = (area.left * scale, area.top * scale, area.right * scale, area.bottom * scale)
-    return WordMaps(
-        tuple(word.text for word in maps.words), maps.word_maps(), np.asarray(photograph), covered, maps.text, maps.shown
-    )
+    return WordMaps(tuple(word.text for word in maps.words), maps.word_maps(), np.asarray(image), covered, maps.text, maps.shown)

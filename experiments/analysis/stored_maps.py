@@ -39,35 +39,36 @@ class AttentionMaps:
 
 @dataclass(frozen=True)
 class WordMaps:
-    """Where each word of a caption looks.
+    """What each word of a caption attends to.
 
     Args:
         words: Of the caption.
         maps_KYX: Attention of each word to the patches.
-        photograph_YX3: uint8, at most 320 px a side.
-        covered: Part of the photograph under the maps: left, top, right, bottom in its pixels.
+        image_YX3: uint8, at most 320 px a side.
+        covered: Part of the image under the maps: left, top, right, bottom in its pixels.
         caption: What the model wrote.
         shown: Layer, head and position in words.
     """
 
     words: tuple[str, ...]
     maps_KYX: Array
-    photograph_YX3: Array
+    image_YX3: Array
     covered: tuple[float, float, float, float]
     caption: str
     shown: str
 
 
+MAPS_FOLDER = "attention_maps"  # in a run folder
 MAP_FILES: dict[str, type[AttentionMaps] | type[WordMaps]] = {"relations.npz": AttentionMaps, "words.npz": WordMaps}
 
 
 def stored(folder: Path) -> list[AttentionMaps | WordMaps]:
-    """What `look` has stored in a run folder."""
-    return [_read(file, kind) for name, kind in MAP_FILES.items() if (file := folder / "looking" / name).is_file()]
+    """What `make_maps` has stored in a run folder."""
+    return [_read(file, kind) for name, kind in MAP_FILES.items() if (file := folder / MAPS_FOLDER / name).is_file()]
 
 
 def store_map(folder: Path, name: str, maps: AttentionMaps | WordMaps) -> Path:
-    file = folder / "looking" / name
+    file = folder / MAPS_FOLDER / name
     file.parent.mkdir(exist_ok=True)
     with whole_file(file) as part:
         np.savez_compressed(part, **{each.name: np.asarray(getattr(maps, each.name)) for each in fields(maps)})  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Where a captioner looks while it writes: I-Tuning's cross-attention as maps over the photograph (Figure 3 of the paper).
+"""What a captioner attends to while it writes: I-Tuning's cross-attention as maps over the image (Figure 3 of the paper).
 
 `find_grid` says how visual tokens lie in the image, `token_maps` gives the maps of captions, `covered_area` the part of the
-photograph that the grid covers, `share_in_box` a number for a map and a box, `draw_maps` a picture.
+image that the grid covers, `share_in_box` a number for a map and a box, `draw_maps` a picture.
 
 A map is what softmax gave the patches. What it gave special tokens (the class token, registers) is apart, so a map sums to
 1 - that; nothing is divided by its sum but where it says so. The cells of a grid are equal parts of the network's input. A patch
@@ -25,16 +25,10 @@ from torch import Tensor
 from datamodules.errors import InputError
 from experiments.analysis.grid import Grid, find_grid
 from experiments.analysis.words import Word, split_words
-from lightning_modules.networks.captioner import Captioner, Seen
+from lightning_modules.networks.captioner import Captioner, VisualFeatures
 
 Position = Literal["predicts", "reads"]
 Array = NDArray[np.float32]
-
-
-# ------------------------------------------------------------------------------------------------------------------ grid
-
-
-# ----------------------------------------------------------------------------------------------------------------- words
 
 
 # ------------------------------------------------------------------------------------------------------------------ maps
@@ -42,7 +36,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TokenMaps:
-    """Where the tokens of one caption look.
+    """What the tokens of one caption attend to.
 
     Args:
         text: The caption.
@@ -76,7 +70,7 @@ class TokenMaps:
 @torch.no_grad()
 def token_maps(
     network: Captioner,
-    seen: Seen,
+    features: VisualFeatures,
     captions: Sequence[Sequence[int]],
     image_row: Sequence[int] | None = None,
     *,
@@ -85,7 +79,7 @@ def token_maps(
     head: int | Literal["mean"] = "mean",
     position: Position = "predicts",
 ) -> list[TokenMaps]:
-    """Where each token of each caption looks.
+    """What each token of each caption attends to.
 
     `position` says which row of attention counts as a token's. "predicts" is the position that wrote the token, and read the one
     before; "reads" is the next, which the token is fed to. The paper does not say which of them its Figure 3 shows: it speaks of
@@ -96,9 +90,9 @@ def token_maps(
 
     Args:
         network: A captioner with I-Tuning modules.
-        seen: The images.
+        features: The images.
         captions: Token ids of each caption, as `generate_ids` gives them; an end token may be among them.
-        image_row: Image of each caption, as rows of `seen`; None = a caption an image.
+        image_row: Image of each caption, as rows of `features`; None = a caption an image.
         grid: Of `find_grid`; None = find it now.
         layer: Layer of the language model (0-based), the last with a module, or the mean over all that have one.
         head: One head (0-based), or the mean over heads.
@@ -111,25 +105,24 @@ def token_maps(
         has = "ClipCap's prefix" if network.prefix is not None else "no adapter"
         raise InputError(f"attention maps are those of I-Tuning's modules; this captioner has {has}, so there are none")
     grid = grid or find_grid(network)
-    visual = seen.tokens_IVD.shape[1]
+    visual = features.tokens_IVD.shape[1]
     if visual != grid.special + grid.rows * grid.columns:
         raise InputError(
             f"attention maps: an image has {visual} visual tokens here, the captioner's tower gives {grid.special} special ones "
             f"and {grid.rows} x {grid.columns} patches; show it tokens of its own tower"
         )
-    present = sorted(network.i_tuning.modules_by_layer())
+    present, heads = network.i_tuning.layers, network.i_tuning.num_heads
     layers = present if layer == "mean" else [present[-1] if layer == "last" else layer]
-    heads = network.i_tuning.modules_by_layer()[present[0]].heads
     if head != "mean" and not 0 <= head < heads:
         raise InputError(f"attention maps: head {head}, but the I-Tuning modules have heads 0 to {heads - 1}")
-    rows = list(range(len(seen))) if image_row is None else list(image_row)
+    rows = list(range(len(features))) if image_row is None else list(image_row)
     if len(rows) != len(captions):
         raise InputError(f"attention maps: {len(captions)} captions, but {len(rows)} images for them")
-    device = seen.tokens_IVD.device
+    device = features.tokens_IVD.device
     longest = max([1, *map(len, captions)])
-    padded = [[*caption, *[network.language.end] * (longest - len(caption))] for caption in captions]
+    padded = [[*caption, *[network.language.eos] * (longest - len(caption))] for caption in captions]
     tokens_BT = torch.tensor(padded, dtype=torch.int64, device=device)
-    found = _attention(network, seen, tokens_BT, torch.tensor(rows, device=device), layers, position) if captions else {}
+    found = _attention(network, features, tokens_BT, torch.tensor(rows, device=device), layers, position) if captions else {}
     maps_BHTV = sum(found.values(), torch.zeros(())) / max(1, len(found))
     names = (
         f"mean of {len(present)} layers" if layer == "mean" else f"layer {layers[0]}",
@@ -147,24 +140,23 @@ def token_maps(
 
 
 def _attention(
-    network: Captioner, seen: Seen, tokens_BT: Tensor, image_row_B: Tensor, layers: Sequence[int], position: Position
+    network: Captioner,
+    features: VisualFeatures,
+    tokens_BT: Tensor,
+    image_row_B: Tensor,
+    layers: Sequence[int],
+    position: Position,
 ) -> dict[int, Tensor]:
     """[B, H, T, V] by layer."""
     if position == "reads":
-        return network.attention(seen, tokens_BT, image_row_B, layers)
+        return network.attention(features, tokens_BT, image_row_B, layers)
     assert network.i_tuning is not None
     try:
-        with network.i_tuning.watching(layers) as kept:
-            network.states(seen, tokens_BT, image_row_B)
+        with network.i_tuning.keep_maps(layers) as kept:
+            network.states(features, tokens_BT, image_row_B)
     finally:
-        network.forget()
+        network.clear_images()
     rows, tokens = tokens_BT.shape
     # the language model read what leads in and all tokens but the last: its last T positions are those that predict
     flat = {layer: torch.cat(maps).reshape(rows, -1, *maps[0].shape[-2:]) for layer, maps in kept.items()}
     return {layer: maps_BNHV[:, -tokens:].transpose(1, 2) for layer, maps_BNHV in flat.items()}
-
-
-# ----------------------------------------------------------------------------------------------------------------- boxes
-
-
-# --------------------------------------------------------------------------------------------------------------- picture

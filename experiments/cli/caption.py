@@ -1,4 +1,4 @@
-"""What a trained captioner writes about any photographs; --maps draws where it looks (I-Tuning).
+"""What a trained captioner writes about any images; --maps draws where it looks (I-Tuning).
 
 Photographs are as in evaluation (upright where their EXIF data say how they were held).
 """
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder (its best checkpoint) or an adapter export")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a photograph")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image")
     option = parser.add_argument
     option(
         "--out", type=Path, metavar="FILE.json",
         help="the captions as coco-caption's results, a file's name without its ending as image_id",
     )  # fmt: skip
-    option("--batch-size", type=int, default=16, metavar="N", help="photographs at once")
+    option("--batch-size", type=int, default=16, metavar="N", help="images at once")
     option("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:N (default: cuda where there is one)")
     option("--seed", type=int, default=0, metavar="N", help="of --sample")
     maps = parser.add_argument_group("where the words look (I-Tuning only)").add_argument
@@ -36,7 +36,7 @@ def add_options(parser: Parser) -> None:
         "--maps",
         type=Path,
         metavar="DIR",
-        help="a picture for each photograph, DIR/NAME.png: where each word of its caption looks",
+        help="a picture for each image, DIR/NAME.png: where each word of its caption looks",
     )
     maps(
         "--layer", type=number_or("last", "mean"), metavar="WHICH",
@@ -62,18 +62,18 @@ def run(options: argparse.Namespace) -> int:
 
     import lightning_modules
     from datamodules.formats.caption_results import write_caption_results
-    from experiments.analysis.captions import Look, captioner_of, write_captions
+    from experiments.analysis.captions import MapOptions, captioner_of, write_captions
     from experiments.training.quiet import quiet
 
     quiet()
-    look = None if options.maps is None else Look(options.maps, **shown)
+    map_options = None if options.maps is None else MapOptions(options.maps, **shown)
     model: Any = lightning_modules.load(options.run)
-    network = captioner_of(model, options.run, maps=look is not None)
+    network = captioner_of(model, options.run, maps=map_options is not None)
     decoding = replace(model.decoding, **given_fields(options, Decoding))
     network.to(_device(options.device))
     torch.manual_seed(options.seed)
     captions = {}
-    for path, caption in write_captions(network, options.images, decoding, look, options.batch_size):
+    for path, caption in write_captions(network, options.images, decoding, map_options, options.batch_size):
         print(f"{path}: {caption}", flush=True)
         captions[path.stem] = caption
     if options.out is not None:
@@ -89,12 +89,12 @@ def _require_files(paths: Sequence[Path], stems_matter: bool) -> None:
     """
     for path in paths:
         if path.is_dir():
-            raise InputError(f"{path} is a folder; give the photographs in it, such as {path}/*.jpg.")
+            raise InputError(f"{path} is a folder; give the images in it, such as {path}/*.jpg.")
         if not path.exists():
-            raise InputError(f"photograph {path} does not exist.")
+            raise InputError(f"image {path} does not exist.")
     stem, count = Counter(path.stem for path in paths).most_common(1)[0]
     if stems_matter and count > 1:
-        raise InputError(f"{count} photographs are named {stem}, which --out and --maps know them by; give them one by one.")
+        raise InputError(f"{count} images are named {stem}, which --out and --maps know them by; give them one by one.")
 
 
 def _device(name: str) -> torch.device:

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     model = lightning_modules.load(options.run)
     config = yaml.safe_load((options.run / "config.yaml").read_text())
     backbone = {"model": config["model"], "seed": config["seed_everything"]}
-    export_adapter(model.network, model.adapter, options.folder, backbone=backbone)
+    export_adapter(model.network, model.adapter, options.folder, backbone=backbone, objective=model.objective)
     size = sum(file.stat().st_size for file in options.folder.iterdir())
     print(f"{options.folder}: {size / 2**20:.2f} MiB")
     return 0

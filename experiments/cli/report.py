@@ -30,8 +30,8 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--scale", choices=SCALES, default="miniature", help="the embedded world, or the papers' own")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where to")
     parser.add_argument(
-        "--look", action="store_true",
-        help="load the models of the exhibits that show attention maps, and store the maps in RUN/looking",
+        "--maps", action="store_true",
+        help="load the models of the exhibits that show attention maps, and store the maps in RUN/attention_maps",
     )  # fmt: skip
 
 
@@ -47,16 +47,16 @@ def run(options: argparse.Namespace) -> int:
 
     folders = RunFolders(roots)
     views = collect(names, options.scale, folders)
-    unseen: dict[str, list[str]] = {}
-    if options.look:
-        from experiments.report.maps import look_at
+    missing_maps: dict[str, list[str]] = {}
+    if options.maps:
+        from experiments.report.maps import make_view_maps
 
         for view in views:
-            files, unseen[view.name] = look_at(view)
-            for text in (*map(str, files), *(f"not possible: {why}" for why in unseen[view.name])):
-                print(f"looking: {text}", file=sys.stderr)
+            files, missing_maps[view.name] = make_view_maps(view)
+            for text in (*map(str, files), *(f"not possible: {why}" for why in missing_maps[view.name])):
+                print(f"attention maps: {text}", file=sys.stderr)
     extra = [read_run(folder) for folder in run_folders_below(given)]
-    index = build(judged(views, unseen), extra, options.scale, options.out)
+    index = build(judged(views, missing_maps), extra, options.scale, options.out)
     rows = [variant for view in views for variant in view.variants]
     done = sum(variant.finished > 0 for variant in rows)
     print(f"report: {index} ({len(views)} exhibits, {done} of {len(rows)} rows measured, {options.scale} scale)")

@@ -61,18 +61,18 @@ def run(options: argparse.Namespace) -> int:
 
     from experiments.analysis.caption_scores import as_json, choose, read_references, read_results, report
     from lightning_modules.metrics.captions.evaluation import NAMES, CaptionScorer
+    from lightning_modules.metrics.captions.spice import SPICE
 
     captions, said = read_results(options.results)
     records = read_references(options.references, options.split)
     chosen, left_out = choose(captions, records, options.results, options.references, options.partial)
     scorer = CaptionScorer(
         [[caption.text for caption in record.captions] for record in chosen],
-        list(NAMES) if options.metrics is None else options.metrics,
+        [SPICE(options.spice_cache) if name == SPICE.name else name for name in options.metrics or NAMES],
         options.tokenizer,
         options.require,
         [record.domain for record in chosen],
         options.frequencies,
-        options.spice_cache,
     )
     scores = scorer.score([captions[record.image_id] for record in chosen])
     print("\n".join(report(scores, {name: len(rows) for name, rows in scorer.rows_of.items()}, len(chosen), [*left_out, *said])))

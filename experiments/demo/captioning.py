@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     pass
-from experiments.analysis.grounding import Looks, look, mean_of, see
+from experiments.analysis.grounding import Grounding, encode_split, mean_of, measure_grounding
 
 ROWS = ("i_tuning", "i_tuning_half", "clipcap_mlp")
 SEE_EPOCHS, WRITE_EPOCHS, CONNECT_EPOCHS = 25, 3, 10
@@ -58,11 +58,11 @@ def run_demo(out: Path, seeds: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Results:
-    """`table`: rows of `report.table.rows`, the language model alone among them. `looks`: of each I-Tuning row, by seed.
+    """`table`: rows of `report.table.rows`, the language model alone among them. `grounding`: of each I-Tuning row, by seed.
     `picture`: one caption's maps."""
 
     table: list[dict[str, Any]]
-    looks: dict[str, list[Looks]]
+    grounding: dict[str, list[Grounding]]
     picture: Path
 
 
@@ -71,12 +71,12 @@ def run_captioning(world: Path, folder: Path, seeds: Sequence[int], say: Callabl
     from experiments.report.table import find_runs, rows
 
     runs = [train_seed(world, folder, seed, say) for seed in seeds]
-    say("looking where words look: the share of attention in the named thing's box")
-    looks = {row: [look(found[row], world) for found in runs] for row in ROWS if row.startswith("i_tuning")}
-    say("drawing where the words of a caption look")
-    picture = draw(runs[0]["i_tuning"], world, looks["i_tuning"][0], folder / "attention.png")
+    say("grounding: the share of attention in the named thing's box")
+    grounding = {row: [measure_grounding(found[row], world) for found in runs] for row in ROWS if row.startswith("i_tuning")}
+    say("drawing what the words of a caption attend to")
+    picture = draw(runs[0]["i_tuning"], world, grounding["i_tuning"][0], folder / "attention.png")
     table = rows(find_runs([found[row] for row in ("language_model_only", *ROWS) for found in runs]))
-    return Results(table, looks, picture)
+    return Results(table, grounding, picture)
 
 
 def train_seed(world: Path, folder: Path, seed: int, say: Callable[[str], None]) -> dict[str, Path]:
@@ -149,26 +149,26 @@ def save_part(run: Path, part: str, path: Path) -> Path:
     return path
 
 
-# --------------------------------------------------------------------------------------------------------------- looking
+# ----------------------------------------------------------------------------------------------------- attention maps
 
 
-def draw(run: Path, world: Path, looks: Looks, path: Path) -> Path:
-    """The maps of what the network writes about the first test image, taken from the place of `looks`."""
+def draw(run: Path, world: Path, grounding: Grounding, path: Path) -> Path:
+    """The maps of what the network writes about the first test image, taken from the place of `grounding`."""
     import lightning_modules
     from datamodules.files.images import open_image
     from experiments.analysis.draw_maps import draw_maps
     from experiments.analysis.grid import covered_area
     from experiments.analysis.word_maps import token_maps
-    from lightning_modules.networks.captioner import Seen
+    from lightning_modules.networks.captioner import VisualFeatures
 
     module: Any = lightning_modules.load(run)
     network = module.network.eval()
-    records, seen = see(network, world, "test")
-    first = Seen(seen.tokens_IVD[:1])
-    layer, position = looks.place
+    records, features = encode_split(network, world, "test")
+    first = VisualFeatures(features.tokens_IVD[:1])
+    layer, position = grounding.place
     (maps,) = token_maps(network, first, network.generate_ids(first, module.decoding), layer=layer, position=position)
-    photograph = open_image(records[0])
-    return draw_maps(path, photograph, maps, covered_area(network.inputs.image, *photograph.size))
+    image = open_image(records[0])
+    return draw_maps(path, image, maps, covered_area(network.inputs.image, *image.size))
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -214,12 +214,14 @@ def _scores(results: Results) -> tuple[str, list[str], list[list[str]]]:
 def _looks(results: Results) -> tuple[str, list[str], list[list[str]]]:
     columns = {"inside": "in its box", "area": "area", "elsewhere": "other maps", "over": "over area", "everywhere": "all layers"}
     lines = []
-    for name, looks in results.looks.items():
+    for name, grounding in results.grounding.items():
         places = {
-            f"{layer}, {'reading' if position == 'reads' else 'predicting'}" for layer, position in (x.place for x in looks)
+            f"{layer}, {'reading' if position == 'reads' else 'predicting'}" for layer, position in (x.place for x in grounding)
         }
-        lines.append([name, " / ".join(sorted(places)), *(_percent([getattr(each, key) for each in looks]) for key in columns)])
-    words = next(iter(results.looks.values()))[0].words
+        lines.append(
+            [name, " / ".join(sorted(places)), *(_percent([getattr(each, key) for each in grounding]) for key in columns)]
+        )
+    words = next(iter(results.grounding.values()))[0].words
     title = f"where {words} words of test captions look that name a thing: % of attention inside of its box"
     return title, ["", "layer (from 0)", *columns.values()], lines
 

@@ -46,7 +46,7 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
         seeds: Seeds of every run.
     """
     from experiments.report.collect import collect
-    from experiments.report.maps import look_at
+    from experiments.report.maps import make_view_maps
     from experiments.report.site import Shot, build, judged
     from experiments.runs.store import RunFolders
     from experiments.sweep.runner import Runner
@@ -59,15 +59,15 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
     if status > 1:
         return status  # told to stop
     views = collect(SHOWN, "miniature", RunFolders([runs]))
-    say("looking where words and regions look")
-    unseen: dict[str, list[str]] = {}
+    say("attention maps of words and regions")
+    missing_maps: dict[str, list[str]] = {}
     for view in views:
-        _, unseen[view.name] = look_at(view)
-        for why in unseen[view.name]:
+        _, missing_maps[view.name] = make_view_maps(view)
+        for why in missing_maps[view.name]:
             say(f"not possible: {why}")
     picture = _draw_queries(views, out, say)
     say("writing the report")
-    pages = judged(views, unseen)
+    pages = judged(views, missing_maps)
     shots = [] if picture is None else [Shot(picture, QUERIES_TEXT)]
     index = build(pages, [], "miniature", out / "report", shots)
     for page in pages:

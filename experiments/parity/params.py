@@ -28,7 +28,7 @@ from lightning_modules.networks.uniter import UniterRetrieval
 from lightning_modules.objectives.relation_alignment import IAIS, Kind, Reading
 
 BASE: dict[str, int] = {}  # the defaults of BEiT3Retrieval
-LARGE = {"width": 1024, "num_layers": 24, "heads": 16, "ffn_width": 4096}
+LARGE = {"width": 1024, "num_layers": 24, "num_heads": 16, "ffn_width": 4096}
 SIZES: dict[str, dict[str, Any]] = {
     f"{name} {px}": {**sizes, "image_size": px} for name, sizes in (("base", BASE), ("large", LARGE)) for px in (224, 384)
 }

@@ -11,5 +11,5 @@
     table.py       run folders side by side
     correlation.py two logged metrics against each other
 
-Nothing but run folders is read, and nothing but the output folder is written (and RUN/looking, with --look).
+Nothing but run folders is read, and nothing but the output folder is written (and RUN/attention_maps, with --maps).
 """

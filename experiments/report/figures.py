@@ -295,7 +295,7 @@ def _schedules(view: View) -> Picture:
 
 
 def _maps(view: View) -> list[Picture]:
-    """Attention maps that `crosslight report --look` has stored: every variant's, of the same example."""
+    """Attention maps that `crosslight report --maps` has stored: every variant's, of the same example."""
     pictures: list[Picture] = []
     for variant in view.variants:
         runs = [run for runs in variant.runs.values() for run in runs if run.status == "finished" and run.folder is not None]
@@ -337,7 +337,7 @@ def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
     panels = 1 + len(maps.words)
     columns = min(5, panels)
     rows = -(-panels // columns)
-    height, width = maps.photograph_YX3.shape[:2]
+    height, width = maps.image_YX3.shape[:2]
     with rc_context({**_STYLE, "axes.grid": False}):
         drawing = Drawing(figsize=(_WIDTH, rows * (_WIDTH / columns * min(1.5, height / width) + 0.3)))
         drawing.set_layout_engine("constrained", h_pad=_TITLE_PAD)
@@ -347,8 +347,8 @@ def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
         axes.axis("off")
         if panel >= panels:
             continue
-        axes.imshow(maps.photograph_YX3, extent=(0, width, height, 0))
-        axes.set_title("photograph" if panel == 0 else maps.words[panel - 1], fontsize=9)
+        axes.imshow(maps.image_YX3, extent=(0, width, height, 0))
+        axes.set_title("image" if panel == 0 else maps.words[panel - 1], fontsize=9)
         if panel:
             map_YX = maps.maps_KYX[panel - 1] / (float(maps.maps_KYX[panel - 1].max()) or 1.0)
             extent = (left, right, bottom, top)

@@ -9,20 +9,20 @@ from experiments.analysis import run_maps
 from experiments.report.collect import View
 
 
-def look_at(view: View) -> tuple[list[Path], list[str]]:
+def make_view_maps(view: View) -> tuple[list[Path], list[str]]:
     """Makes the maps of an exhibit whose figure shows some: of the first finished run of each variant.
 
     Returns the files, and for each run that has none why (its checkpoint was not copied, for example).
     """
     files: list[Path] = []
-    unseen: list[str] = []
+    missing: list[str] = []
     if view.exhibit.figure is None or view.exhibit.figure.kind != "maps":
-        return files, unseen
+        return files, missing
     for variant in view.variants:
         run = next((run for runs in variant.runs.values() for run in runs if run.status == "finished"), None)
         if run is not None and run.folder is not None:
             try:
-                files.append(run_maps.look(run.folder))
+                files.append(run_maps.make_maps(run.folder))
             except InputError as error:
-                unseen.append(f"{variant.label}: {error}")
-    return files, unseen
+                missing.append(f"{variant.label}: {error}")
+    return files, missing

@@ -49,13 +49,13 @@ class Page:
         view: The exhibit.
         verdicts: Of its claims.
         pictures: Of its figure.
-        unseen: Why some run has no attention maps, where they were asked for.
+        missing_maps: Why some run has no attention maps, where they were asked for.
     """
 
     view: View
     verdicts: tuple[Verdict, ...]
     pictures: tuple[Picture, ...]
-    unseen: tuple[str, ...] = ()
+    missing_maps: tuple[str, ...] = ()
 
     @property
     def counts(self) -> Counter[str]:
@@ -86,19 +86,19 @@ class Shot:
         return str(thumbnail(self.file, 1000))
 
 
-def judged(views: Iterable[View], unseen: Mapping[str, Sequence[str]] | None = None) -> list[Page]:
+def judged(views: Iterable[View], missing_maps: Mapping[str, Sequence[str]] | None = None) -> list[Page]:
     """Exhibits with their verdicts and pictures.
 
     Args:
         views: The exhibits.
-        unseen: Why runs have no attention maps, by exhibit: `looking.look_at` gives it.
+        missing_maps: Why runs have no attention maps, by exhibit: `maps.make_view_maps` gives it.
     """
     return [
         Page(
             view,
             tuple(judge(view, claim) for claim in view.exhibit.claims),
             _pictures(view),
-            tuple((unseen or {}).get(view.name, ())),
+            tuple((missing_maps or {}).get(view.name, ())),
         )
         for view in views
     ]

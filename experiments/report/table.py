@@ -14,21 +14,19 @@ from typing import Any
 from experiments.runs.results import Evaluation, Results, read_results
 from experiments.runs.store import run_folders_below
 
-# Columns by metric; a table has those of which a run has a value.
+# Columns by metric; a table has those of which a run has a value, and those that an evaluation's notes name: {metric: heading}.
 RECALLS = {
     "i2t_r1": "i2t R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "t2i R@1", "t2i_r5": "R@5", "t2i_r10": "R@10",
     "rsum": "rsum",
 }  # fmt: skip
 # Relation distances, where a run measured them (pairs with objects): ISDa, and both IAIS losses.
 DISTANCES = {"isda": "ISDa", "iais_singular": "L(s)", "iais_distributed": "L(d)"}
-CAPTIONS = {"bleu_4": "B@4", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "spice": "SPICE"}
 # Of NoCaps, as in Table 2 of I-Tuning.
 DOMAINS = {
-    f"{domain}-domain/{metric}": f"{domain} {CAPTIONS[metric]}"
+    f"{domain}-domain/{metric}": f"{domain} {heading}"
     for domain in ("in", "near", "out")
-    for metric in ("cider", "spice")
+    for metric, heading in (("cider", "CIDEr"), ("spice", "SPICE"))
 }
-METRICS = {**RECALLS, **DISTANCES, **CAPTIONS, **DOMAINS}
 
 
 def find_runs(folders: Iterable[str | Path]) -> dict[Path, Results]:
@@ -66,7 +64,9 @@ def rows(runs: Mapping[Path, Results], data: str | None = None) -> list[dict[str
     done = []
     for (name, data_set, _), members in grouped.items():
         row: dict[str, Any] = {"name": name, "data": data_set, "status": "finished", "seeds": len(members)}
-        for key in METRICS:
+        own = {key: heading for _, test in members for key, heading in test.notes.get("columns", {}).items()}
+        row["columns"] = {**RECALLS, **DISTANCES, **own, **DOMAINS}
+        for key in row["columns"]:
             values = [test.metrics[key] for _, test in members if math.isfinite(test.metrics.get(key, math.nan))]
             if not values:
                 continue
@@ -93,7 +93,10 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def markdown(table: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table; recalls in percent, caption scores times 100, mean +- standard deviation over seeds."""
-    shown = {key: name for key, name in METRICS.items() if any(key in row for row in table)}
+    headings: dict[str, str] = {}
+    for row in table:
+        headings |= {key: heading for key, heading in row.get("columns", {}).items() if key not in DOMAINS}
+    shown = {key: name for key, name in {**headings, **DOMAINS}.items() if any(key in row for row in table)}
     header = ["run", "test data", "seeds", *shown.values(), "steps", "tunable", "%", "memory", "s/epoch", "pairs/s"]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for row in table:
@@ -121,9 +124,9 @@ def metric_text(row: dict[str, Any], key: str) -> str:
 
 
 def to_csv(table: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in table for key in row))
+    columns = [key for key in dict.fromkeys(key for row in table for key in row) if key != "columns"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns)
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(table)
     return text.getvalue()

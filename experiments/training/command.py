@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -27,14 +28,19 @@ def run_alone(command: str, arguments: Sequence[str]) -> int:
 def train_or_evaluate(command: str, arguments: list[str], announce: bool = True) -> int:
     """Parse, build, run. Returns the exit status; the run folder's results.json says the same in words."""
     quiet()
+    gc.disable()  # a tenth of a start went into looking for garbage where there is none; on again before the run
+    first = "experiments.training.lightning_cli" not in sys.modules
     from experiments.training.lightning_cli import RUN_FOLDER_VARIABLE, CrosslightCLI
 
+    if first:
+        gc.freeze()  # what has been imported stays: no collection looks at it again
     CrosslightCLI.opened = None
     try:
         CrosslightCLI([command, *arguments])
     except BaseException as error:
         return settle_failure(error, CrosslightCLI.opened)
     finally:
+        gc.enable()
         os.environ.pop(RUN_FOLDER_VARIABLE, None)  # a second run of this process has a folder of its own
     if CrosslightCLI.opened is not None:
         CrosslightCLI.opened.finish("finished")

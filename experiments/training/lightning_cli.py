@@ -12,6 +12,7 @@ What differs from the stock LightningCLI, and why:
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from experiments.training.checkpoints import Checkpoints, Last, RememberConfig
 from experiments.training.loggers import MetricsCSV, make_wandb
 from experiments.training.parse_errors import explain, explain_interpolation
 from experiments.training.trainer import Trainer, data_name, describe_data
+from lightning_modules.base import TunedModule
 
 RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
 _CONFIG_SECTIONS = ("seed_everything", "name", "scale", "model", "data", "evaluate", "trainer", "checkpoint", "wandb")
@@ -155,6 +157,21 @@ class CrosslightCLI(LightningCLI):
         whole = yaml.safe_load(text)
         return {key: whole.get(key) for key in _CONFIG_SECTIONS}
 
+    def instantiate_classes(self) -> None:
+        """As Lightning.
+
+        Raises:
+            InputError: The model is no `TunedModule`.
+        """
+        super().instantiate_classes()
+        if not isinstance(self.model, TunedModule):
+            kind = type(self.model)
+            raise InputError(
+                f"model: {kind.__module__}.{kind.__name__} does not derive from lightning_modules.base.TunedModule, whose "
+                "checkpoints, metrics and run folders tests and reports need. Derive it from there (training_step, "
+                "_evaluation_step and _evaluation_end are yours to write), or train it with Lightning's own Trainer."
+            )
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[str(self.subcommand)]
         trainer_config = self._get(self.config_init, "trainer")
@@ -215,6 +232,7 @@ class CrosslightCLI(LightningCLI):
     # ------------------------------------------------------------------------------------------------ running
 
     def _run_subcommand(self, subcommand: str) -> None:
+        gc.enable()  # see train_or_evaluate
         config = self.config[subcommand]
         method = {k: v for k, v in config.items() if k in self._subcommand_method_arguments[subcommand]}
         evaluate = self._get(self.config_init, "evaluate") or {}

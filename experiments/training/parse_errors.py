@@ -43,6 +43,8 @@ def explain(message: str, parser: Any, arguments: list[str]) -> str:
         arguments: The command line that it parsed, sub-command first.
     """
     given = list(_given(arguments))
+    if "is abstract" in message and (lacking := _unwritten(message)):
+        return lacking
     if found := _UNRECOGNISED.search(message):
         return _unknown(found[1].split()[0], parser, arguments, given)
     if found := _UNKNOWN.search(message):
@@ -81,6 +83,18 @@ def explain_interpolation(error: OmegaConfBaseException, arguments: list[str]) -
         f"{name or 'a value'}{place}: {reason}.\n"
         "Inside ${...} stand whole names (${data.init_args.batch_size}) or ${oc.env:VARIABLE,default}."
     )
+
+
+def _unwritten(message: str) -> str | None:
+    """What classes of the user's own, which the parser has imported, do not write of what their base class asks for."""
+    for path in re.findall(r"[\w.]+\.\w+", message):
+        module, _, name = path.rpartition(".")
+        owner: Any = getattr(sys.modules.get(module), name, None)
+        if inspect.isabstract(owner):
+            bases = ", ".join(f"{base.__module__}.{base.__name__}" for base in owner.__bases__)
+            names = ", ".join(sorted(owner.__abstractmethods__))
+            return f"{path} does not write {names}, which {bases} asks for."
+    return None
 
 
 def _first_lines(message: str) -> str:
@@ -192,9 +206,9 @@ def _other_kind(kinds: list[str], tail: str, given: list[tuple[str, Any, str]]) 
     option = next(((name, value, place) for name, value, place in given if name == tail or name.endswith(f".{tail}")), None)
     name, value, place = option or (tail, "that class", "")
     value = value.get("class_path") if isinstance(value, dict) else value
-    takes = [
-        f"{kind.__module__}.{kind.__qualname__}" for kind in _classes() if {base.__name__ for base in kind.__mro__} & set(kinds)
-    ]
+    fitting = [kind for kind in _classes() if {base.__name__ for base in kind.__mro__} & set(kinds)]
+    takes = [f"{kind.__module__}.{kind.__qualname__}" for kind in fitting if not inspect.isabstract(kind)]
+    takes += [f"your own that derives from {kind.__module__}.{kind.__qualname__}" for kind in fitting if inspect.isabstract(kind)]
     choice = f"\nIt takes: {', '.join(takes)}." if takes else ""
     return f"{name}{f' ({place})' if place else ''}: {value} is no {' or '.join(dict.fromkeys(kinds))}.{choice}"
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from datamodules.errors import InputError
+from lightning_modules.adapters.adapter import Adapter
 
 NAME = "prefix"  # the network's attribute that holds the mapper
 
@@ -39,16 +40,16 @@ class MLPMapper(nn.Module):
 class _Attention(nn.Module):
     """Self-attention without biases in queries, keys and values."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.to_queries = nn.Linear(width, width, bias=False)
         self.to_keys_values = nn.Linear(width, 2 * width, bias=False)
         self.project = nn.Linear(width, width)
 
     def forward(self, x_INW: Tensor) -> Tensor:
         parts = (self.to_queries(x_INW), *self.to_keys_values(x_INW).chunk(2, -1))
-        queries, keys, values = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        queries, keys, values = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         return self.project(F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2))
 
 
@@ -65,10 +66,10 @@ class _FeedForward(nn.Module):
 class _Layer(nn.Module):
     """Pre-norm."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = _Attention(width, heads)
+        self.attn = _Attention(width, num_heads)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = _FeedForward(width, int(width * mlp_ratio))
 
@@ -78,9 +79,9 @@ class _Layer(nn.Module):
 
 
 class _Layers(nn.Module):
-    def __init__(self, width: int, heads: int, layers: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, num_heads: int, layers: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_Layer(width, heads, mlp_ratio) for _ in range(layers))
+        self.layers = nn.ModuleList(_Layer(width, num_heads, mlp_ratio) for _ in range(layers))
 
     def forward(self, x_INW: Tensor) -> Tensor:
         for layer in self.layers:
@@ -98,12 +99,12 @@ class TransformerMapper(nn.Module):
         prefix_length: int,
         clip_length: int,
         layers: int,
-        heads: int = 8,
+        num_heads: int = 8,
         mlp_ratio: float = 2.0,
     ) -> None:
         super().__init__()
         self.clip_length = clip_length
-        self.transformer = _Layers(width, heads, layers, mlp_ratio)
+        self.transformer = _Layers(width, num_heads, layers, mlp_ratio)
         self.linear = nn.Linear(vector_width, clip_length * width)
         self.prefix_const = Parameter(torch.randn(prefix_length, width))
 
@@ -113,7 +114,7 @@ class TransformerMapper(nn.Module):
         return self.transformer(torch.cat([tokens_ICD, learned_IKD], dim=1))[:, self.clip_length :]
 
 
-class ClipCap:
+class ClipCap(Adapter):
     """A prefix made of the image's vector, for a frozen language model or one that is tuned with it.
 
     The network has to show one vector an image (`visual: pooled` of the captioner).
@@ -123,7 +124,7 @@ class ClipCap:
         prefix_length: K.
         clip_length: C, tokens that the vector becomes; transformer only.
         layers: Layers of the transformer.
-        heads: Heads of the transformer.
+        num_heads: Heads of the transformer.
         mlp_ratio: Width inside the transformer's FFN in widths of the language model.
         tune_language_model: Train the language model as well: its parameters become heads of the network, which train beside an
             adapter unless `train_heads` says otherwise.
@@ -139,7 +140,7 @@ class ClipCap:
         prefix_length: int = 10,
         clip_length: int = 10,
         layers: int = 8,
-        heads: int = 8,
+        num_heads: int = 8,
         mlp_ratio: float = 2.0,
         tune_language_model: bool = False,
         normalize: bool = False,
@@ -149,17 +150,17 @@ class ClipCap:
             "prefix_length": prefix_length,
             "clip_length": clip_length,
             "layers": layers,
-            "heads": heads,
+            "num_heads": num_heads,
             "mlp_ratio": mlp_ratio,
             "tune_language_model": tune_language_model,
             "normalize": normalize,
         }
         if mapping not in ("mlp", "transformer"):
             raise InputError(f"ClipCap: unknown mapping {mapping!r}; choose mlp or transformer")
-        if min(prefix_length, clip_length, layers, heads) < 1 or mlp_ratio <= 0:
-            raise InputError(f"ClipCap: lengths, layers, heads and mlp_ratio must be positive, got {self._init_args}")
+        if min(prefix_length, clip_length, layers, num_heads) < 1 or mlp_ratio <= 0:
+            raise InputError(f"ClipCap: lengths, layers, num_heads and mlp_ratio must be positive, got {self._init_args}")
         self.mapping, self.prefix_length, self.clip_length = mapping, prefix_length, clip_length
-        self.layers, self.heads, self.mlp_ratio = layers, heads, mlp_ratio
+        self.layers, self.num_heads, self.mlp_ratio = layers, num_heads, mlp_ratio
         self.tune_language_model, self.normalize = tune_language_model, normalize
 
     @property
@@ -192,10 +193,10 @@ class ClipCap:
         """
         if self.mapping == "mlp":
             return MLPMapper(vector_width, width, self.prefix_length)
-        if width % self.heads:
-            raise InputError(f"ClipCap: {self.heads} heads do not divide the language model's width {width}; set heads")
+        if width % self.num_heads:
+            raise InputError(f"ClipCap: {self.num_heads} heads do not divide the language model's width {width}; set num_heads")
         return TransformerMapper(
-            vector_width, width, self.prefix_length, self.clip_length, self.layers, self.heads, self.mlp_ratio
+            vector_width, width, self.prefix_length, self.clip_length, self.layers, self.num_heads, self.mlp_ratio
         )
 
     def inject(self, network: nn.Module) -> None:

@@ -10,9 +10,9 @@ r = d/2, V = the 768-d hidden states of CLIP-ViT B/16, own K and V in every laye
 what the FFN itself reads. What the paper leaves open is an option.
 
 The language model keeps its classes, module tree and state dict: the modules lie beside it (`network.i_tuning`, by layer), and
-two hooks a layer read X and add dh. The image travels as state of the modules (`look`, `forget`), since `generate` passes nothing
-to an FFN. Without an image the language model is bit for bit the plain one. Keys and values are computed once an image in `look`:
-all captions or beams of an image share them by index.
+two hooks a layer read X and add dh. The image travels as state of the modules (`set_images`, `clear_images`), since `generate`
+passes nothing to an FFN. Without an image the language model is bit for bit the plain one. Keys and values are computed once an
+image in `set_images`: all captions or beams of an image share them by index.
 
 Layers below the first module have no module to compute, and nothing in them requires a gradient, so they record no graph, with
 `checkpoint_blocks` neither. (Hugging Face's own switch makes the embeddings require one, and all layers with them.)
@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.networks.decoder_layers import find_language_model
 
 Reading = Literal["paper", "multihead"]
@@ -99,7 +100,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class KeysValues:
-    """What one layer sees of the images: keys and values [I, H, V, E], lambda already in the values."""
+    """What one layer attends to: keys and values [I, H, V, E], lambda already in the values."""
 
     keys_IHVE: Tensor
     values_IHVE: Tensor
@@ -116,8 +117,8 @@ class ITuningModule(nn.Module):
         width: d, width of the language model.
         visual_width: D.
         bottleneck: r.
-        heads: Parts of the bottleneck that attend on their own; contiguous.
-        scale: What Q K^T is multiplied with; None = 1 / sqrt(r / heads).
+        num_heads: Parts of the bottleneck that attend on their own; contiguous.
+        scale: What Q K^T is multiplied with; None = 1 / sqrt(r / num_heads).
         lambda_: lambda of Eq. 5.
         init: "normal" = weights from N(0, `init_std`), biases zero; "zero_up" = Wo zero besides, so that training starts from the
             plain language model.
@@ -130,7 +131,7 @@ class ITuningModule(nn.Module):
         width: int,
         visual_width: int,
         bottleneck: int,
-        heads: int = 1,
+        num_heads: int = 1,
         scale: float | None = 1.0,
         lambda_: float = 4.0,
         init: Initialization = "normal",
@@ -138,8 +139,8 @@ class ITuningModule(nn.Module):
         visual_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.heads = heads
-        self.scale = 1 / math.sqrt(bottleneck / heads) if scale is None else scale
+        self.num_heads = num_heads
+        self.scale = 1 / math.sqrt(bottleneck / num_heads) if scale is None else scale
         self.lambda_ = lambda_
         self.init, self.init_std = init, init_std
         self.norm = nn.LayerNorm(visual_width) if visual_norm else None
@@ -147,7 +148,7 @@ class ITuningModule(nn.Module):
         self.k = nn.Linear(visual_width, bottleneck)
         self.v = nn.Linear(visual_width, bottleneck)
         self.o = nn.Linear(bottleneck, width)
-        self._seen: KeysValues | None = None
+        self._images: KeysValues | None = None
         self._x: Tensor | None = None  # X, from when the FFN reads it until dh is added in the same call
         self._maps: list[Tensor] | None = None
         self.reset_parameters()
@@ -161,7 +162,7 @@ class ITuningModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without an image: tensors inside a graph cannot be copied."""
-        return {**self.__dict__, "_seen": None, "_x": None, "_maps": None}
+        return {**self.__dict__, "_images": None, "_x": None, "_maps": None}
 
     # ------------------------------------------------------------------------------------------------------- equations
 
@@ -172,32 +173,32 @@ class ITuningModule(nn.Module):
         keys, values = self._split(self.k(tokens_IVD)), self._split(self.v(tokens_IVD) * self.lambda_)
         return KeysValues(keys, values, rows)
 
-    def forward(self, x: Tensor, seen: KeysValues) -> Tensor:
+    def forward(self, x: Tensor, images: KeysValues) -> Tensor:
         """dh, of the shape of X: [B, T, d], or flat [B * T, d]."""
         queries = self.q(x)
-        queries_IHSE = self._split(seen.rows.group(queries))
+        queries_IHSE = self._split(images.rows.group(queries))
         if self._maps is None:
-            context_IHSE = F.scaled_dot_product_attention(queries_IHSE, seen.keys_IHVE, seen.values_IHVE, scale=self.scale)
+            context_IHSE = F.scaled_dot_product_attention(queries_IHSE, images.keys_IHVE, images.values_IHVE, scale=self.scale)
         else:
-            scores = queries_IHSE.float() @ seen.keys_IHVE.float().transpose(-2, -1) * self.scale
+            scores = queries_IHSE.float() @ images.keys_IHVE.float().transpose(-2, -1) * self.scale
             maps_IHSV = scores.softmax(-1)
-            context_IHSE = maps_IHSV.to(seen.values_IHVE.dtype) @ seen.values_IHVE
+            context_IHSE = maps_IHSV.to(images.values_IHVE.dtype) @ images.values_IHVE
             maps_ISW = maps_IHSV.transpose(1, 2).flatten(2)
-            self._maps.append(seen.rows.ungroup(maps_ISW, queries.shape).unflatten(-1, (self.heads, -1)).detach())
-        return self.o(seen.rows.ungroup(context_IHSE.transpose(1, 2).flatten(2), queries.shape))
+            self._maps.append(images.rows.ungroup(maps_ISW, queries.shape).unflatten(-1, (self.num_heads, -1)).detach())
+        return self.o(images.rows.ungroup(context_IHSE.transpose(1, 2).flatten(2), queries.shape))
 
     def _split(self, x_INR: Tensor) -> Tensor:
-        return x_INR.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x_INR.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     # ------------------------------------------------------------------------------------------------ beside an FFN
 
-    def look(self, tokens_IVD: Tensor, rows: Rows) -> None:
-        """See these images from now on."""
-        self._seen = self.keys_values(tokens_IVD, rows)
+    def set_images(self, tokens_IVD: Tensor, rows: Rows) -> None:
+        """Attend to these images from now on."""
+        self._images = self.keys_values(tokens_IVD, rows)
 
-    def forget(self) -> None:
-        """See nothing: the layer is the language model's own."""
-        self._seen = self._x = None
+    def clear_images(self) -> None:
+        """Attend to none: the layer is the language model's own."""
+        self._images = self._x = None
 
     def attach(self, reads: nn.Module, adds: nn.Module) -> None:
         """Hook in: X is the first input of `reads`, dh is added to the output of `adds`. Bound methods, so deepcopy follows."""
@@ -205,21 +206,21 @@ class ITuningModule(nn.Module):
         adds.register_forward_hook(self._after)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._seen is not None:
+        if self._images is not None:
             self._x = args[0]
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         x, self._x = self._x, None
-        if self._seen is None or x is None:
+        if self._images is None or x is None:
             return output
-        return output + self(x, self._seen).to(output.dtype)
+        return output + self(x, self._images).to(output.dtype)
 
 
 class ITuningModules(nn.ModuleDict):
     """The modules of a language model by layer ("0", "1", ...). Dropped layers have none."""
 
-    def look(self, tokens_IVD: Tensor, image_row_B: Tensor | None = None) -> None:
-        """See these images from now on, until `forget` or the next `look`. In training the backward pass still needs them.
+    def set_images(self, tokens_IVD: Tensor, image_row_B: Tensor | None = None) -> None:
+        """Attend to these images from now on, until `clear_images` or the next call. The backward pass still needs them.
 
         Args:
             tokens_IVD: Visual tokens.
@@ -233,23 +234,31 @@ class ITuningModules(nn.ModuleDict):
         # very unequal numbers of captions: one copy of keys and values a row is less work than queries padded to the most
         copied = rows.slot_B is not None and rows.images * rows.most > _MOST_PADDING * len(rows.slot_B)
         for module in self.modules_by_layer().values():
-            module.look(tokens_IVD, rows)
+            module.set_images(tokens_IVD, rows)
             if copied and image_row_B is not None:
-                seen = module._seen
-                assert seen is not None
-                keys, values = seen.keys_IHVE.index_select(0, image_row_B), seen.values_IHVE.index_select(0, image_row_B)
-                module._seen = KeysValues(keys, values, Rows(len(image_row_B), 1, None))
+                once = module._images
+                assert once is not None
+                keys, values = once.keys_IHVE.index_select(0, image_row_B), once.values_IHVE.index_select(0, image_row_B)
+                module._images = KeysValues(keys, values, Rows(len(image_row_B), 1, None))
 
-    def forget(self) -> None:
+    def clear_images(self) -> None:
         """Be the plain language model."""
         for module in self.modules_by_layer().values():
-            module.forget()
+            module.clear_images()
+
+    @property
+    def layers(self) -> list[int]:
+        return sorted(self.modules_by_layer())
+
+    @property
+    def num_heads(self) -> int:
+        return self.modules_by_layer()[self.layers[0]].num_heads
 
     def modules_by_layer(self) -> dict[int, ITuningModule]:
         return {int(layer): cast(ITuningModule, module) for layer, module in self.items()}
 
     @contextmanager
-    def watching(self, layers: Sequence[int] | None = None) -> Iterator[dict[int, list[Tensor]]]:
+    def keep_maps(self, layers: Sequence[int] | None = None) -> Iterator[dict[int, list[Tensor]]]:
         """While inside, keep cross-attention maps: one [B, T, H, V] (fp32) a call of the language model, by layer (None = all).
 
         Raises:
@@ -257,7 +266,7 @@ class ITuningModules(nn.ModuleDict):
         """
         modules = self.modules_by_layer()
         if wrong := [layer for layer in layers or () if layer not in modules]:
-            raise InputError(f"I-Tuning: layers {wrong} have no module to watch; there are modules in layers {[*modules]}")
+            raise InputError(f"I-Tuning: layers {wrong} have no module to keep maps of; there are modules in layers {[*modules]}")
         kept: dict[int, list[Tensor]] = {layer: [] for layer in modules if layers is None or layer in layers}
         for layer, maps in kept.items():
             modules[layer]._maps = maps
@@ -271,7 +280,7 @@ class ITuningModules(nn.ModuleDict):
 # -------------------------------------------------------------------------------------------------------------- injection
 
 
-class ITuning:
+class ITuning(Adapter):
     """I-Tuning modules beside the FFNs of a captioner's language model.
 
     Args:
@@ -280,8 +289,8 @@ class ITuning:
             18 of GPT-2 large's 36).
         layers: Exactly these layers (0-based), in place of `drop_first`.
         bottleneck: r; null = half the language model's width.
-        heads: Null = as the reading.
-        scale: What Q K^T is multiplied with: a number, or "sqrt" = 1 / sqrt(r / heads); null = as the reading.
+        num_heads: Null = as the reading.
+        scale: What Q K^T is multiplied with: a number, or "sqrt" = 1 / sqrt(r / num_heads); null = as the reading.
         lambda_: lambda of Eq. 5, which the paper only says to be 1 or more; 4 is the scale of He et al. (2022), whose parallel
             adapter this follows.
         init: "normal" = N(0, `init_std`), biases zero; "zero_up" = Wo zero besides: starts as the plain language model.
@@ -299,7 +308,7 @@ class ITuning:
         drop_first: int | Literal["half"] = 0,
         layers: list[int] | None = None,
         bottleneck: int | None = None,
-        heads: int | None = None,
+        num_heads: int | None = None,
         scale: float | Literal["sqrt"] | None = None,
         lambda_: float = 4.0,
         init: Initialization = "normal",
@@ -312,7 +321,7 @@ class ITuning:
             "drop_first": drop_first,
             "layers": layers,
             "bottleneck": bottleneck,
-            "heads": heads,
+            "num_heads": num_heads,
             "scale": scale,
             "lambda_": lambda_,
             "init": init,
@@ -324,13 +333,17 @@ class ITuning:
             raise InputError(f"I-Tuning: unknown reading {reading!r}; choose paper or multihead")
         if layers is not None and (drop_first or not layers or len(set(layers)) != len(layers)):
             raise InputError(f"I-Tuning: give layers ({layers}, each once) or drop_first ({drop_first}), not both")
-        least = {"drop_first": (0 if drop_first == "half" else drop_first, 0), "bottleneck": (bottleneck, 1), "heads": (heads, 1)}
+        least = {
+            "drop_first": (0 if drop_first == "half" else drop_first, 0),
+            "bottleneck": (bottleneck, 1),
+            "num_heads": (num_heads, 1),
+        }
         if wrong := [f"{name} {value}" for name, (value, low) in least.items() if value is not None and value < low]:
-            raise InputError(f"I-Tuning: {', '.join(wrong)} is too small: bottleneck and heads start at 1, drop_first at 0")
+            raise InputError(f"I-Tuning: {', '.join(wrong)} is too small: bottleneck and num_heads start at 1, drop_first at 0")
         if not lambda_ > 0 or not init_std > 0 or (isinstance(scale, float) and not scale > 0):
             raise InputError(f"I-Tuning: lambda_ ({lambda_}), init_std ({init_std}) and scale ({scale}) must be positive")
         self.reading, self.drop_first, self.layers, self.bottleneck = reading, drop_first, layers, bottleneck
-        self.heads, self.scale, self.lambda_, self.init, self.init_std = heads, scale, lambda_, init, init_std
+        self.num_heads, self.scale, self.lambda_, self.init, self.init_std = num_heads, scale, lambda_, init, init_std
         self.x, self.visual_norm = x, visual_norm
 
     @property
@@ -363,18 +376,18 @@ class ITuning:
         """
         bottleneck = self.bottleneck or width // 2
         multihead = self.reading == "multihead"
-        heads = self.heads or (max(1, bottleneck // HEAD_WIDTH) if multihead else 1)
-        if bottleneck < 1 or bottleneck % heads:
+        num_heads = self.num_heads or (max(1, bottleneck // HEAD_WIDTH) if multihead else 1)
+        if bottleneck < 1 or bottleneck % num_heads:
             raise InputError(
-                f"I-Tuning: {heads} heads do not divide the bottleneck of {bottleneck} (language model of width {width}); set "
-                "heads or bottleneck"
+                f"I-Tuning: {num_heads} heads do not divide the bottleneck of {bottleneck} (language model of width {width}); "
+                "set num_heads or bottleneck"
             )
         scale = self.scale if self.scale is not None else "sqrt" if multihead else 1.0
         return ITuningModule(
             width,
             visual_width,
             bottleneck,
-            heads,
+            num_heads,
             None if scale == "sqrt" else scale,
             self.lambda_,
             self.init,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from lightning_modules.adapters import multiway
+from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.networks import beit3
 
 Targets = Literal["all", "attention", "ffn"]
@@ -25,7 +26,7 @@ _OWN = frozenset({"lora_A", "lora_B", "lora_dropout"})
 _OTHER = frozenset({"lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", multiway.NAME})  # never targets
 
 
-class LoRAAdapter:
+class LoRAAdapter(Adapter):
     """Low-rank updates of the linear layers inside the transformer blocks; never of embeddings and heads.
 
     Args:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from datamodules.errors import InputError
+from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.networks import beit3
 
 Reading = Literal["printed", "released", "text"]
@@ -287,7 +288,7 @@ class LayerMultiWay(nn.Module):
         return x
 
 
-class MultiWayAdapter:
+class MultiWayAdapter(Adapter):
     """MultiWay-Adapter for BEiT-3 layers and for timm ViT, CLIP, SigLIP, ViT, DINOv2, BERT and RoBERTa blocks.
 
     Args:

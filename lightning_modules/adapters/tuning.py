@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import nn
@@ -37,6 +37,12 @@ class ParameterCounts:
     backbone: int
     adapter: int
     heads: int
+
+    def with_objective(self, objective: nn.Module) -> ParameterCounts:
+        """With the parameters of an objective, which count as heads: they are new, and train beside the adapter."""
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in objective.parameters()]
+        size, trainable = sum(number for number, _ in sizes), sum(number for number, trains in sizes if trains)
+        return replace(self, total=self.total + size, trainable=self.trainable + trainable, heads=self.heads + size)
 
     @property
     def percent(self) -> float:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from datamodules.records import CaptionBatch, ImageBatch, PairBatch, TextBatch
 from lightning_modules.adapters.tuning import ParameterCounts, count_parameters
 from lightning_modules.callbacks.cost_record import Cost
-from lightning_modules.metrics.cost import (
+from lightning_modules.metrics.training_memory import (
     SavedBytes,
     gradient_bytes,
     optimizer_state_bytes,

@@ -2,18 +2,18 @@
 
 An export is a folder in the layout that PEFT made common:
 
-    adapter_model.safetensors   the adapter and the trained heads, under their names in the network
+    adapter_model.safetensors   the adapter and the trained heads, under their names; objective.* is the objective's
     adapter_config.json         how to build the adapter again, the backbone's fingerprint, versions
     README.md                   a model card
 
-Nothing in it is executed when it is loaded; the adapter's class must be one of `lightning_modules.adapters`.
+Nothing in it is executed when it is loaded; the adapter's class must be ours or of a trusted module (trust.py).
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,19 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.files.atomic import whole_file, write_atomically
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import count_parameters, head_names
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
-from lightning_modules.checkpoints.trainable import load_exactly, trainable_state_dict
-from lightning_modules.networks.weights import read_weights, some
+from lightning_modules.checkpoints.trainable import OBJECTIVE, load_exactly, load_objective, split_objective, trainable_state_dict
+from lightning_modules.checkpoints.trust import require_trusted
+from lightning_modules.checkpoints.weights import read_weights
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 CARD_FILE = "README.md"
-FORMAT = 1
-
-
-# ---------------------------------------------------------------------------------------------- trainable part of a network
-
-
-# -------------------------------------------------------------------------------------------------------------- fingerprint
+FORMAT = 2  # 1 had other names of parts and options
 
 
 def _refuse_other_backbone(folder: Path, stored: dict[str, Any], found: dict[str, Any], allow_other_weights: bool) -> None:
@@ -74,6 +69,7 @@ def export_adapter(
     *,
     backbone: Mapping[str, Any] | None = None,
     notes: str = "",
+    objective: nn.Module | None = None,
 ) -> Path:
     """Write what trains in `network` (its tuning mode must still be set) with everything needed to load it again.
 
@@ -83,6 +79,7 @@ def export_adapter(
         folder: Where to; created, must not hold an export already.
         backbone: How the network is built (its part of the run's configuration); kept in the JSON for the reader.
         notes: Markdown for the model card: data, recalls, the run's command.
+        objective: What it was trained by; its parameters go along.
 
     Returns:
         The folder.
@@ -94,6 +91,7 @@ def export_adapter(
     if (folder / CONFIG_FILE).exists() or (folder / WEIGHTS_FILE).exists():
         raise InputError(f"{folder} already holds an adapter export; choose another folder or remove it")
     state = trainable_state_dict(network)
+    learnt = {} if objective is None else {f"{OBJECTIVE}{name}": value for name, value in objective.state_dict().items()}
     if not state:
         raise InputError("nothing to export: no parameter of the network trains; call set_tuning before export_adapter")
     heads = set(head_names(network))
@@ -108,14 +106,14 @@ def export_adapter(
         "library": "crosslight",
         "adapter": adapter.describe() if adapter is not None else None,
         "trained_heads": sorted(name for name in state if name in heads),
-        "tensors": {name: list(tensor.shape) for name, tensor in sorted(state.items())},
+        "tensors": {name: list(tensor.shape) for name, tensor in sorted((state | learnt).items())},
         "network": f"{type(network).__module__}.{type(network).__qualname__}",
         "backbone_config": dict(backbone) if backbone is not None else None,
         "backbone": backbone_fingerprint(network, set(state)),
         "versions": {name: version(name) for name in ("torch", "timm", "transformers", "safetensors")},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in (state | learnt).items()}
     with whole_file(folder / WEIGHTS_FILE) as part:
         save_file(tensors, part, metadata={"format": "pt"})
     write_atomically(folder / CARD_FILE, _card(network, adapter, tensors, config, notes))
@@ -179,20 +177,22 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
     if lacking:
         raise InputError(f"{path} lacks {some(lacking)}; it was not written by crosslight, or was edited")
     if config["format"] != FORMAT:
-        raise InputError(f"{path} has format {config['format']}, this version reads {FORMAT}; use the version that wrote it")
+        raise InputError(
+            f"{path} has format {config['format']}, this version reads {FORMAT}; "
+            "use the version that wrote it, or export the run again"
+        )
     return config
 
 
-def build_adapter(description: Mapping[str, Any], source: str = CONFIG_FILE) -> Adapter:
+def build_adapter(description: Mapping[str, Any], source: str = CONFIG_FILE, trust: Collection[str] = ()) -> Adapter:
     """An adapter from its `describe()`.
 
     Raises:
-        InputError: The class is not one of `lightning_modules.adapters`, or does not take these arguments.
+        InputError: The class is neither ours nor of a trusted module, or does not take these arguments.
     """
     path = str(description.get("class_path", ""))
     module_name, _, class_name = path.rpartition(".")
-    if not module_name.startswith("lightning_modules.adapters."):  # a file must not be able to import arbitrary code
-        raise InputError(f"{source}: adapter class {path!r} is not one of lightning_modules.adapters")
+    require_trusted([path], source, trust)
     try:
         adapter = getattr(importlib.import_module(module_name), class_name)(**description.get("init_args", {}))
     except (ImportError, AttributeError, TypeError) as error:
@@ -202,13 +202,21 @@ def build_adapter(description: Mapping[str, Any], source: str = CONFIG_FILE) -> 
     return adapter
 
 
-def load_adapter(network: nn.Module, folder: str | Path, allow_other_weights: bool = False) -> Adapter | None:
+def load_adapter(
+    network: nn.Module,
+    folder: str | Path,
+    allow_other_weights: bool = False,
+    objective: nn.Module | None = None,
+    trust: Collection[str] = (),
+) -> Adapter | None:
     """Put an export into a network, injecting its adapter first unless the network has it already.
 
     Args:
         network: The same backbone the adapter was trained on, with or without the adapter.
         folder: The export.
         allow_other_weights: Accept a backbone of the same architecture with other weights.
+        objective: Takes the parameters that the export's objective learnt; None leaves them in the file.
+        trust: Modules of your own that the export may name.
 
     Returns:
         The adapter (None for an export of heads only).
@@ -229,7 +237,8 @@ def load_adapter(network: nn.Module, folder: str | Path, allow_other_weights: bo
             f"{folder / WEIGHTS_FILE} does not hold what {CONFIG_FILE} lists ({len(differ)} differ: {some(differ)}); the "
             "two files come from different exports, copy the folder again"
         )
-    adapter = build_adapter(config["adapter"], str(folder / CONFIG_FILE)) if config["adapter"] is not None else None
+    adapter = build_adapter(config["adapter"], str(folder / CONFIG_FILE), trust) if config["adapter"] is not None else None
+    state, learnt = split_objective(state)
     owned = {name for name in network.state_dict() if adapter is not None and adapter.owns(name)}
     heads = set(config["trained_heads"])
     _refuse_other_backbone(folder, config["backbone"], backbone_fingerprint(network, owned | heads), allow_other_weights)
@@ -237,4 +246,6 @@ def load_adapter(network: nn.Module, folder: str | Path, allow_other_weights: bo
         adapter.inject(network)
         owned = {name for name in network.state_dict() if adapter.owns(name)}
     load_exactly(network, state, owned | heads, str(folder / WEIGHTS_FILE))
+    if objective is not None:
+        load_objective(objective, learnt, str(folder / WEIGHTS_FILE))
     return adapter

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.files.atomic import whole_file
 from datamodules.files.releases import checkpoint_file
+from lightning_modules.checkpoints.weights import read_weights
 from lightning_modules.networks.beit3 import UNUSED_POSITIONS, BEiT3Retrieval
-from lightning_modules.networks.weights import read_weights, some
 
 log = logging.getLogger("crosslight")
 
@@ -172,8 +172,8 @@ def load_official(network: BEiT3Retrieval, source: str | Path) -> Account:
         )
     if wrong:
         raise InputError(
-            f"{path} has other shapes than this BEiT-3: {some(wrong)}; set width, heads, ffn_width, patch_size, vocab_size and "
-            "text_positions of the network (and the adapter's sizes) to the file's"
+            f"{path} has other shapes than this BEiT-3: {some(wrong)}; set width, num_heads, ffn_width, patch_size, vocab_size "
+            "and text_positions of the network (and the adapter's sizes) to the file's"
         )
     with torch.no_grad():
         for part, tensor in copies:

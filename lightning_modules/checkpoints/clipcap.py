@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.files.atomic import whole_file
-from lightning_modules.adapters.clipcap import ClipCap
+from lightning_modules.adapters.clipcap import ClipCap, Prefix
+from lightning_modules.checkpoints.language_model import load_language_weights
+from lightning_modules.checkpoints.weights import read_weights
 from lightning_modules.networks.captioner import Captioner
-from lightning_modules.networks.language_model import load_language_weights
-from lightning_modules.networks.weights import read_weights, some
 
 MAPPER, LANGUAGE = "clip_project.", "gpt."
 
@@ -27,16 +27,12 @@ def official_state(network: Captioner) -> dict[str, Tensor]:
     Raises:
         InputError: The network has no ClipCap prefix.
     """
-    if network.prefix is None:
-        raise InputError(
-            "ClipCap: this captioner has no prefix; inject the adapter ClipCap before reading or writing its weights"
-        )
-    state = {f"{MAPPER}{name}": tensor for name, tensor in network.prefix.mapper.state_dict().items()}
+    state = {f"{MAPPER}{name}": tensor for name, tensor in _mapper(network).state_dict().items()}
     return state | {f"{LANGUAGE}{name}": tensor for name, tensor in network.language.model.state_dict().items()}
 
 
 def describe_official(state: dict[str, Tensor], source: str) -> ClipCap:
-    """The adapter whose mapper a checkpoint holds; what shapes do not tell (heads) is as released.
+    """The adapter whose mapper a checkpoint holds; what shapes do not tell (num_heads) is as released.
 
     Raises:
         InputError: It holds no mapper of ClipCap.
@@ -63,17 +59,16 @@ def load_official(network: Captioner, source: str | Path) -> None:
     Raises:
         InputError: No such file, or it does not fit (the message says which adapter options would). The network is unchanged.
     """
-    fill(network, read_weights(source), str(source))
+    load_state(network, read_weights(source), str(source))
 
 
-def fill(network: Captioner, state: dict[str, Tensor], source: str) -> None:
+def load_state(network: Captioner, state: dict[str, Tensor], source: str) -> None:
     """`load_official` with the state dict at hand.
 
     Raises:
         InputError: It does not fit. The network is unchanged then.
     """
     own = official_state(network)
-    assert network.prefix is not None
     if strange := sorted(name for name in state if not name.startswith((MAPPER, LANGUAGE))):
         raise InputError(f"{source} holds more than a ClipCap model ({some(strange)}); give its state dict")
     mapper, wanted = _part(state, MAPPER), _part(own, MAPPER)
@@ -85,7 +80,15 @@ def fill(network: Captioner, state: dict[str, Tensor], source: str) -> None:
         fits = ", ".join(f"{key}={options[key]}" for key in ("mapping", "prefix_length", "clip_length", "layers", "mlp_ratio"))
         raise InputError(f"{source} has another mapper than this captioner ({some(wrong)}); its adapter options are {fits}")
     load_language_weights(network.language.model, _part(state, LANGUAGE), source)
-    network.prefix.mapper.load_state_dict(mapper)
+    _mapper(network).load_state_dict(mapper)
+
+
+def _mapper(network: Captioner) -> nn.Module:
+    if not isinstance(network.prefix, Prefix):
+        raise InputError(
+            "ClipCap: this captioner has no prefix; inject the adapter ClipCap before reading or writing its weights"
+        )
+    return network.prefix.mapper
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from torch import nn
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_folder
-from lightning_modules.networks.weights import quiet_loading
+from lightning_modules.networks.quiet_loading import quiet_loading
 
 _ARCHIVES = (".whl", ".zip")
 _MAGIC = b"GGUF"
@@ -36,14 +36,14 @@ class Converted:
     folder: Path
     kind: str
     parameters: int
-    begin: int | None
-    end: int | None
+    bos: int | None
+    eos: int | None
     size: int
 
     def __str__(self) -> str:
         return (
             f"{self.folder}: {self.kind}, {self.parameters:,} parameters in fp16 ({self.size / 2**20:,.0f} MiB), "
-            f"begin token {self.begin}, end token {self.end}"
+            f"begin token {self.bos}, end token {self.eos}"
         )
 
 

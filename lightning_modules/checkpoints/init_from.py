@@ -9,18 +9,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import HasHeads, head_names
 from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.checkpoints.run_folder import best_checkpoint
-from lightning_modules.networks.weights import read_weights, some
+from lightning_modules.checkpoints.trainable import load_objective, split_objective
+from lightning_modules.checkpoints.weights import read_weights
 
 log = logging.getLogger("crosslight")
 
 
-def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path) -> list[str]:
+def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path, objective: nn.Module | None = None) -> list[str]:
     """Copy the weights of `source` into the network and tell what it did not bring. Call it before `set_tuning`: heads that the
     file brings are entered in `network.loaded_heads`, and an adapter run leaves those frozen.
 
@@ -31,6 +32,7 @@ def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path) 
         network: With the adapter injected.
         adapter: The adapter, if any.
         source: A run folder, a checkpoint, a weights file, or an adapter export.
+        objective: What is trained by. It takes its parameters from a source that was trained by its like, and else starts fresh.
 
     Returns:
         Names of the parameters that start fresh.
@@ -39,7 +41,7 @@ def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path) 
         InputError: No such source, keys that do not belong, shapes that differ, or backbone keys missing.
     """
     file = _weights_file(Path(source).expanduser())
-    state = {key.removeprefix("network."): value for key, value in read_weights(file).items()}
+    state, learnt = split_objective({key.removeprefix("network."): value for key, value in read_weights(file).items()})
     own = network.state_dict()
     unexpected = sorted(state.keys() - own.keys())
     if unexpected:
@@ -62,6 +64,11 @@ def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path) 
             "Use the network it was made with."
         )
     network.load_state_dict(state, strict=False)
+    if learnt:
+        try:
+            load_objective(objective, learnt, f"init_from {file}")
+        except InputError as error:  # another objective is no mistake: it starts fresh
+            log.info("%s The objective starts fresh.", error)
     if isinstance(network, HasHeads):
         network.loaded_heads |= heads & state.keys()
     started = [name for name in fresh if name not in backbone]

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
-from lightning_modules.networks.weights import some
+from datamodules.errors import InputError, some
 
 
 def trainable_names(network: nn.Module) -> set[str]:
@@ -25,6 +24,33 @@ def trainable_state_dict(network: nn.Module) -> dict[str, Tensor]:
     """What trains now (parameters, and statistics of trainable batch norms), detached, under its state-dict names."""
     names = trainable_names(network)
     return {name: tensor for name, tensor in network.state_dict().items() if name in names}
+
+
+OBJECTIVE = "objective."
+"""Before the names of an objective's parameters and buffers, in checkpoints and exports. No network has a part of that name."""
+
+
+def split_objective(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What is the network's, and what is the objective's (without the prefix)."""
+    network = {name: tensor for name, tensor in state.items() if not name.startswith(OBJECTIVE)}
+    objective = {name.removeprefix(OBJECTIVE): tensor for name, tensor in state.items() if name.startswith(OBJECTIVE)}
+    return network, objective
+
+
+def load_objective(objective: nn.Module | None, state: Mapping[str, Tensor], source: str) -> None:
+    """Put an objective's state back, all of it.
+
+    Raises:
+        InputError: The state is of another objective. Nothing is changed then.
+    """
+    own = {} if objective is None else objective.state_dict()
+    differing = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
+    if differing:
+        raise InputError(
+            f"{source} was made with another objective: they differ in {some(differing)}. Use the objective it was made with."
+        )
+    if objective is not None:
+        objective.load_state_dict(dict(state))
 
 
 def load_trainable(network: nn.Module, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:

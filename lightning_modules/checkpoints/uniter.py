@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.files.atomic import whole_file
 from datamodules.files.releases import UNITER_CHECKPOINTS, uniter_checkpoint_file
+from lightning_modules.checkpoints.weights import read_weights
+from lightning_modules.networks.quiet_loading import quiet_loading
 from lightning_modules.networks.uniter import EPS, UniterRetrieval
-from lightning_modules.networks.weights import quiet_loading, read_weights, some
 
 log = logging.getLogger("crosslight")
 
@@ -140,8 +141,10 @@ def load_bert(network: UniterRetrieval, source: str) -> None:
             "num_layers, width, ffn_width, vocab_size and text_positions of the network to these "
             f"({some(wrong or missing or sorted(more))})"
         )
-    if config.num_attention_heads != network.heads:
-        raise InputError(f"weights {source}: {config.num_attention_heads} attention heads, here {network.heads}; set heads")
+    if config.num_attention_heads != network.num_heads:
+        raise InputError(
+            f"weights {source}: {config.num_attention_heads} attention heads, here {network.num_heads}; set num_heads"
+        )
     if config.layer_norm_eps != EPS:
         log.info("%s has LayerNorm epsilon %g, UNITER %g", source, config.layer_norm_eps, EPS)
     network.load_state_dict(taken, strict=False)
@@ -185,8 +188,8 @@ def load_official(network: UniterRetrieval, source: str | Path) -> frozenset[str
         )
     if wrong:
         raise InputError(
-            f"{path} has other shapes than this UNITER: {some(wrong)}; set width, heads, ffn_width, vocab_size and feature_width "
-            "of the network to the file's"
+            f"{path} has other shapes than this UNITER: {some(wrong)}; set width, num_heads, ffn_width, vocab_size and "
+            "feature_width of the network to the file's"
         )
     network.load_state_dict(taken, strict=False)
     if "rank.weight" not in taken and "itm.weight" in taken:

@@ -28,10 +28,11 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from datamodules.errors import InputError
+from lightning_modules.checkpoints.fill import fill
+from lightning_modules.checkpoints.weights import read_weights
 from lightning_modules.networks.towers.base import ImageTower
 from lightning_modules.networks.towers.hugging_face import HFImageTower
 from lightning_modules.networks.towers.timm import TimmImageTower
-from lightning_modules.networks.weights import read_weights
 
 FINAL = "final"
 _RESAMPLING = {
@@ -293,7 +294,7 @@ class BackboneRegions(nn.Module):
 def timm_regions(name: str, weights: str | None = None, options: dict[str, Any] | None = None, **pooling: Any) -> BackboneRegions:
     """A timm model by name; without a weights file its published weights are fetched. `pooling`: see `BackboneRegions`."""
     tower = TimmImageTower(name, weights=weights, pretrained=weights is None, image_size=pooling.get("square"), options=options)
-    return BackboneRegions(tower, f"timm:{name}", options=options, **pooling)
+    return BackboneRegions(fill(tower), f"timm:{name}", options=options, **pooling)
 
 
 def hugging_face_regions(
@@ -312,7 +313,7 @@ def hugging_face_regions(
         tower = HFImageTower(name) if options is None else HFImageTower(config={"model_type": name, **options}, weights=weights)
     except (AttributeError, ValueError) as error:  # no image_size or patch_size, no fused attention
         raise InputError(f"hf:{name} is not a vision transformer ({error}); take timm's model of this kind.") from error
-    return BackboneRegions(tower, f"hf:{name}", options=options, **pooling)
+    return BackboneRegions(fill(tower), f"hf:{name}", options=options, **pooling)
 
 
 # ------------------------------------------------------------------------------------------------------------ a detector
@@ -452,7 +453,7 @@ def detector_regions(
         )
     sizes = {key: side for key, side in (("min_size", shorter), ("max_size", longest)) if side is not None}
     model = get_model(name, weights=None, weights_backbone=None, num_classes=len(classes), **sizes)
-    fill(model, state, f"{name} of torchvision", weights or published.url)
+    load_detector(model, state, f"{name} of torchvision", weights or published.url)
     if official and not any(key.endswith("num_batches_tracked") for key in state):
         # torchvision's own loader does this to its first-generation weights (overwrite_eps), which were trained so.
         for module in model.modules():
@@ -461,7 +462,7 @@ def detector_regions(
     return DetectorRegions(model, f"fasterrcnn:{name}", most)
 
 
-def fill(model: nn.Module, state: dict[str, Tensor], what: str, source: str) -> None:
+def load_detector(model: nn.Module, state: dict[str, Tensor], what: str, source: str) -> None:
     """Loads a state dict strictly, but for the counters that frozen batch norms do not have and that inference does not use."""
     wanted = model.state_dict()
     counters = {key: value for key, value in wanted.items() if key.endswith("num_batches_tracked") and key not in state}

@@ -2,7 +2,7 @@
 
 Images are encoded in fixed blocks of rows, and a block is done whole: the bytes do not depend on how many processes share the
 work, or on where an earlier run was killed. What is kept belongs to the tower's weights and settings, the transform, the
-photographs and the precision: each such set has a folder of its own (`datamodules.loading.features`).
+images and the precision: each such set has a folder of its own (`datamodules.loading.features`).
 
 Legend: I images of a block, V visual tokens, D visual width.
 """
@@ -37,7 +37,7 @@ _TOLERANCE = 0.05
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}  # of a configuration
 
 _Blocks = list[list[int]]
-_See = Callable[[ImageBatch], Tensor]
+_Encode = Callable[[ImageBatch], Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class FeatureCache:
 
     Args:
         folder: Where to; every data set, split and tower has a folder of its own in it, which later runs share. Only a local
-            disk, or one as fast, is worth it: features are larger than photographs (303 kB an image of ViT-B/16 as float16).
+            disk, or one as fast, is worth it: features are larger than the image files (303 kB an image of ViT-B/16 as float16).
         dtype: How they are stored. float16 rounds a feature by 1/2048 of its value at most and takes half the room.
         batch_size: Images encoded at a time.
 
@@ -97,16 +97,16 @@ class FeatureCache:
         console = Console(stderr=True, quiet=rank > 0)
         device = next(network.vision.parameters()).device
 
-        def see(images: ImageBatch) -> Tensor:
+        def encode(images: ImageBatch) -> Tensor:
             with torch.no_grad(), context():
-                return network.see(images.to(device, non_blocking=True)).tokens_IVD
+                return network.encode_images(images.to(device, non_blocking=True)).tokens_IVD
 
         with _evaluating(network.vision):
             begun: list[Any] = [None, None]  # what is wrong, else folder and missing blocks of each split
             if rank == 0:
                 try:
                     wanted = [split for split in splits if split in datamodule.splits()]
-                    begun[1] = self._begin(see, _tower(network, precision), datamodule, wanted, console)
+                    begun[1] = self._begin(encode, _tower(network, precision), datamodule, wanted, console)
                 except (InputError, OSError) as error:
                     begun[0] = str(error)
             if world > 1:
@@ -116,7 +116,7 @@ class FeatureCache:
             missing = any(blocks for _, blocks in begun[1].values())
             with _bar(console, progress and rank == 0 and missing) as bar:
                 for split, (folder, blocks) in begun[1].items():
-                    self._encode(see, datamodule, split, FeatureFile(folder), blocks[rank::world], bar)
+                    self._encode(encode, datamodule, split, FeatureFile(folder), blocks[rank::world], bar)
         if world > 1:
             dist.barrier()
         datamodule.use_features({split: folder for split, (folder, _) in begun[1].items()})
@@ -124,14 +124,14 @@ class FeatureCache:
     # --------------------------------------------------------------------------------------------------------- beginning
 
     def _begin(
-        self, see: _See, tower: dict[str, Any], datamodule: ImageTextDataModule, splits: Sequence[str], console: Console
+        self, encode: _Encode, tower: dict[str, Any], datamodule: ImageTextDataModule, splits: Sequence[str], console: Console
     ) -> dict[str, tuple[Path, _Blocks]]:
         """By split, its folder and what is missing there; says how much that is, and takes the room for it."""
         root = Path(self.folder).expanduser().absolute()
         root.mkdir(parents=True, exist_ok=True)
-        first = {split: see(datamodule.evaluation_images(split).make([0])) for split in splits}
+        first = {split: encode(datamodule.evaluation_images(split).make([0])) for split in splits}
         abouts = {}
-        for split, seen_IVD in first.items():
+        for split, tokens_IVD in first.items():
             abouts[split] = {
                 "version": VERSION,
                 "data": datamodule.name,
@@ -140,8 +140,8 @@ class FeatureCache:
                 "photographs": datamodule.image_fingerprint(split),
                 **tower,
                 "dtype": self.dtype,
-                "tokens": seen_IVD.shape[1],
-                "width": seen_IVD.shape[2],
+                "tokens": tokens_IVD.shape[1],
+                "width": tokens_IVD.shape[2],
             }
         needed, free = sum(FeatureFile.room(root, about) for about in abouts.values()), shutil.disk_usage(root).free
         if needed > free:
@@ -172,17 +172,17 @@ class FeatureCache:
     # ---------------------------------------------------------------------------------------------------------- encoding
 
     def _encode(
-        self, see: _See, datamodule: ImageTextDataModule, split: str, file: FeatureFile, blocks: _Blocks, bar: Progress
+        self, encode: _Encode, datamodule: ImageTextDataModule, split: str, file: FeatureFile, blocks: _Blocks, bar: Progress
     ) -> None:
         if not blocks:
             return
         task = bar.add_task(f"visual features, {split}", total=sum(map(len, blocks)))
         for batch in datamodule.image_loader(split, blocks):
-            seen_IVD = see(batch)
-            kept_IVD = seen_IVD.to(getattr(torch, self.dtype))
+            tokens_IVD = encode(batch)
+            kept_IVD = tokens_IVD.to(getattr(torch, self.dtype))
             if not bool(kept_IVD.isfinite().all()):
                 place = int((~kept_IVD.isfinite()).flatten(1).any(1).nonzero()[0])
-                fits = bool(seen_IVD[place].isfinite().all())
+                fits = bool(tokens_IVD[place].isfinite().all())
                 reason = (
                     "beyond float16's 65,504: set features.dtype to float32" if fits else "not finite as the tower makes them"
                 )
@@ -214,11 +214,11 @@ def _tower(network: Captioner, precision: str) -> dict[str, Any]:
     return as_json
 
 
-def _require_equal(file: FeatureFile, seen_IVD: Tensor) -> None:
+def _require_equal(file: FeatureFile, tokens_IVD: Tensor) -> None:
     """The kept features of the first image are those that the tower makes now."""
     kept_IVD = torch.from_numpy(file.read([0])).float()
-    seen_IVD = seen_IVD.float().cpu()
-    apart = float((kept_IVD - seen_IVD).norm() / seen_IVD.norm())
+    tokens_IVD = tokens_IVD.float().cpu()
+    apart = float((kept_IVD - tokens_IVD).norm() / tokens_IVD.norm())
     if not apart <= _TOLERANCE:
         raise InputError(
             f"{file.folder} holds other features than the tower makes of the split's first image now ({apart:.0%} apart), though "

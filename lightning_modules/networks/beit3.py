@@ -30,6 +30,7 @@ from datamodules.inputs import ImageInput, Inputs, TextInput
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.networks.attention import Attended, Items, Relations, attend
 from lightning_modules.networks.checkpointing import checkpoint_blocks
+from lightning_modules.networks.network import RetrievalNetwork
 
 Side = Literal["image", "text"]
 Start = Literal["official", "scratch"]
@@ -140,9 +141,9 @@ class Layer(nn.Module):
 
     multiway: nn.Module | None
 
-    def __init__(self, width: int, heads: int, ffn_width: int, drop_path: float) -> None:
+    def __init__(self, width: int, num_heads: int, ffn_width: int, drop_path: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.image = Expert(width, ffn_width)
         self.text = Expert(width, ffn_width)
         self.drop_path = DropPath(drop_path)
@@ -164,7 +165,7 @@ class Layer(nn.Module):
             mask = None if mask_BT is None else some_rows(mask_BT, rows)
             qkv = by_side(image_tokens, lambda side, x: self._expert(side).project(x), some_rows(x_BTD, rows))
             # unbound before it is transposed: the three gradients then stack up in the layout of qkv, without another copy
-            queries, keys, values = (part.transpose(1, 2) for part in qkv.unflatten(-1, (3, self.heads, -1)).unbind(2))
+            queries, keys, values = (part.transpose(1, 2) for part in qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2))
             if want_attention:
                 seen.append(Attended(queries, keys, mask))
             context = attend(queries[:, :, :1] if pooled else queries, keys, values, mask)
@@ -234,7 +235,7 @@ class BEiT3(nn.Module):
     Args:
         width: Width of the residual stream.
         num_layers: Layers.
-        heads: Attention heads.
+        num_heads: Attention heads.
         ffn_width: Width inside the FFN.
         image_size: Side of the square image in pixels.
         patch_size: Side of a patch in pixels.
@@ -248,7 +249,7 @@ class BEiT3(nn.Module):
         self,
         width: int,
         num_layers: int,
-        heads: int,
+        num_heads: int,
         ffn_width: int,
         image_size: int,
         patch_size: int,
@@ -261,7 +262,7 @@ class BEiT3(nn.Module):
         self.image_embed = ImageEmbedding(width, image_size, patch_size)
         self.text_embed = TextEmbedding(width, vocab_size, text_positions)
         rates = [drop_path * i / max(num_layers - 1, 1) for i in range(num_layers)]
-        self.layers = nn.ModuleList(Layer(width, heads, ffn_width, rate) for rate in rates)
+        self.layers = nn.ModuleList(Layer(width, num_heads, ffn_width, rate) for rate in rates)
         self.norm = nn.ModuleDict({"image": nn.LayerNorm(width), "text": nn.LayerNorm(width)})
         self.reset_parameters(init)
 
@@ -343,7 +344,7 @@ def without_padding(tokens_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]
     return tokens_BT[:, :length], mask_BT[:, :length]
 
 
-class BEiT3Retrieval(nn.Module):
+class BEiT3Retrieval(RetrievalNetwork):
     """BEiT-3 as two encoders: an image pass and a text pass, each with a linear head on its first token.
 
     The defaults are base at 384 px, 222,458,881 parameters; large is 24 layers of width 1024 with 16 heads and FFN 4096.
@@ -352,7 +353,7 @@ class BEiT3Retrieval(nn.Module):
         image_size: Side of the square image in pixels.
         width: Width of the residual stream.
         num_layers: Layers.
-        heads: Attention heads.
+        num_heads: Attention heads.
         ffn_width: Width inside the FFN.
         patch_size: Side of a patch in pixels.
         vocab_size: Rows of the token table.
@@ -361,14 +362,15 @@ class BEiT3Retrieval(nn.Module):
         max_tokens: Tokens of a caption, <s> and </s> included; longer ones are cut.
         drop_path: Stochastic depth of the last layer, from 0 at the first.
         weights: An official checkpoint (.pth) by path or by name, or such a file as safetensors; null = random weights. Positions
-            are interpolated when it was made for another image size.
+            are interpolated when it was made for another image size. Read by `checkpoints.fill`; until then the encoder is on
+            the meta device and computes nothing.
         checkpoint_activations: Recompute the layers' activations in the backward pass: less memory, about a third more compute.
         init: Random start. official = the released one: positions N(0, 1), linear layers within +-.02; made for checkpoints to
             be loaded over it. A small model trained from it by a contrastive loss alone gives every input the same vector.
             scratch = positions N(0, .02), linear layers of the encoder Xavier-uniform, which trains.
 
     Raises:
-        InputError: Sizes that do not divide, or a checkpoint that does not fit.
+        InputError: Sizes that do not divide.
     """
 
     def __init__(
@@ -376,7 +378,7 @@ class BEiT3Retrieval(nn.Module):
         image_size: int = 384,
         width: int = 768,
         num_layers: int = 12,
-        heads: int = 12,
+        num_heads: int = 12,
         ffn_width: int = 3072,
         patch_size: int = 16,
         vocab_size: int = 64010,
@@ -389,25 +391,24 @@ class BEiT3Retrieval(nn.Module):
         init: Start = "official",
     ) -> None:
         super().__init__()
-        sizes = (image_size, width, num_layers, heads, ffn_width, patch_size, vocab_size, text_positions)
+        sizes = (image_size, width, num_layers, num_heads, ffn_width, patch_size, vocab_size, text_positions)
         if min(sizes) < 1:
             raise InputError(f"BEiT-3: every size must be 1 or more, got {sizes}")
-        if image_size % patch_size or width % heads:
+        if image_size % patch_size or width % num_heads:
             raise InputError(
                 f"BEiT-3: image_size ({image_size}) must be a multiple of patch_size ({patch_size}), and width ({width}) of "
-                f"heads ({heads})"
+                f"num_heads ({num_heads})"
             )
         if not 0 <= drop_path < 1:
             raise InputError(f"BEiT-3: drop_path is {drop_path}; give a probability, 0 <= x < 1")
         if max_tokens > text_positions - UNUSED_POSITIONS:
             raise InputError(f"BEiT-3: max_tokens {max_tokens} exceeds its {text_positions - UNUSED_POSITIONS} text positions")
+        self.weights = weights
         # A checkpoint fills the whole encoder or is refused: drawing random weights first would only take time (large: seconds).
         with torch.device("meta") if weights is not None else nullcontext():
             self.encoder = BEiT3(
-                width, num_layers, heads, ffn_width, image_size, patch_size, vocab_size, text_positions, drop_path, init
+                width, num_layers, num_heads, ffn_width, image_size, patch_size, vocab_size, text_positions, drop_path, init
             )
-        if weights is not None:
-            self.encoder.to_empty(device=torch.get_default_device())
         self.image_head = nn.Linear(width, width, bias=False)
         self.text_head = nn.Linear(width, width, bias=False)
         for head in (self.image_head, self.text_head):
@@ -421,10 +422,6 @@ class BEiT3Retrieval(nn.Module):
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought: an adapter run leaves them frozen
         if checkpoint_activations:
             checkpoint_blocks(self.encoder.layers)
-        if weights is not None:
-            from lightning_modules.checkpoints.beit3 import load_official
-
-            load_official(self, weights)
 
     def encode_images(self, batch: ImageBatch) -> Tensor:
         """Unit vectors [B, D] in fp32.

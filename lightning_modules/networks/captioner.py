@@ -1,9 +1,10 @@
 """A frozen vision tower, a frozen causal language model, and a place for what connects them (I-Tuning or ClipCap).
 
 The captioner is one network without either: `ITuning` puts `i_tuning` beside the language model's FFNs, `ClipCap` puts `prefix`
-before its text. What both share is here: each image is seen once (`see`), all its captions or beams refer to it by its row.
+before its text. What both share is here: each image is encoded once (`encode_images`), all its captions
+or beams refer to it by its row.
 
-    row of text = what leads in | caption [end]           leads in: [begin] prompt, or for ClipCap prefix, prompt
+    row of text = what leads in | caption [eos]           leads in: [bos] prompt, or for ClipCap prefix, prompt
 
 Legend: I images, V visual tokens, D visual width, B captions, T tokens of a caption (end token included), L tokens that lead in,
 N tokens that are scored, W width of the language model's embeddings.
@@ -12,8 +13,9 @@ N tokens that are scored, W width of the language model's embeddings.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,20 +25,19 @@ from torch.nn import Parameter
 from datamodules.errors import InputError
 from datamodules.inputs import Inputs
 from datamodules.records import ImageBatch, TextBatch
-from lightning_modules.adapters.clipcap import Prefix
-from lightning_modules.adapters.i_tuning import ITuningModules
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.decoder_layers import find_language_model
 from lightning_modules.networks.language_model import Decoding, LanguageModel
+from lightning_modules.networks.network import Network
 from lightning_modules.networks.towers.base import ImageTower
 
 Visual = Literal["tokens", "patches", "pooled"]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the vision tower made of images, each once: tokens [I, V, D]. Without a graph when the tower is frozen, so it may come
-    from a cache as well."""
+class VisualFeatures:
+    """What the vision tower made of images, each once: tokens [I, V, D]. Without a graph when the tower is frozen, so they may
+    come from a cache as well."""
 
     tokens_IVD: Tensor
 
@@ -44,7 +45,41 @@ class Seen:
         return len(self.tokens_IVD)
 
 
-class Captioner(nn.Module):
+class CrossAttention(Protocol):
+    """What modules have to offer that let the language model attend to images (I-Tuning's)."""
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers of the language model (0-based) that have a module, in order."""
+        ...
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of each module."""
+        ...
+
+    def set_images(self, tokens_IVD: Tensor, image_row_B: Tensor | None = None) -> None:
+        """Attend to these images from now on; None = rows of text are the images' in order, equally many an image."""
+        ...
+
+    def clear_images(self) -> None:
+        """Attend to none: the language model is the plain one."""
+        ...
+
+    def keep_maps(self, layers: Sequence[int] | None = None) -> AbstractContextManager[dict[int, list[Tensor]]]:
+        """While inside, keep maps: one [B, T, H, V] (fp32) a call of the language model, by layer (None = all)."""
+        ...
+
+
+class PrefixMapper(Protocol):
+    """What a module has to offer that makes a prefix of an image (ClipCap's)."""
+
+    def __call__(self, tokens_IVD: Tensor) -> Tensor:
+        """Embeddings [I, K, W] that lead in."""
+        ...
+
+
+class Captioner(Network):
     """A vision tower that yields tokens beside a causal language model.
 
     Args:
@@ -72,8 +107,8 @@ class Captioner(nn.Module):
         self.vision = vision
         self.language = language
         self.visual = visual
-        self.i_tuning: ITuningModules | None = None
-        self.prefix: Prefix | None = None
+        self.i_tuning: CrossAttention | None = None
+        self.prefix: PrefixMapper | None = None
         self.inputs = Inputs(image=vision.image_input, text=language.text_input, captions=True)
         self.loaded_heads: frozenset[str] = frozenset()
         self.tunes_language = False  # whether the language model counts as a head (ClipCap with a tuned GPT-2)
@@ -93,26 +128,26 @@ class Captioner(nn.Module):
 
     @property
     def alone(self) -> bool:
-        """Whether there is no adapter: the language model then writes without looking."""
+        """Whether there is no adapter: the language model then writes without its images."""
         return self.i_tuning is None and self.prefix is None
 
     # ----------------------------------------------------------------------------------------------------------- images
 
-    def see(self, images: ImageBatch) -> Seen:
+    def encode_images(self, images: ImageBatch) -> VisualFeatures:
         """Tokens of every image: made of its pixels, or those that the batch carries, in the tower's dtype.
 
         Raises:
             InputError: The batch carries neither.
         """
         if images.tokens_BVD is not None:
-            return Seen(images.tokens_BVD.to(next(self.vision.parameters()).dtype))
+            return VisualFeatures(images.tokens_BVD.to(next(self.vision.parameters()).dtype))
         if images.pixels_B3HW is None:
             raise InputError("the captioner needs pixels, but the data module's images carry none; choose its pixels view")
-        return Seen(self.visual_tokens(images.pixels_B3HW))
+        return VisualFeatures(self.visual_tokens(images.pixels_B3HW))
 
-    def unseen(self, images: ImageBatch) -> Seen:
-        """No tokens [I, 0, D]: enough where there is no adapter that would look at them."""
-        return Seen(next(self.vision.parameters()).new_empty(len(images), 0, self.visual_width))
+    def no_features(self, images: ImageBatch) -> VisualFeatures:
+        """No tokens [I, 0, D]: enough where there is no adapter that would attend to them."""
+        return VisualFeatures(next(self.vision.parameters()).new_empty(len(images), 0, self.visual_width))
 
     def visual_tokens(self, pixels_I3HW: Tensor) -> Tensor:
         """[I, V, D]."""
@@ -125,53 +160,55 @@ class Captioner(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------------- text
 
-    def _look(self, seen: Seen, image_row_B: Tensor | None) -> None:
+    def _set_images(self, features: VisualFeatures, image_row_B: Tensor | None) -> None:
         if self.i_tuning is not None:
-            self.i_tuning.look(seen.tokens_IVD, image_row_B)
+            self.i_tuning.set_images(features.tokens_IVD, image_row_B)
 
-    def forget(self) -> None:
+    def clear_images(self) -> None:
         """Let go of the last images; the language model is then the plain one. Not before the backward pass."""
         if self.i_tuning is not None:
-            self.i_tuning.forget()
+            self.i_tuning.clear_images()
 
-    def _lead(self, seen: Seen, image_row_B: Tensor | None) -> Tensor:
+    def _lead(self, features: VisualFeatures, image_row_B: Tensor | None) -> Tensor:
         """What comes before captions (`image_row_B` None = one row an image): ids [B, L], with ClipCap embeddings [B, L, W]."""
-        rows, device = len(seen) if image_row_B is None else len(image_row_B), seen.tokens_IVD.device
+        rows, device = len(features) if image_row_B is None else len(image_row_B), features.tokens_IVD.device
         prompt = torch.tensor(self.language.prompt_ids, dtype=torch.int64, device=device).expand(rows, -1)
         if self.prefix is None:
-            return torch.cat([torch.full((rows, 1), self.language.begin, dtype=torch.int64, device=device), prompt], dim=1)
-        prefix_IKW = self.prefix(seen.tokens_IVD)  # once an image
+            return torch.cat([torch.full((rows, 1), self.language.bos, dtype=torch.int64, device=device), prompt], dim=1)
+        prefix_IKW = self.prefix(features.tokens_IVD)  # once an image
         prefix_BKW = prefix_IKW if image_row_B is None else prefix_IKW.index_select(0, image_row_B)
         return torch.cat([prefix_BKW, self.language.embed(prompt).to(prefix_BKW.dtype)], dim=1)
 
-    def _inputs(self, seen: Seen, tokens_BT: Tensor, image_row_B: Tensor) -> tuple[dict[str, Tensor], int]:
+    def _inputs(self, features: VisualFeatures, tokens_BT: Tensor, image_row_B: Tensor) -> tuple[dict[str, Tensor], int]:
         """Inputs of the language model for lead and captions, and the position whose output predicts the first caption token."""
-        lead = self._lead(seen, image_row_B)
+        lead = self._lead(features, image_row_B)
         self.language.require_positions(lead.shape[1] + tokens_BT.shape[1], "the longest caption of a batch (with what leads in)")
         if not lead.is_floating_point():
             return {"input_ids": torch.cat([lead, tokens_BT], dim=1)}, lead.shape[1] - 1
         embedded = self.language.embed(tokens_BT).to(lead.dtype)
         return {"inputs_embeds": torch.cat([lead, embedded], dim=1)}, lead.shape[1] - 1
 
-    def states(self, seen: Seen, tokens_BT: Tensor, image_row_B: Tensor) -> Tensor:
+    def states(self, features: VisualFeatures, tokens_BT: Tensor, image_row_B: Tensor) -> Tensor:
         """[B, T, hidden]: the state that predicts each caption token, from the lead and the tokens before it."""
-        self._look(seen, image_row_B)
-        inputs, first = self._inputs(seen, tokens_BT[:, :-1], image_row_B)
+        self._set_images(features, image_row_B)
+        inputs, first = self._inputs(features, tokens_BT[:, :-1], image_row_B)
         return self.language.states(**inputs)[:, first:]
 
-    def logits(self, seen: Seen, texts: TextBatch, image_row_B: Tensor) -> Tensor:
+    def logits(self, features: VisualFeatures, texts: TextBatch, image_row_B: Tensor) -> Tensor:
         """[B, T, vocabulary]: logits of each caption token. `loss` computes only those of real tokens."""
-        return self.language.logits(self.states(seen, texts.tokens_BT, image_row_B))
+        return self.language.logits(self.states(features, texts.tokens_BT, image_row_B))
 
-    def loss(self, seen: Seen, texts: TextBatch, image_row_B: Tensor, tokens: float | Tensor | None = None) -> dict[str, Tensor]:
+    def loss(
+        self, features: VisualFeatures, texts: TextBatch, image_row_B: Tensor, tokens: float | Tensor | None = None
+    ) -> dict[str, Tensor]:
         """-sum log P(token | before, image) over the captions' tokens and end tokens, divided by their number.
 
-        The images stay in the modules until the next call: a backward pass that recomputes activations looks at them again.
+        The images stay in the modules until the next call: a backward pass that recomputes activations attends to them again.
 
         Args:
-            seen: The images, each once.
+            features: The images, each once.
             texts: Captions with their end token and without a begin token; what `mask_BT` leaves out is not scored.
-            image_row_B: Row of each caption's image in `seen` (int64).
+            image_row_B: Row of each caption's image in `features` (int64).
             tokens: Divide by this instead. With the number of tokens of all micro-batches and devices that make one step (and the
                 sum, not the mean, of their gradients) the loss is the exact token mean.
 
@@ -181,7 +218,7 @@ class Captioner(nn.Module):
         Raises:
             InputError: A caption has no token at all, or is longer than the language model's positions.
         """
-        states_BTW = self.states(seen, texts.tokens_BT, image_row_B)
+        states_BTW = self.states(features, texts.tokens_BT, image_row_B)
         targets_N = texts.tokens_BT[texts.mask_BT]
         if not len(targets_N):
             raise InputError("captioner: the batch has no caption token to learn from; captions end with their end token")
@@ -191,36 +228,36 @@ class Captioner(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------- generation
 
-    def generate_ids(self, seen: Seen, decoding: Decoding | None = None) -> list[list[int]]:
+    def generate_ids(self, features: VisualFeatures, decoding: Decoding | None = None) -> list[list[int]]:
         """One caption an image as token ids, without the end token. Visual keys and values are computed once an image."""
         decoding = decoding or Decoding()
         with torch.no_grad():
-            self._look(seen, None)
+            self._set_images(features, None)
             try:
-                lead = self._lead(seen, None)
+                lead = self._lead(features, None)
                 key = "inputs_embeds" if lead.is_floating_point() else "input_ids"
                 return self.language.generate(decoding, **{key: lead})
             finally:
-                self.forget()
+                self.clear_images()
 
-    def generate(self, seen: Seen, decoding: Decoding | None = None) -> list[str]:
+    def generate(self, features: VisualFeatures, decoding: Decoding | None = None) -> list[str]:
         """One caption an image.
 
         Raises:
             InputError: The language model has no tokenizer, or too few positions.
         """
-        return self.language.decode(self.generate_ids(seen, decoding))
+        return self.language.decode(self.generate_ids(features, decoding))
 
     @torch.no_grad()
     def attention(
-        self, seen: Seen, tokens_BT: Tensor, image_row_B: Tensor, layers: Sequence[int] | None = None
+        self, features: VisualFeatures, tokens_BT: Tensor, image_row_B: Tensor, layers: Sequence[int] | None = None
     ) -> dict[int, Tensor]:
-        """Figure 3: cross-attention maps [B, H, T, V] (fp32) by layer, where each token of a caption looks.
+        """Figure 3: cross-attention maps [B, H, T, V] (fp32) by layer: what each token of a caption attends to.
 
         Row t is of the position that reads token t. Every row sums to 1 over the visual tokens of the caption's own image.
 
         Args:
-            seen: The images.
+            features: The images.
             tokens_BT: Captions, right-padded.
             image_row_B: Their images.
             layers: Layers (0-based); None = all that have a module.
@@ -231,12 +268,12 @@ class Captioner(nn.Module):
         if self.i_tuning is None:
             raise InputError("captioner: attention maps are I-Tuning's; this captioner has no I-Tuning modules")
         try:
-            with self.i_tuning.watching(layers) as kept:
-                self._look(seen, image_row_B)
-                inputs, first = self._inputs(seen, tokens_BT, image_row_B)
+            with self.i_tuning.keep_maps(layers) as kept:
+                self._set_images(features, image_row_B)
+                inputs, first = self._inputs(features, tokens_BT, image_row_B)
                 self.language.states(**inputs)
         finally:
-            self.forget()
+            self.clear_images()
         rows = len(tokens_BT)
         # OPT's FFN flattens rows and tokens
         maps = {layer: torch.cat(found).reshape(rows, -1, *found[0].shape[-2:]) for layer, found in kept.items()}

@@ -13,7 +13,7 @@ class Decoding:
     """How captions are made. The defaults are I-Tuning's beam search.
 
     Args:
-        beams: Beams of beam search; 1 = greedy, or one sample.
+        num_beams: Beams of beam search; 1 = greedy, or one sample.
         max_new_tokens: Longest caption, its end token included.
         min_new_tokens: No end before so many tokens.
         length_penalty: Beam scores are divided by length to this power.
@@ -24,13 +24,13 @@ class Decoding:
         top_p: Sample from the best tokens that have this probability together.
         algorithm: "library" = Hugging Face's `generate`. "clipcap" = the beam search of ClipCap's released `generate_beam`: beams
             are compared by their mean log probability at every step, finished ones with the open ones.
-        keep_end: Leave the end token in the caption; ClipCap's released models end with the full stop.
+        keep_eos: Leave the end token in the caption; ClipCap's released models end with the full stop.
 
     Raises:
         InputError: A value is out of range, or "clipcap" with sampling.
     """
 
-    beams: int = 5
+    num_beams: int = 5
     max_new_tokens: int = 30
     min_new_tokens: int = 0
     length_penalty: float = 1.0
@@ -40,13 +40,13 @@ class Decoding:
     top_k: int = 0
     top_p: float = 1.0
     algorithm: Literal["library", "clipcap"] = "library"
-    keep_end: bool = False
+    keep_eos: bool = False
 
     def __post_init__(self) -> None:
-        if self.beams < 1 or self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        if self.num_beams < 1 or self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise InputError(
-                f"decoding: beams ({self.beams}) and max_new_tokens ({self.max_new_tokens}) must be positive, min_new_tokens "
-                f"({self.min_new_tokens}) between 0 and max_new_tokens"
+                f"decoding: num_beams ({self.num_beams}) and max_new_tokens ({self.max_new_tokens}) must be positive, "
+                f"min_new_tokens ({self.min_new_tokens}) between 0 and max_new_tokens"
             )
         if self.no_repeat_ngram < 0 or self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise InputError(

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from datamodules.errors import InputError
 from datamodules.inputs import Inputs
 from datamodules.records import ImageBatch, TextBatch
+from lightning_modules.networks.network import RetrievalNetwork
 from lightning_modules.networks.towers.base import ImageTower, TextTower
 
 HEADS = ("image_projection.", "text_projection.", "logit_scale")
@@ -25,7 +26,7 @@ def _projection(kind: str, width: int, embed_dim: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, embed_dim, bias=False))
 
 
-class DualEncoder(nn.Module):
+class DualEncoder(RetrievalNetwork):
     """Any image tower beside any text tower, each with a projection into a shared space.
 
     Args:

@@ -1,6 +1,9 @@
-"""A causal language model of Hugging Face with the tokens that begin and end a caption, and its decoding.
+"""A causal language model of Hugging Face with the tokens that begin (bos) and end (eos) a caption, and its decoding.
 
-The library's model is `LanguageModel.model`, under its own keys. A caption is `[begin] prompt | caption [end]`: what is left of
+The library's model is `LanguageModel.model`, under its own keys. By name its weights come with the library's own
+`from_pretrained`; a file of `weights` is read by `checkpoints.fill`.
+
+A caption is `[bos] prompt | caption [eos]`: what is left of
 the bar leads in and is never scored, what is right of it is what a `TextBatch` of a captioner holds.
 
 Legend: B rows, T tokens, L tokens that lead in, D width.
@@ -14,13 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.inputs import TextInput
 from lightning_modules.networks.decoding import Decoding as Decoding
+from lightning_modules.networks.quiet_loading import quiet_loading
 from lightning_modules.networks.towers.hugging_face import expanded
-from lightning_modules.networks.weights import quiet_loading, read_weights, some
-
-_OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
 class LanguageModel(nn.Module):
@@ -32,8 +33,8 @@ class LanguageModel(nn.Module):
         weights: With `config`: a safetensors or torch file with the model's keys (a tied head may be left out). None = random.
         tokenizer: Hugging Face name or local folder; None = `name`. A model by `config` without one takes and gives ids only.
         prompt: Text between the begin token and the caption, the same for every image ("A photo of"); "" = none.
-        begin: Token id that begins a text; None = the model's begin token, or its end token if it has none.
-        end: Token id at which a generated caption ends; None = the model's, which must be the tokenizer's: captions in training
+        bos: Token id that begins a text; None = the model's begin token, or its end token if it has none.
+        eos: Token id at which a generated caption ends; None = the model's, which must be the tokenizer's: captions in training
             end in that one. (ClipCap's released models were trained without one and end at the full stop, GPT-2's token 13.)
         max_tokens: Longest caption in training, its end token included (with the begin token 40); longer ones are cut.
         attention: "sdpa" (fused) or "eager".
@@ -49,21 +50,22 @@ class LanguageModel(nn.Module):
         weights: str | None = None,
         tokenizer: str | None = None,
         prompt: str = "",
-        begin: int | None = None,
-        end: int | None = None,
+        bos: int | None = None,
+        eos: int | None = None,
         max_tokens: int = 39,
         attention: Literal["sdpa", "eager"] = "sdpa",
     ) -> None:
         super().__init__()
+        self.weights = weights
         self.model: Any = _causal_model(name, config, weights, attention)
         settings: Any = self.model.config
         settings.pad_token_id = None  # with one, transformers looks for padding in every batch, and waits for the GPU to do it
         where = f"language model {name or settings.model_type}"
         self.width = int(settings.hidden_size)
         self.vocabulary = int(settings.vocab_size)
-        self.begin = _special(begin, settings.bos_token_id, settings.eos_token_id, self.vocabulary, f"{where}: begin")
-        self._end_given = end is not None
-        self.end = _special(end, settings.eos_token_id, None, self.vocabulary, f"{where}: end")
+        self.bos = _special(bos, settings.bos_token_id, settings.eos_token_id, self.vocabulary, f"{where}: bos")
+        self._eos_given = eos is not None
+        self.eos = _special(eos, settings.eos_token_id, None, self.vocabulary, f"{where}: eos")
         positions = getattr(settings, "max_position_embeddings", None)
         self.positions = None if positions is None else int(positions)
         source = tokenizer or expanded(name)
@@ -96,10 +98,10 @@ class LanguageModel(nn.Module):
                 first = str(error).strip().partition("\n")[0]
                 raise InputError(f"language model: no tokenizer at {source} ({first}); give a folder or hub name") from error
             learned = self._tokenizer.eos_token_id  # captions in training end in it
-            if not self._end_given and learned is not None and learned != self.end:
+            if not self._eos_given and learned is not None and learned != self.eos:
                 raise InputError(
-                    f"language model: its tokenizer {source} ends texts with token {learned}, its configuration with {self.end}; "
-                    f"set end to {learned}, which captions are trained to end in"
+                    f"language model: its tokenizer {source} ends texts with token {learned}, its configuration with {self.eos}; "
+                    f"set eos to {learned}, which captions are trained to end in"
                 )
         return self._tokenizer
 
@@ -132,19 +134,19 @@ class LanguageModel(nn.Module):
         chosen: dict[str, Any] = {}
         if decoding.sample:
             chosen = {"temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p}
-        if decoding.beams > 1:
+        if decoding.num_beams > 1:
             chosen |= {"length_penalty": decoding.length_penalty, "early_stopping": False}
         return GenerationConfig(
-            num_beams=decoding.beams,
+            num_beams=decoding.num_beams,
             max_new_tokens=decoding.max_new_tokens,
             min_new_tokens=decoding.min_new_tokens or None,
             no_repeat_ngram_size=decoding.no_repeat_ngram,
             do_sample=decoding.sample,
             num_return_sequences=1,
             use_cache=True,
-            bos_token_id=self.begin,
-            eos_token_id=self.end,
-            pad_token_id=self.end,
+            bos_token_id=self.bos,
+            eos_token_id=self.eos,
+            pad_token_id=self.eos,
             **chosen,
         )
 
@@ -159,15 +161,15 @@ class LanguageModel(nn.Module):
         self.require_positions(lead.shape[1] + decoding.max_new_tokens, "max_new_tokens (with what leads in)")
         if decoding.algorithm == "clipcap":
             rows = clipcap_beams(self, lead if lead.is_floating_point() else self.embed(lead), decoding)
-            return [self._cut(beams[0], decoding.keep_end) for beams in rows]
+            return [self._cut(beams[0], decoding.keep_eos) for beams in rows]
         mask = torch.ones(lead.shape[:2], dtype=torch.int64, device=lead.device)
         found = self.model.generate(**inputs, attention_mask=mask, generation_config=self.settings(decoding))
         if "input_ids" in inputs:
             found = found[:, lead.shape[1] :]
-        return [self._cut(row, decoding.keep_end) for row in found.tolist()]
+        return [self._cut(row, decoding.keep_eos) for row in found.tolist()]
 
-    def _cut(self, ids: list[int], keep_end: bool) -> list[int]:
-        return ids[: ids.index(self.end) + keep_end] if self.end in ids else ids
+    def _cut(self, ids: list[int], keep_eos: bool) -> list[int]:
+        return ids[: ids.index(self.eos) + keep_eos] if self.eos in ids else ids
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         """Captions as text, with their white space made plain.
@@ -189,14 +191,14 @@ def clipcap_beams(language: LanguageModel, lead_BLD: Tensor, decoding: Decoding)
     Args:
         language: The model.
         lead_BLD: Embeddings to continue.
-        decoding: `beams` and `max_new_tokens`.
+        decoding: `num_beams` and `max_new_tokens`.
 
     Returns:
         For each row its beams, best first, as token ids up to their length (the end token is included where there is one).
     """
     from transformers import DynamicCache
 
-    beams, rows, device = decoding.beams, len(lead_BLD), lead_BLD.device
+    beams, rows, device = decoding.num_beams, len(lead_BLD), lead_BLD.device
     cache = DynamicCache(config=language.model.config)
 
     def step(**inputs: Tensor) -> Tensor:
@@ -206,7 +208,7 @@ def clipcap_beams(language: LanguageModel, lead_BLD: Tensor, decoding: Decoding)
     sums_BK, first_BK = step(inputs_embeds=lead_BLD).topk(beams, -1)
     tokens_BKT = first_BK[:, :, None]
     lengths_BK = torch.ones(rows, beams, device=device)
-    done_BK = first_BK == language.end
+    done_BK = first_BK == language.eos
     source = torch.arange(rows, device=device).repeat_interleave(beams)
     while tokens_BKT.shape[2] < decoding.max_new_tokens and not bool(done_BK.all()):
         cache.reorder_cache(source)
@@ -222,7 +224,7 @@ def clipcap_beams(language: LanguageModel, lead_BLD: Tensor, decoding: Decoding)
         sums_BK = mean_BK * lengths_BK
         kept_BKT = tokens_BKT.gather(1, beam_BK[:, :, None].expand(-1, -1, tokens_BKT.shape[2]))
         tokens_BKT = torch.cat([kept_BKT, next_BK[:, :, None]], dim=2)
-        done_BK = done_BK | (next_BK == language.end)
+        done_BK = done_BK | (next_BK == language.eos)
         source = (torch.arange(rows, device=device)[:, None] * beams + beam_BK).flatten()
     order_BK = (sums_BK / lengths_BK).argsort(dim=1, descending=True)
     found = []
@@ -243,7 +245,7 @@ def _special(given: int | None, own: Any, fallback: Any, vocabulary: int, what: 
 
 
 def _causal_model(name: str | None, config: dict[str, Any] | None, weights: str | None, attention: str) -> nn.Module:
-    """By name (weights included), or by configuration and weights file."""
+    """By name (weights included), or by configuration (random; a file of weights comes later)."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     where = f"language model {name or config}"
@@ -275,8 +277,6 @@ def _causal_model(name: str | None, config: dict[str, Any] | None, weights: str 
             f"{where}: no usable causal language model ({str(error).splitlines()[0]}); give a folder with config.json and "
             "weights, a hub name (with network), or config: {model_type: ..., sizes}"
         ) from error
-    if weights is not None:
-        load_language_weights(model, read_weights(weights), f"weights file {weights}")
     _fuse_gelu(model)
     model.generation_config = GenerationConfig()  # a folder's own (sampling, suppressed tokens) would slip into every caption
     return model
@@ -291,28 +291,3 @@ def _fuse_gelu(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, nn.GELU("tanh"))
-
-
-def load_language_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Fill a causal language model strictly; a tied head may be left out, buffers of old releases (causal masks) are passed over.
-
-    Raises:
-        InputError: Keys are missing or left over, or shapes differ. The model is unchanged then.
-    """
-    own = model.state_dict()
-    by_storage: dict[int, str] = {}
-    tied = {name: by_storage.setdefault(tensor.data_ptr(), name) for name, tensor in own.items() if tensor.numel()}
-    for name, first in tied.items():
-        group = [other for other, start in tied.items() if start == first and other in state]
-        if name not in state and group and not own[name].is_meta:
-            state = {**state, name: state[group[0]]}
-    extra = sorted(name for name in state.keys() - own.keys() if not name.endswith(_OLD_BUFFERS))
-    missing = sorted(own.keys() - state.keys())
-    shapes = {name: (list(state[name].shape), list(tensor.shape)) for name, tensor in own.items() if name in state}
-    wrong = [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in shapes.items() if theirs != ours]
-    if missing or extra or wrong:
-        raise InputError(
-            f"{source} does not fit {type(model).__name__} (missing: {some(missing) or 'none'}; left over: "
-            f"{some(extra) or 'none'}; other shapes: {some(wrong) or 'none'}); choose the configuration it was made with"
-        )
-    model.load_state_dict({name: state[name] for name in own})

@@ -25,6 +25,7 @@ from datamodules.inputs import Inputs, RegionInput, TextInput
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.networks.attention import Attended, Items, Relations, attend
 from lightning_modules.networks.checkpointing import checkpoint_blocks
+from lightning_modules.networks.network import RankingNetwork
 from lightning_modules.networks.pair_scorer import Ragged
 
 EPS = 1e-12  # of every LayerNorm
@@ -149,9 +150,9 @@ class RegionEmbedding(nn.Module):
 class Layer(nn.Module):
     """A post-norm BERT layer."""
 
-    def __init__(self, width: int, heads: int, ffn_width: int, dropout: float) -> None:
+    def __init__(self, width: int, num_heads: int, ffn_width: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = num_heads
         self.attention_dropout = dropout
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
@@ -165,7 +166,7 @@ class Layer(nn.Module):
         self, x_BSD: Tensor, mask_BS: Tensor | None, want_attention: bool = False, pooled: bool = False
     ) -> tuple[Tensor, Attended | None]:
         """All tokens, or with `pooled` only the first: what the last layer owes the score."""
-        queries, keys, values = self.qkv(x_BSD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        queries, keys, values = self.qkv(x_BSD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         access = Attended(queries, keys, mask_BS) if want_attention else None
         if pooled:
             x_BSD, queries = x_BSD[:, :1], queries[:, :, :1]
@@ -180,7 +181,7 @@ class Uniter(nn.Module):
     Args:
         width: Width of the residual stream.
         num_layers: Layers.
-        heads: Attention heads.
+        num_heads: Attention heads.
         ffn_width: Width inside the FFN.
         vocab_size: Rows of the word table.
         text_positions: Rows of the position table.
@@ -193,7 +194,7 @@ class Uniter(nn.Module):
         self,
         width: int,
         num_layers: int,
-        heads: int,
+        num_heads: int,
         ffn_width: int,
         vocab_size: int,
         text_positions: int,
@@ -206,7 +207,7 @@ class Uniter(nn.Module):
         self.region_embed = RegionEmbedding(width, feature_width)
         # The last thing that embedding does. Here it comes after pairs are made of the embeddings: every pair drops its own.
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(Layer(width, heads, ffn_width, dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(Layer(width, num_heads, ffn_width, dropout) for _ in range(num_layers))
         self.pooler = nn.Linear(width, width)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -254,13 +255,13 @@ class Uniter(nn.Module):
         return torch.tanh(self.pooler(tokens_BSD[:, 0]))
 
 
-class UniterRetrieval(nn.Module):
+class UniterRetrieval(RankingNetwork):
     """UNITER with its matching and ranking heads. The defaults are base: 109,901,059 parameters.
 
     Args:
         width: Width of the residual stream.
         num_layers: Layers.
-        heads: Attention heads.
+        num_heads: Attention heads.
         ffn_width: Width inside the FFN.
         vocab_size: Rows of the word table.
         text_positions: Rows of the position table.
@@ -270,20 +271,20 @@ class UniterRetrieval(nn.Module):
         max_tokens: Tokens of a caption, [CLS] and [SEP] included; longer ones are cut. Null = as many as there are positions.
         weights: An official checkpoint, pre-training or fine-tuned, by path or by name ("uniter-base", "uniter-large"), or a BERT
             of Hugging Face by name or folder: words, positions, layers and pooler are then BERT's, regions and heads random.
-            Null = random weights.
+            Null = random weights. Read by `checkpoints.fill`.
         init_std: Standard deviation of random weights: 0.02 as BERT's. A narrow network that starts from nothing needs more: its
             layers else barely change what they are given (0.02 sqrt(768 / width) gives them the gain of base).
         checkpoint_activations: Recompute the layers' activations in the backward pass.
 
     Raises:
-        InputError: Sizes that do not divide, or weights that do not fit.
+        InputError: Sizes that do not divide.
     """
 
     def __init__(
         self,
         width: int = 768,
         num_layers: int = 12,
-        heads: int = 12,
+        num_heads: int = 12,
         ffn_width: int = 3072,
         vocab_size: int = 28996,
         text_positions: int = 512,
@@ -296,13 +297,16 @@ class UniterRetrieval(nn.Module):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        if width % heads:
-            raise InputError(f"UNITER: width ({width}) must be a multiple of heads ({heads})")
+        if width % num_heads:
+            raise InputError(f"UNITER: width ({width}) must be a multiple of num_heads ({num_heads})")
         max_tokens = text_positions if max_tokens is None else max_tokens
         if max_tokens > text_positions:
             raise InputError(f"UNITER: max_tokens {max_tokens} exceeds its {text_positions} text positions")
-        self.heads = heads
-        self.encoder = Uniter(width, num_layers, heads, ffn_width, vocab_size, text_positions, feature_width, dropout, init_std)
+        self.num_heads = num_heads
+        self.weights = weights
+        self.encoder = Uniter(
+            width, num_layers, num_heads, ffn_width, vocab_size, text_positions, feature_width, dropout, init_std
+        )
         self.itm = nn.Linear(width, 2)
         self.rank = nn.Linear(width, 1)
         for head in (self.itm, self.rank):
@@ -312,10 +316,6 @@ class UniterRetrieval(nn.Module):
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought
         if checkpoint_activations:
             checkpoint_blocks(self.encoder.layers)
-        if weights is not None:
-            from lightning_modules.checkpoints.uniter import load
-
-            load(self, weights)
 
     def rank_from_itm(self) -> None:
         """Start the ranking head from the matching head's row "matched", as the official `init_output` does."""
@@ -349,6 +349,12 @@ class UniterRetrieval(nn.Module):
         with torch.autocast(joint.tokens_BSD.device.type, enabled=False):
             pooled_BD = self.encoder.pool(joint.tokens_BSD.to(self.rank.weight.dtype))
             return self.rank(pooled_BD).float().squeeze(-1), joint
+
+    def score_related(self, images: Ragged, texts: Ragged, layers: Sequence[int]) -> tuple[Tensor, Relations]:
+        """See `RankingNetwork`."""
+        packed = pack(texts, images)
+        scores_P, joint = self.score(packed, layers)
+        return scores_P, items_of(packed, joint.attention)
 
     def relations(self, batch: PairBatch, layers: Sequence[int]) -> Relations:
         """Contract 4: attention of some layers (0-based) for every pair, and where its words and regions are."""

@@ -5,30 +5,14 @@ Shapes: B pairs on this process, G = world size x B pairs in the global batch, D
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-
-class _Gather(torch.autograd.Function):
-    """[B, ...] on each process -> [G, ...] on all, in rank order. A row's gradient is the sum over all processes."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.rows = len(rows)
-        out = rows.new_empty((dist.get_world_size() * len(rows), *rows.shape[1:]))
-        dist.all_gather(list(out.chunk(dist.get_world_size())), rows.contiguous())
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        summed = grads[0].contiguous().clone()
-        dist.all_reduce(summed, op=dist.ReduceOp.SUM)
-        start = dist.get_rank() * ctx.rows
-        return summed[start : start + ctx.rows]
+from lightning_modules.objectives.objective import ContrastiveObjective
 
 
 def _distributed() -> bool:
@@ -36,14 +20,23 @@ def _distributed() -> bool:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows of all processes in rank order, carrying gradients back to the process they came from.
+    """Rows of all processes in rank order [B, ...] -> [G, ...]; a row's gradient is the sum of what all processes did with it.
 
     Every process must bring the same number of rows. Without a process group, the rows themselves.
     """
-    return _Gather.apply(rows) if _distributed() else rows
+    if not _distributed():
+        return rows
+    from torch.distributed.nn.functional import all_gather  # half a second to import, of use to several processes only
+
+    return torch.cat(all_gather(rows.contiguous()))
 
 
-class ContrastiveLoss(nn.Module):
+def first_row(rows: int) -> int:
+    """Where this process's rows begin among those of all."""
+    return dist.get_rank() * rows if _distributed() else 0
+
+
+class ContrastiveLoss(ContrastiveObjective):
     """Each image must pick its caption among all captions of the global batch, and each caption its image.
 
     Averaged over processes (as DDP averages gradients), loss and gradients equal those of one process with the global batch.
@@ -75,7 +68,7 @@ class ContrastiveLoss(nn.Module):
             images_GD, texts_GD = gather(images_BD), gather(texts_BD)
             image_logits_BG = scale * images_BD @ texts_GD.T
             text_logits_BG = scale * texts_BD @ images_GD.T
-            own = dist.get_rank() * len(images_BD) if _distributed() else 0
+            own = first_row(len(images_BD))
             labels_B = torch.arange(own, own + len(images_BD), device=images_BD.device)
             if self.same_image == "ignore" and image_index_B is not None:
                 same_BG = image_index_B[:, None] == gather(image_index_B)[None, :]

@@ -9,12 +9,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.errors import InputError
+from lightning_modules.objectives.objective import MatchingObjective
 
 
-class MarginRanking(nn.Module):
+class MarginRanking(MatchingObjective):
     """The positive's similarity, sigmoid(score), should exceed each negative's by a margin.
 
     Args:
@@ -39,7 +40,7 @@ class MarginRanking(nn.Module):
         return (negative_PN.sum(1) - positive_P1[:, 0] + self.margin).clamp_min(0).mean()
 
 
-class Matching(nn.Module):
+class Matching(MatchingObjective):
     """Does a caption match an image? Binary cross-entropy on raw scores, positives and negatives weighing the same: the matching
     task of UNITER's pre-training. A margin hardly moves a network that was not pre-trained; this is how a small UNITER gets
     started where no checkpoint fits it, and sigmoid(score) then tells pairs apart, which the margin can go on with."""

@@ -42,8 +42,8 @@ def same_threads() -> Iterator[None]:
 def test_a_step_costs_what_the_formulas_say(script: ModuleType, work: ModuleType, dropped: int, count: int) -> None:
     size, batch = work.SIZES["tiny"], work.Batch(2, count, 6)
     network, adapter = script.captioner(size, dropped)
-    seen = script.visual_tokens(size, 2, "cpu")
-    step = script.Step(network, adapter, lambda: seen, *script.captions(size, batch, "cpu"))
+    features = script.visual_tokens(size, 2, "cpu")
+    step = script.Step(network, adapter, lambda: features, *script.captions(size, batch, "cpu"))
     assert step.memory() == {"saved": work.saved_bytes(size, batch, dropped)}
     with FlopCounterMode(display=False) as counter:
         step.loss().backward()
@@ -55,7 +55,7 @@ def test_a_step_with_the_tower_costs_what_the_formulas_say(script: ModuleType, w
     network, adapter = script.captioner(size)
     images = script.pixels(size, 6, "cpu")
     texts, _ = script.captions(size, batch, "cpu")
-    step = script.Step(network, adapter, lambda: network.see(images), texts, torch.arange(6))
+    step = script.Step(network, adapter, lambda: network.encode_images(images), texts, torch.arange(6))
     with FlopCounterMode(display=False) as counter:
         step.loss().backward()
     assert counter.get_total_flops() == sum(each.flops for each in work.training(size, batch, 0, 6, 6))
@@ -65,8 +65,8 @@ def test_a_step_with_the_tower_costs_what_the_formulas_say(script: ModuleType, w
 def test_a_generation_costs_what_the_formulas_say(script: ModuleType, work: ModuleType, way: str) -> None:
     size = work.SIZES["tiny"]
     network, _ = script.captioner(size)
-    seen = None if way == "plain" else script.visual_tokens(size, 2, "cpu")
-    search = script.Generate(network, seen, 2, 3, 4, naive=way == "naive")
+    features = None if way == "plain" else script.visual_tokens(size, 2, "cpu")
+    search = script.Generate(network, features, 2, 3, 4, naive=way == "naive")
     with FlopCounterMode(display=False) as counter:
         search.ids()
     once = work.generation(size, 2, 3, 4, 0 if way == "plain" else 4, [2])
@@ -119,8 +119,8 @@ def test_steps_that_differ_are_not_compared(script: ModuleType, work: ModuleType
     size, batch = work.SIZES["tiny"], work.Batch(2, 1, 6)
     network, adapter = script.captioner(size)
     texts, row_B = script.captions(size, batch, "cpu")
-    seen = [script.visual_tokens(size, 2, "cpu"), script.Seen(torch.zeros(2, size.visual, size.tower_width))]
-    steps = [script.Step(network, adapter, lambda own=own: own, texts, row_B) for own in seen]
+    features = [script.visual_tokens(size, 2, "cpu"), script.VisualFeatures(torch.zeros(2, size.visual, size.tower_width))]
+    steps = [script.Step(network, adapter, lambda own=own: own, texts, row_B) for own in features]
     with pytest.raises(SystemExit, match="do not compute the same"):
         script.equal_steps(*steps, 1e-4)
 
@@ -138,13 +138,13 @@ def test_beams(script: ModuleType, work: ModuleType) -> None:
 def test_the_naive_way_projects_for_every_beam_and_step(script: ModuleType, work: ModuleType) -> None:
     size = work.SIZES["tiny"]
     network, _ = script.captioner(size)
-    seen = script.visual_tokens(size, 2, "cpu")
+    features = script.visual_tokens(size, 2, "cpu")
     projected: list[int] = []
     module = network.i_tuning.modules_by_layer()[0]
     module.k.register_forward_hook(lambda _, args, __: projected.append(len(args[0])))
-    naive = script.Generate(network, seen, 2, 3, 4, naive=True).ids()
+    naive = script.Generate(network, features, 2, 3, 4, naive=True).ids()
     assert projected == [2] + [6] * 4
     projected.clear()
-    assert script.Generate(network, seen, 2, 3, 4).ids() == naive  # and nothing of the naive way is left
+    assert script.Generate(network, features, 2, 3, 4).ids() == naive  # and nothing of the naive way is left
     assert projected == [2]
     assert script.Generate(network, None, 2, 3, 4).ids() != naive

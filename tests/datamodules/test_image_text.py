@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import socket
 from pathlib import Path
@@ -11,116 +10,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from tiny_data import karpathy, write_flickr8k, write_image
 from torch import Tensor, nn
 
-from datamodules.coco import COCO
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
-from datamodules.flickr30k import Flickr30k
-from datamodules.image_text import ImageTextDataModule, Limits
+from datamodules.image_text import Limits
 from datamodules.inputs import ImageInput, Inputs
 from datamodules.records import PairBatch
-
-
-def counts(data: ImageTextDataModule) -> dict[str, int]:
-    return {split: len(data.records(split)) for split in data.splits()}
-
-
-def test_flickr8k(flickr8k_root: Path) -> None:
-    data = Flickr8k(str(flickr8k_root))
-    assert counts(data) == {"train": 13, "val": 5, "test": 3}
-    assert data.describe()["splits"]["val"] == {"images": 5, "captions": 4 + 5 + 1 + 2 + 3}
-    with pytest.raises(InputError, match=r"flickr8k has no split 'restval': .*dataset_flickr8k\.json .*train \(13 images\)"):
-        data.records("restval")
-
-
-def flickr30k_root(folder: Path) -> Path:
-    content = karpathy({"train": 6, "val": 2, "test": 2})
-    folder.mkdir(exist_ok=True)
-    (folder / "dataset_flickr30k.json").write_text(json.dumps(content))
-    for image in content["images"]:
-        write_image(folder / "flickr30k-images" / image["filename"], image["imgid"])
-    lists = folder / "flickr30k_entities"
-    lists.mkdir()
-    (lists / "train.txt").write_text("1009\n1000\n1001\n")
-    (lists / "val.txt").write_text("1002\n")
-    (lists / "test.txt").write_text("1003\n1004")
-    return folder
-
-
-def test_flickr30k_splits(tmp_path: Path) -> None:
-    root = flickr30k_root(tmp_path)
-    assert counts(Flickr30k(str(root))) == {"train": 6, "val": 2, "test": 2}
-    entities = Flickr30k(str(root), split="entities")
-    assert [record.image_id for record in entities.records("train")] == ["1009", "1000", "1001"]
-    assert counts(entities) == {"train": 3, "val": 1, "test": 2}
-    assert entities.fingerprint() != Flickr30k(str(root)).fingerprint()
-    (root / "flickr30k_entities" / "val.txt").write_text("1002\n77\n")
-    with pytest.raises(InputError, match=r"val\.txt names 1 images that .*dataset_flickr30k\.json does not have, first '77'"):
-        Flickr30k(str(root), split="entities").records("val")
-
-
-def test_what_needs_a_form_is_named_file_by_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        Flickr30k(str(tmp_path), split="entities").prepare_data()
-    for part in ("dataset_flickr30k.json: from caption_datasets.zip", "flickr30k-images/*.jpg", "flickr30k_entities", "form"):
-        assert part in str(caught.value)
-    with pytest.raises(InputError, match=r"images/\*\.jpg: Flickr8k_Dataset\.zip"):
-        Flickr8k(str(tmp_path)).prepare_data()
-
-
-def coco_root(root: Path) -> Path:
-    content = karpathy({"train": 4, "restval": 3, "val": 2, "test": 2}, folder="val2014")
-    (root / "annotations").mkdir(parents=True)
-    (root / "annotations" / "dataset_coco.json").write_text(json.dumps(content))
-    (root / "train2014").mkdir()
-    for image in content["images"]:
-        write_image(root / "val2014" / image["filename"], image["imgid"])
-    return root
-
-
-def test_coco_trains_on_restval_unless_told_not_to(tmp_path: Path) -> None:
-    root = coco_root(tmp_path / "coco")
-    assert counts(COCO(str(root))) == {"train": 7, "val": 2, "test": 2}
-    assert counts(COCO(str(root), restval=False)) == {"train": 4, "restval": 3, "val": 2, "test": 2}
-    (root / "annotations" / "dataset_coco.json").rename(root / "dataset_coco.json")
-    assert counts(COCO(str(root))) == {"train": 7, "val": 2, "test": 2}
-
-
-def official(path: Path, ids: list[int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images = [{"id": number, "file_name": f"{number}.jpg"} for number in ids]
-    captions = [{"id": 10 * number + k, "image_id": number, "caption": f"a dog {k}"} for number in ids for k in range(2)]
-    path.write_text(json.dumps({"images": images, "annotations": captions}))
-
-
-def test_coco_official_files_by_year_or_joined(tmp_path: Path) -> None:
-    official(tmp_path / "annotations" / "captions_train2017.json", [1, 2, 3])
-    official(tmp_path / "annotations" / "captions_val2017.json", [4, 5])
-    for number in range(1, 6):
-        write_image(tmp_path / ("train2017" if number < 4 else "val2017") / f"{number}.jpg", number)
-        write_image(tmp_path / "all" / f"{number}.jpg", number)
-    assert counts(COCO(str(tmp_path), captions="official", year="2017")) == {"train": 3, "val": 2}
-    files = {"test": ["annotations/captions_val2017.json", "annotations/captions_train2017.json"]}
-    joined = COCO(str(tmp_path), captions="official", files=files, image_dir="all")
-    assert [record.image_id for record in joined.records("test")] == ["4", "5", "1", "2", "3"]
-    assert joined.records("test")[0].path == tmp_path / "all" / "4.jpg"
-    twice = COCO(str(tmp_path), captions="official", files={"test": files["test"][:1] * 2}, image_dir="all")
-    with pytest.raises(InputError, match="repeats image 4 of split test"):
-        twice.records("test")
-    with pytest.raises(InputError, match='captions to "official"'):
-        COCO(str(tmp_path), files=files)
-
-
-def test_missing_coco_files_name_their_source(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"dataset_coco\.json: from https://cs\.stanford.*\n.*\n.*val2014: from http://images"
-    ) as caught:
-        COCO(str(tmp_path)).prepare_data()
-    assert "Set download to true" in str(caught.value)
-    with pytest.raises(InputError, match=r"own\.json: put it there yourself"):
-        COCO(str(tmp_path), captions="official", files={"test": ["own.json"]}).prepare_data()
 
 
 def test_missing_images_are_found_before_training(flickr8k_root: Path, inputs: Inputs) -> None:
@@ -137,20 +33,6 @@ def test_limits_show_in_the_split_label(flickr8k_root: Path) -> None:
     assert data.describe()["splits"]["train[:4]"] == {"images": 4, "captions": 1 + 2 + 3 + 4}
     with pytest.raises(InputError, match=r"limits\.val is 0"):
         Limits(val=0)
-
-
-def test_fingerprint_is_stable_and_sees_changes(tmp_path: Path) -> None:
-    first, second = write_flickr8k(tmp_path / "a"), write_flickr8k(tmp_path / "b")
-    fingerprint = Flickr8k(str(first)).fingerprint()
-    assert len(fingerprint) == 16
-    assert Flickr8k(str(second), batch_size=7).fingerprint() == fingerprint
-    assert Flickr8k(str(first), limits=Limits(test=1)).fingerprint() != fingerprint
-    write_image(second / "images" / "1000.jpg", 1, (90, 90))
-    changed = Flickr8k(str(second)).fingerprint()
-    assert changed != fingerprint
-    annotations = second / "dataset_flickr8k.json"
-    annotations.write_text(annotations.read_text().replace("dog", "cow"))
-    assert Flickr8k(str(second)).fingerprint() not in (fingerprint, changed)
 
 
 @pytest.mark.parametrize(

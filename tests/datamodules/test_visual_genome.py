@@ -16,13 +16,13 @@ import torch
 from local_server import Server, server
 from tiny_data import karpathy, write_image
 
-from datamodules import visual_genome
 from datamodules.errors import InputError
 from datamodules.formats.parsing import Parsed
 from datamodules.formats.visual_genome import Exclusion, parse_visual_genome, read_image_data
 from datamodules.inputs import Inputs
 from datamodules.loading.captions import CaptionBatches, CaptionTokenizer, TrainCaptions
 from datamodules.loading.loader import BatchLoader
+from datamodules.sources import visual_genome as sources
 from datamodules.sources.visual_genome import HeldOut, open_images_flickr_ids
 from datamodules.visual_genome import VisualGenome
 
@@ -362,4 +362,4 @@ def test_the_image_list_alone(tmp_path: Path) -> None:
     assert images["3"].flickr_id is None
     assert images["4"].file == "4.jpg"
     assert not parsed.problems
-    assert visual_genome._SOURCES["VG_100K"][1] == "images.zip"
+    assert sources._SOURCES["VG_100K"][1] == "images.zip"

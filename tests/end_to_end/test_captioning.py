@@ -53,7 +53,10 @@ def test_results_have_caption_metrics_of_every_data_set(i_tuning_run: Path, worl
     assert found["cost"]["images"] < found["cost"]["pairs"] / 3  # captions of an image come together
     own = evaluation(i_tuning_run)
     assert own["metrics"].keys() == NAMES
-    assert own["notes"] == {"tokenizer": "simple", "unavailable": {}, "captions_file": "captions/flickr30k-test.json"}
+    assert own["notes"] == {
+        "tokenizer": "simple", "unavailable": {}, "captions_file": "captions/flickr30k-test.json",
+        "columns": {"bleu_4": "B@4", "rouge_l": "ROUGE-L", "cider": "CIDEr"},
+    }  # fmt: skip
     each = np.load(i_tuning_run / own["per_query_file"])
     assert own["metrics"]["cider"] == pytest.approx(each["cider"].mean(), rel=1e-6)
     assert len(each["cider"]) == TEST
@@ -78,7 +81,7 @@ def test_captions_are_the_models_and_their_scores_those_of_score(i_tuning_run: P
     again: dict[Any, str] = {}
     for batch in data.evaluation_loaders("test")[0]:
         ids = [int(each) for each in batch.image_ids]
-        again |= dict(zip(ids, model.network.generate(model.network.see(batch), model.decoding), strict=True))
+        again |= dict(zip(ids, model.network.generate(model.network.encode_images(batch), model.decoding), strict=True))
     assert again == written
     out = tmp_path / "scores.json"
     file = i_tuning_run / "captions" / "flickr30k-test.json"
@@ -144,7 +147,7 @@ def test_features_on_disk_train_the_same(i_tuning_run: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("row", ["clipcap", "i_tuning_half"])
 def test_other_rows_run(row: str, tmp_path: Path) -> None:
-    more = ("--model.init_args.adapter.init_args.heads=2",) if row == "clipcap" else ()
+    more = ("--model.init_args.adapter.init_args.num_heads=2",) if row == "clipcap" else ()
     succeed(
         "run", *captioner(row, *more, "--trainer.max_steps=1", "--trainer.val_check_interval=2", f"--run_dir={tmp_path / row}")
     )
@@ -182,7 +185,7 @@ def test_killed_in_training_and_while_it_writes_captions_it_ends_as_if_left_alon
 ) -> None:
     """Bit for bit, with sampled captions: killed when 5 of 6 steps are done, and in the test after 2 of 6 batches."""
     run, before, after, log = (tmp_path / name for name in ("run", "before", "after", "log"))
-    sampled = ("--model.init_args.decoding.sample=true", "--model.init_args.decoding.beams=1")
+    sampled = ("--model.init_args.decoding.sample=true", "--model.init_args.decoding.num_beams=1")
 
     def command(folder: Path) -> list[str]:
         return captioner(
@@ -225,7 +228,7 @@ def test_killed_in_training_and_while_it_writes_captions_it_ends_as_if_left_alon
     ("options", "said"),
     [
         (["--model.init_args.scoring.metrics=[cidre]"], "cidre"),
-        (["--model.init_args.decoding.beams=0"], "beams (0)"),
+        (["--model.init_args.decoding.num_beams=0"], "num_beams (0)"),
         (["--model.init_args.scoring.required=[spice]", "--model.init_args.tuning=frozen", "--model.init_args.adapter=null"],
          "spice is required and unavailable"),
         (["--model.init_args.decoding.max_new_tokens=100"], "positions"),

@@ -47,7 +47,7 @@ def test_a_step_is_the_token_mean_of_all_its_micro_batches() -> None:
     model.zero_grad()
     total, tokens = torch.tensor(0.0), 0
     for batch in micro_batches():
-        logits = model.network.logits(model.network.see(batch.images), batch.texts, batch.image_row_B)
+        logits = model.network.logits(model.network.encode_images(batch.images), batch.texts, batch.image_row_B)
         for row in range(len(batch)):  # one caption after the other
             length = int(batch.texts.mask_BT[row].sum())
             log = logits[row, :length].log_softmax(-1)
@@ -76,14 +76,14 @@ def test_without_an_adapter_the_head_is_the_language_model() -> None:
     model.network.vision.model.register_forward_hook(lambda *_: pytest.fail("nobody looks at these images"))
     (batch, *_) = micro_batches()
     loss = model.training_step(batch, 0)
-    found = model.network.logits(model.network.unseen(batch.images), batch.texts, batch.image_row_B)[batch.texts.mask_BT]
+    found = model.network.logits(model.network.no_features(batch.images), batch.texts, batch.image_row_B)[batch.texts.mask_BT]
     expected = torch.nn.functional.cross_entropy(found, batch.texts.tokens_BT[batch.texts.mask_BT], reduction="sum")
     torch.testing.assert_close(1000 * loss, expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------- store
 
-JOB = {"weights": "a", "decoding": {"beams": 5}, "ids": (1, 2)}
+JOB = {"weights": "a", "decoding": {"num_beams": 5}, "ids": (1, 2)}
 
 
 def stored(folder: Path, job: dict[str, Any] | None = None, rank: int = 0) -> CaptionStore:
@@ -117,7 +117,7 @@ def test_captions_of_another_job_are_refused(tmp_path: Path) -> None:
     with stored(tmp_path / "parts") as store:
         store.add([0], ["x"])
     with pytest.raises(InputError, match=r"another job: decoding was .*; weights was 'a' and is 'b'\. Delete the folder"):
-        stored(tmp_path / "parts", {**JOB, "weights": "b", "decoding": {"beams": 1}})
+        stored(tmp_path / "parts", {**JOB, "weights": "b", "decoding": {"num_beams": 1}})
     (tmp_path / "parts" / "job.json").write_text("{")
     with pytest.raises(InputError, match=r"job\.json cannot be read"):
         stored(tmp_path / "parts")

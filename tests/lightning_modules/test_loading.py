@@ -14,8 +14,8 @@ import yaml
 import lightning_modules
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.adapter_export import export_adapter
+from lightning_modules.checkpoints.weights import read_weights
 from lightning_modules.loading import build, read_checkpoint
-from lightning_modules.networks.weights import read_weights
 
 BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
         "vocab_size": 40, "max_position_embeddings": 16}  # fmt: skip

@@ -91,6 +91,6 @@ def test_captioning_and_beam_search() -> None:
         logged_on_gpu(model, CaptionBatch(images(2), texts(rows), torch.tensor(rows)).to("cuda"))
         with torch.no_grad():
             found = model.eval().network.generate_ids(
-                model.network.see(images(2).to("cuda")), Decoding(beams=3, max_new_tokens=4)
+                model.network.encode_images(images(2).to("cuda")), Decoding(num_beams=3, max_new_tokens=4)
             )
     assert len(found) == 2

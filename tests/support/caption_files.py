@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,18 @@ def naive_rouge(references: Sentences, candidates: list[str]) -> list[float]:
         precision, recall = max(n for n, _ in common) / len(c), max(n / length for n, length in common)
         scores.append((1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision) if precision and recall else 0.0)
     return scores
+
+
+def random_captions(seed: int, images: int = 12) -> tuple[list[list[str]], list[str]]:
+    """Few words, so that n-grams repeat within and between sentences; references differ in number; some sentences are short, one
+    candidate is empty, and candidates go on from a reference with words that no reference has."""
+    draw = random.Random(seed)
+    words = [f"w{n}" for n in range(7)]
+
+    def sentence(least: int, most: int, extra: list[str]) -> str:
+        return " ".join(draw.choices(words + extra, k=draw.randint(least, most)))
+
+    references = [[sentence(1, 12, []) for _ in range(draw.randint(1, 6))] for _ in range(images)]
+    candidates = [f"{draw.choice(own)} {sentence(1, 6, ['new', 'unseen'])}" for own in references]
+    candidates[draw.randrange(images)] = ""
+    return references, candidates

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from datamodules.errors import InputError
-from lightning_modules.metrics.captions.evaluation import CaptionScores
+from lightning_modules.metrics.captions.gathered import CaptionScores
 
 
 def main(rank: int, world: int, folder: Path) -> None:

@@ -42,7 +42,7 @@ BEIT3 = (
 _NETWORK = "--model.init_args.network.init_args"
 UNITER = (
     "-c", "configs/trainer/demo.yaml", "-c", "configs/model/uniter_tiny.yaml", "-c", "configs/data/world_entities.yaml",
-    f"{_NETWORK}.init_std=0.3", f"{_NETWORK}.width=24", f"{_NETWORK}.heads=2", f"{_NETWORK}.num_layers=2",
+    f"{_NETWORK}.init_std=0.3", f"{_NETWORK}.width=24", f"{_NETWORK}.num_heads=2", f"{_NETWORK}.num_layers=2",
     f"{_NETWORK}.ffn_width=48",
     "--model.init_args.hard_negatives=3", "--data.init_args.ranking.candidates=6", f"--data.init_args.batch_size={BATCH}",
     "--data.init_args.eval_batch_size=8", "--trainer.log_every_n_steps=1", "--trainer.accumulate_grad_batches=2",
@@ -58,7 +58,7 @@ CAPTIONER = (
     f"{_NETWORK}.language.init_args.config={{model_type: gpt2, n_embd: 24, n_layer: 2, n_head: 2, n_positions: 64, "
     "vocab_size: 320, bos_token_id: 3, eos_token_id: 3, pad_token_id: 0, initializer_range: 0.3}",
     "--data.init_args.batch_size=20", "--data.init_args.eval_batch_size=2", "--model.init_args.decoding.max_new_tokens=8",
-    "--model.init_args.decoding.beams=3", "--model.init_args.scoring.metrics=[bleu, rouge_l, cider]",
+    "--model.init_args.decoding.num_beams=3", "--model.init_args.scoring.metrics=[bleu, rouge_l, cider]",
     "--model.init_args.scoring.tokenizer=simple", "--model.init_args.optimization.lr=0.02",
     "--trainer.log_every_n_steps=1", "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=-1", "--trainer.max_steps=6",
     "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=6",

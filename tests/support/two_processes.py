@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_modules.objectives.contrastive import ContrastiveLoss
 from lightning_modules.objectives.gradient_cache import encode_in_chunks
+from lightning_modules.objectives.sigmoid import SigmoidLoss
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Pair(nn.Module):
 
 
 def official(rank: int, folder: Path) -> dict[str, Tensor]:
-    """The fixture's features through our loss; what is saved is named as in the fixture."""
+    """The recording's features through our losses; what is saved is named as in the recording."""
     data = load_file(folder / "inputs.safetensors")
     image, text = (data[f"inputs/{side}_{rank}"].requires_grad_() for side in ("image", "text"))
     scale = data["inputs/logit_scale"].requires_grad_()
@@ -59,6 +60,11 @@ def official(rank: int, folder: Path) -> dict[str, Tensor]:
     }
     ignoring = ContrastiveLoss(same_image="ignore")
     found["ignore"] = ignoring(image, text, scale.exp(), torch.tensor([[0, 1, 2], [1, 3, 2]])[rank])["loss"]
+    sigmoid = SigmoidLoss(-2.0, "positive")
+    image, text = (data[f"inputs/{side}_{rank}"].detach().requires_grad_() for side in ("image", "text"))
+    loss = sigmoid(image, text, scale.detach().exp(), torch.tensor([[0, 1, 2], [1, 3, 2]])[rank])["loss"]
+    loss.backward()
+    found |= {"sigmoid": loss, "sigmoid_image": image.grad, "sigmoid_text": text.grad, "sigmoid_bias": sigmoid.bias.grad}
     return {name: value.detach().clone() for name, value in found.items()}
 
 

@@ -67,7 +67,7 @@ def recorded() -> Recorded:
     network = UniterRetrieval(
         width=config["hidden_size"],
         num_layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
+        num_heads=config["num_attention_heads"],
         ffn_width=config["intermediate_size"],
         vocab_size=config["vocab_size"],
         text_positions=config["max_position_embeddings"],

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.records import ImageBatch, TextBatch
 from experiments.parity.compare import (
     EQUAL,
@@ -30,7 +30,6 @@ from experiments.parity.recordings import Recording
 from lightning_modules.adapters.multiway import LayerMultiWay, MultiWayAdapter
 from lightning_modules.checkpoints.beit3 import Account, load_official, to_official
 from lightning_modules.networks.beit3 import UNUSED_POSITIONS, BEiT3Retrieval
-from lightning_modules.networks.weights import some
 from lightning_modules.objectives.contrastive import ContrastiveLoss
 
 # What our BEiT-3 is built as; a recording that says otherwise is of another network.
@@ -129,7 +128,7 @@ def _build(
         image_size=sizes["img_size"],
         width=sizes["encoder_embed_dim"],
         num_layers=sizes["encoder_layers"],
-        heads=sizes["encoder_attention_heads"],
+        num_heads=sizes["encoder_attention_heads"],
         ffn_width=sizes["encoder_ffn_embed_dim"],
         patch_size=sizes["patch_size"],
         vocab_size=sizes["vocab_size"],

@@ -22,9 +22,9 @@ from experiments.parity.compare import (
     stacked,
 )
 from experiments.parity.recordings import Recording
-from lightning_modules.adapters.clipcap import ClipCap
+from lightning_modules.adapters.clipcap import ClipCap, Prefix
 from lightning_modules.checkpoints import clipcap as checkpoint
-from lightning_modules.networks.captioner import Captioner, Seen
+from lightning_modules.networks.captioner import Captioner, VisualFeatures
 from lightning_modules.networks.language_model import Decoding, clipcap_beams
 
 STATE = Tolerance(2e-5, scaled=True)  # as the recordings have it
@@ -46,21 +46,26 @@ def check(recording: Recording) -> list[GroupCheck]:
         return [not_checked("all", f"unknown mapping {mapping!r}")]
     options: dict[str, Any] = {"mapping": mapping, "prefix_length": prefix_length}
     if mapping == "transformer":
-        of = {"clip_length": "clip_length", "layers": "mapper_layers", "heads": "mapper_heads", "mlp_ratio": "mapper_mlp_ratio"}
+        of = {
+            "clip_length": "clip_length",
+            "layers": "mapper_layers",
+            "num_heads": "mapper_heads",
+            "mlp_ratio": "mapper_mlp_ratio",
+        }
         options |= {ours: recording.value(theirs) for ours, theirs in of.items()}
     ClipCap(**options).inject(network)
     weights = recording.group("weights")
     try:
-        checkpoint.fill(network, weights, str(recording.path.with_suffix(".safetensors")))
+        checkpoint.load_state(network, weights, str(recording.path.with_suffix(".safetensors")))
     except InputError as error:
         return [GroupCheck("weights", "OFF", note=str(error))]
     back = {name: tensor for name, tensor in checkpoint.official_state(network).items() if name in weights}
     rows = [compare("weights, in and out", back, weights, Tolerance(0.0))]
-    seen, own = Seen(vectors[:, None]), torch.arange(len(vectors))
+    features, own = VisualFeatures(vectors[:, None]), torch.arange(len(vectors))
     assert network.prefix is not None
     with torch.no_grad():
-        rows.append(_recorded(recording, "prefix_embeddings", {"prefix_embeddings": network.prefix(seen.tokens_IVD)}, STATE))
-        inputs, _ = network._inputs(seen, tokens, own)
+        rows.append(_recorded(recording, "prefix_embeddings", {"prefix_embeddings": network.prefix(features.tokens_IVD)}, STATE))
+        inputs, _ = network._inputs(features, tokens, own)
         logits = network.language.logits(network.language.states(**inputs))
     real = mask.bool()
     if bool((real[:, 1:] > real[:, :-1]).any()):
@@ -69,8 +74,8 @@ def check(recording: Recording) -> list[GroupCheck]:
         recorded = {name: t for name, t in recording.group("outputs").items() if name == "logits"}
         recorded = {name: t[real] if t.shape[:2] == real.shape else t for name, t in recorded.items()}
         rows.append(compare("logits at real positions", {"logits": logits[real]}, recorded, STATE))
-    rows += _training(recording, network, seen, tokens, own)
-    rows += _generation(recording, network, seen)
+    rows += _training(recording, network, features, tokens, own)
+    rows += _generation(recording, network, features)
     return rows
 
 
@@ -79,12 +84,14 @@ def _recorded(recording: Recording, name: str, found: dict[str, Tensor], toleran
     return compare(name.replace("_", " "), found, {key: t for key, t in outputs.items() if key == name}, tolerance)
 
 
-def _training(recording: Recording, network: Captioner, seen: Seen, tokens: Tensor, own: Tensor) -> list[GroupCheck]:
+def _training(
+    recording: Recording, network: Captioner, features: VisualFeatures, tokens: Tensor, own: Tensor
+) -> list[GroupCheck]:
     network.requires_grad_(True)
-    loss = network.loss(seen, texts_of(tokens, tokens != 0), own)["loss"]
+    loss = network.loss(features, texts_of(tokens, tokens != 0), own)["loss"]
     loss.backward()
     rows = [_recorded(recording, "loss", {"loss": loss.detach().reshape(1)}, OUTPUT)]
-    assert network.prefix is not None
+    assert isinstance(network.prefix, Prefix)
     norms = {name: float(p.grad.norm()) for name, p in network.prefix.mapper.named_parameters() if p.grad is not None}
     wte = network.language.model.get_input_embeddings().weight
     norms["wte"] = float(wte.grad.norm())
@@ -95,17 +102,17 @@ def _training(recording: Recording, network: Captioner, seen: Seen, tokens: Tens
     return rows
 
 
-def _generation(recording: Recording, network: Captioner, seen: Seen) -> list[GroupCheck]:
+def _generation(recording: Recording, network: Captioner, features: VisualFeatures) -> list[GroupCheck]:
     rows = []
     longest = int(recording.value("entry_length"))
     if "beam_outputs_best_first" in recording.about:
-        decoding = Decoding(beams=int(recording.value("beam_size")), max_new_tokens=longest, algorithm="clipcap")
+        decoding = Decoding(num_beams=int(recording.value("beam_size")), max_new_tokens=longest, algorithm="clipcap")
         with torch.no_grad():
-            found = clipcap_beams(network.language, network._lead(seen, None), decoding)
+            found = clipcap_beams(network.language, network._lead(features, None), decoding)
         recorded = recording.about["beam_outputs_best_first"]
         rows.append(compare_lines("generate_beam", _lines([[_said(ids) for ids in each] for each in found]), _lines(recorded)))
     if "greedy_outputs" in recording.about:
-        greedy = network.generate_ids(seen, Decoding(beams=1, max_new_tokens=longest, keep_end=True))
+        greedy = network.generate_ids(features, Decoding(num_beams=1, max_new_tokens=longest, keep_eos=True))
         rows.append(compare_lines("generate2", _lines([_said(ids) for ids in greedy]), _lines(recording.about["greedy_outputs"])))
     return rows
 

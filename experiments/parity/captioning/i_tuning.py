@@ -26,9 +26,10 @@ from experiments.parity.compare import (
     stacked,
 )
 from experiments.parity.recordings import Recording
-from lightning_modules.adapters.i_tuning import ITuning, ITuningModule, Rows
-from lightning_modules.networks.captioner import Captioner, Seen
-from lightning_modules.networks.language_model import Decoding, load_language_weights
+from lightning_modules.adapters.i_tuning import ITuning, ITuningModule, ITuningModules, Rows
+from lightning_modules.checkpoints.language_model import load_language_weights
+from lightning_modules.networks.captioner import Captioner, VisualFeatures
+from lightning_modules.networks.language_model import Decoding
 
 # Recorded in float64: unscaled attention (logits of 6 and more) makes fp32 rounding of a lower layer larger in the layers above.
 LOGITS = Tolerance(5e-5, relative=1e-4)
@@ -62,11 +63,11 @@ def check_module(recording: Recording) -> list[GroupCheck]:
                     return [*rows, not_checked("outputs", "the weights do not fit")]
             module.load_state_dict(weights)
             with torch.no_grad():
-                seen = module.keys_values(visual, Rows(len(visual), 1, None))
-                deltas[f"delta_h_heads{heads}_{name}"] = module(x, seen)
+                images = module.keys_values(visual, Rows(len(visual), 1, None))
+                deltas[f"delta_h_heads{heads}_{name}"] = module(x, images)
                 kept: list[Tensor] = []
                 module._maps = kept
-                module(x, seen)
+                module(x, images)
                 maps[f"attention_heads{heads}_{name}"] = kept[0].transpose(1, 2)
     recorded = recording.group("outputs")
     rows.append(compare("dh", deltas, {name: t for name, t in recorded.items() if name.startswith("delta_h_")}, STATE))
@@ -113,7 +114,7 @@ def check_gpt2(recording: Recording) -> list[GroupCheck]:
     language = {name.removeprefix("lm."): t for name, t in recording.group("weights").items() if name.startswith("lm.")}
     modules = {name.removeprefix("ituning."): t for name, t in recording.group("weights").items() if name.startswith("ituning.")}
     texts = texts_of(ids[:, 1:], torch.arange(1, ids.shape[1]) < lengths[:, None])
-    seen, own = Seen(visual), torch.arange(len(visual))
+    features, own = VisualFeatures(visual), torch.arange(len(visual))
     rows: list[GroupCheck] = []
     logits: dict[str, Tensor] = {}
     losses: dict[str, float] = {}
@@ -135,10 +136,10 @@ def check_gpt2(recording: Recording) -> list[GroupCheck]:
             if row.verdict == "OFF":
                 return [*rows, not_checked("outputs", "the weights do not fit")]
         with torch.no_grad():
-            network.i_tuning.look(visual, own) if network.i_tuning is not None else None
+            network.i_tuning.set_images(visual, own) if network.i_tuning is not None else None
             logits[f"logits_{name}"] = network.language.logits(network.language.states(input_ids=ids))
-            losses[name] = float(network.loss(seen, texts, own)["loss"])
-        tokens |= {f"{name}.{key}": found for key in recorded if (found := _decoded(network, seen, key)) is not None}
+            losses[name] = float(network.loss(features, texts, own)["loss"])
+        tokens |= {f"{name}.{key}": found for key in recorded if (found := _decoded(network, features, key)) is not None}
     expected = {key: value for key, value in recording.group("outputs").items() if key.startswith("logits_")}
     rows.append(compare("logits", logits, expected, LOGITS))
     means = {name: result["loss_mean_over_tokens"] for name, result in results.items() if "loss_mean_over_tokens" in result}
@@ -159,12 +160,12 @@ def _put(network: Captioner, weights: dict[str, Tensor], recording: Recording, h
     adapter = ITuning(
         drop_first=drop,
         bottleneck=int(recording.value("bottleneck")),
-        heads=heads,
+        num_heads=heads,
         scale="sqrt" if scaled else 1.0,
         lambda_=float(recording.value("lambda_")),
     )
     adapter.inject(network)
-    assert network.i_tuning is not None
+    assert isinstance(network.i_tuning, ITuningModules)
     own = {name: t for name, t in weights.items() if int(name.split(".")[0]) >= drop}
     row = _fits(f"modules, first {drop} dropped", dict(network.i_tuning.named_parameters()), own)
     if row.verdict == "ok":
@@ -179,12 +180,12 @@ def _fits(group: str, ours: dict[str, Any], recorded: dict[str, Tensor]) -> Grou
     return compare_names(group, shapes(ours), shapes(recorded))
 
 
-def _decoded(network: Captioner, seen: Seen, key: str) -> list[list[int]] | None:
+def _decoded(network: Captioner, features: VisualFeatures, key: str) -> list[list[int]] | None:
     greedy, beam = _GREEDY.match(key), _BEAM.match(key)
     if greedy is not None:
-        return network.generate_ids(seen, Decoding(beams=1, max_new_tokens=int(greedy[1])))
+        return network.generate_ids(features, Decoding(num_beams=1, max_new_tokens=int(greedy[1])))
     if beam is not None:
-        return network.generate_ids(seen, Decoding(beams=int(beam[1]), max_new_tokens=int(beam[2])))
+        return network.generate_ids(features, Decoding(num_beams=int(beam[1]), max_new_tokens=int(beam[2])))
     return None
 
 

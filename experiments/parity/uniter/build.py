@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.records import ImageBatch, PairBatch, Regions, TextBatch
 from experiments.parity.compare import (
     EQUAL,
@@ -27,14 +27,13 @@ from experiments.parity.compare import (
 from experiments.parity.recordings import Recording
 from lightning_modules.checkpoints.uniter import load_official, to_official
 from lightning_modules.networks.uniter import UniterRetrieval
-from lightning_modules.networks.weights import some
 
 # What our UNITER is built as; a recording that says otherwise is of another network.
 _FIXED: dict[str, Any] = {"type_vocab_size": 2, "hidden_act": "gelu"}
 _SIZES = {
     "width": "hidden_size",
     "num_layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
+    "num_heads": "num_attention_heads",
     "ffn_width": "intermediate_size",
     "vocab_size": "vocab_size",
     "text_positions": "max_position_embeddings",

@@ -1,1 +1,1 @@
-"""Caption metrics, equal to coco-caption's: `evaluation` puts together bleu, rouge, cider and the outside programs."""
+"""Caption metrics, equal to coco-caption's: one file each; `caption_metric` says what they owe, `evaluation` joins them."""

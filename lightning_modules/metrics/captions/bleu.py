@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from lightning_modules.metrics.captions.caption_metric import CaptionMetric, Captions, MetricScores
 from lightning_modules.metrics.captions.ngrams import ORDERS, Candidates, ReferenceNgrams
 
 Integers = npt.NDArray[np.int64]
@@ -16,6 +17,22 @@ Floats = npt.NDArray[np.float64]
 
 # The reference's smoothing: nothing divides by zero, and nothing found stays (nearly) 0.
 _SMALL, _TINY = 1e-9, 1e-15
+
+
+class BLEU(CaptionMetric):
+    """BLEU-1..4, keys bleu_1 to bleu_4. The score of a set is not the mean of its images'."""
+
+    name = "bleu"
+
+    def columns(self) -> dict[str, str]:
+        return {"bleu_4": "B@4"}
+
+    def score(self, captions: Captions) -> MetricScores:
+        counts = BLEUCounts(self.references.ngrams, captions.matched)
+        values: dict[str, float] = {}
+        for prefix, rows in (("", None), *((f"{domain}/", rows) for domain, rows in self.references.rows_of.items())):
+            values |= {f"{prefix}bleu_{order}": float(value) for order, value in enumerate(counts.corpus(rows), 1)}
+        return MetricScores(values, {f"bleu_{order}": column for order, column in enumerate(counts.per_image().T, 1)})
 
 
 class BLEUCounts:

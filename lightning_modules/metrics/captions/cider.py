@@ -14,11 +14,33 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from lightning_modules.metrics.captions.caption_metric import CaptionMetric, Captions, MetricScores, References
 from lightning_modules.metrics.captions.ngrams import ORDERS, Candidates, ReferenceNgrams
 
 Floats = npt.NDArray[np.float64]
 
 SIGMA = 6.0
+
+
+class CIDErD(CaptionMetric):
+    """CIDEr-D, key cider. With document frequencies of its own, a domain is scored as if it were the whole set."""
+
+    name = "cider"
+    heading = "CIDEr"
+
+    def count(self, references: References) -> None:
+        super().count(references)
+        self._whole = CIDErReferences(references.ngrams)
+        self._of_domain: dict[str, CIDErReferences] = {}
+        for domain, rows in references.rows_of.items() if references.own_frequencies else ():
+            self._of_domain[domain] = CIDErReferences(ReferenceNgrams([references.sentences[row] for row in rows]))
+
+    def score(self, captions: Captions) -> MetricScores:
+        found = self.means(self._whole.scores(captions.matched))
+        for domain, counted in self._of_domain.items():
+            own = counted.references.match([captions.sentences[row] for row in self.references.rows_of[domain]])
+            found.values[f"{domain}/{self.name}"] = float(counted.scores(own).mean())
+        return found
 
 
 class CIDErReferences:

@@ -1,7 +1,7 @@
-"""All caption metrics of a split in one place: tokenized once, counted once, gathered over processes, by domain.
+"""All caption metrics of a split in one place: tokenized once, counted once, by domain.
 
 Scores are fractions, as coco-caption gives them (papers print 100 times that). A metric whose program is not installed is left
-out and named in `CaptionScores.unavailable`, unless it is required.
+out and named in `Scores.unavailable`, unless it is required.
 
 By domain (NoCaps): CIDEr, ROUGE-L and SPICE of a domain are means of the per-image scores of the whole evaluation, so CIDEr's
 document frequencies are those of the whole set ("whole", the default). This is what NoCaps' server does, as far as the published
@@ -12,36 +12,22 @@ are scores of a set and are always computed on the domain's images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
-import torch
-import torch.distributed as dist
-from torch import Tensor
-from torchmetrics import Metric
 
 from datamodules.errors import InputError
 from lightning_modules.metrics.captions import tokenizer as tokenizers
-from lightning_modules.metrics.captions.bleu import BLEUCounts
-from lightning_modules.metrics.captions.cider import CIDErReferences
-from lightning_modules.metrics.captions.java import SPICE_JAVA, Unavailable, find_java, meteor_jar, ptb_jar, spice_folder
-from lightning_modules.metrics.captions.meteor import meteor
-from lightning_modules.metrics.captions.ngrams import Candidates, ReferenceNgrams
-from lightning_modules.metrics.captions.rouge import rouge_l
-from lightning_modules.metrics.captions.spice import spice
-from lightning_modules.metrics.gather import gather_rows, joined, split_order
+from lightning_modules.metrics.captions.caption_metric import CaptionMetric, Captions, Floats, Integers, References, find_metric
+from lightning_modules.metrics.captions.java import Unavailable, find_java, ptb_jar
 
-Name = Literal["bleu", "meteor", "rouge_l", "cider", "spice"]
 Tokenizer = Literal["auto", "ptb", "simple", "none"]
 Frequencies = Literal["whole", "subset"]
-Floats = npt.NDArray[np.float64]
 
-NAMES: tuple[Name, ...] = get_args(Name)
-JAVA_FREE: tuple[Name, ...] = ("bleu", "rouge_l", "cider")
+NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")  # coco-caption's
+JAVA_FREE = ("bleu", "rouge_l", "cider")
 
 
 @dataclass(frozen=True)
@@ -54,12 +40,14 @@ class Scores:
         per_image: The same names, one number an image [I].
         unavailable: Metrics that were not computed, each with what to install; the tokenizer among them where "auto" did without.
         tokenizer: The one that was used.
+        columns: Headings of a table by key, of the metrics that were computed.
     """
 
     values: dict[str, float]
     per_image: dict[str, Floats]
     unavailable: dict[str, str]
     tokenizer: str
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 class CaptionScorer:
@@ -67,13 +55,12 @@ class CaptionScorer:
 
     Args:
         references: Captions of each image, as people wrote them; without metrics there need be none.
-        metrics: Which to compute.
+        metrics: Which to compute: names of ours, class paths of others, or objects of this scorer's own.
         tokenizer: "ptb" = coco-caption's, for numbers that are compared with published ones (needs Java); "simple" = without
             Java; "auto" = ptb where it is installed, otherwise simple; "none" = the text is tokenized already.
         required: Metrics that must be there.
         domains: Domain of each image (None: of none; it counts in the whole only).
         domain_frequencies: CIDEr's document frequencies for a domain: of the "whole" set, or of its own "subset".
-        spice_cache: Folder of SPICE's parsed sentences.
 
     Raises:
         InputError: No images, an image without references, or names that do not exist.
@@ -83,19 +70,22 @@ class CaptionScorer:
     def __init__(
         self,
         references: Sequence[Sequence[str]],
-        metrics: Sequence[Name] = NAMES,
+        metrics: Sequence[str | CaptionMetric] = NAMES,
         tokenizer: Tokenizer = "auto",
-        required: Sequence[Name] = (),
+        required: Sequence[str] = (),
         domains: Sequence[str | None] | None = None,
         domain_frequencies: Frequencies = "whole",
-        spice_cache: Path | None = None,
     ) -> None:
-        _among("metric", [*metrics, *required], NAMES)
-        _among("tokenizer", [tokenizer], get_args(Tokenizer))
-        _among("domain_frequencies", [domain_frequencies], get_args(Frequencies))
+        _among("tokenizer", tokenizer, get_args(Tokenizer))
+        _among("domain_frequencies", domain_frequencies, get_args(Frequencies))
         if not references:
             raise InputError("there are no images to score captions of")
-        self.metrics: tuple[Name, ...] = tuple(name for name in NAMES if name in {*metrics, *required})
+        objects = {each.name: each for each in metrics if isinstance(each, CaptionMetric)}
+        asked = [each if isinstance(each, str) else each.name for each in metrics]
+        self.metrics = {name: objects.get(name) or find_metric(name) for name in [*asked, *required]}
+        names = [metric.name for metric in self.metrics.values()]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise InputError(f"two of the metrics {', '.join(self.metrics)} are called {twice.pop()}; leave one out")
         for row, sentences in enumerate(references):
             if not sentences and self.metrics:
                 raise InputError(f"image row {row} has no references: every image needs at least one")
@@ -104,11 +94,14 @@ class CaptionScorer:
         self.required = tuple(required)
         self.images = len(references)
         self.domain_frequencies: Frequencies = domain_frequencies
-        self.spice_cache = spice_cache
-        self.rows_of: dict[str, npt.NDArray[np.int64]] = {}
+        self.rows_of: dict[str, Integers] = {}
         for name in sorted({domain for domain in domains or () if domain is not None}):
             self.rows_of[name] = np.array([row for row, domain in enumerate(domains or ()) if domain == name])
-        _require(self.required)
+        for name in self.required:
+            try:
+                self.metrics[name].require()
+            except Unavailable as error:
+                raise Unavailable(f"{name} is required and unavailable: {error}") from error
         if tokenizer == "ptb":
             ptb_jar()
             find_java()
@@ -120,8 +113,9 @@ class CaptionScorer:
     def counted(self) -> _Counted:
         """The references, tokenized and counted when they are first needed: of many processes, only one needs them."""
         if self._counted is None:
-            subsets = self.rows_of if self.domain_frequencies == "subset" else {}
-            self._counted = _Counted(self._raw, self.metrics, self._kind, subsets)
+            self._counted = _Counted(self._raw, self._kind, self.rows_of, self.domain_frequencies == "subset")
+            for metric in self.metrics.values():
+                metric.count(self._counted.references)
         return self._counted
 
     def score(self, captions: Sequence[str]) -> Scores:
@@ -136,80 +130,36 @@ class CaptionScorer:
         if not self.metrics:
             return Scores({}, {}, {}, "none")
         counted = self.counted
-        candidates = counted.tokenize(captions)
-        matched = counted.ngrams.match(candidates) if counted.ngrams is not None else None
+        tokenized = Captions(counted.tokenize(captions), counted.references)
         values: dict[str, float] = {}
         per_image: dict[str, Floats] = {}
         unavailable = dict(counted.missing)
-        for name in self.metrics:
+        columns: dict[str, str] = {}
+        for name, metric in self.metrics.items():
             try:
-                found, each = self._score(name, counted, candidates, matched)
+                found = metric.score(tokenized)
             except Unavailable as error:
                 if name in self.required:
                     raise Unavailable(f"{name} is required and unavailable: {error}") from error
-                unavailable[name] = str(error)
+                unavailable[metric.name] = str(error)
             else:
-                values |= found
-                per_image |= each
-        return Scores(values, per_image, unavailable, counted.tokenizer)
-
-    def _score(
-        self, name: Name, counted: _Counted, candidates: list[str], matched: Candidates | None
-    ) -> tuple[dict[str, float], dict[str, Floats]]:
-        """One metric: of the set and of the domains, and of every image."""
-        values: dict[str, float] = {}
-        if name == "bleu":
-            assert counted.ngrams is not None
-            assert matched is not None
-            counts = BLEUCounts(counted.ngrams, matched)
-            for prefix, rows in (("", None), *((f"{domain}/", rows) for domain, rows in self.rows_of.items())):
-                values |= {f"{prefix}bleu_{order}": float(value) for order, value in enumerate(counts.corpus(rows), 1)}
-            return values, {f"bleu_{order}": column for order, column in enumerate(counts.per_image().T, 1)}
-        if name == "meteor":
-            each, (whole, *parts) = meteor(counted.references, candidates, [rows.tolist() for rows in self.rows_of.values()])
-            values = {name: whole, **{f"{domain}/{name}": part for domain, part in zip(self.rows_of, parts, strict=True)}}
-            return values, {name: each}
-        if name == "cider":
-            assert counted.cider is not None
-            assert matched is not None
-            each = counted.cider.scores(matched)
-        else:
-            each = (
-                rouge_l(counted.references, candidates)
-                if name == "rouge_l"
-                else spice(counted.references, candidates, self.spice_cache)
-            )
-        values = {name: float(each.mean())}
-        values |= {f"{domain}/{name}": float(each[rows].mean()) for domain, rows in self.rows_of.items()}
-        if name == "cider":
-            for domain, references in counted.cider_of.items():  # "subset"
-                chosen = references.references.match([candidates[row] for row in self.rows_of[domain]])
-                values[f"{domain}/cider"] = float(references.scores(chosen).mean())
-        return values, {name: each}
+                values |= found.values
+                per_image |= found.per_image
+                columns |= metric.columns()
+        return Scores(values, per_image, unavailable, counted.tokenizer, columns)
 
 
 class _Counted:
-    """What depends on the references alone: `references` tokenized, their `ngrams` and CIDEr weights as far as metrics need them;
-    `cider_of` the domains that have document frequencies of their own; `missing` says what "auto" did without."""
+    """The references, tokenized, and how captions are: `missing` says what "auto" did without."""
 
     def __init__(
-        self,
-        raw: Sequence[Sequence[str]],
-        metrics: Sequence[Name],
-        tokenizer: Tokenizer,
-        subsets: Mapping[str, npt.NDArray[np.int64]],
+        self, raw: Sequence[Sequence[str]], tokenizer: Tokenizer, rows_of: dict[str, Integers], own_frequencies: bool
     ) -> None:
         self.missing: dict[str, str] = {}
         self.tokenize, self.tokenizer = self._choose(tokenizer)
         flat = iter(self.tokenize([sentence for sentences in raw for sentence in sentences]))
-        self.references: list[list[str]] = [[next(flat) for _ in sentences] for sentences in raw]
-        self.ngrams = ReferenceNgrams(self.references) if {"bleu", "cider"} & set(metrics) else None
-        self.cider: CIDErReferences | None = None
-        self.cider_of: dict[str, CIDErReferences] = {}
-        if "cider" in metrics and self.ngrams is not None:
-            self.cider = CIDErReferences(self.ngrams)
-            for name, rows in subsets.items():
-                self.cider_of[name] = CIDErReferences(ReferenceNgrams([self.references[row] for row in rows]))
+        tokenized = [[next(flat) for _ in sentences] for sentences in raw]
+        self.references = References(tokenized, rows_of, own_frequencies)
 
     def _choose(self, kind: Tokenizer) -> tuple[Callable[[Sequence[str]], list[str]], str]:
         if kind == "none":
@@ -227,161 +177,6 @@ class _Counted:
         return tokenizers.ptb, "ptb"
 
 
-def _require(names: Sequence[Name]) -> None:
-    """Refuses required metrics whose programs are not there, before anybody has waited for captions."""
-    for name in names:
-        try:
-            if name == "meteor":
-                meteor_jar()
-                find_java()
-            elif name == "spice":
-                spice_folder()
-                find_java(SPICE_JAVA)
-        except Unavailable as error:
-            raise Unavailable(f"{name} is required and unavailable: {error}") from error
-
-
-class CaptionScores(Metric):
-    """Caption metrics of a split, on any number of devices: every process adds the captions of the images it saw, each exactly
-    once over all processes; `compute` gathers the text and scores the whole split in one process, which tells the others.
-
-    Use `update`, not `forward`: a corpus metric of one batch has no meaning.
-
-    Args:
-        references: Captions of each image of the split, in the split's order, the same in every process.
-        metrics: Which to compute; by default those that need no Java.
-        tokenizer: See `CaptionScorer`.
-        required: See `CaptionScorer`.
-        domains: See `CaptionScorer`.
-        domain_frequencies: See `CaptionScorer`.
-
-    Raises:
-        InputError: See `CaptionScorer`.
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    characters: list[Tensor]
-    lengths: list[Tensor]
-    index: list[Tensor]
-
-    def __init__(
-        self,
-        references: Sequence[Sequence[str]],
-        metrics: Sequence[Name] = JAVA_FREE,
-        tokenizer: Tokenizer = "auto",
-        required: Sequence[Name] = (),
-        domains: Sequence[str | None] | None = None,
-        domain_frequencies: Frequencies = "whole",
-    ) -> None:
-        super().__init__(dist_sync_fn=gather_rows)
-        self.scorer = CaptionScorer(references, metrics, tokenizer, required, domains, domain_frequencies)
-        self.scores: Scores | None = None
-        self.written: list[str] = []  # the captions of the last `compute`, in the split's order
-        self.add_state("characters", default=[], dist_reduce_fx="cat")  # code points of all captions in a row
-        self.add_state("lengths", default=[], dist_reduce_fx="cat")
-        self.add_state("index", default=[], dist_reduce_fx="cat")
-
-    def update(self, captions: Sequence[str], index_B: Tensor) -> None:
-        """Adds one caption an image, and the images' rows [B] in the split (`ImageBatch.index_B`)."""
-        if index_B.shape != (len(captions),):
-            raise InputError(f"{len(captions)} captions need one image row each, got indices {tuple(index_B.shape)}")
-        self.characters.append(torch.tensor([ord(c) for caption in captions for c in caption], dtype=torch.int64).to(self.device))
-        self.lengths.append(torch.tensor([len(caption) for caption in captions], dtype=torch.int64).to(self.device))
-        self.index.append(index_B.long().to(self.device))
-
-    def captions(self) -> list[str]:
-        """All captions added so far, in the split's order (after synchronisation: of all processes).
-
-        Raises:
-            InputError: Images without a caption, or with several.
-        """
-        order = split_order(joined(self.index), self.scorer.images, "image").tolist()
-        text = "".join(map(chr, joined(self.characters).tolist()))
-        ends = joined(self.lengths).cumsum(0).tolist()
-        return [text[(ends[row - 1] if row else 0) : ends[row]] for row in order]
-
-    def compute(self) -> dict[str, Tensor]:
-        """The scores of the split by name (float64), also kept whole in `scores`. Names as in `Scores.values`.
-
-        Raises:
-            InputError: Images without a caption or with several, a program that fails, a required one that is missing (in all
-                processes).
-        """
-        captions = self.written = self.captions()
-        self.scores = _in_one_process(lambda: self.scorer.score(captions)) if self._is_synced else self.scorer.score(captions)
-        return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in self.scores.values.items()}
-
-    @property
-    def unavailable(self) -> dict[str, str]:
-        """Of the last `compute`: metrics that were not computed, and what to install."""
-        return dict(self.scores.unavailable) if self.scores else {}
-
-    def per_image(self) -> dict[str, Tensor]:
-        """Scores of each image [I] of the last `compute`, in the split's order, float64 on the CPU."""
-        if self.scores is None:
-            raise RuntimeError("per_image() needs compute() first")
-        return {name: torch.from_numpy(values.copy()) for name, values in self.scores.per_image.items()}
-
-    def reset(self) -> None:
-        """Forgets everything but the references."""
-        super().reset()
-        self.scores, self.written = None, []
-
-
-class BLEU(CaptionScores):
-    """BLEU-1..4 of a split: `CaptionScores` with this metric alone."""
-
-    def __init__(self, references: Sequence[Sequence[str]], tokenizer: Tokenizer = "auto") -> None:
-        super().__init__(references, ("bleu",), tokenizer)
-
-
-class ROUGEL(CaptionScores):
-    """ROUGE-L of a split: `CaptionScores` with this metric alone."""
-
-    def __init__(self, references: Sequence[Sequence[str]], tokenizer: Tokenizer = "auto") -> None:
-        super().__init__(references, ("rouge_l",), tokenizer)
-
-
-class CIDErD(CaptionScores):
-    """CIDEr-D of a split: `CaptionScores` with this metric alone."""
-
-    def __init__(self, references: Sequence[Sequence[str]], tokenizer: Tokenizer = "auto") -> None:
-        super().__init__(references, ("cider",), tokenizer)
-
-
-class METEOR(CaptionScores):
-    """METEOR of a split, which must be installed: `CaptionScores` with this metric alone."""
-
-    def __init__(self, references: Sequence[Sequence[str]], tokenizer: Tokenizer = "auto") -> None:
-        super().__init__(references, ("meteor",), tokenizer, required=("meteor",))
-
-
-class SPICE(CaptionScores):
-    """SPICE of a split, which must be installed: `CaptionScores` with this metric alone."""
-
-    def __init__(self, references: Sequence[Sequence[str]], tokenizer: Tokenizer = "auto") -> None:
-        super().__init__(references, ("spice",), tokenizer, required=("spice",))
-
-
-def _in_one_process(score: Callable[[], Scores]) -> Scores:
-    """Runs in the first process; all have its result or its error."""
-    box: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            box[0] = score()
-        except Exception as error:
-            dist.broadcast_object_list([error if isinstance(error, InputError) else RuntimeError(f"process 0: {error!r}")], 0)
-            raise
-    dist.broadcast_object_list(box, 0)
-    if isinstance(box[0], Exception):
-        raise box[0]
-    return box[0]
-
-
-def _among(what: str, given: Iterable[str], known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise InputError(f"there is no {what} {name!r}; there are {', '.join(known)}")
+def _among(what: str, given: str, known: Iterable[str]) -> None:
+    if given not in known:
+        raise InputError(f"there is no {what} {given!r}; there are {', '.join(known)}")

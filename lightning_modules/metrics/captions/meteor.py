@@ -14,9 +14,29 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
+from lightning_modules.metrics.captions.caption_metric import CaptionMetric, Captions, MetricScores
 from lightning_modules.metrics.captions.java import LOCALE, failed, find_java, meteor_jar
 
 _BREAK = " ||| "  # separates sentences in the program's lines
+
+
+class METEOR(CaptionMetric):
+    """METEOR, key meteor."""
+
+    name = "meteor"
+    heading = "METEOR"
+
+    def require(self) -> None:
+        meteor_jar()
+        find_java()
+
+    def score(self, captions: Captions) -> MetricScores:
+        rows_of = self.references.rows_of
+        scores_I, (whole, *parts) = meteor(
+            self.references.sentences, captions.sentences, [rows.tolist() for rows in rows_of.values()]
+        )
+        values = {self.name: whole} | {f"{domain}/{self.name}": part for domain, part in zip(rows_of, parts, strict=True)}
+        return MetricScores(values, {self.name: scores_I})
 
 
 def meteor(

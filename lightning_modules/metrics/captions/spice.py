@@ -16,11 +16,33 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import InputError
+from lightning_modules.metrics.captions.caption_metric import CaptionMetric, Floats
 from lightning_modules.metrics.captions.java import LOCALE, SPICE_JAVA, find_java, folder, run, spice_folder
 
 MEMORY = "8G"  # of the Java heap, as in coco-caption
 # Its serialiser reads private fields of these, which Java has forbidden since version 16.
 _OPENED = ("lang", "math", "util", "util.concurrent", "net", "text")
+
+
+class SPICE(CaptionMetric):
+    """SPICE, key spice.
+
+    Args:
+        cache: See `spice`.
+    """
+
+    name = "spice"
+    heading = "SPICE"
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self.cache = cache
+
+    def require(self) -> None:
+        spice_folder()
+        find_java(SPICE_JAVA)
+
+    def score_images(self, references: Sequence[Sequence[str]], captions: Sequence[str]) -> Floats:
+        return spice(references, captions, self.cache)
 
 
 def spice(

@@ -3,6 +3,8 @@
 A tower knows what it wants to be fed (`image_input`, `text_input`), how wide its vector is (`width`), and where its blocks are
 (`blocks`, for adapters, checkpointing and layer decay). The library's model is `tower.model`, under its own keys.
 
+Weights by a hub name or folder come with the library's own `from_pretrained`; a file of `weights` is read by `checkpoints.fill`.
+
 A tower without any trainable parameter runs without recording a graph, so a frozen tower costs no activation memory.
 """
 
@@ -39,6 +41,7 @@ class Tower(nn.Module):
 
     width: int
     model: nn.Module
+    weights: str | None  # a file with the model's own keys, still to be read
 
     def _finish(self, unused: Sequence[str]) -> None:
         path = _find_blocks(self.model)

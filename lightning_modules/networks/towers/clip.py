@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.inputs import ImageInput
+from lightning_modules.networks.quiet_loading import quiet_loading
 from lightning_modules.networks.towers.base import NORMALIZATIONS, ImageTower
 from lightning_modules.networks.towers.hugging_face import stored_normalization
-from lightning_modules.networks.weights import load_weights, quiet_loading, some
 
 
 class ProjectedCLIPTower(ImageTower):
@@ -25,11 +25,12 @@ class ProjectedCLIPTower(ImageTower):
             random weights.
 
     Raises:
-        InputError: Nothing to build, or weights that do not fit.
+        InputError: Nothing to build, or a name whose weights do not fit.
     """
 
     def __init__(self, name: str | None = None, config: dict[str, Any] | None = None, weights: str | None = None) -> None:
         super().__init__()
+        self.weights = weights
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         where = f"CLIP tower {name or config}"
@@ -60,8 +61,6 @@ class ProjectedCLIPTower(ImageTower):
                 raise InputError(f"{where}: CLIPVisionConfig has no option {some(unknown)}")
             sizes.pop("model_type", None)
             model = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes)).float()
-            if weights is not None:
-                load_weights(model, weights, what="CLIPVisionModelWithProjection of the given config")
         self.model = model
         self._prefix = 1  # the class token
         self.width = int(model.config.projection_dim)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.inputs import ImageInput, TextInput
+from lightning_modules.networks.quiet_loading import quiet_loading
 from lightning_modules.networks.towers.base import NORMALIZATIONS, ImageTower, TextTower, pool_tokens, triple
-from lightning_modules.networks.weights import load_weights, quiet_loading, some
 
 
 def _hugging_face_model(
@@ -23,7 +23,7 @@ def _hugging_face_model(
     attention: str,
     pooler: bool,
 ) -> nn.Module:
-    """The bare encoder of one modality, by name (weights included) or by configuration and weights file.
+    """The bare encoder of one modality, by name (weights included) or by configuration (random; a file of weights comes later).
 
     Of a two-tower checkpoint (CLIP, SigLIP) only the asked-for side is built and loaded.
     """
@@ -61,10 +61,7 @@ def _hugging_face_model(
     if name is not None and torch.get_default_device().type == "meta":  # only to count: weights stay unread
         return model_class._from_config(settings, attn_implementation=attention, **extra).float()
     if name is None:
-        model = AutoModel.from_config(settings, attn_implementation=attention, **extra)
-        if weights is not None:
-            load_weights(model, weights, what=f"{type(model).__name__} of the given config")
-        return model.float()
+        return AutoModel.from_config(settings, attn_implementation=attention, **extra).float()
     try:
         with quiet_loading():
             model, report = model_class.from_pretrained(
@@ -117,6 +114,7 @@ class HFImageTower(ImageTower):
         attention: Literal["sdpa", "eager"] = "sdpa",
     ) -> None:
         super().__init__()
+        self.weights = weights
         self.model = _hugging_face_model("image", name, config, weights, attention, pooler=pooling == "pooler")
         settings: Any = self.model.config
         where = f"image tower {name or settings.model_type}"
@@ -199,6 +197,7 @@ class HFTextTower(TextTower):
         attention: Literal["sdpa", "eager"] = "sdpa",
     ) -> None:
         super().__init__()
+        self.weights = weights
         if name is None and tokenizer is None:
             raise InputError("text tower: tokenizer is missing (a Hugging Face name or folder); it is needed with config")
         self.model = _hugging_face_model("text", name, config, weights, attention, pooler=False)

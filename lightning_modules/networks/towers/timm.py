@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.inputs import ImageInput
 from lightning_modules.networks.towers.base import ImageTower, pool_tokens, triple
-from lightning_modules.networks.weights import load_weights, some
 
 
 class TimmImageTower(ImageTower):
@@ -28,7 +27,7 @@ class TimmImageTower(ImageTower):
         options: Further arguments of the timm model, e.g. {bn_eps: 1e-3} or {embed_dim: 64, depth: 2, num_heads: 2}.
 
     Raises:
-        InputError: Unknown name or option, weights that do not fit, or a size or pooling the model cannot do.
+        InputError: Unknown name or option, or a size or pooling the model cannot do.
     """
 
     def __init__(
@@ -45,6 +44,9 @@ class TimmImageTower(ImageTower):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.name = name
+        self.weights = weights
+        self._other_size: int | None = None
         import timm  # late: a text-only run should not pay for it
         from timm.data import resolve_model_data_config
 
@@ -65,11 +67,6 @@ class TimmImageTower(ImageTower):
                 "and give weights: a local file"
             ) from error
         self.model = model
-        settings = getattr(model, "pretrained_cfg", {})
-        if weights:
-            heads = settings.get("classifier") or ()
-            prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
-            load_weights(model, weights, drop=lambda key: key.startswith(prefixes), what=f"timm model {name}")
         data = resolve_model_data_config(model)
         native = int(data["input_size"][-1])
         fixed: Any = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -78,10 +75,9 @@ class TimmImageTower(ImageTower):
         if image_size is not None and image_size != native and fixed:
             if not hasattr(model, "set_input_size"):
                 raise InputError(f"image tower {name} has a fixed image_size of {native}, got {image_size}")
-            try:
-                model.set_input_size(img_size=image_size)
-            except (AssertionError, ValueError) as error:
-                raise InputError(f"image tower {name} cannot take image_size {image_size}: {error}") from error
+            self._other_size = image_size
+            if weights is None:  # else when they are there: a file's positions are of the model's own size
+                self.fit_image_size()
         self.pooling = pooling
         self._prefix = int(getattr(model, "num_prefix_tokens", 0))  # class token and registers; none in a CNN
         if pooling in ("cls", "cls+mean") and not self._prefix:
@@ -98,6 +94,24 @@ class TimmImageTower(ImageTower):
             interpolation=data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear", "nearest") else "bicubic",
         )
         self._finish(("mask_token",) if pooling == "default" else ("mask_token", "fc_norm", "attn_pool"))
+
+    def fit_image_size(self) -> None:
+        """Resample the position embeddings to the `image_size` that was asked for, where it is not the model's own.
+
+        Raises:
+            InputError: The model cannot take that size.
+        """
+        if self._other_size is None:
+            return
+        try:
+            cast(Any, self.model).set_input_size(img_size=self._other_size)
+        except (AssertionError, ValueError) as error:
+            raise InputError(f"image tower {self.name} cannot take image_size {self._other_size}: {error}") from error
+
+    def classifier_keys(self) -> tuple[str, ...]:
+        """What the names of a published classifier's weights begin with, which this tower leaves out."""
+        heads = getattr(self.model, "pretrained_cfg", {}).get("classifier") or ()
+        return tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
 
     def _encode(self, pixels_B3HW: Tensor) -> Tensor:
         model: Any = self.model

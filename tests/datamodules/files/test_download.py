@@ -15,10 +15,10 @@ import pytest
 from local_server import Server, server
 from tiny_data import karpathy, write_image
 
-from datamodules import coco
 from datamodules.coco import COCO
 from datamodules.errors import InputError
 from datamodules.files.download import Remote, fetch, unpack
+from datamodules.sources import coco as source
 
 CONTENT = bytes(range(256)) * 5000
 
@@ -176,9 +176,9 @@ def test_coco_is_fetched_from_a_mirror(server: Server, tmp_path: Path, monkeypat
         "val2014": zipped(pictures),
     }
     for name, data in archives.items():
-        address, path, _, _ = coco._ARCHIVES[name]
+        address, path, _, _ = source._ARCHIVES[name]
         server.files[f"/{path}"] = data
-        monkeypatch.setitem(coco._ARCHIVES, name, (address, path, len(data), hashlib.md5(data).hexdigest()))
+        monkeypatch.setitem(source._ARCHIVES, name, (address, path, len(data), hashlib.md5(data).hexdigest()))
 
     root = tmp_path / "coco"
     monkeypatch.setenv("CROSSLIGHT_COCO_MIRROR", f"{server.url}/")

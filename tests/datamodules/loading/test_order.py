@@ -16,6 +16,7 @@ from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
 from datamodules.inputs import Inputs, TextInput
 from datamodules.loading.order import GlobalBatches, evaluation_batches, mix
+from datamodules.loading.pairs import Pairs
 from datamodules.loading.tokens import Tokenizer
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 
@@ -172,7 +173,8 @@ def test_cached_pixels_equal_uncached_ones_across_workers(flickr8k_root: Path, i
         for left, right in zip(epoch_of(plain), epoch_of(cached), strict=True):
             assert torch.equal(left.images.pixels_B3HW, right.images.pixels_B3HW)  # type: ignore[arg-type]
     images: Any = cached.evaluation_loaders("train")[0]
-    kept = cached._images("train", cached.records("train"), None).cache
+    assert isinstance(cached.task, Pairs)
+    kept = cached.task.pixels.evaluation("train", cached.records("train")).cache
     assert kept is not None
     assert kept._filled_N.sum() == 13  # what the training workers decoded is there for evaluation
     assert sum(len(batch) for batch in images) == 13

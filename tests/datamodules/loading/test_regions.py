@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import shutil
@@ -194,6 +195,7 @@ def test_features_stored_as_float32_stay_exact(own_root: Path) -> None:
     arrays = {"features": features, "norm_bb": np.zeros((4, 6), np.float32), "conf": np.ones(4, np.float32)}
     folder = own_root / "img_db" / "flickr30k"
     del data
+    gc.collect()  # closes the database, which may be open only once in a process
     with lmdb.open(str(folder / LAYOUT.folder)) as environment, environment.begin(write=True) as transaction:
         transaction.put(name.encode(), msgpack.packb(arrays, default=msgpack_numpy.encode, use_bin_type=True))
     counts = json.loads((folder / str(LAYOUT.counts_file)).read_text())
@@ -422,7 +424,8 @@ def test_an_image_that_its_database_lacks(own_root: Path) -> None:
         InputError, match=r"flickr30k val: 1 of 5 images have no regions, .* looked for as flickr30k_000000007013\.npz"
     ):
         connected(own_root).records("val")
-    report = check(connected(own_root), progress=False)
+    data = connected(own_root)
+    report = check(data, progress=False, regions=data.region_splits)
     assert [(problem.kind, problem.text) for problem in report.problems] == [
         ("missing image", "image flickr30k_000000007013 has no regions")
     ]
@@ -440,11 +443,12 @@ def test_a_damaged_value_is_one_message_from_any_process(own_root: Path, workers
         list(data.evaluation_loaders("train")[0])
     assert f"image {name}" in str(caught.value)
     assert "Traceback" not in str(caught.value)
-    assert [problem.kind for problem in check(data, progress=False).problems] == ["unreadable image"]
+    assert [problem.kind for problem in check(data, progress=False, regions=data.region_splits).problems] == ["unreadable image"]
 
 
 def test_a_sound_root_has_no_problems(root: Path) -> None:
-    report = check(Flickr30k(str(root), regions=region_files(texts=False)), progress=False)
+    data = Flickr30k(str(root), regions=region_files(texts=False))
+    report = check(data, progress=False, regions=data.region_splits)
     assert report.problems == []
     assert report.splits["train"].images == 12
 

@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from datamodules.errors import InputError
+from datamodules.miniworld import write
 from datamodules.miniworld.captions import describe, region_descriptions
 from datamodules.miniworld.images import read_scenes
 from datamodules.miniworld.render import render
-from datamodules.miniworld.scenes import NOVEL_KINDS, SEEN_KINDS, Scene, SceneObject, Style, sample_scene, write
+from datamodules.miniworld.scenes import NOVEL_KINDS, SEEN_KINDS, Scene, SceneObject, Style, sample_scene
 from datamodules.miniworld.write import Splits, write_tokenizer, write_world
 from datamodules.records import Box, Phrase
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,21 @@ from datamodules.coco import COCO
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
 from datamodules.prepare.check import Report, SplitCounts, check, run_check
+
+
+def test_a_check_imports_no_torch(flickr8k_root: Path) -> None:
+    """Nor anything else that takes seconds: who checks files has to wait for the images alone."""
+    code = f"""
+import sys
+from experiments.cli.main import main
+try:
+    main(["data", "check", "flickr8k", {str(flickr8k_root)!r}, "--workers", "1"])
+except SystemExit as end:
+    assert not end.code
+print([name for name in ("torch", "torchvision", "lightning", "transformers", "jsonargparse") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["no problems found", "[]"]
 
 
 def test_a_sound_root(flickr8k_root: Path) -> None:
@@ -87,7 +104,8 @@ def test_long_lists_are_cut(flickr8k_root: Path) -> None:
 
 
 def test_unknown_kind_and_unreadable_annotations(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="unknown kind of data 'imagenet'; choose one of coco, flickr30k, flickr8k"):
-        run_check("imagenet", tmp_path)  # type: ignore[arg-type]
+    kinds = "coco, flickr30k, flickr30k_entities, flickr8k, nocaps, visual_genome"
+    with pytest.raises(InputError, match=f"unknown kind of data 'imagenet'; choose one of {kinds}, or give the class path"):
+        run_check("imagenet", tmp_path)
     with pytest.raises(InputError, match="Flickr8k is not complete"):
         run_check("flickr8k", tmp_path)

@@ -1,4 +1,4 @@
-"""`crosslight caption`: captions of photographs from a run folder, results files, pictures, and what is refused."""
+"""`crosslight caption`: captions of images from a run folder, results files, pictures, and what is refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 3, "n_head": 2, "n_posit
 ADAPTERS: dict[str, Any] = {
     "i_tuning": {
         "class_path": "lightning_modules.adapters.i_tuning.ITuning",
-        "init_args": {"reading": "multihead", "heads": 2, "drop_first": 1, "init_std": 0.5},
+        "init_args": {"reading": "multihead", "num_heads": 2, "drop_first": 1, "init_std": 0.5},
     },
     "clipcap": {"class_path": "lightning_modules.adapters.clipcap.ClipCap", "init_args": {"mapping": "mlp", "prefix_length": 2}},
     "none": None,
@@ -64,7 +64,7 @@ def run_folder(folder: Path, tokenizer: Path, adapter: str = "i_tuning") -> Path
         "network": {"class_path": "lightning_modules.networks.captioner.Captioner", "init_args": network},
         "adapter": ADAPTERS[adapter],
         "tuning": "frozen" if adapter == "none" else "adapter",
-        "decoding": {"beams": 2, "max_new_tokens": 6, "min_new_tokens": 2},
+        "decoding": {"num_beams": 2, "max_new_tokens": 6, "min_new_tokens": 2},
     }
     model = {"class_path": "lightning_modules.captioning.CaptioningModule", "init_args": arguments}
     folder.mkdir(exist_ok=True)
@@ -85,7 +85,7 @@ def loaded(run: Path) -> Any:
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     """Three of different shapes, with names that are and are not numbers."""
     rng = np.random.default_rng(0)
     paths = [tmp_path / name for name in ("12.jpg", "0034.png", "a dog.jpg")]
@@ -100,58 +100,56 @@ def expected(network: Any, paths: list[Path], decoding: Decoding) -> list[str]:
     found = []
     for row in range(len(paths)):
         pixels = SplitImages(records, network.inputs.image).pixels([row], [0])
-        found += network.generate(network.see(ImageBatch(("",), torch.tensor([0]), pixels)), decoding)
+        found += network.generate(network.encode_images(ImageBatch(("",), torch.tensor([0]), pixels)), decoding)
     return found
 
 
 def test_captions_are_those_of_an_evaluation(
-    run: Path, loaded: Any, photographs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, loaded: Any, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "captions.json"
-    asked = [str(run), *map(str, photographs), "--device", "cpu"]
+    asked = [str(run), *map(str, images), "--device", "cpu"]
     assert run_command("caption", [*asked, "--out", str(out), "--batch-size", "2"]) == 0
-    wanted = expected(loaded.network, photographs, Decoding(beams=2, max_new_tokens=6, min_new_tokens=2))
+    wanted = expected(loaded.network, images, Decoding(num_beams=2, max_new_tokens=6, min_new_tokens=2))
     assert all(len(each.split()) >= 2 for each in wanted)
-    assert capsys.readouterr().out.splitlines() == [f"{path}: {each}" for path, each in zip(photographs, wanted, strict=True)]
+    assert capsys.readouterr().out.splitlines() == [f"{path}: {each}" for path, each in zip(images, wanted, strict=True)]
     assert json.loads(out.read_text()) == [
         {"image_id": name, "caption": each} for name, each in zip([12, "0034", "a dog"], wanted, strict=True)
     ]
     assert list(parse_caption_results(out).valid()) == ["12", "0034", "a dog"]
     # what is given replaces what the run has, and nothing else
-    assert run_command("caption", [*asked, "--beams", "1", "--max-new-tokens", "4"]) == 0
-    shorter = expected(loaded.network, photographs, Decoding(beams=1, max_new_tokens=4, min_new_tokens=2))
+    assert run_command("caption", [*asked, "--num-beams", "1", "--max-new-tokens", "4"]) == 0
+    shorter = expected(loaded.network, images, Decoding(num_beams=1, max_new_tokens=4, min_new_tokens=2))
     assert [line.rpartition(": ")[2] for line in capsys.readouterr().out.splitlines()] == shorter
 
 
 def test_samples_are_those_of_the_seed(
-    loaded: Any, photographs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    loaded: Any, images: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
     drawn = []
     for seed in ("1", "1", "2"):
         assert (
-            run_command("caption", ["run", str(photographs[0]), "--beams", "1", "--sample", "--temperature", "9", "--seed", seed])
+            run_command("caption", ["run", str(images[0]), "--num-beams", "1", "--sample", "--temperature", "9", "--seed", seed])
             == 0
         )
         drawn.append(capsys.readouterr().out)
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_a_picture_for_each_photograph(
-    loaded: Any, photographs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_for_each_image(loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
     asked: list[tuple[Any, Any]] = []
     draw = caption.draw_maps
 
-    def drawing(path: Path, photograph: Image.Image, maps: Any, covered: Any) -> Path:
+    def drawing(path: Path, image: Image.Image, maps: Any, covered: Any) -> Path:
         asked.append((maps, covered))
-        return draw(path, photograph, maps, covered)
+        return draw(path, image, maps, covered)
 
     monkeypatch.setattr(caption, "draw_maps", drawing)
     folder = tmp_path / "new" / "maps"
     chosen = ["--layer", "1", "--head", "0", "--position", "reads"]
-    assert run_command("caption", ["run", *map(str, photographs[:2]), "--maps", str(folder), *chosen]) == 0
+    assert run_command("caption", ["run", *map(str, images[:2]), "--maps", str(folder), *chosen]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["0034.png", "12.png"]
     for path in folder.iterdir():
         with Image.open(path) as picture:
@@ -159,22 +157,22 @@ def test_a_picture_for_each_photograph(
             assert min(picture.size) > 100
     assert [maps.shown for maps, _ in asked] == ["layer 1, head 0, where each token is read"] * 2
     assert [(box.left, box.top, box.right, box.bottom) for _, box in asked] == [(10, 0, 50, 40), (0, 10, 40, 50)]
-    for path, (maps, _) in zip(photographs, asked, strict=False):
+    for path, (maps, _) in zip(images, asked, strict=False):
         pixels = SplitImages([ImageRecord("", path, ())], loaded.network.inputs.image).pixels([0], [0])
-        seen = loaded.network.see(ImageBatch(("",), torch.tensor([0]), pixels))
-        (own,) = token_maps(loaded.network, seen, [maps.tokens], layer=1, head=0, position="reads")
+        features = loaded.network.encode_images(ImageBatch(("",), torch.tensor([0]), pixels))
+        (own,) = token_maps(loaded.network, features, [maps.tokens], layer=1, head=0, position="reads")
         np.testing.assert_allclose(maps.maps_TYX, own.maps_TYX, atol=1e-5)
-        assert maps.text == loaded.network.generate(seen, loaded.decoding)[0]
+        assert maps.text == loaded.network.generate(features, loaded.decoding)[0]
     assert np.abs(asked[0][0].maps_TYX[0] - asked[1][0].maps_TYX[0]).max() > 1e-3
 
 
-def test_photographs_are_turned_upright(tmp_path: Path) -> None:
+def test_images_are_turned_upright(tmp_path: Path) -> None:
     left_right = np.zeros((20, 30, 3), np.uint8)
     left_right[:, 15:] = 255
     orientation = Image.Exif()
     orientation[0x0112] = 6  # "rotate by 90 degrees clockwise to see it"
     Image.fromarray(left_right).save(tmp_path / "a.jpg", exif=orientation)
-    upright = np.asarray(caption.open_photograph(tmp_path / "a.jpg"))
+    upright = np.asarray(caption.open_upright(tmp_path / "a.jpg"))
     assert upright.shape == (30, 20, 3)
     assert upright[:13].mean() < 20
     assert upright[17:].mean() > 235
@@ -183,8 +181,8 @@ def test_photographs_are_turned_upright(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gone.jpg"], "photograph .*gone.jpg does not exist"),
-        (["."], "is a folder; give the photographs in it"),
+        (["gone.jpg"], "image .*gone.jpg does not exist"),
+        (["."], "is a folder; give the images in it"),
         (["12.jpg", "cut.jpg"], r"cut\.jpg cannot be decoded \(image file is truncated"),
         (["words.jpg"], r"words\.jpg is not an image"),
         (["12.jpg", "--layer", "1"], "--layer chooses what --maps shows; give --maps DIR"),
@@ -195,23 +193,23 @@ def test_photographs_are_turned_upright(tmp_path: Path) -> None:
         ),
         (["12.jpg", "--maps", "maps", "--head", "2"], "heads 0 to 1"),
         (["12.jpg", "--maps", "12.jpg/maps"], "cannot be written"),
-        (["12.jpg", "b/12.jpg", "--out", "o.json"], "2 photographs are named 12"),
-        (["12.jpg", "--beams", "0"], r"beams \(0\)"),
+        (["12.jpg", "b/12.jpg", "--out", "o.json"], "2 images are named 12"),
+        (["12.jpg", "--num-beams", "0"], r"num_beams \(0\)"),
         (["12.jpg", "--max-new-tokens", "99"], "max_new_tokens .* needs 100 positions, the model has 48"),
         (["12.jpg", "--batch-size", "0"], "--batch-size is 0"),
         (["12.jpg", "--device", "abacus"], "--device abacus cannot be used"),
         (["12.jpg", "--beam", "3"], "unrecognized arguments: --beam 3"),
-        ([], "the following arguments are required: images"),
+        ([], "the following arguments are required: IMAGE"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
-    loaded: Any, photographs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
-    (tmp_path / "cut.jpg").write_bytes(photographs[0].read_bytes()[:-600])
+    (tmp_path / "cut.jpg").write_bytes(images[0].read_bytes()[:-600])
     (tmp_path / "words.jpg").write_text("no image")
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "12.jpg").write_bytes(photographs[0].read_bytes())
+    (tmp_path / "b" / "12.jpg").write_bytes(images[0].read_bytes())
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message) as error:
         run_command("caption", ["run", *arguments])
@@ -227,21 +225,21 @@ def test_what_cannot_be_done_is_said_in_one_line(
     ],
 )
 def test_runs_without_maps(
-    photographs: list[Path], tmp_path: Path, tokenizer: Path, kind: str, message: str, capsys: pytest.CaptureFixture[str]
+    images: list[Path], tmp_path: Path, tokenizer: Path, kind: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = [str(run_folder(tmp_path / kind, tokenizer, kind)), str(photographs[0])]
+    asked = [str(run_folder(tmp_path / kind, tokenizer, kind)), str(images[0])]
     with pytest.raises(InputError, match=message):
         run_command("caption", [*asked, "--maps", str(tmp_path / "maps")])
     assert not (tmp_path / "maps").exists()
     if kind == "clipcap":  # captions it writes all the same
         assert run_command("caption", asked) == 0
-        assert capsys.readouterr().out.startswith(f"{photographs[0]}: ")
+        assert capsys.readouterr().out.startswith(f"{images[0]}: ")
 
 
-def test_other_networks_write_no_captions(photographs: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_networks_write_no_captions(images: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Module:
         network = torch.nn.Linear(1, 1)
 
     monkeypatch.setattr(lightning_modules, "load", lambda run: Module())
     with pytest.raises(InputError, match="is a run of Linear, which writes no captions"):
-        run_command("caption", [str(tmp_path), str(photographs[0])])
+        run_command("caption", [str(tmp_path), str(images[0])])

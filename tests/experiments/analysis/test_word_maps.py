@@ -24,7 +24,7 @@ from experiments.analysis.word_maps import TokenMaps, token_maps
 from experiments.analysis.words import Word, split_words
 from lightning_modules.adapters.clipcap import ClipCap
 from lightning_modules.adapters.i_tuning import ITuning
-from lightning_modules.networks.captioner import Captioner, Seen
+from lightning_modules.networks.captioner import Captioner, VisualFeatures
 from lightning_modules.networks.language_model import LanguageModel
 from lightning_modules.networks.towers.base import ImageTower
 from lightning_modules.networks.towers.hugging_face import HFImageTower
@@ -46,7 +46,7 @@ def tuned(tiny: Any, family: str = "gpt2", tower: dict[str, Any] | None = None, 
 # ------------------------------------------------------------------------------------------------------------------ maps
 
 
-def by_hand(network: Captioner, seen: Seen, captions: list[list[int]], rows: list[int], layer: int) -> list[Tensor]:
+def by_hand(network: Captioner, features: VisualFeatures, captions: list[list[int]], rows: list[int], layer: int) -> list[Tensor]:
     """Eq. 4 for one caption at a time and every position of [begin] prompt caption, from what the module of a layer reads:
     [L + T, H, V] each."""
     assert network.i_tuning is not None
@@ -56,14 +56,14 @@ def by_hand(network: Captioner, seen: Seen, captions: list[list[int]], rows: lis
         read: list[Tensor] = []
         hook = module.register_forward_pre_hook(lambda _, args, read=read: read.append(args[0]))
         tokens = torch.tensor([[*caption, 0]])  # the last is not read
-        network.states(Seen(seen.tokens_IVD[row : row + 1]), tokens, torch.tensor([0]))
-        network.forget()
+        network.states(VisualFeatures(features.tokens_IVD[row : row + 1]), tokens, torch.tensor([0]))
+        network.clear_images()
         hook.remove()
         q = (read[0].reshape(-1, read[0].shape[-1]).double() @ module.q.weight.T.double()) + module.q.bias.double()
-        k = (seen.tokens_IVD[row].double() @ module.k.weight.T.double()) + module.k.bias.double()
-        width = q.shape[1] // module.heads
+        k = (features.tokens_IVD[row].double() @ module.k.weight.T.double()) + module.k.bias.double()
+        width = q.shape[1] // module.num_heads
         heads = []
-        for head in range(module.heads):
+        for head in range(module.num_heads):
             part = slice(head * width, (head + 1) * width)
             scores = q[:, part] @ k[:, part].T * module.scale
             weights = (scores - scores.amax(1, keepdim=True)).exp()
@@ -76,8 +76,8 @@ def by_hand(network: Captioner, seen: Seen, captions: list[list[int]], rows: lis
     ("family", "adapter", "visual", "prompt"),
     [
         ("gpt2", {}, "tokens", ()),
-        ("gpt2", {"reading": "multihead", "heads": 2, "drop_first": 2}, "patches", (8, 3)),
-        ("opt", {"reading": "multihead", "heads": 2}, "tokens", (8,)),
+        ("gpt2", {"reading": "multihead", "num_heads": 2, "drop_first": 2}, "patches", (8, 3)),
+        ("opt", {"reading": "multihead", "num_heads": 2}, "tokens", (8,)),
     ],
 )
 @pytest.mark.parametrize("position", ["reads", "predicts"])
@@ -86,15 +86,15 @@ def test_maps_are_those_of_the_tokens(
 ) -> None:
     network = tuned(tiny, family, {"visual": visual}, **adapter)
     network.language.prompt_ids = prompt
-    seen = network.see(tiny.images(3))
+    features = network.encode_images(tiny.images(3))
     captions, rows = [[4, 9, 60], [7], [], [1, 2, 3, 4, 5]], [2, 0, 1, 2]
     special = 1 if visual == "tokens" else 0
     first = len(prompt) + (0 if position == "predicts" else 1)
-    heads = adapter.get("heads", 1)
-    expected = {layer: by_hand(network, seen, captions, rows, layer) for layer in (2, 3)}
+    heads = adapter.get("num_heads", 1)
+    expected = {layer: by_hand(network, features, captions, rows, layer) for layer in (2, 3)}
     for layer in (2, 3):
         for head in (*range(heads), "mean"):
-            found = token_maps(network, seen, captions, rows, layer=layer, head=head, position=position)  # type: ignore[arg-type]
+            found = token_maps(network, features, captions, rows, layer=layer, head=head, position=position)  # type: ignore[arg-type]
             for caption, maps, every in zip(captions, found, expected[layer], strict=True):
                 wanted = (every.mean(1) if head == "mean" else every[:, int(head)])[first : first + len(caption)].numpy()
                 assert maps.maps_TYX.shape == (len(caption), 2, 2)
@@ -104,49 +104,49 @@ def test_maps_are_those_of_the_tokens(
                 assert maps.tokens == tuple(caption)
         assert np.concatenate([maps.maps_TYX for maps in found]).std(0).max() > 1e-3  # a wrong row would be seen
     # the last layer unless told, and the mean over all that have a module
-    last = token_maps(network, seen, captions, rows, position=position)[3].maps_TYX
-    np.testing.assert_array_equal(last, token_maps(network, seen, captions, rows, layer=3, position=position)[3].maps_TYX)
+    last = token_maps(network, features, captions, rows, position=position)[3].maps_TYX
+    np.testing.assert_array_equal(last, token_maps(network, features, captions, rows, layer=3, position=position)[3].maps_TYX)
     layers = range(adapter.get("drop_first", 0), tiny.LAYERS)
-    each = [token_maps(network, seen, captions, rows, layer=layer, position=position)[0].maps_TYX for layer in layers]
-    mean = token_maps(network, seen, captions, rows, layer="mean", position=position)[0]
+    each = [token_maps(network, features, captions, rows, layer=layer, position=position)[0].maps_TYX for layer in layers]
+    mean = token_maps(network, features, captions, rows, layer="mean", position=position)[0]
     np.testing.assert_allclose(mean.maps_TYX, np.mean(each, 0), atol=1e-6)
     assert f"mean of {len(layers)} layers" in mean.shown
 
 
 def test_the_captioner_is_as_before(tiny: Any) -> None:
     network = tuned(tiny)
-    seen = network.see(tiny.images(1))
+    features = network.encode_images(tiny.images(1))
     ids = torch.tensor([[3, 4]])
     plain = network.language.states(input_ids=ids)
     for position in ("reads", "predicts"):
-        token_maps(network, seen, [[3, 4]], position=position)  # type: ignore[arg-type]
+        token_maps(network, features, [[3, 4]], position=position)  # type: ignore[arg-type]
         assert torch.equal(network.language.states(input_ids=ids), plain)
         assert network.i_tuning is not None
         assert all(module._maps is None for module in network.i_tuning.modules_by_layer().values())
-    assert token_maps(network, seen, [], []) == []
-    assert token_maps(network, seen, [[3, 4]])[0].shown == "layer 3, where each token is predicted"
+    assert token_maps(network, features, [], []) == []
+    assert token_maps(network, features, [[3, 4]])[0].shown == "layer 3, where each token is predicted"
 
 
 def test_what_has_no_maps_says_so(tiny: Any) -> None:
-    network = tuned(tiny, reading="multihead", heads=2)
-    seen = network.see(tiny.images(1))
+    network = tuned(tiny, reading="multihead", num_heads=2)
+    features = network.encode_images(tiny.images(1))
     with pytest.raises(InputError, match="heads 0 to 1"):
-        token_maps(network, seen, [[1]], head=2)
+        token_maps(network, features, [[1]], head=2)
     with pytest.raises(InputError, match=r"layers \[4\] have no module"):
-        token_maps(network, seen, [[1]], layer=4)
+        token_maps(network, features, [[1]], layer=4)
     with pytest.raises(InputError, match="2 captions, but 1 images"):
-        token_maps(network, seen, [[1], [2]])
+        token_maps(network, features, [[1], [2]])
     with pytest.raises(InputError, match=r"has 4 visual tokens here, the captioner's tower gives 1 special ones and 2 x 2"):
-        token_maps(network, Seen(seen.tokens_IVD[:, 1:]), [[1]])
+        token_maps(network, VisualFeatures(features.tokens_IVD[:, 1:]), [[1]])
     pooled = tuned(tiny, tower={"visual": "pooled"})
     with pytest.raises(InputError, match="one vector of an image"):
-        token_maps(pooled, pooled.see(tiny.images(1)), [[1]])
+        token_maps(pooled, pooled.encode_images(tiny.images(1)), [[1]])
     prefixed = tiny.captioner(visual="pooled")
     ClipCap(prefix_length=2, mapping="mlp").inject(prefixed)
     with pytest.raises(InputError, match="ClipCap's prefix"):
-        token_maps(prefixed, prefixed.see(tiny.images(1)), [[1]])
+        token_maps(prefixed, prefixed.encode_images(tiny.images(1)), [[1]])
     with pytest.raises(InputError, match="no adapter"):
-        token_maps(tiny.captioner(), seen, [[1]])
+        token_maps(tiny.captioner(), features, [[1]])
 
 
 # ------------------------------------------------------------------------------------------------------------------ grid
@@ -212,13 +212,13 @@ def test_covered_area_is_what_the_transform_keeps(size: tuple[int, int], resize:
     """The transform of a picture whose pixels say where they are."""
     spec = ImageInput(16, (0, 0, 0), (1, 1, 1), resize, fraction, "bilinear")
     box = covered_area(spec, *size)
-    seen = evaluation_transform(spec)(ramp(*size)).double()
+    features = evaluation_transform(spec)(ramp(*size)).double()
     centres = (torch.arange(16, dtype=torch.float64) + 0.5) / 16
     columns = box.left + centres * (box.right - box.left) - 0.5
     rows = box.top + centres * (box.bottom - box.top) - 0.5
     inner = slice(1, -1)  # at the border the filter is cut off
-    torch.testing.assert_close(seen[0, 8, inner], columns[inner], atol=0.8, rtol=0)  # bytes are rounded twice
-    torch.testing.assert_close(seen[1, inner, 8], rows[inner], atol=0.8, rtol=0)
+    torch.testing.assert_close(features[0, 8, inner], columns[inner], atol=0.8, rtol=0)  # bytes are rounded twice
+    torch.testing.assert_close(features[1, inner, 8], rows[inner], atol=0.8, rtol=0)
     assert box.left >= 0
     assert box.top >= 0
     assert box.right <= size[0] + 1e-9
@@ -228,8 +228,8 @@ def test_covered_area_is_what_the_transform_keeps(size: tuple[int, int], resize:
 def test_a_crop_larger_than_the_image_reaches_beyond_it() -> None:
     spec = ImageInput(16, (0, 0, 0), (1, 1, 1), "crop", 2.0, "bilinear")
     box = covered_area(spec, 80, 160)
-    seen = evaluation_transform(spec)(Image.new("RGB", (80, 160), (255, 255, 255)))
-    inside = seen[0].nonzero()
+    features = evaluation_transform(spec)(Image.new("RGB", (80, 160), (255, 255, 255)))
+    inside = features[0].nonzero()
     (top, left), (bottom, right) = inside.min(0).values.tolist(), (inside.max(0).values + 1).tolist()
     # where in the network's input the photograph begins and ends
     assert [-box.left / (box.right - box.left) * 16, (80 - box.left) / (box.right - box.left) * 16] == [left, right] == [4, 12]
@@ -461,8 +461,8 @@ def test_maps_of_a_batch_that_carries_pixels(tiny: Any) -> None:
     spec = network.vision.image_input
     photograph = ramp(200, 100)
     pixels = evaluation_transform(spec)(photograph).float().div(255)
-    seen = network.see(ImageBatch(("a",), torch.tensor([0]), pixels[None]))
-    (maps,) = token_maps(network, seen, network.generate_ids(seen))
+    features = network.encode_images(ImageBatch(("a",), torch.tensor([0]), pixels[None]))
+    (maps,) = token_maps(network, features, network.generate_ids(features))
     covered = covered_area(spec, *photograph.size)
     assert covered == Box(50, 0, 150, 100)
     map_YX = maps.word_maps()[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fresh_process import modules_after
 
 from datamodules.errors import InputError
 from experiments.cli.main import run_command
@@ -172,3 +173,11 @@ def test_options_that_are_refused(tmp_path: Path, options: list[str], message: s
         run_command("score", [results(tmp_path), "--references", coco(tmp_path), *options])
     with pytest.raises(InputError, match="needs a results file and --references"):
         run_command("score", [])
+
+
+def test_scores_need_no_torch(tmp_path: Path) -> None:
+    modules = modules_after(
+        "score", results(tmp_path), "--references", coco(tmp_path), "--metrics", "bleu,cider", folder=tmp_path
+    )
+    assert "lightning_modules.metrics.captions.cider" in modules
+    assert not modules & {"torch", "transformers", "matplotlib"}

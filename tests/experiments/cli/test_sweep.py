@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from fake_slurm import Queue, ended
+from fresh_process import modules_after
 from sweeps import LR, sweep_of
 
 from datamodules.errors import InputError
@@ -186,15 +185,8 @@ def test_status_and_cancel_of_draws_are_of_those_submitted(
 def test_what_starts_nothing_imports_no_torch(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     write_results(tmp_path / "one", Results("finished", "fit", "start", "c", now(), seconds=65.0))
-    program = f"""
-import sys, time
-from experiments.cli.main import run_command
-assert run_command("sweep", {words!r}) == 0
-heavy = {{"torch", "lightning", "transformers", "jsonargparse"}} & set(sys.modules)
-assert not heavy, heavy
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    modules = modules_after("sweep", *words, folder=tmp_path)
+    assert not {"torch", "lightning", "transformers", "jsonargparse"} & modules
 
 
 def test_what_an_earlier_version_submitted_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from datamodules.records import Box, Caption, Phrase
 from experiments.analysis import grounding
-from experiments.analysis.grounding import Looks, NamedMaps, Place, look, naming
+from experiments.analysis.grounding import Grounding, NamedMaps, Place, measure_grounding, naming
 from experiments.demo.captioning import Results, report, save_part
 
 LEFT, RIGHT = Box(0, 0, 10, 20), Box(10, 0, 20, 20)
@@ -39,13 +39,13 @@ def test_the_place_is_chosen_on_validation_images_and_reported_of_test_images(mo
     of = {"val": words(0.9, 0.6), "test": words(0.7, 1.0)}  # on test images the other place would look better
     monkeypatch.setattr(grounding, "named_maps", lambda run, world, split: of[split])
 
-    looks = look(Path("run"), Path("world"))
+    measured = measure_grounding(Path("run"), Path("world"))
 
-    assert (looks.place, looks.words) == ((1, "predicts"), 2)
-    assert (looks.inside, looks.area) == (pytest.approx(0.7), pytest.approx(0.5))
-    assert looks.elsewhere == pytest.approx(0.3)  # each word's map inside of the other's box
-    assert looks.over == 1.0
-    assert looks.everywhere == pytest.approx((0.7 + 1.0) / 2)
+    assert (measured.place, measured.words) == ((1, "predicts"), 2)
+    assert (measured.inside, measured.area) == (pytest.approx(0.7), pytest.approx(0.5))
+    assert measured.elsewhere == pytest.approx(0.3)  # each word's map inside of the other's box
+    assert measured.over == 1.0
+    assert measured.everywhere == pytest.approx((0.7 + 1.0) / 2)
 
 
 def test_only_phrases_with_boxes_name_a_thing_and_their_last_token_is_the_noun() -> None:
@@ -84,7 +84,7 @@ def test_a_part_is_saved_under_its_own_keys_and_tied_weights_once(tmp_path: Path
 def test_the_report_has_both_tables_with_deviations_over_seeds() -> None:
     row = {"name": "i_tuning", "cider": 0.5, "cider_sd": 0.02, "bleu_4": 0.25, "bleu_4_sd": None, "seconds_per_epoch": 1.5}
     table = [{"name": "language_model_only", "cider": 0.2}, {**row, "tunable_parameters": 74688.0}]
-    seeds = [Looks((1, "predicts"), 7, 0.3, 0.1, 0.12, 0.8, 0.2), Looks((0, "reads"), 7, 0.4, 0.1, 0.12, 0.8, 0.2)]
+    seeds = [Grounding((1, "predicts"), 7, 0.3, 0.1, 0.12, 0.8, 0.2), Grounding((0, "reads"), 7, 0.4, 0.1, 0.12, 0.8, 0.2)]
 
     text = report(Results(table, {"i_tuning": seeds}, Path("picture.png")))
 

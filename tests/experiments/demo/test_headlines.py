@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fake_runs import fill
 
-from experiments.analysis import run_maps as looking
+from experiments.analysis import run_maps
 from experiments.demo import headlines as demo
 from experiments.papers.plan import plan
 from experiments.runs.results import read_results
@@ -35,7 +35,7 @@ def test_it_ends_on_the_report_and_says_what_failed(
     (broken,) = runs.glob("mwa-base-coco-ae_only-*")
     assert read_results(broken).status in ("failed", "oom")
     looked: list[Path] = []
-    monkeypatch.setattr(looking, "look", lambda folder: looked.append(folder) or folder)
+    monkeypatch.setattr(run_maps, "make_maps", lambda folder: looked.append(folder) or folder)
     monkeypatch.setattr(demo, "_draw_queries", lambda *_: None)  # both want models, and nothing here is one
 
     assert demo.run_demo(out, runs, [0]) == 1, "a run failed"

@@ -17,7 +17,7 @@ from fake_runs import fill, write_run
 from fresh_process import modules_after
 
 from datamodules.errors import InputError
-from experiments.analysis import run_maps as looking
+from experiments.analysis import run_maps
 from experiments.analysis.stored_maps import AttentionMaps, WordMaps, store_map, stored
 from experiments.cli.main import run_command
 from experiments.cli.report import chosen
@@ -124,7 +124,7 @@ def test_figures_take_the_pages_colors_and_say_what_they_show(site: Path) -> Non
         assert 'role="img" aria-label="' in svg
     assert "exp, γ = 5: 0.08" in (site / "iais-figure6.html").read_text()
     assert "Full scale, the paper&#39;s numbers" in (site / "i-tuning-figure1.html").read_text()
-    assert "crosslight report iais/figure7 --look" in (site / "iais-figure7.html").read_text()
+    assert "crosslight report iais/figure7 --maps" in (site / "iais-figure7.html").read_text()
 
 
 def test_stored_maps_are_drawn(home: Path, tmp_path: Path) -> None:
@@ -148,22 +148,22 @@ def test_stored_maps_are_drawn(home: Path, tmp_path: Path) -> None:
     assert text.count("<svg") == 2
     assert "data:image/png;base64," in text
     Page(tmp_path / "site" / "iais-figure7.html")
-    for file in (folder / "looking").iterdir():
+    for file in (folder / "attention_maps").iterdir():
         file.unlink()
 
 
 def test_a_run_that_cannot_be_looked_at_is_told_and_not_the_end(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def look(folder: Path) -> Path:
+    def make_maps(folder: Path) -> Path:
         if folder.name.startswith("iais-none"):
             raise InputError(f"{folder} holds no checkpoint.")
-        return folder / "looking"
+        return folder / "attention_maps"
 
-    monkeypatch.setattr(looking, "look", look)
-    assert run_command("report", ["iais/figure7", "--look", "--runs", str(home / "runs"), "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(run_maps, "make_maps", make_maps)
+    assert run_command("report", ["iais/figure7", "--maps", "--runs", str(home / "runs"), "--out", str(tmp_path)]) == 0
     told = capsys.readouterr().err
-    assert "looking: not possible: baseline: " in told
+    assert "attention maps: not possible: baseline: " in told
     assert "iais-singular" in told, "the other row is looked at"
     text = (tmp_path / "iais-figure7.html").read_text()
     assert "No attention maps of baseline: " in text

@@ -355,7 +355,7 @@ def test_i_tunings_recipes_are_the_papers(name: str, epochs: int) -> None:
     assert data["augment"] == "none"
     assert data["captioning"]["captions_per_image"] == (5 if name == "vlp_visual_genome" else None)
     assert data.get("split") == ("entities" if name == "flickr30k" else None)
-    assert (model["decoding"]["beams"], model["decoding"]["length_penalty"]) == (5, 1.0)
+    assert (model["decoding"]["num_beams"], model["decoding"]["length_penalty"]) == (5, 1.0)
     optimization = model["optimization"]
     assert (optimization["lr"], optimization["min_lr"], optimization["warmup_fraction"]) == (5e-4, 0.0, 0.1)
     assert (optimization["weight_decay"], optimization["betas"], trainer["gradient_clip_val"]) == (0.01, [0.9, 0.999], 1.0)

@@ -103,8 +103,9 @@ def test_unknown_option_of_uniter_and_iais(wrong: str, meant: str, fail: Fail) -
 def test_class_of_another_kind(fail: Fail, tmp_path: Path) -> None:
     towers = "lightning_modules.networks.dual_encoder.DualEncoder"
     assert fail(*UNITER, f"--model.init_args.network={towers}") == (
-        f"model.init_args.network (on the command line): {towers} is no UniterRetrieval."
-        "\nIt takes: lightning_modules.networks.uniter.UniterRetrieval."
+        f"model.init_args.network (on the command line): {towers} is no RankingNetwork."
+        "\nIt takes: lightning_modules.networks.uniter.UniterRetrieval, "
+        "your own that derives from lightning_modules.networks.network.RankingNetwork."
     )
     margin = "lightning_modules.objectives.matching.MarginRanking"
     (tmp_path / "mine.yaml").write_text(f"model: {{init_args: {{iais: {{class_path: {margin}}}}}}}\n")

@@ -16,13 +16,13 @@ from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.adapters.tuning import count_parameters, set_mode, set_tuning
 from lightning_modules.checkpoints import clipcap as checkpoint
 from lightning_modules.checkpoints.adapter_export import export_adapter, load_adapter
-from lightning_modules.networks.captioner import Captioner, Seen
+from lightning_modules.networks.captioner import Captioner, VisualFeatures
 from lightning_modules.networks.language_model import Decoding, LanguageModel, clipcap_beams
 from lightning_modules.networks.towers.hugging_face import HFImageTower
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "mlp": {"mapping": "mlp", "prefix_length": 3},
-    "transformer": {"mapping": "transformer", "prefix_length": 3, "clip_length": 2, "layers": 2, "heads": 8},
+    "transformer": {"mapping": "transformer", "prefix_length": 3, "clip_length": 2, "layers": 2, "num_heads": 8},
 }
 
 
@@ -66,11 +66,11 @@ def test_each_image_has_one_prefix() -> None:
     assert network.prefix is not None
     network.prefix.register_forward_hook(lambda m, args, out: calls.append(len(args[0])))
     rows = torch.tensor([1, 0, 1, 1])
-    found = network.logits(network.see(images(2)), texts(rows.tolist()), rows)
+    found = network.logits(network.encode_images(images(2)), texts(rows.tolist()), rows)
     assert calls == [2]
     for i, row in enumerate(rows.tolist()):
-        seen = Seen(network.see(images(2)).tokens_IVD[row : row + 1])
-        alone = network.logits(seen, texts(rows.tolist()), torch.zeros(4, dtype=torch.int64))[i]
+        features = VisualFeatures(network.encode_images(images(2)).tokens_IVD[row : row + 1])
+        alone = network.logits(features, texts(rows.tolist()), torch.zeros(4, dtype=torch.int64))[i]
         torch.testing.assert_close(found[i], alone, atol=1e-5, rtol=1e-4)
 
 
@@ -87,7 +87,7 @@ def test_normalized_vectors() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 3}, "3 heads do not divide"),
+        ({"num_heads": 3}, "3 heads do not divide"),
         ({"mapping": "linear"}, "unknown mapping"),
         ({"prefix_length": 0}, "must be positive"),
     ],
@@ -119,7 +119,7 @@ def slow_beams(network: Captioner, lead_LD: Tensor, beams: int, longest: int) ->
         return language.model(inputs_embeds=embedded[None]).logits[0, -1].log_softmax(-1).tolist()
 
     first = sorted(((value, [token]) for token, value in enumerate(continuations([]))), key=lambda pair: -pair[0])[:beams]
-    kept = [(value, tokens, tokens[-1] == language.end) for value, tokens in first]
+    kept = [(value, tokens, tokens[-1] == language.eos) for value, tokens in first]
     for _ in range(longest - 1):
         if all(finished for _, _, finished in kept):
             break
@@ -130,7 +130,7 @@ def slow_beams(network: Captioner, lead_LD: Tensor, beams: int, longest: int) ->
                 continue
             for token, value in enumerate(continuations(tokens)):
                 mean = (total + value) / (len(tokens) + 1)
-                candidates.append((mean, total + value, [*tokens, token], token == language.end))
+                candidates.append((mean, total + value, [*tokens, token], token == language.eos))
         candidates.sort(key=lambda candidate: -candidate[0])
         kept = [candidate[1:] for candidate in candidates[:beams]]
     kept.sort(key=lambda beam: -beam[0] / len(beam[1]))
@@ -141,36 +141,38 @@ def slow_beams(network: Captioner, lead_LD: Tensor, beams: int, longest: int) ->
 @torch.no_grad()
 def test_released_beam_search(family: str) -> None:
     network, _ = tuned(family=family)
-    seen = Seen(2 * torch.randn(3, 1, 12, generator=torch.Generator().manual_seed(4)))
-    lead = network._lead(seen, None)
+    features = VisualFeatures(2 * torch.randn(3, 1, 12, generator=torch.Generator().manual_seed(4)))
+    lead = network._lead(features, None)
     # an end token that some beams meet early, some late, some never
-    network.language.end = clipcap_beams(network.language, lead, Decoding(beams=4, max_new_tokens=8))[0][1][3]
-    found = clipcap_beams(network.language, lead, Decoding(beams=4, max_new_tokens=8))
+    network.language.eos = clipcap_beams(network.language, lead, Decoding(num_beams=4, max_new_tokens=8))[0][1][3]
+    found = clipcap_beams(network.language, lead, Decoding(num_beams=4, max_new_tokens=8))
     assert found == [slow_beams(network, each, 4, 8) for each in lead]
-    ends = {network.language.end in beam for beams in found for beam in beams}
+    ends = {network.language.eos in beam for beams in found for beam in beams}
     assert True in ends
     assert len({len(beam) for beams in found for beam in beams}) > 1
-    best = network.generate_ids(seen, Decoding(beams=4, max_new_tokens=8, algorithm="clipcap", keep_end=True))
+    best = network.generate_ids(features, Decoding(num_beams=4, max_new_tokens=8, algorithm="clipcap", keep_eos=True))
     assert best == [beams[0] for beams in found]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "pythia", "llama", "opt 350m"])
 def test_library_generation_from_a_prefix(family: str) -> None:
     network, _ = tuned(family=family)
-    seen = Seen(2 * torch.randn(3, 1, 12, generator=torch.Generator().manual_seed(4)))
+    features = VisualFeatures(2 * torch.randn(3, 1, 12, generator=torch.Generator().manual_seed(4)))
     for beams in (1, 5):
-        decoding = Decoding(beams=beams, max_new_tokens=6)
-        together = network.generate_ids(seen, decoding)
-        assert together == [network.generate_ids(Seen(each[None]), decoding)[0] for each in seen.tokens_IVD]
+        decoding = Decoding(num_beams=beams, max_new_tokens=6)
+        together = network.generate_ids(features, decoding)
+        assert together == [network.generate_ids(VisualFeatures(each[None]), decoding)[0] for each in features.tokens_IVD]
     with torch.no_grad():
-        embedded = network._lead(seen, None)
+        embedded = network._lead(features, None)
         greedy: list[list[int]] = [[] for _ in range(3)]
         for _ in range(6):
             best = network.language.model(inputs_embeds=embedded).logits[:, -1].argmax(-1)
             for ids, token in zip(greedy, best.tolist(), strict=True):
                 ids.append(token)
             embedded = torch.cat([embedded, network.language.embed(best)[:, None]], 1)
-    assert network.generate_ids(seen, Decoding(beams=1, max_new_tokens=6)) == [network.language._cut(r, False) for r in greedy]
+    assert network.generate_ids(features, Decoding(num_beams=1, max_new_tokens=6)) == [
+        network.language._cut(r, False) for r in greedy
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ checkpoints
@@ -198,9 +200,9 @@ def test_official_checkpoint_out_and_in(mapping: str, tmp_path: Path) -> None:
     for parameter in fresh.language.parameters():
         torch.nn.init.zeros_(parameter)
     checkpoint.load_official(fresh, tmp_path / "old.pt")
-    seen, batch, rows = network.see(images(2)), texts([0, 1]), torch.tensor([0, 1])
+    features, batch, rows = network.encode_images(images(2)), texts([0, 1]), torch.tensor([0, 1])
     with torch.no_grad():
-        assert torch.equal(fresh.logits(seen, batch, rows), network.logits(seen, batch, rows))
+        assert torch.equal(fresh.logits(features, batch, rows), network.logits(features, batch, rows))
 
 
 def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
         ({name: t for name, t in state.items() if "ln_f" not in name}, r"missing: transformer\.ln_f\.bias"),
     ):
         with pytest.raises(InputError, match=message):
-            checkpoint.fill(other if "clip_project" in message else network, broken, "the file")
+            checkpoint.load_state(other if "clip_project" in message else network, broken, "the file")
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
     with pytest.raises(InputError, match="has no prefix"):
         checkpoint.official_state(captioner(visual="pooled"))
@@ -236,9 +238,9 @@ def test_export_comes_back(tune: bool, tmp_path: Path) -> None:
     loaded = load_adapter(fresh, tmp_path / "export")
     assert loaded is not None
     assert loaded.describe() == adapter.describe()
-    seen, batch, rows = network.see(images(2)), texts([0, 1]), torch.tensor([0, 1])
+    features, batch, rows = network.encode_images(images(2)), texts([0, 1]), torch.tensor([0, 1])
     with torch.no_grad():
-        assert torch.equal(fresh.logits(seen, batch, rows), network.logits(seen, batch, rows))
+        assert torch.equal(fresh.logits(features, batch, rows), network.logits(features, batch, rows))
 
 
 # ----------------------------------------------------------------------------------------------------------------- counts

@@ -71,7 +71,15 @@ def host(tiny: Any, name: str, seed: int = 0) -> Any:
         return tiny.network(*name.split("+"), seed=seed)
     torch.manual_seed(seed)
     network = BEiT3Retrieval(
-        image_size=16, width=W, num_layers=2, heads=2, ffn_width=F, patch_size=8, vocab_size=40, text_positions=16, max_tokens=8
+        image_size=16,
+        width=W,
+        num_layers=2,
+        num_heads=2,
+        ffn_width=F,
+        patch_size=8,
+        vocab_size=40,
+        text_positions=16,
+        max_tokens=8,
     )
     for parameter in network.parameters():
         if parameter.ndim > 1:

@@ -17,7 +17,7 @@ from datamodules.errors import InputError
 from lightning_modules.adapters.i_tuning import ITuning, ITuningModule, ITuningModules, Rows
 from lightning_modules.adapters.tuning import set_mode, set_tuning
 from lightning_modules.checkpoints.adapter_export import export_adapter, load_adapter
-from lightning_modules.networks.captioner import Captioner, Seen
+from lightning_modules.networks.captioner import Captioner, VisualFeatures
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.decoder_layers import find_language_model
 from lightning_modules.networks.language_model import Decoding, LanguageModel
@@ -26,7 +26,7 @@ from lightning_modules.networks.towers.hugging_face import HFImageTower
 
 def tuned(family: str = "gpt2", *, checkpointed: bool = False, **options: Any) -> tuple[Captioner, ITuning]:
     network = captioner(family, checkpoint_activations=checkpointed)
-    adapter = ITuning(**{"init_std": 0.5, "heads": 2, **options})
+    adapter = ITuning(**{"init_std": 0.5, "num_heads": 2, **options})
     adapter.inject(network)
     set_tuning(network, adapter, "adapter")
     return network, adapter
@@ -47,9 +47,9 @@ def blocks_of(network: Captioner) -> list[nn.Module]:
 
 def slow(module: ITuningModule, x_TD: Tensor, visual_ND: Tensor, scale: float, lambda_: float) -> tuple[Tensor, Tensor]:
     """Eq. 1-5 for one caption and one image, a head and a token at a time."""
-    width = module.q.out_features // module.heads
+    width = module.q.out_features // module.num_heads
     contexts, maps = [], []
-    for head in range(module.heads):
+    for head in range(module.num_heads):
         part = slice(head * width, (head + 1) * width)
         queries, keys, values = (
             (layer.weight[part] @ of.T).T + layer.bias[part]
@@ -73,12 +73,12 @@ def test_captions_share_their_image_by_index(rows: list[int], heads: int, scale:
     nn.init.normal_(module.o.bias)
     x, visual = torch.randn(len(rows), 4, 8), torch.randn(3, 7, 5)
     modules = ITuningModules({"0": module})
-    modules.look(visual, torch.tensor(rows))
-    assert module._seen is not None
-    with modules.watching() as kept:
-        watched = module(x, module._seen)
-    found = module(x, module._seen)
-    flat = module(x.flatten(0, 1), module._seen)  # OPT
+    modules.set_images(visual, torch.tensor(rows))
+    assert module._images is not None
+    with modules.keep_maps() as kept:
+        watched = module(x, module._images)
+    found = module(x, module._images)
+    flat = module(x.flatten(0, 1), module._images)  # OPT
     for row, image in enumerate(rows):
         expected, maps = slow(module, x[row], visual[image], 1 / math.sqrt(6 / heads) if scale is None else scale, lambda_)
         for tensor in (found[row], watched[row], flat.unflatten(0, x.shape[:2])[row]):
@@ -90,9 +90,9 @@ def test_keys_are_copied_only_for_very_unequal_numbers() -> None:
     module = ITuningModule(8, 5, 6)
     modules = ITuningModules({"0": module})
     for rows, keys in (([0, 0, 1, 1, 2, 2], 3), ([2, 1, 0], 3), ([0, 0, 0, 1, 2], 3), ([0] * 7 + [1, 2], 9)):
-        modules.look(torch.randn(3, 7, 5), torch.tensor(rows))
-        assert module._seen is not None
-        assert len(module._seen.keys_IHVE) == keys
+        modules.set_images(torch.randn(3, 7, 5), torch.tensor(rows))
+        assert module._images is not None
+        assert len(module._images.keys_IHVE) == keys
     with pytest.raises(InputError, match="image rows 0 to 3 of 3"):
         Rows.of(torch.tensor([0, 3]), 3)
     with pytest.raises(InputError, match="of 3"):
@@ -104,15 +104,15 @@ def test_keys_are_copied_only_for_very_unequal_numbers() -> None:
 
 def slow_caption(network: Captioner, visual_ND: Tensor, longest: int) -> list[int]:
     """Greedy tokens of one image without any cache."""
-    ids = [network.language.begin]
+    ids = [network.language.bos]
     for _ in range(longest):
-        modules_of(network).look(visual_ND[None])
+        modules_of(network).set_images(visual_ND[None])
         logits = network.language.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
         ids.append(int(logits.argmax()))
-        if ids[-1] == network.language.end:
+        if ids[-1] == network.language.eos:
             break
-    modules_of(network).forget()
-    return [i for i in ids[1:] if i != network.language.end]
+    modules_of(network).clear_images()
+    return [i for i in ids[1:] if i != network.language.eos]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -129,42 +129,47 @@ def test_language_model_is_untouched_and_sees_the_image(family: str) -> None:
     assert {n for n, p in network.named_parameters() if p.requires_grad} == {n for n in network.state_dict() if adapter.owns(n)}
     with torch.no_grad():
         assert torch.equal(network.language.model(input_ids=tokens).logits, expected)  # no image: bit by bit
-        seen = network.see(images(3))
+        features = network.encode_images(images(3))
         rows = torch.tensor([0, 2, 2])
-        found = network.logits(seen, texts([0, 2, 2]), rows)
+        found = network.logits(features, texts([0, 2, 2]), rows)
         alone = [
-            network.logits(Seen(seen.tokens_IVD[row : row + 1]), texts([0, 2, 2]), torch.zeros(3, dtype=torch.int64))[i]
+            network.logits(
+                VisualFeatures(features.tokens_IVD[row : row + 1]), texts([0, 2, 2]), torch.zeros(3, dtype=torch.int64)
+            )[i]
             for i, row in enumerate(rows.tolist())
         ]
         torch.testing.assert_close(found, torch.stack(alone), atol=2e-5, rtol=1e-4)
-        other = network.logits(Seen(seen.tokens_IVD.flip(0)), texts([0, 2, 2]), rows)
+        other = network.logits(VisualFeatures(features.tokens_IVD.flip(0)), texts([0, 2, 2]), rows)
         assert (found - other).abs().amax((1, 2)).min() > 0.01
-        network.forget()
+        network.clear_images()
         assert torch.equal(network.language.model(input_ids=tokens).logits, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation_computes_keys_once_an_image(family: str) -> None:
     network, _ = tuned(family, drop_first=1)
-    seen = Seen(2 * torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(3)))
+    features = VisualFeatures(2 * torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(3)))
     projections: list[int] = []
     for module in modules_of(network).modules_by_layer().values():
         module.k.register_forward_hook(lambda layer, args, output: projections.append(len(args[0])))
-    greedy = network.generate_ids(seen, Decoding(beams=1, max_new_tokens=8))
-    assert greedy == [slow_caption(network, visual, 8) for visual in seen.tokens_IVD]
+    greedy = network.generate_ids(features, Decoding(num_beams=1, max_new_tokens=8))
+    assert greedy == [slow_caption(network, visual, 8) for visual in features.tokens_IVD]
     projections.clear()
-    beams = network.generate_ids(seen, Decoding(beams=5, max_new_tokens=8))
+    beams = network.generate_ids(features, Decoding(num_beams=5, max_new_tokens=8))
     assert projections == [3] * (LAYERS - 1)  # once a layer, for three images: not for fifteen beams, not at every step
     assert beams == [
-        network.generate_ids(Seen(visual[None]), Decoding(beams=5, max_new_tokens=8))[0] for visual in seen.tokens_IVD
+        network.generate_ids(VisualFeatures(visual[None]), Decoding(num_beams=5, max_new_tokens=8))[0]
+        for visual in features.tokens_IVD
     ]
-    assert beams == network.generate_ids(Seen(seen.tokens_IVD.flip(0)), Decoding(beams=5, max_new_tokens=8))[::-1]
+    assert (
+        beams == network.generate_ids(VisualFeatures(features.tokens_IVD.flip(0)), Decoding(num_beams=5, max_new_tokens=8))[::-1]
+    )
     assert len({tuple(ids) for ids in beams}) > 1
-    assert all(module._seen is None for module in modules_of(network).modules_by_layer().values())  # let go of afterwards
+    assert all(module._images is None for module in modules_of(network).modules_by_layer().values())  # let go of afterwards
     # the same beams with keys and values of an image's copies, one a beam, and no cache
-    modules_of(network).look(seen.tokens_IVD.repeat_interleave(5, 0))
-    lead = torch.full((3, 1), network.language.begin)
-    settings = network.language.settings(Decoding(beams=5, max_new_tokens=8))
+    modules_of(network).set_images(features.tokens_IVD.repeat_interleave(5, 0))
+    lead = torch.full((3, 1), network.language.bos)
+    settings = network.language.settings(Decoding(num_beams=5, max_new_tokens=8))
     settings.use_cache = False
     slow_beams = network.language.model.generate(lead, attention_mask=torch.ones_like(lead), generation_config=settings)
     assert beams == [network.language._cut(row, False) for row in slow_beams[:, 1:].tolist()]
@@ -188,7 +193,7 @@ def test_nothing_is_recorded_below_the_first_module(family: str, checkpointed: b
         states.append(weakref.ref(output))
 
     handles = [block.register_forward_hook(after) for block in blocks_of(network)]
-    loss = network.loss(network.see(images(2)), texts([0, 1, 1]), torch.tensor([0, 1, 1]))["loss"]
+    loss = network.loss(network.encode_images(images(2)), texts([0, 1, 1]), torch.tensor([0, 1, 1]))["loss"]
     assert requires == [False, False, True, True]
     assert states[0]() is None  # no graph keeps what is below: it is gone before the backward pass
     for handle in handles:
@@ -196,7 +201,7 @@ def test_nothing_is_recorded_below_the_first_module(family: str, checkpointed: b
     loss.backward()
     assert all(p.grad is not None for p in modules_of(network).parameters())
     reference, _ = tuned(family, drop_first=2)
-    reference.loss(reference.see(images(2)), texts([0, 1, 1]), torch.tensor([0, 1, 1]))["loss"].backward()
+    reference.loss(reference.encode_images(images(2)), texts([0, 1, 1]), torch.tensor([0, 1, 1]))["loss"].backward()
     for mine, theirs in zip(modules_of(network).parameters(), modules_of(reference).parameters(), strict=True):
         assert mine.grad is not None
         assert torch.equal(mine.grad, theirs.grad)
@@ -212,9 +217,9 @@ def test_dropped_layers_are_the_plain_ones() -> None:
             module.load_state_dict(full_modules[layer].state_dict())
         for layer in (0, 1):
             nn.init.zeros_(full_modules[layer].o.weight)
-        seen, rows = network.see(images(2)), torch.tensor([1, 0])
+        features, rows = network.encode_images(images(2)), torch.tensor([1, 0])
         batch = texts([1, 0])
-        torch.testing.assert_close(network.logits(seen, batch, rows), full.logits(seen, batch, rows))
+        torch.testing.assert_close(network.logits(features, batch, rows), full.logits(features, batch, rows))
 
 
 def test_chosen_layers_instead() -> None:
@@ -239,21 +244,21 @@ def test_zero_up_starts_as_the_language_model() -> None:
     assert not ITuning().identity_at_start
     batch, rows = texts([0, 1]), torch.tensor([0, 1])
     with torch.no_grad():
-        lead = torch.full((2, 1), network.language.begin)
+        lead = torch.full((2, 1), network.language.bos)
         plain = network.language.model(input_ids=torch.cat([lead, batch.tokens_BT[:, :-1]], 1)).logits
-        seen = network.see(images(2))
-        assert torch.equal(network.logits(seen, batch, rows), plain)
+        features = network.encode_images(images(2))
+        assert torch.equal(network.logits(features, batch, rows), plain)
         nn.init.normal_(modules_of(network).modules_by_layer()[0].o.weight)
-        assert not torch.equal(network.logits(seen, batch, rows), plain)
+        assert not torch.equal(network.logits(features, batch, rows), plain)
 
 
 def test_readings_and_x() -> None:
     printed = ITuning().module(768, 768)
-    assert (printed.heads, printed.scale, printed.q.out_features, printed.lambda_) == (1, 1.0, 384, 4.0)
+    assert (printed.num_heads, printed.scale, printed.q.out_features, printed.lambda_) == (1, 1.0, 384, 4.0)
     multihead = ITuning("multihead").module(1280, 768)
-    assert (multihead.heads, multihead.scale, multihead.q.out_features) == (10, 0.125, 640)
-    assert ITuning("multihead", heads=4, scale=2.0).module(768, 768).scale == 2.0
-    assert ITuning(scale="sqrt", heads=6).module(768, 768).scale == pytest.approx(1 / 8)
+    assert (multihead.num_heads, multihead.scale, multihead.q.out_features) == (10, 0.125, 640)
+    assert ITuning("multihead", num_heads=4, scale=2.0).module(768, 768).scale == 2.0
+    assert ITuning(scale="sqrt", num_heads=6).module(768, 768).scale == pytest.approx(1 / 8)
     assert float(printed.q.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
     # X as the residual stream is the FFN's input before its norm
     results = {}
@@ -265,19 +270,21 @@ def test_readings_and_x() -> None:
         read: list[Tensor] = []
         modules_of(network).modules_by_layer()[2].q.register_forward_hook(lambda m, a, out, kept=read: kept.append(a[0]))
         with torch.no_grad():
-            results[x] = network.logits(network.see(images(1)), texts([0]), torch.tensor([0]))
+            results[x] = network.logits(network.encode_images(images(1)), texts([0]), torch.tensor([0]))
         assert torch.equal(read[0], inputs[x])
     assert not torch.allclose(results["ffn_input"], results["residual"])
     normed = ITuning(visual_norm=True).module(768, 768)
     assert sum(p.numel() for p in normed.parameters()) - sum(p.numel() for p in printed.parameters()) == 2 * 768
-    seen = torch.randn(1, 3, 768)
-    torch.testing.assert_close(normed.keys_values(seen, Rows(1, 1, None)).keys_IHVE[:, 0], normed.k(F.layer_norm(seen, (768,))))
+    features = torch.randn(1, 3, 768)
+    torch.testing.assert_close(
+        normed.keys_values(features, Rows(1, 1, None)).keys_IHVE[:, 0], normed.k(F.layer_norm(features, (768,)))
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 3}, "3 heads do not divide the bottleneck of 8"),
+        ({"num_heads": 3}, "3 heads do not divide the bottleneck of 8"),
         ({"reading": "released"}, "unknown reading"),
         ({"layers": [1], "drop_first": 1}, "not both"),
         ({"layers": []}, "layers"),
@@ -344,33 +351,33 @@ def test_export_comes_back(tmp_path: Any) -> None:
     loaded = load_adapter(fresh, folder)
     assert isinstance(loaded, ITuning)
     assert loaded.describe() == adapter.describe()
-    seen, batch, rows = network.see(images(2)), texts([0, 1]), torch.tensor([0, 1])
+    features, batch, rows = network.encode_images(images(2)), texts([0, 1]), torch.tensor([0, 1])
     with torch.no_grad():
-        assert torch.equal(fresh.logits(seen, batch, rows), network.logits(seen, batch, rows))
+        assert torch.equal(fresh.logits(features, batch, rows), network.logits(features, batch, rows))
 
 
 def test_copies_work_on_their_own_after_a_step() -> None:
     network, _ = tuned()
-    seen, batch, rows = network.see(images(2)), texts([0, 1]), torch.tensor([0, 1])
-    expected = network.logits(seen, batch, rows)  # with a graph in the modules, which cannot be copied
+    features, batch, rows = network.encode_images(images(2)), texts([0, 1]), torch.tensor([0, 1])
+    expected = network.logits(features, batch, rows)  # with a graph in the modules, which cannot be copied
     twin = copy.deepcopy(network)
-    assert torch.equal(twin.logits(seen, batch, rows), expected)
+    assert torch.equal(twin.logits(features, batch, rows), expected)
     with torch.no_grad():
         for parameter in modules_of(twin).parameters():
             parameter.zero_()
-    assert torch.equal(network.logits(seen, batch, rows), expected)
-    assert not torch.equal(twin.logits(seen, batch, rows), expected)
+    assert torch.equal(network.logits(features, batch, rows), expected)
+    assert not torch.equal(twin.logits(features, batch, rows), expected)
 
 
 def test_half_precision_and_library_checkpointing() -> None:
     network, _ = tuned()
-    seen, batch, rows = network.see(images(2)), texts([0, 1, 1]), torch.tensor([0, 1, 1])
-    full = network.loss(seen, batch, rows)["loss"]
+    features, batch, rows = network.encode_images(images(2)), texts([0, 1, 1]), torch.tensor([0, 1, 1])
+    full = network.loss(features, batch, rows)["loss"]
     with torch.autocast("cpu", torch.bfloat16):
-        half = network.loss(seen, batch, rows)["loss"]
+        half = network.loss(features, batch, rows)["loss"]
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(full.item(), rel=0.05)
     checkpoint_blocks(blocks_of(network))  # after injection as well
-    again = network.loss(seen, batch, rows)["loss"]
+    again = network.loss(features, batch, rows)["loss"]
     assert torch.equal(again, full)
     assert len(blocks_of(network)) == LAYERS

@@ -15,7 +15,7 @@ from lightning_modules.adapters.lora import LoRAAdapter, merge
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.networks.beit3 import BEiT3Retrieval
 
-LARGE = {"width": 1024, "num_layers": 24, "heads": 16, "ffn_width": 4096}
+LARGE = {"width": 1024, "num_layers": 24, "num_heads": 16, "ffn_width": 4096}
 
 
 def put_into(network: nn.Module, **options: Any) -> LoRAAdapter:

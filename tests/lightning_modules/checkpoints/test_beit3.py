@@ -24,14 +24,15 @@ from datamodules.files import download
 from datamodules.files import releases as official
 from lightning_modules.adapters.multiway import MultiWayAdapter, Reading
 from lightning_modules.checkpoints.beit3 import interpolate_positions, load_official, official_names, to_official, write_official
+from lightning_modules.checkpoints.fill import fill
+from lightning_modules.checkpoints.weights import read_weights
 from lightning_modules.networks import beit3
 from lightning_modules.networks.beit3 import BEiT3Retrieval
-from lightning_modules.networks.weights import read_weights
 
 KEYS = json.loads((Path(__file__).parents[2] / "recordings" / "beit3_keys.json").read_text())
 SIZES: dict[str, dict[str, int]] = {
     "base": {},
-    "large": {"width": 1024, "num_layers": 24, "heads": 16, "ffn_width": 4096},
+    "large": {"width": 1024, "num_layers": 24, "num_heads": 16, "ffn_width": 4096},
 }
 READINGS: tuple[Reading, ...] = ("printed", "released", "text")
 
@@ -40,7 +41,7 @@ def build(
     seed: int = 0, image_size: int = 16, layers: int = 2, width: int = 8, heads: int = 2, weights: str | None = None
 ) -> BEiT3Retrieval:
     torch.manual_seed(seed)
-    network = BEiT3Retrieval(image_size, width, layers, heads, 12, 4, 30, 10, "none", 8, weights=weights)
+    network = fill(BEiT3Retrieval(image_size, width, layers, heads, 12, 4, 30, 10, "none", 8, weights=weights))
     if weights is None:
         randomise(network)
     return network
@@ -233,7 +234,9 @@ def test_wrong_files_leave_the_network_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lacks \d+ tensors of this BEiT-3 \(beit3.encoder.layers.2.*check num_layers"):
         load_official(network, path)
     wide = write_official(build(1, width=16, layers=3), tmp_path / "wide.pth")
-    with pytest.raises(InputError, match=r"other shapes than this BEiT-3: .*\[1, 1, 16\], here \[1, 1, 8\].* set width, heads"):
+    with pytest.raises(
+        InputError, match=r"other shapes than this BEiT-3: .*\[1, 1, 16\], here \[1, 1, 8\].* set width, num_heads"
+    ):
         load_official(network, wide)
     content = path.read_bytes()
     (tmp_path / "cut.pth").write_bytes(content[: len(content) // 2])

@@ -102,12 +102,12 @@ def test_the_folder_is_the_model_of_the_file(tmp_path: Path, packed: bool) -> No
     if packed:
         source = wheel(tmp_path / "tiny-1.0-py3-none-any.whl", source)
     made = convert.convert_gguf(source, tmp_path / "out" / "tiny")
-    assert (made.kind, made.begin, made.end) == ("LlamaForCausalLM", 1, 2)
+    assert (made.kind, made.bos, made.eos) == ("LlamaForCausalLM", 1, 2)
     assert made.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert made.size == sum(path.stat().st_size for path in made.folder.iterdir())
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny"]
 
-    language = LanguageModel(name=str(made.folder), begin=0, prompt="Ca:", max_tokens=12).eval()
+    language = LanguageModel(name=str(made.folder), bos=0, prompt="Ca:", max_tokens=12).eval()
     assert {parameter.dtype for parameter in language.parameters()} == {torch.float32}
     expected = {name: tensor.half().float() for name, tensor in model.state_dict().items()}
     found = language.model.state_dict()
@@ -125,7 +125,7 @@ def test_the_folder_is_the_model_of_the_file(tmp_path: Path, packed: bool) -> No
     assert mask_BT.sum(1).tolist() == [4, 2]
     assert language.prompt_ids == tuple(WORDS.index(letter) for letter in "Ca:")
     assert language.decode([said[:3]]) == ["A dog."]
-    assert len(language.generate(Decoding(beams=1, max_new_tokens=3), input_ids=ids[:, :4])) == 1
+    assert len(language.generate(Decoding(num_beams=1, max_new_tokens=3), input_ids=ids[:, :4])) == 1
 
 
 def no_file(folder: Path) -> Path:

@@ -13,10 +13,19 @@ from transformers import BertConfig, BertModel
 
 from datamodules.errors import InputError
 from datamodules.files import releases as official
+from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.uniter import load, load_official, official_names, to_official, write_official
 from lightning_modules.networks.uniter import EPS, Packed, UniterRetrieval
 
-SIZES = {"width": 16, "num_layers": 2, "heads": 2, "ffn_width": 32, "vocab_size": 40, "text_positions": 12, "feature_width": 8}
+SIZES = {
+    "width": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "ffn_width": 32,
+    "vocab_size": 40,
+    "text_positions": 12,
+    "feature_width": 8,
+}
 
 
 def network(**changes: int) -> UniterRetrieval:
@@ -109,10 +118,10 @@ def bert(folder: Path, **changes: int) -> BertModel:
 
 def from_bert(folder: Path, **changes: Any) -> UniterRetrieval:
     sizes = {
-        "width": 24, "num_layers": 2, "heads": 2, "ffn_width": 40, "vocab_size": 30, "text_positions": 12, "feature_width": 5,
+        "width": 24, "num_layers": 2, "num_heads": 2, "ffn_width": 40, "vocab_size": 30, "text_positions": 12, "feature_width": 5,
         "tokenizer": None,
     }  # fmt: skip
-    return UniterRetrieval(**sizes | changes, weights=str(folder)).eval()
+    return fill(UniterRetrieval(**sizes | changes, weights=str(folder))).eval()
 
 
 def test_bert_becomes_the_text_side(tmp_path: Path) -> None:
@@ -130,8 +139,8 @@ def test_bert_becomes_the_text_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"num_layers": 1}, "2 layers"), ({"ffn_width": 48}, "FFN 40"), ({"heads": 3}, "2 attention heads, here 3; set heads"),
-     ({"text_positions": 16}, "12 positions")],
+    [({"num_layers": 1}, "2 layers"), ({"ffn_width": 48}, "FFN 40"),
+     ({"num_heads": 3}, "2 attention heads, here 3; set num_heads"), ({"text_positions": 16}, "12 positions")],
 )  # fmt: skip
 def test_a_bert_of_other_sizes_is_refused(tmp_path: Path, changes: dict[str, int], says: str) -> None:
     bert(tmp_path)

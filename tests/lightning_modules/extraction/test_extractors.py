@@ -27,8 +27,8 @@ from lightning_modules.extraction.extractors import (
     DetectorRegions,
     Sizing,
     detector_regions,
-    fill,
     hugging_face_regions,
+    load_detector,
     pool_boxes,
     state_hash,
     timm_regions,
@@ -355,8 +355,8 @@ def test_detectors_by_name_and_their_weights(tmp_path: Path) -> None:
     # Frozen batch norms, as torchvision trains its first generation, have no counters.
     model = tiny_detector(3)
     state = {key: value + 1 for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
-    fill(model, state, "tiny", "file")
+    load_detector(model, state, "tiny", "file")
     assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
     del state["backbone.0.weight"]
     with pytest.raises(InputError, match=r"weights file do not fit tiny: .*backbone\.0\.weight"):
-        fill(model, state, "tiny", "file")
+        load_detector(model, state, "tiny", "file")

@@ -47,7 +47,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def tuned(kind: str = "i_tuning", **options: Any) -> Captioner:
     network = captioner(visual="pooled" if kind == "clipcap" else options.pop("visual", "tokens"), **options)
-    adapter: Any = ITuning(init_std=0.5) if kind == "i_tuning" else ClipCap(prefix_length=3, clip_length=2, layers=1, heads=2)
+    adapter: Any = ITuning(init_std=0.5) if kind == "i_tuning" else ClipCap(prefix_length=3, clip_length=2, layers=1, num_heads=2)
     adapter.inject(network)
     set_tuning(network, adapter, "adapter")
     return network
@@ -62,7 +62,10 @@ def connected(root: Path, network: Captioner, words: str, **options: Any) -> Fli
 def losses(network: Captioner, data: Flickr8k) -> Tensor:
     with torch.no_grad():
         return torch.stack(
-            [network.loss(network.see(batch.images), batch.texts, batch.image_row_B)["loss"] for batch in data.train_dataloader()]
+            [
+                network.loss(network.encode_images(batch.images), batch.texts, batch.image_row_B)["loss"]
+                for batch in data.train_dataloader()
+            ]
         )
 
 
@@ -83,33 +86,33 @@ def test_training_sees_what_it_would_have_seen(
     network = tuned(kind)
     data = connected(root, network, words)
     before = losses(network, data)
-    shown = [network.see(batch).tokens_IVD for batch in data.evaluation_loaders("val")[0]]
-    blocks = [network.see(data.evaluation_images("train").make(rows)).tokens_IVD for rows in (range(8), range(8, 13))]
+    shown = [network.encode_images(batch).tokens_IVD for batch in data.evaluation_loaders("val")[0]]
+    blocks = [network.encode_images(data.evaluation_images("train").make(rows)).tokens_IVD for rows in (range(8), range(8, 13))]
     FeatureCache(str(tmp_path / "cache"), dtype, batch_size=8).fill(network, data)
     assert "13 train images: 0.0 MB in " in (said := capfd.readouterr().err)
     assert "5 to make" in said
     shutil.rmtree(root / "images")
     for batch in data.train_dataloader():
         assert torch.equal(batch.images.tokens_BVD, torch.cat(blocks)[batch.images.index_B].to(batch.images.tokens_BVD.dtype))
-        assert network.see(batch.images).tokens_IVD.dtype == torch.float32
+        assert network.encode_images(batch.images).tokens_IVD.dtype == torch.float32
     torch.testing.assert_close(losses(network, data), before, rtol=rtol, atol=0)
     for batch, tokens in zip(data.evaluation_loaders("val")[0], shown, strict=True):
-        torch.testing.assert_close(network.see(batch).tokens_IVD, tokens, rtol=rtol, atol=rtol / 100)
+        torch.testing.assert_close(network.encode_images(batch).tokens_IVD, tokens, rtol=rtol, atol=rtol / 100)
 
 
 def test_the_tower_is_in_eval_mode_and_mixed_precision_only_while_it_encodes(root: Path, words: str, tmp_path: Path) -> None:
     network = tuned().train()
-    seen = []
+    modes = []
     network.vision.model.register_forward_hook(
-        lambda module, inputs, output: seen.append((module.training, torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        lambda module, inputs, output: modes.append((module.training, torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
     )
 
     def mixed() -> Any:
         return torch.autocast("cpu", torch.bfloat16)
 
     FeatureCache(str(tmp_path)).fill(network, connected(root, network, words), precision="bf16-mixed", context=mixed)
-    assert set(seen) == {(False, True, False)}
-    assert len(seen) == 4  # of both splits the first image and one block
+    assert set(modes) == {(False, True, False)}
+    assert len(modes) == 4  # of both splits the first image and one block
     assert all(module.training for module in network.modules())
 
 
@@ -149,11 +152,12 @@ def _rank(rank: int, root: Path, words: str, folder: Path, results: Any) -> None
     network = tuned()
     data = connected(root, network, words)
     shown: list[tuple[str, ...]] = []
-    see = network.see
-    network.see = lambda images: shown.append(images.image_ids) or see(images)  # type: ignore[func-returns-value,assignment,method-assign]
+    encode = network.encode_images
+    network.encode_images = lambda images: shown.append(images.image_ids) or encode(images)  # type: ignore[func-returns-value,assignment,method-assign]
     cache = FeatureCache(str(folder / "cache"), batch_size=3)
     cache.fill(network, data)
     batches = [batch.images.tokens_BVD.sum().item() for batch in data.train_dataloader()]
+    dist.barrier()  # the other one has read its batches, too
     next((folder / "cache").glob("*/about.json")).write_text("{}")
     dist.barrier()
     try:

@@ -495,7 +495,7 @@ def test_layer_ids_of_every_parameter() -> None:
     [(False, 384, 222_458_881), (True, 384, 675_188_737), (False, 224, 222_167_041), (True, 224, 674_799_617)],
 )
 def test_official_parameter_totals(large: bool, size: int, total: int) -> None:
-    sizes = {"width": 1024, "num_layers": 24, "heads": 16, "ffn_width": 4096} if large else {}
+    sizes = {"width": 1024, "num_layers": 24, "num_heads": 16, "ffn_width": 4096} if large else {}
     with torch.device("meta"):
         network = BEiT3Retrieval(size, **sizes)
     assert sum(parameter.numel() for parameter in network.parameters()) == total
@@ -540,8 +540,8 @@ def test_inputs_name_the_squashed_image_and_the_tokenizer() -> None:
     ("options", "message"),
     [
         ({"image_size": 30}, r"image_size \(30\) must be a multiple of patch_size \(16\)"),
-        ({"width": 70, "heads": 4}, r"width \(70\) of heads \(4\)"),
-        ({"heads": 0}, "every size must be 1 or more"),
+        ({"width": 70, "num_heads": 4}, r"width \(70\) of num_heads \(4\)"),
+        ({"num_heads": 0}, "every size must be 1 or more"),
         ({"drop_path": 1.0}, "drop_path is 1.0; give a probability"),
         ({"max_tokens": 1023}, "max_tokens 1023 exceeds its 1022 text positions"),
     ],

@@ -10,15 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_captioner import CLIP, END, FAMILIES, LAYERS, VOCABULARY, captioner, images, texts
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.records import ImageBatch
 from lightning_modules.adapters.clipcap import ClipCap
 from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.adapters.tuning import head_names, set_tuning
-from lightning_modules.networks.captioner import Captioner, Seen
-from lightning_modules.networks.language_model import Decoding, LanguageModel, load_language_weights
+from lightning_modules.checkpoints.fill import fill
+from lightning_modules.networks.captioner import Captioner, VisualFeatures
+from lightning_modules.networks.language_model import Decoding, LanguageModel
 from lightning_modules.networks.towers.hugging_face import HFImageTower
 
 GPT2 = {**FAMILIES["gpt2"], "vocab_size": VOCABULARY, "bos_token_id": END, "eos_token_id": END}
@@ -26,7 +27,7 @@ GPT2 = {**FAMILIES["gpt2"], "vocab_size": VOCABULARY, "bos_token_id": END, "eos_
 
 def tuned(kind: str, family: str = "gpt2", **options: Any) -> Captioner:
     network = captioner(family, **({"visual": "pooled"} if kind == "clipcap" else {}), **options)
-    adapter: Any = ITuning(init_std=0.5) if kind == "i_tuning" else ClipCap(prefix_length=3, clip_length=2, layers=1, heads=2)
+    adapter: Any = ITuning(init_std=0.5) if kind == "i_tuning" else ClipCap(prefix_length=3, clip_length=2, layers=1, num_heads=2)
     torch.manual_seed(5)
     adapter.inject(network)
     set_tuning(network, adapter, "adapter")
@@ -49,7 +50,7 @@ def test_any_tower_gives_tokens(tiny: Any, kind: str, special: int, tokens: int 
     shown: dict[Any, Tensor] = {}
     for visual in ("tokens", "patches", "pooled"):
         network = Captioner(tower, language, visual=visual)  # type: ignore[arg-type]
-        shown[visual] = network.see(ImageBatch(("a", "b"), torch.arange(2), pixels)).tokens_IVD
+        shown[visual] = network.encode_images(ImageBatch(("a", "b"), torch.arange(2), pixels)).tokens_IVD
         assert shown[visual].shape[2] == network.visual_width
         assert not shown[visual].requires_grad
     assert torch.equal(shown["tokens"], found)
@@ -63,17 +64,17 @@ def test_any_tower_gives_tokens(tiny: Any, kind: str, special: int, tokens: int 
 
 def test_clip_norm_is_an_option() -> None:
     plain, normed = captioner(), captioner(visual_norm="tower")
-    seen = plain.see(images(2)).tokens_IVD
+    features = plain.encode_images(images(2)).tokens_IVD
     model: Any = normed.vision.model
-    expected = F.layer_norm(seen, (12,), model.post_layernorm.weight, model.post_layernorm.bias, model.config.layer_norm_eps)
-    torch.testing.assert_close(normed.see(images(2)).tokens_IVD, expected)
-    torch.testing.assert_close(seen, model(images(2).pixels_B3HW).last_hidden_state)
+    expected = F.layer_norm(features, (12,), model.post_layernorm.weight, model.post_layernorm.bias, model.config.layer_norm_eps)
+    torch.testing.assert_close(normed.encode_images(images(2)).tokens_IVD, expected)
+    torch.testing.assert_close(features, model(images(2).pixels_B3HW).last_hidden_state)
     assert any("post_layernorm" in name for name in plain.unused_parameters())
     assert not any("post_layernorm" in name for name in normed.unused_parameters())
     with pytest.raises(InputError, match="set visual_norm to none"):
         captioner(visual="pooled", visual_norm="tower")
     with pytest.raises(InputError, match="pixels"):
-        plain.see(ImageBatch(("a",), torch.arange(1)))
+        plain.encode_images(ImageBatch(("a",), torch.arange(1)))
 
 
 # ------------------------------------------------------------------------------------------------------------------- loss
@@ -81,16 +82,16 @@ def test_clip_norm_is_an_option() -> None:
 
 def alone(network: Captioner, pixels: Tensor, tokens_T: Tensor) -> Tensor:
     """Log probabilities of one caption's tokens, its image encoded for it alone, through the whole language model."""
-    seen = Seen(network.visual_tokens(pixels[None]))
-    begin = torch.tensor([[network.language.begin, *network.language.prompt_ids]])
+    features = VisualFeatures(network.visual_tokens(pixels[None]))
+    begin = torch.tensor([[network.language.bos, *network.language.prompt_ids]])
     if network.i_tuning is not None:
-        network.i_tuning.look(seen.tokens_IVD)
+        network.i_tuning.set_images(features.tokens_IVD)
         logits = network.language.model(input_ids=torch.cat([begin, tokens_T[None]], 1)).logits[0]
     else:
         assert network.prefix is not None
         embed = network.language.model.get_input_embeddings()
         logits = network.language.model(
-            inputs_embeds=torch.cat([network.prefix(seen.tokens_IVD), embed(tokens_T[None])], 1)
+            inputs_embeds=torch.cat([network.prefix(features.tokens_IVD), embed(tokens_T[None])], 1)
         ).logits[0]
     return logits[-len(tokens_T) - 1 : -1].log_softmax(-1)[torch.arange(len(tokens_T)), tokens_T]
 
@@ -105,7 +106,7 @@ def test_loss_is_the_token_mean(kind: str, family: str) -> None:
     network.vision.model.register_forward_hook(
         lambda m, a, kwargs, out: calls.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
-    loss = network.loss(network.see(pictures), batch, row_B)["loss"]
+    loss = network.loss(network.encode_images(pictures), batch, row_B)["loss"]
     assert calls == [3]
     loss.backward()
     gradients = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
@@ -118,7 +119,7 @@ def test_loss_is_the_token_mean(kind: str, family: str) -> None:
     # what pads does not matter
     changed = texts(rows)
     changed.tokens_BT[~changed.mask_BT] = 7
-    torch.testing.assert_close(network.loss(network.see(pictures), changed, row_B)["loss"], loss)
+    torch.testing.assert_close(network.loss(network.encode_images(pictures), changed, row_B)["loss"], loss)
     # in two micro-batches of unequal length, exactly
     network.zero_grad()
     total = batch.mask_BT.sum()
@@ -134,7 +135,7 @@ def test_loss_is_the_token_mean(kind: str, family: str) -> None:
             some.tokens_BT[part],
             some.mask_BT[part],
         )
-        parts.append(network.loss(network.see(pictures), micro, torch.tensor(own), total)["loss"])
+        parts.append(network.loss(network.encode_images(pictures), micro, torch.tensor(own), total)["loss"])
         parts[-1].backward()
     torch.testing.assert_close(sum(parts), loss)
     for name, gradient in gradients.items():
@@ -149,13 +150,13 @@ def test_captions_that_cannot_be_learned_from() -> None:
         ("a",), ("",), torch.arange(1), torch.arange(1), batch.tokens_BT[:1], torch.zeros(1, 7, dtype=torch.bool)
     )
     with pytest.raises(InputError, match="no caption token"):
-        network.loss(network.see(images(1)), nothing, torch.tensor([0]))
+        network.loss(network.encode_images(images(1)), nothing, torch.tensor([0]))
     with pytest.raises(InputError, match="needs 60 positions, the model has 48"):
-        network.loss(network.see(images(1)), texts([0], 60), torch.tensor([0]))
+        network.loss(network.encode_images(images(1)), texts([0], 60), torch.tensor([0]))
     with pytest.raises(InputError, match="needs 58 positions, the model has 48"):
-        network.generate_ids(network.see(images(1)), Decoding(max_new_tokens=57))
+        network.generate_ids(network.encode_images(images(1)), Decoding(max_new_tokens=57))
     with pytest.raises(InputError, match="image rows 0 to 2 of 2"):
-        network.loss(network.see(images(2)), batch, torch.tensor([0, 2]))
+        network.loss(network.encode_images(images(2)), batch, torch.tensor([0, 2]))
 
 
 # ---------------------------------------------------------------------------------------------------------- attention maps
@@ -164,26 +165,26 @@ def test_captions_that_cannot_be_learned_from() -> None:
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_attention_maps(family: str) -> None:
     network = tuned("i_tuning", family)
-    seen, rows = network.see(images(2)), torch.tensor([1, 0, 1])
+    features, rows = network.encode_images(images(2)), torch.tensor([1, 0, 1])
     batch = texts([1, 0, 1])
-    maps = network.attention(seen, batch.tokens_BT, rows)
+    maps = network.attention(features, batch.tokens_BT, rows)
     assert list(maps) == list(range(LAYERS))
     for each in maps.values():
         assert each.shape == (3, 1, 7, 5)
         torch.testing.assert_close(each.sum(-1), torch.ones(3, 1, 7))
     # row t: the state that reads token t, from the tokens up to it
-    short = network.attention(seen, batch.tokens_BT[:1, :3], rows[:1], [2])
+    short = network.attention(features, batch.tokens_BT[:1, :3], rows[:1], [2])
     assert list(short) == [2]
     torch.testing.assert_close(short[2][0], maps[2][0, :, :3])
     other = batch.tokens_BT[:1, :3].clone()
     other[0, 2] = (other[0, 2] + 1) % END
-    changed = network.attention(seen, other, rows[:1], [2])[2]
+    changed = network.attention(features, other, rows[:1], [2])[2]
     torch.testing.assert_close(changed[0, :, :2], maps[2][0, :, :2])
     assert not torch.allclose(changed[0, :, 2], maps[2][0, :, 2])
     with pytest.raises(InputError, match=r"layers \[9\] have no module"):
-        network.attention(seen, batch.tokens_BT, rows, [9])
+        network.attention(features, batch.tokens_BT, rows, [9])
     with pytest.raises(InputError, match="has no I-Tuning modules"):
-        captioner().attention(seen, batch.tokens_BT, rows)
+        captioner().attention(features, batch.tokens_BT, rows)
 
 
 # -------------------------------------------------------------------------------------------------------------- contract
@@ -210,7 +211,7 @@ def test_layers_and_unused_parameters(family: str) -> None:
     unused = network.unused_parameters()
     for name, parameter in network.named_parameters():
         parameter.requires_grad = name not in unused
-    network.loss(network.see(images(2)), texts([0, 1]), torch.tensor([0, 1]))["loss"].backward()
+    network.loss(network.encode_images(images(2)), texts([0, 1]), torch.tensor([0, 1]))["loss"].backward()
     for name, parameter in network.named_parameters():
         assert (parameter.grad is None) == (name in unused), name
 
@@ -241,58 +242,58 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_language_model_from_a_folder(folder: Path) -> None:
     language = LanguageModel(str(folder), prompt="word5 word6", max_tokens=12)
-    assert (language.begin, language.end, language.prompt_ids) == (END, END, (5, 6))
+    assert (language.bos, language.eos, language.prompt_ids) == (END, END, (5, 6))
     assert language.text_input.tokenizer == str(folder)
-    again = LanguageModel(config=GPT2, weights=str(folder / "model.safetensors"), max_tokens=12)
+    again = fill(LanguageModel(config=GPT2, weights=str(folder / "model.safetensors"), max_tokens=12))
     for name, tensor in language.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name])
     network = Captioner(HFImageTower(config=CLIP), language).eval()
-    seen = network.see(images(2))
+    features = network.encode_images(images(2))
     lead = torch.tensor([[END, 5, 6]] * 2)
-    assert torch.equal(network._lead(seen, None), lead)
-    plain = Decoding(beams=1, max_new_tokens=5)
+    assert torch.equal(network._lead(features, None), lead)
+    plain = Decoding(num_beams=1, max_new_tokens=5)
     expected = lead
     for _ in range(5):
         expected = torch.cat([expected, language.model(input_ids=expected).logits[:, -1:].argmax(-1)], 1)
-    assert network.generate_ids(seen, plain) == [language._cut(row, False) for row in expected[:, 3:].tolist()]
-    assert network.generate(seen, plain)[0] == " ".join(f"word{i}" for i in network.generate_ids(seen, plain)[0])
+    assert network.generate_ids(features, plain) == [language._cut(row, False) for row in expected[:, 3:].tolist()]
+    assert network.generate(features, plain)[0] == " ".join(f"word{i}" for i in network.generate_ids(features, plain)[0])
 
 
 def test_the_end_of_training_is_the_end_of_generation(folder: Path) -> None:
     other = {**GPT2, "eos_token_id": 7}
-    with pytest.raises(InputError, match="ends texts with token 60, its configuration with 7; set end to 60"):
+    with pytest.raises(InputError, match="ends texts with token 60, its configuration with 7; set eos to 60"):
         LanguageModel(config=other, tokenizer=str(folder), max_tokens=12).decode([[1]])
-    assert LanguageModel(config=other, tokenizer=str(folder), end=5, max_tokens=12).decode([[1, 2], []]) == ["word1 word2", ""]
+    assert LanguageModel(config=other, tokenizer=str(folder), eos=5, max_tokens=12).decode([[1, 2], []]) == ["word1 word2", ""]
 
 
 def test_decoding_options_do_what_they_say() -> None:
     network = tuned("i_tuning")
-    seen = network.see(images(2))
-    repeated = network.generate_ids(seen, Decoding(beams=1, max_new_tokens=20))
-    unique = network.generate_ids(seen, Decoding(beams=1, max_new_tokens=20, no_repeat_ngram=1))
+    features = network.encode_images(images(2))
+    repeated = network.generate_ids(features, Decoding(num_beams=1, max_new_tokens=20))
+    unique = network.generate_ids(features, Decoding(num_beams=1, max_new_tokens=20, no_repeat_ngram=1))
     assert all(len(set(ids)) == len(ids) for ids in unique)
     assert any(len(set(ids)) < len(ids) for ids in repeated)
-    network.language.end = repeated[0][3]
-    cut = network.generate_ids(seen, Decoding(beams=1, max_new_tokens=20))
-    assert cut[0] == repeated[0][: repeated[0].index(network.language.end)]
-    kept = network.generate_ids(seen, Decoding(beams=1, max_new_tokens=20, keep_end=True))
-    assert kept[0] == [*cut[0], network.language.end]
-    longer = network.generate_ids(seen, Decoding(beams=1, max_new_tokens=20, min_new_tokens=10))
+    network.language.eos = repeated[0][3]
+    cut = network.generate_ids(features, Decoding(num_beams=1, max_new_tokens=20))
+    assert cut[0] == repeated[0][: repeated[0].index(network.language.eos)]
+    kept = network.generate_ids(features, Decoding(num_beams=1, max_new_tokens=20, keep_eos=True))
+    assert kept[0] == [*cut[0], network.language.eos]
+    longer = network.generate_ids(features, Decoding(num_beams=1, max_new_tokens=20, min_new_tokens=10))
     assert len(longer[0]) >= 9 > len(cut[0])
-    sampling = Decoding(beams=1, max_new_tokens=10, sample=True, temperature=2.0)
+    sampling = Decoding(num_beams=1, max_new_tokens=10, sample=True, temperature=2.0)
     drawn = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        drawn.append(network.generate_ids(seen, sampling))
+        drawn.append(network.generate_ids(features, sampling))
     assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(InputError, match="tokenizer is missing"):
-        network.generate(seen)
+        network.generate(features)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"beams": 0},
+        {"num_beams": 0},
         {"max_new_tokens": 0},
         {"min_new_tokens": 40},
         {"temperature": 0.0},
@@ -317,8 +318,8 @@ def test_bad_decoding(options: dict[str, Any]) -> None:
         ({"config": {**GPT2, "n_layers": 3}}, "no option n_layers"),
         ({"config": {"n_layer": 3}}, "no usable causal language model"),
         ({"config": {"model_type": "clip_vision_model"}}, "no usable causal language model"),
-        ({"config": GPT2, "begin": 99}, "begin token 99 is outside"),
-        ({"config": {**GPT2, "eos_token_id": None}}, "end token is unknown"),
+        ({"config": GPT2, "bos": 99}, "bos token 99 is outside"),
+        ({"config": {**GPT2, "eos_token_id": None}}, "eos token is unknown"),
         ({"config": GPT2, "max_tokens": 48}, "needs 49 positions, the model has 48"),
         ({"config": GPT2, "prompt": "A photo of", "max_tokens": 12}, "tokenizer is missing"),
         ({"config": GPT2, "prompt": "A photo of", "tokenizer": "/nowhere/at/all", "max_tokens": 12}, "no tokenizer at"),
@@ -327,24 +328,3 @@ def test_bad_decoding(options: dict[str, Any]) -> None:
 def test_bad_language_models(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         LanguageModel(**options)
-
-
-def test_weights_are_strict_but_for_tied_heads_and_old_buffers() -> None:
-    model = LanguageModel(config=GPT2, max_tokens=12).model
-    state = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    for broken, message in (
-        ({k: v for k, v in state.items() if k != "transformer.wpe.weight"}, "missing: transformer.wpe.weight"),
-        ({**state, "more": torch.zeros(1)}, "left over: more"),
-        ({**state, "transformer.ln_f.bias": torch.zeros(3)}, r"transformer.ln_f.bias \[3\] instead of \[16\]"),
-    ):
-        with pytest.raises(InputError, match=message):
-            load_language_weights(model, broken, "the file")
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    load_language_weights(model, {**state, "transformer.h.0.attn.bias": torch.ones(1, 1, 4, 4)}, "the file")
-    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items() if name in state)
-    assert torch.equal(model.lm_head.weight, state["transformer.wte.weight"])
-    untied = LanguageModel(config={**GPT2, "tie_word_embeddings": False}, max_tokens=12).model
-    assert isinstance(untied.lm_head, nn.Linear)
-    with pytest.raises(InputError, match=r"missing: lm_head\.weight"):
-        load_language_weights(untied, state, "the file")

@@ -40,7 +40,7 @@ def test_on_the_meta_device_weights_stay_unread(folder: Path) -> None:
     assert {name: tensor.shape for name, tensor in counted.named_parameters()} == {
         name: tensor.shape for name, tensor in whole.named_parameters()
     }
-    assert (counted.begin, counted.end, counted.width) == (1, 2, 8)
+    assert (counted.bos, counted.eos, counted.width) == (1, 2, 8)
     with pytest.raises(InputError, match="no usable causal language model"):
         LanguageModel(name=str(folder))
 

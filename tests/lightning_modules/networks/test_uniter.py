@@ -144,7 +144,7 @@ def test_dropout_is_on_in_training_and_off_in_evaluation(official: Recorded) -> 
 
 @pytest.mark.parametrize(
     ("sizes", "total"),
-    [({}, 109_901_059), ({"width": 1024, "num_layers": 24, "heads": 16, "ffn_width": 4096}, 335_698_947)],
+    [({}, 109_901_059), ({"width": 1024, "num_layers": 24, "num_heads": 16, "ffn_width": 4096}, 335_698_947)],
     ids=["base", "large"],
 )
 def test_parameter_counts(sizes: dict[str, int], total: int) -> None:
@@ -162,8 +162,8 @@ def test_layer_ids(official: Recorded) -> None:
 
 
 def test_bad_input_is_told(official: Recorded) -> None:
-    with pytest.raises(InputError, match="multiple of heads"):
-        UniterRetrieval(width=50, heads=4)
+    with pytest.raises(InputError, match="multiple of num_heads"):
+        UniterRetrieval(width=50, num_heads=4)
     with pytest.raises(InputError, match="32 text positions"):
         official.network.encoder.embed_texts(torch.zeros(1, 33, dtype=torch.int64), torch.ones(1, 33, dtype=torch.bool))
     with pytest.raises(InputError, match="layers 0 to 2"):

@@ -20,6 +20,7 @@ from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.adapters.tuning import set_mode, set_tuning
 from lightning_modules.objectives.contrastive import ContrastiveLoss, gather
 from lightning_modules.objectives.gradient_cache import encode_in_chunks, slice_batch
+from lightning_modules.objectives.sigmoid import SigmoidLoss
 
 ROOT = Path(__file__).parents[3]
 RECORDING = ROOT / "tests" / "recordings" / "mwa" / "itc_gather.safetensors"
@@ -60,6 +61,16 @@ def test_two_processes_equal_the_official_loss_and_gradients_and_one_global_batc
         assert torch.allclose(mean, inputs[side].grad, atol=1e-6)
         assert torch.allclose(inputs[side].grad, official[f"grads/{side}_global_single_process"], atol=1e-6)
     assert torch.allclose(scale.grad, official["grads/logit_scale_global_single_process"], atol=1e-6)
+
+    sigmoid = SigmoidLoss(-2.0, "positive")
+    rows = {side: inputs[side].detach().requires_grad_() for side in inputs}
+    alone = sigmoid(rows["image"], rows["text"], scale.detach().exp(), torch.tensor([0, 1, 2, 1, 3, 2]))["loss"]
+    alone.backward()
+    assert torch.allclose(torch.stack([found["sigmoid"] for found in ranks]).mean(), alone, atol=1e-6)
+    assert torch.allclose(torch.stack([found["sigmoid_bias"] for found in ranks]).mean(), sigmoid.bias.grad, atol=1e-6)
+    for side in ("image", "text"):
+        mean = torch.cat([found[f"sigmoid_{side}"] for found in ranks]) / 2
+        assert torch.allclose(mean, rows[side].grad, atol=1e-6)
 
     ignoring = ContrastiveLoss(same_image="ignore")
     alone = ignoring(inputs["image"], inputs["text"], scale.exp(), torch.tensor([0, 1, 2, 1, 3, 2]))["loss"]

@@ -189,7 +189,7 @@ def test_another_network_is_off_or_not_checked(recorded: Path, beside: Path) -> 
         "full rank: scores",
     } <= found
 
-    for changes, why in (({"hidden_act": "relu"}, "hidden_act"), ({"num_attention_heads": 5}, "multiple of heads")):
+    for changes, why in (({"hidden_act": "relu"}, "hidden_act"), ({"num_attention_heads": 5}, "multiple of num_heads")):
         path = edited(recorded / "recording.json", beside, lambda about, _, changes=changes: about["config"].update(changes))
         rows = check(read_recording(path))
         assert not off(rows)

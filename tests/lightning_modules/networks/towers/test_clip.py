@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tiny_captioner import CLIP, END, FAMILIES, VOCABULARY
 
 from datamodules.errors import InputError
+from lightning_modules.checkpoints.fill import fill
 from lightning_modules.networks.captioner import Captioner
 from lightning_modules.networks.language_model import LanguageModel
 from lightning_modules.networks.towers.clip import ProjectedCLIPTower
@@ -45,7 +46,7 @@ def test_vector_is_clips_image_embedding(whole: tuple[Path, Any], tmp_path: Path
     assert (pooled.visual_width, tokens.visual_width) == (8, 12)
     torch.testing.assert_close(tokens.visual_tokens(pixels), found.last_hidden_state)
     save_file(tower.model.state_dict(), tmp_path / "vision.safetensors")
-    again = ProjectedCLIPTower(config=CLIP, weights=str(tmp_path / "vision.safetensors")).eval()
+    again = fill(ProjectedCLIPTower(config=CLIP, weights=str(tmp_path / "vision.safetensors"))).eval()
     assert torch.equal(again(pixels), tower(pixels))
 
 

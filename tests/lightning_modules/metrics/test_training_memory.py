@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.adapters.tuning import count_parameters
-from lightning_modules.metrics.cost import SavedBytes, gradient_bytes, optimizer_state_bytes
+from lightning_modules.metrics.training_memory import SavedBytes, gradient_bytes, optimizer_state_bytes
 
 B, D, H = 3, 4, 8
 F32 = 4

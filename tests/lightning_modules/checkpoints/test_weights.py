@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from datamodules.errors import InputError
-from lightning_modules.networks.weights import read_weights
+from lightning_modules.checkpoints.weights import read_weights
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a training step costs, in pure torch: parameters, saved activations, gradients, optimizer state.
+"""What a training step keeps in memory, in pure torch: saved activations, gradients, optimizer state.
 
 These are the columns of MultiWay-Adapter's Table 1 (tunable parameters, their percent of all, memory). On a GPU the
 memory column is the allocator's peak; a CPU process has no such number (its resident size is mostly libraries and

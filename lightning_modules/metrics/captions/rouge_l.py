@@ -12,8 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import InputError
+from lightning_modules.metrics.captions.caption_metric import CaptionMetric, Floats
 
 BETA = 1.2
+
+
+class ROUGEL(CaptionMetric):
+    """ROUGE-L, key rouge_l."""
+
+    name = "rouge_l"
+    heading = "ROUGE-L"
+
+    def score_images(self, references: Sequence[Sequence[str]], captions: Sequence[str]) -> Floats:
+        return rouge_l(references, captions)
 
 
 def rouge_l(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,16 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
-
-SHOWN = 4  # how many keys an error message lists before "and N more"
-
-
-def some(names: Iterable[str]) -> str:
-    """The first few names and how many more there are, for an error message."""
-    ordered = list(names)
-    text = ", ".join(ordered[:SHOWN])
-    return text if len(ordered) <= SHOWN else f"{text} and {len(ordered) - SHOWN} more"
+from datamodules.errors import InputError, some
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -109,19 +99,3 @@ def load_weights(module: nn.Module, path: str | Path, *, drop: Callable[[str], b
             "image size ...) the file was made with"
         )
     module.load_state_dict(state, strict=True)
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Loading tables and progress bars off: what matters in them is checked here and raised."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

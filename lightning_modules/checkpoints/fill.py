@@ -1,0 +1,85 @@
+"""Reads in the weights files that a network names: networks are plain torch, and their constructors only keep the wish.
+
+A part of a network that takes weights keeps their path or name in `weights`; None = nothing to read. How they are read is chosen
+by the part's class (`read_into.register` adds a way). A class without a way of its own has files with exactly its own keys.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lightning_modules.checkpoints import beit3, uniter
+from lightning_modules.checkpoints.language_model import load_language_weights
+from lightning_modules.checkpoints.weights import load_weights, read_weights
+from lightning_modules.networks.beit3 import BEiT3Retrieval
+from lightning_modules.networks.language_model import LanguageModel
+from lightning_modules.networks.towers.base import Tower
+from lightning_modules.networks.towers.timm import TimmImageTower
+from lightning_modules.networks.uniter import UniterRetrieval
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def fill(network: Network) -> Network:
+    """Read every weights file that a part of the network names. Nothing is left to read then: a second call does nothing.
+
+    The base module calls it before adapters are injected. Whoever builds a network without that module calls it too.
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: A file is missing or damaged, or does not fit its part.
+    """
+    for part in network.modules():
+        weights = getattr(part, "weights", None)
+        if isinstance(weights, str):
+            read_into(part, weights)
+            untyped: Any = part
+            untyped.weights = None
+    return network
+
+
+@singledispatch
+def read_into(part: nn.Module, weights: str) -> None:
+    """Fill one part of a network.
+
+    Args:
+        part: The part.
+        weights: A file, or what else its reader knows by name.
+
+    Raises:
+        InputError: See `fill`.
+    """
+    load_weights(part, weights, what=type(part).__name__)
+
+
+@read_into.register
+def _(part: Tower, weights: str) -> None:
+    load_weights(part.model, weights, what=f"{type(part.model).__name__} of the given config")
+
+
+@read_into.register
+def _(part: TimmImageTower, weights: str) -> None:
+    classifier = part.classifier_keys()
+    load_weights(part.model, weights, drop=lambda key: key.startswith(classifier), what=f"timm model {part.name}")
+    part.fit_image_size()
+
+
+@read_into.register
+def _(part: LanguageModel, weights: str) -> None:
+    load_language_weights(part.model, read_weights(weights), f"weights file {weights}")
+
+
+@read_into.register
+def _(part: BEiT3Retrieval, weights: str) -> None:
+    part.encoder.to_empty(device=part.logit_scale.device)  # it is on the meta device: nothing was drawn for it
+    beit3.load_official(part, weights)
+
+
+@read_into.register
+def _(part: UniterRetrieval, weights: str) -> None:
+    uniter.load(part, weights)

@@ -1,0 +1,134 @@
+"""What a network owes to be tuned. A new one derives from `RetrievalNetwork` (two encoders) or
+`RankingNetwork` (a score of each pair).
+
+A network is plain torch. Its constructor reads no weights file: it keeps the path in `weights`, and `checkpoints.fill` reads it.
+
+Legend: B rows of a batch, D width of the shared space, P pairs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from datamodules.errors import InputError
+from datamodules.inputs import Inputs
+from datamodules.records import ImageBatch, PairBatch, TextBatch
+from lightning_modules.networks.attention import Relations
+from lightning_modules.networks.pair_scorer import Ragged
+
+
+class Network(nn.Module, ABC):
+    """Any network that a module of ours tunes.
+
+    Attributes to set in the constructor:
+        inputs: The image transform (or region features) and the tokenizer that data must use.
+    """
+
+    inputs: Inputs
+    loaded_heads: frozenset[str] = frozenset()
+    """Names of heads that a checkpoint brought; an adapter run leaves them frozen."""
+
+    def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """What no pre-trained backbone brings (projections, a temperature), with their names in this network. None by default."""
+        return iter(())
+
+    def unused_parameters(self) -> frozenset[str]:
+        """Parameters that take no part in the task: never trainable. None by default."""
+        return frozenset()
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that layer-wise decay counts."""
+        return 0
+
+    def layer_id(self, name: str) -> int:
+        """Layer of a parameter for layer-wise decay, from 0 (embeddings) to num_layers + 1 (heads).
+
+        Raises:
+            InputError: The network does not say, and a layer decay needs it.
+        """
+        raise InputError(f"{type(self).__name__} has no layer_id: set model.optimization.layer_decay to 1, or write the method.")
+
+
+class RetrievalNetwork(Network):
+    """Two encoders that meet in one space.
+
+    Attributes to set in the constructor, beside those of `Network`:
+        logit_scale: The log of the factor on cosines (1 / temperature), a Parameter of no dimension.
+    """
+
+    logit_scale: Parameter
+
+    @abstractmethod
+    def encode_images(self, batch: ImageBatch) -> Tensor:
+        """Unit vectors [B, D], fp32."""
+
+    @abstractmethod
+    def encode_texts(self, batch: TextBatch) -> Tensor:
+        """Unit vectors [B, D], fp32."""
+
+    def compile_encoders(self, backend: str = "inductor") -> None:
+        """`torch.compile` what encodes, in place (keys stay as they are). By default nothing is to be gained.
+
+        Raises:
+            InputError: The network does not say what to compile.
+        """
+        raise InputError(f"{type(self).__name__} has no compile_encoders: set model.compile to false, or write the method.")
+
+
+class RankingNetwork(Network):
+    """A network that looks at an image and a caption together (`PairScorer`), and is trained to rank pairs."""
+
+    @abstractmethod
+    def embed_images(self, batch: ImageBatch) -> Ragged:
+        """What of an image does not depend on a caption, computed once an image."""
+
+    @abstractmethod
+    def embed_texts(self, batch: TextBatch) -> Ragged:
+        """What of a caption does not depend on an image, computed once a caption."""
+
+    @abstractmethod
+    def score_pairs(self, images: Ragged, texts: Ragged, image_P: Tensor, text_P: Tensor) -> Tensor:
+        """Raw scores [P], fp32, of these rows of embedded images and texts. Batches have pairs of about equal length."""
+
+    def score_related(self, images: Ragged, texts: Ragged, layers: Sequence[int]) -> tuple[Tensor, Relations]:
+        """Raw scores [P] of image i with text i, and their attention in some layers (0-based), for IAIS.
+
+        Raises:
+            InputError: The network gives no attention.
+        """
+        raise InputError(f"{type(self).__name__} has no score_related, which IAIS needs: set model.iais to null.")
+
+
+@runtime_checkable
+class HasRelations(Protocol):
+    """A network with one sequence of words and regions, whose attention can be asked for: for IAIS on two encoders, and ISDa."""
+
+    def relations(self, batch: PairBatch, layers: Sequence[int]) -> Relations:
+        """Attention of some layers (0-based) for every pair, and where its words and regions are."""
+        ...
+
+
+def require_attributes(network: Network, **kinds: type) -> None:
+    """See that a network's constructor has set what its base class asks for.
+
+    Args:
+        network: The network.
+        kinds: The type that each attribute must have.
+
+    Raises:
+        InputError: One is missing or of another type; names the class and the attribute.
+    """
+    for name, kind in kinds.items():
+        value = getattr(network, name, None)
+        if not isinstance(value, kind):
+            owner = type(network)
+            raise InputError(
+                f"model.network: {owner.__module__}.{owner.__name__} sets no `{name}` of type {kind.__name__} in its constructor "
+                f"(it is {value!r:.60}); data and module need it."
+            )

@@ -1,0 +1,89 @@
+"""Networks keep the wish for weights, `fill` reads them: by class, once, wherever in a network the part is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from datamodules.errors import InputError
+from lightning_modules.checkpoints.beit3 import write_official
+from lightning_modules.checkpoints.fill import fill, read_into
+from lightning_modules.networks.beit3 import BEiT3Retrieval
+from lightning_modules.networks.towers.timm import TimmImageTower
+
+
+class Own(nn.Linear):
+    """A part of somebody's own network."""
+
+    def __init__(self, weights: str | None) -> None:
+        super().__init__(2, 1)
+        self.weights = weights
+
+
+class Other(Own):
+    """One whose files have a layout of their own."""
+
+
+@read_into.register
+def _(part: Other, weights: str) -> None:
+    with torch.no_grad():
+        part.weight.fill_(len(weights))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    save_file({"weight": torch.ones(1, 2), "bias": torch.ones(1)}, tmp_path / "own.safetensors")
+    return tmp_path / "own.safetensors"
+
+
+def test_every_part_is_filled_once_by_its_class(file: Path) -> None:
+    network = nn.Sequential(Own(str(file)), nn.Sequential(Other("four"), Own(None)))
+    random = network[1][1].weight.detach().clone()
+    assert fill(network) is network
+    assert network[0].weight.tolist() == [[1.0, 1.0]]
+    assert network[1][0].weight.tolist() == [[4.0, 4.0]]
+    assert torch.equal(network[1][1].weight, random)
+    with torch.no_grad():
+        network[0].weight.zero_()
+    fill(network)
+    assert network[0].weight.tolist() == [[0.0, 0.0]]  # what was trained meanwhile stays
+
+
+def test_a_file_that_does_not_fit_names_the_part(file: Path, tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(1, 2)}, tmp_path / "less.safetensors")
+    with pytest.raises(InputError, match=r"less.safetensors does not fit Own \(1 missing: bias\)"):
+        fill(Own(str(tmp_path / "less.safetensors")))
+    with pytest.raises(InputError, match=r"nowhere.safetensors does not exist"):
+        fill(nn.Sequential(Own(str(file)), Own(str(tmp_path / "nowhere.safetensors"))))
+
+
+def test_an_encoder_that_was_not_filled_computes_nothing(tmp_path: Path) -> None:
+    sizes = (16, 8, 1, 2, 12, 4, 30, 10, "none", 8)
+    source = BEiT3Retrieval(*sizes)
+    path = write_official(source, tmp_path / "weights.pth")
+    network = BEiT3Retrieval(*sizes, weights=str(path))
+    assert all(parameter.is_meta for parameter in network.encoder.parameters())
+    assert not any(parameter.is_meta for parameter in fill(network).parameters())
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in source.state_dict().items())
+
+
+def test_positions_of_a_timm_file_are_resampled_after_it_is_read(tmp_path: Path) -> None:
+    options = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 16}
+
+    def tower(**more: object) -> TimmImageTower:
+        return TimmImageTower("vit_tiny_patch16_224", options=options, **more)  # type: ignore[arg-type]
+
+    def positions(of: TimmImageTower) -> Tensor:
+        return of.model.get_parameter("pos_embed")
+
+    own = tower()
+    save_file(own.model.state_dict(), tmp_path / "own.safetensors")
+    large = fill(tower(weights=str(tmp_path / "own.safetensors"), image_size=32))
+    own.model.set_input_size(img_size=32)  # type: ignore[operator]
+    assert positions(large).shape == (1, 17, 16)
+    assert torch.equal(positions(large), positions(own))
+    assert large.image_input.size == 32
