@@ -6,14 +6,13 @@ checkpoint, as official retrieval and ITC weights bring them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from datamodules.errors import InputError
 from lightning_modules.adapters.clipcap import ClipCap
 from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.adapters.lora import LoRAAdapter
@@ -248,16 +247,3 @@ def _without_weights(section: Any, name: str) -> Iterable[str]:
             yield f"{name}.{key}={value}"
         else:
             yield from _without_weights(value, f"{name}.{key}")
-
-
-def main(arguments: list[str], show: Callable[[str], None] = print) -> int:
-    """Exit status of `crosslight params`.
-
-    Raises:
-        InputError: Arguments that are neither -c nor options of a configuration.
-    """
-    if arguments and not any(argument in ("-c", "--config") or argument.startswith("--config=") for argument in arguments):
-        raise InputError("crosslight params takes nothing, or a configuration: -c FILE [-c FILE ...] [--key=value ...].")
-    for line in configured(arguments) if arguments else report():
-        show(line)
-    return 0

@@ -1,7 +1,7 @@
 """From run folders to an exhibit's cells: what the paper prints, what we measured, how sure that is, and what is missing.
 
-Run folders of several roots (machines) merge: a folder is known by the key of its job at the end of its name, and where a job
-has several folders a finished one counts before any other.
+Run folders of several roots (machines) merge: a folder is known by the key of its planned run at the end of its name, and where
+there are several of one planned run a finished one counts before any other.
 """
 
 from __future__ import annotations
@@ -200,10 +200,10 @@ def collect(names: Iterable[str], scale: Scale, folders: RunFolders) -> list[Vie
         for run in variant.runs.values()
     }
     found: dict[str, tuple[Run, ...]] = dict.fromkeys(wanted, ())
-    for job in plan_runs(wanted, scale, folders.seeds):
-        for name in job.names:
+    for planned in plan_runs(wanted, scale, folders.seeds):
+        for name in planned.names:
             if name in found:
-                found[name] += (folders.find(job, name),)
+                found[name] += (folders.find(planned, name),)
     return [_view(name, exhibit, scale, found, folders) for name, exhibit in exhibits.items()]
 
 
@@ -240,7 +240,7 @@ def _cell(variant: Variant, column: Column, published: Mapping[str, Any], runs: 
 def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
     """A column's number of a finished run; None where the run does not have it."""
     # One that starts from a trained run has that run's seed, though it draws nothing itself.
-    seeded = run.job is None or run.job.recipe.seeded or bool(run.job.after)
+    seeded = run.planned is None or run.planned.recipe.seeded or bool(run.planned.after)
     if column.cost is not None:
         cost, origin = (None, None) if run.results is None else (run.results.cost, run.results.provenance)
         value: object = None if cost is None else getattr(cost, column.cost)

@@ -31,7 +31,7 @@ class Run:
         folder: Where it is.
         results: results.json; None where there is none, or none that can be read.
         error: Why it did not finish or cannot be read.
-        job: What was planned; None of a folder that was given by hand.
+        planned: What was planned; None of a folder that was given by hand.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Run:
     folder: Path | None = None
     results: Results | None = None
     error: str = ""
-    job: PlannedRun | None = None
+    planned: PlannedRun | None = None
 
     def evaluation(self, data: str | None) -> Evaluation | None:
         """The test on a data set, or the first one."""
@@ -109,18 +109,18 @@ class RunFolders:
         self._read: dict[Path, Run] = {}
         self._arrays: dict[Path, dict[str, npt.NDArray[Any]]] = {}
 
-    def of(self, job: PlannedRun) -> list[Path]:
+    def of(self, planned: PlannedRun) -> list[Path]:
         """The folders of what was planned, in the order of the roots."""
-        return self._by_key.get(job.key[:8], [])
+        return self._by_key.get(planned.key[:8], [])
 
-    def find(self, job: PlannedRun, name: str) -> Run:
+    def find(self, planned: PlannedRun, name: str) -> Run:
         """The run of what was planned: a finished one before any other."""
-        for folder in self.of(job):
+        for folder in self.of(planned):
             if folder not in self._read:
                 self._read[folder] = read_run(folder)
-        runs = [replace(self._read[folder], name=name, seed=job.seed, job=job) for folder in self.of(job)]
+        runs = [replace(self._read[folder], name=name, seed=planned.seed, planned=planned) for folder in self.of(planned)]
         runs.sort(key=lambda run: run.status != "finished")  # stable: else the first root's
-        return runs[0] if runs else Run(name, job.seed, "missing", job=job)
+        return runs[0] if runs else Run(name, planned.seed, "missing", planned=planned)
 
     def arrays(self, run: Run, evaluation: Evaluation) -> dict[str, npt.NDArray[Any]]:
         """Of an evaluation's per-query file; empty where there is none."""
@@ -136,6 +136,6 @@ class RunFolders:
         return self._arrays[file]
 
 
-def folder_of(job: PlannedRun, roots: Sequence[Path]) -> Path:
+def folder_of(planned: PlannedRun, roots: Sequence[Path]) -> Path:
     """Where a planned run is, or else where it shall be: in the first root."""
-    return next(iter(RunFolders([root for root in roots if root.is_dir()]).of(job)), roots[0] / job.folder_name)
+    return next(iter(RunFolders([root for root in roots if root.is_dir()]).of(planned)), roots[0] / planned.folder_name)

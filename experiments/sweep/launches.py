@@ -144,17 +144,19 @@ def read_command(words: Sequence[str], where: str) -> dict[str, Any]:
     own = _own_words(words)
     if own is None:
         return {"command": None, "program": tuple(words[:1]), "options": tuple(words[1:])}
+    command = own[0] if own else ""
+    if command not in COMMANDS:
+        raise InputError(f"{where}: `crosslight {command}` makes no run; a sweep is of {', '.join(COMMANDS)}.")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("-c", "--config", action="append", default=[], dest="configs")
     parser.add_argument("--name")
     for name, option in _OPTIONS.items():
         parser.add_argument(f"--{option}", dest=name, type=int if name in ("seed", "nodes") else str)
     try:
-        fields, rest = parser.parse_known_args(own)
+        fields, rest = parser.parse_known_args(own[1:])
     except argparse.ArgumentError as error:
         raise InputError(f"{where}: command: {error}") from None
-    return {**vars(fields), "configs": tuple(fields.configs), "options": tuple(rest)}
+    return {**vars(fields), "command": command, "configs": tuple(fields.configs), "options": tuple(rest)}
 
 
 def _own_words(words: Sequence[str]) -> list[str] | None:

@@ -277,9 +277,8 @@ class Runner:
 
     def _settle_results(self, entry: Entry, code: int) -> None:
         results = state_of(entry.launch)[1]
-        told = (
-            results.status if results is not None and results != entry.before else None
-        )  # None: the process wrote nothing there
+        # None: the process wrote nothing there
+        told = results.status if results is not None and results != entry.before else None
         ours = True
         if told in ("finished", "failed", "oom"):
             pass

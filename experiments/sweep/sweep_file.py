@@ -317,14 +317,14 @@ def command_of(sweep: Sweep, point: Point, interpreter: str = sys.executable, js
         "env": lambda: ["/usr/bin/env"],
         "interpreter": lambda: [interpreter],
         "program": lambda: [str(sweep.program)],
-        "args": lambda: [f"--{each}" for each in given],
+        "args": lambda: [f"--{pair}" for pair in given],
         "args_no_equals": lambda: [part for name, value in point.items() for part in (f"--{name}", str(value))],
         "args_no_hyphens": lambda: given,
         "args_no_boolean_flags": lambda: [
             f"--{name}" if value is True else f"--{name}={value}" for name, value in point.items() if value is not False
         ],
-        "args_append_hydra": lambda: [f"+{each}" for each in given],
-        "args_override_hydra": lambda: [f"++{each}" for each in given],
+        "args_append_hydra": lambda: [f"+{pair}" for pair in given],
+        "args_override_hydra": lambda: [f"++{pair}" for pair in given],
         "args_json": lambda: [json.dumps(point)],
         "args_json_file": lambda: [_named(json_file)],
     }

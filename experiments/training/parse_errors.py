@@ -183,7 +183,7 @@ def _unknown(option: str, parser: Any, arguments: list[str], given: list[tuple[s
         close = [f"{parent}.{argument}" for argument in difflib.get_close_matches(tail, takes, 1)]
         hint = f"\n{kind.__name__} takes: {', '.join(takes)}."
     else:
-        close = _closest(name, _option_names(parser, command), _class_arguments())
+        close = _closest(name, option_names(parser, command), _class_arguments())
     if close:
         hint = f"\nDid you mean {dashes}{close[0]}?"
     return f"there is no option {dashes}{name}{f' ({place})' if place else ''}.{hint}"
@@ -256,7 +256,7 @@ def _readable(kind: str) -> str:
 # ------------------------------------------------------------------------------------------------------ what there is
 
 
-def _option_names(parser: Any, command: str) -> list[str]:
+def option_names(parser: Any, command: str) -> list[str]:
     """Options of the sub-command's parser."""
     choices = (getattr(action, "choices", None) for action in parser._actions)
     parsers = [each[command] for each in choices if isinstance(each, dict) and command in each]

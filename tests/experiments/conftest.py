@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from fake_runs import fill
+from fake_slurm import Queue
 from home import write_home
 
 from experiments.cli.main import run_command
@@ -35,3 +37,11 @@ def site(made: Path) -> Path:
         patch.setattr(strict_yaml, "HERE", made / "experiments" / "papers")
         assert run_command("report", ["--runs", str(made / "runs"), "--out", str(made / "site")]) == 0
     return made / "site"
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    cluster = Queue(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{cluster.folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return cluster

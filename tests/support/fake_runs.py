@@ -93,7 +93,7 @@ def write_run(
 
 
 def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], skip: Sequence[str] = ()) -> list[PlannedRun]:
-    """Every job of the exhibits as a finished run; those whose first name ends with one of `skip` fail or are not there."""
+    """Every planned run of the exhibits as a finished run; of names that end with one of `skip` it failed or is not there."""
     wanted: dict[str, dict[str, set[str]]] = {}
     logged: dict[str, set[str]] = {}
     for name in names:
@@ -106,21 +106,21 @@ def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], s
                         of_run.setdefault(column.data or "", set()).add(column.metric)
                 if exhibit.figure is not None:
                     logged.setdefault(f"{paper}/{run}", set()).update(exhibit.figure.logged)
-    jobs = plan(names, scale, seeds)
-    for number, job in enumerate(jobs):
-        folder = root / job.folder_name
-        generator = np.random.default_rng(zlib.crc32(job.key.encode()))
-        quality = 0.2 + 0.5 * (zlib.crc32(job.names[0].encode()) % 97) / 97
-        if any(job.names[0].endswith(end) for end in skip):
+    planned = plan(names, scale, seeds)
+    for number, run in enumerate(planned):
+        folder = root / run.folder_name
+        generator = np.random.default_rng(zlib.crc32(run.key.encode()))
+        quality = 0.2 + 0.5 * (zlib.crc32(run.names[0].encode()) % 97) / 97
+        if any(run.names[0].endswith(end) for end in skip):
             if number % 3:
                 bad = "oom" if number % 3 == 1 else "failed"
                 error = "out of memory: CUDA <24 GiB> & more" if bad == "oom" else 'ValueError: a "quoted" <b>cause</b>'
-                write_run(folder, {}, status=bad, error=error, seed=job.seed, scale=scale, name=job.names[0].partition("/")[2])
+                write_run(folder, {}, status=bad, error=error, seed=run.seed, scale=scale, name=run.names[0].partition("/")[2])
             continue
         data: dict[str, dict[str, np.ndarray]] = {}
         further: dict[str, float] = {}
         needs: dict[str, set[str]] = {}
-        for name in job.names:
+        for name in run.names:
             for set_name, metrics in wanted.get(name, {}).items():
                 needs.setdefault(set_name, set()).update(metrics)
         for set_name, metrics in sorted(needs.items()):
@@ -128,7 +128,7 @@ def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], s
             data[set_name or "world"] = captions(generator, quality) if captioned else ranks(generator, quality)
             known = {**recalls(ranks(generator, 0.5)), "cider": 0.0, "rouge_l": 0.0}
             further |= {metric: float(generator.gamma(4, quality / 10)) for metric in metrics if metric not in known}
-        columns = sorted({column for name in job.names for column in logged.get(name, ())})
+        columns = sorted({column for name in run.names for column in logged.get(name, ())})
         slope = np.linspace(0, 1, 12)
         lines = {column: list(quality * np.exp(-2 * slope) + generator.normal(0, 0.02, 12)) for column in columns}
         cost = {
@@ -141,14 +141,14 @@ def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], s
             data,
             metrics=further,
             cost=cost,
-            seed=job.seed,
+            seed=run.seed,
             scale=scale,
             logged=lines,
-            name=job.names[0].partition("/")[2],
+            name=run.names[0].partition("/")[2],
         )
         if any("cider" in metrics for metrics in needs.values()) or not needs:
             write_beside(folder, next(iter(data), "world"), generator, root)
-    return jobs
+    return planned
 
 
 def write_beside(folder: Path, data: str, generator: np.random.Generator, root: Path) -> None:
@@ -175,4 +175,4 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--skip", nargs="*", default=[])
     options = parser.parse_args()
-    print(len(fill(options.out, exhibit_names(), options.scale, options.seeds, options.skip)), "jobs")
+    print(len(fill(options.out, exhibit_names(), options.scale, options.seeds, options.skip)), "planned runs")

@@ -258,7 +258,7 @@ def test_index_options_that_contradict_each_other(tmp_path: Path) -> None:
 def test_data_index_says_what_is_wrong(tmp_path: Path, spm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_root(tmp_path / "coco", "coco")
     for arguments, message in [
-        (["coco", str(root)], "data index needs --spm FILE"),
+        (["coco", str(root)], "required: --spm"),
         (["flickr8k", str(root), "--spm", str(spm)], "coco and flickr30k only"),
         (["coco", str(root), "--spm", str(root / "absent.spm")], "absent.spm: there is no such file"),
         (["flickr30k", str(root), "--spm", str(spm)], "dataset_flickr30k.json does not exist"),

@@ -15,8 +15,8 @@ from experiments.runs.results import read_results
 
 def test_the_runs_are_those_of_the_shown_exhibits_each_once_after_what_it_needs(tmp_path: Path) -> None:
     launches = demo.headline_launches(tmp_path, [0])
-    jobs = [job for job in plan(demo.SHOWN, "miniature", [0]) if not set(job.names) & set(demo.LEFT_OUT)]
-    assert {launch.key for launch in launches} == {job.key for job in jobs}, "a second sweep finds them"
+    planned = [run for run in plan(demo.SHOWN, "miniature", [0]) if not set(run.names) & set(demo.LEFT_OUT)]
+    assert {launch.key for launch in launches} == {run.key for run in planned}, "a second sweep finds them"
     assert len({launch.key for launch in launches}) == len(launches)
     done: set[str] = set()
     for launch in launches:

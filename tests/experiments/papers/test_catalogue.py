@@ -1,4 +1,4 @@
-"""The papers as data: exhibits, runs and jobs agree with numbers.yaml, with each other, and with the command line."""
+"""The papers as data: exhibits, runs and plans agree with numbers.yaml, with each other, and with the command line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ALIKE = {"mwa/base-coco-ke32": "mwa/base-coco-ke-small"}  # at full scale
 
 
 @cache
-def jobs(scale: Scale, seeds: tuple[int, ...] = (0,)) -> list[PlannedRun]:
+def planned_runs(scale: Scale, seeds: tuple[int, ...] = (0,)) -> list[PlannedRun]:
     return plan(NAMES, scale, seeds)
 
 
@@ -138,34 +138,34 @@ def test_what_the_documents_quote_is_what_the_papers_print() -> None:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_jobs_come_once_after_what_they_need(scale: Scale) -> None:
-    found = jobs(scale)
+def test_planned_runs_come_once_after_what_they_need(scale: Scale) -> None:
+    found = planned_runs(scale)
     done: set[str] = set()
-    for job in found:
-        assert set(job.after) <= done, job.names
-        assert job.key not in done
-        done.add(job.key)
-        assert job.recipe.cost is not None, job.names
-        assert (job.recipe.world is None) is (scale == "full")
-    names = [name for job in found for name in job.names]
+    for planned in found:
+        assert set(planned.after) <= done, planned.names
+        assert planned.key not in done
+        done.add(planned.key)
+        assert planned.recipe.cost is not None, planned.names
+        assert (planned.recipe.world is None) is (scale == "full")
+    names = [name for planned in found for name in planned.names]
     assert len(names) == len(set(names))
 
 
 def test_every_run_is_in_an_exhibit_or_on_the_way_to_one() -> None:
-    planned = {name for scale in SCALES for job in jobs(scale) for name in job.names}
-    assert planned == {f"{paper}/{run}" for paper in PAPERS for run in read_runs(paper)}
+    covered = {name for scale in SCALES for planned in planned_runs(scale) for name in planned.names}
+    assert covered == {f"{paper}/{run}" for paper in PAPERS for run in read_runs(paper)}
 
 
-def test_equal_runs_are_one_job() -> None:
-    found = {name: job.key for job in jobs("full") for name in job.names}
+def test_equal_runs_are_planned_once() -> None:
+    found = {name: planned.key for planned in planned_runs("full") for name in planned.names}
     for name, alias in ALIKE.items():
         assert found[name] == found[alias]
     assert found["mwa/base-coco-mwa"] != found["mwa/base-coco-mwa-ke32"]
 
 
 def test_the_miniature_has_the_papers_rows() -> None:
-    small = {name for job in jobs("miniature") for name in job.names}
-    large = {name for job in jobs("full") for name in job.names}
+    small = {name for planned in planned_runs("miniature") for name in planned.names}
+    large = {name for planned in planned_runs("full") for name in planned.names}
     # towers that only a hub has
     assert large - small == {"i_tuning/coco-vision-supervised", "i_tuning/coco-vision-dino"}
     assert all(re.search(r"/(pretrain|vision|language)", name) for name in small - large)
@@ -173,61 +173,63 @@ def test_the_miniature_has_the_papers_rows() -> None:
 
 def test_the_miniature_fits_into_an_hour_of_two_cores() -> None:
     """By its own estimates; what it takes is measured when it runs."""
-    hours = sum(job.recipe.cost.hours for job in jobs("miniature") if job.recipe.cost is not None)
+    hours = sum(planned.recipe.cost.hours for planned in planned_runs("miniature") if planned.recipe.cost is not None)
     assert 0.3 < hours < 2 * 1.0
 
 
 def test_seeds_multiply_what_depends_on_them() -> None:
-    one, three = jobs("full"), jobs("full", (0, 1, 2))
-    fixed = [job for job in one if not job.recipe.seeded]
+    one, three = planned_runs("full"), planned_runs("full", (0, 1, 2))
+    fixed = [planned for planned in one if not planned.recipe.seeded]
     assert fixed
-    assert all(not job.after for job in fixed)
+    assert all(not planned.after for planned in fixed)
     assert len(three) == 3 * (len(one) - len(fixed)) + len(fixed)
-    assert Counter(job.seed for job in three if job.recipe.seeded) == {seed: len(one) - len(fixed) for seed in (0, 1, 2)}
+    assert Counter(planned.seed for planned in three if planned.recipe.seeded) == {
+        seed: len(one) - len(fixed) for seed in (0, 1, 2)
+    }
 
 
-def _options(job: PlannedRun) -> set[str]:
-    """What of a job's command line test_configs.py does not parse: its command and options with each kind of model, and the
+def _options(planned: PlannedRun) -> set[str]:
+    """What of its command line test_configs.py does not parse: its command and options with each kind of model, and the
     miniature's overlays."""
-    files = {file.rpartition("/")[2] for file in job.recipe.configs if file.startswith(("configs/model/", "configs/data/"))}
+    files = {file.rpartition("/")[2] for file in planned.recipe.configs if file.startswith(("configs/model/", "configs/data/"))}
     kind = min({file.split("_")[0] for file in files} & {"beit3", "uniter", "dual", "captioner"})
-    overlays = {file for file in job.recipe.configs if "/miniature/" in file and not file.endswith(SIZES)}
-    return {f"{kind} {job.recipe.command}", *(f"{kind} {name}" for name in job.recipe.options), *overlays}
+    overlays = {file for file in planned.recipe.configs if "/miniature/" in file and not file.endswith(SIZES)}
+    return {f"{kind} {planned.recipe.command}", *(f"{kind} {name}" for name in planned.recipe.options), *overlays}
 
 
 def _covering(candidates: list[PlannedRun]) -> list[PlannedRun]:
-    """Jobs that together have every file and option of all of them."""
+    """Planned runs that together have every file and option of all of them."""
     wanted = set[str]().union(*map(_options, candidates))
     chosen: list[PlannedRun] = []
     while wanted:
-        best = max(candidates, key=lambda job: len(_options(job) & wanted))
+        best = max(candidates, key=lambda planned: len(_options(planned) & wanted))
         chosen.append(best)
         wanted -= _options(best)
     return chosen
 
 
-def test_jobs_parse_through_the_real_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs that have every configuration file and every option among them; all of them with CROSSLIGHT_EVERY_JOB=1 (a minute)."""
+def test_planned_runs_parse_through_the_real_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planned runs that have every file and every option among them; with CROSSLIGHT_EVERY_RUN=1 all of them (a minute)."""
     from experiments.training.lightning_cli import ParsedCLI
 
     monkeypatch.chdir(tmp_path)
     for name in ("WORLD", "DATA", "WEIGHTS"):
         monkeypatch.setenv(f"CROSSLIGHT_{name}", f"/roots/{name.lower()}")
-    every = [job for scale in SCALES for job in jobs(scale)]
-    chosen = every if os.environ.get("CROSSLIGHT_EVERY_JOB") else _covering(every)
-    folders = {job.key: Path("/runs") / job.folder_name for job in every}
+    every = [planned for scale in SCALES for planned in planned_runs(scale)]
+    chosen = every if os.environ.get("CROSSLIGHT_EVERY_RUN") else _covering(every)
+    folders = {planned.key: Path("/runs") / planned.folder_name for planned in every}
     launches = {launch.key: launch for launch in launches_of(every, Path("/runs"))}
-    for job in chosen:
-        command, arguments = launches[job.key].command, list(launches[job.key].arguments)
+    for planned in chosen:
+        command, arguments = launches[planned.key].command, list(launches[planned.key].arguments)
         config = ParsedCLI([str(command), *find_configs(arguments)]).plain
-        assert config["scale"] == job.scale
+        assert config["scale"] == planned.scale
         assert (
             config["seed_everything"]
             == config["data"]["init_args"]["seed"]
-            == (0 if job.recipe.seeded else config["seed_everything"])
+            == (0 if planned.recipe.seeded else config["seed_everything"])
         )
-        assert f"{job.names[0].partition('/')[0]}/{config['name']}" in job.names
-        start = job.starts.get(job.recipe.start or "")
+        assert f"{planned.names[0].partition('/')[0]}/{config['name']}" in planned.names
+        start = planned.starts.get(planned.recipe.start or "")
         if start is not None:
             assert config["model"]["init_args"]["init_from"] == str(folders[start])
         assert "{" not in yaml.safe_dump(config["model"]["init_args"].get("init_from"))
@@ -309,15 +311,15 @@ ALL = ["mwa/start", "mwa/child-x", "mwa/child-y", "mwa/last", "mwa/alone", "mwa/
 
 
 def keys(names: list[str] = ALL, seed: int = 0) -> dict[str, str]:
-    return {name: job.key for job in plan_runs(names, "full", [seed]) for name in job.names}
+    return {name: planned.key for planned in plan_runs(names, "full", [seed]) for name in planned.names}
 
 
 def test_a_plan_of_a_small_project(project: Path) -> None:
     found = plan_runs(["mwa/last", "mwa/child-y", "mwa/alone", "mwa/again"], "full", [7])
-    assert [job.names for job in found] == [
+    assert [planned.names for planned in found] == [
         ("mwa/start", "mwa/again"), ("mwa/child-x",), ("mwa/last",), ("mwa/child-y",), ("mwa/alone",)
     ]  # fmt: skip
-    by_name = {job.names[0]: job for job in found}
+    by_name = {planned.names[0]: planned for planned in found}
     launches = {launch.key: launch for launch in launches_of(found, Path("/runs"))}
     last, start = by_name["mwa/last"], by_name["mwa/start"]
     assert last.after == (by_name["mwa/child-x"].key, start.key)
@@ -334,18 +336,18 @@ def test_a_plan_of_a_small_project(project: Path) -> None:
 
 
 def test_exhibits_plan_their_rows(project: Path) -> None:
-    names = [name for job in plan(["mwa/t"], "full", [0]) for name in job.names]
+    names = [name for planned in plan(["mwa/t"], "full", [0]) for name in planned.names]
     assert sorted(names) == ["mwa/child-x", "mwa/child-y", "mwa/start"]
     assert plan(["mwa/t"], "miniature", [0]) == []
 
 
 def test_a_folder_is_found_by_its_key_in_any_root(project: Path, tmp_path: Path) -> None:
-    job = plan_runs(["mwa/start"], "full", [0])[0]
+    planned = plan_runs(["mwa/start"], "full", [0])[0]
     here, there = tmp_path / "here", tmp_path / "there"
-    assert folder_of(job, [here, there]) == here / job.folder_name
-    other = there / f"mwa-again-s0-{job.key[:8]}"  # as the same job was called there
+    assert folder_of(planned, [here, there]) == here / planned.folder_name
+    other = there / f"mwa-again-s0-{planned.key[:8]}"  # as the same planned run was called there
     other.mkdir(parents=True)
-    assert folder_of(job, [here, there]) == other
+    assert folder_of(planned, [here, there]) == other
 
 
 CHANGES: dict[str, tuple[Callable[[Path], Any], set[str]]] = {
@@ -376,7 +378,7 @@ def _runs(root: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_change_is_a_new_job_for_what_it_concerns(what: str, project: Path) -> None:
+def test_a_change_is_a_new_planned_run_for_what_it_concerns(what: str, project: Path) -> None:
     change, concerned = CHANGES[what]
     before = keys()
     change(project)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from datamodules.errors import InputError
+from experiments.cli.main import run_command
 from experiments.parity import params
 
 TOTALS = {"base 224": 222_167_041, "base 384": 222_458_881, "large 224": 674_799_617, "large 384": 675_188_737}
@@ -62,7 +63,7 @@ def test_counts_are_the_official_ones(size: str) -> None:
 
 
 def test_the_report_explains_the_papers_17_40_million(capsys: pytest.CaptureFixture[str]) -> None:
-    assert params.main([]) == 0
+    assert run_command("params", []) == 0
     printed = capsys.readouterr().out
     for size, total in TOTALS.items():
         assert f"BEiT-3 {size} px: {total:,} parameters" in printed
@@ -118,7 +119,7 @@ def test_counts_of_a_configuration(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CROSSLIGHT_WEIGHTS", "/roots/weights")
-    assert params.main(arguments) == 0
+    assert run_command("params", arguments) == 0
     printed = capsys.readouterr().out
     numbers = printed.splitlines()[1].replace(",", "").split()
     assert int(numbers[1]) == tunable
@@ -130,4 +131,4 @@ def test_counts_of_a_configuration(
 
 def test_arguments_that_are_no_configuration() -> None:
     with pytest.raises(InputError, match="takes nothing, or a configuration"):
-        params.main(["base"])
+        run_command("params", ["base"])

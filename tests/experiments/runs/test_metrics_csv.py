@@ -27,3 +27,10 @@ def test_half_a_line_and_what_is_not_finite_are_left_out(tmp_path: Path) -> None
     assert validations(tmp_path) == [Validation(1, 0.5, 100.0), Validation(3, 0.125, 200.0)]
     with pytest.raises(InputError, match=r"metrics\.csv has no column val/cider; of validation it has val/isda, val/rsum\."):
         validations(tmp_path, y="val/cider")
+
+
+def test_history_is_read_while_it_is_written(tmp_path: Path) -> None:
+    assert history(tmp_path, "val/rsum") == []
+    (tmp_path / "metrics.csv").write_text("step,val/rsum\n0,\n1,3.5\n2,nan\n3,4.5\n4,9")
+    assert history(tmp_path, "val/rsum") == [3.5, 4.5]
+    assert history(tmp_path, "other") == []

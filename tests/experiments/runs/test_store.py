@@ -13,7 +13,7 @@ from experiments.papers.schema import Recipe
 from experiments.runs.results import Results, ResultsStatus, now, write_results
 from experiments.runs.store import RunFolders, folder_of, read_run, run_folders_below
 
-JOB = PlannedRun("0123456789ab", ("mwa/x",), "miniature", 2, Recipe([]), (), {})
+PLANNED = PlannedRun("0123456789ab", ("mwa/x",), "miniature", 2, Recipe([]), (), {})
 
 
 def write(folder: Path, status: ResultsStatus = "finished", error: str | None = None) -> Path:
@@ -25,12 +25,12 @@ def write(folder: Path, status: ResultsStatus = "finished", error: str | None = 
 def test_a_finished_run_comes_before_any_other_and_else_the_first_root(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     failed = write(here / "mwa-y-s2-01234567", "failed", "no")
-    assert RunFolders([here]).find(JOB, "mwa/x").error == "no"
-    assert folder_of(JOB, [there, here]) == failed
+    assert RunFolders([here]).find(PLANNED, "mwa/x").error == "no"
+    assert folder_of(PLANNED, [there, here]) == failed
     done = write(there / "mwa-x-s2-01234567")
-    run = RunFolders([here, there]).find(JOB, "mwa/x")
-    assert (run.name, run.seed, run.status, run.folder, run.job) == ("mwa/x", 2, "finished", done, JOB)
-    assert RunFolders([here, there]).of(JOB) == [failed, done]
+    run = RunFolders([here, there]).find(PLANNED, "mwa/x")
+    assert (run.name, run.seed, run.status, run.folder, run.planned) == ("mwa/x", 2, "finished", done, PLANNED)
+    assert RunFolders([here, there]).of(PLANNED) == [failed, done]
     assert RunFolders([there]).seeds == [2]
     other = PlannedRun("f" * 12, ("mwa/z",), "miniature", 0, Recipe([]), (), {})
     assert RunFolders([there]).find(other, "mwa/z").status == "missing"

@@ -1,4 +1,4 @@
-"""The runner on quick fake commands, and on one real miniature run."""
+"""The runner on quick fake commands."""
 
 from __future__ import annotations
 
@@ -18,14 +18,11 @@ import pytest
 from rich.console import Console
 
 from datamodules.errors import InputError
-from experiments.papers.plan import PlannedRun
-from experiments.papers.schema import Cost, Recipe
-from experiments.runs.folder import RunFolder
-from experiments.runs.results import read_results, write_results
-from experiments.sweep.launches import PROGRAM, Launch
-from experiments.sweep.outcomes import log_of, record, state_of, why_it_ended
+from experiments.papers.schema import Cost
+from experiments.runs.results import read_results
+from experiments.sweep.launches import Launch
+from experiments.sweep.outcomes import log_of, why_it_ended
 from experiments.sweep.runner import Runner
-from experiments.sweep.targets import launches_of
 
 # A run as the runner sees it: notes its start, waits for `until` to appear, writes how it ended.
 FAKE = """
@@ -144,29 +141,6 @@ def test_order_failures_and_what_a_second_call_leaves_alone(fake: Callable[..., 
     assert sorted(started(tmp_path)[len(first) + 1 :]) == ["broken", "c", "crash", "d", "killed", "memory"]
 
 
-def test_a_crash_that_opened_nothing_leaves_a_row_that_a_retry_takes_over(tmp_path: Path) -> None:
-    launch = Launch("k", "mwa/x s3", "x", tmp_path / "x", "run", seed=3, scale="miniature")
-    assert record(launch, "failed", "no such option")
-    row = read_results(tmp_path / "x")
-    assert (row.seed, row.scale, row.command, row.name) == (3, "miniature", "run", "mwa/x s3")
-    folder = RunFolder.open(tmp_path / "x", name="x", command="run", config={"seed_everything": 3})
-    assert folder.results.status == "running"
-    assert not record(launch, "failed", "never")  # it is open
-    os.utime(tmp_path / "x" / "config.yaml", (time.time() - 50, time.time() - 50))
-    folder.finish("interrupted")
-    counted = read_results(tmp_path / "x").seconds
-    assert counted is not None
-    assert counted < 50
-    assert record(launch, "stopped_early", "hopeless")
-    assert read_results(tmp_path / "x").seconds == counted  # the process had counted its attempt
-    write_results(tmp_path / "x", replace(row, status="running", seconds=7.0))
-    assert record(launch, "failed", "killed")
-    assert (read_results(tmp_path / "x").seconds or 0) >= 57  # this one had not
-    folder = RunFolder.open(tmp_path / "x", name="x", command="run", config={"seed_everything": 3})
-    folder.finish("finished")
-    assert state_of(launch)[0] == "finished"
-
-
 def test_a_row_tells_of_its_own_attempt(fake: Callable[..., Launch], tmp_path: Path) -> None:
     log = log_of(tmp_path, fake("killed"))
     log.parent.mkdir()
@@ -283,20 +257,3 @@ def test_time_left_is_by_kind_then_by_scaled_estimates(fake: Callable[..., Launc
     assert runner.seconds_left() == pytest.approx((10 + 200) / 2)  # estimates were half of the truth
     bare = Runner([costs(launch, launch.key, None) for launch in launches], tmp_path)
     assert bare.seconds_left() is None
-
-
-def test_launches_of_planned_runs(tmp_path: Path) -> None:
-    first = PlannedRun("k1" * 6, ("mwa/pretrain",), "miniature", 2, Recipe(["c.yaml"], command="fit", world="source"), (), {})
-    recipe = Recipe(["d.yaml"], start="pretrain", cost=Cost(3, devices=4, device="A100"))
-    second = PlannedRun("k2" * 6, ("mwa/x", "mwa/y"), "full", 2, recipe, (first.key,), {"pretrain": first.key})
-    one, two = launches_of([first, second], tmp_path, {second.key: "mwa/table1"})
-    assert one.folder == tmp_path / "mwa-pretrain-s2-k1k1k1k1"
-    assert one.argv[:5] == (*PROGRAM, "fit", "-c")
-    assert one.environment == {"CROSSLIGHT_WORLD": str(tmp_path / "worlds" / "source")}
-    assert (one.gpus, one.world, two.gpus, two.after) == (0, "source", 4, (first.key,))
-    assert f"--model.init_args.init_from={one.folder}" in two.argv
-    assert two.environment == {"WANDB_RUN_GROUP": "mwa/table1"}
-
-
-def test_a_log_is_named_like_its_folder(tmp_path: Path) -> None:
-    assert log_of(tmp_path, Launch("k", "n", "k", tmp_path / "run-1", None)) == tmp_path / "logs" / "run-1.log"

@@ -3,108 +3,27 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
-import signal
 import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from fake_slurm import Queue, ended, launch
 from rich.console import Console
-from torch import distributed
 
 from datamodules.errors import InputError
 from datamodules.files.locks import take_lock
 from experiments.cli.main import run_command
-from experiments.runs.results import Results, ResultsStatus, now, read_results, write_results
-from experiments.sweep import slurm, slurm_script
+from experiments.runs.results import read_results
+from experiments.sweep import slurm
 from experiments.sweep.launches import Launch
 from experiments.sweep.request import Request
 from experiments.sweep.slurm import settle
-from experiments.sweep.slurm_script import SlurmOptions, arrays_of, script_of
+from experiments.sweep.slurm_script import SlurmOptions
 from experiments.sweep.status import show_launches
-from experiments.training import preemption
-
-# sbatch, squeue, scontrol and scancel over a file of lines JOB_ELEMENT|STATE|REASON; what is called is noted.
-QUEUE = """\
-import os, re, sys
-from pathlib import Path
-folder, name = Path(__file__).parent, Path(sys.argv[0]).name
-queue = folder / "queue"
-rows = [line.split("|") for line in queue.read_text().splitlines()] if queue.exists() else []
-with open(folder / "called", "a") as called:
-    called.write(" ".join([name, *sys.argv[1:]]) + chr(10))
-if name == "sbatch":
-    script = Path(sys.argv[-1]).read_text()
-    job = max([10, *(int(row[0].split("_")[0]) for row in rows)]) + 1
-    reason = "Dependency" if "--dependency" in script else "Priority"
-    for index in range(int(re.search("array=0-([0-9]+)", script)[1]) + 1):
-        rows.append([f"{job}_{index}", "PENDING", reason])
-    print(f"{job};cluster")
-elif name == "squeue":
-    print("".join("|".join(row) + chr(10) for row in rows), end="")
-elif name == "scontrol":
-    if sys.argv[1] == "requeue":
-        rows = [[row[0], "PENDING", "BeginTime"] if row[0] == sys.argv[2] else row for row in rows]
-    else:
-        state, reason = next(row[1:] for row in rows if row[0] == sys.argv[-1])
-        print(f"JobId=11 ArrayJobId=11 JobState={state} Reason={reason} Dependency=(null)")
-elif name == "srun":
-    sys.exit(3)
-elif name == "scancel":
-    rows = [[row[0], "CANCELLED", "None"] if row[0] in sys.argv[1:] else row for row in rows]
-else:
-    sys.exit("Slurm accounting storage is disabled")
-queue.write_text("".join("|".join(row) + chr(10) for row in rows))
-"""
-
-
-class Queue:
-    """The fake cluster."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        (folder / "queue.py").write_text(QUEUE)
-        for name in ("sbatch", "squeue", "scontrol", "scancel", "sacct", "srun"):
-            program = folder / name
-            program.write_text(f"#!{sys.executable} -SE\n{QUEUE}")
-            program.chmod(0o755)
-
-    def becomes(self, **states: str) -> None:
-        """State of elements, as j11_0="RUNNING"."""
-        rows = dict(line.split("|", 1) for line in (self.folder / "queue").read_text().splitlines())
-        rows |= {job[1:]: state if "|" in state else f"{state}|None" for job, state in states.items()}
-        (self.folder / "queue").write_text("".join(f"{job}|{row}\n" for job, row in rows.items()))
-
-    def called(self, name: str) -> list[str]:
-        file = self.folder / "called"
-        return [line for line in file.read_text().splitlines() if line.startswith(name)] if file.exists() else []
-
-
-@pytest.fixture
-def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
-    cluster = Queue(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{cluster.folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    return cluster
-
-
-def launch(root: Path, name: str, after: tuple[str, ...] = (), gpus: int = 0, **more: Any) -> Launch:
-    environment = {"CROSSLIGHT_WORLD": "a b"}
-    return Launch(name, name, "k", root / name, "run", environment=environment, after=after, gpus=gpus, **more)
-
-
-def ended(each: Launch, status: ResultsStatus, error: str | None = None) -> None:
-    each.folder.mkdir(parents=True, exist_ok=True)
-    write_results(each.folder, Results(status, "run", each.title, "c", now(), error=error))
 
 
 def submit(launches: list[Launch], root: Path, options: SlurmOptions | None = None, **more: bool) -> tuple[int, str]:
@@ -112,52 +31,6 @@ def submit(launches: list[Launch], root: Path, options: SlurmOptions | None = No
     request = Request("run", "mwa/x", submit=options or SlurmOptions(), **more)
     status = slurm.submit(launches, root, request, Console(file=out, width=200))
     return status, out.getvalue()
-
-
-def test_arrays_are_tasks_of_one_shape_and_one_start(tmp_path: Path) -> None:
-    launches = [
-        launch(tmp_path, "start"), launch(tmp_path, "a", ("start",)), launch(tmp_path, "b", ("start",)),
-        launch(tmp_path, "ranks", ("start",), devices="2", nodes=3), launch(tmp_path, "gpu", (), 4),
-        launch(tmp_path, "last", ("a", "b")),
-    ]  # fmt: skip
-    arrays = arrays_of(launches, SlurmOptions(nodes=2, gpus_per_node=8))
-    assert [[each.title for each in array.launches] for array in arrays] == [["start"], ["a", "b"], ["ranks"], ["gpu"], ["last"]]
-    shapes = [(array.shape.nodes, array.shape.processes, array.shape.gpus) for array in arrays]
-    assert shapes == [(1, 1, 0), (1, 1, 0), (3, 2, 0), (2, 8, 8), (1, 1, 0)]
-    assert arrays[3].launches[0].argv[-3:-1] == ("--trainer.devices=8", "--trainer.num_nodes=2")  # Lightning is told
-    assert arrays[1].launches[0].argv == launches[1].argv
-    many = arrays_of([launch(tmp_path, str(number)) for number in range(slurm_script.MOST + 1)], SlurmOptions())
-    assert [len(array.launches) for array in many] == [slurm_script.MOST, 1]
-
-
-def test_a_script_says_what_it_runs(tmp_path: Path) -> None:
-    options = SlurmOptions(
-        partition="gpu", account="me", time="8:00:00", cpus_per_task=4, mem="64G", at_once=2, constraint="a100", qos="low",
-        setup=["module load cuda"], extra=["--mail-type=END"], gpus_per_node=2,
-    )  # fmt: skip
-    (array,) = arrays_of([launch(tmp_path / "its own", "one", (), 2), launch(tmp_path / "its own", "two", (), 2)], options)
-    script = script_of(array, tmp_path / "its own", options, "mwa/table1", "afterok:7_1")
-    header = re.findall("^#SBATCH (.*)$", script, re.MULTILINE)
-    assert header == [
-        "--job-name=mwa-table1", "--array=0-1%2", "--dependency=afterok:7_1", "--kill-on-invalid-dep=yes", "--nodes=1",
-        "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=4", "--mem=64G", "--partition=gpu", "--account=me",
-        "--qos=low", "--constraint=a100", "--time=8:00:00", "--signal=USR1@120", "--requeue", "--open-mode=append",
-        f"--output='{tmp_path}/its own/slurm/%A_%a.out'", "--mail-type=END",
-    ]  # fmt: skip
-    assert "\nmodule load cuda\n" in script
-    assert "srun --ntasks-per-node=2 --cpus-per-task=4 --kill-on-bad-exit=1" in script
-    # the script up to its end of the case says the right command to the right element
-    (tmp_path / "its own").mkdir()
-    upper = script[: script.index("\nexec >>")].replace("module load cuda", "")
-    shown = subprocess.run(
-        ["bash", "-c", upper + '\nprintf "%s\\n" "$key" "$folder" "$CROSSLIGHT_WORLD" "$@"'],
-        env={"SLURM_ARRAY_TASK_ID": "1", "PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    assert shown == ["two", f"{tmp_path}/its own/two", "a b", *array.launches[1].argv]
-    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
-    for wrong, message in (({"nodes": 0}, "--slurm.nodes is 0"), ({"extra": ["x"]}, "'x', which is no option of sbatch")):
-        with pytest.raises(InputError, match=message):
-            SlurmOptions(**wrong)
 
 
 def test_nothing_is_submitted_twice_and_children_wait_for_their_parents_element(queue: Queue, tmp_path: Path) -> None:
@@ -296,132 +169,3 @@ def test_a_job_settles(
         settle(tmp_path, "a", code)
         assert len(queue.called("scontrol requeue")) == 1
         assert "queued again 3 times" in str(read_results(each.folder).error)
-
-
-def test_options_and_refusals(queue: Queue, tmp_path: Path) -> None:
-    file = tmp_path / "slurm.yaml"
-    file.write_text("partition: gpu\ntime: '1:00:00'\nsetup: [module load cuda]\n")
-    sweep = tmp_path / "bayes.yaml"
-    sweep.write_text(
-        "{method: bayes, run_cap: 2, metric: {name: val/rsum}, command: [crosslight], parameters: {x: {min: 0.0, max: 1.0}}}"
-    )
-    out = ["--out", str(tmp_path / "out"), "--dry-run"]
-    for arguments, message in {
-        ("mwa/table1", "--slurm.partition=gpu"): "--slurm.partition=gpu is of jobs: add --submit slurm",
-        ("mwa/table1", "--submit", "slurm", "--slurm.partitoin=gpu"): "Did you mean --slurm.partition?",
-        ("mwa/table1", "--submit", "slurm", "--slurm.nodes=many"): "--slurm.nodes: invalid int value: 'many'",
-        ("mwa/table1", "--submit", "slurm", "--jobs", "2"): "--slurm.at_once",
-        (str(sweep), "--submit", "slurm"): "method: bayes looks at other runs' results",
-    }.items():
-        with pytest.raises(InputError, match=re.escape(message)):
-            run_command("sweep", ["run", *arguments, *out])
-    for action in ("cancel", "status"):
-        for wrong in (["--dry-run"], ["--retry-failed"], ["--submit", "slurm"], ["--jobs", "2"], ["--slurm.nodes=2"]):
-            with pytest.raises(InputError, match=rf"{wrong[0].partition('=')[0]} is of `crosslight sweep run`"):
-                run_command("sweep", [action, "mwa/table1", *wrong])
-    assert queue.called("scancel") == []
-    with pytest.raises(InputError, match=r"--seeds is of exhibits; status .* shows all runs of that folder"):
-        run_command("sweep", ["status", str(tmp_path), "--seeds", "1"])
-    with pytest.raises(InputError, match="has no jobs of these runs"):
-        run_command("sweep", ["cancel", "mwa/table1", "--out", str(tmp_path / "out")])
-
-
-def test_options_from_a_file_reach_the_script(queue: Queue, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, sweep = tmp_path / "slurm.yaml", tmp_path / "rates.yaml"
-    file.write_text("partition: gpu\nat_once: 3\nsetup: [module load cuda]\n")
-    sweep.write_text("{method: grid, command: [crosslight, run, '${args}'], parameters: {x: {values: [1, 2]}}}")
-    given = ["--submit", "slurm", "--slurm", str(file), "--slurm.time", "1:00:00", "--out", str(tmp_path / "out")]
-    assert run_command("sweep", ["run", *given, str(sweep)]) == 0
-    (call,) = queue.called("sbatch")
-    script = Path(call.split()[-1]).read_text()
-    for line in ("--partition=gpu", "--time=1:00:00", "--array=0-1%3", "--gpus-per-node=1"):  # a cluster has GPUs
-        assert f"#SBATCH {line}\n" in script
-    assert "module load cuda" in script
-    assert "job 11: 2 runs (x=1, x=2)" in capsys.readouterr().out
-    assert run_command("sweep", ["status", str(sweep), "--out", str(tmp_path / "out")]) == 0
-    assert "11_1 PENDING Priority" in capsys.readouterr().out
-
-
-def test_status_and_cancel_of_draws_are_of_those_submitted(
-    queue: Queue, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sweep, out = tmp_path / "draws.yaml", ["--out", str(tmp_path / "out")]
-    sweep.write_text("{method: random, command: [x, '${args_json_file}'], parameters: {x: {min: 0.0, max: 1.0}}}")
-    with pytest.raises(InputError, match="--count"):
-        run_command("sweep", ["status", str(sweep), *out])
-    assert run_command("sweep", ["run", str(sweep), *out, "--count", "2", "--dry-run"]) == 0
-    assert not (tmp_path / "out").exists()
-    for given in (["--count", "3"], ["--count", "1", "--search-seed", "7"]):
-        assert run_command("sweep", ["run", str(sweep), *out, *given, "--submit", "slurm"]) == 0
-    assert len(list((tmp_path / "out" / "points").glob("*.json"))) == 4
-    for job in json.loads((tmp_path / "out" / "slurm" / "jobs.json").read_text()).values():
-        ended(Launch("k", "n", "k", Path(job["folder"]), None), "failed", error="e")
-    capsys.readouterr()
-    assert run_command("sweep", ["status", str(sweep), *out]) == 1
-    assert "4 runs in" in capsys.readouterr().out
-    assert run_command("sweep", ["cancel", str(sweep), *out]) == 0
-    assert queue.called("scancel") == ["scancel 11_0 11_1 11_2 12_0"]
-
-
-# -------------------------------------------------------------------------------------------------------------- preemption
-
-
-@pytest.fixture
-def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process is one that Slurm started."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
-    monkeypatch.setattr(preemption, "_Notice", type("Notice", (preemption._Notice,), {}))
-    for name in ("SLURM_JOB_ID", "SLURM_PROCID"):
-        monkeypatch.setenv(name, "0")
-    preemption.listen()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def test_a_signal_is_noted_and_acted_on_where_nothing_is_lost(job: None) -> None:
-    assert preemption.told() is None
-    os.kill(os.getpid(), signal.SIGUSR1)
-    assert preemption.told() == signal.SIGUSR1
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert preemption.told() == signal.SIGUSR1
-    with preemption.leaving_at_once(False):
-        pass
-    with pytest.raises(preemption.Preempted, match="SIGUSR1"), preemption.leaving_at_once(True):
-        raise AssertionError("told before")
-    preemption.listen()
-    with pytest.raises(preemption.Preempted, match="SIGTERM"), preemption.leaving_at_once(True):
-        signal.raise_signal(signal.SIGTERM)
-
-
-def test_outside_of_slurm_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    before = signal.getsignal(signal.SIGUSR1)
-    preemption.listen()
-    assert signal.getsignal(signal.SIGUSR1) == before
-    assert not preemption.listening()
-
-
-def _step_by_step(rank: int, folder: Path, answers: Any) -> None:
-    preemption.listen()
-    distributed.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
-    agreement, found = preemption.Agreement(), []
-    for step in range(6):
-        if (rank, step) in ((1, 2), (0, 4)):
-            signal.raise_signal(signal.SIGUSR1)
-        found.append(agreement(torch.device("cpu")))
-    answers.put((rank, found))
-    distributed.destroy_process_group()
-
-
-def test_ranks_agree_at_one_step(job: None, tmp_path: Path) -> None:
-    """One is told before its third step, the other two steps later."""
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
-    processes = [context.Process(target=_step_by_step, args=(rank, tmp_path, answers), daemon=True) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    found = dict(answers.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join(30)
-    assert found[0] == found[1] == [False, False, False, True, True, True]  # a step later than it could be known

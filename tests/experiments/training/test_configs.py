@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
+from datamodules.errors import InputError
 from experiments.papers.catalogue import read_runs
 from experiments.papers.schema import PAPERS
 from experiments.runs.identity import config_hash
+from experiments.training.command import run_alone
 from experiments.training.configs import find_configs, packaged_configs
 from experiments.training.lightning_cli import CrosslightCLI, ParsedCLI
 
@@ -357,3 +359,24 @@ def test_i_tunings_recipes_are_the_papers(name: str, epochs: int) -> None:
     optimization = model["optimization"]
     assert (optimization["lr"], optimization["min_lr"], optimization["warmup_fraction"]) == (5e-4, 0.0, 0.1)
     assert (optimization["weight_decay"], optimization["betas"], trainer["gradient_clip_val"]) == (0.01, [0.9, 0.999], 1.0)
+
+
+def test_packaged_configurations_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = find_configs(["-c", "configs/trainer/cpu.yaml", "--config=experiments/papers/mwa/variants/mwa.yaml", "--name", "x"])
+    assert Path(found[1]).is_file()
+    assert Path(found[2].removeprefix("--config=")).is_file()
+    assert found[3:] == ["--name", "x"]
+    own = tmp_path / "configs" / "trainer" / "cpu.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("trainer: {}\n")
+    assert find_configs(["-c", "configs/trainer/cpu.yaml"]) == ["-c", "configs/trainer/cpu.yaml"]  # a file here wins
+
+
+@pytest.mark.parametrize("form", [["-c", "{}"], ["--config", "{}"], ["--config={}"]])
+def test_a_missing_file_suggests_the_packaged_one(form: list[str]) -> None:
+    with pytest.raises(InputError, match=r"configs/model/dual_tinny\.yaml: .* Did you mean configs/model/dual_tiny\.yaml"):
+        find_configs([part.format("configs/model/dual_tinny.yaml") for part in form])
+    with pytest.raises(InputError, match=r"Did you mean experiments/papers/mwa/variants/mwa\.yaml") as error:
+        run_alone("fit", [part.format("experiments/papers/mwa/variant/mwa.yaml") for part in form])
+    assert "\n" not in str(error.value)
