@@ -132,7 +132,10 @@ class Plain(LightningModule): pass
         ),
         (["tuning=adapter", "adapter=lacking.Forgetful"], "Forgetful keeps no attribute 'rank'"),
         (["objective=lacking.NoForward"], r"lacking\.NoForward does not write forward, which .*ContrastiveObjective asks for"),
-        (["objective=lacking.NoScale"], r"lacking\.NoScale has forward\(images, texts\), and it is called as forward\(images_BD, "),
+        (
+            ["objective=lacking.NoScale"],
+            r"lacking\.NoScale has forward\(images, texts\), and it is called as forward\(images_BD, ",
+        ),
         (["network=lacking.NoInputs"], r"lacking\.NoInputs sets no `inputs` of type Inputs"),
         (None, r"lacking\.Plain does not derive from lightning_modules\.base\.TunedModule"),
     ],
