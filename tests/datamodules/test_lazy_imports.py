@@ -51,7 +51,7 @@ def run(program: str | Path, **environment: str) -> Any:
     "modules",
     [
         "lightning_modules, lightning.pytorch",
-        "experiments.lightning_cli, lightning_modules.retrieval, lightning_modules.ranking, lightning_modules.captioning",
+        "experiments.training.lightning_cli, lightning_modules.retrieval, lightning_modules.ranking, lightning_modules.captioning",
         "datamodules.coco, datamodules.flickr30k, datamodules.flickr30k_entities, datamodules.nocaps, datamodules.visual_genome",
     ],
 )
@@ -62,8 +62,9 @@ def test_imports_run_nothing_that_a_run_may_never_use(modules: str) -> None:
 STEP = """
 import json, torch
 from lightning_modules.networks.dual_encoder import DualEncoder
-from lightning_modules.networks.towers import HFTextTower, TimmImageTower
-from datamodules.images import evaluation_transform
+from lightning_modules.networks.towers.hugging_face import HFTextTower
+from lightning_modules.networks.towers.timm import TimmImageTower
+from datamodules.loading.images import evaluation_transform
 from datamodules.inputs import ImageInput
 from PIL import Image
 torch.manual_seed(0)
