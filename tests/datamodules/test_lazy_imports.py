@@ -51,7 +51,8 @@ def run(program: str | Path, **environment: str) -> Any:
     "modules",
     [
         "lightning_modules, lightning.pytorch",
-        "experiments.training.lightning_cli, lightning_modules.retrieval, lightning_modules.ranking, lightning_modules.captioning",
+        "experiments.training.lightning_cli, lightning_modules.retrieval, lightning_modules.ranking, "
+        "lightning_modules.captioning",
         "datamodules.coco, datamodules.flickr30k, datamodules.flickr30k_entities, datamodules.nocaps, datamodules.visual_genome",
     ],
 )
