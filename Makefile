@@ -36,7 +36,7 @@ demo-captioning: $(READY)  ## I-Tuning, half of it, and ClipCap between a tiny V
 	@$(BIN)/crosslight demo captioning --seed 0 1 2
 
 test: $(READY)  ## all tests, six minutes on 2 cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## ruff, mypy, and who may import whom (no circle of files)
 	$(BIN)/ruff check .
