@@ -35,7 +35,7 @@ demo-iais: $(READY)  ## UNITER on the embedded world without IAIS and with both 
 demo-captioning: $(READY)  ## I-Tuning, half of it, and ClipCap between a tiny ViT and GPT-2, where words look, three seeds
 	@$(BIN)/crosslight demo captioning --seed 0 1 2
 
-test: $(READY)  ## all tests, six minutes on 2 cores
+test: $(READY)  ## all tests, five minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## ruff, mypy, and who may import whom (no circle of files)
