@@ -18,7 +18,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.adapter_export import load_adapter, read_adapter_config
-from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.run_folder import best_checkpoint, fit_of
 from lightning_modules.checkpoints.trust import importing_only
 
@@ -44,7 +43,7 @@ def build(
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
-            return fill(parser.instantiate_classes(config).model)
+            return parser.instantiate_classes(config).model  # a TunedModule fills its network itself
     except ArgumentError as error:
         raise InputError(f"the model's configuration cannot be built ({error}). Use the version that wrote it.") from error
 
