@@ -24,7 +24,7 @@ from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
 from datamodules.files.locks import is_held, take_lock
 from datamodules.files.ownership import refuse_strangers
-from experiments.runs.identity import HASHED, config_hash, differing_keys
+from experiments.runs.identity import config_hash, deciding, differing_keys
 from experiments.runs.results import DataDescription, Evaluation, Results, ResultsStatus, now, read_results, write_results
 
 _TIMED = ("config.yaml", "results.json", "metrics.csv", "checkpoints/last.ckpt")
@@ -95,7 +95,7 @@ class RunFolder:
                 results = replace(results, command=command, name=name, config_hash=digest, evaluations=())
             if results.config_hash != digest:
                 old = yaml.safe_load((folder / "config.yaml").read_text()) if (folder / "config.yaml").exists() else {}
-                names = [n for n in differing_keys(config, old) if n.split(".")[0] in HASHED]
+                names = differing_keys(deciding(config), deciding(old))
                 if results.command != command:
                     names.insert(0, f"the command ({results.command} there, {command} here)")
                 listed = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
