@@ -20,12 +20,14 @@ from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
 from lightning_modules.checkpoints.trainable import load_objective, load_trainable, split_objective, trainable_state_dict
 from lightning_modules.contract import require_signatures
+from lightning_modules.metrics.recalls import fold_notes
 from lightning_modules.objectives.objective import Objective
 
 
 class TunedModule(pl.LightningModule):
     """A network that is tuned fully, through an adapter, at its heads, or not at all. See `RetrievalModule` for the arguments."""
 
+    protocol: str | None = None  # how it is tested, in words, for results.json
     _queries: dict[str, Tensor]  # of the last evaluation, when there was one: a rank or score for each query, or image
 
     def __init__(
@@ -48,6 +50,7 @@ class TunedModule(pl.LightningModule):
         self.init_from = init_from
         self.eval_frozen = eval_frozen
         self._queries = {}
+        self._notes: dict[str, Any] = {}
         if adapter is not None:
             require_signatures(adapter, Adapter, "model.adapter")
         fill(network)
@@ -144,9 +147,14 @@ class TunedModule(pl.LightningModule):
         """Of the last evaluation, as arrays: ranks under the names of `RetrievalRecall.query_ranks`, or an image's scores."""
         return {name: values.cpu().numpy() for name, values in self._queries.items()}
 
+    def _note_folds(self, folds: int | None, images: int) -> None:
+        """Have results.json say how the recalls over folds of so many images were made; None: there are none."""
+        self._notes = {} if folds is None else fold_notes(folds, images)
+        self.protocol = type(self).protocol if folds is None else f"{type(self).protocol}; folds_...: {self._notes['folds']}"
+
     def evaluation_notes(self) -> dict[str, Any]:
         """What results.json says of the last evaluation beside its metrics."""
-        return {}
+        return self._notes
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluation_step(batch)

@@ -124,7 +124,6 @@ class CaptioningModule(TunedModule):
         self._scores: CaptionScores | None = None
         self._records: Sequence[ImageRecord] = ()
         self._store = CaptionStore(None)
-        self._notes: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
         """See that captions can be read and written, before anything takes time."""
@@ -255,9 +254,6 @@ class CaptioningModule(TunedModule):
         scores.reset()
         logged = {f"{stage}/{name}": value.float() for name, value in values.items()}
         self.log_dict(logged, rank_zero_only=False, sync_dist=False)
-
-    def evaluation_notes(self) -> dict[str, Any]:
-        return self._notes
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Captions are what a test writes.

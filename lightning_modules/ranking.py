@@ -26,6 +26,7 @@ from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.full_rank import FullRank
 from lightning_modules.metrics.pair_batches import score_pairs_by_length
+from lightning_modules.metrics.recalls import require_folds
 from lightning_modules.metrics.relation_distance import AlignmentDistance, RelationDistance
 from lightning_modules.networks.attention import Relations
 from lightning_modules.networks.network import HasRelations, RankingNetwork, require_attributes
@@ -205,6 +206,7 @@ class RankingModule(TunedModule):
             weights = f"{backbone_fingerprint(self.network, set())['weights']} {self.trainer.precision}"
         with self.trainer.precision_plugin.forward_context():
             values = self.full_rank.compute(self.network, self._store(stage), weights=weights)
+        self._note_folds(self.folds if stage == "test" else None, len(loaders[0].dataset))
         if stage == "test" and self.folds is not None:
             values |= {f"folds_{name}": value for name, value in self.full_rank.recalls(folds=self.folds).items()}
         if self.compat:
@@ -236,12 +238,8 @@ class RankingModule(TunedModule):
         Raises:
             InputError: The images do not divide into `folds`.
         """
-        images = len(self.trainer.test_dataloaders[0].dataset)
-        if self.folds is not None and (self.folds < 1 or images % self.folds):
-            raise InputError(
-                f"folds is {self.folds}, and {images} images do not divide into as many of equal size: choose another number of "
-                "folds, or null"
-            )
+        if self.folds is not None:
+            require_folds(self.folds, len(self.trainer.test_dataloaders[0].dataset))
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """A pair scorer has no embeddings of its own to write.

@@ -15,6 +15,7 @@ from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import TunedModule
 from lightning_modules.contract import require_signatures
+from lightning_modules.metrics.recalls import require_folds
 from lightning_modules.metrics.retrieval import RetrievalRecall
 from lightning_modules.networks.network import HasRelations, RetrievalNetwork, require_attributes
 from lightning_modules.objectives.contrastive import ContrastiveLoss
@@ -43,6 +44,7 @@ class RetrievalModule(TunedModule):
             (BEiT-3 only; no paper has tried it). Every pair is a positive: `positives` does not matter here.
         eval_frozen: Keep frozen parts in eval mode while training, so that their dropout does not blur the features.
         compile: torch.compile both encoders.
+        folds: Also give recalls over this many galleries of equal size, averaged, in tests (COCO's 1K protocol: 5): `folds_...`.
     """
 
     protocol = "every image against every caption of the split, pessimistic ties"
@@ -60,6 +62,7 @@ class RetrievalModule(TunedModule):
         iais: IAIS | None = None,
         eval_frozen: bool = True,
         compile: bool = False,
+        folds: int | None = None,
     ) -> None:
         require_attributes(network, inputs=Inputs, logit_scale=Parameter)
         require_signatures(network, RetrievalNetwork, "model.network")
@@ -76,6 +79,7 @@ class RetrievalModule(TunedModule):
                 )
             self.aligned_layers = iais.of_network(network.num_layers)
         self.gradient_cache_chunk = gradient_cache_chunk
+        self.folds = folds
         self.recall = RetrievalRecall()
         if compile:
             network.compile_encoders()
@@ -116,10 +120,21 @@ class RetrievalModule(TunedModule):
             return
         loaders = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
         self.recall.expected_images, self.recall.expected_texts = (len(loader.dataset) for loader in loaders)
+        self.recall.folds = self.folds if stage == "test" else None
+        self._note_folds(self.recall.folds, self.recall.expected_images)
         values = self.recall.compute()
         self._queries = self.recall.query_ranks()
         self.recall.reset()
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False, sync_dist=False)
+
+    def on_test_start(self) -> None:
+        """Before all images are encoded.
+
+        Raises:
+            InputError: The images do not divide into `folds`.
+        """
+        if self.folds is not None:
+            require_folds(self.folds, len(self.trainer.test_dataloaders[0].dataset))
 
     def predict_step(self, batch: ImageBatch | TextBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Embeddings with their ids: of images from the first loader, of captions from the second."""

@@ -118,7 +118,7 @@ def markdown(table: list[dict[str, Any]]) -> str:
 
 def metric_text(row: dict[str, Any], key: str) -> str:
     """A metric of a row as papers print it, with its standard deviation over seeds."""
-    factor, form = (1, "{:.3f}") if key in DISTANCES else (1 if key in RECALLS else 100, "{:.1f}")
+    factor, form = (1, "{:.3f}") if key in DISTANCES else (1 if key.removeprefix("folds_") in RECALLS else 100, "{:.1f}")
     value, spread = (None if row.get(name) is None else factor * row[name] for name in (key, f"{key}_sd"))
     return _or_dash(value, form) + ("" if spread is None else f" ±{form.format(spread)}")
 

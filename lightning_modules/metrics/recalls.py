@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,30 @@ def recalls(ranks: Ranks, *, compat: bool = False) -> dict[str, Tensor]:
         sorted_Q, count = rank_Q.sort().values, len(rank_Q)
         values[f"{direction}_medr"] = float((int(sorted_Q[(count - 1) // 2]) + int(sorted_Q[count // 2])) // 2)
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+
+def require_folds(folds: int, images: int) -> None:
+    """Whether images divide into folds, which a test asks before it begins.
+
+    Raises:
+        InputError: They do not.
+    """
+    if folds < 1 or images == 0 or images % folds:
+        raise InputError(
+            f"folds is {folds}, and {images} images do not divide into as many of equal size: choose another number of folds, or "
+            "null"
+        )
+
+
+def fold_notes(folds: int, images: int) -> dict[str, Any]:
+    """What results.json says of recalls over folds (`folds_...`) of so many images in all: how they were made, and the headings
+    that a table gives them, which name the size of the gallery ("1000 i2t R@1")."""
+    size = images // folds
+    headings = {f"{side}_r{k}": f"{size} {side} R@{k}" for side in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": f"{size} rsum"}
+    return {
+        "folds": f"mean over {folds} galleries of {size} images, consecutive in the split, with their captions",
+        "columns": {f"folds_{name}": heading for name, heading in headings.items()},
+    }
 
 
 def fold_recalls(
@@ -98,8 +123,7 @@ def _mean_recalls(
     ranks: Callable[[slice, Tensor, Tensor], Ranks], images: int, image_index_T: Tensor, folds: int, compat: bool = False
 ) -> dict[str, Tensor]:
     """`recalls` averaged over folds; `ranks(images of the fold, its captions, their image rows in the fold)`."""
-    if folds < 1 or images == 0 or images % folds:
-        raise InputError(f"{images} images do not divide into {folds} folds of equal size: choose another number of folds")
+    require_folds(folds, images)
     size = images // folds
     parts = []
     for start in range(0, images, size):

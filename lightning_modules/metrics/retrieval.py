@@ -30,7 +30,7 @@ from torchmetrics import Metric
 from datamodules.errors import InputError
 from lightning_modules.metrics.gather import gather_rows, joined, split_order
 from lightning_modules.metrics.ranks import Ties, embedding_ranks
-from lightning_modules.metrics.recalls import recalls
+from lightning_modules.metrics.recalls import fold_recalls, recalls
 
 # ------------------------------------------------------------------------------------------------------------ over devices
 
@@ -59,6 +59,7 @@ class RetrievalRecall(Metric):
         expected_images: int | None = None,
         expected_texts: int | None = None,
         ties: Ties = "pessimistic",
+        folds: int | None = None,
     ) -> None:
         """Starts empty.
 
@@ -66,11 +67,13 @@ class RetrievalRecall(Metric):
             expected_images: Images of the split; may be set later as an attribute. None checks for repeats and holes only.
             expected_texts: Captions of the split, likewise.
             ties: How equal scores are placed: "pessimistic" before the target, "index" by row number.
+            folds: Give also `folds_...`, recalls over so many galleries (`fold_recalls`); may be set later as an attribute.
         """
         super().__init__(dist_sync_fn=gather_rows)
         self.expected_images = expected_images
         self.expected_texts = expected_texts
         self.ties: Ties = ties
+        self.folds = folds
         self._last: dict[str, Tensor] | None = None
         self.add_state("image_embeddings", default=[], dist_reduce_fx="cat")
         self.add_state("image_index", default=[], dist_reduce_fx="cat")
@@ -106,7 +109,7 @@ class RetrievalRecall(Metric):
             self.text_image_index.append(image_index.long())
 
     def compute(self) -> dict[str, Tensor]:
-        """Recalls of everything added so far, as `recalls` names them.
+        """Recalls of everything added so far, as `recalls` names them, and with `folds` the same over folds.
 
         Raises:
             InputError: Rows that are missing or there more than once, or what `embedding_ranks` refuses.
@@ -120,12 +123,12 @@ class RetrievalRecall(Metric):
         image_order = split_order(image_index, self.expected_images, "image")
         text_order = split_order(text_index, self.expected_texts, "caption")
         text_image_index = joined(self.text_image_index)[text_order]
-        ranks = embedding_ranks(
-            joined(self.image_embeddings)[image_order],
-            joined(self.text_embeddings)[text_order],
-            text_image_index,
-            ties=self.ties,
-        )
+        images_ID, texts_TD = joined(self.image_embeddings)[image_order], joined(self.text_embeddings)[text_order]
+        ranks = embedding_ranks(images_ID, texts_TD, text_image_index, ties=self.ties)
+        values = recalls(ranks)
+        if self.folds is not None:
+            folded = fold_recalls(images_ID, texts_TD, text_image_index, folds=self.folds, ties=self.ties)
+            values |= {f"folds_{name}": value for name, value in folded.items()}
         self._last = {
             "i2t_image_index": ranks.i2t_image_Q.cpu(),
             "i2t_rank": ranks.i2t_Q.cpu(),
@@ -133,7 +136,7 @@ class RetrievalRecall(Metric):
             "t2i_image_index": text_image_index.cpu(),
             "t2i_rank": ranks.t2i_T.cpu(),
         }
-        return {name: value.to(image_index.device) for name, value in recalls(ranks).items()}
+        return {name: value.to(image_index.device) for name, value in values.items()}
 
     def query_ranks(self) -> dict[str, Tensor]:
         """Per-query ranks of the last `compute`, on every process, int64 on the CPU.

@@ -288,3 +288,31 @@ def test_a_network_that_is_called_otherwise_is_refused_before_it_is_touched(tiny
     network.__class__ = type("Own", (type(network),), {"encode_texts": lambda self, tokens, mask: tokens})
     with pytest.raises(InputError, match=r"model.network: .*Own has encode_texts\(tokens, mask\), .* encode_texts\(batch\)"):
         RetrievalModule(network, None, "full")
+
+
+def test_a_test_gives_recalls_over_folds_and_says_how(tiny: Any) -> None:
+    """A validation gives none; images that do not divide are refused before any is encoded."""
+    model = module(tiny, "full", folds=5)
+    logged: dict[str, Tensor] = {}
+    model.log_dict = lambda values, **_: logged.update(values)  # type: ignore[method-assign,assignment]
+    sets = [SimpleNamespace(dataset=range(10)), SimpleNamespace(dataset=range(20))]
+    model._trainer = SimpleNamespace(sanity_checking=False, val_dataloaders=sets, test_dataloaders=sets)
+    for stage in ("test", "val"):
+        logged.clear()
+        model.recall.update_images(torch.eye(10), torch.arange(10))
+        model.recall.update_texts(torch.eye(10).repeat_interleave(2, 0), torch.arange(20), torch.arange(20) // 2)
+        model._evaluation_end(stage)
+        said = "mean over 5 galleries of 2 images, consecutive in the split, with their captions"
+        if stage == "test":
+            assert float(logged["test/folds_rsum"]) == 600
+            assert model.evaluation_notes()["folds"] == said
+            assert model.evaluation_notes()["columns"]["folds_t2i_r1"] == "2 t2i R@1"
+            assert model.protocol == f"{RetrievalModule.protocol}; folds_...: {said}"
+        else:
+            assert not any("folds" in name for name in logged)
+            assert model.evaluation_notes() == {}
+            assert model.protocol == RetrievalModule.protocol
+    model.on_test_start()
+    model.folds = 3
+    with pytest.raises(InputError, match="folds is 3, and 10 images do not divide"):
+        model.on_test_start()

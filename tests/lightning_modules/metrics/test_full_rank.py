@@ -222,7 +222,7 @@ def test_folds_from_scores(whole: Tensor) -> None:
         assert {name: float(value) for name, value in found.items()} == pytest.approx(
             {name: sum(float(part[name]) for part in parts) / 3 for name in parts[0]}
         )
-    with pytest.raises(InputError, match="12 images do not divide into 5 folds"):
+    with pytest.raises(InputError, match="folds is 5, and 12 images do not divide"):
         score_fold_recalls(scores, index)
     metric = filled()
     metric.compute(Recorder())

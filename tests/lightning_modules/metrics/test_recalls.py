@@ -64,5 +64,5 @@ def test_fold_recalls_is_the_mean_over_galleries() -> None:
             expected = sum(100 * sum(rank <= k for rank in part[which]) / len(part[which]) for part in parts) / 3
             assert float(folded[f"{name}_r{k}"]) == pytest.approx(expected)
     assert float(folded["t2i_r1"]) > float(recalls(embedding_ranks(images_ID, texts_TD, image_index))["t2i_r1"])
-    with pytest.raises(InputError, match="30 images do not divide into 7 folds"):
+    with pytest.raises(InputError, match="folds is 7, and 30 images do not divide"):
         fold_recalls(images_ID, texts_TD, image_index, folds=7)

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from naive_ranks import world
 from safetensors.torch import load_file
+from torch import Tensor
 
 from datamodules.errors import InputError
 from lightning_modules.metrics.ranks import Ties, embedding_ranks
@@ -73,6 +75,41 @@ def test_metric_does_not_mind_the_order_and_keeps_query_ranks() -> None:
         metric.query_ranks()
     with pytest.raises(InputError, match="got 0 and 0"):
         metric.compute()
+
+
+def vse_fold5(images_ID: Tensor, texts_TD: Tensor, fold_images: int) -> dict[str, float]:
+    """VSE++'s `evalrank(fold5=True)`, query by query: five captions an image in the split's order, a row of results a fold, and
+    the mean of each column. Its ranks are from 0, of a descending sort."""
+    rows = []
+    for start in range(0, len(images_ID), fold_images):
+        images = images_ID[start : start + fold_images].numpy()
+        captions = texts_TD[5 * start : 5 * (start + fold_images)].numpy()
+        i2t = [min(int(np.where(np.argsort(captions @ image)[::-1] == own)[0][0]) for own in range(5 * i, 5 * i + 5))
+               for i, image in enumerate(images)]  # fmt: skip
+        t2i = [int(np.where(np.argsort(images @ caption)[::-1] == t // 5)[0][0]) for t, caption in enumerate(captions)]
+        row = [100.0 * float(np.mean(np.array(ranks) < k)) for ranks in (i2t, t2i) for k in (1, 5, 10)]
+        rows.append([*row, sum(row), *(float(np.floor(np.median(ranks)) + 1) for ranks in (i2t, t2i))])
+    names = [f"{side}_r{k}" for side in ("i2t", "t2i") for k in (1, 5, 10)] + ["rsum", "i2t_medr", "t2i_medr"]
+    return dict(zip(names, np.mean(rows, axis=0).tolist(), strict=True))
+
+
+def test_folds_are_those_of_the_official_1k_protocol() -> None:
+    """Whatever the order of batches: galleries follow the split. The whole gallery's recalls are untouched by it."""
+    draw = torch.Generator().manual_seed(3)
+    images_ID = torch.randn(100, 12, generator=draw)
+    texts_TD = images_ID.repeat_interleave(5, 0) + 1.5 * torch.randn(500, 12, generator=draw)
+    metric, plain = RetrievalRecall(folds=5), RetrievalRecall()
+    for each in (metric, plain):
+        for rows in torch.randperm(100, generator=draw).split(30):
+            each.update_images(images_ID[rows], rows)
+        for rows in torch.randperm(500, generator=draw).split(90):
+            each.update_texts(texts_TD[rows], rows, rows // 5)
+    found, whole = metric.compute(), plain.compute()
+    assert {name: found[name] for name in whole} == whole
+    assert found.keys() == whole.keys() | {f"folds_{name}" for name in whole}
+    for name, value in vse_fold5(images_ID, texts_TD, 20).items():
+        assert float(found[f"folds_{name}"]) == pytest.approx(value), name
+    assert float(found["folds_t2i_r1"]) > float(found["t2i_r1"])
 
 
 def test_metric_computes_anew_after_an_update() -> None:
