@@ -16,6 +16,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from datamodules.errors import InputError
 from experiments.cli._parser import Parser, add_fields, given_fields, refuse_given
@@ -57,6 +58,11 @@ def add_options(parser: Parser) -> None:
         )
         option("--search-seed", type=int, metavar="N", help="of a sweep file: seed of random and bayes (default: 0)")
     option = run.add_argument
+    option(
+        "--devices", type=_devices, metavar="N",
+        help="of exhibits: GPUs of each run, or all of this machine (default: as many as the run's estimate says; on a processor "
+        "processes, default 1). The global batch stays, and so do the numbers",
+    )  # fmt: skip
     option("--jobs", type=int, metavar="N", help="runs at once (default: one a GPU; on a processor one)")
     option("--dry-run", action="store_true", help="print what would run, in order, and what it costs; start nothing")
     option("--retry-failed", action="store_true", help="start again what failed")
@@ -74,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     from experiments.sweep.runner import Runner
     from experiments.sweep.status import status_of_folder, without_running
     from experiments.sweep.sweep_file import read_sweep
-    from experiments.sweep.targets import exhibit_launches
+    from experiments.sweep.targets import exhibit_launches, on_devices
 
     shared = {name: getattr(options, name) for name in ("action", "target", "out", "count", "search_seed")}
     if options.action == "run":
@@ -84,6 +90,8 @@ def run(options: argparse.Namespace) -> int:
     file = sweep_file(request.target)
     if file is not None:
         refuse_given(options, ["scale", "seeds"], f"is of exhibits; a sweep file says itself what it sweeps over ({file}).")
+        if getattr(options, "devices", None) is not None:
+            raise InputError(f"--devices is of exhibits; the command of {file} says it itself: --trainer.devices=N.")
         return Search(read_sweep(file), request).act(console)
     refuse_given(options, ["count", "search_seed"], f"is of sweep files, and {request.target} is none.")
     if request.action == "status" and Path(request.target).is_dir():
@@ -96,9 +104,24 @@ def run(options: argparse.Namespace) -> int:
     launches = exhibit_launches(request.target, scale, options.seeds or [0], root)
     if not launches:
         raise InputError(f"{request.target} has no run at scale {scale}.")
+    if getattr(options, "devices", None) is not None:
+        if request.submit is not None and request.submit.gpus_per_node is not None:
+            raise InputError("--devices and --slurm.gpus_per_node say the same: give one of them.")
+        if request.submit is not None and options.devices == "all":
+            raise InputError("--devices all is of this machine's GPUs; of a cluster's give a number, or --slurm.gpus_per_node.")
+        launches = on_devices(launches, options.devices)
     if not request.starts or request.submit is not None:
         return without_running(console, launches, root, request)
     return Runner(launches, root, jobs=request.jobs, retry_failed=request.retry_failed).run()
+
+
+def _devices(text: str) -> int | Literal["all"]:
+    """A number from 1, or all."""
+    if text == "all":
+        return "all"
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 1 nor all")
+    return int(text)
 
 
 def _submit(options: argparse.Namespace) -> SlurmOptions | None:

@@ -90,8 +90,9 @@ class Runner:
     def _add(self, launch: Launch) -> None:
         if launch.gpus > len(self.gpus) and state_of(launch)[0] == "waiting":
             raise InputError(
-                f"{launch.title} wants {launch.gpus} GPU{'s' * (launch.gpus > 1)} and this machine has {len(self.gpus)}. Run it "
-                "on another one, or take --scale miniature; --dry-run lists what everything needs."
+                f"{launch.title} wants {launch.gpus} GPU{'s' * (launch.gpus > 1)} and this machine has {len(self.gpus)}. "
+                + (f"Give --devices {len(self.gpus)} (the numbers stay the same), run" if self.gpus and launch.command else "Run")
+                + " it on another one, or take --scale miniature; --dry-run lists what everything needs."
             )
         if missing := [key for key in launch.after if key not in self.entries]:
             raise InputError(f"{launch.title} comes after {missing[0]}, which is not among the launches before it.")
@@ -213,7 +214,8 @@ class Runner:
         launch = entry.launch
         entry.gpus = tuple(self._free_gpus()[: launch.gpus])
         at_once = (self.jobs or max(1, len(self.gpus) // launch.gpus)) if launch.gpus else (self.jobs or 1)
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // at_once))
+        processes = at_once * max(launch.processes, launch.gpus)
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // processes))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, **launch.whole_environment}
         environment.pop("WANDB_SERVICE", None)  # of a W&B run in this very process: a notebook's, say
         if launch.gpus or self.gpus:

@@ -48,6 +48,7 @@ def show_launches(console: Console, launches: Sequence[Launch], root: Path, queu
             status, error = "blocked", f"starts from {numbers[broken]}, which is {statuses[broken]}"
         statuses[launch.key] = status
         cost = "" if launch.cost is None else _hours(launch.cost.hours, launch.cost.device)
+        cost += f", {launch.cost.devices} at once" if launch.cost is not None and launch.cost.devices > 1 else ""
         table.add_row(
             numbers[launch.key], launch.title, Text(status, state_style(status)), " ".join(numbers[key] for key in launch.after),
             "" if seconds is None else readable_time(seconds), cost, *([queue.get(launch.key, "")] if queue else []),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from datamodules.errors import InputError
 from experiments.papers.catalogue import exhibit_names, read_exhibit, read_runs
@@ -12,6 +14,7 @@ from experiments.papers.schema import PAPERS, Scale
 from experiments.papers.worlds import world_folder
 from experiments.runs.store import folder_of
 from experiments.sweep.launches import Launch, split_options
+from experiments.sweep.processes import visible_gpus
 
 
 def exhibit_launches(target: str, scale: Scale, seeds: Sequence[int], root: Path, without: Collection[str] = ()) -> list[Launch]:
@@ -67,3 +70,27 @@ def launches_of(planned: Iterable[PlannedRun], root: Path, groups: Mapping[str, 
             )
         )  # fmt: skip
     return launches
+
+
+def on_devices(launches: Sequence[Launch], devices: int | Literal["all"]) -> list[Launch]:
+    """Launches on so many devices each, whatever their estimates say: GPUs, or on the processor processes.
+
+    It is the same run in the same folder: `batch_size` is global, so that the numbers are those of any other count.
+
+    Raises:
+        InputError: "all" (the GPUs of this machine) of runs on the processor, or where there is no GPU.
+    """
+    if devices == "all":
+        devices = len(visible_gpus()) if any(launch.gpus for launch in launches) else 0
+        if not devices:
+            raise InputError(
+                "--devices all is of this machine's GPUs, and there are none, or these runs are on the processor (--scale "
+                "miniature): give a number."
+            )
+    found = []
+    for launch in launches:
+        cost = None if launch.cost is None else replace(launch.cost, devices=devices)
+        # one process on the processor is what they are anyway, and may then be forked
+        words = None if devices == 1 and not launch.gpus else str(devices)
+        found.append(replace(launch, devices=words, gpus=devices if launch.gpus else 0, cost=cost))
+    return found

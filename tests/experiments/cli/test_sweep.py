@@ -18,9 +18,10 @@ from experiments.cli.main import run_command
 from experiments.papers import strict_yaml
 from experiments.papers.schema import Cost
 from experiments.runs.results import Results, now, write_results
+from experiments.sweep import targets
 from experiments.sweep.launches import Launch
 from experiments.sweep.status import summed_cost
-from experiments.sweep.targets import exhibit_launches
+from experiments.sweep.targets import exhibit_launches, on_devices
 
 
 @pytest.fixture
@@ -98,6 +99,46 @@ def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.Capture
     }.items():
         with pytest.raises(InputError, match=message):
             run_command("sweep", list(arguments))
+
+
+def test_devices_of_exhibits(
+    paper: None, queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One, several or all GPUs instead of the estimate's four: the same folders, and the command line says how many."""
+    out = ["--out", str(tmp_path / "out"), "--dry-run"]
+    planned = exhibit_launches("all", "full", [0], tmp_path)
+    assert [launch.gpus for launch in planned] == [4, 1]
+    monkeypatch.setattr(targets, "visible_gpus", lambda: ["0", "1", "2"])
+    for devices, count in ((1, 1), (2, 2), ("all", 3)):
+        given = on_devices(planned, devices)  # type: ignore[arg-type]
+        assert [(each.gpus, each.devices, each.folder) for each in given] == [
+            (count, str(count), each.folder) for each in planned
+        ]
+        assert f"--trainer.devices={count}" in given[0].argv
+        assert given[0].cost is not None
+        assert given[0].cost.seconds == 1800 / count
+    assert run_command("sweep", ["run", "mwa/table1", "--scale", "full", "--devices", "all", *out]) == 0
+    assert "0.5 A100-hours, 3 at once" in re.sub(r"A100-minutes", "A100-hours", capsys.readouterr().out).replace("30.0", "0.5")
+    small = exhibit_launches("mwa/table1", "miniature", [0], tmp_path)
+    assert [(each.gpus, each.devices, each.is_forked) for each in on_devices(small, 1)] == [(0, None, True)] * 2
+    assert [(each.gpus, each.devices, each.processes) for each in on_devices(small, 2)] == [(0, "2", 2)] * 2
+    submitted = ["run", "mwa/table1", "--scale", "full", "--submit", "slurm", "--devices", "2", *out]
+    assert run_command("sweep", submitted) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("#SBATCH --gpus-per-node=2\n") == 2
+    assert "--gpus-per-node=4" not in printed
+    sweep = tmp_path / "rates.yaml"
+    sweep.write_text("{method: grid, command: [crosslight, run, '${args}'], parameters: {x: {values: [1, 2]}}}")
+    for words, message in {
+        (str(sweep), "--devices", "2"): "the command of .*rates.yaml says it itself: --trainer.devices=N",
+        ("mwa/table1", "--devices", "0"): "'0' is neither a number from 1 nor all",
+        ("mwa/table1", "--devices", "some"): "'some' is neither a number from 1 nor all",
+        ("mwa/table1", "--devices", "all"): "these runs are on the processor",
+        ("mwa/table1", "--devices", "2", "--submit", "slurm", "--slurm.gpus_per_node=1"): "say the same: give one of them",
+        ("mwa/table1", "--devices", "all", "--submit", "slurm"): "of a cluster's give a number",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            run_command("sweep", ["run", *words, *out])
 
 
 def test_a_sweep_files_dry_run_lists_its_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -211,11 +211,13 @@ def test_devices_threads_and_jobs(fake: Callable[..., Launch], tmp_path: Path, m
     assert run(launches, tmp_path, gpus=["4", "7", "GPU-x"], jobs=None)[0] == 0
     notes = {line.split(" ")[0]: line.split(" ")[1:] for line in (tmp_path / "notes").read_text().splitlines()}
     assert notes["one"] == ["4", "2"]
-    assert notes["two"] == ["7,GPU-x", "8"]
-    assert notes["three"] == ["4,7,GPU-x", "8"]
+    assert notes["two"] == ["7,GPU-x", "4"], "threads are of a process, and it has one a GPU"
+    assert notes["three"] == ["4,7,GPU-x", "2"]
     assert notes["none"] == ["", "8"]
-    with pytest.raises(InputError, match="wants 4 GPUs and this machine has 3"):
+    with pytest.raises(InputError, match=r"wants 4 GPUs and this machine has 3\. Run it on another one"):
         Runner([fake("four", gpus=4)], tmp_path, gpus=["0", "1", "2"])
+    with pytest.raises(InputError, match=r"Give --devices 3 \(the numbers stay the same\), run it on another one"):
+        Runner([replace(fake("four", gpus=4), command="run")], tmp_path, gpus=["0", "1", "2"])
     with pytest.raises(InputError, match="--jobs is 0"):
         Runner(launches, tmp_path, jobs=0)
 
