@@ -11,7 +11,27 @@ SHOWN = 4  # how many keys an error message lists before "and N more"
 
 
 class InputError(Exception):
-    """Bad input by the user or on disk; `str(error)` is complete advice: what, where, and the remedy."""
+    """Bad input by the user or on disk; `str(error)` is complete advice: what, where, and the remedy.
+
+    Control characters and halves of characters, which names and values from files may hold, are written as escapes: they can
+    neither act on a terminal nor fail to be printed.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """A text whose characters can all be printed, and line ends."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() or sign in "\n " else ascii(sign)[1:-1] for sign in text)
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value from a file, for an error message: on one line and not longer than that."""
+    text = ascii(value) if isinstance(value, (bytes, bytearray)) else repr(value)
+    return text if len(text) <= most else f"{text[: most - 4]}... ({len(text):,} characters)"
 
 
 def some(names: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """Run folders side by side as a Markdown table.
 
-Recalls or caption metrics (mean and standard deviation over seeds), tunable parameters, memory, time. Runs of one name are seeds
-of one row.
+Recalls or caption metrics (mean and standard deviation over seeds), tunable parameters, memory, time. Runs that differ in nothing
+but their seed (configuration, data, code) are one row; rows of one name say in what they differ.
 """
 
 from __future__ import annotations

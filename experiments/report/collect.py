@@ -36,6 +36,7 @@ class Measured:
         data: The data's name.
         seeded: Whether the run depends on its seed.
         conditions: What a time or memory was measured on; None of all other numbers.
+        code: The revision that computed it.
     """
 
     seed: int
@@ -45,6 +46,18 @@ class Measured:
     data: str | None = None
     seeded: bool = True
     conditions: str | None = None
+    code: str | None = None
+
+
+def unlike(measured: Iterable[Measured]) -> list[str]:
+    """What numbers that count as seeds of one configuration differ in beside the seed, in words."""
+    measured = list(measured)
+    codes = sorted({each.code or "unknown" for each in measured})
+    words = [f"{len(codes)} code revisions ({', '.join(codes)})"] if len(codes) > 1 else []
+    for name in sorted({each.data for each in measured if each.data}):
+        prints = sorted({each.fingerprint or "unknown" for each in measured if each.data == name})
+        words += [f"{len(prints)} versions of the data {name} ({', '.join(prints)})"] if len(prints) > 1 else []
+    return words
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,11 @@ class VariantView:
                 counts = [f"{bad.count(each)} x {each}" if bad.count(each) > 1 else each for each in dict.fromkeys(bad)]
                 words.append((f"{role}: " if len(self.runs) > 1 else "") + ", ".join(counts))
         return "; ".join(words) or "finished"
+
+    @property
+    def told(self) -> str:
+        """The status, and what its seeds differ in that should not differ."""
+        return "; ".join([self.status, *unlike(each for cell in self.cells.values() for each in cell.measured)])
 
     @property
     def finished(self) -> int:
@@ -241,13 +259,14 @@ def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
     """A column's number of a finished run; None where the run does not have it."""
     # One that starts from a trained run has that run's seed, though it draws nothing itself.
     seeded = run.planned is None or run.planned.recipe.seeded or bool(run.planned.after)
+    code = None if run.results is None else run.results.code
     if column.cost is not None:
         cost, origin = (None, None) if run.results is None else (run.results.cost, run.results.provenance)
         value: object = None if cost is None else getattr(cost, column.cost)
         if not _number(value):
             return None
         where = None if column.cost in COUNTED or origin is None else _conditions(origin.device)
-        return Measured(run.seed, column.factor * value, seeded=seeded, conditions=where)
+        return Measured(run.seed, column.factor * value, seeded=seeded, conditions=where, code=code)
     evaluation = run.evaluation(column.data)
     value = None if evaluation is None else evaluation.metrics.get(str(column.metric))
     if evaluation is None or not _number(value) or not math.isfinite(value):
@@ -255,7 +274,7 @@ def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
     found = per_image(str(column.metric), folders.arrays(run, evaluation), value)
     if found is not None:
         found = PerImage(found.total_IT, found.count_IT, found.factor * column.factor)
-    return Measured(run.seed, column.factor * value, found, run.fingerprint(evaluation.data), evaluation.data, seeded)
+    return Measured(run.seed, column.factor * value, found, run.fingerprint(evaluation.data), evaluation.data, seeded, code=code)
 
 
 def _conditions(device: Device) -> str:

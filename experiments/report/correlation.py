@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from datamodules.errors import printable
 from experiments.runs.metrics_csv import FILE, ISDA, META_SUM, validations
-from experiments.runs.store import run_folders_below
+from experiments.runs.seeds import configuration_of
+from experiments.runs.store import read_run, run_folders_below
 
 
 def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
@@ -26,6 +28,16 @@ def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     return together / math.sqrt(spread_x) / math.sqrt(spread_y)
 
 
+def _all(folders: Iterable[Path]) -> str:
+    """What stands for all runs together: they may be more than the seeds of one configuration."""
+    runs = [read_run(folder) for folder in folders]
+    known = [configuration_of(run.folder, run.results) for run in runs if run.folder is not None and run.results is not None]
+    configurations, seeds = {each.digest for each in known}, {(each.digest, each.seed) for each in known}
+    words = [f"{len(configurations)} configurations"] if len(configurations) > 1 else []
+    words += [f"{len(seeds)} different runs of {len(known)}"] if len(seeds) < len(known) else []
+    return ", ".join(["all", *words])
+
+
 def report(folders: Iterable[str | Path], x: str = ISDA, y: str = META_SUM) -> list[str]:
     """One line a run, and with several runs one over all their checkpoints.
 
@@ -33,10 +45,12 @@ def report(folders: Iterable[str | Path], x: str = ISDA, y: str = META_SUM) -> l
         InputError: A folder does not exist or holds no run that logged anything, or one that lacks a column.
     """
     runs = {run: validations(run, x, y) for run in run_folders_below(folders, FILE)}
-    width = max(len("all"), *(len(str(run)) for run in runs))
+    named = {printable(str(run)): found for run, found in runs.items()}
+    if len(runs) > 1:
+        named[_all(runs)] = [each for found in runs.values() for each in found]
+    width = max(map(len, named))
     lines = [f"{x} against {y}", f"{'run':<{width}}  checkpoints  Pearson's r"]
-    everything = {"all": [each for found in runs.values() for each in found]} if len(runs) > 1 else {}
-    for name, found in {**{str(run): found for run, found in runs.items()}, **everything}.items():
+    for name, found in named.items():
         r = pearson([each.x for each in found], [each.y for each in found])
         lines.append(f"{name:<{width}}  {len(found):>11}  {'-' if r is None else f'{r:.3f}':>11}")
     return lines

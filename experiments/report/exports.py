@@ -12,16 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.report.collect import Cell, VariantView, View
+from experiments.report.escape import csv_value, latex_text, markdown_text
 from experiments.report.verdicts import Verdict
 
 NONE = "–"
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "–": "--",
-    "−": "$-$", "×": r"$\times$", "γ": r"$\gamma$", "→": r"$\rightarrow$", "≤": r"$\leq$", "≥": r"$\geq$",
-    "†": r"$\dagger$", "“": "``", "”": "''",
-}  # fmt: skip
-_MARKDOWN = {character: "\\" + character for character in "\\`*_[]<>|#~"}
 
 
 def number(value: float | None, digits: int) -> str:
@@ -75,14 +69,14 @@ _LEGEND = (
 
 
 def to_markdown(view: View, verdicts: Sequence[Verdict]) -> str:
-    lines = [f"# {_md(view.exhibit.title)}", "", f"{_md(caption(view))} {_LEGEND}", ""]
+    lines = [f"# {markdown_text(view.exhibit.title)}", "", f"{markdown_text(caption(view))} {_LEGEND}", ""]
     lines += _markdown_table(view)
     if any(variant.status != "finished" for variant in view.variants):
         lines += ["What is missing runs with:", "", f"    {view.command}", ""]
     if verdicts:
         lines += ["## Claims", "", *_markdown_claims(verdicts), ""]
     if view.exhibit.note:
-        lines += [_md(view.exhibit.note), ""]
+        lines += [markdown_text(view.exhibit.note), ""]
     return "\n".join(lines)
 
 
@@ -91,24 +85,24 @@ def _markdown_table(view: View) -> list[str]:
     columns = view.exhibit.columns
     if not view.variants or not columns:
         return []
-    names = [part for column in columns for part in (_md(column.label), *(["*paper*"] if column.name in view.printed else []))]
+    names = [part for column in columns for part in (markdown_text(column.label), *(["*paper*"] if column.name in view.printed else []))]
     lines = ["| " + " | ".join(["row", *names, "n", "status"]) + " |"]
     lines += ["| --- |" + " ---: |" * (len(names) + 1) + " --- |"]
     for variant in view.variants:
-        cells = [_md(variant.label)]
+        cells = [markdown_text(variant.label)]
         for column in columns:
             cell = variant.cells[column.name]
             cells += [ours(cell).replace("[", "\\[")]
             cells += [f"*{number(cell.published, column.digits)}*"] if column.name in view.printed else []
-        lines.append("| " + " | ".join([*cells, str(seeds(variant)), _md(variant.status)]) + " |")
+        lines.append("| " + " | ".join([*cells, str(seeds(variant)), markdown_text(variant.told)]) + " |")
     return [*lines, ""]
 
 
 def _markdown_claims(verdicts: Sequence[Verdict]) -> list[str]:
     return [
-        f"- **{each.sentence}**: {_md(each.claim.text)} — "
-        + (f"tested: {_md(each.tested)} — " if each.tested else "")
-        + _md(each.summary)
+        f"- **{each.sentence}**: {markdown_text(each.claim.text)} — "
+        + (f"tested: {markdown_text(each.tested)} — " if each.tested else "")
+        + markdown_text(each.summary)
         for each in verdicts
     ]
 
@@ -120,20 +114,22 @@ def to_latex(view: View) -> str:
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
         "  \\centering",
-        f"  \\caption{{{_tex(caption(view))} Ours: mean $\\pm$ standard deviation over seeds; in italics the paper's.}}",
+        f"  \\caption{{{latex_text(caption(view))} Ours: mean $\\pm$ standard deviation over seeds; in italics the paper's.}}",
         f"  \\label{{tab:{label}}}",
         f"  \\begin{{tabular}}{{l{'rr' * len(columns)}r}}",
         "    \\toprule",
-        "    & " + " & ".join(f"\\multicolumn{{2}}{{c}}{{{_tex(column.label)}}}" for column in columns) + " & $n$ \\\\",
+        "    & " + " & ".join(f"\\multicolumn{{2}}{{c}}{{{latex_text(column.label)}}}" for column in columns) + " & $n$ \\\\",
         "    \\midrule",
     ]
     for variant in view.variants:
         cells = []
         for column in columns:
             cell = variant.cells[column.name]
-            cells += [_tex(mean_text(cell)), f"\\textit{{{_tex(number(cell.published, column.digits))}}}"]
-        lines.append(f"    {_tex(variant.label)} & " + " & ".join([*cells, str(seeds(variant))]) + " \\\\")
-    note = [f"  \\par\\smallskip\\footnotesize {_tex(view.exhibit.note)}"] if view.exhibit.note else []
+            cells += [latex_text(mean_text(cell)), f"\\textit{{{latex_text(number(cell.published, column.digits))}}}"]
+        lines.append(f"    {latex_text(variant.label)} & " + " & ".join([*cells, str(seeds(variant))]) + " \\\\")
+    apart = [f"{variant.label}: {variant.told}." for variant in view.variants if variant.told != variant.status]
+    notes = [latex_text(text) for text in (view.exhibit.note, *apart) if text]
+    note = [f"  \\par\\smallskip\\footnotesize {' '.join(notes)}"] if notes else []
     return "\n".join([*lines, "    \\bottomrule", "  \\end{tabular}", *note, "\\end{table}", ""])
 
 
@@ -151,8 +147,8 @@ def to_csv(view: View) -> str:
             difference = cell.difference if view.scale == "full" else None  # the paper's numbers are of full scale
             numbers = [cell.mean, cell.deviation, cell.n, low, high, cell.published, difference]
             run_seeds = " ".join(str(each.seed) for each in cell.measured)
-            line = [view.name, view.scale, variant.label, column.name, *numbers, variant.status, run_seeds]
-            writer.writerow(["" if each is None else _cell(each) for each in line])
+            line = [view.name, view.scale, variant.label, column.name, *numbers, variant.told, run_seeds]
+            writer.writerow(["" if each is None else csv_value(each) for each in line])
     return stream.getvalue()
 
 
@@ -169,9 +165,9 @@ def claims_csv(judged: Sequence[tuple[View, Sequence[Verdict]]]) -> str:
                 spread = each.spread
                 found = [math.nan] * 3 if spread is None else [spread.mean, spread.low, spread.high]
                 values = ["" if math.isnan(value) else float(f"{value:.6g}") for value in found]
-                writer.writerow([_cell(text) for text in (*start, each.what, *values, each.bound, each.how)])
+                writer.writerow([csv_value(text) for text in (*start, each.what, *values, each.bound, each.how)])
             if not verdict.comparisons:
-                writer.writerow([*(_cell(text) for text in start), "", "", "", "", "", ""])
+                writer.writerow([*(csv_value(text) for text in start), "", "", "", "", "", ""])
     return stream.getvalue()
 
 
@@ -198,19 +194,19 @@ def summary_markdown(
             f"{sum(v.outcome == outcome for v in verdicts)} {outcome}" for outcome in _ORDER if _any(verdicts, outcome)
         )
         done = f"{sum(variant.finished > 0 for variant in view.variants)} of {len(view.variants)}" if view.variants else NONE
-        lines.append(f"| [{_md(view.name)}](#{view.slug}) | {done} | {each or NONE} |")
+        lines.append(f"| [{markdown_text(view.name)}](#{view.slug}) | {done} | {each or NONE} |")
     for view, verdicts, words in judged:
         # an anchor of its own: what a viewer makes of a heading differs between viewers
-        lines += ["", f'<a id="{view.slug}"></a>', "", f"## {_md(view.name)}", "", _md(caption(view)), ""]
-        lines += [_md(view.exhibit.note), ""] if view.exhibit.note else []
+        lines += ["", f'<a id="{view.slug}"></a>', "", f"## {markdown_text(view.name)}", "", markdown_text(caption(view)), ""]
+        lines += [markdown_text(view.exhibit.note), ""] if view.exhibit.note else []
         lines += _markdown_table(view)
-        lines += [f"- {_md(text)}" for text in words] + [""] * bool(words)
+        lines += [f"- {markdown_text(text)}" for text in words] + [""] * bool(words)
         if any(variant.status != "finished" for variant in view.variants):
             lines += [f"What is missing runs with `{view.command}`.", ""]
         lines += _markdown_claims(verdicts)
     if provenance:
         lines += ["", "## Where the numbers come from", "", "| what | value | runs |", "| --- | --- | ---: |"]
-        lines += [f"| {what} | {_md(value)} | {count} |" for what, values in provenance for value, count in values]
+        lines += [f"| {what} | {markdown_text(value)} | {count} |" for what, values in provenance for value, count in values]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
@@ -233,7 +229,7 @@ def summary_json(
                 "name": view.name, "title": view.exhibit.title, "published": view.exhibit.published,
                 "note": view.exhibit.note, "beyond": view.exhibit.beyond, "command": view.command,
                 "rows": [
-                    {"label": variant.label, "status": variant.status, "n": seeds(variant), "beyond": variant.declared.beyond,
+                    {"label": variant.label, "status": variant.told, "n": seeds(variant), "beyond": variant.declared.beyond,
                      "cells": {column.name: _cell_json(variant.cells[column.name]) for column in view.exhibit.columns}}
                     for variant in view.variants
                 ],
@@ -274,16 +270,3 @@ def _short(value: float | None) -> float | None:
 def seeds(variant: VariantView) -> int:
     """How many runs the variant's numbers come from."""
     return max((cell.n for cell in variant.cells.values()), default=variant.finished)
-
-
-def _cell(value: object) -> object:
-    """A spreadsheet takes text that begins like a formula for one."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "@", "-", "\t") else value
-
-
-def _md(text: str) -> str:
-    return "".join(_MARKDOWN.get(character, character) for character in " ".join(text.split()))
-
-
-def _tex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)

@@ -187,10 +187,8 @@ def provenance(runs: Iterable[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
 
 def revision(results: Results | None) -> str:
     """Of the code that computed them; "no checkout" where that is not known."""
-    git = None if results is None or results.provenance is None else results.provenance.git
-    if git is None or git.revision is None:
-        return "no checkout"
-    return git.revision[:10] + (" with uncommitted changes" if git.dirty else "")
+    known = results is not None and results.provenance is not None and results.provenance.git.revision is not None
+    return str(results.code) if results is not None and known else "no checkout"
 
 
 def device(results: Results | None) -> str:

@@ -7,12 +7,14 @@ import io
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.runs.results import Evaluation, Results, read_results
-from experiments.runs.store import run_folders_below
+from experiments.report.escape import csv_value, markdown_text
+from experiments.runs.results import Evaluation, Results
+from experiments.runs.seeds import Configuration, configuration_of, differing_options
+from experiments.runs.store import Run, read_run, run_folders_below
 
 # Columns by metric; a table has those of which a run has a value, and those that an evaluation's notes name: {metric: heading}.
 RECALLS = {
@@ -28,67 +30,85 @@ DOMAINS = {
     for metric, heading in (("cider", "CIDEr"), ("spice", "SPICE"))
 }
 
+COSTS = ("tunable_parameters", "tunable_percent", "peak_memory_bytes", "seconds_per_epoch", "pairs_per_second")
 
-def find_runs(folders: Iterable[str | Path]) -> dict[Path, Results]:
-    """The results of every run in or below the folders.
+
+def find_runs(folders: Iterable[str | Path]) -> dict[Path, Run]:
+    """Every run in or below the folders, each once; one whose results cannot be read says so.
 
     Raises:
-        InputError: A folder does not exist or holds no run, or results cannot be read.
+        InputError: A folder does not exist or holds no run.
     """
-    return {folder: read_results(folder) for folder in run_folders_below(folders)}
+    return {folder: read_run(folder) for folder in run_folders_below(folders)}
 
 
-def rows(runs: Mapping[Path, Results], data: str | None = None) -> list[dict[str, Any]]:
-    """One row a (name, data set, test split): finished runs of one name are its seeds; the others keep a row that says so.
+def rows(runs: Mapping[Path, Run], data: str | None = None) -> list[dict[str, Any]]:
+    """One row a (name, configuration, data set, test split): finished runs that differ in nothing but the seed are its seeds; the
+    others keep a row that says so. Rows of one name say in what they differ (`differs`).
 
     Args:
         runs: What `find_runs` gives.
         data: Only this data set (default: all that were tested).
     """
-    grouped: dict[tuple[str, str, int | None], list[tuple[Results, Evaluation]]] = defaultdict(list)
+    named: dict[str, dict[Path, Configuration]] = defaultdict(dict)
+    for folder, run in runs.items():
+        if run.results is not None:
+            named[run.name][folder] = configuration_of(folder, run.results)
+    differ = {name: differing_options(list(members.values())) for name, members in named.items()}
+    grouped: dict[tuple[str, str, str], list[tuple[str, Results, Evaluation]]] = defaultdict(list)
     table: list[dict[str, Any]] = []
     for folder, run in runs.items():
-        if run.status != "finished":
-            table.append({"name": run.name, "status": run.status, "folder": str(folder)})
+        row = {"name": run.name, "status": run.status, "folder": str(folder)}
+        if run.results is None:
+            table.append({**row, "error": run.error})
             continue
-        tests = run.tests()
+        configuration = named[run.name][folder]
+        row["differs"] = differ[run.name][configuration.digest]
+        if run.status != "finished":
+            table.append(row)
+            continue
+        tests = run.results.tests()
         for evaluation in tests:
             # A split cut by `limits` is "test[:100]": it is another data set, and says so. NoCaps is tested on what it calls val.
             label = evaluation.data + evaluation.split.removeprefix("test").replace("val", " val")
             if data in (None, evaluation.data):
-                # models of other sizes are no seeds of each other, whatever they are called
-                size = None if run.cost is None else run.cost.total_parameters
-                grouped[run.name, label, size].append((run, evaluation))
+                grouped[run.name, configuration.digest, label].append((configuration.seed, run.results, evaluation))
         if not tests:
-            table.append({"name": run.name, "status": "not tested", "folder": str(folder)})
+            table.append({**row, "status": "not tested"})
     done = []
-    for (name, data_set, _), members in grouped.items():
-        row: dict[str, Any] = {"name": name, "data": data_set, "status": "finished", "seeds": len(members)}
-        own = {key: heading for _, test in members for key, heading in test.notes.get("columns", {}).items()}
+    for (name, digest, data_set), members in grouped.items():
+        seeds = {seed: [(run, test) for other, run, test in members if other == seed] for seed, _, _ in members}
+        row = {"name": name, "data": data_set, "status": "finished", "seeds": len(seeds), "runs": len(members)}
+        row["differs"] = differ[name][digest]
+        own = {key: heading for _, _, test in members for key, heading in test.columns.items()}
         row["columns"] = {**RECALLS, **DISTANCES, **own, **DOMAINS}
         for key in row["columns"]:
-            values = [test.metrics[key] for _, test in members if math.isfinite(test.metrics.get(key, math.nan))]
+            values = _of_seeds(seeds, lambda run, test, key=key: test.metrics.get(key))  # type: ignore[misc]
             if not values:
                 continue
             row[key] = statistics.mean(values)
             row[f"{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
-        first = members[0][0]
-        row["scale"] = first.scale
-        row["steps"] = None if first.fit is None else first.fit.steps
-        costs = [run.cost for run, _ in members if run.cost is not None]
-        row["tunable_parameters"] = _mean(cost.tunable_parameters for cost in costs)
-        row["tunable_percent"] = _mean(cost.tunable_percent for cost in costs)
-        row["peak_memory_bytes"] = _mean(cost.peak_memory_bytes for cost in costs)
-        row["seconds_per_epoch"] = _mean(cost.seconds_per_epoch for cost in costs)
-        row["pairs_per_second"] = _mean(cost.pairs_per_second for cost in costs)
-        row["device"] = None if first.provenance is None else first.provenance.device.name
+            row[f"{key}_n"] = len(values)
+        row["scale"] = members[0][1].scale
+        steps = _of_seeds(seeds, lambda run, test: None if run.fit is None else run.fit.steps)
+        row["steps"] = statistics.mean(steps) if steps else None
+        for cost in COSTS:
+            values = _of_seeds(seeds, lambda run, test, cost=cost: None if run.cost is None else getattr(run.cost, cost))  # type: ignore[misc]
+            row[cost] = statistics.mean(values) if values else None
+        devices = {run.provenance.device.name: None for _, run, _ in members if run.provenance is not None}
+        row["device"] = "; ".join(devices) or None
         done.append(row)
     return done + table
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    measured = [value for value in values if value is not None]
-    return statistics.mean(measured) if measured else None
+Members = list[tuple[Results, Evaluation]]
+
+
+def _of_seeds(seeds: Mapping[str, Members], value_of: Callable[[Results, Evaluation], float | None]) -> list[float]:
+    """A number of each seed that has it; of a seed that ran several times the mean."""
+    found = {seed: [value for each in members if (value := value_of(*each)) is not None] for seed, members in seeds.items()}
+    finite = {seed: [value for value in values if math.isfinite(value)] for seed, values in found.items()}
+    return [statistics.mean(values) for values in finite.values() if values]
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
@@ -98,14 +118,17 @@ def markdown(table: list[dict[str, Any]]) -> str:
         headings |= {key: heading for key, heading in row.get("columns", {}).items() if key not in DOMAINS}
     shown = {key: name for key, name in {**headings, **DOMAINS}.items() if any(key in row for row in table)}
     header = ["run", "test data", "seeds", *shown.values(), "steps", "tunable", "%", "memory", "s/epoch", "pairs/s"]
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines = ["| " + " | ".join(map(_cell, header)) + " |", "|" + " --- |" * len(header)]
     for row in table:
+        name = _cell(f"{row['name']} ({row['differs']})" if row.get("differs") else row["name"])
         if row["status"] != "finished":
-            lines.append(f"| {row['name']} | {row['status']} |" + " |" * (len(header) - 2))
+            why = f": {row['error']}" if row.get("error") else ""
+            lines.append(f"| {name} | {_cell(row['status'] + why)} |" + " |" * (len(header) - 2))
             continue
-        cells = [row["name"], row["data"], str(row["seeds"]), *(metric_text(row, key) for key in shown)]
+        seeds = str(row["seeds"]) + (f" ({row['runs']} runs)" if row["runs"] != row["seeds"] else "")
+        cells = [name, _cell(row["data"]), seeds, *(metric_text(row, key) for key in shown)]
         cells += [
-            _or_dash(row["steps"], "{:,}"),
+            _or_dash(row["steps"], "{:,.0f}"),
             _or_dash(row["tunable_parameters"], "{:,.0f}"),
             _or_dash(row["tunable_percent"], "{:.2f}"),
             bytes_text(row["peak_memory_bytes"]),
@@ -120,16 +143,22 @@ def metric_text(row: dict[str, Any], key: str) -> str:
     """A metric of a row as papers print it, with its standard deviation over seeds."""
     factor, form = (1, "{:.3f}") if key in DISTANCES else (1 if key.removeprefix("folds_") in RECALLS else 100, "{:.1f}")
     value, spread = (None if row.get(name) is None else factor * row[name] for name in (key, f"{key}_sd"))
-    return _or_dash(value, form) + ("" if spread is None else f" ±{form.format(spread)}")
+    count = row.get(f"{key}_n")
+    some = f" ({count} of {row['seeds']})" if count is not None and count < row["seeds"] else ""
+    return _or_dash(value, form) + ("" if spread is None else f" ±{form.format(spread)}") + some
 
 
 def to_csv(table: list[dict[str, Any]]) -> str:
     columns = [key for key in dict.fromkeys(key for row in table for key in row) if key != "columns"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(table)
+    writer = csv.writer(text)
+    writer.writerow(map(csv_value, columns))
+    writer.writerows([csv_value(row.get(key)) for key in columns] for row in table)
     return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    return markdown_text(text, printed=True)
 
 
 def _or_dash(value: Any, form: str) -> str:

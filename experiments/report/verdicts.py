@@ -29,7 +29,7 @@ import numpy as np
 from datamodules.errors import InputError
 from experiments.papers.schema import Claim
 from experiments.report.bootstrap import Floats, Spread, correlation_interval, over_queries, over_seeds, seed_weights
-from experiments.report.collect import Cell, View
+from experiments.report.collect import Cell, View, unlike
 from experiments.report.correlation import pearson
 from experiments.runs.metrics_csv import validations
 from experiments.runs.store import Run
@@ -126,7 +126,8 @@ def scope_of(view: View, cells: Iterable[Cell]) -> str:
     number = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
     data = sorted({measured.data for each in cells for measured in each.measured if measured.data})
     where = ["embedded world"] if view.scale == "miniature" else data
-    return ", ".join([f"at {view.scale} scale", *where, f"{number} seed{'' if number == '1' else 's'}"])
+    apart = [words for each in cells for words in unlike(each.measured)]
+    return ", ".join([f"at {view.scale} scale", *where, f"{number} seed{'' if number == '1' else 's'}", *dict.fromkeys(apart)])
 
 
 # ------------------------------------------------------------------------------------------------------------------ pairs

@@ -40,6 +40,11 @@ class Evaluation:
     per_query_file: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Metrics that tables show as columns of their own, with their headings."""
+        return dict(self.notes.get("columns", {}))
+
 
 @dataclass(frozen=True)
 class DataDescription:
@@ -107,6 +112,14 @@ class Results:
     cost: Cost | None = None
     evaluations: tuple[Evaluation, ...] = ()
 
+    @property
+    def code(self) -> str | None:
+        """The revision that computed it, or the version of an installed one; None where that is not known."""
+        if self.provenance is None or self.provenance.git.revision is None:
+            return None if self.provenance is None else self.provenance.versions.get("crosslight")
+        git = self.provenance.git
+        return f"{git.revision:.10}" + (" with uncommitted changes" if git.dirty else "")
+
     def tests(self, data: str | None = None) -> list[Evaluation]:
         """Its tests, or those on one data set."""
         return [each for each in self.evaluations if each.stage == "test" and data in (None, each.data)]
@@ -130,4 +143,7 @@ def read_results(folder: Path) -> Results:
     """
     content = {key: value for key, value in results_content(folder).items() if key != "schema"}
     results: Results = read_typed(Results, content, str(folder / "results.json"))
+    for place, evaluation in enumerate(results.evaluations):
+        where = f"{folder / 'results.json'}: evaluations[{place}]: notes.columns"
+        read_typed(dict[str, str], evaluation.notes.get("columns", {}), where)
     return results

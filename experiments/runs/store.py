@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from datamodules.errors import InputError
 from experiments.papers.plan import PlannedRun
@@ -53,7 +54,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """The run of a folder. What cannot be read is a run too: one broken run must not hide the others."""
-    if not (folder / "results.json").exists():
+    if not os.path.lexists(folder / "results.json"):
         return Run(folder.name, 0, "interrupted", folder, error="it was stopped before it wrote anything")
     try:
         results = read_results(folder)
@@ -66,7 +67,7 @@ def read_run(folder: Path) -> Run:
 
 
 def run_folders_below(folders: Iterable[str | Path], holding: str = "results.json") -> list[Path]:
-    """Run folders in or below folders.
+    """Run folders in or below folders, each once.
 
     Args:
         folders: At or above the run folders.
@@ -75,15 +76,32 @@ def run_folders_below(folders: Iterable[str | Path], holding: str = "results.jso
     Raises:
         InputError: A folder does not exist or holds no run.
     """
-    below: list[Path] = []
+    below: dict[Path, Path] = {}  # one that is named twice, or linked to, is one run
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder. Give run folders, or folders that hold them.")
-        if not (runs := sorted(file.parent for file in folder.rglob(holding))):
+        if not (runs := sorted(_holding(folder, holding))):
             what = "run in it" if holding == "results.json" else "run in it that logged anything"
             raise InputError(f"{folder} holds no {holding}: there is no {what}.")
-        below += runs
-    return below
+        for run in runs:
+            below.setdefault(run.resolve(), run)
+    return list(below.values())
+
+
+def _holding(root: Path, name: str) -> Iterator[Path]:
+    """Folders at or below `root` that have an entry of this name. Links are followed, each folder once: links may lead in circles."""
+
+    def unreadable(error: OSError) -> NoReturn:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}): give the folders below it that can.") from None
+
+    seen: set[str] = set()
+    for place, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        if name in files or name in folders:
+            yield Path(place)
 
 
 class RunFolders:

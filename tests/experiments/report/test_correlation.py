@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from configurations import changed
 
 from datamodules.errors import InputError
 from experiments.cli import main as cli
 from experiments.report.correlation import pearson, report
 from experiments.runs.metrics_csv import Validation, validations
+from experiments.runs.results import Results, now, write_results
 
 
 def test_pearson_is_numpys() -> None:
@@ -47,6 +50,17 @@ def test_checkpoints_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         [str(tmp_path / "b"), "2", "1.000"],
         ["all", "5", f"{r[1]:.3f}"],
     ]
+
+
+def test_all_runs_together_say_what_they_are(tmp_path: Path) -> None:
+    for name, seed, lr in (("a", 0, 1e-3), ("b", 1, 1e-3), ("c", 1, 1e-3), ("d", 1, 2e-3)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text("step,val/isda,val/rsum\n9,0.3,200\n19,0.2,210\n")
+        write_results(tmp_path / name, Results("finished", "run", "x", "c", now(), seed=seed))
+        config = changed(seed_everything=seed, model__init_args__optimization__lr=lr)
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+    assert report([tmp_path / "a", tmp_path / "b"])[-1].startswith("all  ")
+    assert report([tmp_path])[-1].startswith("all, 2 configurations, 3 different runs of 4  ")
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:

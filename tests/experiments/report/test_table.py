@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import yaml
+from configurations import changed
 from fresh_process import modules_after
 
 from datamodules.errors import InputError
@@ -105,11 +107,30 @@ def test_relation_distances_have_columns_where_a_run_measured_them(runs: Path) -
     }
     assert header.index("rsum") + 1 == header.index("ISDa")
     found = {name: [cells[name][column] for column in ("rsum", "ISDa", "L(s)", "L(d)", "seeds")] for name in cells}
-    assert found["iais"] == ["300.0 ±0.0", "0.300 ±0.141", "0.550 ±0.071", "0.300 ±0.000", "4"]
+    assert found["iais"] == ["300.0 ±0.0", "0.300 ±0.141 (2 of 4)", "0.550 ±0.071 (2 of 4)", "0.300 ±0.000 (2 of 4)", "4"]
     assert found["few"] == ["60.0", "0.125", "–", "–", "1"]
     assert found["head"][1:4] == ["–", "–", "–"]
     read = {row["name"]: row for row in csv.DictReader(io.StringIO(to_csv(table)))}
     assert (float(read["iais"]["isda"]), read["head"]["isda"]) == (pytest.approx(0.3), "")
+
+
+def test_a_row_is_a_configuration_without_its_seed(tmp_path: Path) -> None:
+    """Two learning rates of one sweep are two rows; the same seed twice is one seed; a copy of a folder is no run more."""
+    for name, seed, lr, rsum in (("a", 0, 1e-3, 200.0), ("b", 1, 1e-3, 206.0), ("c", 0, 2e-3, 100.0), ("d", 0, 2e-3, 104.0)):
+        folder = write_run(tmp_path / name, "lr", seed=seed, evaluations=(evaluation(rsum),))
+        config = changed(seed_everything=seed, model__init_args__optimization__lr=lr)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    found = find_runs([tmp_path, f"{tmp_path}/../{tmp_path.name}/a"])
+    table = rows(found)
+    assert len(found) == 4
+    assert [(row["differs"], row["seeds"], row["runs"], row["rsum"], row["rsum_sd"]) for row in table] == [
+        ("model.optimization.lr=0.001", 2, 2, 203.0, pytest.approx(18**0.5)),
+        ("model.optimization.lr=0.002", 1, 2, 102.0, None),
+    ]
+    text = markdown(table)
+    assert "| lr (model.optimization.lr=0.001) | flickr8k | 2 | " in text
+    assert "| lr (model.optimization.lr=0.002) | flickr8k | 1 (2 runs) | " in text
 
 
 def test_one_data_set_and_cut_splits(runs: Path) -> None:
