@@ -1,4 +1,4 @@
-"""Text of runs and data (names, captions, errors) as text in Markdown, LaTeX and CSV: nothing in it is markup or a formula there."""
+"""Text of runs and data (names, captions, errors) in Markdown, LaTeX and CSV: nothing in it is markup or a formula there."""
 
 from __future__ import annotations
 

@@ -85,7 +85,11 @@ def _markdown_table(view: View) -> list[str]:
     columns = view.exhibit.columns
     if not view.variants or not columns:
         return []
-    names = [part for column in columns for part in (markdown_text(column.label), *(["*paper*"] if column.name in view.printed else []))]
+    names = [
+        part
+        for column in columns
+        for part in (markdown_text(column.label), *(["*paper*"] if column.name in view.printed else []))
+    ]
     lines = ["| " + " | ".join(["row", *names, "n", "status"]) + " |"]
     lines += ["| --- |" + " ---: |" * (len(names) + 1) + " --- |"]
     for variant in view.variants:

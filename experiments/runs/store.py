@@ -89,7 +89,7 @@ def run_folders_below(folders: Iterable[str | Path], holding: str = "results.jso
 
 
 def _holding(root: Path, name: str) -> Iterator[Path]:
-    """Folders at or below `root` that have an entry of this name. Links are followed, each folder once: links may lead in circles."""
+    """Folders at or below `root` that have an entry of this name. Links are followed, which may lead in circles: each folder once."""
 
     def unreadable(error: OSError) -> NoReturn:
         raise InputError(f"{error.filename} cannot be read ({error.strerror}): give the folders below it that can.") from None

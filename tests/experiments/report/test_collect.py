@@ -12,6 +12,8 @@ import pytest
 
 from datamodules.errors import InputError
 from experiments.report.collect import View, collect
+from experiments.report.exports import summary_json, to_csv, to_latex, to_markdown
+from experiments.report.verdicts import scope_of
 from experiments.runs.store import RunFolders
 
 
@@ -47,6 +49,24 @@ def test_a_cell_is_the_mean_over_seeds_in_the_published_unit(home: Path) -> None
     assert {each.conditions for each in minutes.measured} == {"AMD EPYC, 1 process"}
     assert {each.conditions for each in view.cell("full fine-tuning", "tunable_m").measured} == {None}
     assert view.cell("head only", "coco_ir1").published is None
+
+
+def test_seeds_of_other_data_or_code_are_not_averaged_unsaid(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    file = folder(tmp_path, "full", 1) / "results.json"
+    content = json.loads(file.read_text())
+    content["provenance"]["git"] = {"revision": "f" * 40, "dirty": True}
+    next(iter(content["data"].values()))["fingerprint"] = "0123"
+    file.write_text(json.dumps(content))
+    view = table(home, tmp_path / "runs")
+    row = next(variant for variant in view.variants if variant.label == "full fine-tuning")
+    code = "2 code revisions (148bf7a000, ffffffffff with uncommitted changes)"
+    data = "2 versions of the data world (0123, 0862bb3fdcec0032)"
+    assert row.told == f"finished; {code}; {data}"
+    assert scope_of(view, [row.cells["coco_ir1"]]) == f"at miniature scale, embedded world, 2 seeds, {code}, {data}"
+    for text in (to_markdown(view, ()), to_csv(view), to_latex(view)):
+        assert code in text
+    assert row.told in json.loads(summary_json([(view, (), ())], []))["exhibits"][0]["rows"][0]["status"]
 
 
 def test_a_column_of_other_data_reads_that_evaluation(home: Path) -> None:
