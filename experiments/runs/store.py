@@ -89,7 +89,7 @@ def run_folders_below(folders: Iterable[str | Path], holding: str = "results.jso
 
 
 def _holding(root: Path, name: str) -> Iterator[Path]:
-    """Folders at or below `root` that have an entry of this name. Links are followed, which may lead in circles: each folder once."""
+    """Folders at or below `root` that have an entry of this name, each once: links are followed, and may lead in circles."""
 
     def unreadable(error: OSError) -> NoReturn:
         raise InputError(f"{error.filename} cannot be read ({error.strerror}): give the folders below it that can.") from None
