@@ -7,7 +7,7 @@ import io
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def rows(runs: Mapping[Path, Run], data: str | None = None) -> list[dict[str, An
     grouped: dict[tuple[str, str, str], list[tuple[str, Results, Evaluation]]] = defaultdict(list)
     table: list[dict[str, Any]] = []
     for folder, run in runs.items():
-        row = {"name": run.name, "status": run.status, "folder": str(folder)}
+        row: dict[str, Any] = {"name": run.name, "status": run.status, "folder": str(folder)}
         if run.results is None:
             table.append({**row, "error": run.error})
             continue
@@ -75,30 +75,34 @@ def rows(runs: Mapping[Path, Run], data: str | None = None) -> list[dict[str, An
                 grouped[run.name, configuration.digest, label].append((configuration.seed, run.results, evaluation))
         if not tests:
             table.append({**row, "status": "not tested"})
-    done = []
-    for (name, digest, data_set), members in grouped.items():
-        seeds = {seed: [(run, test) for other, run, test in members if other == seed] for seed, _, _ in members}
-        row = {"name": name, "data": data_set, "status": "finished", "seeds": len(seeds), "runs": len(members)}
-        row["differs"] = differ[name][digest]
-        own = {key: heading for _, _, test in members for key, heading in test.columns.items()}
-        row["columns"] = {**RECALLS, **DISTANCES, **own, **DOMAINS}
-        for key in row["columns"]:
-            values = _of_seeds(seeds, lambda run, test, key=key: test.metrics.get(key))  # type: ignore[misc]
-            if not values:
-                continue
-            row[key] = statistics.mean(values)
-            row[f"{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
-            row[f"{key}_n"] = len(values)
-        row["scale"] = members[0][1].scale
-        steps = _of_seeds(seeds, lambda run, test: None if run.fit is None else run.fit.steps)
-        row["steps"] = statistics.mean(steps) if steps else None
-        for cost in COSTS:
-            values = _of_seeds(seeds, lambda run, test, cost=cost: None if run.cost is None else getattr(run.cost, cost))  # type: ignore[misc]
-            row[cost] = statistics.mean(values) if values else None
-        devices = {run.provenance.device.name: None for _, run, _ in members if run.provenance is not None}
-        row["device"] = "; ".join(devices) or None
-        done.append(row)
+    done = [
+        {"name": name, "data": data_set, "differs": differ[name][digest], **_finished(members)}
+        for (name, digest, data_set), members in grouped.items()
+    ]
     return done + table
+
+
+def _finished(members: Sequence[tuple[str, Results, Evaluation]]) -> dict[str, Any]:
+    """A row's numbers, from its runs and their seeds."""
+    seeds = {seed: [(run, test) for other, run, test in members if other == seed] for seed, _, _ in members}
+    own = {key: heading for _, _, test in members for key, heading in test.columns.items()}
+    row: dict[str, Any] = {"status": "finished", "seeds": len(seeds), "runs": len(members)}
+    row["columns"] = {**RECALLS, **DISTANCES, **own, **DOMAINS}
+    for key in row["columns"]:
+        values = _of_seeds(seeds, lambda run, test, key=key: test.metrics.get(key))  # type: ignore[misc]
+        if not values:
+            continue
+        row[key] = statistics.mean(values)
+        row[f"{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+        row[f"{key}_n"] = len(values)
+    row["scale"] = members[0][1].scale
+    row["steps"] = _mean(_of_seeds(seeds, lambda run, test: None if run.fit is None else run.fit.steps))
+    for cost in COSTS:
+        found = _of_seeds(seeds, lambda run, test, cost=cost: None if run.cost is None else getattr(run.cost, cost))  # type: ignore[misc]
+        row[cost] = _mean(found)
+    devices = {run.provenance.device.name: None for _, run, _ in members if run.provenance is not None}
+    row["device"] = "; ".join(devices) or None
+    return row
 
 
 Members = list[tuple[Results, Evaluation]]
@@ -109,6 +113,10 @@ def _of_seeds(seeds: Mapping[str, Members], value_of: Callable[[Results, Evaluat
     found = {seed: [value for each in members if (value := value_of(*each)) is not None] for seed, members in seeds.items()}
     finite = {seed: [value for value in values if math.isfinite(value)] for seed, values in found.items()}
     return [statistics.mean(values) for values in finite.values() if values]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.mean(values) if values else None
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
