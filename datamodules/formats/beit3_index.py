@@ -7,12 +7,13 @@ Official file: unilm/beit3/datasets.py, RetrievalDataset and _make_retrieval_coc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
+from datamodules.files.json_file import DECODER, why
+from datamodules.files.text import open_text
 from datamodules.formats.parsing import Entry, Parsed
 from datamodules.records import Caption, FileIds, ImageRecord
 
@@ -22,6 +23,7 @@ EXPECTED = 'a BEiT-3 index ({"image_path": "...", "text_segment": [ids], "image_
 SPLITS = ("train", "val", "test")
 _NAMES: dict[IndexKind, str] = {"coco": "coco_retrieval.{}.jsonl", "flickr30k": "flickr30k.{}.jsonl"}
 TOGETHER = 4096  # captions tokenized at once
+_MOST_IDS = 1 << 31  # of any vocabulary
 BEIT3_IDS = FileIds("BEiT-3's tokenizer", 0, 1, 2, 3)
 """What the captions of an index are, and those of any data set without text databases: nothing else holds ids."""
 
@@ -57,15 +59,15 @@ def parse_index(path: Path, image_root: Path, split: str = "all") -> Parsed:
     for number, line in enumerate(_lines(path), 1):
         pair = Entry(_json(line, path, number), path, f"line {number}", EXPECTED)
         image_path, ids, image_id = pair.text("image_path"), pair.items("text_segment"), pair.identity("image_id")
-        if any(type(token) is not int or token < 0 for token in ids):
+        if any(type(token) is not int or not 0 <= token < _MOST_IDS for token in ids):
             raise InputError(f"{path}: line {number}: 'text_segment' is not a list of token ids from 0; expected {EXPECTED}.")
-        if not ids:
-            parsed.add("empty caption", f"line {number} has no token for {image_path}")
         if path_of.setdefault(image_id, image_path) != image_path:
             parsed.add("duplicated id", f"line {number} gives {image_path} the image_id {image_id} of {path_of[image_id]}")
         if id_of.setdefault(image_path, image_id) != image_id:
             parsed.add("duplicated id", f"line {number} gives {image_path} image_id {image_id}, it had {id_of[image_path]}")
-        of_image = captions.setdefault(image_path, [])
+        if image_path not in captions:
+            captions[pair.file("image_path")] = []
+        of_image = captions[image_path]
         of_image.append(Caption(f"{image_path}#{len(of_image)}", "", token_ids=tuple(map(same.setdefault, ids, ids))))
     if not captions:
         raise InputError(f"{path} holds no image-text pair; expected {EXPECTED}.")
@@ -84,25 +86,17 @@ def read_index(path: Path, image_root: Path) -> list[ImageRecord]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as lines:
-            yield from lines
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; expected {EXPECTED} there (`crosslight data index` writes it).") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected {EXPECTED}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file; expected {EXPECTED}.") from error
+    if not path.exists() and not path.is_symlink():
+        raise InputError(f"{path} does not exist; expected {EXPECTED} there (`crosslight data index` writes it).")
+    with open_text(path, EXPECTED) as lines:
+        yield from lines
 
 
 def _json(line: str, path: Path, number: int) -> object:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
+        return DECODER.decode(line)
+    except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path}: line {number} is not valid JSON ({error.msg} at column {error.colno}); expected {EXPECTED}. A file that "
-            "ends too early was not copied completely: fetch or write it again."
-        ) from error
-
-
-# ------------------------------------------------------------------------------------------------------------ writing
+            f"{path}: line {number} is not valid JSON ({why(error)}): {shown(line.strip(), 60)}; expected {EXPECTED}. Where it "
+            "ends too early the file was not copied completely."
+        ) from None

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
-from datamodules.formats.parsing import Entry, Problem, ProblemKind, read_json
+from datamodules.files.json_file import read_json
+from datamodules.formats.parsing import Entry
+from datamodules.formats.problems import Problem, ProblemKind
 
 EXPECTED = "caption results (a list of {image_id, caption})"
 

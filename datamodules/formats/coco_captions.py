@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.formats.parsing import Entry, Parsed, read_json
+from datamodules.files.json_file import read_json
+from datamodules.formats.parsing import Entry, Parsed
 from datamodules.records import Caption, ImageRecord
 
 EXPECTED = "a COCO caption file (an object with images[].{id, file_name} and annotations[].{id, image_id, caption})"
@@ -17,7 +18,7 @@ EXPECTED = "a COCO caption file (an object with images[].{id, file_name} and ann
 def parse_coco_captions(path: Path, image_dir: Path, split: str = "all") -> Parsed:
     """The file's images with their captions as one split named `split`, in the file's order, and its problems.
 
-    Captions whose image the file does not list are left out (and are problems), so are repeated image entries.
+    Captions whose image the file does not list are left out (and are problems), so are repeated images and captions.
 
     Raises:
         InputError: the file is missing, cut short, or not of this format.
@@ -28,7 +29,7 @@ def parse_coco_captions(path: Path, image_dir: Path, split: str = "all") -> Pars
     paths: dict[str, Path] = {}
     for row, value in enumerate(top.items("images")):
         image = Entry(value, path, f"images[{row}]", EXPECTED)
-        image_id, filename = image.identity("id"), image.text("file_name")
+        image_id, filename = image.identity("id"), image.file("file_name")
         if image_id in paths:
             parsed.add("duplicated id", f"images[{row}] ({filename}) repeats image id {image_id}")
             continue
@@ -41,9 +42,8 @@ def parse_coco_captions(path: Path, image_dir: Path, split: str = "all") -> Pars
         text = annotation.text("caption")
         if caption_id in seen:
             parsed.add("duplicated id", f"annotations[{row}] repeats caption id {caption_id}")
+            continue
         seen.add(caption_id)
-        if not text.strip():
-            parsed.add("empty caption", f"caption {caption_id} of image {image_id}")
         if image_id not in captions:
             parsed.add("caption without image", f"caption {caption_id} names image {image_id}, which images[] does not list")
             continue

@@ -14,6 +14,7 @@ Legend: K annotated boxes of an image.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +25,12 @@ import numpy.typing as npt
 from defusedxml import DefusedXmlException  # type: ignore[import-untyped]
 from defusedxml.ElementTree import parse as parse_xml  # type: ignore[import-untyped]
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
+from datamodules.files.text import open_bytes, read_text
 from datamodules.formats.uniter.text_database import word_pieces_of
 from datamodules.records import Box, Caption, Phrase
 
+_NUMBER = re.compile(r"[0-9]{1,18}")
 NOT_VISUAL = "0"  # the chain of phrases that were not annotated
 
 
@@ -92,23 +95,12 @@ def read_sentences(path: Path) -> tuple[Caption, ...]:
     """
     captions: list[Caption] = []
     # Not splitlines(): words may hold characters that it takes for ends of lines.
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, "the captions of an image of Flickr30k Entities").split("\n"), start=1):
         if line.strip():
             captions.append(_caption(line, f"{path.stem}#{len(captions)}", f"{path}, line {number}"))
     if not captions:
-        raise InputError(f"{path} has no captions; expected one a line. Fetch the file again.")
+        raise InputError(f"{path} has no captions; expected one a line.")
     return tuple(captions)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; expected the captions of an image of Flickr30k Entities.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start:,}); fetch the file again.") from error
 
 
 def _caption(line: str, caption_id: str, place: str) -> Caption:
@@ -120,24 +112,26 @@ def _caption(line: str, caption_id: str, place: str) -> Caption:
     for token in line.split():
         if token.startswith("["):
             if opened is not None:
-                raise InputError(f"{place}: {token!r} begins a phrase inside of {opened[3]!r}; close that with ']' first.")
+                raise InputError(
+                    f"{place}: {shown(token)} begins a phrase inside of {shown(opened[3])}; close that with ']' first."
+                )
             parts = token.split("/")
             if (
                 parts[0] != "["
                 or len(parts) < 3
                 or not parts[1].startswith("EN#")
-                or not parts[1][3:].isdigit()
+                or not _NUMBER.fullmatch(parts[1][3:])
                 or not all(parts)
             ):
                 raise InputError(
-                    f"{place}: {token!r} is no mark-up of a phrase; expected [/EN#CHAIN/TYPE words] with a number CHAIN."
+                    f"{place}: {shown(token)} is no mark-up of a phrase; expected [/EN#CHAIN/TYPE words] with a number CHAIN."
                 )
             opened = (length, parts[1][3:], "/".join(parts[2:]), token)
             continue
         word = token.removesuffix("]")
         closes = word != token
         if closes and opened is None:
-            raise InputError(f"{place}: ']' after {word!r} closes no phrase.")
+            raise InputError(f"{place}: ']' after {shown(word)} closes no phrase.")
         if closes and not word:
             raise InputError(f"{place}: ']' stands by itself; expected it at the end of the phrase's last word.")
         words.append(word)
@@ -147,7 +141,7 @@ def _caption(line: str, caption_id: str, place: str) -> Caption:
             phrases.append(Phrase(start, length - 1, chain, category))
             opened = None
     if opened is not None:
-        raise InputError(f"{place}: the phrase {opened[3]!r} is not closed by ']'.")
+        raise InputError(f"{place}: the phrase {shown(opened[3])} is not closed by ']'.")
     return Caption(caption_id, " ".join(words), tuple(phrases))
 
 
@@ -162,17 +156,14 @@ def read_annotation(path: Path) -> Annotation:
         InputError: the file is missing, no XML, declares entities (never expanded), or an object in it is malformed.
     """
     try:
-        root: Element = parse_xml(path, forbid_dtd=True).getroot()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; expected the boxes of an image of Flickr30k Entities.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+        with open_bytes(path, "the boxes of an image of Flickr30k Entities") as file:
+            root: Element = parse_xml(file, forbid_dtd=True).getroot()
     except ParseError as error:
         raise InputError(f"{path} is not valid XML ({error}); a file that ends too early was not copied completely.") from error
     except DefusedXmlException as error:
         raise InputError(f"{path} declares a document type or entities, which annotations never do; it is not read.") from error
     except (ValueError, LookupError) as error:
-        raise InputError(f"{path} is of an encoding that cannot be read ({error}); fetch the file again.") from error
+        raise InputError(f"{path} is of an encoding that cannot be read ({error}); save it as UTF-8.") from error
 
     size = root.find("size")
     if root.tag != "annotation" or size is None:
@@ -186,8 +177,9 @@ def read_annotation(path: Path) -> Annotation:
     not_boxed: set[str] = set()
     for position, element in enumerate(root.findall("object"), start=1):
         chains = tuple(dict.fromkeys((name.text or "").strip() for name in element.findall("name")))
-        place = f"{path}: object {position} ({', '.join(chains) or 'no name'})"
-        if not chains or not all(chain.isdigit() for chain in chains):
+        names = ", ".join(chain if _NUMBER.fullmatch(chain) else shown(chain) for chain in chains)
+        place = f"{path}: object {position} ({names or 'no name'})"
+        if not chains or not all(_NUMBER.fullmatch(chain) for chain in chains):
             raise InputError(f"{place}: expected one or more <name>, each the number of a chain.")
         found = element.findall("bndbox")
         if found:
@@ -204,10 +196,9 @@ def read_annotation(path: Path) -> Annotation:
 
 def _number(parent: Element, key: str, place: str) -> int:
     text = (parent.findtext(key) or "").strip()
-    try:
-        return int(text)
-    except ValueError:
-        raise InputError(f"{place}: <{key}> is {text!r}; expected a whole number.") from None
+    if not _NUMBER.fullmatch(text.removeprefix("-")):
+        raise InputError(f"{place}: <{key}> is {shown(text)}; expected a whole number.")
+    return int(text)
 
 
 def _box(element: Element, width: int, height: int, place: str) -> Box:
@@ -227,12 +218,12 @@ def read_unrelated(path: Path) -> frozenset[tuple[str, int]]:
         InputError: the file is missing, or a line is not "ID NUMBER" with a number from 1.
     """
     found = set()
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, "captions that do not describe their image").split("\n"), start=1):
         if line.strip() and not line.startswith("#"):
             fields = line.split()
-            if len(fields) != 2 or not fields[1].isdigit() or int(fields[1]) < 1:
+            if len(fields) != 2 or not _NUMBER.fullmatch(fields[1]) or int(fields[1]) < 1:
                 raise InputError(
-                    f"{path}, line {number}: {line!r} is not an image id and the number (from 1) of one of its captions."
+                    f"{path}, line {number}: {shown(line)} is not an image id and the number (from 1) of one of its captions."
                 )
             found.add((fields[0], int(fields[1]) - 1))
     return frozenset(found)
@@ -319,7 +310,7 @@ def _marked_up(caption: Caption, place: str) -> str:
                 f"{place}: the phrase {phrase.start}:{phrase.end} of {text!r} overlaps another or is not of whole words; "
                 "set punctuation apart by spaces."
             )
-        if not phrase.chain.isdigit() or set("[] ") & set(phrase.category) or not all(phrase.category.split("/")):
+        if not _NUMBER.fullmatch(phrase.chain) or set("[] ") & set(phrase.category) or not all(phrase.category.split("/")):
             raise InputError(f"{place}: chain {phrase.chain!r} with category {phrase.category!r}; expected a number and types.")
         pieces += [text[position : phrase.start], f"[/EN#{phrase.chain}/{phrase.category} {text[phrase.start : phrase.end]}]"]
         position = phrase.end

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from datamodules.errors import InputError
+from datamodules.files.json_file import CUT, DECODER, remedy, why
+from datamodules.files.text import open_text
 
 _CHUNK = 1 << 20  # characters
 _LONGEST = 1 << 25  # characters of one element: more is taken for a file that is not what it should be
@@ -32,25 +34,19 @@ def stream_list(path: Path, expected: str, key: str | None = None, chunk: int = 
         InputError: the file is missing, unreadable, not UTF-8, not JSON (most often: a download cut short), has no such list, or
             an element is longer than 32 million characters.
     """
-    try:
-        with path.open(encoding="utf-8") as file:
-            reader = _Reader(file, path, expected, chunk)
-            if key is None:
-                reader.require("[", "the top level is not a list")
-                yield from reader.elements()
-                if reader.peek():
-                    reader.fail("there is more after the list's end")
-            else:
-                reader.require("{", "the top level is not an object")
-                reader.go_to(key)
-                reader.require("[", f"{key!r} is not a list")
-                yield from reader.elements()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; expected {expected} there.") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file; expected {expected}.") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected {expected}.") from error
+    with open_text(path, expected) as file:
+        reader = _Reader(file, path, expected, chunk)
+        if key is None:
+            reader.require("[", "the top level is not a list")
+            yield from reader.elements()
+        else:
+            reader.require("{", "the top level is not an object")
+            reader.go_to(key)
+            reader.require("[", f"{key!r} is not a list")
+            yield from reader.elements()
+            reader.finish_object(key)
+        if reader.peek():
+            reader.fail("there is more after its end")
 
 
 class _Reader:
@@ -58,7 +54,6 @@ class _Reader:
 
     def __init__(self, file: TextIO, path: Path, expected: str, chunk: int) -> None:
         self.file, self.path, self.expected, self.chunk = file, path, expected, chunk
-        self.decoder = json.JSONDecoder()
         self.text = ""
         self.place = 0
         self.ended = False
@@ -92,14 +87,14 @@ class _Reader:
         self.peek()
         while True:
             try:
-                value, end = self.decoder.raw_decode(self.text, self.place)
+                value, end = DECODER.raw_decode(self.text, self.place)
             except json.JSONDecodeError as error:
                 if self.ended:
-                    self.fail(error.msg)
+                    self.fail(why(error), remedy(error))
                 if len(self.text) - self.place > _LONGEST:
                     self.fail(f"{error.msg}, or this element is longer than {_LONGEST:,} characters")
-            except RecursionError:
-                self.fail("nested too deeply")
+            except (ValueError, RecursionError) as error:
+                self.fail(why(error))
             else:
                 if end + 2 < len(self.text) or self.ended:  # otherwise a number may go on in the next chunk: "1", "1e-", "1e-5"
                     self.place = end
@@ -133,9 +128,21 @@ class _Reader:
             self.require(",", f"no comma after the value of {name!r}")
         self.fail(f"has no {key!r}" if self.peek() else "the file ends too early")
 
-    def fail(self, reason: str) -> NoReturn:
+    def finish_object(self, key: str) -> None:
+        """To the end of the object whose list has been read; values after it are read and left."""
+        while self.peek() == ",":
+            self.place += 1
+            if self.peek() != '"':
+                self.fail("no key after a comma")
+            name = self.value()
+            self.require(":", f"no colon after key {name!r}")
+            if name == key:
+                self.fail(f"has the key {key!r} twice")
+            self.value()
+        self.require("}", "no comma or closing brace after a value")
+
+    def fail(self, reason: str, advice: str | None = None) -> NoReturn:
         after = f" after {self.count:,} elements" if self.count else ""
-        raise InputError(
-            f"{self.path}: {reason}{after} ({self.path.stat().st_size:,} bytes); expected {self.expected}. A file that ends too "
-            "early was not downloaded completely: fetch it again."
-        )
+        if advice is None:
+            advice = CUT if self.ended and self.place >= len(self.text.rstrip()) else ""
+        raise InputError(f"{self.path}: {reason}{after} ({self.path.stat().st_size:,} bytes); expected {self.expected}.{advice}")

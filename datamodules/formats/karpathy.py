@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.formats.parsing import Entry, Parsed, read_json
+from datamodules.errors import shown
+from datamodules.files.json_file import read_json
+from datamodules.formats.parsing import Entry, Parsed
 from datamodules.records import Caption, ImageRecord
 
 KARPATHY_URL = "https://cs.stanford.edu/people/karpathy/deepimagesent"
+SPLITS = ("train", "restval", "val", "test")
 EXPECTED = "a Karpathy split file (an object with images[].{filename, split, imgid, sentences[].{raw, sentid}})"
 
 
@@ -28,27 +31,35 @@ def parse_karpathy(path: Path, image_dir: Path) -> Parsed:
     parsed = Parsed(path)
     image_dir = image_dir.absolute()
     images = Entry(read_json(path, EXPECTED), path, "the top level", EXPECTED).items("images")
+    # What is optional all images have, or none: ids of two kinds would be mixed.
+    given = {key for key in ("filepath", "cocoid") if any(isinstance(value, dict) and key in value for value in images)}
     seen_numbers: set[str] = set()
-    seen_images: set[str] = set()
+    split_of: dict[str, str] = {}
     seen_captions: set[str] = set()
     for row, value in enumerate(images):
         image = Entry(value, path, f"images[{row}]", EXPECTED)
-        filename, split, number = image.text("filename"), image.text("split"), image.identity("imgid")
-        folder = image.text("filepath") if "filepath" in image.value else ""
-        image_id = image.identity("cocoid") if "cocoid" in image.value else Path(filename).stem
-        for key, known, identity in (("imgid", seen_numbers, number), ("image", seen_images, image_id)):
-            if identity in known:
-                parsed.add("duplicated id", f"images[{row}] ({filename}) repeats {key} {identity}")
-            known.add(identity)
+        filename, split, number = image.file("filename"), image.text("split"), image.identity("imgid")
+        folder = image.file("filepath") if "filepath" in given else ""
+        image_id = image.identity("cocoid") if "cocoid" in given else Path(filename).stem
+        if split not in SPLITS:
+            what = f"images[{row}] ({filename}) is of split {shown(split)}, not one of {', '.join(SPLITS)}"
+            parsed.add("unreadable annotation", what)
+        if number in seen_numbers:
+            parsed.add("duplicated id", f"images[{row}] ({filename}) repeats imgid {number}")
+        seen_numbers.add(number)
+        if image_id in split_of:
+            what = f"images[{row}] ({filename}) of {split} repeats image {image_id} of {split_of[image_id]}"
+            parsed.add("duplicated id" if split_of[image_id] == split else "image in several splits", what)
+            continue
+        split_of[image_id] = split
         captions = []
         for position, sentence_value in enumerate(image.items("sentences")):
             sentence = Entry(sentence_value, path, f"images[{row}].sentences[{position}]", EXPECTED)
             caption_id, text = sentence.identity("sentid"), sentence.text("raw")
             if caption_id in seen_captions:
                 parsed.add("duplicated id", f"images[{row}] ({filename}) repeats sentid {caption_id}")
+                continue
             seen_captions.add(caption_id)
-            if not text.strip():
-                parsed.add("empty caption", f"sentid {caption_id} of image {image_id}")
             captions.append(Caption(caption_id, text))
         if not captions:
             parsed.add("image without captions", f"image {image_id} ({filename})")

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
+from datamodules.files.json_file import read_json
 from datamodules.formats.caption_results import write_caption_results
-from datamodules.formats.parsing import Entry, Parsed, read_json
+from datamodules.formats.parsing import Entry, Parsed
 from datamodules.records import Caption, ImageRecord
 
 EXPECTED = "a NoCaps file (an object with images[].{id, open_images_id or file_name} and, but for test, annotations[])"
@@ -68,9 +69,8 @@ def _read_captions(top: Entry, parsed: Parsed, captions: dict[str, list[Caption]
         text = annotation.text("caption")
         if caption_id in seen:
             parsed.add("duplicated id", f"annotations[{row}] repeats caption id {caption_id}")
+            continue
         seen.add(caption_id)
-        if not text.strip():
-            parsed.add("empty caption", f"caption {caption_id} of image {image_id}")
         if image_id in captions:
             captions[image_id].append(Caption(caption_id, text))
         else:
@@ -83,10 +83,11 @@ def file_of(image: Entry) -> str:
     Raises:
         InputError: the entry has neither `open_images_id` nor `file_name`, or the name climbs out of its folder.
     """
-    name = f"{image.identity('open_images_id')}.jpg" if "open_images_id" in image.value else image.text("file_name")
-    if "/" in name or "\\" in name or name in ("", ".", ".."):
-        raise InputError(f"{image.path}: {image.place}: {name!r} is no file name; expected {EXPECTED}.")
-    return name
+    key = "open_images_id" if "open_images_id" in image.value else "file_name"
+    name = image.file(key)
+    if "/" in name or "\\" in name:
+        raise InputError(f"{image.path}: {image.place}: {shown(name)} is no file name; expected {EXPECTED}.")
+    return f"{name}.jpg" if key == "open_images_id" else name
 
 
 def read_addresses(path: Path, split: str) -> dict[str, str]:

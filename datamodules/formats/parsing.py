@@ -1,4 +1,4 @@
-"""What the JSON readers share: opening a file with a readable error, and the list of what is wrong inside it.
+"""What the readers share: what came of a file, the list of what is wrong inside it, and typed access to JSON objects.
 
 A reader collects every `Problem` it meets instead of stopping at the first, so that `crosslight data check` can list them all;
 training calls `Parsed.valid()`, which turns them into one `InputError`.
@@ -6,42 +6,22 @@ training calls `Parsed.valid()`, which turns them into one `InputError`.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
+from datamodules.formats.problems import Problem, ProblemKind, broken_rules
 from datamodules.records import ImageRecord
 
-ProblemKind = Literal[
-    "missing image",
-    "unreadable image",
-    "duplicated id",
-    "caption without image",
-    "image without captions",
-    "empty caption",
-    "image in several splits",
-    "unreadable annotation",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong: `where` names the file, `text` says what (with the key or id)."""
-
-    kind: ProblemKind
-    where: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.kind}: {self.text}"
+_LEAVES_ITS_FOLDER = re.compile(r"^/|(?:^|[/\\])\.\.(?:[/\\]|$)|^[./]*$|[\0\ud800-\udfff]")
 
 
 @dataclass(slots=True)
 class Parsed:
-    """Records by split name, and what is wrong with them."""
+    """Records by split name, and what its reader found wrong with them."""
 
     path: Path
     splits: dict[str, list[ImageRecord]] = field(default_factory=dict)
@@ -50,17 +30,21 @@ class Parsed:
     def add(self, kind: ProblemKind, text: str) -> None:
         self.problems.append(Problem(kind, str(self.path), text))
 
+    def all_problems(self) -> list[Problem]:
+        """What the reader found, and what breaks a rule of all data sets."""
+        return [*self.problems, *(Problem(kind, str(self.path), text) for kind, text in broken_rules(self.splits))]
+
     def valid(self) -> dict[str, list[ImageRecord]]:
         """The splits.
 
         Raises:
             InputError: there are problems; the message shows the first three and how to list the others.
         """
-        if self.problems:
-            shown = "\n  ".join(f"{problem.kind}: {problem.text}" for problem in self.problems[:3])
-            more = len(self.problems) - 3
+        if problems := self.all_problems():
+            first = "\n  ".join(f"{problem.kind}: {problem.text}" for problem in problems[:3])
+            more = len(problems) - 3
             rest = f"\n  and {more} more (`crosslight data check` lists all)" if more > 0 else ""
-            raise InputError(f"{self.path} has {len(self.problems)} problem(s); mend or remove these entries:\n  {shown}{rest}")
+            raise InputError(f"{self.path} has {len(problems)} problem(s); mend or remove these entries:\n  {first}{rest}")
         return self.splits
 
 
@@ -76,33 +60,10 @@ def join(root: Path, files: Mapping[str, Sequence[Parsed]]) -> Parsed:
             for record in part.splits["all"]:
                 if record.image_id in known:
                     joined.add("duplicated id", f"{part.path.name} repeats image {record.image_id} of split {split}")
-                known.add(record.image_id)
-                records.append(record)
+                else:
+                    known.add(record.image_id)
+                    records.append(record)
     return joined
-
-
-def read_json(path: Path, expected: str) -> Any:
-    """The parsed JSON of a file; `expected` says in an error what the file should have been.
-
-    Raises:
-        InputError: the file is missing, unreadable, not UTF-8 or not JSON (most often: a download cut short).
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; expected {expected} there.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); expected {expected}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file; expected {expected}.") from error
-    except json.JSONDecodeError as error:
-        size = path.stat().st_size
-        raise InputError(
-            f"{path} is not valid JSON ({error.msg} at line {error.lineno}, column {error.colno} of {size:,} bytes); "
-            f"expected {expected}. A file that ends too early was not downloaded completely: fetch it again."
-        ) from error
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply to be {expected}.") from None
 
 
 class Entry:
@@ -112,7 +73,7 @@ class Entry:
 
     def __init__(self, value: object, path: Path, place: str, expected: str) -> None:
         if not isinstance(value, Mapping):
-            raise InputError(f"{path}: {place} is a JSON {_json_type(value)}, not an object; expected {expected}.")
+            raise InputError(f"{path}: {place} is {_json_type(value)}, not an object; expected {expected}.")
         self.value, self.path, self.place, self.expected = value, path, place, expected
 
     def text(self, key: str) -> str:
@@ -124,9 +85,23 @@ class Entry:
     def identity(self, key: str) -> str:
         """An integer or string id, as a string."""
         value = self.value.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, str)):
+        if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
             self._fail(key, value, "an integer or a string")
         return str(value)
+
+    def identity_or_null(self, key: str) -> str | None:
+        """Likewise, of a key that must be there and may be null."""
+        return None if key in self.value and self.value[key] is None else self.identity(key)
+
+    def file(self, key: str) -> str:
+        """The name of a file, or its path inside of a folder."""
+        name = self.text(key)
+        if (name[:1] in "/." or ".." in name or "\0" in name or not name.isascii()) and _LEAVES_ITS_FOLDER.search(name):
+            raise InputError(
+                f"{self.path}: {self.place}: {key!r} is {shown(name)}, which names no file inside of its folder; "
+                f"expected {self.expected}."
+            )
+        return name
 
     def _get(self, key: str, kind: type, name: str) -> Any:
         value = self.value.get(key)
@@ -135,10 +110,12 @@ class Entry:
         return value
 
     def _fail(self, key: str, value: object, name: str) -> None:
-        found = f"{key!r} is a JSON {_json_type(value)}, not {name}" if key in self.value else f"has no {key!r}"
+        found = f"{key!r} is {_json_type(value)}, not {name}" if key in self.value else f"has no {key!r}"
         raise InputError(f"{self.path}: {self.place}: {found}; expected {self.expected}.")
 
 
 def _json_type(value: object) -> str:
+    if value is None or value == "":
+        return "null" if value is None else "empty"
     names = {dict: "object", list: "list", str: "string", int: "number", float: "number", bool: "boolean"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+    return f"a JSON {names.get(type(value), type(value).__name__)}"

@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
 from datamodules.formats.json_stream import stream_list
 from datamodules.formats.parsing import Entry, Parsed
 from datamodules.records import Caption, ImageRecord
 
 EXPECTED_IMAGES = "Visual Genome's image_data.json (a list of {image_id, url, coco_id, flickr_id})"
 EXPECTED_REGIONS = "Visual Genome's region_descriptions.json (a list of {id, regions[].{region_id, image_id, phrase}})"
+_MOST = 10**18  # above the ids of regions, which are kept in 64 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,10 @@ class _Block:
         self.ids = array("q")
 
     def add(self, region_id: int, text: str) -> None:
-        self.text += text.encode()
-        self.ends.append(len(self.text))
+        raw = text.encode()
         self.ids.append(region_id)
+        self.text += raw
+        self.ends.append(len(self.text))
 
     def caption(self, row: int) -> Caption:
         start = self.ends[row - 1] if row else 0
@@ -167,7 +169,10 @@ def parse_visual_genome(
                 counts.short += 1
             else:
                 known.add(region_id)
-                block.add(region_id, " ".join(words))
+                try:
+                    block.add(region_id, " ".join(words))
+                except UnicodeEncodeError:
+                    parsed.add("broken text", f"[{row}].regions[{number}] ({region_id}) has half a character (a surrogate)")
         if len(block.ids) == start:
             counts.without_phrases += 1
             continue
@@ -195,15 +200,13 @@ def read_image_data(path: Path, parsed: Parsed) -> dict[str, GenomeImage]:
     for row, value in enumerate(stream_list(path, EXPECTED_IMAGES)):
         entry = Entry(value, path, f"[{row}]", EXPECTED_IMAGES)
         image_id = entry.identity("image_id" if "image_id" in entry.value else "id")
-        parts = PurePosixPath(entry.text("url").partition("?")[0]).parts
-        if len(parts) < 2 or ".." in parts[-2:]:
-            parsed.add("unreadable annotation", f"{path.name}[{row}]: url {entry.text('url')!r} names no folder and file")
+        parts = PurePosixPath(entry.file("url").partition("?")[0]).parts
+        if len(parts) < 2:
+            parsed.add("unreadable annotation", f"{path.name}[{row}]: url {shown(entry.text('url'))} names no folder and file")
         elif image_id in images:
             parsed.add("duplicated id", f"{path.name}[{row}] repeats image id {image_id}")
         else:
-            coco_id, flickr_id = (
-                entry.identity(key) if entry.value.get(key) is not None else None for key in ("coco_id", "flickr_id")
-            )
+            coco_id, flickr_id = (entry.identity_or_null(key) for key in ("coco_id", "flickr_id"))
             images[image_id] = GenomeImage(parts[-2], parts[-1], coco_id, flickr_id)
     return images
 
@@ -222,11 +225,11 @@ def _region(region: Any, path: Path, row: int, number: int) -> tuple[int, list[s
     """A region's id and the words of its phrase."""
     if type(region) is dict:  # millions: nothing is made for those that are as they should be
         region_id, phrase = region.get("region_id"), region.get("phrase")
-        if type(region_id) is int and type(phrase) is str:
+        if type(region_id) is int and type(phrase) is str and 0 <= region_id < _MOST:
             return region_id, phrase.split()
     entry = Entry(region, path, f"[{row}].regions[{number}]", EXPECTED_REGIONS)
     key = "region_id" if "region_id" in entry.value else "id"  # release 1.0
     identity = entry.identity(key)
-    if not identity.isdecimal():
-        raise InputError(f"{path}: {entry.place}: {key!r} is {identity!r}, not a number; expected {EXPECTED_REGIONS}.")
+    if not (identity.isascii() and identity.isdecimal() and len(identity) < len(str(_MOST))):
+        raise InputError(f"{path}: {entry.place}: {key!r} is {shown(identity)}, not a number; expected {EXPECTED_REGIONS}.")
     return int(identity), entry.text("phrase").split()

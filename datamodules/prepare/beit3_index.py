@@ -7,9 +7,10 @@ from pathlib import Path
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
+from datamodules.files.json_file import read_json
 from datamodules.formats import karpathy
 from datamodules.formats.beit3_index import SPLITS, TOGETHER, IndexKind, index_files
-from datamodules.formats.parsing import Entry, read_json
+from datamodules.formats.parsing import Entry
 from datamodules.loading.tokens import Tokenizer
 
 

@@ -20,7 +20,7 @@ from rich.progress import track
 
 from datamodules.errors import InputError
 from datamodules.files.images import open_image
-from datamodules.formats.parsing import Problem
+from datamodules.formats.problems import Problem
 from datamodules.loading.region_files import RegionReader, name_of
 from datamodules.loading.splits import FileSplits, RegionSplits
 from datamodules.prepare.data_sets import open_source
@@ -89,11 +89,10 @@ def check(source: Source, workers: int = 2, progress: bool = True, regions: Regi
         InputError: the annotations, or the databases of regions, cannot be read at all.
     """
     parsed, _ = (regions or FileSplits(source)).parse()
-    report = Report(source.name, source.root, problems=list(parsed.problems))
+    report = Report(source.name, source.root, problems=parsed.all_problems())
     for split, records in parsed.splits.items():
         report.splits[split] = SplitCounts(len(records), sum(len(record.captions) for record in records))
 
-    splits_of_image: dict[str, list[str]] = defaultdict(list)
     splits_of_text: dict[str | tuple[int, ...], set[str]] = defaultdict(set)
     images: dict[Path, ImageRecord] = {}
     splits_of_path: dict[Path, set[str]] = defaultdict(set)
@@ -102,14 +101,8 @@ def check(source: Source, workers: int = 2, progress: bool = True, regions: Regi
             if record.path is not None:
                 images[record.path] = record
                 splits_of_path[record.path].add(split)
-            if split not in splits_of_image[record.image_id]:
-                splits_of_image[record.image_id].append(split)
             for caption in record.captions if len(parsed.splits) > 1 else ():  # of one split there may be millions
                 splits_of_text[caption.token_ids or caption.text.strip().lower()].add(split)
-    for image_id, its_splits in splits_of_image.items():
-        if len(its_splits) > 1:
-            problem = Problem("image in several splits", str(parsed.path), f"image {image_id} is in {', '.join(its_splits)}")
-            report.problems.append(problem)
     _note_shared(report, "caption text(s)", splits_of_text.values())
 
     if regions is not None:

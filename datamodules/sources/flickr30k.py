@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
+from datamodules.files.text import read_words
 from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files, parse_index
 from datamodules.formats.karpathy import parse_karpathy
 from datamodules.formats.parsing import Parsed, join
@@ -109,13 +110,13 @@ class Flickr30kSource(Source):
         parsed = parse_karpathy(self.annotations, self.image_dir)
         if self.split == "entities":
             by_id = {record.image_id: record for records in parsed.splits.values() for record in records}
-            parsed.splits = {}
+            parsed = Parsed(self.root / "flickr30k_entities", problems=parsed.problems)
             for split, path in self._lists().items():
-                identities = path.read_text(encoding="utf-8").split()
+                identities = read_words(path, "the ids of a split's images, one a line")
                 unknown = [identity for identity in identities if identity not in by_id]
                 if unknown:
                     raise InputError(
-                        f"{path} names {len(unknown):,} images that {self.annotations} does not have, first {unknown[0]!r}; "
+                        f"{path} names {len(unknown):,} images that {self.annotations} does not have, first {shown(unknown[0])}; "
                         "both must be of the whole Flickr30k."
                     )
                 parsed.splits[split] = [by_id[identity] for identity in identities]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from datamodules.errors import InputError
+from datamodules.files.text import read_words
 from datamodules.formats.flickr_entities import read_entities, read_unrelated
-from datamodules.formats.karpathy import read_karpathy
+from datamodules.formats.karpathy import parse_karpathy
 from datamodules.formats.parsing import Parsed
 from datamodules.records import ImageRecord
 from datamodules.source import Source
@@ -98,13 +99,9 @@ class Flickr30kEntitiesSource(Source):
         for path in self.annotation_files():
             if path.name == "UNRELATED_CAPTIONS":
                 dropped = read_unrelated(path)
-        known: set[str] = set()
-        for split, identities in self._identities().items():
+        for split, identities in self._identities(parsed).items():
             records = parsed.splits[split] = []
             for identity in identities:
-                if identity in known:
-                    parsed.add("duplicated id", f"split {split} repeats image {identity}")
-                known.add(identity)
                 try:
                     captions = read_entities(self.entities_dir, identity).captions
                 except InputError as error:  # tens of thousands of files: say of all what is wrong, not of the first
@@ -115,8 +112,10 @@ class Flickr30kEntitiesSource(Source):
                     records.append(ImageRecord(identity, self.image_dir / f"{identity}.jpg", kept))
         return parsed
 
-    def _identities(self) -> dict[str, list[str]]:
+    def _identities(self, parsed: Parsed) -> dict[str, list[str]]:
+        """The images of each split; what is wrong with Karpathy's file is added to `parsed`."""
         if self.split == "karpathy":
-            splits = read_karpathy(self.root / "dataset_flickr30k.json", self.image_dir)
-            return {split: [record.image_id for record in records] for split, records in splits.items()}
-        return {split: path.read_text(encoding="utf-8").split() for split, path in self._lists().items()}
+            karpathy = parse_karpathy(self.root / "dataset_flickr30k.json", self.image_dir)
+            parsed.problems += karpathy.problems
+            return {split: [record.image_id for record in records] for split, records in karpathy.splits.items()}
+        return {split: read_words(path, "the ids of a split's images, one a line") for split, path in self._lists().items()}

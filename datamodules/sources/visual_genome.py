@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
 from datamodules.files.download import Remote, fetch, unpack
+from datamodules.files.text import open_text, read_words
 from datamodules.formats import karpathy
 from datamodules.formats.json_stream import stream_list
 from datamodules.formats.parsing import Entry, Parsed
@@ -230,10 +231,10 @@ def _karpathy_ids(path: Path, splits: tuple[str, ...], key: str) -> frozenset[st
 
 
 def _listed_ids(path: Path) -> frozenset[str]:
-    ids = frozenset(Path(line).stem for line in path.read_text(encoding="utf-8").split())
+    ids = frozenset(Path(word).stem for word in read_words(path, "Flickr ids, one a line"))
     other = sorted(identity for identity in ids if not identity.isdecimal())
     if other:
-        raise InputError(f"{path} should hold Flickr ids, one a line; {other[0]!r} is none (a number).")
+        raise InputError(f"{path} should hold Flickr ids, one a line; {shown(other[0])} is none (a number).")
     return ids
 
 
@@ -246,15 +247,15 @@ def open_images_flickr_ids(path: Path) -> frozenset[str]:
     expected = "a list of Open Images' images (a CSV file with the columns ImageID, OriginalURL, OriginalLandingURL)"
     ids = set()
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with open_text(path, expected, newline="") as file:
             rows = csv.DictReader(file)
             if not {"OriginalURL", "OriginalLandingURL"} <= set(rows.fieldnames or ()):
-                raise InputError(f"{path} has the columns {', '.join(rows.fieldnames or ())}; expected {expected}.")
+                raise InputError(f"{path} has the columns {shown(', '.join(rows.fieldnames or ()))}; expected {expected}.")
             for row in rows:
                 identity = _flickr_id(row)
                 if identity is not None:
                     ids.add(identity)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise InputError(f"{path} is not a sound CSV file ({error}); expected {expected}.") from error
     if not ids:
         raise InputError(f"{path} names no image of Flickr; expected {expected}.")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
+from datamodules.files.json_file import read_json
 from datamodules.formats.caption_results import EXPECTED, parse_caption_results
 from datamodules.formats.coco_captions import parse_coco_captions
 from datamodules.formats.karpathy import parse_karpathy
-from datamodules.formats.parsing import Entry, read_json
+from datamodules.formats.parsing import Entry
 from datamodules.records import ImageRecord
 from lightning_modules.metrics.captions.evaluation import Scores
 

@@ -160,7 +160,7 @@ def one(tmp_path: Path) -> Path:
     entities = root / "flickr30k_entities"
     write_entities(entities, "7", SIZE, CAPTIONS, scenes={"9"})
     for split in SPLITS:
-        (entities / f"{split}.txt").write_text("7\n" if split == "test" else "")
+        (entities / f"{split}.txt").write_text("7\n" if split == "test" else "\n")
     fractions = read_entities(entities, "7").annotation.fractions_K4().tolist()
     with ImageDatabaseWriter(root / "img_db/flickr30k", Layout("all")) as writer:
         writer.add("7.npz", torch.rand(4, 108), [*fractions, [0.05, 0, 0.4, 0.9]], [0.5, 0.9, 0.1, 1.0])
@@ -240,7 +240,7 @@ def test_splits_are_the_lists_or_karpathys(world: Path, copy: Path) -> None:
     captions = module.records("train")[1].captions
     assert [caption.caption_id for caption in captions] == [f"1000000037#{number}" for number in range(5)]
     (copy / "flickr30k_entities/val.txt").write_text("1000000037\n")
-    with pytest.raises(InputError, match="split val repeats image 1000000037"):
+    with pytest.raises(InputError, match="image in several splits: image 1000000037 is in train, val"):
         Flickr30kEntities(str(copy)).splits()
 
 

@@ -79,16 +79,17 @@ def test_problems_are_collected(tmp_path: Path) -> None:
     values["annotations"][5]["id"] = 0
     parsed = parse_nocaps(written(tmp_path / "val.json", values), tmp_path)
     file = "0000000000000001.jpg"
-    assert [(problem.kind, problem.text) for problem in parsed.problems] == [
+    assert [(problem.kind, problem.text) for problem in parsed.all_problems()] == [
         ("unreadable annotation", f"image 1 ({file}) has domain 'far-domain', not one of in-domain, near-domain, out-domain"),
         ("duplicated id", "images[6] (0000000000000000.jpg) repeats image id 0"),
         ("unreadable annotation", "1 of 6 images have no domain, first image 2"),
-        ("empty caption", "caption 3 of image 3"),
         ("caption without image", "caption 4 names image 88, which images[] does not list"),
         ("duplicated id", "annotations[5] repeats caption id 0"),
         ("image without captions", "image 4 (0000000000000004.jpg)"),
+        ("image without captions", "image 5 (0000000000000005.jpg)"),
+        ("empty caption", "caption 3 of image 3"),
     ]
-    with pytest.raises(InputError, match=r"val\.json has 7 problem\(s\)"):
+    with pytest.raises(InputError, match=r"val\.json has 8 problem\(s\)"):
         parsed.valid()
 
 
@@ -96,8 +97,9 @@ def test_problems_are_collected(tmp_path: Path) -> None:
     ("entry", "message"),
     [
         ({"id": 1}, r"images\[0\]: has no 'file_name'"),
-        ({"id": 1, "file_name": "../1.jpg"}, "'../1.jpg' is no file name"),
-        ({"id": 1, "open_images_id": "/etc/x"}, "'/etc/x.jpg' is no file name"),
+        ({"id": 1, "file_name": "../1.jpg"}, "'file_name' is '../1.jpg', which names no file inside of its folder"),
+        ({"id": 1, "file_name": "a/1.jpg"}, "'a/1.jpg' is no file name"),
+        ({"id": 1, "open_images_id": "/etc/x"}, "'open_images_id' is '/etc/x', which names no file"),
         ({"id": 1, "file_name": "1.jpg", "domain": 3}, "'domain' is a JSON number, not a string"),
         ({"file_name": "1.jpg"}, r"images\[0\]: has no 'id'"),
     ],

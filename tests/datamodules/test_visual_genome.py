@@ -273,10 +273,10 @@ def test_flickr_ids_of_open_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.csv names no image of Flickr"):
         open_images_flickr_ids(open_images(tmp_path / "none.csv", none))
     (tmp_path / "other.csv").write_text("ImageID,LabelName\n1,2\n")
-    with pytest.raises(InputError, match=r"other\.csv has the columns ImageID, LabelName; expected"):
+    with pytest.raises(InputError, match=r"other\.csv has the columns 'ImageID, LabelName'; expected"):
         open_images_flickr_ids(tmp_path / "other.csv")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=r"binary\.csv is not a sound CSV file"):
+    with pytest.raises(InputError, match=r"binary\.csv is not a text file in UTF-16"):
         open_images_flickr_ids(tmp_path / "binary.csv")
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import InputError
-from datamodules.formats.parsing import read_json
+from datamodules.files.json_file import read_json
 from datamodules.formats.uniter.layout import Layout, layouts_there, threshold_of
 from datamodules.formats.uniter.lmdb_file import KEYS, environment_of
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
-from datamodules.formats.parsing import read_json
+from datamodules.files.json_file import read_json
 from datamodules.formats.uniter.image_database import Floats, checked_counts, decode_regions, read_arrays
 from datamodules.formats.uniter.layout import Layout
 from datamodules.formats.uniter.lmdb_file import (

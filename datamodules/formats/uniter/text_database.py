@@ -14,7 +14,7 @@ import msgpack  # type: ignore[import-untyped]
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_folder
-from datamodules.formats.parsing import read_json
+from datamodules.files.json_file import read_json
 from datamodules.formats.uniter.lmdb_file import environment_of, open_for_writing, put_value
 
 

@@ -140,7 +140,7 @@ def test_broken_lines_are_named(root: Path, line: str, problem: str) -> None:
         ("<ymin>21</ymin>", "<ymin>2.5</ymin>", r"object 3 \(20\): <ymin> is '2.5'; expected a whole number"),
         ("<scene>0</scene>", "", r"object 5 \(23\): <scene> is ''"),
         ("<name>21</name>", "", r"object 4 \(no name\): expected one or more <name>"),
-        ("<name>21</name>", "<name>dog</name>", r"object 4 \(dog\)"),
+        ("<name>21</name>", "<name>dog</name>", r"object 4 \('dog'\)"),
         ("<height>500</height>", "", "size: <height> is ''"),
         ("<width>375</width>", "<width>0</width>", "the size 0 x 500"),
         ("<annotation>", "<annotation><size/>", "size: <width> is ''"),
@@ -172,12 +172,12 @@ def test_missing_and_foreign_files_are_named(root: Path) -> None:
     with pytest.raises(InputError, match=r"8\.txt does not exist"):
         read_sentences(root / "Sentences" / "8.txt")
     (root / "Sentences" / "7.txt").write_bytes(b"A man \xff\n")
-    with pytest.raises(InputError, match=r"7\.txt is not UTF-8 text \(byte 6\)"):
+    with pytest.raises(InputError, match=r"7\.txt is not a text file in UTF-8 \(line 1: invalid start byte at 0xff\)"):
         read_entities(root, "7")
     (root / "Sentences" / "7.txt").write_bytes(b"\n")
     with pytest.raises(InputError, match=r"7\.txt has no captions"):
         read_entities(root, "7")
-    (root / "Annotations" / "7.xml").write_text("<html><size/></html>")
+    (root / "Annotations" / "7.xml").write_text("<page><size/></page>")
     with pytest.raises(InputError, match="it is no annotation"):
         read_entities(root, "7")
 

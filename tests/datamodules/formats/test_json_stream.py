@@ -42,7 +42,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cut.json"
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"cut\.json: .*expected things.*fetch it again"):
+        with pytest.raises(InputError, match=r"cut\.json: .*expected things.*It ends too early|cut\.json is empty"):
             list(stream_list(path, "things", chunk=5))
     path.write_bytes(whole)
     assert len(list(stream_list(path, "things", chunk=5))) == 3
@@ -59,7 +59,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
         ("[1 2]", None, "no comma or closing bracket after an element after 1 elements"),
         ("[1,]", None, "Expecting value after 1 elements"),
         ('[1, {"a" 2}]', None, "Expecting ':' delimiter after 1 elements"),
-        ("[1] [2]", None, "more after the list's end after 1 elements"),
+        ("[1] [2]", None, "more after its end after 1 elements"),
         ("[" * 100_000, None, "nested too deeply"),
     ],
 )
@@ -75,7 +75,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, text: str, key: str | None, messa
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.json does not exist; expected things there"):
         list(stream_list(tmp_path / "none.json", "things"))
-    with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(InputError, match=r"is a folder"):
         list(stream_list(tmp_path, "things"))
     (tmp_path / "binary.json").write_bytes(b'["\xff\xfe"]')
     with pytest.raises(InputError, match=r"binary\.json is not a text file"):

@@ -48,7 +48,7 @@ def test_karpathy_names_duplicates_and_empty_entries(tmp_path: Path) -> None:
     assert problems == [
         ("duplicated id", "images[1] (1001.jpg) repeats sentid 0"),
         ("duplicated id", "images[2] (1002.jpg) repeats imgid 0"),
-        ("duplicated id", "images[3] (1000.jpg) repeats image 1000"),
+        ("duplicated id", "images[3] (1000.jpg) of train repeats image 1000 of train"),
         ("image without captions", "image empty (empty.jpg)"),
     ]
     with pytest.raises(InputError, match=r"4 problem\(s\).*entries:\n.*repeats sentid 0\n.*\n.*\n  and 1 more"):
@@ -58,7 +58,9 @@ def test_karpathy_names_duplicates_and_empty_entries(tmp_path: Path) -> None:
 def test_truncated_json_names_file_and_expectation(tmp_path: Path) -> None:
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps(karpathy({"train": 3}))[:-40])
-    with pytest.raises(InputError, match=r"dataset\.json is not valid JSON .*Karpathy split file.*not downloaded completely"):
+    with pytest.raises(
+        InputError, match=r"dataset\.json is not valid JSON .*Karpathy split file.*not copied or downloaded completely"
+    ):
         read_karpathy(path, tmp_path)
 
 
@@ -113,12 +115,12 @@ def test_official_captions_name_every_problem(tmp_path: Path) -> None:
     )
     path = write(tmp_path / "captions.json", content)
     parsed = parse_coco_captions(path, tmp_path)
-    assert [(problem.kind, problem.text) for problem in parsed.problems] == [
+    assert [(problem.kind, problem.text) for problem in parsed.all_problems()] == [
         ("duplicated id", "images[1] (again.jpg) repeats image id 7"),
         ("duplicated id", "annotations[1] repeats caption id 1"),
         ("caption without image", "caption 2 names image 99, which images[] does not list"),
-        ("empty caption", "caption 3 of image 7"),
         ("image without captions", "image 8 (8.jpg)"),
+        ("empty caption", "caption 3 of image 7"),
     ]
     with pytest.raises(InputError, match=r"captions\.json has 5 problem"):
         read_coco_captions(path, tmp_path)

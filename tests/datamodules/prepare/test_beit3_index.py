@@ -133,7 +133,7 @@ def test_lines_of_one_image_are_one_record(tmp_path: Path) -> None:
         (lambda line: line.replace(": 1}", ": 1.5}"), r"line 2: 'image_id' is a JSON number, not an integer"),
         (lambda line: line[:20], r"line 2 is not valid JSON \(.*ends too early"),
         (lambda line: "[1]\n", r"line 2 is a JSON list, not an object"),
-        (lambda line: line.replace("[9]", "[]"), r"empty caption: line 2 has no token for a/2\.jpg"),
+        (lambda line: line.replace("[9]", "[]"), r"empty caption: caption a/2\.jpg#0 of image a/2\.jpg"),
         (lambda line: line.replace(": 1}", ": 0}"), r"line 2 gives a/2\.jpg the image_id 0 of a/1\.jpg"),
         (lambda line: line.replace("a/2", "a/1"), r"line 2 gives a/1\.jpg image_id 1, it had 0"),
     ],
@@ -153,9 +153,12 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x\.jsonl is not a text file"):
         parse_index(tmp_path / "x.jsonl", tmp_path)
     (tmp_path / "x.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"x\.jsonl holds no image-text pair"):
+    with pytest.raises(InputError, match=r"x\.jsonl is empty"):
         parse_index(tmp_path / "x.jsonl", tmp_path)
-    with pytest.raises(InputError, match=r"x\.jsonl is not valid JSON"):
+    (tmp_path / "x.jsonl").write_text("7")
+    with pytest.raises(InputError, match=r"x\.jsonl: line 1 is a JSON number"):
+        parse_index(tmp_path / "x.jsonl", tmp_path)
+    with pytest.raises(InputError, match=r"x\.jsonl: the top level is a JSON number"):
         index_lines(tmp_path / "x.jsonl", "coco", cast(Tokenizer, None))
 
 
