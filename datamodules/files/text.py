@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
 from datamodules.errors import InputError
 
@@ -37,7 +37,7 @@ def is_web_page(head: bytes) -> bool:
 
 
 @contextmanager
-def open_bytes(path: Path, expected: str, archives: bool = False) -> Iterator[BinaryIO]:
+def open_bytes(path: Path, expected: str, archives: bool = False) -> Iterator[io.BufferedReader]:
     """A file to read, which is there, is a file and holds something; its errors of reading, and of decoding, name it.
 
     Args:
@@ -65,7 +65,7 @@ def open_text(path: Path, expected: str, newline: str | None = None) -> Iterator
     """As `open_bytes`, decoded; `newline` is that of `open`."""
     with open_bytes(path, expected) as file:
         encoding = json.detect_encoding(file.peek(4)[:4])  # by its mark, or by the zeros of ASCII characters
-        with io.TextIOWrapper(file, encoding, newline=newline) as text:  # type: ignore[arg-type]
+        with io.TextIOWrapper(file, encoding, newline=newline) as text:
             yield text
 
 
