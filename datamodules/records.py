@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box in pixels of the stored image: left, top, right, bottom (right and bottom exclusive)."""
+    """A box in pixels of the image upright: left, top, right, bottom (right and bottom exclusive)."""
 
     left: float
     top: float

@@ -313,14 +313,16 @@ class CaptioningModule(TunedModule):
 
 
 def _picture(wandb: Any, file: str | None) -> Any:
-    """An image of at most 256 pixels a side."""
+    """An image of at most 256 pixels a side; None where there is none to be read any more (kept features take its place)."""
     if file is None:
         return None
-    from PIL import Image
+    from datamodules.files.images import read_image
 
-    with Image.open(file) as image:
-        small = image.convert("RGB")
-        small.thumbnail((256, 256))
+    try:
+        small = read_image(Path(file))
+    except InputError:
+        return None
+    small.thumbnail((256, 256))
     return wandb.Image(small)
 
 

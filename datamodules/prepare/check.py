@@ -8,6 +8,7 @@ raise SystemExit(report.exit_code)
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,14 +19,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from datamodules.errors import InputError
-from datamodules.files.images import open_image
+from datamodules.errors import InputError, some
+from datamodules.files.images import read_and_judge
 from datamodules.formats.problems import Problem
 from datamodules.loading.region_files import RegionReader, name_of
 from datamodules.loading.splits import FileSplits, RegionSplits
 from datamodules.prepare.data_sets import open_source
 from datamodules.records import ImageRecord
 from datamodules.source import Source
+
+_Decoded = tuple[bytes, str | None, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +114,20 @@ def check(source: Source, workers: int = 2, progress: bool = True, regions: Regi
         return report
 
     splits_of_content: dict[bytes, set[str]] = defaultdict(set)
-    for record, (digest, error) in _decode_all(list(images.values()), workers, progress):
+    damaged_exif = []
+    for record, (digest, error, has_damaged_exif) in _decode_all(list(images.values()), workers, progress):
         assert record.path is not None
+        damaged_exif += [record.path.name] if has_damaged_exif else []
         if error is None:
             splits_of_content[digest] |= splits_of_path[record.path]
         else:
             missing = not record.path.exists()
             report.problems.append(Problem("missing image" if missing else "unreadable image", str(record.path), error))
+    if damaged_exif:
+        report.notes.append(
+            f"{len(damaged_exif):,} image file(s) with damaged EXIF data are read as they are stored, which may not be upright: "
+            f"{some(damaged_exif)}"
+        )
     several = {path for path, splits in splits_of_path.items() if len(splits) > 1}
     if not several:  # otherwise the image ids have already said so
         _note_shared(report, "image file(s) with equal content", splits_of_content.values())
@@ -148,12 +158,10 @@ def _check_regions(
             yield Problem("unreadable image", str(reader.databases[0].folder), str(error))
 
 
-def _decode_all(
-    records: Sequence[ImageRecord], workers: int, progress: bool
-) -> Iterable[tuple[ImageRecord, tuple[bytes, str | None]]]:
+def _decode_all(records: Sequence[ImageRecord], workers: int, progress: bool) -> Iterable[tuple[ImageRecord, _Decoded]]:
     console = Console(stderr=True)
     if workers <= 1:
-        results: Iterable[tuple[bytes, str | None]] = map(_decode, records)
+        results: Iterable[_Decoded] = map(_decode, records)
         yield from zip(
             records,
             track(results, "decoding images", len(records), console=console, disable=not progress, transient=True),
@@ -169,11 +177,14 @@ def _decode_all(
         )
 
 
-def _decode(record: ImageRecord) -> tuple[bytes, str | None]:
-    """Digest of the file, and what is wrong with the image."""
+def _decode(record: ImageRecord) -> _Decoded:
+    """Digest of the file, what is wrong with the image, and whether its EXIF data are damaged."""
     assert record.path is not None
     try:
-        open_image(record)
-        return hashlib.blake2b(record.path.read_bytes(), digest_size=16).digest(), None
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            _, has_damaged_exif = read_and_judge(record.path)
+        has_damaged_exif |= any("EXIF" in str(each.message) or "Tag data" in str(each.message) for each in given)  # PIL's words
+        return hashlib.blake2b(record.path.read_bytes(), digest_size=16).digest(), None, has_damaged_exif
     except InputError as error:
-        return b"", str(error).partition(". Replace the file")[0]
+        return b"", f"image {record.image_id}: {error}".removesuffix("."), False

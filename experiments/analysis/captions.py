@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, ImageOps
 
 from datamodules.errors import InputError
-from datamodules.files.images import open_image
+from datamodules.files.images import read_image
 from datamodules.loading.images import evaluation_transform, normalize
-from datamodules.records import ImageBatch, ImageRecord
+from datamodules.records import ImageBatch
 from experiments.analysis.draw_maps import draw_maps
 from experiments.analysis.grid import covered_area, find_grid
 from experiments.analysis.word_maps import Position, token_maps
@@ -57,7 +56,7 @@ def write_captions(
 ) -> Iterator[tuple[Path, str]]:
     """Each image with its caption, in order; with `maps` a picture of them is there by then, `maps.folder`/stem.png.
 
-    Images are as evaluation sees them, but turned upright where their EXIF data say how they were held.
+    Images are as evaluation sees them.
 
     Raises:
         InputError: An image cannot be read, or what `token_maps` and the language model refuse.
@@ -68,7 +67,7 @@ def write_captions(
     grid = find_grid(network) if maps is not None else None
     for first in range(0, len(paths), batch_size):
         chosen = paths[first : first + batch_size]
-        opened = [open_upright(path) for path in chosen]
+        opened = [read_image(path) for path in chosen]
         pixels_B3HW = normalize(torch.stack([transform(image) for image in opened]), spec).to(device)
         batch = ImageBatch(tuple(path.stem for path in chosen), torch.arange(len(chosen), device=device), pixels_B3HW)
         with torch.no_grad():
@@ -80,12 +79,3 @@ def write_captions(
             for path, image, drawn in zip(chosen, opened, found, strict=True):
                 draw_maps(maps.folder / f"{path.stem}.png", image, drawn, covered_area(spec, *image.size))
         yield from zip(chosen, captions, strict=True)
-
-
-def open_upright(path: Path) -> Image.Image:
-    """As RGB, upright.
-
-    Raises:
-        InputError: It is missing, truncated, or no image.
-    """
-    return ImageOps.exif_transpose(open_image(ImageRecord(path.stem, path, ())))

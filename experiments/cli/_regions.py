@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
+from datamodules.files.images import ENDINGS
 from datamodules.formats.uniter.layout import Layout
 from datamodules.prepare.data_sets import open_source, source_of
 from datamodules.records import ImageRecord
@@ -20,8 +22,6 @@ from lightning_modules.extraction.extractors import (
     timm_regions,
 )
 from lightning_modules.extraction.loop import Summary, extract
-
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def extract_regions(kind: str, root: Path, options: argparse.Namespace) -> Summary:
@@ -64,9 +64,14 @@ def images(kind: str, root: Path, image_dir: str | None = None) -> list[ImageRec
     if kind == "folder":
         if not root.is_dir():
             raise InputError(f"{root} is not a folder; expected one of images.")
-        files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _ENDINGS)
-        if not files:
-            raise InputError(f"{root} has no images ({', '.join(_ENDINGS)}).")
+        files = sorted(path for path in root.rglob("*") if not path.is_dir())
+        other = [path for path in files if path.suffix.lower() not in ENDINGS]
+        if len(other) == len(files):
+            raise InputError(f"{root} has no images ({', '.join(ENDINGS)}).")
+        if other:
+            names = some(str(path.relative_to(root)) for path in other)
+            print(f"left out {len(other):,} files whose endings are not images' ({', '.join(ENDINGS)}): {names}", file=sys.stderr)
+        files = [path for path in files if path.suffix.lower() in ENDINGS]
         return [ImageRecord(path.stem, path.absolute(), ()) for path in files]
     place = {} if image_dir is None else {"image_dir": image_dir}
     return open_source(kind, root, **place, **source_of(kind).whole).every_image()

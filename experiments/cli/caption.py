@@ -1,6 +1,6 @@
 """What a trained captioner writes about any images; --maps draws where it looks (I-Tuning).
 
-Photographs are as in evaluation (upright where their EXIF data say how they were held).
+Photographs are as in training and evaluation: upright where their EXIF data say how they were held.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import InputError
 from experiments.report.collect import View
 from experiments.runs.store import Run
 
@@ -60,14 +61,16 @@ def _beside(run: Run) -> list[dict[str, Any]]:
 
 
 def thumbnail(file: str | Path | None, side: int = 200) -> str | None:
-    """An image file as a data URI, no side longer than that (pixels); None where there is no such file."""
-    if not file or not Path(file).is_file():
+    """An image file as a data URI, no side longer than that (pixels); None where there is no such file, or it cannot be read."""
+    if not file:
         return None
-    from PIL import Image  # most exhibits show none
+    from datamodules.files.images import read_image  # most exhibits show none
 
+    try:
+        small = read_image(Path(file))
+    except InputError:  # a report shows captions also without their pictures
+        return None
+    small.thumbnail((side, side))
     stream = io.BytesIO()
-    with Image.open(file) as image:
-        small = image.convert("RGB")
-        small.thumbnail((side, side))
-        small.save(stream, "JPEG", quality=80)
+    small.save(stream, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

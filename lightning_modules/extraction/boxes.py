@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.files.images import image_size, is_stored_sideways
 from datamodules.formats.flickr_entities import read_annotation
 from datamodules.formats.uniter.layout import Layout
 from datamodules.loading.region_files import RegionReader, named
@@ -60,6 +61,10 @@ class EntitiesBoxes:
     """The annotated boxes of Flickr30k Entities, in the order of `folder/Annotations/ID.xml`, with confidence 1.
 
     An image without any box (everything in it is a scene) has the whole image as its one region: a network needs one.
+
+    Boxes are those of the image upright, as all images are read. Flickr turns what it publishes, so the data set's photographs
+    need no orientation. Where one has it, and its annotation is of the size of the stored pixels, the boxes were drawn over it
+    lying, and it is refused (a turn by a half, or a mirror, does not show in the sizes).
     """
 
     folder: Path
@@ -71,6 +76,15 @@ class EntitiesBoxes:
     def of(self, record: ImageRecord) -> tuple[Tensor, Tensor]:
         assert record.path is not None
         annotation = read_annotation(self.folder / "Annotations" / f"{record.path.stem}.xml")
+        if is_stored_sideways(record.path):
+            width, height = image_size(record.path)
+            across, down = annotation.width, annotation.height
+            if abs(width * down - height * across) > abs(height * down - width * across):
+                raise InputError(
+                    f"image {record.image_id}: {record.path} is {width} x {height} upright, as its EXIF orientation says, and "
+                    f"the boxes of {record.path.stem}.xml were drawn over {across} x {down}, without turning it. Remove the "
+                    "orientation from the file (then it is read as it lies), or turn the boxes."
+                )
         boxes_R4 = torch.from_numpy(annotation.fractions_K4())
         if not len(boxes_R4):
             boxes_R4 = torch.tensor([[0.0, 0.0, 1.0, 1.0]])

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.errors import InputError
-from datamodules.files.images import open_image
+from datamodules.files.images import image_size, open_image
 from datamodules.files.ownership import take_up, write_label
 from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
 from datamodules.formats.uniter.layout import Layout
@@ -70,21 +69,12 @@ def plan(sizes: Sequence[tuple[int, int] | None], sizing: Sizing, batch_size: in
 
 
 def _size(record: ImageRecord) -> tuple[int, int] | str:
-    """Width and height from the file's header, or what is wrong with it."""
+    """Width and height, or what is wrong with the file."""
+    assert record.path is not None
     try:
-        assert record.path is not None
-        with Image.open(record.path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return _reason(lambda: open_image(record))
-
-
-def _reason(read: Callable[[], object]) -> str:
-    try:
-        read()
+        return image_size(record.path)
     except InputError as error:
-        return str(error)
-    return "its header cannot be read"
+        return f"image {record.image_id}: {error}"
 
 
 class _Images(Dataset[tuple[int, "Tensor | str", Tensor, Tensor]]):

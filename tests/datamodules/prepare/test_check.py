@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from datamodules.coco import COCO
 from datamodules.errors import InputError
@@ -108,3 +109,28 @@ def test_unknown_kind_and_unreadable_annotations(tmp_path: Path) -> None:
         run_check("imagenet", tmp_path)
     with pytest.raises(InputError, match="Flickr8k is not complete"):
         run_check("flickr8k", tmp_path)
+
+
+def test_damaged_exif_is_noted_and_no_problem(flickr8k_root: Path) -> None:
+    path = flickr8k_root / "images" / "1000.jpg"
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (40, 30), "red").save(path, exif=exif)
+    assert check_quietly(flickr8k_root, 1).notes == []
+    before, mark, after = path.read_bytes().partition(b"Exif\0\0")
+    path.write_bytes(before + mark + b"XX" + after[2:])  # no byte order
+    report = check_quietly(flickr8k_root, 1)
+    assert (report.problems, len(report.notes)) == ([], 1)
+    assert report.notes[0].startswith("1 image file(s) with damaged EXIF data are read as they are stored")
+    assert report.notes[0].endswith("1000.jpg")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_damaged_picture_of_any_format_is_listed(flickr8k_root: Path, workers: int) -> None:
+    """A decoder's own error (AVIF: RuntimeError) is not one of PIL's usual ones."""
+    path = flickr8k_root / "images" / "1000.jpg"
+    Image.new("RGB", (40, 30), "red").save(path, format="AVIF")
+    path.write_bytes(path.read_bytes().replace(b"av1C", b"free", 1))
+    (problem,) = check_quietly(flickr8k_root, workers).problems
+    assert problem.kind == "unreadable image"
+    assert problem.text.startswith(f"image 1000: {path} ")

@@ -166,18 +166,6 @@ def test_a_picture_for_each_image(loaded: Any, images: list[Path], tmp_path: Pat
     assert np.abs(asked[0][0].maps_TYX[0] - asked[1][0].maps_TYX[0]).max() > 1e-3
 
 
-def test_images_are_turned_upright(tmp_path: Path) -> None:
-    left_right = np.zeros((20, 30, 3), np.uint8)
-    left_right[:, 15:] = 255
-    orientation = Image.Exif()
-    orientation[0x0112] = 6  # "rotate by 90 degrees clockwise to see it"
-    Image.fromarray(left_right).save(tmp_path / "a.jpg", exif=orientation)
-    upright = np.asarray(caption.open_upright(tmp_path / "a.jpg"))
-    assert upright.shape == (30, 20, 3)
-    assert upright[:13].mean() < 20
-    assert upright[17:].mean() > 235
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

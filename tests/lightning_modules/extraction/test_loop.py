@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,32 @@ def test_how_many_detections_are_kept(layout: Layout, kept: int, photographs: li
     stored = ImageDatabase(tmp_path / "db", layout).read("100.npz")
     assert stored.confidences_R.tolist() == [0.75, 0.5, 0.25, 0.125][:kept]
     assert (stored.features_RD[:, 0] == stored.confidences_R).all()
+
+
+def test_a_photograph_that_lies_is_seen_upright(
+    extractor: BackboneRegions, photographs: list[ImageRecord], tmp_path: Path
+) -> None:
+    upright, lying = tmp_path / "upright.png", tmp_path / "lying.png"
+    with Image.open(photographs[0].path or "") as image:
+        image.save(upright)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.transpose(Image.Transpose.ROTATE_90).save(lying, exif=exif)
+    records = [ImageRecord(path.stem, path, ()) for path in (upright, lying)]
+    run(records, extractor, tmp_path / "db")
+    database = ImageDatabase(tmp_path / "db", ALL)
+    np.testing.assert_array_equal(database.read("lying.npz").features_RD, database.read("upright.npz").features_RD)
+    # Boxes that were drawn over it upright are those of its features; drawn over it lying they are not.
+    phrase = Phrase(0, 5, "7", "other", (Box(40, 30, 90, 60),))
+    for name, size in (("upright", (96, 72)), ("lying", (96, 72))):
+        write_entities(tmp_path, name, size, [Caption("c", "first", (phrase,))])
+    run(records, extractor, tmp_path / "gt", EntitiesBoxes(tmp_path))
+    stored = [ImageDatabase(tmp_path / "gt", ALL).read(f"{name}.npz") for name in ("lying", "upright")]
+    np.testing.assert_array_equal(stored[0].features_RD, stored[1].features_RD)
+    np.testing.assert_array_equal(stored[0].boxes_R7, stored[1].boxes_R7)
+    write_entities(tmp_path, "lying", (72, 96), [Caption("c", "first", (replace(phrase, boxes=(Box(40, 30, 70, 60),)),))])
+    with pytest.raises(InputError, match=r"lying\.png is 96 x 72 upright, .* boxes of lying\.xml were drawn over 72 x 96"):
+        EntitiesBoxes(tmp_path).of(records[1])
 
 
 # ------------------------------------------------------------------------------------------- interruptions and mistakes
