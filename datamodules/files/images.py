@@ -80,7 +80,7 @@ def read_and_judge(path: Path) -> tuple[Image.Image, bool]:
     """
     with _naming(path), _decoded(path) as image:
         orientation = _orientation(image)
-        damaged = orientation is None or image.filename == ""  # "": it could not be decoded with them
+        damaged = orientation is None or _name(image) == ""  # it could not be decoded with them
         pixels = _rgb(image)
     pixels.info.clear()  # it is upright and opaque now, and must not say otherwise
     turn = _TURNS.get(orientation or 1)
@@ -205,4 +205,4 @@ def _scaled(image: Image.Image, values_HW: npt.NDArray[Any]) -> npt.NDArray[Any]
 
 
 def _name(image: Image.Image) -> str:
-    return str(getattr(image, "filename", "")) or "an image"
+    return str(getattr(image, "filename", ""))
