@@ -190,4 +190,9 @@ class TunedModule(pl.LightningModule):
 
 def seed_draws(where: tuple[Any, ...]) -> None:
     """Make what is drawn next a function of `where`."""
-    torch.manual_seed(int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=7).digest()))
+    torch.manual_seed(draw_seed(where))
+
+
+def draw_seed(where: tuple[Any, ...]) -> int:
+    """A seed that is a function of `where`."""
+    return int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=7).digest())

@@ -27,7 +27,7 @@ from datamodules.formats.caption_results import write_caption_results
 from datamodules.records import CaptionBatch, ImageBatch, ImageRecord
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
-from lightning_modules.base import TunedModule, seed_draws
+from lightning_modules.base import TunedModule, draw_seed
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.extraction.feature_cache import FeatureCache
 from lightning_modules.metrics.captions.caption_metric import find_metric
@@ -224,9 +224,9 @@ class CaptioningModule(TunedModule):
         rows = batch.index_B.tolist()
         captions = self._store.found(rows)
         if captions is None:
-            if self.decoding.sample:  # the same draws whenever, and on whatever device, these images come
-                seed_draws((os.environ.get("PL_GLOBAL_SEED", "0"), rows))
-            captions = self.network.generate(self._encode(batch), self.decoding)
+            seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+            seeds = [draw_seed((seed, image_id)) for image_id in batch.image_ids]  # whenever, and beside whatever, an image comes
+            captions = self.network.generate(self._encode(batch), self.decoding, seeds)
             self._store.add(rows, captions)
         assert self._scores is not None
         self._scores.update(captions, batch.index_B)
@@ -242,9 +242,12 @@ class CaptioningModule(TunedModule):
         assert found is not None
         self._queries = scores.per_image()
         self._notes = {"tokenizer": found.tokenizer, "unavailable": found.unavailable, "columns": found.columns}
-        for name, advice in found.unavailable.items():
-            if stage == "test" and self.trainer.is_global_zero:
+        self._notes |= {"remarks": found.remarks} if found.remarks else {}
+        if stage == "test" and self.trainer.is_global_zero:
+            for name, advice in found.unavailable.items():
                 print(f"crosslight: {name} is unavailable: {advice}")
+            for name, remark in found.remarks.items():
+                print(f"crosslight: {name}: {remark}")
         if self.trainer.is_global_zero:
             self._write(stage, scores.written)
         self._store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,6 +62,7 @@ class Tokenizer:
         else:
             self._tokenizer = _from_hugging_face(self.name)
         self._tokenizer.padding_side = "right"
+        take_text_as_text(self._tokenizer)
 
     @property
     def vocabulary_size(self) -> int:
@@ -79,9 +81,9 @@ class Tokenizer:
         return encoded["input_ids"].to(torch.int64), encoded["attention_mask"].to(torch.bool)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """All ids of each text, without special tokens."""
+        """All ids of each text, without special tokens, however many."""
         self.require_tokenizer()
-        return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]  # it warns of long ones
 
     def require_tokenizer(self) -> None:
         """See that captions can be text.
@@ -128,6 +130,27 @@ class Tokenizer:
                 f"has {self.vocabulary_size:,} ids, and begin, padding, end, unknown at {special} (theirs: {expected}). "
                 f"Use a network with that tokenizer, or read the captions as text ({remedy})."
             )
+
+
+def take_text_as_text(tokenizer: Any) -> None:
+    """From now on "[SEP]", "</s>" or "<|endoftext|>" in a text are these letters and no control token: the tokenizer puts its
+    control tokens around a text, and a caption cannot.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer; texts without such letters keep their ids.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    tokenizer.split_special_tokens = True
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return
+    # A unigram model (sentencepiece's) has its control tokens among its pieces, and would find them in the text all the same.
+    control = [token for token in tokenizer.all_special_tokens if len(token) > 1]
+    last = "|".join(f"(?<={re.escape(token[:-1])}){re.escape(token[-1])}" for token in control)
+    own = [] if backend.pre_tokenizer is None else [backend.pre_tokenizer]
+    if control:
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*own, pre_tokenizers.Split(Regex(last), "merged_with_next")])
 
 
 def _from_sentencepiece(path: Path) -> Any:

@@ -32,11 +32,8 @@ def read_results(path: Path) -> tuple[dict[str, str], list[str]]:
     captions = results.valid(empty=True)
     if not captions:
         raise InputError(f"{path} has no captions; expected {EXPECTED}.")
-    counts = (
-        (sum(not caption for caption in captions.values()), "captions are empty"),
-        (len(results.odd_white_space), "captions have tabs, line breaks or the like, which count as spaces"),
-    )
-    return captions, [f"{count} {what}" for count, what in counts if count]
+    odd = len(results.odd_white_space)
+    return captions, [f"{odd} captions have tabs, line breaks or the like, which count as spaces"] if odd else []
 
 
 def read_references(path: Path, split: str) -> list[ImageRecord]:
@@ -112,6 +109,7 @@ def report(scores: Scores, images_of: Mapping[str, int], images: int, said: Sequ
         cells = [scores.values[f"{domain}/{name}" if domain else name] for domain in columns]
         lines.append(f"{name:10}" + "".join(f"{cell:{width}.4f}" for cell in cells))
     lines += [f"{name:10}  unavailable: {remedy}" for name, remedy in scores.unavailable.items()]
+    lines += [f"{name:10}  note: {remark}" for name, remark in scores.remarks.items()]
     return lines
 
 
@@ -121,6 +119,7 @@ def as_json(scores: Scores, records: Sequence[ImageRecord]) -> dict[str, Any]:
     return {
         "metrics": scores.values,
         "unavailable": scores.unavailable,
+        "remarks": scores.remarks,
         "tokenizer": scores.tokenizer,
         "images": len(records),
         "domains": dict(sorted(domains.items())),

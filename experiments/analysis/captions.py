@@ -16,6 +16,7 @@ from datamodules.records import ImageBatch
 from experiments.analysis.draw_maps import draw_maps
 from experiments.analysis.grid import covered_area, find_grid
 from experiments.analysis.word_maps import Position, token_maps
+from lightning_modules.base import draw_seed
 from lightning_modules.networks.captioner import Captioner
 from lightning_modules.networks.language_model import Decoding
 
@@ -52,9 +53,15 @@ def captioner_of(model: Any, run: Path, maps: bool) -> Captioner:
 
 
 def write_captions(
-    network: Captioner, paths: Sequence[Path], decoding: Decoding, maps: MapOptions | None = None, batch_size: int = 16
+    network: Captioner,
+    paths: Sequence[Path],
+    decoding: Decoding,
+    maps: MapOptions | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
 ) -> Iterator[tuple[Path, str]]:
-    """Each image with its caption, in order; with `maps` a picture of them is there by then, `maps.folder`/stem.png.
+    """Each image with its caption, in order; with `maps` a picture of them is there by then, `maps.folder`/stem.png. Where tokens
+    are sampled, a caption depends on `seed` and the image's name alone.
 
     Images are as evaluation sees them.
 
@@ -72,7 +79,7 @@ def write_captions(
         batch = ImageBatch(tuple(path.stem for path in chosen), torch.arange(len(chosen), device=device), pixels_B3HW)
         with torch.no_grad():
             features = network.encode_images(batch)
-        ids = network.generate_ids(features, decoding)
+        ids = network.generate_ids(features, decoding, [draw_seed((seed, path.stem)) for path in chosen])
         captions = network.language.decode(ids)
         if maps is not None:
             found = token_maps(network, features, ids, grid=grid, layer=maps.layer, head=maps.head, position=maps.position)

@@ -125,7 +125,8 @@ def naming(network: Any, caption: Caption) -> tuple[list[int], list[tuple[int, t
     from datamodules.formats.flickr_entities import word_pieces
 
     tokenizer = network.language.hf_tokenizer
-    pieces = word_pieces(caption.text, caption.phrases, lambda word: tokenizer(word, add_special_tokens=False)["input_ids"])
+    options = {"add_special_tokens": False, "split_special_tokens": True}
+    pieces = word_pieces(caption.text, caption.phrases, lambda word: tokenizer(word, **options)["input_ids"])
     named = [(tokens[-1], phrase.boxes) for tokens, phrase in zip(pieces.phrases, caption.phrases, strict=True) if phrase.boxes]
     return list(pieces.input_ids), named
 

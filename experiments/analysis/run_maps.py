@@ -108,6 +108,7 @@ def _word_maps(model: Any, data: Any) -> WordMaps:
     from datamodules.records import ImageBatch
     from experiments.analysis.grid import covered_area
     from experiments.analysis.word_maps import token_maps
+    from lightning_modules.base import draw_seed
 
     network = model.network
     data.connect(network.inputs)
@@ -117,7 +118,7 @@ def _word_maps(model: Any, data: Any) -> WordMaps:
     pixels_B3HW = normalize(evaluation_transform(spec)(image)[None], spec)
     with torch.no_grad():
         features = network.encode_images(ImageBatch((record.image_id,), torch.zeros(1, dtype=torch.int64), pixels_B3HW))
-    ids = network.generate_ids(features, model.decoding)
+    ids = network.generate_ids(features, model.decoding, [draw_seed((0, record.image_id))])
     maps = token_maps(network, features, ids)[0]
     area = covered_area(spec, *image.size)
     image.thumbnail((320, 320))

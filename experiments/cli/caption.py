@@ -58,8 +58,6 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--batch-size is {options.batch_size}; give at least 1.")
     _require_files(options.images, stems_matter=options.out is not None or options.maps is not None)
 
-    import torch
-
     import lightning_modules
     from datamodules.formats.caption_results import write_caption_results
     from experiments.analysis.captions import MapOptions, captioner_of, write_captions
@@ -71,9 +69,8 @@ def run(options: argparse.Namespace) -> int:
     network = captioner_of(model, options.run, maps=map_options is not None)
     decoding = replace(model.decoding, **given_fields(options, Decoding))
     network.to(_device(options.device))
-    torch.manual_seed(options.seed)
     captions = {}
-    for path, caption in write_captions(network, options.images, decoding, map_options, options.batch_size):
+    for path, caption in write_captions(network, options.images, decoding, map_options, options.batch_size, options.seed):
         print(f"{path}: {caption}", flush=True)
         captions[path.stem] = caption
     if options.out is not None:

@@ -228,9 +228,24 @@ class Captioner(Network):
 
     # ------------------------------------------------------------------------------------------------------- generation
 
-    def generate_ids(self, features: VisualFeatures, decoding: Decoding | None = None) -> list[list[int]]:
-        """One caption an image as token ids, without the end token. Visual keys and values are computed once an image."""
+    def generate_ids(
+        self, features: VisualFeatures, decoding: Decoding | None = None, seeds: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        """One caption an image as token ids, without the end token. Visual keys and values are computed once an image.
+
+        Args:
+            features: The images.
+            decoding: How; default `Decoding()`.
+            seeds: Of the draws of each image, where tokens are sampled. Each is then captioned by itself, so that its caption
+                depends on its seed alone and on no neighbour; None draws for all in a row, from torch's generator as it stands.
+        """
         decoding = decoding or Decoding()
+        if decoding.sample and seeds is not None:
+            drawn = []
+            for token_VD, seed in zip(features.tokens_IVD, seeds, strict=True):
+                torch.manual_seed(seed)
+                drawn += self.generate_ids(VisualFeatures(token_VD[None]), decoding)
+            return drawn
         with torch.no_grad():
             self._set_images(features, None)
             try:
@@ -240,13 +255,15 @@ class Captioner(Network):
             finally:
                 self.clear_images()
 
-    def generate(self, features: VisualFeatures, decoding: Decoding | None = None) -> list[str]:
-        """One caption an image.
+    def generate(
+        self, features: VisualFeatures, decoding: Decoding | None = None, seeds: Sequence[int] | None = None
+    ) -> list[str]:
+        """One caption an image, see `generate_ids`.
 
         Raises:
             InputError: The language model has no tokenizer, or too few positions.
         """
-        return self.language.decode(self.generate_ids(features, decoding))
+        return self.language.decode(self.generate_ids(features, decoding, seeds))
 
     @torch.no_grad()
     def attention(

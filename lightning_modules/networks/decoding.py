@@ -18,7 +18,8 @@ class Decoding:
         min_new_tokens: No end before so many tokens.
         length_penalty: Beam scores are divided by length to this power.
         no_repeat_ngram: No n-gram of this size twice; 0 = allowed.
-        sample: Draw tokens (from torch's generator) instead of taking the best.
+        sample: Draw tokens instead of taking the best. What is drawn for an image depends on the run's seed and the image alone,
+            so images are captioned one at a time.
         temperature: Of sampling.
         top_k: Sample from so many best tokens; 0 = all.
         top_p: Sample from the best tokens that have this probability together.

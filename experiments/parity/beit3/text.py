@@ -89,7 +89,7 @@ def _segments(tokenizer: Tokenizer, rows: list[dict[str, Any]], names: list[str]
 def _special(tokenizer: Tokenizer, recorded: dict[str, int]) -> GroupCheck:
     (short, _), _ = tokenizer.from_ids([[9], [9, 9]])
     (whole,), _ = tokenizer(["a"])
-    unk, mask = (ids[0] if len(ids) == 1 else ids for ids in tokenizer.ids(["<unk>", "<mask>"]))
+    unk, mask = tokenizer._tokenizer.convert_tokens_to_ids(["<unk>", "<mask>"])
     found: dict[str, Any] = {
         "bos": int(whole[0]),
         "eos": int(whole[-1]),

@@ -63,10 +63,12 @@ class MetricScores:
     Args:
         values: Of the whole set by key, and of each domain as DOMAIN/key.
         per_image: The keys of the whole set, one number an image [I].
+        remark: What these numbers do not show, where that is not what a reader takes them for; "" = nothing.
     """
 
     values: dict[str, float]
     per_image: dict[str, Floats]
+    remark: str = ""
 
 
 class CaptionMetric:

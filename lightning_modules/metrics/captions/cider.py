@@ -6,10 +6,14 @@
     an image                              10 * mean over n = 1..4 and its references
 
 No stemming. Lengths are counted in bigrams, as there. df and N come from the images that are scored: a single image alone
-always gets 0, and a subset's scores are not those that its images have within the whole (evaluation.py offers both).
+always gets 0, and a subset's scores are not those that its images have within the whole (evaluation.py offers both). Where the
+references cannot tell captions apart, or are few, the scores come with a remark.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +24,7 @@ from lightning_modules.metrics.captions.ngrams import ORDERS, Candidates, Refere
 Floats = npt.NDArray[np.float64]
 
 SIGMA = 6.0
+FEW = 100  # images; below, document frequencies are accidents of the choice
 
 
 class CIDErD(CaptionMetric):
@@ -40,7 +45,17 @@ class CIDErD(CaptionMetric):
         for domain, counted in self._of_domain.items():
             own = counted.references.match([captions.sentences[row] for row in self.references.rows_of[domain]])
             found.values[f"{domain}/{self.name}"] = float(counted.scores(own).mean())
-        return found
+        return replace(found, remark="; ".join(self._remarks()))
+
+    def _remarks(self) -> Iterator[str]:
+        """What the numbers of the set, and of domains that have frequencies of their own, do not show."""
+        for place, counted in (("", self._whole), *((f"{domain}: ", own) for domain, own in self._of_domain.items())):
+            images = counted.references.images
+            if not counted.tells_apart:
+                why = "a single image" if images == 1 else f"{images} images whose references all have the same n-grams"
+                yield f"{place}is 0 for any caption of {why}, as every inverse document frequency is; score more images"
+            elif images < FEW:
+                yield f"{place}has its document frequencies of {images} images alone; compare it over these same images only"
 
 
 class CIDErReferences:
@@ -62,6 +77,11 @@ class CIDErReferences:
             self._idf.append(idf_G)
             self._weights.append(weight_E)
             self._norms.append(np.sqrt(_sums(entries.row_E, weight_E**2, len(references.image_S))))
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether an n-gram of the references has any weight: otherwise every caption gets 0."""
+        return any(bool(norm_S.any()) for norm_S in self._norms)
 
     def scores(self, candidates: Candidates) -> Floats:
         """CIDEr-D of every image [I], as a number around 1 (papers print 100 times that, the highest possible is 10). The score

@@ -41,6 +41,7 @@ class Scores:
         unavailable: Metrics that were not computed, each with what to install; the tokenizer among them where "auto" did without.
         tokenizer: The one that was used.
         columns: Headings of a table by key, of the metrics that were computed.
+        remarks: By metric, and of "captions" and "references": what the numbers do not show.
     """
 
     values: dict[str, float]
@@ -48,6 +49,7 @@ class Scores:
     unavailable: dict[str, str]
     tokenizer: str
     columns: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
 
 
 class CaptionScorer:
@@ -135,6 +137,7 @@ class CaptionScorer:
         per_image: dict[str, Floats] = {}
         unavailable = dict(counted.missing)
         columns: dict[str, str] = {}
+        remarks = _without_words(tokenized)
         for name, metric in self.metrics.items():
             try:
                 found = metric.score(tokenized)
@@ -146,7 +149,18 @@ class CaptionScorer:
                 values |= found.values
                 per_image |= found.per_image
                 columns |= metric.columns()
-        return Scores(values, per_image, unavailable, counted.tokenizer, columns)
+                remarks |= {metric.name: found.remark} if found.remark else {}
+        return Scores(values, per_image, unavailable, counted.tokenizer, columns, remarks)
+
+
+def _without_words(captions: Captions) -> dict[str, str]:
+    """Captions, and images' references, of which the tokenizer left nothing."""
+    bare = {
+        "captions": [row for row, sentence in enumerate(captions.sentences) if not sentence.strip()],
+        "references": [row for row, own in enumerate(captions.references.sentences) if not "".join(own).strip()],
+    }
+    what = {"captions": "captions have no word and score 0", "references": "images have no reference with a word, and score 0"}
+    return {name: f"{len(rows)} {what[name]} (first: image row {rows[0]})" for name, rows in bare.items() if rows}
 
 
 class _Counted:

@@ -1,8 +1,8 @@
 """Captions on disk while they are made: a process may be killed at any moment, and no finished batch is made again.
 
 A folder holds `job.json`, what the captions belong to, and one `part-00000.jsonl` a process with a line a batch, a list of
-[row, caption]. Rows are those of the split, so any number of processes may go on. A batch counts only as a whole: a caption may
-depend on its batch (rounding, and the draws of sampling), and one that is made again should come out as it would have.
+[row, caption]. Rows are those of the split, so any number of processes may go on. A batch counts only as a whole: rounding may
+depend on its size, and a caption that is made again should come out as it would have.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ import sentencepiece
 import torch
 from tiny_data import caption
 from tiny_spm import train_spm
+from transformers import AutoTokenizer, BertTokenizer, CLIPTokenizer, GPT2Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
@@ -25,7 +27,10 @@ from datamodules.inputs import ImageInput, Inputs, TextInput
 from datamodules.loading.tokens import Tokenizer
 
 RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "mwa" / "tokenizer.json").read_text())
-TEXTS = ["a dog runs", "the red cat 漢字 sleeps", " Two  young\tmales. ", *(caption(seed) for seed in range(20))]
+TEXTS = [
+    "a dog runs", "the red cat 漢字 sleeps", " Two  young\tmales. ", "a</s>b </s> <pad> <s><unk>", "a <mask>",
+    *(caption(seed) for seed in range(20)),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +52,40 @@ def test_ids_are_sentencepieces_plus_one(spm: Path) -> None:
     assert tokenizer.ids(TEXTS) == expected
     assert 3 in expected[1]
     assert tokenizer.vocabulary_size == len(raw) + 2  # a row for padding, one for the mask
-    # Special tokens written out are themselves, not letters: raw sentencepiece would spell them.
-    assert tokenizer.ids(["</s> <pad> <s> <unk>"]) == [[2, 1, 0, 3]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenizers of BERT's, GPT-2's and CLIP's kind."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    bert = BertTokenizer(vocab={word: row for row, word in enumerate("[PAD] [UNK] [CLS] [SEP] [MASK] a dog runs [ ] sep".split())})
+    bert.model_max_length = 16
+    letters = [*bytes_to_unicode().values()]
+    gpt2 = GPT2Tokenizer(vocab={word: row for row, word in enumerate([*letters, "<|endoftext|>"])}, merges=[])
+    ends = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    clip = CLIPTokenizer(vocab={word: row for row, word in enumerate(ends)}, merges=[])
+    for name, tokenizer in {"bert": bert, "gpt2": gpt2, "clip": clip}.items():
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "spelled"), [("bert", "a [SEP] dog"), ("gpt2", "a<|endoftext|> dog"), ("clip", "a <|startoftext|>dog<|endoftext|>")]
+)
+def test_control_tokens_in_a_caption_are_its_letters(
+    folders: Path, kind: str, spelled: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = Tokenizer(TextInput(str(folders / kind), max_tokens=40))
+    official = AutoTokenizer.from_pretrained(folders / kind)
+    control = set(official.all_special_ids)
+    assert control & set(official(spelled, add_special_tokens=False)["input_ids"])
+    assert not control & set(tokenizer.ids([spelled])[0])
+    assert "".join(tokenizer._tokenizer.decode(tokenizer.ids([spelled])[0]).split()) == "".join(spelled.lower().split())
+    around = (tokenizer(["a dog"])[0] >= 0).sum() - len(tokenizer.ids(["a dog"])[0])
+    assert sum(int(each) in control for each in tokenizer([spelled])[0][0]) == around
+    ordinary = ["a dog runs", "dog", "a dog " * 30]
+    assert tokenizer.ids(ordinary) == official(ordinary, add_special_tokens=False, verbose=False)["input_ids"]
+    assert not caplog.records  # nothing that warns of long captions, which are cut where they are used
 
 
 def test_captions_are_cut_and_padded_as_the_official_code_does(spm: Path) -> None:

@@ -58,9 +58,11 @@ def test_scores_are_coco_captions(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert set(found["unavailable"]) == {"ptb", "meteor", "spice"}
     said = capsys.readouterr().out
     assert f"cider {RAW['computed']['CIDEr']:.4f}" in " ".join(said.split())
-    assert "1 captions are empty" in said
+    assert "captions    note: 1 captions have no word and score 0 (first: image row" in said
+    assert f"cider       note: has its document frequencies of {len(IDS)} images alone" in said
+    assert set(found["remarks"]) == {"captions", "cider"}
     assert "meteor      unavailable: install METEOR" in said
-    assert len(said.splitlines()) == 3 + 6 + 3
+    assert len(said.splitlines()) == 2 + 6 + 3 + 2
 
 
 def test_only_the_metrics_that_were_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +70,7 @@ def test_only_the_metrics_that_were_asked_for(tmp_path: Path, capsys: pytest.Cap
         "score", [results(tmp_path), "--references", coco(tmp_path), "--metrics", "rouge_l,cider", "--tokenizer", "simple"]
     )
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[3:]] == ["rouge_l", "cider"]
+    assert [line.split()[0] for line in lines[2:]] == ["rouge_l", "cider", "captions", "cider"]
     assert "unavailable" not in "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,38 @@ def test_decoding_options_do_what_they_say() -> None:
     assert drawn[0] == drawn[1] != drawn[2]
     with pytest.raises(InputError, match="tokenizer is missing"):
         network.generate(features)
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(num_beams=1),
+        Decoding(),
+        Decoding(length_penalty=2.0, min_new_tokens=3),
+        Decoding(algorithm="clipcap"),
+        Decoding(num_beams=1, sample=True, temperature=2.0),
+        Decoding(num_beams=3, sample=True, top_k=20, top_p=0.9),
+    ],
+    ids=["greedy", "beams", "length penalty", "clipcap", "sample", "sampled beams"],
+)
+def test_a_caption_depends_on_no_neighbour(decoding: Decoding) -> None:
+    network = tuned("i_tuning", "llama")
+    tokens_IVD = network.encode_images(images(7)).tokens_IVD
+    seeds = list(range(100, 107))
+    network.language.eos = network.generate_ids(VisualFeatures(tokens_IVD), replace(decoding, min_new_tokens=0), seeds)[0][5]
+    together = network.generate_ids(VisualFeatures(tokens_IVD), decoding, seeds)
+    assert len({len(ids) for ids in together}) > 1  # some end before their neighbours
+    assert len({tuple(ids) for ids in together}) > 4
+    order = [5, 0, 3, 1, 2, 6, 4]
+    for size in (1, 3):
+        found: dict[int, list[int]] = {}
+        for first in range(0, 7, size):
+            rows = order[first : first + size]
+            ids = network.generate_ids(VisualFeatures(tokens_IVD[rows]), decoding, [seeds[row] for row in rows])
+            found |= dict(zip(rows, ids, strict=True))
+        assert [found[row] for row in range(7)] == together
+    if decoding.sample:
+        assert network.generate_ids(VisualFeatures(tokens_IVD), decoding, seeds[::-1]) != together
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,32 @@ def test_empty_captions_score_nothing() -> None:
     assert all(np.isfinite(values).all() for values in found.per_image.values())
 
 
+@pytest.mark.parametrize(
+    ("references", "captions", "remarks"),
+    [
+        ([["a dog runs over grass"]], ["a dog runs over grass"], {"cider": "is 0 for any caption of a single image"}),
+        ([["a dog runs on"]] * 3, ["a dog runs on"] * 3, {"cider": "0 for any caption of 3 images whose references all have the"}),
+        ([["a dog runs on"], ["two cats sit up"]], ["a cat", ""],
+         {"captions": "1 captions have no word and score 0 (first: image row 1)", "cider": "document frequencies of 2 images",
+          "bleu": "no caption has 3 words, so that from bleu_3 on only"}),
+        ([[""], ["two cats sit up"]], ["a b c d"] * 2, {"references": "1 images have no reference with a word"}),
+        ([[f"w{n} a b c d"] for n in range(100)], [f"w{n} a b c d" for n in range(100)], {}),
+    ],
+    ids=["one image", "all alike", "empty and short", "empty reference", "enough"],
+)  # fmt: skip
+def test_numbers_say_what_they_do_not_show(references: list[list[str]], captions: list[str], remarks: dict[str, str]) -> None:
+    found = CaptionScorer(references, JAVA_FREE, "none").score(captions).remarks
+    assert remarks.keys() <= found.keys()
+    assert all(text in found[name] for name, text in remarks.items())
+    assert bool(found) == bool(remarks)
+
+
+def test_a_domain_of_one_image_with_frequencies_of_its_own_says_so() -> None:
+    references = [[f"w{n} a b c"] for n in range(100)]
+    scorer = CaptionScorer(references, ("cider",), "none", domains=["in"] + ["out"] * 99, domain_frequencies="subset")
+    assert "in: is 0 for any caption of a single image" in scorer.score([own[0] for own in references]).remarks["cider"]
+
+
 def test_domains_have_the_frequencies_of_the_whole_set() -> None:
     references, candidates = random_captions(4, images=15)
     domains = ["in"] * 4 + ["near"] * 8 + ["out"] * 2 + [None]
