@@ -35,7 +35,9 @@ class BLEU(CaptionMetric):
         per_image = {f"bleu_{order}": column for order, column in enumerate(counts.per_image().T, 1)}
         bare = np.flatnonzero(~counts.guessed_IN.any(0)) + 1  # orders of which no caption has an n-gram
         remark = (
-            f"no caption has {bare[0]} words, so that from bleu_{bare[0]} on only coco-caption's smoothing is left" if len(bare) else ""
+            f"no caption has {bare[0]} words, so that from bleu_{bare[0]} on only coco-caption's smoothing is left"
+            if len(bare)
+            else ""
         )
         return MetricScores(values, per_image, remark)
 
