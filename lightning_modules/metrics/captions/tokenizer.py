@@ -82,8 +82,8 @@ _TOKEN = re.compile(
 # What becomes of signs: a soft hyphen goes without a trace, dashes part words, currencies and fractions are written in ASCII.
 _WRITTEN = str.maketrans(
     {"\u00ad": "", "‘": "'", "’": "'", "“": '"', "”": '"', "–": " -- ", "—": " -- ", "…": " ... ", "‹": " ", "›": " ",
-     "«": " ", "»": " ", "€": " $ ", "¤": " $ ", "₠": " $ ", "\x80": " $ ", "£": " # ", "¢": " cents ", "¼": " 1/4 ", "½": " 1/2 ",
-     "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "}
+     "«": " ", "»": " ", "€": " $ ", "¤": " $ ", "₠": " $ ", "\x80": " $ ", "£": " # ", "¢": " cents ",
+     "¼": " 1/4 ", "½": " 1/2 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "}
 )  # fmt: skip
 _UNKNOWN = re.compile(rf"[^{WORD}{SIGN}\s!\"#'(),./:;?@\[\]`{{}}\u2010\u2011\u058a-]+")
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}

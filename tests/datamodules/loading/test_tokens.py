@@ -58,7 +58,8 @@ def test_ids_are_sentencepieces_plus_one(spm: Path) -> None:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokenizers of BERT's, GPT-2's and CLIP's kind."""
     folder = tmp_path_factory.mktemp("tokenizers")
-    bert = BertTokenizer(vocab={word: row for row, word in enumerate("[PAD] [UNK] [CLS] [SEP] [MASK] a dog [ ] sep".split())})
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "[", "]", "sep"]
+    bert = BertTokenizer(vocab={word: row for row, word in enumerate(words)})
     bert.model_max_length = 16
     letters = [*bytes_to_unicode().values()]
     gpt2 = GPT2Tokenizer(vocab={word: row for row, word in enumerate([*letters, "<|endoftext|>"])}, merges=[])

@@ -66,7 +66,7 @@ def test_empty_captions_score_nothing() -> None:
         ([["a dog runs on"]] * 3, ["a dog runs on"] * 3, {"cider": "0 for any caption of 3 images whose references all"}),
         ([["a dog runs on"], ["two cats sit up"]], ["a cat", ""],
          {"captions": "1 captions have no word and score 0 (first: image row 1)", "cider": "document frequencies of 2 images",
-          "bleu": "no caption has 3 words, so that from bleu_3 on only"}),
+          "bleu": "no caption has 3 words: from bleu_3 on"}),
         ([[""], ["two cats sit up"]], ["a b c d"] * 2, {"references": "1 images have no reference with a word"}),
         ([[f"w{n} a b c d"] for n in range(100)], [f"w{n} a b c d" for n in range(100)], {}),
     ],
