@@ -34,7 +34,7 @@ class BLEU(CaptionMetric):
             values |= {f"{prefix}bleu_{order}": float(value) for order, value in enumerate(counts.corpus(rows), 1)}
         per_image = {f"bleu_{order}": column for order, column in enumerate(counts.per_image().T, 1)}
         bare = np.flatnonzero(~counts.guessed_IN.any(0)) + 1  # orders of which no caption has an n-gram
-        remark = f"no caption has {bare[0]} words: from bleu_{bare[0]} on, coco-caption's smoothing is all there is" if len(bare) else ""
+        remark = f"no caption has {bare[0]} words: from bleu_{bare[0]} on, only smoothing is left" if len(bare) else ""
         return MetricScores(values, per_image, remark)
 
 
