@@ -250,6 +250,16 @@ class ImageTextDataModule(Source, LightningDataModule):
             counts[self.split_label(split)] = {"images": len(records), "captions": captions}
         return {"name": self.name, "options": self.task.splits.options(), "splits": counts, "fingerprint": self.fingerprint()}
 
+    def cut_captions(self, splits: Sequence[str]) -> dict[str, int]:
+        """Texts that the connected network's max_tokens cuts, by the splits' labels; splits without any are left out.
+
+        Raises:
+            InputError: No network is known yet.
+        """
+        task, batching = self._connection()
+        counts = {self.split_label(split): task.cut_captions(self._split(split), batching) for split in splits}
+        return {label: count for label, count in counts.items() if count}
+
     # ------------------------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> TrainLoader:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.inputs import Inputs, TextInput
-from datamodules.loading.collate import image_batch, shown_batch, text_batch
+from datamodules.loading.collate import cut_of, image_batch, shown_batch, text_batch
 from datamodules.loading.evaluation import EvaluationImages
 from datamodules.loading.features import FeatureFile
 from datamodules.loading.fingerprint import image_fingerprint
@@ -100,6 +100,15 @@ class ImageCaptions(PixelTask):
         images = EvaluationImages(split.records, shown)
         return [(images, evaluation_batches(len(images), *batching.share))]
 
+    def cut_captions(self, split: Split, batching: Batching) -> int:
+        """Of the texts of the first epoch; those of an evaluation are references, which the network does not read."""
+        if split.name != "train":
+            return 0
+        texts = TrainCaptions(split.records, None, self.tokenizer, batching.seed)
+        order = CaptionBatches(texts.counts, self.captioning, 1, batching.seed)
+        captions = (texts.joined([row for row in text if row != _NONE]) for text in order.texts(0).tolist())
+        return cut_of([Caption("", self.tokenizer.before + caption.text) for caption in captions], self.tokenizer)
+
     def order_options(self, batching: Batching) -> dict[str, Any]:
         return {f"captioning.{name}": value for name, value in asdict(self.captioning).items()}
 
@@ -143,9 +152,13 @@ class CaptionTokenizer(Tokenizer):
         self.end: int = end
         self.before = spec.before
 
+    @property
+    def room(self) -> int:
+        return self.max_tokens - 1
+
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (int64) and mask (bool, True = real token), both [B, T], T the longest of the batch."""
-        rows = [[*ids[: self.max_tokens - 1], self.end] for ids in self.ids([self.before + text for text in texts])]
+        rows = [[*ids[: self.room], self.end] for ids in self.ids([self.before + text for text in texts])]
         longest = max(map(len, rows))
         padding = self._tokenizer.pad_token_id
         tokens_BT = torch.tensor([row + [padding] * (longest - len(row)) for row in rows], dtype=torch.int64)
@@ -255,13 +268,21 @@ class TrainCaptions(BatchDataset):
     def __len__(self) -> int:
         return int(self.first_caption[-1])
 
+    def _image(self, row: int) -> int:
+        """Of a caption's row."""
+        return int(np.searchsorted(self.first_caption, row, side="right")) - 1
+
+    def joined(self, rows: Sequence[int]) -> Caption:
+        """Captions of one image, by their rows, as one text."""
+        image = self._image(rows[0])
+        first = int(self.first_caption[image])
+        return joined([self.records[image].captions[row - first] for row in rows])
+
     def make(self, keys: CaptionKeys) -> CaptionBatch:
         captions, image_rows = [], []
         for text in keys.texts:
-            image = int(np.searchsorted(self.first_caption, text[0], side="right")) - 1
-            first = int(self.first_caption[image])
-            captions.append(joined([self.records[image].captions[row - first] for row in text]))
-            image_rows.append(image)
+            captions.append(self.joined(text))
+            image_rows.append(self._image(text[0]))
         place = {image: place for place, image in enumerate(dict.fromkeys(image_rows))}
         rows = list(place)
         seeds = [mix(self.seed, keys.epoch, _PIXELS, row) for row in rows]

@@ -35,6 +35,16 @@ def words_of(captions: Sequence[Caption], tokenizer: Tokenizer, enough: int = 0)
     return words
 
 
+def cut_of(captions: Sequence[Caption], tokenizer: Tokenizer) -> int:
+    """How many captions are longer than the tokenizer takes. An ASCII letter is a token at most, and a text may have one more in
+    front; short texts of other letters are looked at, too, since some become several."""
+    long = [
+        caption for caption in captions
+        if caption.token_ids is not None or len(caption.text) >= tokenizer.room or not caption.text.isascii()
+    ]  # fmt: skip
+    return sum(words > tokenizer.room for words in words_of(long, tokenizer))
+
+
 def region_names(records: Sequence[ImageRecord], rows: Iterable[int]) -> list[str]:
     """The names of the images at `rows` in their databases of region features."""
     names = [records[row].regions for row in rows]

@@ -114,7 +114,7 @@ class RegionRanking(Task):
     def _words(self, split: Split, texts: EvaluationTexts) -> list[int]:
         """Tokens of each caption; says so if some are cut, which may change a result."""
         words, most = texts.words(), self.tokenizer.max_tokens
-        cut = sum(length + 2 > most for length in words)
+        cut = sum(length > self.tokenizer.room for length in words)
         if cut:
             warnings.warn(
                 f"{split.label}: {cut:,} of {len(words):,} captions have more than the network's max_tokens {most} and are cut.",

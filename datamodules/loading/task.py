@@ -10,6 +10,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.inputs import Inputs
+from datamodules.loading.collate import cut_of
 from datamodules.loading.evaluation import EvaluationImages
 from datamodules.loading.images import Augmentation, Pixels, SplitImages
 from datamodules.loading.loader import BatchDataset
@@ -96,6 +97,10 @@ class Task(ABC):
     @abstractmethod
     def order_options(self, batching: Batching) -> dict[str, Any]:
         """The task's own options that decide what is in the rest of an epoch."""
+
+    def cut_captions(self, split: Split, batching: Batching) -> int:
+        """How many texts of a split the network's max_tokens cuts."""
+        return cut_of([caption for record in split.records for caption in record.captions], self.tokenizer)
 
     def foresee(self, split: Callable[[str], Split]) -> None:  # noqa: B027 - most tests bring nothing new
         """Before a fit begins: raise what would come up only in the test behind it."""

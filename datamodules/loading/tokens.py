@@ -72,6 +72,11 @@ class Tokenizer:
             return self.file_ids.size
         return len(self._tokenizer)
 
+    @property
+    def room(self) -> int:
+        """Tokens of a text that are kept: those beyond are cut, and special ones put around the rest."""
+        return self.max_tokens - (2 if self._tokenizer is None else self._tokenizer.num_special_tokens_to_add())
+
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (int64) and mask (bool, True = real token), both [B, T], T the longest of the batch."""
         self.require_tokenizer()

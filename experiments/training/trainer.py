@@ -26,6 +26,7 @@ class Trainer(pl.Trainer):
 
     run_folder: RunFolder
     evaluated_data: str | None = None  # its name: two modules of one data set do not share theirs (`evaluating` is Lightning's)
+    trained_data: str | None = None
 
     def run(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, evaluate: DataModules) -> None:
         """Fit, pick the best checkpoint by validation, test it on the data's own test split and on each of `evaluate`.
@@ -45,6 +46,7 @@ class Trainer(pl.Trainer):
             for other in evaluate.values():
                 _require_splits(other, ("test",))
         if trains:
+            self.trained_data = own
             self.fit_or_resume(model, datamodule)
         else:
             self.run_folder.update(fit=Fit(steps=0, epochs=0, skipped="nothing trains"))
@@ -142,11 +144,20 @@ class Trainer(pl.Trainer):
             (self.run_folder.path / "per_query").mkdir(exist_ok=True)
             with whole_file(self.run_folder.path / per_query_file) as part:
                 np.savez_compressed(part, **per_query)
-        notes: dict[str, Any] = getattr(model, "evaluation_notes", dict)()
+        notes: dict[str, Any] = {**getattr(model, "evaluation_notes", dict)(), **self._cut_captions(name, datamodule, stage)}
         protocol = getattr(model, "protocol", None)
         self.run_folder.add(Evaluation(name, split, stage, metrics, protocol, per_query_file, notes), describe_data(datamodule))
         for logger in self.loggers:
             logger.log_metrics({f"final/{name}/{split}/{key}": value for key, value in metrics.items()}, step=self.global_step)
+
+    def _cut_captions(self, name: str, datamodule: Any, stage: str) -> dict[str, Any]:
+        """A note of captions of which the network read the beginning alone; of the data of training, for all splits."""
+        if not hasattr(datamodule, "cut_captions"):
+            return {}
+        cut: dict[str, int] = datamodule.cut_captions(("train", "val", "test") if name == self.trained_data else (stage,))
+        for split, count in cut.items():
+            print(f"crosslight: {name} {split}: {count:,} captions are longer than the network's max_tokens and were cut.")
+        return {"cut_captions": cut} if cut else {}
 
     def _evaluated(self) -> set[str]:
         """Data sets that an earlier attempt has tested. From the file, so that every rank skips the same ones."""

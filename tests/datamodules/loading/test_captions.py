@@ -260,6 +260,18 @@ def test_gpt2s_end_token_is_learned_and_pads(tmp_path: Path) -> None:
         CaptionTokenizer(TextInput(str(tmp_path / "endless")))
 
 
+def test_texts_that_are_cut_are_counted(flickr8k_root: Path, inputs: Inputs) -> None:
+    assert inputs.text is not None
+    short = replace(inputs, captions=True, text=replace(inputs.text, max_tokens=9, before="a "))
+    for join in (1, 2):
+        data = Flickr8k(str(flickr8k_root), batch_size=1, num_workers=0, captioning=Captioning(join=join))
+        data.connect(short)
+        texts = [f"a {text}" for batch in data.train_dataloader() for text in batch.texts.texts]
+        long = [len(data.task.tokenizer.ids([text])[0]) > 8 for text in texts]
+        assert 0 < sum(long) < len(long)
+        assert data.cut_captions(("train", "val")) == {"train": sum(long)}  # references are not read
+
+
 def test_tokenizers_that_cannot_serve(tokenizer_folder: Path, inputs: Inputs) -> None:
     with pytest.raises(InputError, match="names no tokenizer"):
         CaptionTokenizer(TextInput(None))

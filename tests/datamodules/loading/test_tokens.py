@@ -23,6 +23,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
+from datamodules.image_text import Limits
 from datamodules.inputs import ImageInput, Inputs, TextInput
 from datamodules.loading.tokens import Tokenizer
 
@@ -123,6 +124,20 @@ def test_beit3_spm_gives_the_recorded_ids() -> None:
     tokens_BT, mask_BT = tokenizer(texts)
     assert tokens_BT.tolist() == [row["language_tokens_64"] for row in RECORDED["rows"]]
     assert (~mask_BT).int().tolist() == [row["padding_mask_64"] for row in RECORDED["rows"]]
+
+
+@pytest.mark.parametrize("most", [6, 64])
+def test_captions_that_are_cut_are_counted(spm: Path, folders: Path, flickr8k_root: Path, most: int) -> None:
+    half = (0.5, 0.5, 0.5)
+    for folder, special in ((spm, 2), (folders / "gpt2", 0)):
+        data = Flickr8k(str(flickr8k_root), batch_size=4, num_workers=0, limits=Limits(train=9))
+        data.connect(Inputs(ImageInput(16, half, half), TextInput(str(folder), most)))
+        tokenizer = Tokenizer(TextInput(str(folder)))
+        texts = [caption.text for record in data.records("train") for caption in record.captions]
+        long = [len(ids) + special > most for ids in tokenizer.ids(texts)]
+        found = data.cut_captions(("train",))
+        assert found == ({"train[:9]": sum(long)} if any(long) else {})
+        assert any(long) == (most == 6)
 
 
 def _load(path: str) -> tuple[list[list[int]], list[str]]:
