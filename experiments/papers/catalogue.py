@@ -86,26 +86,40 @@ def _read_exhibit(paper: str, file: Path, age: tuple[int, int], of_others: tuple
                 raise InputError(f"{file}: variant {variant.label!r}: {error}") from None
     roles = {role for variant in exhibit.variants for role in variant.runs}
     for column in exhibit.columns:
-        if (column.metric is None) == (column.cost is None):
-            raise InputError(f"{file}: column {column.name!r} has metric {column.metric!r} and cost {column.cost!r}; give one")
+        if sum(map(bool, (column.metric, column.cost, column.sum_of))) != 1:
+            raise InputError(
+                f"{file}: column {column.name!r} has metric {column.metric!r}, cost {column.cost!r} and sum_of {column.sum_of}; "
+                "give one"
+            )
+        for part in column.sum_of:
+            if part not in columns[: columns.index(column.name)]:
+                raise InputError(f"{file}: column {column.name!r} sums {part!r}, which is no column before it")
         if column.cost is not None and column.cost not in COSTS:
             raise InputError(
                 f"{file}: column {column.name!r}: there is no cost {column.cost!r}{did_you_mean(column.cost, COSTS)}"
             )
-        if exhibit.variants and column.run not in roles:
+        if exhibit.variants and not column.sum_of and column.run not in roles:
             raise InputError(
                 f"{file}: column {column.name!r} is of the variant's {column.run!r}, which no variant has"
                 f"{did_you_mean(column.run, roles)}"
             )
+    quoted = [str(row["model"]) for row in published_table(exhibit) if row["quoted"]]
     for claim in exhibit.claims:
         where = f"{file}: the claim {claim.text[:60]!r}"
-        for pair in (*claim.high, *claim.low):
-            if len(pair) != 2 or pair[0] not in labels or pair[1] not in columns:
+        gains = [gain for gain in (claim.gain, claim.than) if gain is not None]
+        for pair in (*claim.high, *claim.low, *(pair for gain in gains for pair in gain.cells)):
+            if len(pair) != 2 or pair[0] not in (*labels, *quoted) or pair[1] not in columns:
                 raise InputError(f"{where} names {pair}, which is no variant and column")
         if claim.low and len(claim.low) != len(claim.high):
             raise InputError(f"{where} compares {len(claim.high)} values with {len(claim.low)}; they are compared pair by pair")
         if claim.test in ("greater", "within", "ratio") and not claim.low:
             raise InputError(f"{where}: test {claim.test} needs high and low")
+        if (claim.test in ("mean", "amount", "relative")) != (claim.gain is not None) or not all(
+            gain.of and gain.over and gain.columns for gain in gains
+        ):
+            raise InputError(f"{where}: a gain of, over and columns is of the tests mean, amount and relative, which need it")
+        if (claim.test == "relative" and claim.than is None) or (claim.than and claim.test not in ("mean", "relative")):
+            raise InputError(f"{where}: than is of the tests relative, which needs it, and mean")
         if claim.test == "none" and not claim.reason:
             raise InputError(f"{where} has no test; say the reason")
     figure = exhibit.figure

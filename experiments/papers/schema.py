@@ -71,9 +71,10 @@ class Column:
     Args:
         name: Of the published column, where there is one.
         label: What the table says.
-        run: Which of a variant's runs. One that lacks it has nothing in this column.
+        run: Which of a variant's runs. One that lacks it has nothing in this column. (A sum has those of its parts.)
         metric: A metric of the run's evaluations; or
-        cost: A cost of the run (tunable_parameters, peak_memory_bytes, seconds_per_epoch, ...).
+        cost: A cost of the run (tunable_parameters, peak_memory_bytes, seconds_per_epoch, ...); or
+        sum_of: Names of columns before it whose sum it is, of ours and of the paper's.
         data: Name of the evaluation (null: the run's own data, its first evaluation).
         factor: What the stored value is multiplied with to have the published unit.
         digits: Behind the point.
@@ -85,6 +86,7 @@ class Column:
     run: str = "run"
     metric: str | None = None
     cost: str | None = None
+    sum_of: tuple[str, ...] = ()
     data: str | None = None
     factor: float = 1.0
     digits: int = 1
@@ -111,6 +113,26 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """The mean of some rows over some columns minus that of others.
+
+    Args:
+        of: Labels of variants, or models of rows that the paper quotes.
+        over: What is subtracted, likewise.
+        columns: Names of columns.
+    """
+
+    of: list[str]
+    over: list[str]
+    columns: list[str]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """[label, column] of all its values."""
+        return [[label, column] for label in (*self.of, *self.over) for column in self.columns]
+
+
+@dataclass(frozen=True)
 class Claim:
     """A claim of the paper and the test that our numbers put it to. `experiments/report/verdicts.py` has the tests.
 
@@ -118,19 +140,25 @@ class Claim:
         text: The claim in the paper's words, from paper_numbers.yaml (claims or readings), or a number of its tables.
         test: greater (every `high` more than `margin` above its `low`), within (at most `margin` below it), ratio (the mean of
             high / low is at most `margin`), correlation (Pearson's r of the points (high, low), or without points of the figure's
-            two `logged` columns over each run's checkpoints, has the sign and about the size of `margin`, the claimed r), or none
-            (`reason` says what keeps us from testing it).
+            two `logged` columns over each run's checkpoints, has the sign and about the size of `margin`, the claimed r), mean
+            (`gain` is more than `margin` above the gain `than`, or above 0), amount (`gain` is `margin`), relative (`gain` is
+            `margin` times `than`), or none (`reason` says what keeps us from testing it).
         high: [variant label, column name] pairs that should be higher ...
-        low: ... than these, pair by pair.
+        low: ... than these, pair by pair. A label may also be the model of a row that the paper quotes of another system,
+            which is not run here: its printed number is of full scale, and only there compared.
         margin: See test.
+        gain: Of mean, amount and relative, in place of high and low.
+        than: Of relative, and of mean.
         reason: Why there is no test; with a test, what of the claim it tests, and what not.
     """
 
     text: str
-    test: Literal["greater", "within", "ratio", "correlation", "none"]
+    test: Literal["greater", "within", "ratio", "correlation", "mean", "amount", "relative", "none"]
     high: list[list[str]] = field(default_factory=list)
     low: list[list[str]] = field(default_factory=list)
     margin: float = 0.0
+    gain: Gain | None = None
+    than: Gain | None = None
     reason: str | None = None
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeGuard
+
+import numpy as np
 
 from experiments.papers.catalogue import published_row, published_table, read_exhibit
 from experiments.papers.plan import plan_runs
@@ -70,6 +72,7 @@ class Cell:
         published: What the paper prints.
         measured: Ours, one a seed.
         planned: Whether there is a run of it at this scale, done or not.
+        quoted: It is another system's, which is not run here: `measured` is then what the paper prints, at full scale.
     """
 
     variant: str
@@ -77,6 +80,7 @@ class Cell:
     published: float | None = None
     measured: tuple[Measured, ...] = ()
     planned: bool = True
+    quoted: bool = False
 
     @property
     def n(self) -> int:
@@ -196,7 +200,13 @@ class View:
         return list(found.values())
 
     def cell(self, variant: str, column: str) -> Cell:
-        return next(each.cells[column] for each in self.variants if each.label == variant)
+        """Of a variant, or of a quoted row."""
+        of_ours = next((each.cells[column] for each in self.variants if each.label == variant), None)
+        if of_ours is not None:
+            return of_ours
+        declared = next(each for each in self.exhibit.columns if each.name == column)
+        value = _sum_of(dict(self.quoted)[variant], declared)
+        return Cell(variant, declared, value, () if value is None else (Measured(0, value, seeded=False),), quoted=True)
 
     @property
     def seeds(self) -> list[int]:
@@ -234,7 +244,12 @@ def _view(name: str, exhibit: Exhibit, scale: Scale, found: Mapping[str, tuple[R
             for role, run in variant.runs.items()
         }
         published = published_row(exhibit, variant) or {}
-        cells = {column.name: _cell(variant, column, published, runs.get(column.run, ()), folders) for column in exhibit.columns}
+        cells: dict[str, Cell] = {}
+        for column in exhibit.columns:
+            parts = [cells[part] for part in column.sum_of]
+            cells[column.name] = (
+                _summed(variant, column, parts) if parts else _cell(variant, column, published, runs.get(column.run, ()), folders)
+            )
         variants.append(VariantView(variant, runs, cells))
     quoted = [
         (str(each.get("model", "quoted")), {key: float(value) for key, value in each.items() if _number(value)})
@@ -253,6 +268,29 @@ def _cell(variant: Variant, column: Column, published: Mapping[str, Any], runs: 
     planned = any(run.status != "not at this scale" for run in runs)
     measured = [found for run in runs if run.status == "finished" and (found := measure(run, column, folders)) is not None]
     return Cell(variant.label, column, float(printed) if _number(printed) else None, tuple(measured), planned)
+
+
+def _sum_of(published: Mapping[str, float], column: Column) -> float | None:
+    """What a published row has in a column, or in all that the column sums."""
+    parts = [published.get(name) for name in column.sum_of or [column.name]]
+    return None if None in parts else math.fsum(part for part in parts if part is not None)
+
+
+def _summed(variant: Variant, column: Column, parts: Sequence[Cell]) -> Cell:
+    """The cell of a column that sums others: of the seeds that all of them have."""
+    by_seed = [{each.seed: each for each in part.measured} for part in parts]
+    measured = []
+    for seed in sorted(set.intersection(*(set(each) for each in by_seed))):
+        each = [of_part[seed] for of_part in by_seed]
+        images = [one.by_image for one in each if one.by_image is not None]
+        factors = {one.factor for one in images}
+        by_image = None
+        if len(images) == len(each) and len(factors) == 1 and len({one.images for one in images}) == 1:
+            total, count = (np.concatenate(arrays, 1) for arrays in zip(*((x.total_IT, x.count_IT) for x in images), strict=True))
+            by_image = PerImage(total, count, factors.pop())
+        measured.append(replace(each[0], value=math.fsum(one.value for one in each), by_image=by_image))
+    published = _sum_of({part.column.name: part.published for part in parts if part.published is not None}, column)
+    return Cell(variant.label, column, published, tuple(measured), all(part.planned for part in parts))
 
 
 def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:

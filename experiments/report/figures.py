@@ -122,7 +122,7 @@ def _lines(view: View) -> list[Picture]:
 
 def _unit(column: Column) -> str:
     """Recalls share an axis; another metric or cost is by itself."""
-    return "recall" if re.fullmatch(r"(i2t|t2i)_r\d+", column.metric or "") else str(column.metric or column.cost)
+    return "recall" if re.fullmatch(r"(i2t|t2i)_r\d+", column.metric or "") else str(column.metric or column.cost or column.name)
 
 
 def _points(view: View, column: str, number: Literal["mean", "published"] = "mean") -> list[tuple[float, Cell]]:

@@ -24,13 +24,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from datamodules.errors import InputError
-from experiments.papers.schema import Claim
-from experiments.report.bootstrap import Floats, Spread, correlation_interval, over_queries, over_seeds, seed_weights
+from experiments.papers.schema import Claim, Gain
+from experiments.report.bootstrap import Floats, Spread, correlation_interval, over_queries, over_seeds, share_below
 from experiments.report.collect import Cell, View, unlike
 from experiments.report.correlation import pearson
+from experiments.report.means import MeanGain, common_seeds, fingerprints, mean_gain, resamples, with_seeds
 from experiments.runs.metrics_csv import validations
 from experiments.runs.store import Run
 
@@ -92,6 +91,13 @@ def judge(view: View, claim: Claim) -> Verdict:
         return Verdict(claim, "not tested", "", claim.reason or "there is no test of it here")
     if claim.test == "correlation" and not claim.high:
         return _of_checkpoints(view, claim)
+    gains = [pair for gain in (claim.gain, claim.than) if gain is not None for pair in gain.cells]
+    quoted = {pair[0]: None for pair in (*claim.high, *claim.low, *gains) if view.cell(*pair).quoted}
+    if quoted and view.scale != "full":
+        why = f"{_list(list(quoted))} {'is' if len(quoted) == 1 else 'are'} not run here: what the paper prints is of full scale"
+        return Verdict(claim, "not decided", "", why)
+    if claim.gain is not None:
+        return _of_gains(view, claim, claim.gain)
     high = [view.cell(*pair) for pair in claim.high]
     low = [view.cell(*pair) for pair in claim.low]
     if not high or len(high) != len(low):
@@ -115,6 +121,64 @@ def judge(view: View, claim: Claim) -> Verdict:
     if verdict is not None and verdict.outcome == "contradicted":
         return verdict  # one is enough, whatever the others will be
     return Verdict(claim, "not decided", "", f"nothing measured of {_list(missing)}", tested)
+
+
+def _of_gains(view: View, claim: Claim, gain: Gain) -> Verdict:
+    """Of the mean of several differences: above that of others, or of a claimed size."""
+    gains = [gain, *([claim.than] if claim.than else [])]
+    cells = [view.cell(*pair) for each in gains for pair in each.cells]
+    if not all(each.planned for each in cells):
+        return Verdict(claim, "not decided", "", f"what it compares is not all run at {view.scale} scale")
+    if missing := list(dict.fromkeys(f"{each.variant} ({each.column.label})" for each in cells if each.mean is None)):
+        return Verdict(claim, "not decided", "", f"nothing measured of {_list(missing)}")
+    if not (seeds := common_seeds(cells)):
+        return Verdict(claim, "not decided", "", "its rows have no seed in common")
+    measured = [mean_gain(view, each, seeds, fingerprints(cells)) for each in gains]
+    between = " over " if claim.test == "relative" else " minus "
+    what = between.join(f"({_gain_name(view, each)})" if len(gains) > 1 else _gain_name(view, each) for each in gains)
+    compared = _of_means(claim, measured[0], measured[1] if claim.than else None)
+    return _concluded(claim, scope_of(view, [with_seeds(each, seeds) for each in cells]), (replace(compared, what=what),))
+
+
+def _gain_name(view: View, gain: Gain) -> str:
+    """ "MWA minus full, IR@1": the first of each, and how many more."""
+    rows = [f"{names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "") for names in (gain.of, gain.over)]
+    labels = [each.label for each in view.exhibit.columns if each.name in gain.columns]
+    return f"{rows[0]} minus {rows[1]}, {' and '.join(labels) if len(labels) < 3 else f'mean of {len(labels)} columns'}"
+
+
+def _of_means(claim: Claim, gain: MeanGain, than: MeanGain | None) -> Comparison:
+    """mean, amount and relative. A size is supported where its interval holds the claimed one and its sign is certain, and
+    contradicted where the interval excludes the claimed one, on either side."""
+    seeds, divided = list(gain.by_seed), claim.test == "relative"
+    bound, nothing = claim.margin, 1.0 if divided else 0.0
+    other = dict.fromkeys(seeds, 0.0) if than is None else than.by_seed
+    drawn = gain.resamples
+    if drawn is not None and than is not None:
+        drawn = None if than.resamples is None else drawn / than.resamples if divided else drawn - than.resamples
+    if divided:
+        certain = than is not None and (than.resamples is None or share_below(than.resamples, 0.0) < _TAIL)
+        if not certain or min(other.values()) <= 0:
+            return Comparison("", "not decided", None, bound, "what it is divided by is not certainly above 0")
+    found = [gain.by_seed[seed] / other[seed] if divided else gain.by_seed[seed] - other[seed] for seed in seeds]
+    base = 0.0 if than is None else than.mean
+    whole = gain.mean / base if divided else gain.mean - base
+    spread: Spread | None = Spread(whole, math.nan, math.nan, math.nan, math.nan)
+    how = _NO_SPREAD
+    if drawn is not None:
+        spread = over_queries(drawn, whole, bound)
+        how = "bootstrap over the images of each test set" + f" and {len(seeds)} seeds in common" * (len(seeds) > 1)
+    elif len(seeds) > 1:
+        spread, how = over_seeds(found, bound), f"Student's t over {len(seeds)} seeds"
+    if claim.test == "mean":
+        return Comparison("", _outcome(spread, [each - bound for each in found], bound, 1), spread, bound, how)
+    outcome: Outcome = "not decided"
+    if spread is not None and not math.isnan(spread.low):
+        if not spread.low <= bound <= spread.high:
+            outcome = "contradicted"
+        elif spread.low > nothing and all(each > nothing for each in found):
+            outcome = "supported"
+    return Comparison("", outcome, spread, bound, how)
 
 
 def scope_of(view: View, cells: Iterable[Cell]) -> str:
@@ -183,10 +247,12 @@ def _spread(high: Cell, low: Cell, of: Callable[[float, float], float], bound: f
         return Spread(mean, math.nan, math.nan, math.nan, math.nan), unlike, signs
     resampled = paired_resamples(high, low)
     if resampled is not None:
-        images = high.by_image.images if high.by_image else 0
+        images = next(each.by_image.images for each in (high, low) if each.by_image)
         seeds = f" and {len(by_seed)} seeds in common" if len(by_seed) > 1 else ""
         found = of(resampled[0], resampled[1])  # type: ignore[arg-type]
-        return over_queries(found, mean, bound), f"paired bootstrap over {images:,} images{seeds}", signs  # type: ignore[arg-type]
+        how = f"{'' if high.quoted or low.quoted else 'paired '}bootstrap over {images:,} images{seeds}"
+        how += ", against a printed number that is taken as exact" * (high.quoted or low.quoted)
+        return over_queries(found, mean, bound), how, signs  # type: ignore[arg-type]
     if len(by_seed) > 1:
         return over_seeds(list(by_seed.values()), bound), f"Student's t over {len(by_seed)} seeds", signs
     why = _NO_SPREAD
@@ -211,20 +277,17 @@ def _in_common(high: Cell, low: Cell) -> tuple[Cell, Cell]:
 
 
 def paired_resamples(high: Cell, low: Cell) -> tuple[Floats, Floats] | None:
-    """Both cells' resamples where they were tested on the same queries of the same data: of images, and of several seeds."""
+    """Both cells' resamples where they were tested on the same queries of the same data: of images, and of several seeds. A
+    printed number of a system that is not run here is taken as exact."""
+    if high.quoted != low.quoted:
+        ours = low if high.quoted else high
+        return None if ours.by_image is None else (resamples(high), resamples(low))
     one, other = high.by_image, low.by_image
     if one is None or other is None or one.images != other.images:
         return None
     if {each.fingerprint for each in high.measured} != {each.fingerprint for each in low.measured}:
         return None
-    return _resamples(high), _resamples(low)
-
-
-def _resamples(cell: Cell) -> Floats:
-    """[B] means over resampled seeds on resampled images."""
-    measured = sorted(cell.measured, key=lambda each: each.seed)  # the rows of a pair draw the same seeds
-    of_seeds_BS = np.stack([each.by_image.resamples() for each in measured if each.by_image is not None], 1)
-    return (of_seeds_BS * seed_weights(len(measured))).sum(1)
+    return resamples(high), resamples(low)
 
 
 def _by_seed(high: Cell, low: Cell, of: Callable[[float, float], float]) -> dict[int, float]:

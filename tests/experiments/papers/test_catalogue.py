@@ -62,8 +62,13 @@ def test_every_exhibit_is_there_and_reads() -> None:
 
 
 def test_the_numbers_are_the_papers() -> None:
-    """The repository's copy is the transcription that was handed to it, byte for byte."""
-    content = (REPOSITORY / "experiments" / "papers" / "numbers.yaml").read_bytes()
+    """The repository's copy is the transcription that was handed to it, byte for byte, and lines that say where in a paper they
+    are from."""
+    lines = (REPOSITORY / "experiments" / "papers" / "numbers.yaml").read_text().splitlines(keepends=True)
+    added = [line for line in lines if "# added" in line]
+    assert len(added) == 9
+    assert all(re.search(r"  # added: (page \d|Section \d|Table \d)", line) for line in added)
+    content = "".join(line for line in lines if line not in added).encode()
     assert hashlib.sha256(content).hexdigest() == "564c78030bacc5f76c413b31dae5cf7275a8e33b082ad89e9b7c9cfd3e3ee9d4"
 
 
@@ -436,6 +441,15 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {  # file, what stands there, w
     "a claim of unequal sides": ("t", "low: [[N, r1]]", "low: [[N, r1], [N, r1]]", "pair by pair"),
     "a claim without sides": ("t", "high: [[M, r1]], low: [[N, r1]]", "margin: 1", "needs high and low"),
     "a test that there is not": ("t", "test: greater", "test: grater", "test"),
+    "a mean without a gain": ("t", "test: greater", "test: mean", "a gain of, over and columns is of the tests mean"),
+    "a gain of no row": ("t", "test: greater, high: [[M, r1]], low: [[N, r1]]",
+                         "test: amount, gain: {of: [M], over: [Q], columns: [r1]}", "['Q', 'r1'], which is no variant"),
+    "a gain of nothing": ("t", "test: greater, high: [[M, r1]], low: [[N, r1]]",
+                          "test: amount, gain: {of: [M], over: [], columns: [r1]}", "a gain of, over and columns"),
+    "relative to nothing": ("t", "test: greater, high: [[M, r1]], low: [[N, r1]]",
+                            "test: relative, gain: {of: [M], over: [N], columns: [r1]}", "than is of the tests relative"),
+    "a sum of what comes later": ("t", "metric: i2t_r1}", "sum_of: [r5]}, {name: r5, label: R@5, metric: i2t_r5}",
+                                  "'r1' sums 'r5', which is no column before it"),
     "no test and no reason": ("t", "test: greater, high: [[M, r1]], low: [[N, r1]]", "test: none", "say the reason"),
     "a column of nothing": ("t", "metric: i2t_r1", "digits: 2", "give one"),
     "a column of no such cost": ("t", "metric: i2t_r1", "cost: steps_per_second", "no cost 'steps_per_second' (did you mean"),

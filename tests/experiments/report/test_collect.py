@@ -159,3 +159,24 @@ def test_a_real_exhibit_without_any_run_is_all_missing() -> None:
     (view,) = collect(["mwa/table3"], "miniature", RunFolders([]))
     assert {variant.status for variant in view.variants} == {"missing"}
     assert view.command == "crosslight sweep run mwa/table3 --scale miniature"
+
+
+def test_a_column_that_sums_others_has_their_images_and_their_printed_sum(home: Path) -> None:
+    """What a run's own sum is, where there is one: value, interval, and what the paper's parts add up to."""
+    from dataclasses import replace
+
+    from experiments.papers.schema import Column
+    from experiments.report.collect import _summed
+
+    view = table(home)
+    names = [name for name, cell in view.variants[0].cells.items() if cell.column.metric is not None][:2]
+    parts = [view.variants[0].cells[name] for name in names]
+    column = Column("both", "both", sum_of=tuple(names))
+    found = _summed(view.variants[0].declared, column, parts)
+    assert found.mean == pytest.approx(sum(part.mean or 0 for part in parts))
+    assert found.published == pytest.approx(sum(part.published or 0 for part in parts))
+    assert found.resamples is not None
+    assert found.resamples == pytest.approx(sum(part.resamples for part in parts if part.resamples is not None))
+    fewer = [parts[0], replace(parts[1], measured=parts[1].measured[:1])]
+    assert [each.seed for each in _summed(view.variants[0].declared, column, fewer).measured] == [parts[1].measured[0].seed]
+    assert _summed(view.variants[0].declared, column, [parts[0], replace(parts[1], published=None)]).published is None

@@ -12,7 +12,7 @@ import pytest
 from fake_runs import write_run
 
 from datamodules.errors import InputError
-from experiments.papers.schema import Claim, Column, Exhibit, Figure, Variant
+from experiments.papers.schema import Claim, Column, Exhibit, Figure, Gain, Variant
 from experiments.report.bootstrap import PerImage
 from experiments.report.collect import Cell, Measured, VariantView, View
 from experiments.report.verdicts import judge
@@ -249,3 +249,62 @@ def test_no_test() -> None:
     assert (verdict.outcome, verdict.summary, verdict.sentence) == ("not tested", "needs OSCAR", "not tested")
     with pytest.raises(InputError, match="two `logged` columns"):
         judge(View("iais/f", Exhibit("f", "figure", figure=Figure("scatter")), "full", ()), Claim("r", "correlation"))
+
+
+def gain_claim(test: str, margin: float, of: Sequence[str], over: Sequence[str], than: Sequence[Sequence[str]] = ()) -> Claim:
+    other = Gain(list(than[0]), list(than[1]), ["ir1"]) if than else None
+    return Claim("a claim", test, margin=margin, gain=Gain(list(of), list(over), ["ir1"]), than=other)  # type: ignore[arg-type]
+
+
+def test_a_mean_of_gains_is_resampled_by_image_and_by_data() -> None:
+    """Two data sets that each gain 5 points of the same 200 images: together they are surer than one, as two independent draws
+    are, and not as sure as if one draw served both."""
+    rows = {
+        "A": {"ir1": recall(0.45)}, "B": {"ir1": recall(0.40)},
+        "C": {"ir1": recall(0.45, fingerprint="g")}, "D": {"ir1": recall(0.40, fingerprint="g")},
+    }  # fmt: skip
+    one = judge(view(rows), gain_claim("mean", 0.0, "A", "B")).comparisons[0]
+    two = judge(view(rows), gain_claim("mean", 0.0, "AC", "BD"))
+    assert (two.outcome, two.sentence) == ("supported", "supported at miniature scale, embedded world, 1 seed")
+    both = two.comparisons[0]
+    assert both.how == "bootstrap over the images of each test set"
+    assert both.what == "A and 1 more minus B and 1 more, IR@1"
+    assert one.spread is not None
+    assert both.spread is not None
+    assert one.spread.mean == pytest.approx(5.0)
+    assert both.spread.mean == pytest.approx(5.0)
+    ratio = (both.spread.high - both.spread.low) / (one.spread.high - one.spread.low)
+    assert ratio == pytest.approx(0.5**0.5, abs=0.06)
+    # the gain of one over that of the other: 1, and so uncertain that a quarter more is possible
+    again = judge(view(rows), gain_claim("relative", 1.25, "A", "B", ("C", "D")))
+    assert again.outcome == "not decided"
+    assert again.comparisons[0].spread is not None
+    assert again.comparisons[0].spread.low < 1 < 1.25 < again.comparisons[0].spread.high
+    nothing = judge(view(rows), gain_claim("relative", 1.25, "A", "B", ("D", "C")))
+    assert nothing.comparisons[0].how == "what it is divided by is not certainly above 0"
+
+
+@pytest.mark.parametrize(
+    ("claimed", "outcome"), [(5.0, "supported"), (3.0, "supported"), (9.0, "contradicted"), (0.5, "contradicted")]
+)
+def test_a_size_is_what_its_interval_holds(claimed: float, outcome: str) -> None:
+    rows = {"A": {"ir1": recall(0.45)}, "B": {"ir1": recall(0.40)}}
+    verdict = judge(view(rows), gain_claim("amount", claimed, "A", "B"))
+    assert verdict.outcome == outcome
+    assert verdict.summary.startswith("A minus B, IR@1: 5 [2")
+    once = judge(view({"A": {"ir1": numbers(45.0)}, "B": {"ir1": numbers(40.0)}}), gain_claim("amount", claimed, "A", "B"))
+    assert (once.outcome, "how much it varies is not known" in once.summary) == ("not decided", True)
+
+
+def test_a_quoted_number_has_no_spread_of_its_own() -> None:
+    rows = {"A": {"ir1": recall(0.45)}, "B": {"ir1": recall(0.40)}}
+    found = replace(view(rows, scale="full"), quoted=(("OSCAR", {"ir1": 30.0}),))
+    (compared,) = judge(found, claim("greater", low=["OSCAR"])).comparisons
+    assert compared.how == "bootstrap over 200 images, against a printed number that is taken as exact"
+    assert compared.outcome == "supported"
+    alone = found.cell("A", "ir1").interval
+    assert alone is not None
+    assert compared.spread is not None
+    assert (compared.spread.low, compared.spread.high) == pytest.approx((alone[0] - 30, alone[1] - 30))
+    assert judge(found, gain_claim("amount", 15.0, ["A"], ["OSCAR"])).outcome == "supported"
+    assert judge(replace(found, scale="miniature"), claim("greater", low=["OSCAR"])).outcome == "not decided"
