@@ -38,6 +38,9 @@ class Source(ABC):
     whole: ClassVar[Mapping[str, Any]] = {}
     """Options with which no image is left out, for what is made once of every image."""
 
+    only_annotations: bool = False
+    """Whether the image files need not be there: what takes region databases in their place says so."""
+
     def __init__(self, root: str, image_dir: str) -> None:
         super().__init__()  # of a data module the rest of its bases
         self.root = Path(root).expanduser().absolute()
@@ -71,6 +74,10 @@ class Source(ABC):
         """Fetch what is missing, where that can be: here nothing, so this is `require_files`."""
         self.require_files()
 
+    def notes(self) -> list[str]:
+        """What `parse` left out of the files, for a report of them."""
+        return []
+
     def split_name(self, split: str) -> str:
         """What results call a split."""
         return split
@@ -78,7 +85,7 @@ class Source(ABC):
     @property
     def needs_image_files(self) -> bool:
         """Whether anything is made of the image files themselves."""
-        return True
+        return not self.only_annotations
 
     @property
     def needs_annotation_files(self) -> bool:

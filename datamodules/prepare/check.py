@@ -22,7 +22,7 @@ from rich.progress import track
 from datamodules.errors import InputError, some
 from datamodules.files.images import read_and_judge
 from datamodules.formats.problems import Problem
-from datamodules.loading.region_files import RegionReader, name_of
+from datamodules.loading.region_files import RegionFiles, RegionReader, name_of
 from datamodules.loading.splits import FileSplits, RegionSplits
 from datamodules.prepare.data_sets import open_source
 from datamodules.records import ImageRecord
@@ -75,13 +75,23 @@ class Report:
         return lines
 
 
-def run_check(kind: str, root: str | Path, workers: int = 2, **options: Any) -> Report:
-    """Check a data root of a kind ("coco", "flickr30k", ..., or a class path); `options` are those of its class.
+def run_check(
+    kind: str, root: str | Path, workers: int = 2, regions: RegionFiles | None = None, progress: bool = True, **options: Any
+) -> Report:
+    """Check a data root of a kind ("coco", "flickr30k", ..., or a class path); `options` are those of its class, and `regions`
+    are databases to check in place of the images' files.
 
     Raises:
         InputError: unknown kind, or the annotations cannot be read at all.
     """
-    return check(open_source(kind, root, **options), workers)
+    source = open_source(kind, root, **options)
+    if options.get("download"):
+        source.prepare_data()
+    if regions is None:
+        return check(source, workers, progress)
+    splits = RegionSplits(source, regions)
+    vars(source).update(only_annotations=True, region_splits=splits)  # the latter is that of a data module
+    return check(source, workers, progress, splits)
 
 
 def check(source: Source, workers: int = 2, progress: bool = True, regions: RegionSplits | None = None) -> Report:
@@ -94,7 +104,7 @@ def check(source: Source, workers: int = 2, progress: bool = True, regions: Regi
     parsed, _ = (regions or FileSplits(source)).parse()
     report = Report(source.name, source.root, problems=parsed.all_problems())
     for split, records in parsed.splits.items():
-        report.splits[split] = SplitCounts(len(records), sum(len(record.captions) for record in records))
+        report.splits[source.split_name(split)] = SplitCounts(len(records), sum(len(record.captions) for record in records))
 
     splits_of_text: dict[str | tuple[int, ...], set[str]] = defaultdict(set)
     images: dict[Path, ImageRecord] = {}
@@ -106,6 +116,7 @@ def check(source: Source, workers: int = 2, progress: bool = True, regions: Regi
                 splits_of_path[record.path].add(split)
             for caption in record.captions if len(parsed.splits) > 1 else ():  # of one split there may be millions
                 splits_of_text[caption.token_ids or caption.text.strip().lower()].add(split)
+    report.notes += source.notes()
     _note_shared(report, "caption text(s)", splits_of_text.values())
 
     if regions is not None:

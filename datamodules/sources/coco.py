@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,9 +14,11 @@ from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files
 from datamodules.formats.coco_captions import parse_coco_captions
 from datamodules.formats.karpathy import KARPATHY_URL, parse_karpathy
 from datamodules.formats.parsing import Parsed, join
+from datamodules.records import ImageRecord
 from datamodules.source import Source
 
 IMAGES_URL = "http://images.cocodataset.org"
+_OF_2014 = re.compile(r"COCO_(?:train|val)2014_([0-9]{12}\.jpg)")
 
 # Path under its server, bytes, MD5 as widely circulated (COCO publishes none).
 _ARCHIVES: dict[str, tuple[str, str, int, str | None]] = {
@@ -49,12 +53,13 @@ class COCOSource(Source):
     Args:
         root: Folder of the data set.
         image_dir: Folder of the images, relative to root (or absolute). For "karpathy" and "beit3_index" the folder that holds
-            train2014/ and val2014/, root by default. For "official" the one folder of all images; by default each caption file
-            has its own, captions_val2017.json has val2017/.
+            train2014/ and val2014/ (or those of `year`), root by default. For "official" the one folder of all images; by default
+            each caption file has its own, captions_val2017.json has val2017/.
         captions: "karpathy" reads dataset_coco.json; "official" reads COCO's own caption files; "beit3_index" reads BEiT-3's
             index files, whose captions are token ids: only for a network with BEiT-3's tokenizer.
         restval: Karpathy: train on the 30,504 images of the split "restval" too, as is usual.
-        year: Official: of the caption files.
+        year: Official: of the caption files. Karpathy and index: of the folders that the images lie in; with "2017" an image of
+            train2014/ or val2014/ is found in train2017/ or val2017/, by its number.
         files: Official and index: which files make which split, relative to root; replaces `year` and the names above. Several
             files are joined: {test: [annotations/captions_train2017.json, annotations/captions_val2017.json]}.
         download: Fetch what is missing (Karpathy's or the official captions, and 20 GB of images).
@@ -120,7 +125,8 @@ class COCOSource(Source):
         """The files and folders that must exist, and the archive that brings each (None: not one we can fetch)."""
         if not self.needs_annotation_files:
             return {}
-        pictures = {self.image_dir / folder: folder if not self.flat else None for folder in ("train2014", "val2014")}
+        folders = (f"train{self.year}", f"val{self.year}")
+        pictures = {self.image_dir / folder: folder if not self.flat else None for folder in folders}
         if not self.needs_image_files:
             pictures = {}
         if self.captions == "karpathy":
@@ -177,6 +183,11 @@ class COCOSource(Source):
         lines = [f"  {path}: {source(path, archive)}" for path, archive in missing.items()]
         fetchable = any(archive for archive in missing.values()) and not self.download
         advice = "Set download to true to fetch them, or put them there:" if fetchable else "Put them there:"
+        if self.year == "2014" and (self.image_dir / "val2017").is_dir() and self.captions != "official":
+            lines.append('  The images of 2017 are there: set year to "2017" to take those.')
+        official = self.root / "annotations" / f"captions_val{self.year}.json"
+        if self.captions == "karpathy" and self.karpathy_file() in missing and official.exists():
+            lines.append('  COCO\'s own caption files are there: set captions to "official" to take those.')
         raise InputError("\n".join([f"COCO is not complete under {self.root}. {advice}", *lines]))
 
     def parse(self) -> Parsed:
@@ -186,8 +197,24 @@ class COCOSource(Source):
             if self.restval and "restval" in parsed.splits:
                 restval = parsed.splits.pop("restval")
                 parsed.splits["train"] = parsed.splits.get("train", []) + restval
-            return parsed
+            return self._of_year(parsed)
         if self.captions == "beit3_index":
-            return join(self.root, {s: [parse_index(p, self.image_dir) for p in ps] for s, ps in self._files().items()})
+            files = {s: [parse_index(p, self.image_dir) for p in ps] for s, ps in self._files().items()}
+            return self._of_year(join(self.root, files))
         files = {s: [parse_coco_captions(p, self._image_folder(p)) for p in ps] for s, ps in self._files().items()}
         return join(self.root, files)
+
+    def _of_year(self, parsed: Parsed) -> Parsed:
+        """Karpathy and index: the images where they lie. Those of 2014 and 2017 are the same: val2017/ has 5,000 of val2014/."""
+        if self.year == "2014" or not self.needs_image_files:
+            return parsed
+        val = set(os.listdir(self.image_dir / "val2017"))
+
+        def moved(record: ImageRecord) -> ImageRecord:
+            found = _OF_2014.fullmatch(record.path.name) if record.path is not None else None
+            if found is None:
+                return record
+            return replace(record, path=self.image_dir / ("val2017" if found[1] in val else "train2017") / found[1])
+
+        parsed.splits = {split: [moved(record) for record in records] for split, records in parsed.splits.items()}
+        return parsed

@@ -117,6 +117,9 @@ class VisualGenomeSource(Source):
             held_out = {**names, "splits": list(self.held_out.splits)}
         return {"min_words": self.min_words, "held_out": held_out}
 
+    def notes(self) -> list[str]:
+        return [] if self.counts is None else [str(self.counts)]
+
     def annotation_files(self) -> list[Path]:
         lists = [] if self.held_out is None else self.held_out.files()
         return [self.root / path for path in ("image_data.json", "region_descriptions.json", *lists)]

@@ -13,6 +13,8 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from datamodules.errors import InputError
 
+_KEEPS_OTHERS = " others"  # in a namespace, until the options are handed on
+
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Descriptions as they are written; the default of an option behind its help, where it has one."""
@@ -32,11 +34,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "formatter_class": _Help, **options})
-        self.others: str | None = None
 
     def keep_others(self, name: str) -> None:
-        """Hand on what this parser does not know, in `name` of the namespace: another parser reads it."""
-        self.others = name
+        """Hand on what this parser does not know, in `name` of the namespace: another parser reads it. Of a sub-command too."""
+        self.set_defaults(**{_KEEPS_OTHERS: name})
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The options.
@@ -45,8 +46,8 @@ class Parser(argparse.ArgumentParser):
             InputError: They are not what this parser takes.
         """
         options, unknown = self.parse_known_args(args, namespace)
-        if self.others is not None:
-            setattr(options, self.others, unknown)
+        if (name := vars(options).pop(_KEEPS_OTHERS, None)) is not None:
+            setattr(options, name, unknown)
         elif unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown[0])}")
         return options

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from datamodules.errors import InputError, some
@@ -24,13 +26,13 @@ from lightning_modules.extraction.extractors import (
 from lightning_modules.extraction.loop import Summary, extract
 
 
-def extract_regions(kind: str, root: Path, options: argparse.Namespace) -> Summary:
-    """Extract as the options of `data.py` say (see `extract` for what happens)."""
+def extract_regions(kind: str, root: Path, options: argparse.Namespace, own: Mapping[str, Any]) -> Summary:
+    """Extract as the options of `data.py` say, and the data set's `own` (see `extract` for what happens)."""
     import torch
 
     layout_kind: Any = options.layout or ("threshold" if _is_detector(options.backbone) else "all")
     layout = Layout(layout_kind, options.conf_th, options.max_bb, options.min_bb, options.num_bb, options.compressed)
-    records = images(kind, root, options.image_dir)
+    records = images(kind, root, options.image_dir, own)
     if options.limit is not None:
         records = records[: options.limit]
     device = options.device
@@ -55,7 +57,9 @@ def extract_regions(kind: str, root: Path, options: argparse.Namespace) -> Summa
     )
 
 
-def images(kind: str, root: Path, image_dir: str | None = None) -> list[ImageRecord]:
+def images(
+    kind: str, root: Path, image_dir: str | None = None, own: Mapping[str, Any] = MappingProxyType({})
+) -> list[ImageRecord]:
     """Every image of a data set, in the order of its splits; of a folder, all below it in the order of their paths.
 
     Raises:
@@ -74,7 +78,7 @@ def images(kind: str, root: Path, image_dir: str | None = None) -> list[ImageRec
         files = [path for path in files if path.suffix.lower() in ENDINGS]
         return [ImageRecord(path.stem, path.absolute(), ()) for path in files]
     place = {} if image_dir is None else {"image_dir": image_dir}
-    return open_source(kind, root, **place, **source_of(kind).whole).every_image()
+    return open_source(kind, root, **{**source_of(kind).whole, **place, **own}).every_image()
 
 
 def box_source(options: argparse.Namespace, root: Path) -> BoxSource | None:

@@ -15,7 +15,13 @@ from datamodules.prepare.data_sets import names, open_source
 from experiments.cli._parser import Parser
 
 _CHECK = """\
-Counts per split, unreadable or missing images, captions without images, duplicated ids. Exits 1 when something is wrong."""
+Counts per split, unreadable or missing images, captions without images, duplicated ids. Exits 1 when something is wrong. What it
+finds a run refuses too."""
+_OTHERS = """\
+then the options of the data set, as a run's --data.init_args has them, for example
+  --captions=official --year=2017    --split=entities    --regions.image_db=img_db/flickr30k
+  --help-all                         all those of KIND
+"""
 _INDEX = """\
 Write the index files of the official BEiT-3 code (captions as token ids) from Karpathy's split, with BEiT-3's tokenizer:
 coco_retrieval.{train,val,test}.jsonl or flickr30k.{train,val,test}.jsonl. --data.init_args.captions=beit3_index reads them."""
@@ -32,14 +38,18 @@ def add_options(parser: Parser) -> None:
 
     kinds = f"the data set: {', '.join(names())}, or the class path of your own (my_module.MyData)"
 
-    def action(name: str, help_text: str, description: str, act: Callable[..., int], kinds: str = kinds) -> Any:
-        below = actions.add_parser(name, help=help_text, description=description)
+    def action(
+        name: str, help_text: str, description: str, act: Callable[..., int], kinds: str = kinds, others: bool = False
+    ) -> Any:
+        below = actions.add_parser(name, help=help_text, description=description, epilog=_OTHERS if others else None)
+        if others:
+            below.keep_others("others")
         below.add_argument("kind", metavar="KIND", help=kinds)
         below.add_argument("root", type=Path, metavar="ROOT", help="its folder")
         below.set_defaults(act=act)
         return below.add_argument
 
-    option = action("check", "verify a data folder", _CHECK, _check)
+    option = action("check", "verify a data folder", _CHECK, _check, others=True)
     option("--workers", type=int, default=2, metavar="N", help="processes that open images")
     option = action("index", "BEiT-3's index files", _INDEX, _index)
     option("--spm", required=True, metavar="FILE", help="BEiT-3's sentencepiece file; just beit3.spm fetches the official one")
@@ -56,7 +66,9 @@ def add_options(parser: Parser) -> None:
         "--names", choices=("released", "stem"), default="released",
         help="images' names in the image database: flickr30k_000000036979.npz, or the file's own, 36979.npz",
     )  # fmt: skip
-    _add_region_options(action("regions", "UNITER's image databases", _REGIONS, _regions, f"{kinds}; or folder, any images"))
+    _add_region_options(
+        action("regions", "UNITER's image databases", _REGIONS, _regions, f"{kinds}; or folder, any images", True)
+    )
 
 
 def _add_region_options(option: Callable[..., Any]) -> None:
@@ -118,8 +130,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from datamodules.prepare.check import run_check
+    from experiments.cli._data_options import data_options
 
-    report = run_check(options.kind, options.root, workers=options.workers)
+    own = data_options(options.kind, options.others, "check", ("workers",))
+    report = run_check(options.kind, options.root, workers=options.workers, **own)
     print("\n".join(report.lines()))
     return 1 if report.problems else 0
 
@@ -150,11 +164,13 @@ def _text_db(options: argparse.Namespace) -> int:
 
 
 def _regions(options: argparse.Namespace) -> int:
+    from experiments.cli._data_options import data_options
     from experiments.cli._regions import extract_regions
     from experiments.training.quiet import quiet
 
     quiet()
-    summary = extract_regions(options.kind, options.root, options)
+    own = data_options(options.kind, options.others, "regions", [name for name in vars(options) if name != "others"])
+    summary = extract_regions(options.kind, options.root, options, own)
     for problem in summary.unreadable:
         print(f"left out: {problem}")
     rate = summary.images / summary.seconds if summary.seconds else 0.0

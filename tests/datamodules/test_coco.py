@@ -68,3 +68,19 @@ def test_missing_coco_files_name_their_source(tmp_path: Path) -> None:
     assert "Set download to true" in str(caught.value)
     with pytest.raises(InputError, match=r"own\.json: put it there yourself"):
         COCO(str(tmp_path), captions="official", files={"test": ["own.json"]}).prepare_data()
+
+
+def test_karpathys_split_with_the_images_of_2017(tmp_path: Path) -> None:
+    """They are those of 2014 under their numbers; which of the two folders has one, the folders say."""
+    content = karpathy({"train": 2, "restval": 1, "val": 1, "test": 1}, folder="val2014")
+    for image in content["images"]:
+        image["filename"] = f"COCO_val2014_{image['cocoid']:012d}.jpg"
+        folder = "val2017" if image["split"] in ("test", "restval") else "train2017"
+        write_image(tmp_path / folder / f"{image['cocoid']:012d}.jpg", image["imgid"])
+    (tmp_path / "dataset_coco.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match='The images of 2017 are there: set year to "2017"'):
+        counts(COCO(str(tmp_path)))
+    data = COCO(str(tmp_path), year="2017")
+    assert counts(data) == {"train": 3, "val": 1, "test": 1}
+    assert data.records("test")[0].path == tmp_path / "val2017" / "000000005004.jpg"
+    assert [record.path.parent.name for record in data.records("train") if record.path] == ["train2017"] * 2 + ["val2017"]

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from datamodules.miniworld.write import write_world
 from experiments.cli import main as cli
@@ -65,3 +66,83 @@ def test_data_check_of_an_empty_root_says_what_belongs_there(tmp_path: Path, cap
     said = capsys.readouterr()
     assert stop.value.code in (1, 2)
     assert "dataset_flickr30k.json" in said.out + said.err
+
+
+OFFICIAL = '{"images": [{"id": 1, "file_name": "1.png"}], "annotations": [{"id": 1, "image_id": 1, "caption": "a dog"}]}'
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """COCO's own caption files of 2017 and their images, one of each."""
+    (tmp_path / "annotations").mkdir()
+    for split, name in (("train2017", "1.png"), ("val2017", "2.png")):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / split / name)
+        (tmp_path / "annotations" / f"captions_{split}.json").write_text(OFFICIAL.replace("1", name[0]))
+    return tmp_path
+
+
+def checked(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int | str | None, str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["data", "check", *map(str, arguments), "--workers", "1"])
+    said = capsys.readouterr()
+    return stop.value.code, said.out + said.err
+
+
+@pytest.mark.parametrize("options", [["--captions", "official", "--year=2017"], ["--year", "2017", "--captions=official"]])
+def test_data_check_takes_the_options_of_the_data_set(coco: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+    code, said = checked(capsys, "coco", coco, *options)
+    assert code == 0, said
+    assert "train: 1 images, 1 captions" in said
+    assert "val: 1 images, 1 captions" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], 'COCO\'s own caption files are there: set captions to "official"'),
+        (["--captions", "offical"], "one of 'karpathy', 'official', 'beit3_index'. Got value: offical"),
+        (
+            ["--capions=official"],
+            "unrecognized argument --capions. Did you mean --captions? --help-all lists the options of coco.",
+        ),
+        (["--worker=3"], "Did you mean --workers?"),
+        (["--year=2015"], "2015"),
+        (["--regions.image_db=a", "--regions.kind=fixd"], "Expected one of 'threshold', 'fixed', 'all'. Got value: fixd"),
+        (["--regions.kind=fixed"], "image_db"),
+        (["--files.test=[a.json]"], 'set captions to "official" or "beit3_index" with it'),
+    ],
+)
+def test_options_that_are_none_are_named(
+    coco: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    code, said = checked(capsys, "coco", coco, "--year=2017", *options)
+    assert code == 2
+    assert said.startswith("crosslight: error: ")
+    assert message in said
+
+
+def test_a_check_of_every_kind_and_of_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = write_world(tmp_path / "world", scenes=40, image_size=32)
+    for kind, lines in {
+        "nocaps": ["  val: "],
+        "visual_genome": ["  train: ", "note: ", "are in an evaluation split of COCO"],
+        "flickr30k_entities --split karpathy --unrelated=keep": ["  test: "],
+        "flickr30k --split=entities": ["  test: "],
+        "flickr30k --regions.image_db img_db/flickr30k --regions.kind=all": ["  test: "],
+    }.items():
+        name, *options = kind.split()
+        code, said = checked(capsys, name, world / name.removesuffix("_entities"), *options)
+        assert code == 0, said
+        for line in (*lines, "no problems found"):
+            assert line in said
+    lists = world / "flickr30k/flickr30k_entities"
+    (lists / "train.txt").write_text((lists / "train.txt").read_text() + (lists / "val.txt").read_text())
+    code, said = checked(capsys, "flickr30k", world / "flickr30k", "--split=entities")
+    assert (code, "is in train, val" in said) == (1, True)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["data", "check", "coco", ".", "--help-all"])
+    assert stop.value.code == 0
+    assert "--captions {karpathy,official,beit3_index}" in capsys.readouterr().out
+    code, said = fails(capsys, "data", "index", "coco", str(world / "coco"), "--spm", "x", "--captions=official")
+    assert (code, "unrecognized arguments: --captions=official" in said) == (2, True)
