@@ -46,7 +46,8 @@ class Parser(argparse.ArgumentParser):
             InputError: They are not what this parser takes.
         """
         options, unknown = self.parse_known_args(args, namespace)
-        if (name := vars(options).pop(_KEEPS_OTHERS, None)) is not None:
+        if (name := getattr(options, _KEEPS_OTHERS, None)) is not None:
+            delattr(options, _KEEPS_OTHERS)
             setattr(options, name, unknown)
         elif unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown[0])}")
