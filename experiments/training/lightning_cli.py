@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf.errors import OmegaConfBaseException
@@ -33,8 +33,9 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.provenance import provenance
 from experiments.runs.results import RunScale
 from experiments.training import preemption
-from experiments.training.checkpoints import Checkpoints, Last, RememberConfig
+from experiments.training.checkpoints import Best, Checkpoints, ResumePoint, WholeCheckpoints
 from experiments.training.loggers import MetricsCSV, make_wandb
+from experiments.training.loops import FitLoop
 from experiments.training.parse_errors import explain, explain_interpolation
 from experiments.training.trainer import Trainer, data_name, describe_data
 from lightning_modules.base import TunedModule
@@ -179,10 +180,13 @@ class CrosslightCLI(LightningCLI):
         callbacks: list[Callback] = [
             *(trainer_config.get("callbacks") or []),
             self.cost,
-            RememberConfig(self.saved_config),
         ]
+        point = None
         if self.subcommand in ("fit", "run"):
-            callbacks += self._checkpoint_callbacks(config.checkpoint)
+            options, agreement = config.checkpoint, preemption.Agreement() if preemption.listening() else None
+            point = ResumePoint(self.run_folder.path, self.saved_config, options.every_n_steps, agreement)
+            # Before all others: it says where their files are now, and what was logged before they log.
+            callbacks = [point, *callbacks, Best(self.run_folder.checkpoints, options.monitor, options.mode)]
             if trainer_config.get("logger") is not False:
                 callbacks.append(LearningRateMonitor("step"))
         if trainer_config.get("enable_progress_bar") is not False and not any(
@@ -192,22 +196,12 @@ class CrosslightCLI(LightningCLI):
         trainer = super().instantiate_trainer(callbacks=callbacks, logger=self._loggers(trainer_config.get("logger")), **kwargs)
         assert isinstance(trainer, Trainer)
         trainer.run_folder = self.run_folder
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        if point is not None:
+            trainer.fit_loop = FitLoop(trainer, point)
         if preemption.listening():  # Lightning's handlers would save and broadcast from wherever each rank is
             trainer._signal_connector.register_signal_handlers = lambda: None
         return trainer
-
-    def _checkpoint_callbacks(self, options: Checkpoints) -> list[Callback]:
-        folder = self.run_folder.checkpoints
-        best = ModelCheckpoint(
-            dirpath=folder, filename="best", monitor=options.monitor, mode=options.mode, save_top_k=1,
-            auto_insert_metric_name=False, enable_version_counter=False,
-        )  # fmt: skip
-        last = Last(
-            dirpath=folder, filename="last", every_n_train_steps=options.every_n_steps, enable_version_counter=False,
-            save_on_train_epoch_end=None if options.every_n_steps else False,
-        )  # fmt: skip
-        last.agreement = preemption.Agreement() if preemption.listening() else None
-        return [best, last]
 
     def _loggers(self, given: Any) -> list[Logger] | bool:
         if given is False:
