@@ -159,13 +159,13 @@ class ResumePoint(Callback):
         names = differing_keys(self.config, checkpoint.get("crosslight_config") or self.config)
         if names:
             raise InputError(
-                f"checkpoint {there} was made with another configuration (it differs in: {', '.join(names[:6])}), so it cannot be "
-                "resumed under this one. To start new training from its weights, use --model.init_args.init_from."
+                f"checkpoint {there} was made with another configuration (it differs in: {', '.join(names[:6])}), so it cannot "
+                "be resumed under this one. To start new training from its weights, use --model.init_args.init_from."
             )
         if "crosslight_resume" not in checkpoint:
             raise InputError(
-                f"checkpoint {there} is of a validation, in the middle of what a run does. Resume from the last.ckpt beside it, or "
-                "start new training from its weights with --model.init_args.init_from."
+                f"checkpoint {there} is of a validation, in the middle of what a run does. Resume from the last.ckpt beside "
+                "it, or start new training from its weights with --model.init_args.init_from."
             )
         self._resumed = checkpoint["crosslight_resume"]
         trainer.should_stop = self._resumed["should_stop"]

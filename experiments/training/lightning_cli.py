@@ -38,6 +38,7 @@ from experiments.training.loggers import MetricsCSV, make_wandb
 from experiments.training.loops import FitLoop
 from experiments.training.parse_errors import explain, explain_interpolation
 from experiments.training.trainer import Trainer, data_name, describe_data
+from experiments.training.weight_callbacks import refuse_unsound, with_own_ema
 from lightning_modules.base import TunedModule
 
 RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
@@ -152,6 +153,7 @@ class CrosslightCLI(LightningCLI):
         self.run_folder = _open_run_folder(config.run_dir, config.name, command, self.saved_config)
         CrosslightCLI.opened = self.run_folder
         config.trainer.default_root_dir = str(self.run_folder.path)
+        config.trainer.callbacks = with_own_ema(config.trainer.callbacks)
 
     def _plain_config(self, command: str) -> dict[str, Any]:
         text = self._subcommand_parsers[command].dump(self.config[command], skip_none=False, skip_validation=True)
@@ -177,10 +179,9 @@ class CrosslightCLI(LightningCLI):
         config = self.config[str(self.subcommand)]
         trainer_config = self._get(self.config_init, "trainer")
         self.cost = lightning_modules.callbacks.cost.CostMonitor()
-        callbacks: list[Callback] = [
-            *(trainer_config.get("callbacks") or []),
-            self.cost,
-        ]
+        given = trainer_config.get("callbacks") or []
+        callbacks: list[Callback] = [*(given if isinstance(given, list) else [given]), self.cost]
+        refuse_unsound(callbacks)
         point = None
         if self.subcommand in ("fit", "run"):
             options, agreement = config.checkpoint, preemption.Agreement() if preemption.listening() else None
@@ -210,11 +211,10 @@ class CrosslightCLI(LightningCLI):
         options = self.config[str(self.subcommand)].wandb
         if options.enabled:
             name = self.config[str(self.subcommand)].name
-            digest = self.run_folder.results.config_hash
             loggers.append(
                 make_wandb(
                     self.run_folder.path, project=options.project, name=name, group=options.group, tags=list(options.tags),
-                    run_id=f"{digest}-{self.run_folder.path.name}"[:60],
+                    run_id=self.run_folder.results.wandb_id,
                 )
             )  # fmt: skip
         if isinstance(given, Logger):
@@ -241,7 +241,7 @@ class CrosslightCLI(LightningCLI):
         )
         if folder.ours:
             self.datamodule.prepare_data()  # a download comes before the description of what was downloaded
-            folder.update(data={data_name(self.datamodule): describe_data(self.datamodule)})
+            folder.describe(data_name(self.datamodule), describe_data(self.datamodule))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.saved_config)

@@ -116,7 +116,7 @@ def wandb_logged_in() -> bool:
         return False
 
 
-def make_wandb(folder: Path, *, project: str, name: str, run_id: str, group: str | None, tags: list[str]) -> WandbLogger:
+def make_wandb(folder: Path, *, project: str, name: str, run_id: str | None, group: str | None, tags: list[str]) -> WandbLogger:
     """W&B in the run folder: online when logged in, else offline (`wandb sync <run>/wandb/offline-run-*` uploads it later).
 
     `WANDB_MODE` wins over both. The id is the run folder's, so that a resumed run continues the same W&B run.

@@ -1,4 +1,4 @@
-"""Lightning's training loops with one more moment: between two steps, and between two epochs, when nothing of the last is left to do.
+"""Lightning's training loops with one more moment: between two steps, and two epochs, when nothing of the last is left to do.
 
 Lightning saves inside of a step: before its metrics are written, and before the callbacks that learn from an epoch's metrics have
 seen them. What is saved there a resumed run never learns. Here the checkpoint to resume from is written when everything is done.
