@@ -173,9 +173,9 @@ class TunedModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, and what identifies the backbone it was trained on. A callback may have put other values there,
         as an average of the weights does."""
+        state = checkpoint["state_dict"] if "state_dict" in checkpoint else self.state_dict()
         kept = {f"network.{name}" for name in trainable_names(self.network)}
-        kept |= {name for name in checkpoint["state_dict"] if name.startswith("objective.")}
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k in kept or k.startswith("objective.")}
         checkpoint["crosslight_backbone"] = short_fingerprint(self.network)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
