@@ -19,6 +19,8 @@ from experiments.training.checkpoints import ResumePoint
 class EpochLoop(_TrainingEpochLoop):
     """Tells the resume point when a step and its validation are over."""
 
+    _skip_next_val: bool
+
     def __init__(self, trainer: pl.Trainer, min_steps: int | None, max_steps: int, point: ResumePoint) -> None:
         super().__init__(trainer, min_steps, max_steps)
         self._point = point
@@ -43,14 +45,14 @@ class FitLoop(_FitLoop):
 
     @property
     def restarting(self) -> bool:
-        return _Loop.restarting.fget(self)  # type: ignore[attr-defined,no-any-return]
+        return bool(_Loop.restarting.fget(self))
 
     @restarting.setter
     def restarting(self, restarting: bool) -> None:
         current = self.epoch_progress.current
         # Lightning would go on in the finished epoch where max_steps ends the training.
         unfinished = current.ready != current.processed or current.started != current.processed
-        _Loop.restarting.fset(self, restarting and unfinished)  # type: ignore[attr-defined]
+        _Loop.restarting.fset(self, restarting and unfinished)
 
     def on_advance_end(self) -> None:
         super().on_advance_end()
