@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
 import random
-import zipfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,17 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 
 from datamodules.errors import InputError
-from lightning_modules.checkpoints.adapter_export import load_adapter, read_adapter_config
+from datamodules.files.text import open_bytes
+from datamodules.formats.typed import read_typed
+from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, load_adapter, read_adapter_config
+from lightning_modules.checkpoints.fingerprint import Identity
+from lightning_modules.checkpoints.places import found_again, resolved
 from lightning_modules.checkpoints.run_folder import best_checkpoint, fit_of
 from lightning_modules.checkpoints.trust import importing_only
+from lightning_modules.checkpoints.weights import read_torch, require_finite, unreadable
 
 
 def build(
@@ -48,21 +52,37 @@ def build(
         raise InputError(f"the model's configuration cannot be built ({error}). Use the version that wrote it.") from error
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+_PARTS: dict[str, type] = {  # of a checkpoint: what resuming needs beside the weights, as Lightning writes it
+    "epoch": int,
+    "global_step": int,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
+
+
+def read_checkpoint(path: str | Path, resumes: bool = False) -> dict[str, Any]:
     """A checkpoint of a run, its tensors mapped from the file (read when used).
 
+    Args:
+        path: The file.
+        resumes: Whether it must also hold what training goes on from.
+
     Raises:
-        InputError: No such file, a truncated one, or something that Lightning did not write.
+        InputError: No such file, a truncated or damaged one, something that Lightning did not write, or weights that are not
+            finite.
     """
     file = Path(path)
     if not file.is_file():
         raise InputError(f"checkpoint {file} does not exist. Give a file, for example RUN/checkpoints/best.ckpt.")
+    with open_bytes(file, "a checkpoint of a run", archives=True):  # empty files, web pages and the like
+        pass
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        checkpoint = read_torch(file)
+    except Exception as error:  # of torch, of zip and of pickle: a damaged file can raise anything
         raise InputError(
-            f"checkpoint {file} ({file.stat().st_size:,} bytes) cannot be read: it is truncated or no checkpoint "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}). Give another, for example "
+            f"checkpoint {file} {unreadable(file, error)}: it is truncated, damaged or no checkpoint. Give another, for example "
             "RUN/checkpoints/best.ckpt."
         ) from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "crosslight_backbone"} <= checkpoint.keys():
@@ -70,24 +90,51 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {file} is not of a crosslight run. To start new training from plain weights, use "
             "--model.init_args.init_from."
         )
+    read_typed(dict[str, Tensor], checkpoint["state_dict"], f"checkpoint {file}: state_dict")
+    read_typed(Identity, checkpoint["crosslight_backbone"], f"checkpoint {file}: crosslight_backbone")
+    for name, kind in _PARTS.items() if resumes else ():
+        if name not in checkpoint:
+            raise InputError(f"checkpoint {file} has no {name}, so training cannot go on from it. Give the run's last.ckpt.")
+        read_typed(kind, checkpoint[name], f"checkpoint {file}: {name}")
+    require_finite(checkpoint["state_dict"], f"checkpoint {file}")
     return checkpoint
 
 
-def load_export_or_run(path: str | Path, trust: Collection[str] = ()) -> LightningModule:
-    folder = Path(path)
-    if (folder / "adapter_config.json").exists():
-        return _load_export(folder, trust)
+def load_export_or_run(path: str | Path, trust: Collection[str] = (), backbone: str | Path | None = None) -> LightningModule:
+    folder = Path(path).expanduser()
+    if (folder / CONFIG_FILE).exists():
+        return _load_export(folder, trust, backbone)
     if (folder / "config.yaml").exists():
-        return _load_run(folder, trust)
+        section, seed = run_section(folder, backbone)
+        return load_run(folder, section, seed, trust)
     raise InputError(
         f"{folder} is neither a run folder (config.yaml) nor an adapter export (adapter_config.json). Give one of these."
     )
 
 
-def _load_run(folder: Path, trust: Collection[str]) -> LightningModule:
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+def run_section(folder: Path, backbone: str | Path | None) -> tuple[dict[str, Any], int]:
+    """What a run says of its model: the `model:` section of its configuration, with paths as they are now, and its seed.
+
+    Raises:
+        InputError: config.yaml cannot be read, or what it names is gone.
+    """
+    file = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())}). Restore it.") from error
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise InputError(f"{folder / 'config.yaml'} has no section `model`: it is not the configuration of a run.")
+        raise InputError(f"{file} has no section `model`: it is not the configuration of a run.")
+    seed = read_typed(int | None, config.get("seed_everything"), f"{file}: seed_everything") or 0
+    return found_again(config["model"], folder, backbone), seed
+
+
+def load_run(folder: Path, section: dict[str, Any], seed: int, trust: Collection[str]) -> LightningModule:
+    """The trained model of a run folder, built from the section that `run_section` gives.
+
+    Raises:
+        InputError: See `lightning_modules.load`.
+    """
     fit = fit_of(folder)
     state = None
     if fit is None or fit.skipped is None:  # else nothing trained: the configuration is the model
@@ -95,19 +142,18 @@ def _load_run(folder: Path, trust: Collection[str]) -> LightningModule:
         if best is None:
             raise InputError(f"{folder} holds no best checkpoint (checkpoints/best.ckpt): the run never reached a validation.")
         state = read_checkpoint(best)
-    model = build(config["model"], config.get("seed_everything") or 0, str(folder / "config.yaml"), trust)
+    model = build(section, seed, str(folder / "config.yaml"), trust)
     if state is not None:
         model.on_load_checkpoint(state)
         model.load_state_dict(state["state_dict"], strict=False)
     return model.eval()
 
 
-def _load_export(folder: Path, trust: Collection[str]) -> LightningModule:
-    origin = read_adapter_config(folder).get("backbone_config")
+def _load_export(folder: Path, trust: Collection[str], backbone: str | Path | None) -> LightningModule:
+    source = str(folder / CONFIG_FILE)
+    origin = read_adapter_config(folder).backbone_config
     if origin is None:
-        raise InputError(
-            f"{folder / 'adapter_config.json'} does not say how its backbone is built. Use load_adapter(network, folder)."
-        )
-    model = build(origin["model"], origin["seed"], str(folder / "adapter_config.json"), trust)
-    load_adapter(model.network, folder, objective=model.objective, trust=trust)
+        raise InputError(f"{source} does not say how its backbone is built. Use load_adapter(network, folder).")
+    model = build(resolved(origin.model, folder, source, backbone), origin.seed, source, trust)
+    load_adapter(model.network, folder, objective=model.objective, trust=trust, backbone=backbone)
     return model.eval()

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-
-_LEFTOVER = re.compile(r"\..+\.(?:[0-9a-f]{8}(?:\.[^.]+)?|unfinished-[0-9a-f]{8})")  # the names that are given below
 
 
 @contextlib.contextmanager
@@ -64,14 +61,3 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes had begun to write in a folder and below. Only for who has the folder to himself: another
-    process may be about to finish its own."""
-    for path in sorted(folder.rglob(".*")):
-        if _LEFTOVER.fullmatch(path.name):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)

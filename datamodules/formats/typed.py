@@ -46,7 +46,8 @@ def read_typed(kind: Any, content: Any, where: str) -> Any:
     if not isinstance(kind, type) or is_dataclass(kind) or not isinstance(content, kind) or (kind is int and content is True):
         named = {dict: "a mapping", list: "a list", tuple: "a list"}
         name = "a mapping" if is_dataclass(kind) else named.get(origin, f"of type {getattr(kind, '__name__', kind)}")
-        raise InputError(f"{where} is {content!r}; it must be {name}")
+        shown = " ".join(repr(content).split())  # a tensor's has several lines
+        raise InputError(f"{where} is {shown:.200}; it must be {name}")
     return content
 
 

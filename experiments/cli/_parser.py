@@ -67,6 +67,15 @@ class Parser(argparse.ArgumentParser):
         return f" (Did you mean {close[0]}?)" if close else ""
 
 
+def add_backbone(parser: Parser) -> None:
+    """Of commands that load a model."""
+    parser.add_argument(
+        "--backbone", metavar="PATH",
+        help="where the weights lie that an export needs, or what a run names by a path and that has moved (the run it started "
+        "from, weights): the file or folder itself, or a folder that holds all of them by their names",
+    )  # fmt: skip
+
+
 def with_subcommands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     """A parser and those of its sub-commands."""
     yield parser

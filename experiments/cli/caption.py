@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import InputError
-from experiments.cli._parser import Parser, add_fields, given_fields, number_or
+from experiments.cli._parser import Parser, add_backbone, add_fields, given_fields, number_or
 from lightning_modules.networks.decoding import Decoding
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def add_options(parser: Parser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder (its best checkpoint) or an adapter export")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image")
+    add_backbone(parser)
     option = parser.add_argument
     option(
         "--out", type=Path, metavar="FILE.json",
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
     quiet()
     map_options = None if options.maps is None else MapOptions(options.maps, **shown)
-    model: Any = lightning_modules.load(options.run)
+    model: Any = lightning_modules.load(options.run, backbone=options.backbone)
     network = captioner_of(model, options.run, maps=map_options is not None)
     decoding = replace(model.decoding, **given_fields(options, Decoding))
     network.to(_device(options.device))

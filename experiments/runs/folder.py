@@ -21,7 +21,7 @@ from typing import IO, Any
 import yaml
 
 from datamodules.errors import InputError
-from datamodules.files.atomic import remove_leftovers, write_atomically
+from datamodules.files.atomic import write_atomically
 from datamodules.files.locks import is_held, take_lock
 from datamodules.files.ownership import refuse_strangers
 from experiments.runs.identity import config_hash, deciding, differing_keys
@@ -88,14 +88,11 @@ class RunFolder:
     @classmethod
     def _take_up(cls, folder: Path, lock: IO[Any], *, name: str, command: str, config: dict[str, Any], digest: str) -> RunFolder:
         """The run that is in the locked folder, or a new one where the folder is empty."""
-        for killed in folder.glob(".results.json.*"):  # in its first write
-            killed.unlink()
         if (folder / "results.json").exists():
             results = read_results(folder)
-            remove_leftovers(folder)
             nothing_lost = results.status == "failed" and not any((folder / n).exists() for n in ("checkpoints", "metrics.csv"))
-            if nothing_lost:  # it stopped while being built: the mistake may be corrected
-                results = replace(results, command=command, name=name, config_hash=digest, evaluations=(), data={})
+            if nothing_lost and results.config_hash != digest:  # it stopped while being built: the mistake may be corrected
+                results = replace(results, command=command, name=name, config_hash=digest, evaluations=())
             if results.config_hash != digest:
                 old = yaml.safe_load((folder / "config.yaml").read_text()) if (folder / "config.yaml").exists() else {}
                 names = differing_keys(deciding(config), deciding(old))
@@ -119,10 +116,9 @@ class RunFolder:
                 folder / "results.json", (entry for entry in folder.iterdir() if entry.name != ".lock"),
                 "Give a new or empty --run_dir, or the folder of an earlier run to resume it.",
             )  # fmt: skip
-            wandb_id = f"{digest}-{folder.name}"[:60]
-            run = cls(folder, Results("running", command, name, digest, now(), wandb_id=wandb_id), lock, resumed=False)
-        run.save()  # first: it says whose the folder is, should the process be killed before the next line
+            run = cls(folder, Results("running", command, name, digest, now()), lock, resumed=False)
         write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, width=120))
+        run.save()
         return run
 
     @classmethod
@@ -151,23 +147,10 @@ class RunFolder:
         self.results = replace(self.results, **entries)
         self.save()
 
-    def describe(self, name: str, data: DataDescription) -> None:
-        """What the run is made on.
-
-        Raises:
-            InputError: An earlier attempt began on other data.
-        """
-        before = self.results.data.get(name)
-        if before is not None and before.fingerprint != data.fingerprint:
-            raise InputError(
-                f"{self.path} holds a run that began on other data: the content of {name} has changed since (fingerprint "
-                f"{before.fingerprint} then, {data.fingerprint} now). Put the data back, or give another --run_dir."
-            )
-        self.update(data={**self.results.data, name: data})
-
     def add(self, evaluation: Evaluation, data: DataDescription) -> None:
         """A test that is done, and what it was on."""
-        self.update(evaluations=(*self.results.evaluations, evaluation), data={**self.results.data, evaluation.data: data})
+        evaluations = (*self.results.evaluations, evaluation)
+        self.update(evaluations=evaluations, data={**self.results.data, evaluation.data: data})
 
     def finish(self, status: ResultsStatus, error: str | None = None) -> None:
         """Write how the run ended and let go of the folder, also when that cannot be written."""

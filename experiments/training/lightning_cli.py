@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf.errors import OmegaConfBaseException
@@ -33,12 +33,10 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.provenance import provenance
 from experiments.runs.results import RunScale
 from experiments.training import preemption
-from experiments.training.checkpoints import Best, Checkpoints, ResumePoint, WholeCheckpoints
+from experiments.training.checkpoints import Checkpoints, Last, RememberConfig
 from experiments.training.loggers import MetricsCSV, make_wandb
-from experiments.training.loops import FitLoop
 from experiments.training.parse_errors import explain, explain_interpolation
 from experiments.training.trainer import Trainer, data_name, describe_data
-from experiments.training.weight_callbacks import refuse_unsound, with_own_ema
 from lightning_modules.base import TunedModule
 
 RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
@@ -153,7 +151,6 @@ class CrosslightCLI(LightningCLI):
         self.run_folder = _open_run_folder(config.run_dir, config.name, command, self.saved_config)
         CrosslightCLI.opened = self.run_folder
         config.trainer.default_root_dir = str(self.run_folder.path)
-        config.trainer.callbacks = with_own_ema(config.trainer.callbacks)
 
     def _plain_config(self, command: str) -> dict[str, Any]:
         text = self._subcommand_parsers[command].dump(self.config[command], skip_none=False, skip_validation=True)
@@ -179,15 +176,13 @@ class CrosslightCLI(LightningCLI):
         config = self.config[str(self.subcommand)]
         trainer_config = self._get(self.config_init, "trainer")
         self.cost = lightning_modules.callbacks.cost.CostMonitor()
-        given = trainer_config.get("callbacks") or []
-        callbacks: list[Callback] = [*(given if isinstance(given, list) else [given]), self.cost]
-        refuse_unsound(callbacks)
-        point = None
+        callbacks: list[Callback] = [
+            *(trainer_config.get("callbacks") or []),
+            self.cost,
+            RememberConfig(self.saved_config),
+        ]
         if self.subcommand in ("fit", "run"):
-            options, agreement = config.checkpoint, preemption.Agreement() if preemption.listening() else None
-            point = ResumePoint(self.run_folder.path, self.saved_config, options.every_n_steps, agreement)
-            # Before all others: it says where their files are now, and what was logged before they log.
-            callbacks = [point, *callbacks, Best(self.run_folder.checkpoints, options.monitor, options.mode)]
+            callbacks += self._checkpoint_callbacks(config.checkpoint)
             if trainer_config.get("logger") is not False:
                 callbacks.append(LearningRateMonitor("step"))
         if trainer_config.get("enable_progress_bar") is not False and not any(
@@ -197,12 +192,22 @@ class CrosslightCLI(LightningCLI):
         trainer = super().instantiate_trainer(callbacks=callbacks, logger=self._loggers(trainer_config.get("logger")), **kwargs)
         assert isinstance(trainer, Trainer)
         trainer.run_folder = self.run_folder
-        trainer.strategy.checkpoint_io = WholeCheckpoints()
-        if point is not None:
-            trainer.fit_loop = FitLoop(trainer, point)
         if preemption.listening():  # Lightning's handlers would save and broadcast from wherever each rank is
             trainer._signal_connector.register_signal_handlers = lambda: None
         return trainer
+
+    def _checkpoint_callbacks(self, options: Checkpoints) -> list[Callback]:
+        folder = self.run_folder.checkpoints
+        best = ModelCheckpoint(
+            dirpath=folder, filename="best", monitor=options.monitor, mode=options.mode, save_top_k=1,
+            auto_insert_metric_name=False, enable_version_counter=False,
+        )  # fmt: skip
+        last = Last(
+            dirpath=folder, filename="last", every_n_train_steps=options.every_n_steps, enable_version_counter=False,
+            save_on_train_epoch_end=None if options.every_n_steps else False,
+        )  # fmt: skip
+        last.agreement = preemption.Agreement() if preemption.listening() else None
+        return [best, last]
 
     def _loggers(self, given: Any) -> list[Logger] | bool:
         if given is False:
@@ -211,10 +216,11 @@ class CrosslightCLI(LightningCLI):
         options = self.config[str(self.subcommand)].wandb
         if options.enabled:
             name = self.config[str(self.subcommand)].name
+            digest = self.run_folder.results.config_hash
             loggers.append(
                 make_wandb(
                     self.run_folder.path, project=options.project, name=name, group=options.group, tags=list(options.tags),
-                    run_id=self.run_folder.results.wandb_id,
+                    run_id=f"{digest}-{self.run_folder.path.name}"[:60],
                 )
             )  # fmt: skip
         if isinstance(given, Logger):
@@ -241,7 +247,7 @@ class CrosslightCLI(LightningCLI):
         )
         if folder.ours:
             self.datamodule.prepare_data()  # a download comes before the description of what was downloaded
-            folder.describe(data_name(self.datamodule), describe_data(self.datamodule))
+            folder.update(data={data_name(self.datamodule): describe_data(self.datamodule)})
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.saved_config)

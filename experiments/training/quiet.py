@@ -11,7 +11,7 @@ _ADVERTS = (
     "litlogger", "litmodels", "💡", "Tip:", "LitServe", "lightning.ai", "`Trainer.fit` stopped:", "Restoring states",
     "Restored all states", "Loaded model weights", "GPU available", "TPU available", "HPU available", "Seed set to",
     "Automatic Mixed Precision", "to estimate number of stepping", "Initializing distributed", "distributed_backend",
-    "All distributed processes", "--------------", "Starting with ", "was configured so validation will run",
+    "All distributed processes", "--------------", "Starting with ",
 )  # fmt: skip
 _LIGHTNING_LOGS = (
     "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric", "lightning.fabric.utilities.seed",
@@ -39,5 +39,6 @@ def quiet() -> None:
         ".*Found .* module\\(s\\) in eval mode at the start of training.*",  # frozen parts are meant to be
         ".*was configured so that.*lr_scheduler.step.*",
         ".*when using `ckpt_path`, callbacks used to create the checkpoint need to be provided.*",  # evaluation keeps none
+        ".*The dirpath has changed from.*`best_model_score`.*",
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_file
@@ -14,7 +15,6 @@ from datamodules.formats.typed import read_typed
 from experiments.runs.folder import RunFolder
 from experiments.runs.results import DataDescription, Evaluation, read_results
 from experiments.training import preemption
-from experiments.training.checkpoints import Best
 from lightning_modules.checkpoints.run_folder import Fit
 from lightning_modules.loading import read_checkpoint
 
@@ -67,28 +67,23 @@ class Trainer(pl.Trainer):
         last = self.run_folder.last_checkpoint
         if last is not None:
             ckpt_path = str(last)
-        self._require_sound(ckpt_path)
+        self._require_sound(ckpt_path, resumes=True)
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        best = self._best
-        score = None if best is None else best.best_model_score
+        best = self.checkpoint_callback
+        score = best.best_model_score if isinstance(best, ModelCheckpoint) else None
         self.run_folder.update(
             fit=Fit(
                 steps=self.global_step,
                 epochs=self.current_epoch,
-                monitor=None if best is None else best.monitor,
+                monitor=best.monitor if isinstance(best, ModelCheckpoint) else None,
                 best_value=None if score is None else float(score),
-                best_checkpoint=None if best is None else self._relative(best.best_model_path),
+                best_checkpoint=self._relative(best.best_model_path) if isinstance(best, ModelCheckpoint) else None,
             )
         )
 
-    @property
-    def _best(self) -> Best | None:
-        """What keeps the best checkpoint: Lightning's `checkpoint_callback` is the first one, which may be the user's own."""
-        return next((callback for callback in self.callbacks if isinstance(callback, Best)), None)
-
     def best_checkpoint(self) -> Path:
-        best = self._best
-        if best is None or not best.best_model_path:
+        best = self.checkpoint_callback
+        if not isinstance(best, ModelCheckpoint) or not best.best_model_path:
             raise InputError(
                 "no best checkpoint to test: validation never ran. Let --trainer.max_epochs or max_steps reach one validation."
             )
@@ -151,9 +146,9 @@ class Trainer(pl.Trainer):
                 np.savez_compressed(part, **per_query)
         notes: dict[str, Any] = {**getattr(model, "evaluation_notes", dict)(), **self._cut_captions(name, datamodule, stage)}
         protocol = getattr(model, "protocol", None)
-        for logger in self.loggers:  # before the results say that it is done: a run killed in between logs it again
-            logger.log_metrics({f"final/{name}/{split}/{key}": value for key, value in metrics.items()}, step=self.global_step)
         self.run_folder.add(Evaluation(name, split, stage, metrics, protocol, per_query_file, notes), describe_data(datamodule))
+        for logger in self.loggers:
+            logger.log_metrics({f"final/{name}/{split}/{key}": value for key, value in metrics.items()}, step=self.global_step)
 
     def _cut_captions(self, name: str, datamodule: Any, stage: str) -> dict[str, Any]:
         """A note of captions of which the network read the beginning alone; of the data of training, for all splits."""
@@ -170,7 +165,7 @@ class Trainer(pl.Trainer):
             return set()
         return {evaluation.data for evaluation in read_results(self.run_folder.path).evaluations}
 
-    def _require_sound(self, ckpt_path: str | None) -> None:
+    def _require_sound(self, ckpt_path: str | None, resumes: bool = False) -> None:
         """Refuse what cannot work, before Lightning starts processes or meets it with a traceback.
 
         Raises:
@@ -195,7 +190,7 @@ class Trainer(pl.Trainer):
                 "global, nothing is padded). Leave it false."
             )
         if ckpt_path is not None and self.is_global_zero:
-            read_checkpoint(ckpt_path)
+            read_checkpoint(ckpt_path, resumes)
 
     def _relative(self, path: str) -> str | None:
         return str(Path(path).relative_to(self.run_folder.path)) if path else None

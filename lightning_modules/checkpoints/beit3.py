@@ -17,13 +17,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
 from datamodules.files.atomic import whole_file
 from datamodules.files.releases import checkpoint_file
-from lightning_modules.checkpoints.weights import read_weights
+from lightning_modules.checkpoints.weights import misfits, read_weights, write_weights
 from lightning_modules.networks.beit3 import UNUSED_POSITIONS, BEiT3Retrieval
 
 log = logging.getLogger("crosslight")
@@ -160,8 +159,7 @@ def load_official(network: BEiT3Retrieval, source: str | Path) -> Account:
             tensor = state[each]
             if name == POSITIONS and tensor.shape != part.shape and tensor.shape[1:] == part.shape[1:]:
                 tensor, interpolated = _resized(tensor, part, path)
-            if tensor.shape != part.shape:
-                wrong.append(f"{each} {list(tensor.shape)}, here {list(part.shape)}")
+            wrong += misfits({each: tensor}, {each: part})
             copies.append((part, tensor))
     heads = {name for name, _ in network.head_parameters()}
     lost = [each for name, absent in missing if name not in heads and ".multiway." not in name for each in absent]
@@ -230,9 +228,9 @@ def write_official(network: nn.Module, path: str | Path) -> Path:
     # Nothing is cloned on the CPU: the three parts of a packed qkv are contiguous rows of one storage, which is written once.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in to_official(network.state_dict()).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        write_weights(state, path)
+        return path
     with whole_file(path) as part:
-        if path.suffix == ".safetensors":
-            save_file(state, part, metadata={"format": "pt"})
-        else:
-            torch.save({"model": state}, part)
+        torch.save({"model": state}, part)
     return path

@@ -15,7 +15,7 @@ from datamodules.errors import InputError, some
 from datamodules.files.atomic import whole_file
 from lightning_modules.adapters.clipcap import ClipCap, Prefix
 from lightning_modules.checkpoints.language_model import load_language_weights
-from lightning_modules.checkpoints.weights import read_weights
+from lightning_modules.checkpoints.weights import misfits, read_weights
 from lightning_modules.networks.captioner import Captioner
 
 MAPPER, LANGUAGE = "clip_project.", "gpt."
@@ -72,9 +72,7 @@ def load_state(network: Captioner, state: dict[str, Tensor], source: str) -> Non
     if strange := sorted(name for name in state if not name.startswith((MAPPER, LANGUAGE))):
         raise InputError(f"{source} holds more than a ClipCap model ({some(strange)}); give its state dict")
     mapper, wanted = _part(state, MAPPER), _part(own, MAPPER)
-    wrong = sorted(mapper.keys() ^ wanted.keys())
-    shapes = {name: (list(mapper[name].shape), list(tensor.shape)) for name, tensor in wanted.items() if name in mapper}
-    wrong += [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in shapes.items() if theirs != ours]
+    wrong = sorted(mapper.keys() ^ wanted.keys()) + misfits(mapper, wanted)
     if wrong:
         options = describe_official(state, source).describe()["init_args"]
         fits = ", ".join(f"{key}={options[key]}" for key in ("mapping", "prefix_length", "clip_length", "layers", "mlp_ratio"))

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.checkpoints.trainable import trainable_names
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a backbone is known by: a hash of names and shapes, and one of the samples."""
+
+    architecture: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class TensorPrint:
+    """A tensor's shape, and a hash of samples."""
+
+    shape: list[int]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Fingerprint(Identity):
+    """`backbone_fingerprint`, as a file holds it."""
+
+    tensors: dict[str, TensorPrint]
+
 
 _SAMPLES = 1024  # values of a tensor that enter its digest: training moves all of them, so any sample shows it
 
@@ -22,8 +48,15 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.sha256(sample.numpy().tobytes()).hexdigest()[:16]
 
 
-def backbone_fingerprint(network: nn.Module, trained: set[str] | None = None) -> dict[str, Any]:
+def backbone_fingerprint(
+    network: nn.Module, trained: set[str] | None = None, replaced: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
     """What an adapter was trained on: every tensor of the network but the trained ones, with shape and content digest.
+
+    Args:
+        network: The network.
+        trained: Names of what is left out; None = what trains now.
+        replaced: Tensors that count in place of the network's.
 
     Returns:
         `architecture` (hash of names and shapes), `weights` (hash of the digests), `tensors` {name: {shape, digest}}, so that a
@@ -32,7 +65,7 @@ def backbone_fingerprint(network: nn.Module, trained: set[str] | None = None) ->
     skip = trainable_names(network) if trained is None else trained
     tensors = {
         name: {"shape": list(tensor.shape), "digest": _digest(tensor)}
-        for name, tensor in sorted(network.state_dict().items())
+        for name, tensor in sorted((network.state_dict() | dict(replaced or {})).items())
         if name not in skip
     }
     shapes = json.dumps([[name, entry["shape"]] for name, entry in tensors.items()])

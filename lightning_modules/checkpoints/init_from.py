@@ -16,7 +16,7 @@ from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, WEIGHTS_FI
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.checkpoints.run_folder import best_checkpoint
 from lightning_modules.checkpoints.trainable import load_objective, split_objective
-from lightning_modules.checkpoints.weights import read_weights
+from lightning_modules.checkpoints.weights import misfits, read_weights
 
 log = logging.getLogger("crosslight")
 
@@ -49,8 +49,7 @@ def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path, 
             f"init_from {file}: {len(unexpected)} of its tensors do not belong to this network ({some(unexpected)}). Use the "
             "network, and the adapter if it has one, that the file was made with."
         )
-    wrong = [f"{k} {list(v.shape)}, here {list(own[k].shape)}" for k, v in state.items() if v.shape != own[k].shape]
-    if wrong:
+    if wrong := misfits(state, own):
         raise InputError(f"init_from {file}: other shapes than this network: {some(wrong)}. Use the sizes it was made with.")
     heads = set(head_names(network))
     # what the network never reads does not train, so not even a run that tuned everything kept it

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
+from lightning_modules.checkpoints.weights import misfits
 
 _OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
@@ -24,8 +25,7 @@ def load_language_weights(model: nn.Module, state: dict[str, Tensor], source: st
             state = {**state, name: state[group[0]]}
     extra = sorted(name for name in state.keys() - own.keys() if not name.endswith(_OLD_BUFFERS))
     missing = sorted(own.keys() - state.keys())
-    shapes = {name: (list(state[name].shape), list(tensor.shape)) for name, tensor in own.items() if name in state}
-    wrong = [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in shapes.items() if theirs != ours]
+    wrong = misfits(state, own)
     if missing or extra or wrong:
         raise InputError(
             f"{source} does not fit {type(model).__name__} (missing: {some(missing) or 'none'}; left over: "

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
+from lightning_modules.checkpoints.weights import misfits
 
 
 def trainable_names(network: nn.Module) -> set[str]:
@@ -44,7 +45,7 @@ def load_objective(objective: nn.Module | None, state: Mapping[str, Tensor], sou
         InputError: The state is of another objective. Nothing is changed then.
     """
     own = {} if objective is None else objective.state_dict()
-    differing = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
+    differing = sorted(own.keys() ^ state.keys()) or misfits(state, own)
     if differing:
         raise InputError(
             f"{source} was made with another objective: they differ in {some(differing)}. Use the objective it was made with."
@@ -78,9 +79,7 @@ def load_exactly(network: nn.Module, state: Mapping[str, Tensor], wanted: set[st
             f"{source} does not hold what this network trains ({'; '.join(parts)}); use the adapter options, tuning mode and "
             "train_heads it was saved with"
         )
-    own = network.state_dict()
-    wrong = [f"{k} {list(v.shape)} instead of {list(own[k].shape)}" for k, v in state.items() if v.shape != own[k].shape]
-    if wrong:
+    if wrong := misfits(state, network.state_dict()):
         raise InputError(f"{source} has other shapes than this network: {some(wrong)}; use the widths it was saved with")
     result = network.load_state_dict(dict(state), strict=False)
     if skipped := wanted & set(result.missing_keys):

@@ -17,7 +17,7 @@ from torch import Tensor
 from datamodules.errors import InputError, some
 from datamodules.files.atomic import whole_file
 from datamodules.files.releases import UNITER_CHECKPOINTS, uniter_checkpoint_file
-from lightning_modules.checkpoints.weights import read_weights
+from lightning_modules.checkpoints.weights import misfits, read_weights
 from lightning_modules.networks.quiet_loading import quiet_loading
 from lightning_modules.networks.uniter import EPS, UniterRetrieval
 
@@ -129,10 +129,8 @@ def load_bert(network: UniterRetrieval, source: str) -> None:
         if lost := [each for each in names if each not in state]:
             missing += lost
             continue
-        tensor = torch.cat([state[each] for each in names])
-        if tensor.shape != target.shape:
-            wrong.append(f"{ours} {list(tensor.shape)}, here {list(target.shape)}")
-        taken[ours] = tensor
+        wrong += _misfits(state, names, target)
+        taken[ours] = names
     more = {key for key in state if key.startswith("uniter.encoder.layer.")} - {o for n in taken for o in official_names(n)}
     if wrong or missing or more:
         raise InputError(
@@ -147,8 +145,18 @@ def load_bert(network: UniterRetrieval, source: str) -> None:
         )
     if config.layer_norm_eps != EPS:
         log.info("%s has LayerNorm epsilon %g, UNITER %g", source, config.layer_norm_eps, EPS)
-    network.load_state_dict(taken, strict=False)
+    network.load_state_dict({ours: _joined(state, names) for ours, names in taken.items()}, strict=False)
     log.info("%s: %d tensors taken; regions and heads start from random weights", source, len(taken))
+
+
+def _misfits(state: Mapping[str, Tensor], names: tuple[str, ...], target: Tensor) -> list[str]:
+    """As `misfits`, of a tensor of ours that a file has in parts."""
+    parts = target.chunk(len(names)) if len(names) > 1 else (target,)
+    return misfits(state, dict(zip(names, parts, strict=True)))
+
+
+def _joined(state: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
+    return state[names[0]] if len(names) == 1 else torch.cat([state[name] for name in names])
 
 
 def load_official(network: UniterRetrieval, source: str | Path) -> frozenset[str]:
@@ -166,7 +174,7 @@ def load_official(network: UniterRetrieval, source: str | Path) -> frozenset[str
     path = uniter_checkpoint_file(source)
     state = {_modern(name): tensor for name, tensor in read_weights(path).items()}
     own = network.state_dict()
-    taken: dict[str, Tensor] = {}
+    taken: dict[str, tuple[str, ...]] = {}
     missing, wrong = [], []
     used: set[str] = set()
     for name, target in own.items():
@@ -176,10 +184,8 @@ def load_official(network: UniterRetrieval, source: str | Path) -> frozenset[str
         if absent:
             missing += [(name, each) for each in absent]
             continue
-        tensor = state[names[0]] if len(names) == 1 else torch.cat([state[each] for each in names])
-        if tensor.shape != target.shape:
-            wrong.append(f"{', '.join(names)} {list(tensor.shape)}, here {list(target.shape)}")
-        taken[name] = tensor
+        wrong += _misfits(state, names, target)
+        taken[name] = names
     lost = [each for name, each in missing if not name.startswith(("rank.", "itm."))]
     if lost:
         raise InputError(
@@ -191,7 +197,8 @@ def load_official(network: UniterRetrieval, source: str | Path) -> frozenset[str
             f"{path} has other shapes than this UNITER: {some(wrong)}; set width, num_heads, ffn_width, vocab_size and "
             "feature_width of the network to the file's"
         )
-    network.load_state_dict(taken, strict=False)
+    joined = {name: _joined(state, names) for name, names in taken.items()}
+    network.load_state_dict(joined, strict=False)
     if "rank.weight" not in taken and "itm.weight" in taken:
         network.rank_from_itm()
     network.loaded_heads = frozenset(name for name, _ in network.head_parameters() if name in taken or "itm.weight" in taken)

@@ -1,6 +1,8 @@
 """Plain weight files: read them safely, and put them into a module strictly with an error one can act on.
 
-Files are safetensors, or torch files opened with `weights_only=True` (nothing is unpickled that could run code).
+Files are safetensors, or torch files opened with `weights_only=True` (nothing is unpickled that could run code). Damage is found
+when they are read: torch files carry a CRC-32 of each record, our safetensors a SHA-256 of all tensors (`write_weights`). Values
+that are not finite are no weights.
 
 `FILE#PREFIX` is one part of a file: the tensors whose names begin with PREFIX, without it. So a captioner takes its vision tower
 from a dual encoder's run, RUN/checkpoints/best.ckpt#network.image.model., and its language model from another,
@@ -10,17 +12,22 @@ RUN/checkpoints/best.ckpt#network.language.model.
 from __future__ import annotations
 
 import argparse
-import pickle
+import hashlib
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
+from datamodules.files.atomic import whole_file
+from datamodules.files.text import open_bytes
+
+_CHECKSUM = "sha256 of names, types, shapes and values"  # in our safetensors' metadata, alone: several keys have no fixed order
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -31,7 +38,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     not read: copy the tensors into a module before the file may change. `FILE#PREFIX` is a part of a file, see above.
 
     Raises:
-        InputError: No such file, a truncated or foreign file, or a file without tensors (of this prefix).
+        InputError: No such file, a truncated, damaged or foreign file, a file without tensors (of this prefix), or values that
+            are not finite.
     """
     path = Path(path).expanduser()
     name, mark, prefix = str(path).rpartition("#")
@@ -51,15 +59,18 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     """As `read_weights`, of a whole file."""
     if not path.is_file():
         raise InputError(f"weights file {path} does not exist; check the path (it is relative to {Path.cwd()})")
+    with open_bytes(path, "weights, as safetensors or a torch file", archives=True):  # empty files, web pages and the like
+        pass
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain attributes; building one runs no code
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError) as error:
+            loaded: Any = _read_safetensors(path)
+        else:
+            with torch.serialization.safe_globals([argparse.Namespace]):  # plain attributes; building one runs no code
+                loaded = read_torch(path)
+    except Exception as error:  # of two libraries and of pickle: a damaged file can raise anything
         raise InputError(
-            f"weights file {path} ({path.stat().st_size:,} bytes) cannot be read: {str(error).splitlines()[0]}; it may be "
-            "truncated (download it again) or hold more than plain tensors (convert it to safetensors)"
+            f"weights file {path} {unreadable(path, error)}; it may be truncated or damaged (fetch or copy it again) or hold "
+            "more than plain tensors (convert it to safetensors)"
         ) from error
     for key in ("model", "module", "state_dict"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
@@ -67,7 +78,105 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise InputError(f"weights file {path} holds no plain dictionary of tensors; save a state dict as safetensors")
-    return dict(loaded)
+    state = {str(key): tensor for key, tensor in loaded.items()}
+    require_finite(state, f"weights file {path}")
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        noted = (file.metadata() or {}).get(_CHECKSUM)
+    state = load_file(path)
+    if noted is not None and noted != _checksum(state):
+        raise ValueError("its checksum does not fit its content")
+    return state
+
+
+def read_torch(path: Path) -> Any:
+    """A torch file's content, nothing in it executed, its tensors mapped from the file (read when used).
+
+    Raises:
+        Exception: Whatever torch, zip and pickle say of a damaged or foreign file; ValueError for a CRC-32 that does not fit.
+    """
+    zipped = zipfile.is_zipfile(path)  # else of before torch 1.6: without checksums, and not to be mapped
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            for record in archive.infolist():
+                if record.CRC == 0:  # torch was told to write none
+                    continue
+                with archive.open(record) as stored:  # raises where the CRC-32 of what was read differs
+                    while stored.read(1 << 20):
+                        pass
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Size and reason, for an error message: "(12 bytes) cannot be read: ..."."""
+    reason = f"it is no file of plain tensors ({type(error).__name__})"
+    if isinstance(error, (SafetensorError, OSError, ValueError, RuntimeError, zipfile.BadZipFile)) and str(error).strip():
+        reason = str(error).strip().splitlines()[0].rstrip(".")  # torch's other errors advise to read it without weights_only
+    return f"({path.stat().st_size:,} bytes) cannot be read: {reason}"
+
+
+def require_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse NaN and infinity: no training comes back from them, and no score means anything.
+
+    Raises:
+        InputError: Names the tensors.
+    """
+    wrong = [name for name, tensor in state.items() if not _is_finite(tensor)]
+    if wrong:
+        raise InputError(
+            f"{source}: {len(wrong)} of {len(state)} tensors have values that are NaN or infinite ({some(wrong)}); it is of a "
+            "training that diverged, or damaged: give another"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
+        return True
+    wide = tensor if tensor.is_complex() else tensor.to(torch.float32) if tensor.element_size() < 2 else tensor
+    total = wide.sum(dtype=torch.complex64 if tensor.is_complex() else torch.float32)  # twenty times as fast, and passes both on
+    return bool(total.isfinite()) or bool(wide.isfinite().all())
+
+
+def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file that takes its name when it is complete, with a checksum that `read_weights` compares. What is tied is
+    written once for each of its names."""
+    tensors: dict[str, Tensor] = {}
+    places = set()
+    for name, tensor in state.items():
+        stored = tensor.detach().cpu().contiguous()
+        tensors[name] = stored.clone() if stored.data_ptr() in places else stored
+        places.add(stored.data_ptr())
+    with whole_file(path) as part:
+        save_file(tensors, part, metadata={_CHECKSUM: _checksum(tensors)})
+
+
+def _checksum(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """What of both has another shape in a file than here, or another kind of number: torch would cast whole numbers into weights
+    without a word. In words, for an error message."""
+    wrong = []
+    for name, target in own.items():
+        if (tensor := state.get(name)) is None:
+            continue
+        if tensor.shape != target.shape:
+            wrong.append(f"{name} {list(tensor.shape)} instead of {list(target.shape)}")
+        elif _kind(tensor) != _kind(target):
+            wrong.append(f"{name} {_kind(tensor)} ({tensor.dtype}) instead of {_kind(target)}")
+    return wrong
+
+
+def _kind(tensor: Tensor) -> str:
+    return "complex numbers" if tensor.is_complex() else "fractions" if tensor.is_floating_point() else "whole numbers"
 
 
 def load_weights(module: nn.Module, path: str | Path, *, drop: Callable[[str], bool] | None = None, what: str) -> None:
@@ -80,7 +189,7 @@ def load_weights(module: nn.Module, path: str | Path, *, drop: Callable[[str], b
         what: The module in words, for messages.
 
     Raises:
-        InputError: The file cannot be read, keys are missing or left over, or a shape differs.
+        InputError: The file cannot be read, keys are missing or left over, or a shape or kind of number differs.
     """
     state = {key: value for key, value in read_weights(path).items() if drop is None or not drop(key)}
     wanted = module.state_dict()
@@ -92,8 +201,7 @@ def load_weights(module: nn.Module, path: str | Path, *, drop: Callable[[str], b
             f"weights file {path} does not fit {what} ({'; '.join(parts)}); choose the architecture (name, config or "
             "options) the file was made with, or another file"
         )
-    wrong = [f"{k} {list(state[k].shape)} instead of {list(v.shape)}" for k, v in wanted.items() if state[k].shape != v.shape]
-    if wrong:
+    if wrong := misfits(state, wanted):
         raise InputError(
             f"weights file {path} has other shapes than {what}: {some(wrong)}; choose the architecture (width, patch size, "
             "image size ...) the file was made with"

@@ -27,9 +27,9 @@ from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes, roi_align
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from lightning_modules.checkpoints.fill import fill
-from lightning_modules.checkpoints.weights import read_weights
+from lightning_modules.checkpoints.weights import misfits, read_weights
 from lightning_modules.networks.towers.base import ImageTower
 from lightning_modules.networks.towers.hugging_face import HFImageTower
 from lightning_modules.networks.towers.timm import TimmImageTower
@@ -466,6 +466,8 @@ def load_detector(model: nn.Module, state: dict[str, Tensor], what: str, source:
     """Loads a state dict strictly, but for the counters that frozen batch norms do not have and that inference does not use."""
     wanted = model.state_dict()
     counters = {key: value for key, value in wanted.items() if key.endswith("num_batches_tracked") and key not in state}
+    if wrong := misfits(state, wanted):
+        raise InputError(f"weights {source} do not fit {what}: {some(wrong)}")
     try:
         model.load_state_dict(counters | state, strict=True)
     except RuntimeError as error:

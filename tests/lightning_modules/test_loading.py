@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from pathlib import Path
@@ -126,12 +127,18 @@ def test_a_class_of_somebody_else_needs_trust_however_it_is_written(tmp_path: Pa
     assert type(model.objective).__name__ == "Own"
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
-def test_damaged_checkpoints(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(("content", "words"), [
+    (b"", "is empty"), (b"not a checkpoint", "cannot be read"), (b"PK\x03\x04 half a zip", "cannot be read"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS"),
+    (pickle.dumps({"state_dict": 1}), "cannot be read: it is no file of plain tensors"),
+    (pickle.dumps(Path("x")), "cannot be read"),
+])  # fmt: skip
+def test_damaged_checkpoints(tmp_path: Path, content: bytes, words: str) -> None:
     file = tmp_path / "best.ckpt"
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"best.ckpt \([\d,]+ bytes\) cannot be read"):
+    with pytest.raises(InputError, match=rf"best.ckpt.* {words}") as error:
         read_checkpoint(file)
+    assert "\n" not in str(error.value)
 
 
 def test_a_truncated_checkpoint_and_a_foreign_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from datamodules.files.atomic import put_in_place, remove_leftovers, whole_file, whole_folder, write_atomically
+from datamodules.files.atomic import put_in_place, whole_file, whole_folder, write_atomically
 
 
 def full(*arguments: object) -> NoReturn:
@@ -92,19 +92,3 @@ def test_a_folder_appears_whole_also_onto_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not empty"), whole_folder(tmp_path / "made"):
         pass
     assert sorted(os.listdir(tmp_path)) == ["made", "new"]
-
-
-def test_what_killed_processes_left_goes_and_nothing_else(tmp_path: Path) -> None:
-    kept = [".lock", ".name.txt", ".a.b.12345678.c.json", "a.0123abcd.json", ".hidden/.lock"]
-    for name in kept:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    for target, folder in ((tmp_path / "sub" / "file.npz", False), (tmp_path / "file", False), (tmp_path / "made", True)):
-        target.parent.mkdir(exist_ok=True)
-        begun = (whole_folder if folder else whole_file)(target)
-        part = begun.__enter__()  # and never left, as by a kill
-        if folder:
-            (part / "file").touch()
-    remove_leftovers(tmp_path)
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
-    assert not list(tmp_path.glob(".made*"))

@@ -39,7 +39,9 @@ def outputs(network: Any, tiny: Any) -> torch.Tensor:
 @pytest.mark.parametrize("injected", [False, True])
 def test_an_export_loads_onto_its_backbone_and_computes_the_same(tiny, tmp_path, options, injected):
     network, adapter = trained(tiny, **options)
-    folder = export_adapter(network, adapter, tmp_path / "export", backbone={"image": "tiny"}, notes="Recall@1: 12.3")
+    folder = export_adapter(
+        network, adapter, tmp_path / "export", backbone={"model": {"image": "tiny"}, "seed": 0}, notes="Recall@1: 12.3"
+    )
     assert {path.name for path in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
     state = load_file(folder / "adapter_model.safetensors")
     assert state.keys() == trainable_state_dict(network).keys()
@@ -140,12 +142,24 @@ def cut(folder: Any) -> None:
 @pytest.mark.parametrize(("damage", "words"), [
     (lambda f: (f / "adapter_config.json").unlink(), ["no adapter export", "adapter_config.json"]),
     (lambda f: (f / "adapter_config.json").write_text("{"), ["not valid JSON"]),
-    (lambda f: edit(f, lambda c: c.pop("backbone")), ["lacks backbone"]),
+    (lambda f: (f / "adapter_config.json").write_text("[]"), ["not written by crosslight"]),
+    (lambda f: edit(f, lambda c: c.update(library="peft")), ["not written by crosslight"]),
+    (lambda f: edit(f, lambda c: c.pop("backbone")), ["'backbone' is missing"]),
     (lambda f: edit(f, lambda c: c.update(format=9)), ["format 9"]),
+    (lambda f: edit(f, lambda c: c.update(tensors=[])), ["tensors is []; it must be a mapping"]),
+    (lambda f: edit(f, lambda c: c["backbone"]["tensors"].update(x={"shape": "3"})), ["backbone", "x"]),
+    (lambda f: edit(f, lambda c: c.update(trained="logit_scale")), ["trained is 'logit_scale'; it must be a list"]),
+    (lambda f: edit(f, lambda c: c["adapter"].update(class_path=["os.system"])), ["class_path is ['os.system']"]),
     (lambda f: edit(f, lambda c: c["adapter"].update(class_path="os.system")), ["os.system", "which is not crosslight's"]),
+    (lambda f: edit(f, lambda c: c["adapter"].update(class_path="datamodules.files.atomic.write_atomically")),
+     ["write_atomically is not an adapter"]),
+    (lambda f: edit(f, lambda c: c["adapter"].update(class_path="lightning_modules.adapters.adapter.inspect.Signature")),
+     ["cannot be built", "adapter.inspect"]),
     (lambda f: edit(f, lambda c: c["adapter"]["init_args"].update(depth=1)), ["cannot be built", "depth"]),
-    (drop_a_tensor, ["1 differ: logit_scale"]),
-    (cut, ["adapter_model.safetensors", "truncated"]),
+    (lambda f: edit(f, lambda c: c["files"].update({"../secret": "0"})), ["'../secret', which is outside of"]),
+    (lambda f: edit(f, lambda c: c["files"].update({"lost.json": "0"})), ["lacks lost.json"]),
+    (drop_a_tensor, ["adapter_model.safetensors was damaged or changed"]),
+    (cut, ["adapter_model.safetensors was damaged or changed"]),
 ])  # fmt: skip
 def test_damaged_exports_are_input_errors(tiny, tmp_path, damage, words):
     network, adapter = trained(tiny)
@@ -157,15 +171,53 @@ def test_damaged_exports_are_input_errors(tiny, tmp_path, damage, words):
 
 
 def test_what_cannot_be_exported(tiny, tmp_path):
-    network, _ = trained(tiny, "full")
-    with pytest.raises(InputError, match="backbone parameters train"):
-        export_adapter(network, None, tmp_path)
+    network, adapter = trained(tiny)
+    with pytest.raises(InputError, match=r"backbone_config.model.weights is /data/w.pt, a path of this machine"):
+        export_adapter(network, adapter, tmp_path, backbone={"model": {"weights": "/data/w.pt"}, "seed": 0})
     with pytest.raises(InputError, match="set_tuning"):
         export_adapter(network.requires_grad_(False), None, tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
     network, adapter = trained(tiny)
-    export_adapter(network, adapter, tmp_path)
-    with pytest.raises(InputError, match="already holds"):
+    with pytest.raises(InputError, match="is not an empty folder"):
         export_adapter(network, adapter, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_with_this_very_export_is_left_as_it_is(tiny, tmp_path):
+    """It was written by a command that was killed before it could say so."""
+    network, adapter = trained(tiny)
+    folder = export_adapter(network, adapter, tmp_path / "export")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    export_adapter(network, adapter, folder)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    with torch.no_grad():
+        network.logit_scale.add_(1)
+    with pytest.raises(InputError, match="already holds an adapter export, of something else"):
+        export_adapter(network, adapter, folder)
+    cut(folder)
+    with torch.no_grad():
+        network.logit_scale.sub_(1)
+    with pytest.raises(InputError, match="damaged or changed"):
+        export_adapter(network, adapter, folder)
+
+
+def test_full_tuning_is_exported_whole(tiny, tmp_path):
+    network, _ = trained(tiny, "full")
+    unused = "image.model.embeddings.mask_token"
+    export_adapter(network, None, tmp_path, frozen={unused: network.state_dict()[unused]})
+    fresh = tiny.network("dinov2", "bert", seed=3)  # nothing of it is left
+    load_adapter(fresh, tmp_path)
+    assert torch.equal(outputs(fresh, tiny), outputs(network, tiny))
+
+
+def test_frozen_tensors_that_no_backbone_brings_go_along(tiny, tmp_path):
+    network, adapter = trained(tiny)
+    name = "image.model.layernorm.weight"
+    export_adapter(network, adapter, tmp_path, frozen={name: network.state_dict()[name]})
+    other = wrong_weights(tiny)
+    load_adapter(other, tmp_path)
+    assert torch.equal(outputs(other, tiny), outputs(network, tiny))
 
 
 def test_fingerprints_are_of_the_values_not_of_dtype_or_training(tiny):

@@ -235,7 +235,7 @@ def test_wrong_files_leave_the_network_as_it_was(tmp_path: Path) -> None:
         load_official(network, path)
     wide = write_official(build(1, width=16, layers=3), tmp_path / "wide.pth")
     with pytest.raises(
-        InputError, match=r"other shapes than this BEiT-3: .*\[1, 1, 16\], here \[1, 1, 8\].* set width, num_heads"
+        InputError, match=r"other shapes than this BEiT-3: .*\[1, 1, 16\] instead of \[1, 1, 8\].* set width, num_heads"
     ):
         load_official(network, wide)
     content = path.read_bytes()

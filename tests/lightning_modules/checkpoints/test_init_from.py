@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_refused(tiny: Any, tmp_path: Path) -> None:
     wrong = dict(plain.state_dict())
     wrong["image_projection.weight"] = torch.zeros(3, 3)
     torch.save(wrong, tmp_path / "wrong.pt")
-    with pytest.raises(InputError, match=r"wrong.pt: other shapes .*: image_projection.weight \[3, 3\], here \[8, 16\]"):
+    with pytest.raises(InputError, match=r"wrong.pt: other shapes .*: image_projection.weight \[3, 3\] instead of \[8, 16\]"):
         start_from(network, adapter, tmp_path / "wrong.pt")
 
     lacking = {name: value for name, value in plain.state_dict().items() if "blocks.0" not in name}

@@ -1,0 +1,118 @@
+"""A run as an export: what was trained, and everything that a machine with the same backbone lacks to build the network again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.errors import InputError
+from datamodules.files.releases import TOKENIZER, tokenizer_file
+from lightning_modules.checkpoints.adapter_export import export_adapter, sha256_of
+from lightning_modules.checkpoints.places import (
+    BACKBONE,
+    EXPORT,
+    PARENT,
+    Keys,
+    is_path,
+    replaced,
+    short_names,
+    split_part,
+    texts,
+    weights_in,
+)
+from lightning_modules.checkpoints.trainable import trainable_names
+from lightning_modules.loading import build, load_run, run_section
+
+_TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def export_run(run: str | Path, folder: str | Path, backbone: str | Path | None = None, trust: Collection[str] = ()) -> Path:
+    """Write the best model of a run as an export (adapter_export.py).
+
+    Args:
+        run: The run folder.
+        folder: Where to; created, must be empty or not there. One that holds this very export is left as it is.
+        backbone: Where what the run names by a path lies now, where it has moved (`lightning_modules.load`).
+        trust: Modules of your own whose classes the run may name.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: The run cannot be loaded, nothing of it trained, or `folder` holds something else.
+    """
+    run = Path(run).expanduser()
+    if not (run / "config.yaml").exists():
+        raise InputError(f"{run} is no run folder (it has no config.yaml): give one.")
+    section, seed = run_section(run, backbone)
+    model: Any = load_run(run, section, seed, trust)
+    # after full tuning all weights are in the export: the files that it began with are not needed
+    dropped = (PARENT, "weights") if model.tuning == "full" else (PARENT,)
+
+    def begins(keys: Keys, value: str) -> str | None:
+        return None if keys[-1] in dropped else value
+
+    start = replaced(section, begins)
+    found = {value: Path(split_part(value)[0]).expanduser().absolute() for keys, value in texts(start) if is_path(keys, value)}
+    for keys, value in texts(start):
+        if keys[-1] == "tokenizer" and (cached := _cached_tokenizer(value)) is not None:
+            found.setdefault(value, cached)
+    if gone := [value for value, path in found.items() if not path.exists()]:
+        raise InputError(f"{run / 'config.yaml'} names {gone[0]}, which is not there and has to go into the export: put it back.")
+    weights = short_names([path for keys, value in texts(start) if (path := found.get(value)) and _is_backbone(keys, path)])
+    files = short_names([path for keys, value in texts(start) if (path := found.get(value)) and not _is_backbone(keys, path)])
+
+    def portable(keys: Keys, value: str) -> str:
+        if (path := found.get(value)) is None:
+            return value
+        if _is_backbone(keys, path):
+            return f"{BACKBONE}{weights[path]}{split_part(value)[1]}"
+        return f"{EXPORT}files/{files[path]}"
+
+    # Built without the run it started from, and with another seed: what differs then, no file of the backbone brings.
+    fresh: Any = build(start, seed + 1, str(run / "config.yaml"), trust)
+    trained = trainable_names(model.network)
+    before = fresh.network.state_dict()
+    frozen = {
+        name: tensor
+        for name, tensor in model.network.state_dict().items()
+        if name not in trained and not (name in before and torch.equal(tensor, before[name]))
+    }
+    return export_adapter(
+        model.network,
+        model.adapter,
+        folder,
+        backbone={"model": replaced(start, portable), "seed": seed},
+        objective=model.objective,
+        description=None if model.adapter is None else replaced(model.adapter.describe(), portable),
+        frozen=frozen,
+        files={f"files/{name}": path for path, name in files.items()},
+        backbone_files={
+            name if path.is_file() else f"{name}/{file.name}": sha256_of(file)
+            for path, name in sorted(weights.items())
+            for file in weights_in(path)
+        },
+    )
+
+
+def _is_backbone(keys: Keys, path: Path) -> bool:
+    return keys[-1] != "tokenizer" and bool(weights_in(path))
+
+
+def _cached_tokenizer(name: str) -> Path | None:
+    """Where the files of a tokenizer lie that is named by its hub name or as the official one; None where they are not here: it
+    is found by its name then."""
+    if name == TOKENIZER:
+        return tokenizer_file(name)
+    if Path(name).exists():
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_TOKENIZER_FILES, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
