@@ -1,14 +1,18 @@
 """Fetching public archives: progress, resume, checksums, safe unpacking.
 
 A download lives in `NAME.part` until it is complete and checked, then takes its name in one step; what an interrupted run has
-fetched is kept and continued with an HTTP Range request.
+fetched is kept and continued with an HTTP Range request. What is no file of its kind, such as a web page in place of an image,
+never takes the name; where such a thing has it from elsewhere, the file is fetched anew.
 """
 
 from __future__ import annotations
 
+import email.utils
 import errno
 import hashlib
 import http.client
+import logging
+import lzma
 import os
 import re
 import shutil
@@ -17,19 +21,36 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
 from datamodules.files.atomic import put_in_place
+from datamodules.files.text import is_web_page, open_bytes
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 4  # of a download whose connection breaks; each continues where the last ended
+_COME_AGAIN = (408, 425, 429)  # and all from 500
+_LONGEST_WAIT = 300.0  # seconds that a server may ask to wait for
+
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_BEGINNINGS = {
+    ".zip": (b"PK\x03\x04", b"PK\x05\x06"),
+    ".json": (b"{", b"["),
+    **dict.fromkeys((".jpg", ".jpeg", ".png"), _IMAGES),
+}
+
+log = logging.getLogger("crosslight")
+
+
+class FetchError(InputError):
+    """A file cannot be fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +66,26 @@ class Remote:
         return PurePosixPath(self.url.partition("?")[0]).name
 
 
+def wrong_content(path: Path) -> str | None:
+    """Why a file is certainly not of the kind that its name says (empty, a web page, no image, ...); None where it may be."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        return "is empty"
+    if is_web_page(head):
+        return "is a web page (HTML)"
+    expected = _BEGINNINGS.get(PurePosixPath(path.name.removesuffix(".part")).suffix.lower(), ())
+    found = head.removeprefix(b"\xef\xbb\xbf").lstrip() if b"{" in expected else head
+    return None if not expected or found.startswith(expected) else f"begins with {shown(head[:12])}"
+
+
+def is_lacking(path: Path) -> bool:
+    """Whether a file or folder is to be fetched: it is not there, is an empty folder, or a file of `wrong_content`."""
+    if path.is_dir():
+        return not any(os.scandir(path))
+    return not path.is_file() or wrong_content(path) is not None
+
+
 def fetch(remote: Remote, folder: Path, pause: float = 2.0) -> Path:
     """Download into `folder`, continuing an earlier `.part`; returns the file's path.
 
@@ -54,14 +95,21 @@ def fetch(remote: Remote, folder: Path, pause: float = 2.0) -> Path:
         pause: Seconds before the second attempt after a broken connection (doubled each time).
 
     Raises:
-        InputError: the server refuses, the connection keeps breaking, the disk is full (what was fetched stays for the next
-            try), or size or checksum are wrong (the bad file is removed).
+        InputError: the server refuses, or asks to wait for long; the connection keeps breaking or the disk is full (what was
+            fetched stays for the next try); size, checksum or kind are wrong (the bad file is removed).
     """
     target = folder / remote.name
     part = folder / f"{remote.name}.part"
     if target.exists():
-        return target
-    with _DiskErrors(part):
+        why = "is a folder" if target.is_dir() else wrong_content(target)
+        if why is None and remote.size is not None and target.stat().st_size != remote.size:
+            why = f"has {target.stat().st_size:,} bytes, not {remote.size:,}"
+        if why is None:
+            return target
+        if target.is_dir() or remote.size is not None:
+            raise InputError(f"{target} {why}, so it is not {remote.url}. Remove it, it is fetched then; or unpack it yourself.")
+        log.warning("%s %s: it is fetched anew", target, why)
+    with DiskErrors(part):
         folder.mkdir(parents=True, exist_ok=True)
         have = part.stat().st_size if part.exists() else 0
         free = shutil.disk_usage(folder).free
@@ -70,32 +118,62 @@ def fetch(remote: Remote, folder: Path, pause: float = 2.0) -> Path:
                 f"{folder} has {free / 1e9:.1f} GB free, {remote.url} still needs {(remote.size - have) / 1e9:.1f} GB: "
                 "free some space or choose another root."
             )
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            bar = progress.add_task(remote.name, total=remote.size)
-            for attempt in range(_ATTEMPTS):
-                try:
-                    _continue(remote, part, lambda done, total: progress.update(bar, completed=done, total=total))
-                    break
-                except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-                    if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                        raise InputError(f"{remote.url}: the server answers {error.code} {error.reason}.") from error
-                    if attempt == _ATTEMPTS - 1:
-                        reason = getattr(error, "reason", None) or error or type(error).__name__
-                        raise InputError(
-                            f"{remote.url} cannot be fetched ({reason}). Check the network and start again: what has arrived is "
-                            f"kept in {part} and continued."
-                        ) from error
-                    time.sleep(pause * 2**attempt)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(remote.name, total=remote.size)
+        fetch_as(remote, target, pause, lambda done, total: progress.update(bar, completed=done, total=total))
+    return target
+
+
+def fetch_as(
+    remote: Remote, target: Path, pause: float = 2.0, report: Callable[[int, int | None], None] = lambda done, total: None
+) -> None:
+    """Download a file to the name `target`, without looking whether it is there; `report` is told bytes and their total.
+
+    Raises:
+        InputError: as `fetch`; what has to do with the server or what it sends is a `FetchError`.
+    """
+    part = target.with_name(f"{target.name}.part")
+    with DiskErrors(part):
+        for attempt in range(_ATTEMPTS):
+            try:
+                _continue(remote, part, report)
+                break
+            except urllib.error.HTTPError as error:
+                reason = f"the server answers {error.code} {error.reason}"
+                if error.code < 500 and error.code not in _COME_AGAIN:
+                    raise FetchError(f"{remote.url}: {reason}.") from error
+                wait = _retry_after(error.headers.get("Retry-After"))
+            except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+                reason, wait = str(getattr(error, "reason", None) or error or type(error).__name__), None
+            if wait is not None and wait > _LONGEST_WAIT:
+                raise FetchError(f"{remote.url}: {reason} and asks to wait for {wait:,.0f} s; start again then.")
+            if attempt == _ATTEMPTS - 1:
+                raise FetchError(
+                    f"{remote.url} cannot be fetched ({reason}). Check the network and start again: what has arrived is "
+                    f"kept in {part} and continued."
+                )
+            time.sleep(pause * 2**attempt if wait is None else wait)
         _verify(remote, part)
         put_in_place(part, target)
-    return target
+
+
+def _retry_after(header: str | None) -> float | None:
+    """Seconds to wait, which the header gives as such or as the time when to come again."""
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
+    except ValueError:
+        return None
 
 
 def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], None]) -> None:
@@ -118,12 +196,19 @@ def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], No
             _continue(remote, part, report)
         return
     with response:
-        if have and response.status != 206:
+        if response.status == 206:  # what was asked for, and no other piece of it: not the middle of a file as its beginning
+            sent = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            if not sent or int(sent[1]) != have:
+                what = response.headers.get("Content-Range", "no range")
+                raise FetchError(
+                    f"{remote.url}: the server sends {shown(what)} of the file where bytes from {have:,} are wanted."
+                )
+        else:
             have = 0  # this server knows no ranges and sends the file from its beginning
         length = response.headers.get("Content-Length")
         total_size = have + int(length) if length is not None else remote.size
         if remote.size is not None and total_size != remote.size:
-            raise InputError(
+            raise FetchError(
                 f"{remote.url} has {total_size:,} bytes, expected {remote.size:,}: the address or mirror serves another file."
             )
         with part.open("ab" if have else "wb") as file:
@@ -139,13 +224,19 @@ def _verify(remote: Remote, part: Path) -> None:
     size = part.stat().st_size
     if remote.size is not None and size != remote.size:
         part.unlink()
-        raise InputError(f"{remote.url}: got {size:,} bytes, expected {remote.size:,}; the download was removed, start again.")
+        raise FetchError(f"{remote.url}: got {size:,} bytes, expected {remote.size:,}; the download was removed, start again.")
+    if (why := wrong_content(part)) is not None:
+        part.unlink()
+        raise FetchError(
+            f"{remote.url}: what the server sent in place of the file {why}; it was removed. Open the address in a browser: it "
+            "may ask you to log in, or have moved."
+        )
     if remote.md5 is not None:
         with part.open("rb") as file:
             found = hashlib.file_digest(file, "md5").hexdigest()
         if found != remote.md5:
             part.unlink()
-            raise InputError(
+            raise FetchError(
                 f"{remote.url}: MD5 checksum {found}, expected {remote.md5}; the download was removed, start again (or the "
                 "mirror serves another file)."
             )
@@ -155,55 +246,74 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip file into `folder`, by way of a hidden folder beside it, so that no half-unpacked folder gets its name.
 
     Raises:
-        InputError: not a sound zip file, the disk is full, or an entry that is absolute, climbs out with "..", or is a link.
+        InputError: not a sound zip file, empty or encrypted, the disk is full, or an entry that is absolute, climbs out with
+            "..", is a link, has no name, or that of another.
     """
     staging = folder / f".{archive.name}.unpacking"
-    with _DiskErrors(folder):
+    with DiskErrors(folder):
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
+            with open_bytes(archive, "a zip file", archives=True):
+                pass  # it is a file, and not a web page
             with zipfile.ZipFile(archive) as bundle:
                 entries = bundle.infolist()
-                for entry in entries:
-                    _refuse_unsafe(archive, entry)
+                _refuse_unsafe(archive, entries)
                 needed, free = sum(entry.file_size for entry in entries), shutil.disk_usage(folder).free
                 if needed > free:
                     raise InputError(
                         f"{archive} unpacks to {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free: free some space."
                     )
                 for entry in entries:
-                    if entry.is_dir():
-                        (staging / entry.filename).mkdir(parents=True, exist_ok=True)
-                        continue
                     target = staging / entry.filename
+                    if entry.is_dir():
+                        target.mkdir(parents=True, exist_ok=True)
+                        continue
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with bundle.open(entry) as source, target.open("wb") as file:
-                        _copy(source, file)  # type: ignore[arg-type]
+                        _copy(source, file)
             _merge(staging, folder)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError, RuntimeError) as error:
             raise InputError(f"{archive} is not a sound zip file ({error}): remove it and download again.") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _copy(source: BinaryIO, target: BinaryIO) -> None:
+def _copy(source: IO[bytes], target: IO[bytes]) -> None:
     shutil.copyfileobj(source, target, _CHUNK)
 
 
-def _refuse_unsafe(archive: Path, entry: zipfile.ZipInfo) -> None:
-    path = PurePosixPath(entry.filename.replace("\\", "/"))
-    mode = entry.external_attr >> 16
-    reason = (
-        "is an absolute path"
-        if path.is_absolute() or re.match(r"[A-Za-z]:", entry.filename)
-        else 'climbs out with ".."'
-        if ".." in path.parts
-        else "is a link or device"
-        if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
-        else None
-    )
-    if reason:
-        raise InputError(f"{archive}: entry {entry.filename!r} {reason}; nothing was unpacked. Do not trust this archive.")
+def _refuse_unsafe(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
+    if not entries:
+        raise InputError(f"{archive} is an archive without anything in it; nothing was unpacked. Remove it and download again.")
+    files: set[PurePosixPath] = set()
+    folders: set[PurePosixPath] = set()
+    for entry in entries:
+        path = PurePosixPath(entry.filename.replace("\\", "/"))
+        mode = entry.external_attr >> 16
+        reason = (
+            "is an absolute path"
+            if path.is_absolute() or re.match(r"[A-Za-z]:", entry.filename)
+            else 'climbs out with ".."'
+            if ".." in path.parts
+            else "is a link or device"
+            if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
+            else "has no name"
+            if not path.parts
+            else "is encrypted"
+            if entry.flag_bits & 1
+            else "is there twice"
+            if path in files or (path in folders and not entry.is_dir())
+            else None
+        )
+        if reason:
+            raise InputError(
+                f"{archive}: entry {shown(entry.filename)} {reason}; nothing was unpacked. Do not trust this archive."
+            )
+        (folders if entry.is_dir() else files).add(path)
+        folders.update(path.parents)
+    if clash := files & folders:
+        raise InputError(f"{archive}: entry {shown(str(clash.pop()))} is a file and a folder; nothing was unpacked.")
 
 
 def _merge(source: Path, folder: Path) -> None:
@@ -216,7 +326,7 @@ def _merge(source: Path, folder: Path) -> None:
             os.replace(entry, target)
 
 
-class _DiskErrors:
+class DiskErrors:
     """Turns a full or read-only disk into an `InputError` that names the place."""
 
     def __init__(self, place: Path) -> None:
@@ -234,3 +344,6 @@ class _DiskErrors:
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise InputError(f"{self.place} cannot be written ({error.strerror}); choose a root you may write to.") from error
+        if isinstance(error, (urllib.error.URLError, ConnectionError, TimeoutError)):
+            return  # of the network
+        raise InputError(f"{self.place} cannot be written ({error.strerror or error}).") from error

@@ -10,6 +10,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
+from datamodules.files.json_file import read_json
 
 
 def take_up(label: Path, about: Mapping[str, Any], *, what: str, strangers: Iterable[Path], remedy: str) -> bool:
@@ -45,9 +46,10 @@ def read_label(label: Path, remedy: str) -> dict[str, Any]:
         InputError: It cannot be read.
     """
     try:
-        found = json.loads(label.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{label} cannot be read ({error}). {remedy}") from error
+        found = read_json(label, "whose its folder is")
+    except InputError as error:
+        reason = str(error).partition("; expected")[0].removeprefix(f"{label} ")
+        raise InputError(f"{label} cannot be read ({reason}). {remedy}") from None
     if not isinstance(found, dict):
         raise InputError(f"{label} cannot be read (it holds no mapping). {remedy}")
     return found

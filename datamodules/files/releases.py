@@ -15,10 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
-from datamodules.files.download import Remote, fetch
+from datamodules.files.download import Remote, fetch, is_lacking
+from datamodules.files.json_file import read_json
 from datamodules.files.locks import is_held, locked
 
 RELEASE = "https://github.com/addf400/files/releases/download/beit3"
@@ -114,7 +116,8 @@ def official_file(name: str, release: Release = BEIT3) -> Path:
     with _only_one(folder, name):
         if _as_recorded(target, note):  # fetched by another process while this one waited
             return target
-        if not target.exists():
+        here = target.exists() and not is_lacking(target)
+        if not here:
             log.info("fetching %s into %s", url, folder)
             try:
                 fetch(Remote(url), folder)
@@ -124,10 +127,13 @@ def official_file(name: str, release: Release = BEIT3) -> Path:
                     f"give the file's path; {release.variable} names a mirror"
                 ) from error
         digest = _sha256(target)
+        if name in SHA256 and digest != SHA256[name] and not here:
+            target.unlink()
+            raise InputError(f"{url} has SHA-256 {digest}, but {SHA256[name]} is known for it; the download was removed")
         if name in SHA256:
             _require(target, digest, SHA256[name], "is known for it")
-        elif note.exists():
-            _require(target, digest, json.loads(note.read_text())["sha256"], "was recorded when it came")
+        elif here and note.exists():
+            _require(target, digest, _noted(note)["sha256"], "was recorded when it came")
         else:
             log.warning("%s: SHA-256 %s, not verified (the release publishes no sums); it is noted in %s", target, digest, note)
         status = target.stat()
@@ -144,14 +150,18 @@ def official_file(name: str, release: Release = BEIT3) -> Path:
 
 def _as_recorded(target: Path, note: Path) -> bool:
     """Whether file and note are there and the file was not touched since: two numbers, nothing is read from gigabytes."""
-    try:
-        record, status = json.loads(note.read_text()), target.stat()
-        noted = (record["size"], record["mtime_ns"])
-    except FileNotFoundError:
+    if not note.exists() or not target.exists():
         return False
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{note} is damaged; remove it, the file beside it is then examined again") from error
-    return noted == (status.st_size, status.st_mtime_ns)
+    record, status = _noted(note), target.stat()
+    return (record["size"], record["mtime_ns"]) == (status.st_size, status.st_mtime_ns)
+
+
+def _noted(note: Path) -> dict[str, Any]:
+    expected = "what was noted of a file that was fetched; remove it, the file beside it is then examined again"
+    record = read_json(note, expected)
+    if not isinstance(record, dict) or not {"sha256", "size", "mtime_ns"} <= set(record):
+        raise InputError(f"{note} is damaged; expected {expected}.")
+    return record
 
 
 def _require(target: Path, found: str, wanted: str, why: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from datamodules.errors import InputError
-from datamodules.files.download import Remote, fetch, unpack
+from datamodules.files.download import Remote, fetch, is_lacking, unpack
 from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files, parse_index
 from datamodules.formats.coco_captions import parse_coco_captions
 from datamodules.formats.karpathy import KARPATHY_URL, parse_karpathy
@@ -156,10 +156,10 @@ class COCOSource(Source):
         """
         if self.download:
             for path, archive in self._needed().items():
-                if archive is not None and not path.exists():
+                if archive is not None and is_lacking(path):
                     fetched = fetch(self.remote(archive), self.root)
                     unpack(fetched, self.root / "annotations" if archive == "karpathy" else self.root)
-                    if not path.exists():
+                    if is_lacking(path):
                         raise InputError(f"{fetched} did not bring {path}; unpack it by hand and look.")
                     fetched.unlink()  # what it held is unpacked
         self.require_files()

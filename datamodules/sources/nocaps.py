@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import os
-import time
-import urllib.error
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -15,9 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from datamodules.errors import InputError
-from datamodules.files import download as downloads
-from datamodules.files.atomic import put_in_place
-from datamodules.files.download import Remote, fetch
+from datamodules.files.download import DiskErrors, FetchError, Remote, fetch, fetch_as, is_lacking
 from datamodules.formats.nocaps import parse_nocaps, read_addresses
 from datamodules.formats.parsing import Parsed
 from datamodules.source import Source
@@ -28,7 +23,6 @@ _ANNOTATIONS = {
 }
 _OPEN_IMAGES = {"val": "validation", "test": "test"}
 _CONNECTIONS = 16
-_ATTEMPTS = 4
 
 
 class NoCapsSource(Source):
@@ -102,7 +96,7 @@ class NoCapsSource(Source):
             InputError: something is missing that may not or cannot be fetched; says what and how.
         """
         if self.download:
-            if not self.annotations.exists() and self.annotations.name == self.remote().name:
+            if self.annotations.name == self.remote().name:
                 fetch(self.remote(), self.annotations.parent)
             if self.annotations.exists():
                 fetch_images(self.image_remotes(), self.image_dir)
@@ -141,10 +135,9 @@ def fetch_images(remotes: Mapping[str, Remote], folder: Path, pause: float = 2.0
     Raises:
         InputError: some cannot be fetched (the others are, and stay for the next try), or the folder cannot be written.
     """
-    with downloads._DiskErrors(folder):
+    with DiskErrors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        there = set(os.listdir(folder))
-    missing = {file: remote for file, remote in remotes.items() if file not in there}
+        missing = {file: remote for file, remote in remotes.items() if is_lacking(folder / file)}
     if not missing:
         return
     failures: list[str] = []
@@ -155,31 +148,20 @@ def fetch_images(remotes: Mapping[str, Remote], folder: Path, pause: float = 2.0
             for task in track(as_completed(tasks), "fetching images", len(tasks), console=console):
                 failure = task.result()
                 failures += [failure] if failure else []
-        except InputError:
+        except InputError:  # of the disk
             pool.shutdown(cancel_futures=True)
             raise
     if failures:
         raise InputError(
-            f"{len(failures):,} of {len(missing):,} images cannot be fetched into {folder}, first {failures[0]}. Check the "
-            "network and start again: what has arrived is kept."
+            f"{len(failures):,} of {len(missing):,} images cannot be fetched into {folder}, first: {failures[0]} Start "
+            "again for the others: what has arrived is kept."
         )
 
 
 def _fetch_image(remote: Remote, path: Path, pause: float) -> str | None:
-    """What went wrong, if anything did."""
-    part = path.with_name(f"{path.name}.part")
-    for attempt in range(_ATTEMPTS):
-        try:
-            with downloads._DiskErrors(part):
-                downloads._continue(remote, part, lambda done, total: None)
-                put_in_place(part, path)
-            return None
-        except urllib.error.HTTPError as error:
-            reason = f"{error.code} {error.reason}"
-            if error.code < 500:
-                break
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            reason = str(getattr(error, "reason", None) or error or type(error).__name__)
-        if attempt < _ATTEMPTS - 1:
-            time.sleep(pause * 2**attempt)
-    return f"{remote.url} ({reason})"
+    """What went wrong with the server, if anything did."""
+    try:
+        fetch_as(remote, path, pause)
+    except FetchError as error:
+        return str(error)
+    return None

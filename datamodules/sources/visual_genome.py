@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.errors import InputError, shown
-from datamodules.files.download import Remote, fetch, unpack
+from datamodules.files.download import Remote, fetch, is_lacking, unpack
 from datamodules.files.text import open_text, read_words
 from datamodules.formats import karpathy
 from datamodules.formats.json_stream import stream_list
@@ -142,7 +142,7 @@ class VisualGenomeSource(Source):
         if self.download:
             for path in self._needed():
                 remote = self.remote(path)
-                if remote is None or path.exists():
+                if remote is None or not is_lacking(path):
                     continue
                 folder = _SOURCES[path.relative_to(self.root).as_posix()][2]
                 if folder is None:
@@ -150,7 +150,7 @@ class VisualGenomeSource(Source):
                     continue
                 archive = fetch(remote, self.root)
                 unpack(archive, self.root / folder)
-                if not path.exists():
+                if is_lacking(path):
                     raise InputError(f"{archive} did not bring {path}; unpack it by hand and look.")
                 archive.unlink()  # what it held is unpacked
         self.require_files()

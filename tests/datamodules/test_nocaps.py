@@ -168,13 +168,36 @@ def test_broken_connections_continue_and_missing_images_are_told_together(tmp_pa
     del server.files["/validation/0000000000000001.jpg"], server.files["/validation/0000000000000005.jpg"]
     server.cut["/validation/0000000000000003.jpg"] = [100]
     data = NoCaps(str(tmp_path / "fetched"), download=True, mirror=server.url)
-    with pytest.raises(InputError, match=r"^2 of 7 images cannot be fetched into .*val, first http.*jpg \(404 .*kept\.$"):
+    with pytest.raises(
+        InputError, match=r"^2 of 7 images cannot be fetched into .*val, first: http.*jpg: the server answers 404 .*kept\.$"
+    ):
         data.prepare_data()
     assert {path.name for path in (tmp_path / "fetched" / "val").iterdir()} == {f"{n:016x}.jpg" for n in (0, 2, 3, 4, 6)}
     for number in (0, 2, 3):
         name = f"val/{number:016x}.jpg"
         assert (tmp_path / "fetched" / name).read_bytes() == (whole / name).read_bytes()
     assert ("/validation/0000000000000003.jpg", "bytes=100-") in server.requests
+
+
+def test_a_bad_image_is_fetched_anew_and_a_web_page_never_kept(tmp_path: Path, server: Server) -> None:
+    whole = nocaps(tmp_path / "whole")
+    root = tmp_path / "fetched"
+    names = [path.name for path in sorted((whole / "val").iterdir())]
+    (root / "val").mkdir(parents=True)
+    for name, bad in zip(names, (b"", b"<!doctype html><p>Log in", b"no image"), strict=False):
+        (root / "val" / name).write_bytes(bad)
+    (root / "nocaps_val_4500_captions.json").write_text("<html>moved</html>")
+    server.files["/nocaps_val_4500_captions.json"] = (whole / "nocaps_val_4500_captions.json").read_bytes()
+    for name in names:
+        server.files[f"/validation/{name}"] = (whole / "val" / name).read_bytes()
+    server.files[f"/validation/{names[1]}"] = b"<html><body>Log in</body></html>"
+    data = NoCaps(str(root), download=True, mirror=server.url)
+    with pytest.raises(InputError, match=rf"1 of 7 images .*{names[1]}: what the server sent .* is a web page"):
+        data.prepare_data()
+    assert (root / "val" / names[1]).read_bytes().startswith(b"<!doctype")  # what was there before
+    server.files[f"/validation/{names[1]}"] = (whole / "val" / names[1]).read_bytes()
+    data.prepare_data()
+    assert data.fingerprint() == NoCaps(str(whole)).fingerprint()
 
 
 def test_nothing_to_fetch_asks_nobody(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import pytest
 
 
 class Server:
-    """Serves `files` with Range; `cut[path]` closes the first connections to a path after so many bytes."""
+    """Serves `files` with Range; `cut[path]` closes the first connections to a path after so many bytes; `first[path]` are
+    answers (status and headers) that come before the file."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.cut: dict[str, list[int]] = {}
+        self.first: dict[str, list[tuple[int, dict[str, str]]]] = {}
         self.ranges = True
         self.requests: list[tuple[str, str | None]] = []
         outer = self
@@ -24,6 +26,14 @@ class Server:
             def do_GET(self) -> None:
                 asked = self.headers.get("Range")
                 outer.requests.append((self.path, asked))
+                if first := outer.first.get(self.path):
+                    status, headers = first.pop(0)
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.close_connection = True
+                    return
                 content = outer.files.get(self.path)
                 if content is None:
                     self.send_error(404)

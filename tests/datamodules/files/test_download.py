@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import email.utils
 import hashlib
 import io
 import json
 import os
 import re
 import stat
+import time
 import zipfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,60 @@ def test_not_found_and_unreachable(server: Server, tmp_path: Path) -> None:
         fetch(Remote("http://127.0.0.1:9/a.bin"), tmp_path, pause=0)
 
 
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_a_busy_server_is_asked_again_when_it_says(
+    server: Server, tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    server.files["/a.bin"] = CONTENT
+    later = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    server.first["/a.bin"] = [(status, {"Retry-After": "7"}), (status, {}), (status, {"Retry-After": later})]
+    assert fetch(remote(server), tmp_path, pause=3).read_bytes() == CONTENT
+    assert waited[:2] == [7, 6]
+    assert 50 < waited[2] <= 60
+    server.first["/b.bin"] = [(status, {"Retry-After": "86400"})]
+    with pytest.raises(InputError, match=rf"b\.bin: the server answers {status} .* asks to wait for 86,400 s; start again then"):
+        fetch(Remote(f"{server.url}/b.bin"), tmp_path)
+    assert len(waited) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.jpg", b"<!DOCTYPE html>\n<title>Log in</title>", r"is a web page \(HTML\)"),
+        ("a.bin", b"\n<html>", "is a web page"),
+        ("a.json", b"404: not found", "begins with b'404: not fou'"),
+        ("a.jpg", b'{"error": "quota"}', "begins with"),
+        ("a.zip", b"AccessDenied", "begins with"),
+        ("a.csv", b"", "is empty"),
+    ],
+)
+def test_what_is_no_file_of_its_kind_is_not_kept(server: Server, tmp_path: Path, name: str, content: bytes, why: str) -> None:
+    server.files[f"/{name}"] = content
+    with pytest.raises(InputError, match=rf"{name}: what the server sent in place of the file {why}.*it was removed"):
+        fetch(Remote(f"{server.url}/{name}"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / name).write_bytes(content)  # from a browser, say
+    good = {"jpg": b"\xff\xd8\xff\xe0", "json": b"\xef\xbb\xbf [1]", "zip": zipped({"a": b""})}.get(name[2:], b"x")
+    server.files[f"/{name}"] = good
+    assert fetch(Remote(f"{server.url}/{name}"), tmp_path).read_bytes() == good
+
+
+def test_a_file_of_another_size_is_left_to_the_user(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"a\.bin has 4 bytes, not 7, so it is not http.* Remove it"):
+        fetch(remote(server, size=7), tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == b"mine"
+
+
+def test_a_piece_that_nobody_asked_for_is_not_the_file(server: Server, tmp_path: Path) -> None:
+    server.first["/a.bin"] = [(206, {"Content-Range": "bytes 4-9/20", "Content-Length": "0"})]
+    with pytest.raises(InputError, match=r"a\.bin: the server sends 'bytes 4-9/20' of the file"):
+        fetch(remote(server), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's always-full disk")
 def test_a_full_disk_is_one_message(server: Server, tmp_path: Path) -> None:
     server.files["/a.bin"] = CONTENT
@@ -133,6 +190,10 @@ def test_unpack_adds_to_what_is_there(tmp_path: Path) -> None:
         ({"/evil.txt": b"x"}, {}, "is an absolute path"),
         ({"C:\\evil.txt": b"x"}, {}, "is an absolute path"),
         ({}, {"link": "/etc"}, "is a link"),
+        ({"./": b""}, {}, "has no name"),
+        ({"a//b.txt": b"x", "a/b.txt": b"y"}, {}, "is there twice"),
+        ({"a/b.txt": b"x", "a": b"y"}, {}, "is there twice"),
+        ({"a": b"x", "a/b.txt": b"y"}, {}, "is a file and a folder"),
     ],
 )
 def test_unsafe_entries_are_refused(tmp_path: Path, entries: dict[str, bytes], links: dict[str, str], reason: str) -> None:
@@ -149,6 +210,29 @@ def test_a_broken_zip_is_one_message(tmp_path: Path) -> None:
     path.write_bytes(content.replace(b"some content", b"same content"))
     with pytest.raises(InputError, match=r"a\.zip is not a sound zip file .*CRC"):
         unpack(path, tmp_path / "root")
+    flags = bytearray(content)
+    flags[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(flags)
+    with pytest.raises(InputError, match=r"a\.zip: entry 'one\.txt' is encrypted"):
+        unpack(path, tmp_path / "root")
+    path.write_bytes(b"PK\x05\x06" + bytes(18))
+    with pytest.raises(InputError, match=r"a\.zip is an archive without anything in it"):
+        unpack(path, tmp_path / "root")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bundle:
+        bundle.writestr("one.txt", bytes(1000))
+    packed = path.read_bytes()
+    start = 30 + len("one.txt")
+    path.write_bytes(packed[:start] + b"\xff\xff" + packed[start + 2 :])
+    with pytest.raises(InputError, match=r"a\.zip is not a sound zip file \(Error -3"):
+        unpack(path, tmp_path / "root")
+    archive(path, {"x" * 300: b"y"})
+    with pytest.raises(InputError, match=r"root cannot be written .*name too long"):
+        unpack(path, tmp_path / "root")
+    archive(path, {"taken/one.txt": b"y"})
+    (tmp_path / "root" / "taken").write_text("a file")
+    with pytest.raises(InputError, match="root cannot be written"):
+        unpack(path, tmp_path / "root")
+    assert (tmp_path / "root" / "taken").read_text() == "a file"
     path.write_bytes(content[:-30])
     with pytest.raises(InputError, match=r"a\.zip is not a sound zip file"):
         unpack(path, tmp_path / "root")
