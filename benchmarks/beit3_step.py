@@ -82,6 +82,7 @@ def network(sizes: Sizes, checkpoint_activations: bool = False) -> BEiT3Retrieva
         vocab_size=sizes.vocabulary,
         text_positions=sizes.text_positions,
         tokenizer="none",
+        weights="random",
         max_tokens=min(64, sizes.text_positions - 2),
         drop_path=sizes.drop_path,
         checkpoint_activations=checkpoint_activations,

@@ -115,6 +115,7 @@ def network(shape: Shape) -> DualEncoder:
         },
         image_size=shape.image_size,
         pooling="cls+mean",
+        weights="random",
         attention=attention,
     )
     text = HFTextTower(
@@ -131,6 +132,7 @@ def network(shape: Shape) -> DualEncoder:
         tokenizer="none",
         max_tokens=shape.tokens,
         pooling="mean",
+        weights="random",
         attention=attention,
     )
     return DualEncoder(image, text, embed_dim=shape.embed_dim)

@@ -9,14 +9,18 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.errors import InputError, some
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
-from lightning_modules.adapters.tuning import TrainHeads, TuningMode, set_mode, set_tuning
+from lightning_modules.adapters.tuning import TrainHeads, TuningMode, count_parameters, set_mode, set_tuning
+from lightning_modules.callbacks.finite_loss import FiniteLoss
+from lightning_modules.callbacks.gradients import EveryParameterLearns
 from lightning_modules.checkpoints.fill import fill
+from lightning_modules.checkpoints.fresh import require_started
 from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
 from lightning_modules.checkpoints.trainable import load_objective, load_trainable, split_objective, trainable_state_dict
 from lightning_modules.contract import require_signatures
@@ -29,6 +33,7 @@ class TunedModule(pl.LightningModule):
 
     protocol: str | None = None  # how it is tested, in words, for results.json
     _queries: dict[str, Tensor]  # of the last evaluation, when there was one: a rank or score for each query, or image
+    terms: dict[str, Tensor]  # of the batch that trains, on this process: what an error says of its loss
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class TunedModule(pl.LightningModule):
         self.eval_frozen = eval_frozen
         self._queries = {}
         self._notes: dict[str, Any] = {}
+        self.terms = {}
         if adapter is not None:
             require_signatures(adapter, Adapter, "model.adapter")
         fill(network)
@@ -61,11 +67,20 @@ class TunedModule(pl.LightningModule):
             start_from(network, adapter, init_from, objective)
         self.counts = set_tuning(network, adapter, tuning, train_heads)
         self.objective: Any = objective
+        if unscaled := not getattr(objective, "uses_scale", True):
+            self.network.logit_scale.requires_grad_(False)
+            self.counts = count_parameters(network, adapter)
+        require_started(network, tuning, {"logit_scale"} if unscaled else frozenset())
         if objective is not None:
             if self.counts.trainable == 0:  # a loss alone has nothing to learn
                 objective.requires_grad_(False)
             self.counts = self.counts.with_objective(objective)
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What every training is watched by: Lightning takes them in beside the trainer's own."""
+        watched = any(isinstance(callback, FiniteLoss) for callback in self.trainer.callbacks)
+        return [] if watched else [EveryParameterLearns(), FiniteLoss()]
 
     def on_fit_start(self) -> None:
         self.train()  # Lightning trains in whatever mode it is given: a network that was built by configuration is in train mode
@@ -122,6 +137,7 @@ class TunedModule(pl.LightningModule):
     def log_terms(self, terms: dict[str, Tensor], batch_size: int) -> None:
         """Log the named terms of a step, averaged over processes: a rank's own loss is of its rows only. One reduction for all of
         them, where Lightning's `sync_dist` makes one with a barrier for each."""
+        self.terms = {name: value.detach() for name, value in terms.items()}
         values = torch.stack([value.detach().float() for value in terms.values()])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(values)
@@ -171,9 +187,14 @@ class TunedModule(pl.LightningModule):
     # -------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was trained, and what identifies the backbone it was trained on."""
+        """Keep what was trained, and what identifies the backbone it was trained on.
+
+        Raises:
+            InputError: It is not finite; what was saved before stays.
+        """
         objective = {} if self.objective is None else self.objective.state_dict()
         trained = trainable_state_dict(self.network)
+        require_sound(trained | objective)
         checkpoint["state_dict"] = {f"network.{k}": v for k, v in trained.items()} | {
             f"objective.{k}": v for k, v in objective.items()
         }
@@ -186,6 +207,23 @@ class TunedModule(pl.LightningModule):
         require_backbone(self.network, checkpoint.get("crosslight_backbone"), state, source)
         load_trainable(self.network, state, source)
         load_objective(self.objective, objective, source)
+
+
+def require_sound(state: dict[str, Tensor]) -> None:
+    """Refuse to keep weights that are not finite: gradients can be so where the loss was not.
+
+    Raises:
+        InputError: Names some of them.
+    """
+    numbers = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    sums = [tensor.sum(dtype=torch.float32) for tensor in numbers.values()]  # pass NaN and infinity on, in one look at a GPU
+    if not sums or bool(torch.stack(sums).isfinite().all()):
+        return
+    if lost := [name for name, tensor in numbers.items() if not bool(tensor.isfinite().all())]:
+        raise InputError(
+            f"{len(lost)} trained tensors are not finite ({some(lost)}), so this checkpoint is not written, and what was saved "
+            "before stays. Lower model.optimization.lr or set trainer.gradient_clip_val."
+        )
 
 
 def seed_draws(where: tuple[Any, ...]) -> None:

@@ -112,6 +112,8 @@ class CaptioningModule(TunedModule):
     ) -> None:
         if features is not None and not eval_frozen:
             raise InputError("features on disk are of a tower without dropout: set eval_frozen to true, or features to null")
+        if tuning == "head":
+            network.tunes_language = True  # the one thing that a captioner without an adapter can learn
         super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen)
         self.decoding = decoding
         self.scoring = scoring

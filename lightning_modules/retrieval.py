@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -69,6 +70,7 @@ class RetrievalModule(TunedModule):
         objective = objective or ContrastiveLoss()
         require_signatures(objective, ContrastiveObjective, "model.objective")
         super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen, objective)
+        self._start_temperature(objective.init_temperature)
         self.iais = iais
         self.aligned_layers: list[int] = []
         if iais is not None:
@@ -83,6 +85,14 @@ class RetrievalModule(TunedModule):
         self.recall = RetrievalRecall()
         if compile:
             network.compile_encoders()
+
+    def _start_temperature(self, temperature: float | None) -> None:
+        """Where the objective wants it, as long as it trains, nothing has brought it, and the network was not given another."""
+        network, scale = self.network, self.network.logit_scale
+        given = getattr(network, "init_temperature", None) is not None or "logit_scale" in network.loaded_heads
+        if temperature is not None and scale.requires_grad and not given:
+            with torch.no_grad():
+                scale.fill_(-math.log(temperature))
 
     # ----------------------------------------------------------------------------------------------- training
 

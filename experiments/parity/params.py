@@ -21,6 +21,7 @@ from lightning_modules.adapters.tuning import ParameterCounts, TuningMode, head_
 from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.captioner import Captioner
 from lightning_modules.networks.language_model import LanguageModel
+from lightning_modules.networks.start import RANDOM
 from lightning_modules.networks.towers.base import ImageTower
 from lightning_modules.networks.towers.clip import ProjectedCLIPTower
 from lightning_modules.networks.towers.hugging_face import HFImageTower
@@ -242,7 +243,7 @@ def _without_weights(section: Any, name: str) -> Iterable[str]:
     """Empty every option that names weights, in place; yields those that named some."""
     empty: dict[str, Any] = {"weights": None, "init_from": None, "pretrained": False}
     for key, value in section.items() if isinstance(section, dict) else ():
-        if key in empty and value:
+        if key in empty and value and value != RANDOM:
             section[key] = empty[key]
             yield f"{name}.{key}={value}"
         else:

@@ -9,6 +9,7 @@ stays `qkv.weight`, and `qkv.lora_A.default.weight` is new. (Only state dicts ar
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from lightning_modules.adapters import multiway
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.towers import Towers, chosen_towers, sides_of
 from lightning_modules.networks import beit3
 
 Targets = Literal["all", "attention", "ffn"]
@@ -36,7 +38,8 @@ class LoRAAdapter(Adapter):
         alpha: Numerator of the scale alpha / rank; None = the rank (scale 1).
         dropout: Dropout on the input of A.
         targets: "attention" (projections), "ffn", "all", or names of linear layers as they end (["qkv", "fc1"]).
-        towers: Which towers of a dual encoder; in BEiT-3, whose experts.
+        towers: Which towers: of a dual encoder, in BEiT-3 whose experts; "text" is the language model of a captioner. Null = all
+            that take part in the task.
 
     Raises:
         InputError: Not exactly one of rank and budget, or a value out of range.
@@ -49,7 +52,7 @@ class LoRAAdapter(Adapter):
         alpha: float | None = None,
         dropout: float = 0.0,
         targets: Targets | list[str] = "all",
-        towers: Literal["both", "image", "text"] = "both",
+        towers: Towers | None = None,
     ) -> None:
         if (rank is None) == (budget is None):
             raise InputError(f"LoRA: give exactly one of rank (got {rank}) and budget (got {budget})")
@@ -121,7 +124,9 @@ class LoRAAdapter(Adapter):
         # whole names, so that nothing outside `found` matches
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=self.dropout, target_modules=list(found))
         training = network.training
-        inject_adapter_in_model(config, network)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to")  # GPT-2's layers lie the other way; peft turns them
+            inject_adapter_in_model(config, network)
         wrapped = {name: module for name, module in network.named_modules() if isinstance(module, Linear)}
         if wrapped.keys() != found.keys():
             raise AssertionError(f"peft wrapped {sorted(wrapped.keys() ^ found.keys())[:5]} otherwise than asked")
@@ -132,8 +137,8 @@ class LoRAAdapter(Adapter):
             module.register_load_state_dict_pre_hook(_take_base_names)
             module.register_load_state_dict_post_hook(_report_base_names)
 
-    def _size(self, found: dict[str, nn.Linear]) -> tuple[int, int]:
-        each = sum(linear.in_features + linear.out_features for linear in found.values())
+    def _size(self, found: dict[str, nn.Module]) -> tuple[int, int]:
+        each = sum(sum(linear.get_parameter("weight").shape) for linear in found.values())
         rank = self.rank if self.rank is not None else (self.budget or 0) // each
         if rank == 0 and self.budget is not None:
             raise InputError(
@@ -142,15 +147,15 @@ class LoRAAdapter(Adapter):
             )
         return rank, rank * each
 
-    def _find(self, network: nn.Module) -> dict[str, nn.Linear]:
+    def _find(self, network: nn.Module) -> dict[str, nn.Module]:
         """The targets by their whole names."""
         if any(self.owns(name) for name, _ in network.named_modules()):
             raise InputError("LoRA: this network has LoRA already; inject only once")
         inside = {name: (path, linear) for name, path, linear in self._linears(network)}
         if not inside:
             raise InputError(
-                f"LoRA: {type(network).__name__} has no linear layer inside a block of the {self.towers} tower(s); choose towers "
-                "with transformer blocks"
+                f"LoRA: {type(network).__name__} has no linear layer inside a block of the {self.towers or 'both'} tower(s); "
+                "choose towers with transformer blocks"
             )
         if isinstance(self.targets, str):
             chosen = {
@@ -171,26 +176,37 @@ class LoRAAdapter(Adapter):
             raise InputError(f"LoRA: no linear layer of a block belongs to the {self.targets} part; name the layers in targets")
         return chosen
 
-    def _linears(self, network: nn.Module) -> Iterator[tuple[str, str, nn.Linear]]:
+    def _linears(self, network: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
         """Name in the network, path in the block, and layer, of every linear layer inside a block of the chosen towers."""
-        sides = ("image", "text") if self.towers == "both" else (self.towers,)
-        for prefix, block in _blocks(network, sides):
+        sides = sides_of(self.towers)
+        for prefix, block in _blocks(network, self.towers):
             for path, module in block.named_modules():
-                if type(module) is not nn.Linear or not _OTHER.isdisjoint(path.split(".")):
+                if not _is_linear(module) or not _OTHER.isdisjoint(path.split(".")):
                     continue
                 if isinstance(block, beit3.Layer) and path.split(".")[0] not in sides:
                     continue
                 yield f"{prefix}.{path}" if prefix else path, path, module
 
 
-def _blocks(network: nn.Module, sides: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
-    """Transformer blocks by name: BEiT-3's layers, those that a tower of ours lists, or of a bare model those that are known."""
+def _is_linear(module: nn.Module) -> bool:
+    """A plain linear layer, or GPT-2's own, whose weight lies the other way."""
+    kind = type(module)
+    return kind is nn.Linear or (kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils")
+
+
+def _blocks(network: nn.Module, towers: Towers | None) -> Iterator[tuple[str, nn.Module]]:
+    """Transformer blocks by name: BEiT-3's layers, those that a tower of ours lists, or of another part those that are known."""
     names = {module: name for name, module in network.named_modules()}
-    layers = [module for module in names if isinstance(module, beit3.Layer)]
-    towers = [getattr(network, side, None) for side in sides]
-    listed = [block for tower in towers for block in getattr(tower, "blocks", ())]
-    for block in layers or listed or [module for module in names if multiway.site_of(module) is not None]:
+    blocks: list[nn.Module] = [module for module in names if isinstance(module, beit3.Layer)]
+    for part in [] if blocks else chosen_towers(network, towers, "LoRA").values():
+        listed = getattr(part, "blocks", None)
+        blocks += listed if isinstance(listed, list) and listed else _known_blocks(part)
+    for block in blocks:
         yield names[block], block
+
+
+def _known_blocks(part: nn.Module) -> list[nn.Module]:
+    return [module for module in part.modules() if multiway.site_of(module) is not None]
 
 
 def _is_attention(path: str) -> bool:
@@ -204,7 +220,7 @@ def merge(network: nn.Module) -> None:
     Raises:
         InputError: There is no LoRA in it.
     """
-    wrapped = [(name, module) for name, module in network.named_modules() if isinstance(getattr(module, _BASE, None), nn.Linear)]
+    wrapped = [(name, module) for name, module in network.named_modules() if hasattr(module, _BASE) and hasattr(module, "lora_A")]
     if not wrapped:
         raise InputError(f"merge: {type(network).__name__} has no LoRA in it")
     for name, module in wrapped:

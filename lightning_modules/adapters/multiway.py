@@ -32,6 +32,7 @@ from torch.nn import Parameter
 
 from datamodules.errors import InputError
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.towers import Towers, chosen_towers, sides_of
 from lightning_modules.networks import beit3
 
 Reading = Literal["printed", "released", "text"]
@@ -194,6 +195,7 @@ class Site:
 _TIMM = Site("norm2", ("mlp.fc1", "mlp.fc1_g", "mlp.w1"))
 _HF = ("mlp.fc1", "mlp.weights_in", "mlp.up_proj", "intermediate.dense")
 _BERT = Site("output.LayerNorm", ("intermediate.dense",), post="output")
+_LLAMA = Site("post_attention_layernorm", ("mlp.up_proj",))
 
 # By class name and the module it is defined in (a class called Block means nothing by itself). Only blocks whose forward was
 # read: pre-norm ones end with x' + FFN(norm(x')), post-norm ones with LayerNorm(x' + FFN(x')).
@@ -209,6 +211,11 @@ SITES: dict[tuple[str, str], Site] = {
     ("transformers.models.bert.modeling_bert", "BertLayer"): _BERT,
     ("transformers.models.roberta.modeling_roberta", "RobertaLayer"): _BERT,
     ("transformers.models.xlm_roberta.modeling_xlm_roberta", "XLMRobertaLayer"): _BERT,
+    ("transformers.models.gpt2.modeling_gpt2", "GPT2Block"): Site("ln_2", ("mlp.c_fc",)),
+    ("transformers.models.llama.modeling_llama", "LlamaDecoderLayer"): _LLAMA,
+    ("transformers.models.mistral.modeling_mistral", "MistralDecoderLayer"): _LLAMA,
+    ("transformers.models.qwen2.modeling_qwen2", "Qwen2DecoderLayer"): _LLAMA,
+    ("transformers.models.qwen3.modeling_qwen3", "Qwen3DecoderLayer"): _LLAMA,
 }
 
 
@@ -289,13 +296,14 @@ class LayerMultiWay(nn.Module):
 
 
 class MultiWayAdapter(Adapter):
-    """MultiWay-Adapter for BEiT-3 layers and for timm ViT, CLIP, SigLIP, ViT, DINOv2, BERT and RoBERTa blocks.
+    """MultiWay-Adapter for BEiT-3 layers and for blocks of timm ViT, CLIP, SigLIP, ViT, DINOv2, BERT, RoBERTa, GPT-2 and Llama.
 
     Args:
         reading: "printed" reproduces the printed parameter count (KE 64, AE 128 with sub-LN, starts as the identity);
             "released" is the published code (AE as wide as the FFN, not the identity at the start); "text" is Eq. 1-2 to the
             letter.
-        towers: Which towers of a dual encoder are adapted.
+        towers: Which towers are adapted: of a dual encoder, in BEiT-3 whose tokens; "text" is the language model of a captioner.
+            Null = all that take part in the task.
         knowledge_extractor: New Knowledge Extractor (KE) on or off.
         alignment_enhancer: Alignment Enhancer (AE) on or off.
         knowledge_extractor_mid: Bottleneck width of the KE; 0 = no KE; None = as the reading. Without KE and AE there is no
@@ -319,7 +327,7 @@ class MultiWayAdapter(Adapter):
     def __init__(
         self,
         reading: Reading = "printed",
-        towers: Literal["both", "image", "text"] = "both",
+        towers: Towers | None = None,
         knowledge_extractor: bool = True,
         alignment_enhancer: bool = True,
         knowledge_extractor_mid: int | None = None,
@@ -401,25 +409,23 @@ class MultiWayAdapter(Adapter):
     def inject(self, network: nn.Module) -> None:
         """Give every known block of the chosen towers its KE and AE, on the block's device, in fp32; nothing if it is `off`.
 
-        BEiT-3's layers hold both modalities: there `towers` chooses whose tokens are adapted. Otherwise `network.image` and
-        `network.text` are the towers; a network without them is adapted as a whole (towers "both").
+        BEiT-3's layers hold both modalities: there `towers` chooses whose tokens are adapted. A network without towers is adapted
+        as a whole.
 
         Raises:
-            InputError: A chosen tower has no known block (the message names the module types it has), or has adapters already.
+            InputError: A chosen tower takes no part in the task, has no known block (the message names the module types it has),
+                or has adapters already.
         """
         if self.off:
             return
-        chosen = ("image", "text") if self.towers == "both" else (self.towers,)
         layers = [module for module in network.modules() if isinstance(module, beit3.Layer)]
         if layers:
-            self._put_into_beit3(layers, chosen)
+            self._put_into_beit3(layers, sides_of(self.towers))
             return
-        parts = {f"{side} tower": part for side in chosen if isinstance(part := getattr(network, side, None), nn.Module)}
-        if not parts and self.towers == "both":
-            parts = {type(network).__name__: network}
-        if not parts:
-            raise InputError(f"multiway adapter: {type(network).__name__} has no {self.towers} tower; set towers to both")
-        found = {where: self._find(part, where) for where, part in parts.items()}  # all checked before anything changes
+        towers = chosen_towers(network, self.towers, "multiway adapter")
+        parts = {f"{side} tower" if side else type(network).__name__: part for side, part in towers.items()}
+        several = len(parts) > 1
+        found = {where: self._find(part, where, several) for where, part in parts.items()}  # all checked before anything changes
         for blocks in found.values():
             for block, site in blocks:
                 self._put_into(block, site)
@@ -440,7 +446,7 @@ class MultiWayAdapter(Adapter):
                 layer.multiway = LayerMultiWay(knowledge_extractor, alignment_enhancer, sides)
             layer.multiway.train(layer.training)
 
-    def _find(self, part: nn.Module, where: str) -> list[tuple[nn.Module, Site]]:
+    def _find(self, part: nn.Module, where: str, several: bool) -> list[tuple[nn.Module, Site]]:
         if any(self.owns(name) for name, _ in part.named_modules()):
             raise InputError(f"multiway adapter: the {where} has MultiWay-Adapters already; inject only once")
         blocks = [(module, site) for module in part.modules() if (site := site_of(module)) is not None]
@@ -448,7 +454,7 @@ class MultiWayAdapter(Adapter):
             containers = sorted({type(module).__name__ for module in part.modules() if next(module.children(), None) is not None})
             known = ", ".join(sorted({name for _, name in SITES}))
             other = {"image tower": "text", "text tower": "image"}.get(where)
-            advice = f" set adapter.towers to {other}, or" if other and self.towers == "both" else ""
+            advice = f" set adapter.towers to {other}, or" if other and several else ""
             raise InputError(
                 f"multiway adapter: the {where} has no block it knows ({known}); it is made of {', '.join(containers)};"
                 f"{advice} choose a tower with such blocks"
@@ -463,7 +469,7 @@ class MultiWayAdapter(Adapter):
         width = weight.shape[0]
         modules = dict(block.named_modules())
         linear = next((modules[path] for path in site.ffn if path in modules), None)
-        ffn_width = linear.out_features if isinstance(linear, nn.Linear) else 4 * width
+        ffn_width = linear.out_features if isinstance(linear, nn.Linear) else int(getattr(linear, "nf", 4 * width))  # GPT-2's nf
         with torch.device(weight.device):
             multiway = MultiWay(self.values.knowledge_extractor(width), self.values.alignment_enhancer(width, ffn_width))
         multiway.train(block.training)

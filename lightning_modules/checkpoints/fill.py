@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from lightning_modules.checkpoints import beit3, uniter
+from lightning_modules.adapters.tuning import head_names
+from lightning_modules.checkpoints import beit3, clip, uniter
 from lightning_modules.checkpoints.language_model import load_language_weights
 from lightning_modules.checkpoints.weights import load_weights, read_weights
 from lightning_modules.networks.beit3 import BEiT3Retrieval
+from lightning_modules.networks.dual_encoder import DualEncoder
 from lightning_modules.networks.language_model import LanguageModel
 from lightning_modules.networks.towers.base import Tower
 from lightning_modules.networks.towers.timm import TimmImageTower
@@ -37,8 +39,9 @@ def fill(network: Network) -> Network:
     for part in network.modules():
         weights = getattr(part, "weights", None)
         if isinstance(weights, str):
-            read_into(part, weights)
             untyped: Any = part
+            untyped.fresh = frozenset()  # a reader that leaves something out says so
+            read_into(part, weights)
             untyped.weights = None
     return network
 
@@ -78,8 +81,14 @@ def _(part: LanguageModel, weights: str) -> None:
 def _(part: BEiT3Retrieval, weights: str) -> None:
     part.encoder.to_empty(device=part.logit_scale.device)  # it is on the meta device: nothing was drawn for it
     beit3.load_official(part, weights)
+    part.fresh = head_names(part) - part.loaded_heads
 
 
 @read_into.register
 def _(part: UniterRetrieval, weights: str) -> None:
-    uniter.load(part, weights)
+    part.fresh = uniter.load(part, weights)
+
+
+@read_into.register
+def _(part: DualEncoder, weights: str) -> None:
+    clip.load_heads(part, weights)

@@ -14,6 +14,7 @@ from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import HasHeads, head_names
 from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
+from lightning_modules.checkpoints.fresh import note_brought
 from lightning_modules.checkpoints.run_folder import best_checkpoint
 from lightning_modules.checkpoints.trainable import load_objective, split_objective
 from lightning_modules.checkpoints.weights import misfits, read_weights
@@ -70,6 +71,7 @@ def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path, 
             log.info("%s The objective starts fresh.", error)
     if isinstance(network, HasHeads):
         network.loaded_heads |= heads & state.keys()
+    note_brought(network, state.keys())
     started = [name for name in fresh if name not in backbone]
     log.info(
         "init_from %s: %d tensors taken, %d start fresh%s",

@@ -85,8 +85,11 @@ def _modern(name: str) -> str:
     return f"uniter.{name.removeprefix('bert.')}" if name.startswith("bert.") else name
 
 
-def load(network: UniterRetrieval, source: str) -> None:
+def load(network: UniterRetrieval, source: str) -> frozenset[str]:
     """Fill a network from an official checkpoint (a file, or an official name), or else from a BERT of Hugging Face.
+
+    Returns:
+        Names of the parameters that it did not bring.
 
     Raises:
         InputError: There is no such thing, or it does not fit.
@@ -94,12 +97,15 @@ def load(network: UniterRetrieval, source: str) -> None:
     names = {Path(name).stem for name in UNITER_CHECKPOINTS} | set(UNITER_CHECKPOINTS)
     if Path(source).expanduser().is_file() or source in names or source.endswith((".pt", ".safetensors")):
         load_official(network, source)
-    else:
-        load_bert(network, source)
+        return frozenset(name for name, _ in network.head_parameters()) - network.loaded_heads
+    return load_bert(network, source)
 
 
-def load_bert(network: UniterRetrieval, source: str) -> None:
+def load_bert(network: UniterRetrieval, source: str) -> frozenset[str]:
     """Words, positions, types, layers and pooler of a BERT by hub name or folder; regions and heads stay as they are.
+
+    Returns:
+        Names of the parameters that stay.
 
     Raises:
         InputError: It cannot be loaded, or has other sizes than the network.
@@ -147,6 +153,7 @@ def load_bert(network: UniterRetrieval, source: str) -> None:
         log.info("%s has LayerNorm epsilon %g, UNITER %g", source, config.layer_norm_eps, EPS)
     network.load_state_dict({ours: _joined(state, names) for ours, names in taken.items()}, strict=False)
     log.info("%s: %d tensors taken; regions and heads start from random weights", source, len(taken))
+    return frozenset(name for name, _ in network.named_parameters() if name not in taken)
 
 
 def _misfits(state: Mapping[str, Tensor], names: tuple[str, ...], target: Tensor) -> list[str]:

@@ -31,6 +31,7 @@ from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.networks.attention import Attended, Items, Relations, attend
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.network import RetrievalNetwork
+from lightning_modules.networks.start import fresh_names, to_read
 
 Side = Literal["image", "text"]
 Start = Literal["official", "scratch"]
@@ -361,9 +362,9 @@ class BEiT3Retrieval(RetrievalNetwork):
         tokenizer: BEiT-3's sentencepiece file (beit3.spm), or a Hugging Face name or folder; it must fit the checkpoint.
         max_tokens: Tokens of a caption, <s> and </s> included; longer ones are cut.
         drop_path: Stochastic depth of the last layer, from 0 at the first.
-        weights: An official checkpoint (.pth) by path or by name, or such a file as safetensors; null = random weights. Positions
+        weights: An official checkpoint (.pth) by path or by name, or such a file as safetensors; null = random. Positions
             are interpolated when it was made for another image size. Read by `checkpoints.fill`; until then the encoder is on
-            the meta device and computes nothing.
+            the meta device and computes nothing. random = random weights on purpose; null asks for training, or init_from.
         checkpoint_activations: Recompute the layers' activations in the backward pass: less memory, about a third more compute.
         init: Random start. official = the released one: positions N(0, 1), linear layers within +-.02; made for checkpoints to
             be loaded over it. A small model trained from it by a contrastive loss alone gives every input the same vector.
@@ -403,9 +404,9 @@ class BEiT3Retrieval(RetrievalNetwork):
             raise InputError(f"BEiT-3: drop_path is {drop_path}; give a probability, 0 <= x < 1")
         if max_tokens > text_positions - UNUSED_POSITIONS:
             raise InputError(f"BEiT-3: max_tokens {max_tokens} exceeds its {text_positions - UNUSED_POSITIONS} text positions")
-        self.weights = weights
+        self.weights = to_read(weights)
         # A checkpoint fills the whole encoder or is refused: drawing random weights first would only take time (large: seconds).
-        with torch.device("meta") if weights is not None else nullcontext():
+        with torch.device("meta") if self.weights is not None else nullcontext():
             self.encoder = BEiT3(
                 width, num_layers, num_heads, ffn_width, image_size, patch_size, vocab_size, text_positions, drop_path, init
             )
@@ -420,6 +421,7 @@ class BEiT3Retrieval(RetrievalNetwork):
             text=TextInput(tokenizer, max_tokens, vocab_size),
         )
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought: an adapter run leaves them frozen
+        self.fresh = fresh_names(self, weights)
         if checkpoint_activations:
             checkpoint_blocks(self.encoder.layers)
 

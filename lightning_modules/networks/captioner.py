@@ -111,7 +111,8 @@ class Captioner(Network):
         self.prefix: PrefixMapper | None = None
         self.inputs = Inputs(image=vision.image_input, text=language.text_input, captions=True)
         self.loaded_heads: frozenset[str] = frozenset()
-        self.tunes_language = False  # whether the language model counts as a head (ClipCap with a tuned GPT-2)
+        self.tunes_language = False  # whether the language model counts as a head (ClipCap with a tuned GPT-2, tuning head)
+        self.fresh: frozenset[str] = frozenset()  # nothing of its own: its parts say what they start from
         if visual_norm == "tower" and (visual == "pooled" or not hasattr(vision.model, "post_layernorm")):
             raise InputError(
                 f"captioner: visual_norm tower needs the tokens of a tower with a post_layernorm (CLIP's), here visual is "
@@ -120,11 +121,7 @@ class Captioner(Network):
         self._norm = visual_norm == "tower"
         self.visual_width = vision.width if visual == "pooled" else vision.token_width
         if checkpoint_activations:
-            checkpoint_blocks(self._blocks())
-
-    def _blocks(self) -> list[nn.Module]:
-        model, site = find_language_model(self.language)
-        return list(model.get_submodule(site.layers).children())
+            checkpoint_blocks(language.blocks)
 
     @property
     def alone(self) -> bool:
@@ -299,23 +296,29 @@ class Captioner(Network):
     # --------------------------------------------------------------------------------------------------------- contract
 
     def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """The whole language model where it is tuned beside an adapter, or where there is no adapter: `tuning: head` then makes a
+        """The whole language model where it is to learn (`tunes_language`): beside ClipCap, or by `tuning: head`, which makes a
         language model of captions. Otherwise none. Tied parameters come under both names."""
-        heads = self.tunes_language or self.alone
-        named = self.language.named_parameters(remove_duplicate=False) if heads else iter(())
+        named = self.language.named_parameters(remove_duplicate=False) if self.tunes_language else iter(())
         return ((f"language.{name}", parameter) for name, parameter in named)
 
     def unused_parameters(self) -> frozenset[str]:
-        """Parameters of the vision tower that its tokens do not need."""
-        unused = {f"vision.{name}" for name in self.vision.unused_parameters()}
+        """The vision tower where nothing looks at images, and else what its tokens (or its one vector) do not need of it."""
+        if self.alone:
+            return frozenset(f"vision.{name}" for name, _ in self.vision.named_parameters())
+        pooled = self.visual == "pooled"
+        unused = {f"vision.{name}" for name in self.vision.unused_parameters(pooled)}
         if self._norm:
             unused = {name for name in unused if "post_layernorm" not in name.split(".")}
         return frozenset(unused)
 
+    def towers(self) -> dict[str, nn.Module]:
+        """The language model, and the vision tower once something looks at images."""
+        return {"text": self.language} if self.alone else {"image": self.vision, "text": self.language}
+
     @property
     def num_layers(self) -> int:
         """Layers of the language model."""
-        return len(self._blocks())
+        return len(self.language.blocks)
 
     def layer_id(self, name: str) -> int:
         """Layer for layer-wise decay: vision tower and embeddings 0, layer i of the language model and its I-Tuning module i + 1,

@@ -50,6 +50,6 @@ def find_language_model(network: nn.Module) -> tuple[nn.Module, Site]:
             return module, site
     found = ", ".join(dict.fromkeys(kinds)) or "no model of Hugging Face"
     raise InputError(
-        f"I-Tuning: {type(network).__name__} has no causal language model it knows ({', '.join(SITES)}); it has {found}; choose "
-        "one of those families as the captioner's language model"
+        f"{type(network).__name__} has no causal language model whose layers are known ({', '.join(SITES)}); it has {found}; "
+        "choose one of those families as the captioner's language model"
     )

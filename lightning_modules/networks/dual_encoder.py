@@ -15,6 +15,7 @@ from datamodules.errors import InputError
 from datamodules.inputs import Inputs
 from datamodules.records import ImageBatch, TextBatch
 from lightning_modules.networks.network import RetrievalNetwork
+from lightning_modules.networks.start import fresh_names, to_read
 from lightning_modules.networks.towers.base import ImageTower, TextTower
 
 HEADS = ("image_projection.", "text_projection.", "logit_scale")
@@ -34,7 +35,9 @@ class DualEncoder(RetrievalNetwork):
         text: The text tower.
         embed_dim: Width of the shared space.
         projection: "linear" (no bias, as in CLIP and BEiT-3) or "mlp" (one hidden layer of the tower's width).
-        init_temperature: Start of the learned temperature; `logit_scale` starts at log(1 / it).
+        init_temperature: Start of the learned temperature; `logit_scale` starts at log(1 / it). Null = the objective's, or 0.07.
+        weights: Projections and temperature of a CLIP of Hugging Face, by hub name, folder or file, over its own towers (image
+            pooling pooler, text pooling last); random = random on purpose. Null = random, to be trained or brought by init_from.
         checkpoint_activations: Recompute the towers' activations in the backward pass: less memory, about a third more compute.
 
     Raises:
@@ -47,19 +50,24 @@ class DualEncoder(RetrievalNetwork):
         text: TextTower,
         embed_dim: int = 256,
         projection: Literal["linear", "mlp"] = "linear",
-        init_temperature: float = 0.07,
+        init_temperature: float | None = None,
+        weights: str | None = None,
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
-        if embed_dim < 1 or init_temperature <= 0:
+        if embed_dim < 1 or (init_temperature is not None and init_temperature <= 0):
             raise InputError(f"embed_dim ({embed_dim}) and init_temperature ({init_temperature}) must be positive")
         self.image = image
         self.text = text
         self.image_projection = _projection(projection, image.width, embed_dim)
         self.text_projection = _projection(projection, text.width, embed_dim)
-        self.logit_scale = Parameter(torch.tensor(math.log(1.0 / init_temperature)))
+        self.init_temperature = init_temperature
+        self.logit_scale = Parameter(torch.tensor(math.log(1.0 / (init_temperature or 0.07))))
         self.inputs = Inputs(image=image.image_input, text=text.text_input)
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought: an adapter run leaves them frozen
+        self.weights = to_read(weights)
+        own = fresh_names(self, weights)
+        self.fresh = frozenset(name for name in own if name.startswith(HEADS))  # the towers say it of themselves
         if checkpoint_activations:
             image.checkpoint_activations()
             text.checkpoint_activations()

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
 from datamodules.inputs import TextInput
+from lightning_modules.networks.decoder_layers import find_language_model
 from lightning_modules.networks.decoding import Decoding as Decoding
 from lightning_modules.networks.quiet_loading import quiet_loading
+from lightning_modules.networks.start import fresh_names, to_read
 from lightning_modules.networks.towers.hugging_face import expanded
 
 
@@ -30,7 +32,8 @@ class LanguageModel(nn.Module):
     Args:
         name: Hub name or local folder, weights included.
         config: Instead of `name`: the configuration, e.g. {model_type: gpt2, n_embd: 768, n_layer: 12, n_head: 12}.
-        weights: With `config`: a safetensors or torch file with the model's keys (a tied head may be left out). None = random.
+        weights: With `config`: a safetensors or torch file with the model's keys (a tied head may be left out); random = random
+            weights on purpose. None = random, to be trained or brought by init_from.
         tokenizer: Hugging Face name or local folder; None = `name`. A model by `config` without one takes and gives ids only.
         prompt: Text between the begin token and the caption, the same for every image ("A photo of"); "" = none.
         bos: Token id that begins a text; None = the model's begin token, or its end token if it has none.
@@ -56,8 +59,8 @@ class LanguageModel(nn.Module):
         attention: Literal["sdpa", "eager"] = "sdpa",
     ) -> None:
         super().__init__()
-        self.weights = weights
         self.model: Any = _causal_model(name, config, weights, attention)
+        self.weights, self.fresh = to_read(weights), fresh_names(self, weights, brought=name is not None)
         settings: Any = self.model.config
         settings.pad_token_id = None  # with one, transformers looks for padding in every batch, and waits for the GPU to do it
         where = f"language model {name or settings.model_type}"
@@ -104,6 +107,16 @@ class LanguageModel(nn.Module):
                     f"set eos to {learned}, which captions are trained to end in"
                 )
         return self._tokenizer
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Its layers, from input to output.
+
+        Raises:
+            InputError: It is of no family that is known.
+        """
+        model, site = find_language_model(self)
+        return list(model.get_submodule(site.layers).children())
 
     def require_positions(self, tokens: int, what: str) -> None:
         """See that the model has so many positions.

@@ -41,6 +41,21 @@ class Network(nn.Module, ABC):
         """Parameters that take no part in the task: never trainable. None by default."""
         return frozenset()
 
+    def occasional_parameters(self) -> frozenset[str]:
+        """Parameters that a step may pass by (layers dropped at random, experts that a batch has no use for): they need not get a
+        gradient in the first step, but in the first epoch. By default what is in modules with a `layerdrop` above 0."""
+        return frozenset(
+            f"{prefix}.{name}" if prefix else name
+            for prefix, module in self.named_modules()
+            if isinstance(rate := getattr(module, "layerdrop", 0), float) and rate > 0
+            for name, _ in module.named_parameters()
+        )
+
+    def towers(self) -> dict[str, nn.Module]:
+        """The parts that an adapter may be told to go to, by the names "image" and "text": those that take part in the task. By
+        default the attributes of these names."""
+        return {side: part for side in ("image", "text") if isinstance(part := getattr(self, side, None), nn.Module)}
+
     @property
     def num_layers(self) -> int:
         """Layers that layer-wise decay counts."""

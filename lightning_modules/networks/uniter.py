@@ -27,6 +27,7 @@ from lightning_modules.networks.attention import Attended, Items, Relations, att
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.network import RankingNetwork
 from lightning_modules.networks.pair_scorer import Ragged
+from lightning_modules.networks.start import fresh_names, to_read
 
 EPS = 1e-12  # of every LayerNorm
 TEXT_TYPE, IMAGE_TYPE = 0, 1  # rows of the token type table
@@ -271,7 +272,7 @@ class UniterRetrieval(RankingNetwork):
         max_tokens: Tokens of a caption, [CLS] and [SEP] included; longer ones are cut. Null = as many as there are positions.
         weights: An official checkpoint, pre-training or fine-tuned, by path or by name ("uniter-base", "uniter-large"), or a BERT
             of Hugging Face by name or folder: words, positions, layers and pooler are then BERT's, regions and heads random.
-            Null = random weights. Read by `checkpoints.fill`.
+            Null = random weights, to be trained or brought by init_from; random = random on purpose. Read by `checkpoints.fill`.
         init_std: Standard deviation of random weights: 0.02 as BERT's. A narrow network that starts from nothing needs more: its
             layers else barely change what they are given (0.02 sqrt(768 / width) gives them the gain of base).
         checkpoint_activations: Recompute the layers' activations in the backward pass.
@@ -303,7 +304,7 @@ class UniterRetrieval(RankingNetwork):
         if max_tokens > text_positions:
             raise InputError(f"UNITER: max_tokens {max_tokens} exceeds its {text_positions} text positions")
         self.num_heads = num_heads
-        self.weights = weights
+        self.weights = to_read(weights)
         self.encoder = Uniter(
             width, num_layers, num_heads, ffn_width, vocab_size, text_positions, feature_width, dropout, init_std
         )
@@ -314,6 +315,7 @@ class UniterRetrieval(RankingNetwork):
             nn.init.zeros_(head.bias)
         self.inputs = Inputs(text=TextInput(tokenizer, max_tokens, vocab_size), regions=RegionInput(feature_width))
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought
+        self.fresh = fresh_names(self, weights)
         if checkpoint_activations:
             checkpoint_blocks(self.encoder.layers)
 

@@ -17,7 +17,16 @@ class Objective(nn.Module, ABC):
 
 
 class ContrastiveObjective(Objective):
-    """Of image and text vectors of one batch, for two encoders. B pairs on this process."""
+    """Of image and text vectors of one batch, for two encoders. B pairs on this process.
+
+    Attributes that a class may set:
+        uses_scale: Whether the loss looks at `scale`. Where it does not, the network's temperature does not train.
+        init_temperature: Where the network's temperature starts, unless something brings one or the network was given another;
+            None = where the network has it.
+    """
+
+    uses_scale: bool = True
+    init_temperature: float | None = None
 
     @abstractmethod
     def forward(self, images_BD: Tensor, texts_BD: Tensor, scale: Tensor, image_index_B: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datamodules.errors import InputError
 from lightning_modules.objectives.contrastive import first_row, gather
 from lightning_modules.objectives.objective import ContrastiveObjective
 
@@ -18,15 +19,25 @@ from lightning_modules.objectives.objective import ContrastiveObjective
 class SigmoidLoss(ContrastiveObjective):
     """-1/G sum_ij log sigmoid(z_ij (t x_i y_j + b)), z_ij = 1 for a pair and -1 for any other. The bias b is learned.
 
-    The temperature t is the network's; the paper starts it at 10, a dual encoder's `init_temperature` of 0.1.
+    The factor t is the network's, 1 / temperature; it starts at the paper's 10 where no checkpoint brings it.
 
     Args:
         init_bias: Start of b. A batch has far more negatives than pairs; at -10 they weigh next to nothing at the start.
+        init_temperature: Start of the network's temperature, unless something brings one or the network is given another (a dual
+            encoder's `init_temperature`); null = where the network has it.
         same_image: Another caption of the same image is a "positive" (z = 1), a "negative", or left out ("ignore").
     """
 
-    def __init__(self, init_bias: float = -10.0, same_image: Literal["positive", "negative", "ignore"] = "negative") -> None:
+    def __init__(
+        self,
+        init_bias: float = -10.0,
+        same_image: Literal["positive", "negative", "ignore"] = "negative",
+        init_temperature: float | None = 0.1,
+    ) -> None:
         super().__init__()
+        if init_temperature is not None and init_temperature <= 0:
+            raise InputError(f"sigmoid loss: init_temperature is {init_temperature}; it must be positive")
+        self.init_temperature = init_temperature
         self.bias = nn.Parameter(torch.tensor(float(init_bias)))
         self.same_image = same_image
 

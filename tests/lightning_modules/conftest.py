@@ -37,28 +37,29 @@ class Tiny:
                 "img_size": SIZE,
                 "proj_drop_rate": drop,
             }
-            return TimmImageTower("vit_tiny_patch16_224", pooling=pooling or "default", options=options)
+            return TimmImageTower("vit_tiny_patch16_224", "random", pooling=pooling or "default", options=options)
         if kind == "cnn":
-            return TimmImageTower("test_efficientnet", image_size=32, pooling=pooling or "default")
+            return TimmImageTower("test_efficientnet", "random", image_size=32, pooling=pooling or "default")
         sizes = {**_SIZES, "image_size": SIZE, "patch_size": 8}
         sizes["model_type"] = {"clip": "clip_vision_model"}.get(kind, kind)
         if kind == "dinov2":
             sizes["mlp_ratio"] = sizes.pop("intermediate_size") // WIDTH
         if kind == "vit":
             sizes["hidden_dropout_prob"] = drop
-        return HFImageTower(config=sizes, pooling=pooling or "cls")
+        return HFImageTower(config=sizes, weights="random", pooling=pooling or "cls")
 
     def text_tower(self, kind: str = "bert", pooling: Any = None, drop: float = 0.0) -> TextTower:
         sizes: dict[str, Any] = {**_SIZES, "vocab_size": VOCAB, "max_position_embeddings": 16}
         sizes["model_type"] = {"clip": "clip_text_model"}.get(kind, kind)
         if kind != "clip":
             sizes |= {"hidden_dropout_prob": drop, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0}
-        return HFTextTower(config=sizes, tokenizer="none", max_tokens=8, pooling=pooling or "mean")
+        return HFTextTower(config=sizes, weights="random", tokenizer="none", max_tokens=8, pooling=pooling or "mean")
 
     def network(
         self, image: str = "timm_vit", text: str = "bert", seed: int = 0, drop: float = 0.0, **options: Any
     ) -> DualEncoder:
         torch.manual_seed(seed)
+        options = {"weights": "random", **options}
         network = DualEncoder(self.image_tower(image, drop=drop), self.text_tower(text, drop=drop), embed_dim=8, **options)
         # library inits are near zero: at width 16 nothing but the residual stream would be seen
         for parameter in network.parameters():

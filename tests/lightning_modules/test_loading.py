@@ -26,9 +26,9 @@ BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_at
 def configuration() -> dict[str, Any]:
     """The `model:` section of a run with an adapter on two tiny towers."""
     towers = "lightning_modules.networks.towers."
-    image = {"name": "vit_tiny_patch16_224", "pooling": "cls",
+    image = {"name": "vit_tiny_patch16_224", "weights": "random", "pooling": "cls",
              "options": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 16}}  # fmt: skip
-    text = {"config": BERT, "tokenizer": "none", "max_tokens": 8}
+    text = {"config": BERT, "weights": "random", "tokenizer": "none", "max_tokens": 8}
     network = {
         "image": {"class_path": towers + "timm.TimmImageTower", "init_args": image},
         "text": {"class_path": towers + "hugging_face.HFTextTower", "init_args": text},

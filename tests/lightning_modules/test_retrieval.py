@@ -144,7 +144,7 @@ def test_heads_that_init_from_brings_stay_frozen_through_export_and_load(
         if kind == "dual":
             return tiny.network(seed=seed)
         torch.manual_seed(seed)
-        return BEiT3Retrieval(16, 16, 2, 2, 64, 8, 40, 16, max_tokens=8).eval()
+        return BEiT3Retrieval(16, 16, 2, 2, 64, 8, 40, 16, max_tokens=8, weights="random").eval()
 
     parent = network(1)
     torch.save(parent.state_dict(), tmp_path / "parent.pt")

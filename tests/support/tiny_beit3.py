@@ -14,7 +14,7 @@ from lightning_modules.retrieval import RetrievalModule
 
 def beit3(**options: Any) -> RetrievalModule:
     torch.manual_seed(0)
-    network = BEiT3Retrieval(32, 24, 2, 2, 48, 16, 40, 16, max_tokens=12, init="scratch")
+    network = BEiT3Retrieval(32, 24, 2, 2, 48, 16, 40, 16, max_tokens=12, weights="random", init="scratch")
     model = RetrievalModule(network, options.pop("adapter", None), options.pop("tuning", "full"), **options)
     model.log_dict = lambda *arguments, **keywords: None  # type: ignore[method-assign] - outside a trainer
     model._trainer = SimpleNamespace(global_step=5, estimated_stepping_batches=10, accumulate_grad_batches=2)

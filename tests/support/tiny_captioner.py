@@ -43,7 +43,8 @@ def captioner(family: str = "gpt2", **options: Any) -> Captioner:
     """Random weights that are large enough for logits to differ, in eval mode, everything frozen."""
     torch.manual_seed(0)
     config = {**FAMILIES[family], "vocab_size": VOCABULARY, "bos_token_id": END, "eos_token_id": END, "pad_token_id": END}
-    network = Captioner(HFImageTower(config=CLIP), LanguageModel(config=config, max_tokens=12), **options)
+    language = LanguageModel(config=config, weights="random", max_tokens=12)
+    network = Captioner(HFImageTower(config=CLIP, weights="random"), language, **options)
     for parameter in network.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput, TextInput
 from lightning_modules.networks.checkpointing import checkpoint_blocks
+from lightning_modules.networks.start import fresh_names, to_read
 
 NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -42,14 +43,27 @@ class Tower(nn.Module):
     width: int
     model: nn.Module
     weights: str | None  # a file with the model's own keys, still to be read
+    fresh: frozenset[str]  # see networks/start.py
 
-    def _finish(self, unused: Sequence[str]) -> None:
+    def _finish(
+        self, unused: Sequence[str], pooled: Sequence[str] = (), weights: str | None = None, brought: bool = True
+    ) -> None:
+        """When `self.model` is there.
+
+        Args:
+            unused: Parts of names of parameters that the tower never touches.
+            pooled: Likewise, of those that only its one vector needs, and its tokens do not.
+            weights: The option of that name.
+            brought: Whether weights have been loaded already.
+        """
+        self.weights, self.fresh = to_read(weights), fresh_names(self, weights, brought)
         path = _find_blocks(self.model)
         self._blocks_path = f"model.{path}" if path else ""
         names = [name for name, _ in self.named_parameters()]
         first = next((i for i, name in enumerate(names) if path and name.startswith(self._blocks_path + ".")), 0)
         self._stem = frozenset(names[:first])  # registered before the blocks: patch, token and position embeddings
         self._unused = frozenset(name for name in names if any(part in name.split(".") for part in unused))
+        self._pooled = frozenset(name for name in names if any(part in name.split(".") for part in pooled))
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -67,9 +81,13 @@ class Tower(nn.Module):
         # some libraries keep shared position tables behind the blocks; they belong to the embeddings all the same
         return 0 if name in self._stem or "embed" in name or "relative_attention_bias" in name else self.num_layers + 1
 
-    def unused_parameters(self) -> frozenset[str]:
-        """Names of parameters that the tower never touches (a mask token, an unused pooler): they never get a gradient."""
-        return self._unused
+    def unused_parameters(self, pooled: bool = True) -> frozenset[str]:
+        """Names of parameters that the tower never touches (a mask token, an unused pooler): they never get a gradient.
+
+        Args:
+            pooled: Whether its one vector is asked for. Its tokens alone do without what makes a vector of them.
+        """
+        return self._unused if pooled else self._unused | self._pooled
 
     def checkpoint_activations(self) -> None:
         """Recompute the blocks' activations in the backward pass.

@@ -21,8 +21,8 @@ class ProjectedCLIPTower(ImageTower):
     Args:
         name: Hub name or local folder of a CLIP, weights included; only its vision side and projection are loaded.
         config: Instead of `name`: options of `CLIPVisionConfig`, e.g. {hidden_size: 768, patch_size: 32, projection_dim: 512}.
-        weights: With `config`: a safetensors or torch file with exactly the keys of `CLIPVisionModelWithProjection`. None =
-            random weights.
+        weights: With `config`: a safetensors or torch file with exactly the keys of `CLIPVisionModelWithProjection`; random =
+            random weights on purpose. None = random, to be trained or brought by init_from.
 
     Raises:
         InputError: Nothing to build, or a name whose weights do not fit.
@@ -30,7 +30,6 @@ class ProjectedCLIPTower(ImageTower):
 
     def __init__(self, name: str | None = None, config: dict[str, Any] | None = None, weights: str | None = None) -> None:
         super().__init__()
-        self.weights = weights
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         where = f"CLIP tower {name or config}"
@@ -65,7 +64,7 @@ class ProjectedCLIPTower(ImageTower):
         self._prefix = 1  # the class token
         self.width = int(model.config.projection_dim)
         self.image_input = ImageInput(size=int(model.config.image_size), mean=mean, std=std)
-        self._finish(())
+        self._finish((), ("post_layernorm", "visual_projection"), weights, brought=name is not None)
 
     def _encode(self, pixels_B3HW: Tensor) -> Tensor:
         return self.model(pixel_values=pixels_B3HW).image_embeds

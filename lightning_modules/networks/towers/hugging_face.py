@@ -87,7 +87,8 @@ class HFImageTower(ImageTower):
     Args:
         name: Hub name or local folder, weights included. Of CLIP-like checkpoints only the vision side is loaded.
         config: Instead of `name`: the configuration, e.g. {model_type: dinov2, hidden_size: 384, num_hidden_layers: 12, ...}.
-        weights: With `config`: a safetensors or torch file with exactly the model's keys. None = random weights.
+        weights: With `config`: a safetensors or torch file with exactly the model's keys; random = random weights on purpose.
+            None = random, to be trained or brought by init_from.
         image_size: Side of the square input in pixels; None = the model's own. Position embeddings are resampled.
         pooling: "cls" token, "mean" over patches, "cls+mean" (both, twice as wide), or the model's own "pooler".
         mean: Normalization mean of RGB in [0, 1]; None = as preprocessor_config.json, else ImageNet (for CLIP its own).
@@ -114,7 +115,6 @@ class HFImageTower(ImageTower):
         attention: Literal["sdpa", "eager"] = "sdpa",
     ) -> None:
         super().__init__()
-        self.weights = weights
         self.model = _hugging_face_model("image", name, config, weights, attention, pooler=pooling == "pooler")
         settings: Any = self.model.config
         where = f"image tower {name or settings.model_type}"
@@ -143,7 +143,9 @@ class HFImageTower(ImageTower):
         )
         # CLIP's post_layernorm and SigLIP's head only serve the pooler; last_hidden_state comes before CLIP's post_layernorm
         unpooled = ("post_layernorm",) if "clip" in settings.model_type and "siglip" not in settings.model_type else ("head",)
-        self._finish(("mask_token",) if pooling == "pooler" else ("mask_token", "pooler", *unpooled))
+        pools = ("pooler", *unpooled)
+        unused = ("mask_token",) if pooling == "pooler" else ("mask_token", *pools)
+        self._finish(unused, pools, weights, brought=name is not None)
 
     def _encode(self, pixels_B3HW: Tensor) -> Tensor:
         output = (
@@ -176,7 +178,8 @@ class HFTextTower(TextTower):
     Args:
         name: Hub name or local folder, weights included. Of CLIP-like checkpoints only the text side is loaded.
         config: Instead of `name`: the configuration, e.g. {model_type: bert, hidden_size: 384, num_hidden_layers: 6, ...}.
-        weights: With `config`: a safetensors or torch file with exactly the model's keys. None = random weights.
+        weights: With `config`: a safetensors or torch file with exactly the model's keys; random = random weights on purpose.
+            None = random, to be trained or brought by init_from.
         pooling: "cls" (first token), "mean" over real tokens, or "last" real token (CLIP's end-of-text).
         tokenizer: Hugging Face name or local folder; None = `name`.
         max_tokens: Longest caption in tokens, special ones included; longer captions are cut.
@@ -197,7 +200,6 @@ class HFTextTower(TextTower):
         attention: Literal["sdpa", "eager"] = "sdpa",
     ) -> None:
         super().__init__()
-        self.weights = weights
         if name is None and tokenizer is None:
             raise InputError("text tower: tokenizer is missing (a Hugging Face name or folder); it is needed with config")
         self.model = _hugging_face_model("text", name, config, weights, attention, pooler=False)
@@ -213,7 +215,7 @@ class HFTextTower(TextTower):
         self.pooling = pooling
         self.width = int(settings.hidden_size)
         self.text_input = TextInput(tokenizer=str(tokenizer or expanded(name)), max_tokens=max_tokens)
-        self._finish(("pooler",))
+        self._finish(("pooler",), (), weights, brought=name is not None)
 
     def _encode(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
         tokens_BTD = self.model(input_ids=tokens_BT, attention_mask=mask_BT.long()).last_hidden_state

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from datamodules.errors import InputError, some
 from datamodules.inputs import ImageInput
+from lightning_modules.networks.start import to_read
 from lightning_modules.networks.towers.base import ImageTower, pool_tokens, triple
 
 
@@ -16,8 +17,10 @@ class TimmImageTower(ImageTower):
 
     Args:
         name: timm's model name, e.g. vit_base_patch16_224 or tf_efficientnet_lite0.
-        weights: A safetensors or torch file with this model's own keys; a classifier in it is left out. None = as `pretrained`.
-        pretrained: Download timm's weights for `name` (needs the network or a filled cache). False = random weights.
+        weights: A safetensors or torch file with this model's own keys; a classifier in it is left out. None = as `pretrained`;
+            random = random weights on purpose.
+        pretrained: Download timm's weights for `name` (needs the network or a filled cache). False = random weights, to be
+            trained or brought by init_from.
         image_size: Side of the square input in pixels; None = the model's own. Position embeddings are resampled.
         pooling: "default" = as the model was trained; "cls", "mean" (over the grid), or "cls+mean" (both, twice as wide).
         mean: Normalization mean of RGB in [0, 1]; None = the model's own.
@@ -45,7 +48,6 @@ class TimmImageTower(ImageTower):
     ) -> None:
         super().__init__()
         self.name = name
-        self.weights = weights
         self._other_size: int | None = None
         import timm  # late: a text-only run should not pay for it
         from timm.data import resolve_model_data_config
@@ -76,7 +78,7 @@ class TimmImageTower(ImageTower):
             if not hasattr(model, "set_input_size"):
                 raise InputError(f"image tower {name} has a fixed image_size of {native}, got {image_size}")
             self._other_size = image_size
-            if weights is None:  # else when they are there: a file's positions are of the model's own size
+            if to_read(weights) is None:  # else when they are there: a file's positions are of the model's own size
                 self.fit_image_size()
         self.pooling = pooling
         self._prefix = int(getattr(model, "num_prefix_tokens", 0))  # class token and registers; none in a CNN
@@ -93,7 +95,9 @@ class TimmImageTower(ImageTower):
             crop_fraction=float(data["crop_pct"] if crop_fraction is None else crop_fraction),
             interpolation=data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear", "nearest") else "bicubic",
         )
-        self._finish(("mask_token",) if pooling == "default" else ("mask_token", "fc_norm", "attn_pool"))
+        pools = ("fc_norm", "attn_pool", "head", "norm_head")  # of timm's own pooling
+        unused = ("mask_token",) if pooling == "default" else ("mask_token", *pools)
+        self._finish(unused, pools, weights, brought=pretrained)
 
     def fit_image_size(self) -> None:
         """Resample the position embeddings to the `image_size` that was asked for, where it is not the model's own.

@@ -54,9 +54,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_folder(folder: Path, tokenizer: Path, adapter: str = "i_tuning") -> Path:
     """A run of a captioner that trained nothing: its configuration is the model."""
-    language = {"config": {**_GPT2, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}, "tokenizer": str(tokenizer)}
+    language = {"config": {**_GPT2, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}, "weights": "random"}
+    language["tokenizer"] = str(tokenizer)
     network = {
-        "vision": {"class_path": _TOWER, "init_args": {"config": _CLIP}},
+        "vision": {"class_path": _TOWER, "init_args": {"config": _CLIP, "weights": "random"}},
         "language": {"class_path": "lightning_modules.networks.language_model.LanguageModel", "init_args": language},
         "visual": "pooled" if adapter == "clipcap" else "tokens",
     }

@@ -70,8 +70,11 @@ def test_clip_norm_is_an_option() -> None:
     expected = F.layer_norm(features, (12,), model.post_layernorm.weight, model.post_layernorm.bias, model.config.layer_norm_eps)
     torch.testing.assert_close(normed.encode_images(images(2)).tokens_IVD, expected)
     torch.testing.assert_close(features, model(images(2).pixels_B3HW).last_hidden_state)
-    assert any("post_layernorm" in name for name in plain.unused_parameters())
-    assert not any("post_layernorm" in name for name in normed.unused_parameters())
+    for network in (plain, normed):
+        assert network.unused_parameters() == {f"vision.{name}" for name, _ in network.vision.named_parameters()}  # nobody looks
+        ITuning().inject(network)
+    assert {name.split(".")[-2] for name in plain.unused_parameters()} == {"post_layernorm"}
+    assert not normed.unused_parameters()
     with pytest.raises(InputError, match="set visual_norm to none"):
         captioner(visual="pooled", visual_norm="tower")
     with pytest.raises(InputError, match="pixels"):
