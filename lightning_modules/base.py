@@ -20,7 +20,7 @@ from lightning_modules.adapters.tuning import TrainHeads, TuningMode, count_para
 from lightning_modules.callbacks.finite_loss import FiniteLoss
 from lightning_modules.callbacks.gradients import EveryParameterLearns
 from lightning_modules.checkpoints.fill import fill
-from lightning_modules.checkpoints.fresh import require_started
+from lightning_modules.checkpoints.fresh import note_brought, require_started
 from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
 from lightning_modules.checkpoints.trainable import load_objective, load_trainable, split_objective, trainable_state_dict
 from lightning_modules.contract import require_signatures
@@ -206,6 +206,7 @@ class TunedModule(pl.LightningModule):
         source = f"checkpoint {path}" if path else "the checkpoint"
         require_backbone(self.network, checkpoint.get("crosslight_backbone"), state, source)
         load_trainable(self.network, state, source)
+        note_brought(self.network, state.keys())
         load_objective(self.objective, objective, source)
 
 

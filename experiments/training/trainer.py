@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_file
@@ -15,6 +16,7 @@ from datamodules.formats.typed import read_typed
 from experiments.runs.folder import RunFolder
 from experiments.runs.results import DataDescription, Evaluation, read_results
 from experiments.training import preemption
+from lightning_modules.checkpoints.fresh import require_weights
 from lightning_modules.checkpoints.run_folder import Fit
 from lightning_modules.loading import read_checkpoint
 
@@ -109,6 +111,7 @@ class Trainer(pl.Trainer):
         if self.world_size > 1:
             raise InputError("predict writes one file from one process: set --trainer.devices=1.")
         self._require_sound(ckpt_path)
+        _require_weights(model, ckpt_path)
         parts = self.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         arrays: dict[str, Any] = {}
         for side, batches in zip(("image", "text"), parts or [], strict=True):
@@ -122,6 +125,7 @@ class Trainer(pl.Trainer):
         self, verb: str, model: pl.LightningModule, name: str, datamodule: pl.LightningDataModule, ckpt_path: str | None
     ) -> None:
         self._require_sound(ckpt_path)
+        _require_weights(model, ckpt_path)
         self.evaluated_data = name
         act = self.test if verb == "test" else self.validate
         if preemption.listening() and self.strategy.reduce_boolean_decision(preemption.told() is not None, all=False):
@@ -198,6 +202,13 @@ class Trainer(pl.Trainer):
 
 def _trains(model: pl.LightningModule) -> bool:
     return any(parameter.requires_grad for parameter in model.parameters())
+
+
+def _require_weights(model: pl.LightningModule, ckpt_path: str | None) -> None:
+    """Raises InputError: nothing brings what a training was to make of random weights."""
+    network = getattr(model, "network", None)
+    if ckpt_path is None and isinstance(network, nn.Module):
+        require_weights(network)
 
 
 def _require_splits(datamodule: Any, splits: tuple[str, ...]) -> None:

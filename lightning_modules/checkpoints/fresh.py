@@ -58,8 +58,8 @@ def require_started(network: nn.Module, tuning: str, ignored: Set[str] = frozens
         raise InputError(
             f"{_told(idle)} are at their random start and would stay there (tuning {tuning}), so every number would be one of "
             "chance. Give weights that have them (`weights` of the network or of that part of it; `random` says that random ones "
-            "are meant), start from a run that has them (model.init_from), or let them train (tuning full or head; beside an adapter "
-            "train_heads new)." + _OWN * (not hasattr(network, "fresh"))
+            "are meant), start from a run that has them (model.init_from), or let them train (tuning full or head; beside an "
+            "adapter train_heads new)." + _OWN * (not hasattr(network, "fresh"))
         )
 
 
