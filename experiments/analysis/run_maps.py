@@ -2,9 +2,10 @@
 
     RUN/attention_maps/relations.npz   UNITER with or without IAIS: a pair's intra-modal self-attention (Figure 7 of IAIS)
     RUN/attention_maps/words.npz       I-Tuning: what each word of a caption attends to (Figure 3 of I-Tuning)
+    RUN/attention_maps/shares.npz      I-Tuning: the share of that in the boxes of what words name, over 200 images
 
-Both show the first example of the run's own test split: of a pair, the one whose image comes first in the first batch. None is
-chosen by its result, and rows of one exhibit show the same.
+The maps show the first example of the run's own test split: of a pair, the one whose image comes first in the first batch. None
+is chosen by its result, and rows of one exhibit show the same.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ import numpy as np
 import yaml
 
 from datamodules.errors import InputError
-from experiments.analysis.stored_maps import MAP_FILES, MAPS_FOLDER, AttentionMaps, WordMaps, store_map
+from experiments.analysis.stored_maps import (
+    MAP_FILES,
+    MAPS_FOLDER,
+    SHARES_FILE,
+    AttentionMaps,
+    WordMaps,
+    store_map,
+    stored_shares,
+)
 
 
 def make_maps(folder: Path) -> Path:
@@ -40,6 +49,28 @@ def make_maps(folder: Path) -> Path:
     if hasattr(model.network, "relations"):
         return store_map(folder, "relations.npz", _relation_maps(model, data, folder))
     raise InputError(f"{folder} is a run of {type(model.network).__name__}, which has no attention maps to show.")
+
+
+def make_shares(folder: Path, images: int = 200) -> Path:
+    """Measures the shares of a captioner's run, unless they are there: the file. The data set is Flickr30k with its Entities, in
+    the folder `flickr30k` beside that of the run's own data.
+
+    Raises:
+        InputError: The run has no such maps, the data are not there, or the model cannot be loaded.
+    """
+    if stored_shares(folder) is not None:
+        return folder / MAPS_FOLDER / SHARES_FILE
+    import lightning_modules
+    from experiments.analysis.grounding import word_shares
+    from experiments.training.quiet import quiet
+    from lightning_modules.networks.captioner import Captioner
+
+    quiet()
+    network: Any = lightning_modules.load(folder).network
+    root = getattr(data_of(folder), "root", None)
+    if not isinstance(network, Captioner) or root is None:
+        raise InputError(f"{folder} is no run of a captioner on a data set in a folder, which shares of attention need.")
+    return store_map(folder, SHARES_FILE, word_shares(network.eval(), Path(root).parent / "flickr30k", images))
 
 
 def data_of(folder: Path) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -58,16 +60,47 @@ class WordMaps:
     shown: str
 
 
+@dataclass(frozen=True)
+class WordShares:
+    """Of words of reference captions that name a thing with boxes: how much of their attention is in them. Shares are 0 to 1.
+
+    Args:
+        image_W: Image of each word, a row of the test split.
+        inside_W: Attention of the word inside of the boxes.
+        area_W: The boxes' part of the image: what attention has that is even over it.
+        elsewhere_W: What another word's attention, on another image, has in the same place. If attention always went to where
+            things often are, this would be as large as `inside_W`.
+        fingerprint: Of the data.
+        shown: Layer, head and position in words.
+    """
+
+    image_W: Array
+    inside_W: Array
+    area_W: Array
+    elsewhere_W: Array
+    fingerprint: str
+    shown: str
+
+
+SHARES_FILE = "shares.npz"
 MAPS_FOLDER = "attention_maps"  # in a run folder
 MAP_FILES: dict[str, type[AttentionMaps] | type[WordMaps]] = {"relations.npz": AttentionMaps, "words.npz": WordMaps}
 
 
 def stored(folder: Path) -> list[AttentionMaps | WordMaps]:
     """What `make_maps` has stored in a run folder."""
-    return [_read(file, kind) for name, kind in MAP_FILES.items() if (file := folder / MAPS_FOLDER / name).is_file()]
+    return [kind(**_read(file)) for name, kind in MAP_FILES.items() if (file := folder / MAPS_FOLDER / name).is_file()]
 
 
-def store_map(folder: Path, name: str, maps: AttentionMaps | WordMaps) -> Path:
+def stored_shares(folder: Path) -> WordShares | None:
+    """What `make_shares` has stored in a run folder; None where there is none, or a damaged file: it is then measured again."""
+    try:
+        return WordShares(**_read(folder / MAPS_FOLDER / SHARES_FILE))
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def store_map(folder: Path, name: str, maps: AttentionMaps | WordMaps | WordShares) -> Path:
     file = folder / MAPS_FOLDER / name
     file.parent.mkdir(exist_ok=True)
     with whole_file(file) as part:
@@ -75,7 +108,7 @@ def store_map(folder: Path, name: str, maps: AttentionMaps | WordMaps) -> Path:
     return file
 
 
-def _read(file: Path, kind: type[AttentionMaps] | type[WordMaps]) -> AttentionMaps | WordMaps:
+def _read(file: Path) -> dict[str, Any]:
     with np.load(file, allow_pickle=False) as arrays:
         values: dict[str, Any] = {name: arrays[name] for name in arrays.files}
     for name, value in values.items():
@@ -83,4 +116,4 @@ def _read(file: Path, kind: type[AttentionMaps] | type[WordMaps]) -> AttentionMa
             values[name] = tuple(value.tolist())
         elif value.ndim == 0:
             values[name] = value.item()
-    return kind(**values)
+    return values

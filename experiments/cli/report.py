@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
             files, missing_maps[view.name] = make_view_maps(view)
             for text in (*map(str, files), *(f"not possible: {why}" for why in missing_maps[view.name])):
                 print(f"attention maps: {text}", file=sys.stderr)
+        views = collect(names, options.scale, folders)  # with the shares of attention that were just measured
     extra = [read_run(folder) for folder in run_folders_below(given)]
     index = build(judged(views, missing_maps), extra, options.scale, options.out)
     rows = [variant for view in views for variant in view.variants]

@@ -75,6 +75,7 @@ def add_options(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from experiments.papers.catalogue import exhibit_names, read_exhibit
     from experiments.sweep.points import Search, sweep_file
     from experiments.sweep.request import Request
     from experiments.sweep.runner import Runner
@@ -103,6 +104,8 @@ def run(options: argparse.Namespace) -> int:
     scale: Scale = options.scale or "miniature"
     launches = exhibit_launches(request.target, scale, options.seeds or [0], root)
     if not launches:
+        if request.target in exhibit_names() and not read_exhibit(request.target).variants:
+            raise InputError(f"{request.target} is a formula and needs no run: `crosslight report {request.target}` draws it.")
         raise InputError(f"{request.target} has no run at scale {scale}.")
     if getattr(options, "devices", None) is not None:
         if request.submit is not None and request.submit.gpus_per_node is not None:

@@ -86,11 +86,10 @@ def _read_exhibit(paper: str, file: Path, age: tuple[int, int], of_others: tuple
                 raise InputError(f"{file}: variant {variant.label!r}: {error}") from None
     roles = {role for variant in exhibit.variants for role in variant.runs}
     for column in exhibit.columns:
-        if sum(map(bool, (column.metric, column.cost, column.sum_of))) != 1:
-            raise InputError(
-                f"{file}: column {column.name!r} has metric {column.metric!r}, cost {column.cost!r} and sum_of {column.sum_of}; "
-                "give one"
-            )
+        sources = {name: getattr(column, name) for name in ("metric", "cost", "attention", "sum_of")}
+        if len(given := [name for name, value in sources.items() if value]) != 1:
+            has = " and ".join(given) or "no source"
+            raise InputError(f"{file}: column {column.name!r} has {has}; give one of {', '.join(sources)}")
         for part in column.sum_of:
             if part not in columns[: columns.index(column.name)]:
                 raise InputError(f"{file}: column {column.name!r} sums {part!r}, which is no column before it")

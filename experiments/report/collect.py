@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from experiments.analysis.stored_maps import stored_shares
 from experiments.papers.catalogue import published_row, published_table, read_exhibit
 from experiments.papers.plan import plan_runs
 from experiments.papers.schema import Column, Exhibit, Scale, Variant
@@ -305,6 +306,8 @@ def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
             return None
         where = None if column.cost in COUNTED or origin is None else _conditions(origin.device)
         return Measured(run.seed, column.factor * value, seeded=seeded, conditions=where, code=code)
+    if column.attention is not None:
+        return _attention(run, column, seeded)
     evaluation = run.evaluation(column.data)
     value = None if evaluation is None else evaluation.metrics.get(str(column.metric))
     if evaluation is None or not _number(value) or not math.isfinite(value):
@@ -313,6 +316,18 @@ def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
     if found is not None:
         found = PerImage(found.total_IT, found.count_IT, found.factor * column.factor)
     return Measured(run.seed, column.factor * value, found, run.fingerprint(evaluation.data), evaluation.data, seeded, code=code)
+
+
+def _attention(run: Run, column: Column, seeded: bool) -> Measured | None:
+    """A share of attention, by image, where `report --maps` has measured it."""
+    shares = None if run.folder is None else stored_shares(run.folder)
+    if shares is None:
+        return None
+    values_W = getattr(shares, f"{column.attention}_W")
+    count_I = np.bincount(shares.image_W).astype(np.float64)
+    total_I = np.bincount(shares.image_W, values_W, len(count_I)).astype(np.float64)
+    by_image = PerImage(total_I[count_I > 0, None], count_I[count_I > 0, None], column.factor)
+    return Measured(run.seed, by_image.value(), by_image, shares.fingerprint, "flickr30k_entities", seeded)
 
 
 def _conditions(device: Device) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +29,7 @@ from end_to_end import (
     weights,
 )
 from kill_switch import note_captions
+from PIL import Image
 
 import lightning_modules
 from datamodules.flickr30k import Flickr30k
@@ -242,3 +244,52 @@ def test_bad_options_are_one_line(options: list[str], said: str, tmp_path: Path,
     assert answer.status == 2
     assert said in answer.error
     assert "Traceback" not in answer.error
+
+
+def test_shares_of_attention_are_those_of_a_naive_twin_and_reach_the_figure(
+    i_tuning_run: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word by word, from the maps that `token_maps` gives one caption alone; what the report reads of the file is their mean."""
+    from datamodules.flickr30k_entities import Flickr30kEntities
+    from experiments.analysis.grid import covered_area, share_in_box
+    from experiments.analysis.grounding import naming
+    from experiments.analysis.run_maps import make_shares
+    from experiments.analysis.stored_maps import stored_shares
+    from experiments.analysis.word_maps import token_maps
+    from experiments.papers.schema import Column
+    from experiments.report.collect import measure
+    from experiments.runs.store import RunFolders, read_run
+
+    folder = tmp_path / "run"
+    shutil.copytree(i_tuning_run, folder)
+    assert stored_shares(folder) is None
+    file = make_shares(folder, images=3)
+    found = stored_shares(folder)
+    assert found is not None
+    network = lightning_modules.load(folder).network
+    data = Flickr30kEntities(root=str(world / "flickr30k"), split="karpathy", num_workers=0, eval_batch_size=1)
+    data.connect(network.inputs)
+    expected = []
+    for batch in list(data.evaluation_loaders("test")[0])[:3]:
+        record = data.records("test")[int(batch.index_B[0])]
+        with torch.no_grad():
+            features = network.encode_images(batch)
+        for caption in record.captions:
+            ids, names = naming(network, caption)
+            (maps,) = token_maps(network, features, [ids])
+            area = covered_area(network.inputs.image, *Image.open(record.path).size)
+            expected += [share_in_box(maps.maps_TYX[token], boxes, area) for token, boxes in names]
+    assert len(found.inside_W) == len(expected) > 10
+    np.testing.assert_allclose(found.inside_W, [each.attention for each in expected], atol=1e-5)
+    np.testing.assert_allclose(found.area_W, [each.area for each in expected])
+    assert sorted(set(found.image_W.tolist())) == [0, 1, 2]
+    assert not np.allclose(found.elsewhere_W, found.inside_W)
+    column = Column("inside", "inside", attention="inside", factor=100)
+    measured = measure(read_run(folder), column, RunFolders([tmp_path]))
+    assert measured is not None
+    assert measured.value == pytest.approx(100 * found.inside_W.mean())
+    assert measured.by_image is not None
+    assert measured.by_image.images == 3
+    file.write_bytes(file.read_bytes()[:100])
+    assert stored_shares(folder) is None, "what is damaged is measured again"
+    assert measure(read_run(folder), column, RunFolders([tmp_path])) is None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from experiments.analysis.stored_maps import SHARES_FILE, WordShares, store_map
 from experiments.papers.catalogue import exhibit_names, read_exhibit
 from experiments.papers.plan import PlannedRun, plan
 from experiments.papers.schema import SCALES, Scale
@@ -96,6 +97,7 @@ def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], s
     """Every planned run of the exhibits as a finished run; of names that end with one of `skip` it failed or is not there."""
     wanted: dict[str, dict[str, set[str]]] = {}
     logged: dict[str, set[str]] = {}
+    looked_into: set[str] = set()
     for name in names:
         paper, exhibit = name.partition("/")[0], read_exhibit(name)
         for variant in exhibit.variants:
@@ -104,6 +106,8 @@ def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], s
                 for column in exhibit.columns:
                     if column.run == role and column.metric is not None:
                         of_run.setdefault(column.data or "", set()).add(column.metric)
+                if any(column.attention for column in exhibit.columns):
+                    looked_into.add(f"{paper}/{run}")
                 if exhibit.figure is not None:
                     logged.setdefault(f"{paper}/{run}", set()).update(exhibit.figure.logged)
     planned = plan(names, scale, seeds)
@@ -146,6 +150,9 @@ def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], s
             logged=lines,
             name=run.names[0].partition("/")[2],
         )
+        if not looked_into.isdisjoint(run.names):
+            inside_W = generator.uniform(0.2, 0.9, 40)
+            store_map(folder, SHARES_FILE, WordShares(np.arange(40) // 4, inside_W, inside_W / 3, inside_W / 2, "f", "made up"))
         if any("cider" in metrics for metrics in needs.values()) or not needs:
             write_beside(folder, next(iter(data), "world"), generator, root)
     return planned

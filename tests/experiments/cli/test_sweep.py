@@ -101,6 +101,12 @@ def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.Capture
             run_command("sweep", list(arguments))
 
 
+@pytest.mark.parametrize("action", ["run", "status", "cancel"])
+def test_a_formula_points_to_the_report(action: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="iais/figure6 is a formula and needs no run: `crosslight report iais/figure6` draws it"):
+        run_command("sweep", [action, "iais/figure6", "--out", str(tmp_path)])
+
+
 def test_devices_of_exhibits(
     paper: None, queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,7 +66,7 @@ def test_the_numbers_are_the_papers() -> None:
     are from."""
     lines = (REPOSITORY / "experiments" / "papers" / "numbers.yaml").read_text().splitlines(keepends=True)
     added = [line for line in lines if "# added" in line]
-    assert len(added) == 9
+    assert len(added) == 10
     assert all(re.search(r"  # added: (page \d|Section \d|Table \d)", line) for line in added)
     content = "".join(line for line in lines if line not in added).encode()
     assert hashlib.sha256(content).hexdigest() == "564c78030bacc5f76c413b31dae5cf7275a8e33b082ad89e9b7c9cfd3e3ee9d4"
@@ -137,6 +137,51 @@ def test_what_the_documents_quote_is_what_the_papers_print() -> None:
     assert "{}, {}, {} and {} M".format(*counts) in captioning
     mwa, full = rows["beit3-base", "mwa"]["minutes"], rows["beit3-base", "full"]["minutes"]
     assert f"base {full} full and {mwa} MWA" in (REPOSITORY / "experiments" / "papers" / "mwa" / "runs.yaml").read_text()
+
+
+def _recipe(paper: str, *names: str) -> dict[str, Any]:
+    """Overlays of a paper, later ones win, as dotted options."""
+    found: dict[str, Any] = {}
+
+    def add(content: dict[str, Any], start: str) -> None:
+        for key, value in content.items():
+            add(value, f"{start}{key}.") if isinstance(value, dict) else found.update(
+                {f"{start}{key}".replace("init_args.", ""): value}
+            )
+
+    for name in names:
+        add(yaml.safe_load((REPOSITORY / "experiments" / "papers" / paper / f"{name}.yaml").read_text()), "")
+    return found
+
+
+def test_recipes_have_what_the_papers_print() -> None:
+    """Each printed set-up, in the recipes of full scale; where a recipe follows the release, in rows of their own."""
+    mwa, iais, i_tuning = (NUMBERS[paper]["setup"] for paper in PAPERS)
+    for size in ("base", "large"):
+        recipe = _recipe("mwa", f"recipes/paper_{size}")
+        assert recipe["data.batch_size"] == mwa[f"batch_{size}"]
+        assert (recipe["trainer.max_epochs"], recipe["model.optimization.lr"]) == (mwa["epochs"], mwa["lr"])
+    assert _recipe("mwa", "variants/mwa")["model.adapter.reading"] == "printed"
+    rates = {name: _recipe("iais", f"recipes/{name}") for name in ("flickr30k", "coco_base", "coco_large")}
+    for recipe in rates.values():
+        assert recipe["model.objective.margin"] == iais["margin"]
+        assert recipe["model.hard_negatives"] == iais["hard_negatives_per_side"]
+        assert recipe["data.batch_size"] == iais["positives_per_batch"]
+        assert recipe["trainer.max_steps"] == iais["steps"]
+        positives = recipe["data.batch_size"] * (1 + recipe["model.hard_negatives"])
+        assert 2 * positives == iais["pairs_per_step"], "of a micro-batch, both sides"
+    assert [recipe["model.optimization.lr"] == iais["lr"] for recipe in rates.values()] == [True, True, False]
+    runs = read_runs("iais")
+    for row in ("baseline", "singular", "distributed"):
+        assert runs[f"large-coco-{row}-printed_lr"]["full"].options["model.init_args.optimization.lr"] == iais["lr"]
+        for size in ("base", "large"):
+            assert "experiments/papers/iais/recipes/coco_82k.yaml" in runs[f"{size}-coco-{row}-82k"]["full"].configs
+    assert _recipe("iais", "recipes/coco_82k") == {"data.regions.text_db.train": ["txt_db/itm_coco_train.db"]}
+    for name, epochs in (("coco", "epochs"), ("flickr30k", "epochs"), ("vlp_visual_genome", "vlp_epochs")):
+        recipe = _recipe("i_tuning", f"recipes/{name}")
+        assert recipe["data.batch_size"] * recipe["trainer.accumulate_grad_batches"] == i_tuning["batch"]
+        assert recipe["trainer.max_epochs"] == i_tuning[epochs]
+        assert recipe["model.decoding.num_beams"] == i_tuning["beam_size"]
 
 
 # ---------------------------------------------------------------------------------------------------- jobs of the papers
