@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from experiments.report.table import RECALLS, find_runs, markdown, rows, to_csv
 from experiments.runs.results import Evaluation, Results, ResultsStatus, now, write_results
 from lightning_modules.callbacks.cost_record import Cost
 from lightning_modules.checkpoints.run_folder import Fit
+from lightning_modules.metrics.recalls import fold_notes
 
 
 def write_run(folder: Path, name: str, status: ResultsStatus = "finished", **entries: Any) -> Path:
@@ -164,3 +166,13 @@ def test_a_table_needs_no_torch_and_no_numpy(runs: Path) -> None:
     modules = modules_after("table", runs, folder=runs)
     assert "experiments.report.table" in modules
     assert not modules & {"torch", "numpy", "matplotlib"}
+
+
+def test_recalls_over_folds_have_columns_of_their_own(tmp_path: Path) -> None:
+    """In percent, under a heading that names the gallery, and only where a run has them."""
+    tested = evaluation(300.0, "coco", folds_i2t_r1=63.1)
+    write_run(tmp_path / "one", "one", evaluations=(replace(tested, notes=fold_notes(5, 5000)),))
+    header, _, row = markdown(rows(find_runs([tmp_path]))).splitlines()
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    assert cells["1000 i2t R@1"] == "63.1"
+    assert [name for name in cells if name.startswith("1000")] == ["1000 i2t R@1"]
