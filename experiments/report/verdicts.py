@@ -24,6 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from datamodules.errors import InputError
 from experiments.papers.schema import Claim, Gain
 from experiments.report.bootstrap import Floats, Spread, correlation_interval, over_queries, over_seeds, share_below
@@ -133,6 +135,14 @@ def _of_gains(view: View, claim: Claim, gain: Gain) -> Verdict:
         return Verdict(claim, "not decided", "", f"nothing measured of {_list(missing)}")
     if not (seeds := common_seeds(cells)):
         return Verdict(claim, "not decided", "", "its rows have no seed in common")
+    if why := _unlike(*cells):
+        return Verdict(claim, "not decided", "", why)
+    for each in gains:
+        for column in each.columns:
+            of, over = (fingerprints([view.cell(row, column) for row in rows]) for rows in (each.of, each.over))
+            if of and over and {*of} != {*over}:
+                why = f"the rows were not tested on the same data: {view.cell(each.of[0], column).column.label}"
+                return Verdict(claim, "not decided", "", why)
     measured = [mean_gain(view, each, seeds, fingerprints(cells)) for each in gains]
     between = " over " if claim.test == "relative" else " minus "
     what = between.join(f"({_gain_name(view, each)})" if len(gains) > 1 else _gain_name(view, each) for each in gains)
@@ -153,13 +163,14 @@ def _of_means(claim: Claim, gain: MeanGain, than: MeanGain | None) -> Comparison
     seeds, divided = list(gain.by_seed), claim.test == "relative"
     bound, nothing = claim.margin, 1.0 if divided else 0.0
     other = dict.fromkeys(seeds, 0.0) if than is None else than.by_seed
-    drawn = gain.resamples
-    if drawn is not None and than is not None:
-        drawn = None if than.resamples is None else drawn / than.resamples if divided else drawn - than.resamples
     if divided:
         certain = than is not None and (than.resamples is None or share_below(than.resamples, 0.0) < _TAIL)
         if not certain or min(other.values()) <= 0:
             return Comparison("", "not decided", None, bound, "what it is divided by is not certainly above 0")
+    drawn = gain.resamples
+    if drawn is not None and than is not None:
+        with np.errstate(divide="ignore"):
+            drawn = None if than.resamples is None else drawn / than.resamples if divided else drawn - than.resamples
     found = [gain.by_seed[seed] / other[seed] if divided else gain.by_seed[seed] - other[seed] for seed in seeds]
     base = 0.0 if than is None else than.mean
     whole = gain.mean / base if divided else gain.mean - base

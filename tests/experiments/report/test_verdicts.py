@@ -308,3 +308,15 @@ def test_a_quoted_number_has_no_spread_of_its_own() -> None:
     assert (compared.spread.low, compared.spread.high) == pytest.approx((alone[0] - 30, alone[1] - 30))
     assert judge(found, gain_claim("amount", 15.0, ["A"], ["OSCAR"])).outcome == "supported"
     assert judge(replace(found, scale="miniature"), claim("greater", low=["OSCAR"])).outcome == "not decided"
+
+
+def test_a_gain_over_what_was_measured_otherwise_is_not_judged() -> None:
+    rows = {"A": {"ir1": recall(0.45)}, "B": {"ir1": recall(0.40, fingerprint="g")}}
+    verdict = judge(view(rows), gain_claim("mean", 0.0, "A", "B"))
+    assert (verdict.outcome, verdict.summary) == ("not decided", "the rows were not tested on the same data: IR@1")
+    times = {
+        label: {"minutes": tuple(replace(each, conditions=device) for each in numbers(value, value + 0.1))}
+        for label, value, device in (("A", 9.0, "H100, 1 process"), ("B", 1.0, "AMD EPYC, 1 process"))
+    }
+    asked = Claim("a claim", "mean", gain=Gain(["A"], ["B"], ["minutes"]))
+    assert judge(view(times), asked).summary == "not measured alike: H100, 1 process; AMD EPYC, 1 process"
