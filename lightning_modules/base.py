@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -26,6 +28,8 @@ from lightning_modules.checkpoints.trainable import load_objective, load_trainab
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.recalls import fold_notes
 from lightning_modules.objectives.objective import Objective
+
+Better = Literal["max", "min"] | None
 
 
 class TunedModule(pl.LightningModule):
@@ -109,7 +113,13 @@ class TunedModule(pl.LightningModule):
                 f"model: {type(self).__module__}.{type(self).__name__} has parameters that are neither its network's nor its "
                 f"objective's ({some(stray)}), so nothing would train or keep them. Put them into one of these."
             )
-        total = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == math.inf:
+            raise InputError(
+                "the training has no last step, and the schedule of the learning rate needs one: give --trainer.max_epochs or "
+                "--trainer.max_steps beside --trainer.max_time."
+            )
+        total = int(steps)
         optimizer, schedule = optimization.build(self.network, self.optimization, total, self.owns, self.objective)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -150,6 +160,12 @@ class TunedModule(pl.LightningModule):
         return self.adapter is not None and self.adapter.owns(name)
 
     # --------------------------------------------------------------------------------------------- evaluation
+
+    @property
+    def validation_metrics(self) -> Mapping[str, Better] | None:
+        """What is logged under val/, and whether "max" or "min" of it is better (None: it depends). A module that says it has a
+        mistyped monitor refused before the training; None = it does not say."""
+        return None
 
     def _evaluation_step(self, batch: Any) -> None:
         """Take in a batch of validation or test."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from datamodules.formats.caption_results import write_caption_results
 from datamodules.records import CaptionBatch, ImageBatch, ImageRecord
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
-from lightning_modules.base import TunedModule, draw_seed
+from lightning_modules.base import Better, TunedModule, draw_seed
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.extraction.feature_cache import FeatureCache
 from lightning_modules.metrics.captions.caption_metric import find_metric
@@ -221,6 +221,11 @@ class CaptioningModule(TunedModule):
             "decoding": asdict(self.decoding),
             "language": {"prompt": list(language.prompt_ids), "bos": language.bos, "eos": language.eos},
         }
+
+    @property
+    def validation_metrics(self) -> Mapping[str, Better]:
+        found = {name: find_metric(name) for name in self.scoring.val_metrics}
+        return {key: "max" if name in NAMES else None for name, metric in found.items() for key in metric.columns()}
 
     def _evaluation_step(self, batch: ImageBatch) -> None:
         rows = batch.index_B.tolist()

@@ -9,6 +9,7 @@ Legend: P positives, X a positive and its negatives.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +22,12 @@ from datamodules.inputs import Inputs
 from datamodules.records import Candidates, ImageBatch, PairBatch, RankingBatch, Regions, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
-from lightning_modules.base import TunedModule
+from lightning_modules.base import Better, TunedModule
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.full_rank import FullRank
 from lightning_modules.metrics.pair_batches import score_pairs_by_length
-from lightning_modules.metrics.recalls import require_folds
+from lightning_modules.metrics.recalls import BETTER, require_folds
 from lightning_modules.metrics.relation_distance import AlignmentDistance, RelationDistance
 from lightning_modules.networks.attention import Relations
 from lightning_modules.networks.network import HasRelations, RankingNetwork, require_attributes
@@ -181,6 +182,12 @@ class RankingModule(TunedModule):
         return scores_P, self.iais(relations, anchors)
 
     # --------------------------------------------------------------------------------------------- evaluation
+
+    @property
+    def validation_metrics(self) -> Mapping[str, Better]:
+        compat: dict[str, Better] = {f"compat_{name}": better for name, better in BETTER.items()} if self.compat else {}
+        related = ("isda", "isda_mean", "isda_pairs", "iais_singular", "iais_distributed", "iais_pairs")
+        return {**BETTER, **compat, **dict.fromkeys(related if isinstance(self.network, HasRelations) else (), None)}
 
     def _evaluation_step(self, batch: ImageBatch | TextBatch | PairBatch) -> None:
         if isinstance(batch, ImageBatch):

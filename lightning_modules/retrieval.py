@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,9 +15,9 @@ from datamodules.inputs import Inputs
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
-from lightning_modules.base import TunedModule
+from lightning_modules.base import Better, TunedModule
 from lightning_modules.contract import require_signatures
-from lightning_modules.metrics.recalls import require_folds
+from lightning_modules.metrics.recalls import BETTER, require_folds
 from lightning_modules.metrics.retrieval import RetrievalRecall
 from lightning_modules.networks.network import HasRelations, RetrievalNetwork, require_attributes
 from lightning_modules.objectives.contrastive import ContrastiveLoss
@@ -117,6 +118,10 @@ class RetrievalModule(TunedModule):
         return terms | found | {"iais_weight": loss.new_full((), weight), "loss": loss + added}
 
     # --------------------------------------------------------------------------------------------- evaluation
+
+    @property
+    def validation_metrics(self) -> Mapping[str, Better]:
+        return BETTER
 
     def _evaluation_step(self, batch: ImageBatch | TextBatch) -> None:
         if isinstance(batch, ImageBatch):

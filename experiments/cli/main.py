@@ -19,6 +19,7 @@ from types import ModuleType
 
 from datamodules.errors import InputError
 from experiments.cli._parser import Parser
+from experiments.training.failures import find_input_error, one_line, with_log
 
 _HERE = Path(__file__).parent
 
@@ -77,9 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     try:
         status = run_command(arguments[0], arguments[1:])
-    except InputError as error:
-        print(f"crosslight: error: {error}", file=sys.stderr)
-        status = 2
+    except KeyboardInterrupt:
+        print("crosslight: interrupted.", file=sys.stderr)
+        status = 130
+    except Exception as error:
+        known = find_input_error(error)
+        message = with_log(f"{type(error).__name__}: {one_line(error)}", error) if known is None else str(known)
+        print(f"crosslight: error: {message}", file=sys.stderr)
+        status = 1 if known is None else 2
     sys.exit(status)
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import os
 import sys
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from datamodules.errors import InputError
 from experiments.training import preemption
 from experiments.training.configs import find_configs
+from experiments.training.failures import chain, find_input_error, is_disk_full, one_line, refusal, with_log
 from experiments.training.quiet import quiet
 
 
@@ -72,7 +70,7 @@ def settle_failure(error: BaseException, folder: object) -> int:
             "--model.init_args.gradient_cache_chunk (retrieval: same gradients), half the --data.init_args.batch_size with twice "
             "the --trainer.accumulate_grad_batches (captioning: same gradients), activation checkpointing, or bf16-mixed."
         )
-    elif (full := next((each for each in _chain(error) if is_disk_full(each)), None)) is not None:
+    elif (full := next((each for each in chain(error) if is_disk_full(each)), None)) is not None:
         status, code = "failed", 1
         message = f"the disk is full ({getattr(full, 'filename', None) or 'while writing'}). Free some space.{resume}"
     elif isinstance(error, preemption.Preempted):
@@ -83,8 +81,10 @@ def settle_failure(error: BaseException, folder: object) -> int:
     elif isinstance(error, (KeyboardInterrupt, SIGTERMException, SystemExit)):
         status, message, code = "interrupted", f"interrupted.{resume}", 130
     else:
-        status, message, code = "failed", f"{type(error).__name__}: {text}", 1
-        traceback.print_exception(error)
+        refused = refusal(error)
+        status, code = "failed", 1 if refused is None else 2
+        log = folder.path if isinstance(folder, RunFolder) else None
+        message = with_log(refused or f"{type(error).__name__}: {one_line(error)}", error, log)
     if isinstance(folder, RunFolder):
         try:
             folder.finish(status, message)
@@ -93,21 +93,3 @@ def settle_failure(error: BaseException, folder: object) -> int:
     if code != preemption.PREEMPTED or not isinstance(folder, RunFolder) or folder.ours:  # all ranks leave alike: one says so
         print(f"crosslight: error: {message}" if status != "interrupted" else f"crosslight: {message}", file=sys.stderr)
     return code
-
-
-def find_input_error(error: BaseException | None) -> InputError | None:
-    """The InputError in a chain of exceptions: jsonargparse wraps what it catches."""
-    return next((each for each in _chain(error) if isinstance(each, InputError)), None)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what it came from: torch.save, for one, hides the full disk behind an error of its own."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__

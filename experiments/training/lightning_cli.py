@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 import os
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +36,16 @@ from experiments.runs.provenance import provenance
 from experiments.runs.results import RunScale
 from experiments.training import preemption
 from experiments.training.checkpoints import Checkpoints, Last, RememberConfig
+from experiments.training.failures import chain, find_input_error, inner_cause, is_disk_full, refused
+from experiments.training.given import all_given, as_written, holder, replaced_lists
 from experiments.training.loggers import MetricsCSV, make_wandb
+from experiments.training.monitors import Waiting, require_logged
 from experiments.training.parse_errors import explain, explain_interpolation
+from experiments.training.ranges import require_values
 from experiments.training.trainer import Trainer, data_name, describe_data
-from lightning_modules.base import TunedModule
+from experiments.training.trainer_options import require_trainer
+
+log = logging.getLogger("crosslight")
 
 RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
 _CONFIG_SECTIONS = ("seed_everything", "name", "scale", "model", "data", "evaluate", "trainer", "checkpoint", "wandb")
@@ -138,6 +146,17 @@ class CrosslightCLI(LightningCLI):
             raise InputError(explain(str(error), parser, self.arguments)) from None
         except OmegaConfBaseException as error:
             raise InputError(explain_interpolation(error, self.arguments)) from None
+        except Exception as error:  # of a class of the user's own, which is imported here, or of its signature
+            raise find_input_error(error) or refused("the configuration cannot be read", error) from error
+        given = list(all_given(self.arguments))
+        as_written(self.config[self.arguments[0]].trainer, Trainer, given)
+        for note in replaced_lists(given):
+            log.warning("%s", note)
+
+    def _set_seed(self) -> None:
+        command = str(self.subcommand)
+        require_values(command, {**self._plain_config(command), "run_dir": self.config[command].run_dir})
+        super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the command line and its files are the configuration, whatever a checkpoint remembers."""
@@ -145,12 +164,14 @@ class CrosslightCLI(LightningCLI):
     # ----------------------------------------------------------------------------------------------- building
 
     def before_instantiate_classes(self) -> None:
+        """Everything that can be refused without a model, then the run's folder."""
         command = str(self.subcommand)
         config = self.config[command]
         self.saved_config = self._plain_config(command)
+        self.parts = self._instantiated("trainer")
+        require_trainer(vars(self.parts["trainer"]))
         self.run_folder = _open_run_folder(config.run_dir, config.name, command, self.saved_config)
         CrosslightCLI.opened = self.run_folder
-        config.trainer.default_root_dir = str(self.run_folder.path)
 
     def _plain_config(self, command: str) -> dict[str, Any]:
         text = self._subcommand_parsers[command].dump(self.config[command], skip_none=False, skip_validation=True)
@@ -158,31 +179,54 @@ class CrosslightCLI(LightningCLI):
         return {key: whole.get(key) for key in _CONFIG_SECTIONS}
 
     def instantiate_classes(self) -> None:
-        """As Lightning.
+        """As Lightning, but the Trainer before the model: a mistake in its options does not wait for weights.
 
         Raises:
-            InputError: The model is no `TunedModule`.
+            InputError: A class refuses what it is given, or training would wait for a metric that the model does not log.
         """
-        super().instantiate_classes()
-        if not isinstance(self.model, TunedModule):
-            kind = type(self.model)
-            raise InputError(
-                f"model: {kind.__module__}.{kind.__name__} does not derive from lightning_modules.base.TunedModule, whose "
-                "checkpoints, metrics and run folders tests and reports need. Derive it from there (training_step, "
-                "_evaluation_step and _evaluation_end are yours to write), or train it with Lightning's own Trainer."
-            )
+        command = str(self.subcommand)
+        self.config_init = {command: {"trainer": {**vars(self.parts["trainer"]), "default_root_dir": str(self.run_folder.path)}}}
+        try:
+            self.trainer = self.instantiate_trainer()
+        except Exception as error:
+            raise find_input_error(error) or refused("the Trainer refuses its options", error) from error
+        self.config_init = {command: self._instantiated("model", "data", "evaluate")}
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        if command in ("fit", "run"):
+            require_logged(self.trainer, self.model)
+
+    def _instantiated(self, *sections: str) -> dict[str, Any]:
+        """The objects of some sections of the configuration.
+
+        Raises:
+            InputError: A class refuses what it is given.
+        """
+        command = str(self.subcommand)
+        config = self.config.clone()
+        for key in list(vars(config[command])):
+            if key not in sections:
+                del config[command][key]
+        try:
+            return vars(self.parser.instantiate_classes(config)[command])
+        except Exception as error:
+            if (known := find_input_error(error)) is not None:
+                raise known from error
+            raise refused(_culprit(error, self.arguments) or " and ".join(sections), error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[str(self.subcommand)]
         trainer_config = self._get(self.config_init, "trainer")
         self.cost = lightning_modules.callbacks.cost.CostMonitor()
+        given = trainer_config.get("callbacks") or []
         callbacks: list[Callback] = [
-            *(trainer_config.get("callbacks") or []),
+            *(given if isinstance(given, list) else [given]),
             self.cost,
             RememberConfig(self.saved_config),
         ]
         if self.subcommand in ("fit", "run"):
-            callbacks += self._checkpoint_callbacks(config.checkpoint)
+            # our checkpoints first: Lightning takes the first one's best for the run's
+            callbacks = [Waiting(), *self._checkpoint_callbacks(config.checkpoint), *callbacks]
             if trainer_config.get("logger") is not False:
                 callbacks.append(LearningRateMonitor("step"))
         if trainer_config.get("enable_progress_bar") is not False and not any(
@@ -282,6 +326,22 @@ class ParsedCLI(CrosslightCLI):
         pass
 
 
+def _culprit(error: BaseException, arguments: list[str]) -> str | None:
+    """The class that raised it while it was built, and the option that names it; None where none of the options does."""
+    given = list(all_given(arguments))
+    named = None
+    if (cause := inner_cause(str(error))) is not None:
+        place = holder(cause[0], given)
+        return f"{place[0]} ({place[1]}): {cause[0]}" if place else cause[0]
+    for each in chain(error):
+        for frame, _ in traceback.walk_tb(each.__traceback__):
+            owner = type(frame.f_locals.get("self"))
+            for name in (f"{owner.__module__}.{owner.__qualname__}", owner.__qualname__):
+                if (place := holder(name, given)) is not None:
+                    named = f"{place[0]} ({place[1]}): {name}"
+    return named
+
+
 def _default_scale(config: dict[str, Any]) -> RunScale:
     root = ((config.get("data") or {}).get("init_args") or {}).get("root")
     inside_world = root is not None and any((folder / "world.json").exists() for folder in (Path(root), *Path(root).parents))
@@ -303,6 +363,12 @@ def _open_run_folder(path: str | None, name: str, command: str, config: dict[str
             )
         if int(outside_rank) > 0:
             return RunFolder.attach(Path(path).resolve(), name=name, command=command, config=config)
-    folder = RunFolder.open(path, name=name, command=command, config=config)
+    try:
+        folder = RunFolder.open(path, name=name, command=command, config=config)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        where = f"--run_dir {path}" if path is not None else f"the run's folder runs/{name}/..."
+        raise InputError(f"{where} cannot be made or written ({error.strerror or error}). Give another --run_dir.") from error
     os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)
     return folder

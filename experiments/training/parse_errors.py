@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, callbacks, loggers
 from omegaconf.errors import OmegaConfBaseException
+
+from experiments.training.given import all_given, files, find, holder
 
 _UNKNOWN = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'|Key '([^']+)' is not expected")
 _UNRECOGNISED = re.compile(r"unrecognized arguments: (.+)")
@@ -42,7 +44,7 @@ def explain(message: str, parser: Any, arguments: list[str]) -> str:
         parser: The parser of the whole command line.
         arguments: The command line that it parsed, sub-command first.
     """
-    given = list(_given(arguments))
+    given = list(all_given(arguments))
     if "is abstract" in message and (lacking := _unwritten(message)):
         return lacking
     if found := _UNRECOGNISED.search(message):
@@ -52,8 +54,8 @@ def explain(message: str, parser: Any, arguments: list[str]) -> str:
     if found := _CLASS.search(message):
         return _bad_class(found[1] or found[3], found[2], given)
     if found := _NEEDS.search(message):
-        holder, place = _holder(found[1], given) or ("", "")
-        needed = ", ".join(f"--{holder}.init_args.{name.strip()}" if holder else name.strip() for name in found[2].split(","))
+        owner, place = holder(found[1], given) or ("", "")
+        needed = ", ".join(f"--{owner}.init_args.{name.strip()}" if owner else name.strip() for name in found[2].split(","))
         return f"{found[1]}{f' ({place})' if place else ''} needs {needed}."
     if found := _REQUIRED.search(message):
         names = [name.strip().removeprefix(f"{arguments[0]}.") for name in found[1].split(",")]
@@ -72,7 +74,7 @@ def explain(message: str, parser: Any, arguments: list[str]) -> str:
 def explain_interpolation(error: OmegaConfBaseException, arguments: list[str]) -> str:
     """One line about a `${...}` that does not resolve."""
     name = str(error.full_key or "").removeprefix(f"{arguments[0]}.")
-    place = next((f" ({place})" for option, _, place in _given(arguments) if option == name), "")
+    place = next((f" ({place})" for option, _, place in all_given(arguments) if option == name), "")
     reason = str(error).splitlines()[0].split(" (resolved to")[0]
     if variable := re.search(r"Environment variable '(\w+)' not found", reason):
         return (
@@ -102,56 +104,11 @@ def _first_lines(message: str) -> str:
     return "\n".join(line if len(line) <= 200 else line[:200] + " ..." for line in lines[:5])
 
 
-# --------------------------------------------------------------------------------------------- where it was given
-
-
-def _given(arguments: list[str]) -> Iterator[tuple[str, Any, str]]:
-    """(dotted name, value, place) of everything given, what wins first: the command line, then its files, the last first."""
-    for place, argument in reversed(list(enumerate(arguments))):
-        if argument.startswith("--") and not argument.startswith("--config"):
-            name, equals, value = argument.removeprefix("--").partition("=")
-            follows = arguments[place + 1] if place + 1 < len(arguments) else ""
-            yield name, value if equals else follows, "on the command line"
-    for file in _files(arguments):
-        try:
-            content = yaml.safe_load(Path(file).read_text())
-        except (OSError, yaml.YAMLError):
-            continue
-        yield from ((name, value, f"in {file}") for name, value in _leaves(content))
-
-
-def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a YAML with its dotted name, inner ones after the one that holds them."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield f"{prefix}{key}", value
-            yield from _leaves(value, f"{prefix}{key}.")
-
-
-def _find(tail: str, given: list[tuple[str, Any, str]], value: str | None = None) -> tuple[str, str] | None:
-    """Whole name and place of the option that ends in `tail` (and has that value, where one is known)."""
-    for name, its_value, place in given:
-        if (name == tail or name.endswith(f".{tail}")) and (value is None or str(its_value) == value):
-            return name, place
-    return None
-
-
-def _holder(class_path: str, given: list[tuple[str, Any, str]]) -> tuple[str, str] | None:
-    """Name and place of the option that names a class."""
-    return next(((name.removesuffix(".class_path"), place) for name, value, place in given if value == class_path), None)
-
-
-def _files(arguments: list[str]) -> Iterator[str]:
-    """The configuration files of a command line, the last first."""
-    for place, argument in reversed(list(enumerate(arguments))):
-        if argument in ("-c", "--config") and place + 1 < len(arguments):
-            yield arguments[place + 1]
-        elif argument.startswith("--config="):
-            yield argument.partition("=")[2]
+# -------------------------------------------------------------------------------------------------- files that are none
 
 
 def _broken_files(arguments: list[str]) -> Iterator[str]:
-    for file in _files(arguments):
+    for file in files(arguments):
         try:
             content = yaml.safe_load(Path(file).read_text())
         except OSError as error:
@@ -169,10 +126,10 @@ def _broken_files(arguments: list[str]) -> Iterator[str]:
 
 
 def _unknown(option: str, parser: Any, arguments: list[str], given: list[tuple[str, Any, str]]) -> str:
-    if not option.startswith("-") and _find(option, given) is None:
+    if not option.startswith("-") and find(option, given) is None:
         return f"{option!r} is not an option (options begin with --, files follow -c)."
     name = option.removeprefix("--").partition("=")[0]
-    name, place = _find(name, given) or (name, "")
+    name, place = find(name, given) or (name, "")
     command = arguments[0] if arguments else ""
     dashes = "--" if place == "on the command line" else ""
     hint = f"\nSee crosslight {command} --help-all."
@@ -190,9 +147,10 @@ def _unknown(option: str, parser: Any, arguments: list[str], given: list[tuple[s
 
 
 def _bad_class(path: str, reason: str | None, given: list[tuple[str, Any, str]]) -> str:
-    holder = _holder(path, given)
-    option = f"{holder[0]} ({holder[1]}): " if holder else ""
+    held = holder(path, given)
+    option = f"{held[0]} ({held[1]}): " if held else ""
     names = [f"{kind.__module__}.{kind.__qualname__}" for kind in _classes()]
+    names += [f"{room.__name__}.{name}" for room in (callbacks, loggers) for name in room.__all__]
     tails = {name.split(".")[-1]: name for name in reversed(names)}
     close = difflib.get_close_matches(path, names, 1) or [
         tails[tail] for tail in difflib.get_close_matches(path.split(".")[-1], tails, 1)
@@ -233,7 +191,7 @@ def _bad_value(message: str, key: re.Match[str], given: list[tuple[str, Any, str
     if got is None and value_line:
         got = value_line[1] if value_line[1] is not None else value_line[2]
     got = (got or "").strip()
-    name, place = _find(key[2], given, got) or _find(key[2], given) or (key[2], "")
+    name, place = find(key[2], given, got) or find(key[2], given) or (key[2], "")
     wanted = [_readable(match[1]) for match in expected]
     text = f"{name}{f' ({place})' if place else ''} must be {' or '.join(dict.fromkeys(wanted))}, not {got[:80]!r}."
     if got in ("None", "none") and "null" in wanted:

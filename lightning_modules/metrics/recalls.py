@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
 from lightning_modules.metrics.ranks import Ranks, Ties, check_index, embedding_ranks, score_ranks
+
+# of `recalls`, and which of them is better
+BETTER: dict[str, Literal["max", "min"] | None] = {
+    **{f"{direction}_r{k}": "max" for direction in ("i2t", "t2i") for k in (1, 5, 10)},
+    "rsum": "max", "mean_recall": "max", "i2t_medr": "min", "t2i_medr": "min",
+}  # fmt: skip
 
 
 def recalls(ranks: Ranks, *, compat: bool = False) -> dict[str, Tensor]:

@@ -1,0 +1,114 @@
+"""What a library raises, told in one line: the rest of it goes into a log file, whose place the line names.
+
+An `InputError` says by itself what is wrong. What Lightning or a class of the user's own raises does not, and is several screens
+long; whoever needs those finds them in the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from datamodules.errors import InputError
+
+FILE = "traceback.log"  # in a run folder
+_LONGEST = 300
+_CAUSE = re.compile(r"Problem with given class_path '([^']+)':\s+(.+?)(?=\n\s*- |\Z)", re.DOTALL)  # in a dump of jsonargparse's
+# What Lightning advises where it cannot be followed here, and what is said instead.
+_ADVICE = (
+    (
+        r"`val_check_interval` \((\d+)\) must be less than or equal to the number of the training batches \((\d+)\).*",
+        r"trainer.val_check_interval is \1, but an epoch has \2 batches: give at most \2, or a share of an epoch up to 1.0, or "
+        "--trainer.check_val_every_n_epoch=null, which counts batches over epochs.",
+    ),
+)
+_REFUSING = (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError)  # MisconfigurationException is an Exception
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what it came from: torch.save, for one, hides the full disk behind an error of its own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+
+
+def find_input_error(error: BaseException | None) -> InputError | None:
+    """The InputError in a chain of exceptions: jsonargparse wraps what it catches."""
+    return next((each for each in chain(error) if isinstance(each, InputError)), None)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line: without the addresses of objects, cut where it goes on for ever."""
+    text = str(error)
+    if (cause := inner_cause(text)) is not None:
+        text = cause[1]
+    text = re.sub(r"<?<([\w.]+) object at 0x[0-9a-f]+>>?", r"\1", text)
+    text = " ".join(text.split()).strip()
+    short = text if len(text) <= _LONGEST else f"{text[:_LONGEST].rstrip()} ..."
+    return short or type(error).__name__
+
+
+def inner_cause(text: str) -> tuple[str, str] | None:
+    """The class and what is wrong with it, of a dump in which jsonargparse lists why each type of a union does not fit."""
+    causes = [(path, cause) for path, cause in _CAUSE.findall(text) if "Union subtypes" not in cause]
+    return causes[0] if causes else None
+
+
+def with_log(message: str, error: BaseException, folder: Path | None = None) -> str:
+    """The message, and where the whole of the error is: traceback.log of the run folder, or a new file among temporary ones."""
+    file = _write(error, folder)
+    end = "" if message.endswith((".", "!", "?")) else "."
+    return f"{message}{end}" + (f" The traceback is in {file}." if file is not None else "")
+
+
+def refusal(error: BaseException) -> str | None:
+    """What Lightning says of options that it does not take, where that is what the error is; None where it is something else.
+
+    Lightning raises many kinds, from the constructor of its Trainer up to the first step, so that the place tells them: the error
+    is raised by Lightning's own code, not below it.
+    """
+    name = type(error).__name__
+    last = traceback.extract_tb(error.__traceback__)[-1:] if error.__traceback__ else []
+    inside = any(re.search(r"[/\\](lightning|lightning_utilities)[/\\]", frame.filename) for frame in last)
+    if name == "MisconfigurationException" or (inside and isinstance(error, _REFUSING) and name != "AcceleratorError"):
+        for theirs, ours in _ADVICE:
+            if re.match(theirs, one_line(error)):
+                return re.sub(theirs, ours, one_line(error))
+        return f"Lightning refuses these options: {one_line(error)}"
+    return None
+
+
+def refused(what: str, error: Exception) -> InputError:
+    """The `InputError` that stands for what a library said of `what` when it was built."""
+    said = type(error).__name__ == "MisconfigurationException" or inner_cause(str(error)) is not None
+    kind = "" if said else f"{type(error).__name__}: "
+    return InputError(with_log(f"{what}: {kind}{one_line(error)}", error))
+
+
+def _write(error: BaseException, folder: Path | None) -> Path | None:
+    """None where nothing can be written."""
+    text = "".join(traceback.format_exception(error))
+    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    with contextlib.suppress(OSError):
+        if folder is not None:
+            file = folder / (FILE if rank == "0" else f"{Path(FILE).stem}-{rank}.log")
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
+            return file
+    with contextlib.suppress(OSError):
+        number, name = tempfile.mkstemp(prefix="crosslight-", suffix=".log")
+        with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as log:
+            log.write(text)
+        return Path(name)
+    return None
