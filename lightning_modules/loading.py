@@ -85,7 +85,8 @@ def read_checkpoint(path: str | Path, resumes: bool = False) -> dict[str, Any]:
             f"checkpoint {file} {unreadable(file, error)}: it is truncated, damaged or no checkpoint. Give another, for example "
             "RUN/checkpoints/best.ckpt."
         ) from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "crosslight_backbone"} <= checkpoint.keys():
+    ours = {"crosslight_backbone", "crosslight_config"}  # of a module of ours, or of any that a run trained
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or not ours & checkpoint.keys():
         raise InputError(
             f"checkpoint {file} is not of a crosslight run. To start new training from plain weights, use "
             "--model.init_args.init_from."

@@ -60,6 +60,14 @@ class Optimization:
             raise InputError(f"warmup_fraction is {self.warmup_fraction}; it is a part of all steps: give 0 <= x < 1.")
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"layer_decay is {self.layer_decay}; give 0 < x <= 1 (1 = none).")
+        for name in ("lr", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"optimization.{name} is {getattr(self, name)}; give a number above 0.")
+        for name in ("min_lr", "weight_decay", "adapter_lr", "backbone_lr"):
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise InputError(f"optimization.{name} is {getattr(self, name)}; give at least 0.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimization.betas is {list(self.betas)}; give two numbers, 0 <= x < 1.")
 
 
 def parameter_groups(

@@ -68,6 +68,8 @@ class RetrievalModule(TunedModule):
     ) -> None:
         require_attributes(network, inputs=Inputs, logit_scale=Parameter)
         require_signatures(network, RetrievalNetwork, "model.network")
+        if gradient_cache_chunk is not None and gradient_cache_chunk < 1:
+            raise InputError(f"gradient_cache_chunk is {gradient_cache_chunk}; give at least 1, or null for the whole batch.")
         objective = objective or ContrastiveLoss()
         require_signatures(objective, ContrastiveObjective, "model.objective")
         super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen, objective)

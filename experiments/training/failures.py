@@ -19,9 +19,15 @@ from datamodules.errors import InputError
 
 FILE = "traceback.log"  # in a run folder
 _LONGEST = 300
-_CAUSE = re.compile(r"Problem with given class_path '([^']+)':\s+(.+?)(?=\n\s*- |\Z)", re.DOTALL)  # in a dump of jsonargparse's
+# In a dump of jsonargparse's: why a class does not fit, or what its constructor said.
+_CAUSE = re.compile(r"Problem with given class_path '([^']+)':\s+(.+?)(?=\n\s*- |\Z)", re.DOTALL)
+_REASON = re.compile(r"Errors:\s*\n\s*- (.+?)(?=\n\s*- |\n *Given value|\Z)", re.DOTALL)
 # What Lightning advises where it cannot be followed here, and what is said instead.
 _ADVICE = (
+    (
+        r"Found more than one stateful callback of type `(\w+)`.*",
+        r"trainer.callbacks has two of \1 that cannot be told apart (checkpoint.monitor has one of its own): leave one out.",
+    ),
     (
         r"`val_check_interval` \((\d+)\) must be less than or equal to the number of the training batches \((\d+)\).*",
         r"trainer.val_check_interval is \1, but an epoch has \2 batches: give at most \2, or a share of an epoch up to 1.0, or "
@@ -54,8 +60,12 @@ def one_line(error: BaseException) -> str:
     text = str(error)
     if (cause := inner_cause(text)) is not None:
         text = cause[1]
+    elif reasons := [reason for reason in _REASON.findall(text) if "Union subtypes" not in reason]:
+        text = reasons[0]
     text = re.sub(r"<?<([\w.]+) object at 0x[0-9a-f]+>>?", r"\1", text)
     text = " ".join(text.split()).strip()
+    for theirs, ours in _ADVICE:
+        text = re.sub(theirs, ours, text)
     short = text if len(text) <= _LONGEST else f"{text[:_LONGEST].rstrip()} ..."
     return short or type(error).__name__
 
@@ -83,16 +93,13 @@ def refusal(error: BaseException) -> str | None:
     last = traceback.extract_tb(error.__traceback__)[-1:] if error.__traceback__ else []
     inside = any(re.search(r"[/\\](lightning|lightning_utilities)[/\\]", frame.filename) for frame in last)
     if name == "MisconfigurationException" or (inside and isinstance(error, _REFUSING) and name != "AcceleratorError"):
-        for theirs, ours in _ADVICE:
-            if re.match(theirs, one_line(error)):
-                return re.sub(theirs, ours, one_line(error))
         return f"Lightning refuses these options: {one_line(error)}"
     return None
 
 
 def refused(what: str, error: Exception) -> InputError:
     """The `InputError` that stands for what a library said of `what` when it was built."""
-    said = type(error).__name__ == "MisconfigurationException" or inner_cause(str(error)) is not None
+    said = type(error).__name__ == "MisconfigurationException" or "Union subtypes" in str(error) or "stateful" in str(error)
     kind = "" if said else f"{type(error).__name__}: "
     return InputError(with_log(f"{what}: {kind}{one_line(error)}", error))
 

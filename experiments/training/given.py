@@ -33,6 +33,9 @@ def leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in content.items():
             yield f"{prefix}{key}", value
             yield from leaves(value, f"{prefix}{key}.")
+    elif isinstance(content, list):  # of classes, whose options the command line names without a number
+        for value in content:
+            yield from leaves(value, prefix)
 
 
 def find(tail: str, given: list[tuple[str, Any, str]], value: str | None = None) -> tuple[str, str] | None:

@@ -37,7 +37,7 @@ from experiments.runs.results import RunScale
 from experiments.training import preemption
 from experiments.training.checkpoints import Checkpoints, Last, RememberConfig
 from experiments.training.failures import chain, find_input_error, inner_cause, is_disk_full, refused
-from experiments.training.given import all_given, as_written, holder, replaced_lists
+from experiments.training.given import all_given, as_written, holder, leaves, replaced_lists
 from experiments.training.loggers import MetricsCSV, make_wandb
 from experiments.training.monitors import Waiting, require_logged
 from experiments.training.parse_errors import explain, explain_interpolation
@@ -140,6 +140,8 @@ class CrosslightCLI(LightningCLI):
         parser.add_argument("--wandb", type=WandB, default=WandB())
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        if odd := next((word for word in self.arguments if not _is_text(word)), None):
+            raise InputError(f"{odd!r} holds characters that are not UTF-8: write it without them.")
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
@@ -176,6 +178,12 @@ class CrosslightCLI(LightningCLI):
     def _plain_config(self, command: str) -> dict[str, Any]:
         text = self._subcommand_parsers[command].dump(self.config[command], skip_none=False, skip_validation=True)
         whole = yaml.safe_load(text)
+        for name, value in leaves(whole):
+            if isinstance(value, str) and value.startswith("Unable to serialize instance"):
+                raise InputError(
+                    f"{name} is by default an object ({value.rpartition(' ')[2]}) that config.yaml cannot hold, so the run could "
+                    f"not be resumed. Give --{name} yourself, for example null."
+                )
         return {key: whole.get(key) for key in _CONFIG_SECTIONS}
 
     def instantiate_classes(self) -> None:
@@ -324,6 +332,14 @@ class ParsedCLI(CrosslightCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # a byte that Python could not decode
+        return False
+    return True
 
 
 def _culprit(error: BaseException, arguments: list[str]) -> str | None:

@@ -6,6 +6,7 @@ import csv
 import io
 import netrc
 import os
+import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,11 +103,13 @@ def wandb_logged_in() -> bool:
 def make_wandb(folder: Path, *, project: str, name: str, run_id: str, group: str | None, tags: list[str]) -> WandbLogger:
     """W&B in the run folder: online when logged in, else offline (`wandb sync <run>/wandb/offline-run-*` uploads it later).
 
-    `WANDB_MODE` wins over both. The id is the run folder's, so that a resumed run continues the same W&B run.
+    `WANDB_MODE` wins over both. The id is the run folder's, so that a resumed run continues the same W&B run; characters that
+    W&B takes in no id are left out of it.
     """
     mode = os.environ.get("WANDB_MODE")
     offline = mode == "offline" or (mode is None and not wandb_logged_in())
     os.environ.setdefault("WANDB_SILENT", "true")
+    known = re.sub(r"[^\w.-]", "_", run_id, flags=re.ASCII)
     return WandbLogger(
-        project=project, name=name, id=run_id, group=group, tags=tags, save_dir=folder, offline=offline, resume="allow"
+        project=project, name=name, id=known, group=group, tags=tags, save_dir=folder, offline=offline, resume="allow"
     )

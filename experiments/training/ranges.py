@@ -51,6 +51,9 @@ def _problems(command: str, config: Mapping[str, Any]) -> Iterator[str]:
         every = (config.get("checkpoint") or {}).get("every_n_steps")
         if every is not None and every < 1:
             yield f"checkpoint.every_n_steps is {every}: give at least 1, or null for a checkpoint at each validation."
+    workers, cores = ((config.get("data") or {}).get("init_args") or {}).get("num_workers"), os.cpu_count() or 1
+    if isinstance(workers, int) and workers > max(32, 4 * cores):
+        yield f"data.init_args.num_workers is {workers}, but this machine has {cores} cores: give at most {max(32, 4 * cores)}."
     yield from _wandb(config.get("wandb") or {}, os.environ.get("WANDB_MODE"))
 
 
@@ -60,6 +63,8 @@ def _names(config: Mapping[str, Any]) -> Iterator[str]:
         text = config.get(key)
         if text is None:
             continue
+        if len(text.encode(errors="replace")) > 200 and key == "name":
+            yield f"--name has {len(text)} characters, more than a folder's name can have: give a shorter one."
         if odd := next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), None):
             yield f"--{key} {text!r} holds the character {odd!r}, which no file name should: leave it out."
         if not text.strip():

@@ -137,20 +137,19 @@ class Plain(LightningModule): pass
             r"lacking\.NoScale has forward\(images, texts\), and it is called as forward\(images_BD, ",
         ),
         (["network=lacking.NoInputs"], r"lacking\.NoInputs sets no `inputs` of type Inputs"),
-        (None, r"lacking\.Plain does not derive from lightning_modules\.base\.TunedModule"),
     ],
-    ids=["adapter", "adapter's argument", "objective", "objective's argument", "network", "LightningModule"],
+    ids=["adapter", "adapter's argument", "objective", "objective's argument", "network"],
 )
 def test_what_is_lacking_is_said_before_training(
-    options: list[str] | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lacking.py").write_text(LACKING)
     monkeypatch.syspath_prepend(str(tmp_path))
-    given = ["--model=lacking.Plain"] if options is None else [f"--model.init_args.{option}" for option in options]
+    given = [f"--model.init_args.{option}" for option in options]
     base = arguments("full")
-    if options is None or "network=lacking.NoInputs" in options:  # without the arguments of another class
+    if "network=lacking.NoInputs" in options:  # without the arguments of another class
         base = ["-c", "configs/trainer/demo.yaml", "-c", "configs/data/world.yaml"]
-        given = ["--model=lightning_modules.retrieval.RetrievalModule", *given] if options else given
+        given = ["--model=lightning_modules.retrieval.RetrievalModule", *given]
     answer = crosslight("run", *base, *given, f"--run_dir={tmp_path / 'run'}")
     assert answer.status == 2, answer
     assert answer.error.count("\n") == 1, answer.error
