@@ -23,7 +23,7 @@ _ALWAYS = ("epoch", "step")  # Lightning's own
 
 def waited_for(trainer: pl.Trainer) -> Iterator[tuple[str, str | None, str]]:
     """(metric, its mode, the option that names it) of every callback and schedule that waits for a metric."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str):
             ours = isinstance(callback, ModelCheckpoint) and callback.filename == "best"
@@ -46,7 +46,9 @@ def require_logged(trainer: pl.Trainer, module: pl.LightningModule) -> None:
         InputError: It is not.
     """
     known = validation_metrics(module)
-    for monitor, mode, option in waited_for(trainer) if known is not None else ():
+    if known is None:
+        return
+    for monitor, mode, option in waited_for(trainer):
         stage, _, name = monitor.partition("/")
         name = name.rpartition("/")[2]  # of a domain: val/near_domain/cider
         if monitor in _ALWAYS or stage == "train":
@@ -74,7 +76,7 @@ class Waiting(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:
             if isinstance(callback, LearningRateMonitor) and not trainer.loggers:
                 raise InputError(
                     "trainer.callbacks has a LearningRateMonitor, but trainer.logger is false: leave one of them out."
