@@ -8,7 +8,6 @@ weigh the same in whatever micro-batch, and on whatever device, they are.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from torch.optim import Optimizer
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
-from datamodules.formats.caption_results import write_caption_results
+from datamodules.formats.caption_results import json_text, write_caption_results
 from datamodules.records import CaptionBatch, ImageBatch, ImageRecord
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
@@ -338,4 +337,4 @@ def _picture(wandb: Any, file: str | None) -> Any:
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
+    write_atomically(path, "[\n" + ",\n".join(json_text(row) for row in rows) + "\n]\n")

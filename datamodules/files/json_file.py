@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
 from datamodules.files.text import read_text
 
 CUT = " It ends too early: it was not copied or downloaded completely."
@@ -51,6 +51,8 @@ def read_json(path: Path, expected: str) -> Any:
             reason = "is JSON lines, with a value on each, not one JSON value"
             raise InputError(f"{path} {reason}; expected {expected}. `jq -s . FILE` makes one list of it.") from None
         where = f"{why(error)} at line {error.lineno}, column {error.colno} of {len(text):,} characters"
+        if not text[: error.pos].strip():  # a table, say
+            where += f", which begin {shown(text.lstrip()[:40].partition(chr(10))[0])}"
         raise InputError(f"{path} is not valid JSON ({where}); expected {expected}.{remedy(error)}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({why(error)}); expected {expected}.") from None

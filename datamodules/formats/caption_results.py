@@ -1,7 +1,8 @@
 """Captions that a model wrote, in coco-caption's results format, which EvalAI's captioning challenges (COCO, NoCaps) take too.
 
 One JSON list of {"image_id", "caption"}, one entry an image, for every image of the split. Ids that are whole numbers are written
-as such, as COCO's references have them: coco-caption compares 42 and "42" as different.
+as such, as COCO's references have them: coco-caption compares 42 and "42" as different. An image that is known by its file alone
+has the number in the names of COCO's files as its id, elsewhere the file's name without folder and ending (`image_id_of`).
 Source: https://cocodataset.org/#format-results, https://github.com/tylin/coco-caption
 """
 
@@ -12,15 +13,17 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
 from datamodules.files.json_file import read_json
 from datamodules.formats.parsing import Entry
-from datamodules.formats.problems import Problem, ProblemKind
+from datamodules.formats.problems import Problem, ProblemKind, is_sound
 
 EXPECTED = "caption results (a list of {image_id, caption})"
 
+_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})")  # of COCO's 2014 and 2017 files
 _ODD = re.compile(r"[^\S ]|  |^ | $")  # white space other than single spaces between words
 
 
@@ -61,6 +64,12 @@ class CaptionResults:
         return self.captions
 
 
+def image_id_of(stem: str) -> str:
+    """The id of an image of which only the file's name is known (here without its ending)."""
+    number = _COCO_NAME.fullmatch(stem)
+    return str(int(number[1])) if number else stem
+
+
 def parse_caption_results(path: Path, image_ids: Collection[str] | None = None) -> CaptionResults:
     """A results file. `image_ids` are those of the references: each must have exactly one caption; None leaves that unseen.
 
@@ -85,6 +94,8 @@ def parse_caption_results(path: Path, image_ids: Collection[str] | None = None) 
             continue
         if not text.strip():
             results.add("empty caption", f"[{row}], image {image_id}")
+        if not is_sound(text + image_id):
+            results.add("broken text", f"[{row}], image {image_id}, has half a character (a surrogate)")
         if _ODD.search(text.strip()):
             results.odd_white_space.append(image_id)
         results.captions[image_id] = single_spaced(text)
@@ -122,9 +133,15 @@ def write_caption_results(path: Path, captions: Mapping[str, str], image_ids: Co
     entries = [{"image_id": _as_number(image_id), "caption": single_spaced(captions[image_id])} for image_id in image_ids]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(entries, ensure_ascii=False, indent=0))
+        write_atomically(path, json_text(entries, indent=0))
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}).") from error
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """As JSON that can be encoded: as it is but for halves of characters (surrogates), which are written as escapes."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def single_spaced(text: str) -> str:

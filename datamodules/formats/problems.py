@@ -56,7 +56,7 @@ def broken_rules(splits: Mapping[str, Sequence[ImageRecord]]) -> Iterator[tuple[
                 repeated[image_id].append(split)
                 continue
             first_split[image_id] = split
-            if not _is_sound(image_id):
+            if not is_sound(image_id):
                 yield "broken text", f"the id of image {image_id} is no sound Unicode"
             if record.path is not None and (other := id_of_file.setdefault(str(record.path), image_id)) != image_id:
                 yield "shared image file", f"images {other} and {image_id} are the same file, {record.path}"
@@ -66,7 +66,7 @@ def broken_rules(splits: Mapping[str, Sequence[ImageRecord]]) -> Iterator[tuple[
                 caption_ids.add(caption.caption_id)
                 if not caption.token_ids and not caption.text.strip():
                     yield "empty caption", f"caption {caption.caption_id} of image {image_id}"
-                if not _is_sound(caption.text):
+                if not is_sound(caption.text):
                     yield "broken text", f"caption {caption.caption_id} of image {image_id} has half a character (a surrogate)"
     for image_id, others in repeated.items():
         first = first_split[image_id]
@@ -77,7 +77,7 @@ def broken_rules(splits: Mapping[str, Sequence[ImageRecord]]) -> Iterator[tuple[
                 yield "duplicated id", f"image {image_id} is {count} times in {split}"
 
 
-def _is_sound(text: str) -> bool:
+def is_sound(text: str) -> bool:
     """Whether a text can be written: JSON's escapes can name half of a pair of surrogates."""
     if text.isascii():
         return True

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, Literal
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.files.json_file import read_json
-from datamodules.formats.caption_results import EXPECTED, parse_caption_results
+from datamodules.formats.caption_results import EXPECTED, image_id_of, parse_caption_results
 from datamodules.formats.coco_captions import parse_coco_captions
 from datamodules.formats.karpathy import parse_karpathy
 from datamodules.formats.parsing import Entry
 from datamodules.records import ImageRecord
 from lightning_modules.metrics.captions.evaluation import Scores
 
+_ENDING = re.compile(r"\.(?:jpe?g|jpe|png|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
 REFERENCES = "a COCO caption file (images[], annotations[]; NoCaps is one) or one of Karpathy's (images[].sentences[])"
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -66,21 +68,74 @@ def read_references(path: Path, split: str) -> list[ImageRecord]:
     ]
 
 
+def by_reference(
+    captions: Mapping[str, str],
+    records: Sequence[ImageRecord],
+    results: Path,
+    references: Path,
+    ids: Literal["auto", "id", "name"] = "auto",
+) -> tuple[dict[str, str], list[str]]:
+    """The captions by the references' ids, and what is worth saying about that.
+
+    An image_id of results is an id of the references, or the name of an image's file, with folder and ending or without; COCO's
+    files are also known by the number in their names. So COCO_val2014_000000391895, 000000391895.jpg and 391895 are one image.
+
+    Args:
+        captions: By the image_id of the results.
+        records: The references.
+        results: The file of the captions, for errors.
+        references: That of the references.
+        ids: "id" and "name" take an image_id as one of these alone; "auto" as either, unless that makes two images of it.
+
+    Raises:
+        InputError: Captions of images that the references lack, an image_id that could be two images, or two for one image.
+    """
+    known = {record.image_id for record in records} if ids != "name" else set()
+    named: dict[str, set[str]] = defaultdict(set)
+    for record in records if ids != "id" else ():
+        for name in _names(record.path) if record.path is not None else ():
+            named[name].add(record.image_id)
+    found: dict[str, str] = {}
+    unknown, by_name = [], 0
+    for image_id in captions:
+        meant = {image_id} & known
+        as_name = set().union(*(named.get(name, ()) for name in _names(PurePath(image_id))))
+        by_name += not meant and bool(as_name)
+        meant |= as_name
+        if len(meant) > 1:
+            raise InputError(
+                f"{results}: image_id {image_id} could be images {some(sorted(meant))} of {references}, by its id and by its "
+                "file's name; say which with --ids id or --ids name."
+            )
+        for image in meant:
+            if image in found:
+                raise InputError(f"{results}: image_ids {found[image]} and {image_id} are both image {image} of {references}.")
+            found[image] = image_id
+        if not meant:
+            unknown.append(image_id)
+    if unknown:
+        raise InputError(
+            f"{results}: {len(unknown)} of {len(captions)} captions are for images that {references} does not have "
+            f"(first: image_id {unknown[0]}, neither an id nor a file's name there); give the references of this split."
+        )
+    said = [f"{by_name} captions name their image by its file"] if by_name else []
+    return {image: captions[image_id] for image, image_id in found.items()}, said
+
+
+def _names(file: PurePath) -> set[str]:
+    """What a file is known by."""
+    stem = _ENDING.sub("", file.name)
+    return {stem, image_id_of(stem)}
+
+
 def choose(
     captions: Mapping[str, str], records: Sequence[ImageRecord], results: Path, references: Path, partial: bool
 ) -> tuple[list[ImageRecord], list[str]]:
     """The images to score, in the references' order, and what is worth saying about them.
 
     Raises:
-        InputError: Captions of images that the references lack, images without references, or (unless `partial`) without caption.
+        InputError: Images without references, or (unless `partial`) without caption.
     """
-    known = {record.image_id for record in records}
-    unknown = [image_id for image_id in captions if image_id not in known]
-    if unknown:
-        raise InputError(
-            f"{results}: {len(unknown)} of {len(captions)} captions are for images that {references} does not have "
-            f"(first: image_id {unknown[0]}); give the references of this split."
-        )
     chosen = [record for record in records if record.image_id in captions]
     bare = [record.image_id for record in chosen if not record.captions]
     if bare:

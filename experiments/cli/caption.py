@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, printable
+from datamodules.formats.caption_results import image_id_of, write_caption_results
+from datamodules.formats.problems import is_sound
 from experiments.cli._parser import Parser, add_backbone, add_fields, given_fields, number_or
 from lightning_modules.networks.decoding import Decoding
 
@@ -27,7 +29,7 @@ def add_options(parser: Parser) -> None:
     option = parser.add_argument
     option(
         "--out", type=Path, metavar="FILE.json",
-        help="the captions as coco-caption's results, a file's name without its ending as image_id",
+        help="the captions as coco-caption's results; image_id is a file's name without its ending (of COCO's names the number)",
     )  # fmt: skip
     option("--batch-size", type=int, default=16, metavar="N", help="images at once")
     option("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:N (default: cuda where there is one)")
@@ -57,10 +59,9 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--{next(iter(shown))} chooses what --maps shows; give --maps DIR too.")
     if options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}; give at least 1.")
-    _require_files(options.images, stems_matter=options.out is not None or options.maps is not None)
+    _require_files(options.images, options.out, options.maps)
 
     import lightning_modules
-    from datamodules.formats.caption_results import write_caption_results
     from experiments.analysis.captions import MapOptions, captioner_of, write_captions
     from experiments.training.quiet import quiet
 
@@ -70,29 +71,38 @@ def run(options: argparse.Namespace) -> int:
     network = captioner_of(model, options.run, maps=map_options is not None)
     decoding = replace(model.decoding, **given_fields(options, Decoding))
     network.to(_device(options.device))
-    captions = {}
+    captions: dict[str, str] = {}
     for path, caption in write_captions(network, options.images, decoding, map_options, options.batch_size, options.seed):
-        print(f"{path}: {caption}", flush=True)
-        captions[path.stem] = caption
-    if options.out is not None:
-        write_caption_results(options.out, captions, list(captions))
+        print(printable(f"{path}: {caption}"), flush=True)
+        captions[image_id_of(path.stem)] = caption
+        whole_batch = len(captions) % options.batch_size == 0 or len(captions) == len(options.images)
+        if options.out is not None and whole_batch:  # an image that cannot be read ends the command, and loses no other's
+            write_caption_results(options.out, captions, list(captions))
     return 0
 
 
-def _require_files(paths: Sequence[Path], stems_matter: bool) -> None:
+def _require_files(paths: Sequence[Path], out: Path | None, maps: Path | None) -> None:
     """Before a model is loaded.
 
     Raises:
-        InputError: A file does not exist, or two have one name where names are ids.
+        InputError: A file does not exist, two have one name where names are ids, or a name that has to be written is no text.
     """
+    if out is not None and out.is_dir():
+        raise InputError(f"--out {out} is a folder; give the name of a file.")
     for path in paths:
         if path.is_dir():
             raise InputError(f"{path} is a folder; give the images in it, such as {path}/*.jpg.")
         if not path.exists():
             raise InputError(f"image {path} does not exist.")
-    stem, count = Counter(path.stem for path in paths).most_common(1)[0]
-    if stems_matter and count > 1:
-        raise InputError(f"{count} images are named {stem}, which --out and --maps know them by; give them one by one.")
+        if out is not None and not is_sound(path.stem):
+            raise InputError(
+                f"image {path}: its name is not UTF-8, so --out cannot hold it; rename the file, or leave out --out."
+            )
+    stems = [path.stem for path in paths]
+    for option, names in (("--out", map(image_id_of, stems) if out else ()), ("--maps", stems if maps else ())):
+        for name, count in Counter(names).most_common(1):
+            if count > 1:
+                raise InputError(f"{count} images are named {name}, which {option} knows them by; give them one by one.")
 
 
 def _device(name: str) -> torch.device:

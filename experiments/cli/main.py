@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import io
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -67,6 +68,8 @@ def overview() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit status: 0 done, 1 the run failed or a check found problems, 2 bad input, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no accents ends no run
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())

@@ -11,7 +11,6 @@ times that.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from datamodules.errors import InputError
@@ -36,6 +35,11 @@ def add_options(parser: Parser) -> None:
         "--frequencies", choices=("whole", "subset"), default="whole",
         help="CIDEr's document frequencies of a domain: of the whole set, as NoCaps' server, or of the domain's own images",
     )  # fmt: skip
+    option(
+        "--ids", choices=("auto", "id", "name"), default="auto",
+        help="what image_id is: an id of the references, or the name of their file (of COCO's, the number in it); auto takes "
+        "either, and refuses what could be both (default: auto)",
+    )  # fmt: skip
     option("--partial", action="store_true", help="score the images that have a caption, though the references have more")
     option("--out", type=Path, metavar="FILE.json", help="everything, with the scores of each image")
     option(
@@ -59,12 +63,15 @@ def run(options: argparse.Namespace) -> int:
     if options.results is None or options.references is None:
         raise InputError("score needs a results file and --references CAPTIONS.json. See crosslight score --help.")
 
-    from experiments.analysis.caption_scores import as_json, choose, read_references, read_results, report
+    from datamodules.files.atomic import write_atomically
+    from datamodules.formats.caption_results import json_text
+    from experiments.analysis.caption_scores import as_json, by_reference, choose, read_references, read_results, report
     from lightning_modules.metrics.captions.evaluation import NAMES, CaptionScorer
     from lightning_modules.metrics.captions.spice import SPICE
 
     captions, said = read_results(options.results)
     records = read_references(options.references, options.split)
+    captions, matched = by_reference(captions, records, options.results, options.references, options.ids)
     chosen, left_out = choose(captions, records, options.results, options.references, options.partial)
     scorer = CaptionScorer(
         [[caption.text for caption in record.captions] for record in chosen],
@@ -75,8 +82,12 @@ def run(options: argparse.Namespace) -> int:
         options.frequencies,
     )
     scores = scorer.score([captions[record.image_id] for record in chosen])
-    print("\n".join(report(scores, {name: len(rows) for name, rows in scorer.rows_of.items()}, len(chosen), [*left_out, *said])))
+    sizes = {name: len(rows) for name, rows in scorer.rows_of.items()}
+    print("\n".join(report(scores, sizes, len(chosen), [*matched, *left_out, *said])))
     if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(as_json(scores, chosen), indent=1) + "\n")
+        try:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(options.out, json_text(as_json(scores, chosen), indent=1) + "\n")
+        except OSError as error:
+            raise InputError(f"--out {options.out} cannot be written ({error.strerror}).") from error
     return 0

@@ -185,13 +185,14 @@ class LanguageModel(nn.Module):
         return ids[: ids.index(self.eos) + keep_eos] if self.eos in ids else ids
 
     def decode(self, ids: list[list[int]]) -> list[str]:
-        """Captions as text, with their white space made plain.
+        """Captions as text, with their white space made plain, and U+FFFD in place of halves of characters.
 
         Raises:
             InputError: There is no tokenizer.
         """
         tokenizer = self.hf_tokenizer
-        return [" ".join(tokenizer.decode(row, skip_special_tokens=True).split()) for row in ids]
+        texts = [" ".join(tokenizer.decode(row, skip_special_tokens=True).split()) for row in ids]
+        return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
 
 
 @torch.no_grad()

@@ -27,6 +27,9 @@ PUNCTUATION = frozenset(
 )  # fmt: skip
 
 
+_HALF = re.compile("[\ud800-\udfff]")  # of a character beyond the basic plane, which PTB drops
+
+
 def ptb(sentences: Sequence[str]) -> list[str]:
     """Tokenized sentences, words separated by single spaces.
 
@@ -40,10 +43,10 @@ def ptb(sentences: Sequence[str]) -> list[str]:
     jar, java = ptb_jar(), find_java()
     if not sentences:
         return []
-    lines = [" ".join(sentence.split()) for sentence in sentences]
+    lines = [" ".join(_HALF.sub(" ", sentence).split()) for sentence in sentences]
     with tempfile.TemporaryDirectory(prefix="crosslight-ptb-") as folder:
         file = Path(folder) / "sentences.txt"
-        file.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
+        file.write_bytes("".join(f"{line}\n" for line in lines).encode())
         program: list[str | Path] = [java, *LOCALE, "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer"]
         said = run([*program, "-preserveLines", "-lowerCase", file], "the PTB tokenizer")
     *answer, rest = said.decode("utf-8").split("\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +234,44 @@ def test_other_networks_write_no_captions(images: list[Path], monkeypatch: pytes
     monkeypatch.setattr(lightning_modules, "load", lambda run: Module())
     with pytest.raises(InputError, match="is a run of Linear, which writes no captions"):
         run_command("caption", [str(tmp_path), str(images[0])])
+
+
+def test_captions_of_cocos_files_are_scored_against_cocos_references(
+    loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
+    coco = [images[0].rename(tmp_path / "COCO_val2014_000000391895.jpg"), images[1].rename(tmp_path / "000000000042.png")]
+    out, references, scores = (tmp_path / f"{name}.json" for name in ("captions", "references", "scores"))
+    assert run_command("caption", ["run", *map(str, coco), "--out", str(out), "--device", "cpu"]) == 0
+    written = {entry["image_id"]: entry["caption"] for entry in json.loads(out.read_text())}
+    assert list(written) == [391895, 42]
+    annotations = [{"id": number, "image_id": number, "caption": text} for number, text in written.items()]
+    listed = [{"id": number, "file_name": path.name} for number, path in zip(written, coco, strict=True)]
+    references.write_text(json.dumps({"images": listed, "annotations": annotations}))
+    assert run_command("score", [str(out), "--references", str(references), "--metrics", "rouge_l", "--out", str(scores)]) == 0
+    assert json.loads(scores.read_text())["metrics"]["rouge_l"] == 1
+    with pytest.raises(InputError, match="2 images are named 42, which --out"):
+        other = shutil.copy(coco[1], tmp_path / "COCO_val2014_000000000042.png")
+        run_command("caption", ["run", str(coco[1]), str(other), "--out", str(out)])
+
+
+def test_a_batch_is_written_before_the_next_begins(
+    loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
+    images[2].write_bytes(b"no picture")
+    out = tmp_path / "captions.json"
+    with pytest.raises(InputError, match=r"a dog\.jpg"):
+        run_command("caption", ["run", *map(str, images), "--out", str(out), "--batch-size", "2", "--device", "cpu"])
+    assert [entry["image_id"] for entry in json.loads(out.read_text())] == [12, "0034"]
+
+
+def test_names_that_are_no_text(
+    loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
+    odd = images[0].rename(images[0].with_name(os.fsdecode(b"caf\xe9.jpg")))
+    assert run_command("caption", ["run", str(odd), "--device", "cpu"]) == 0
+    assert "caf\\udce9.jpg: " in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"caf\\udce9\.jpg: its name is not UTF-8, so --out cannot hold it; rename"):
+        run_command("caption", ["run", str(images[1]), str(odd), "--out", str(tmp_path / "c.json")])

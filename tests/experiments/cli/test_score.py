@@ -183,3 +183,92 @@ def test_scores_need_no_torch(tmp_path: Path) -> None:
     )
     assert "lightning_modules.metrics.captions.cider" in modules
     assert not modules & {"torch", "transformers", "matplotlib"}
+
+
+def named(folder: Path, images: list[tuple[int, str]]) -> str:
+    """References of images by id and file."""
+    return written(
+        folder / "references.json",
+        {
+            "images": [{"id": number, "file_name": name} for number, name in images],
+            "annotations": [{"id": number, "image_id": number, "caption": f"image {number} has words"} for number, _ in images],
+        },
+    )
+
+
+COCO = [(391895, "COCO_val2014_000000391895.jpg"), (42, "000000000042.jpg"), (7, "seven.dog.png")]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [391895, 42, 7],
+        ["391895", "000000000042", "seven.dog"],
+        ["COCO_val2014_000000391895", "COCO_train2014_000000000042.jpg", "seven.dog.png"],
+        ["val2014/COCO_val2014_000000391895.jpg", 42, "7"],
+        ["000000391895", "000000000042.jpg", "pictures/seven.dog.PNG"],
+    ],
+)
+def test_images_are_known_by_id_and_by_file(tmp_path: Path, ids: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    words = {number: f"image {number} has words" for number, _ in COCO}
+    entries = [{"image_id": image_id, "caption": words[number]} for image_id, (number, _) in zip(ids, COCO, strict=True)]
+    out = tmp_path / "out.json"
+    asked = [written(tmp_path / "r.json", entries), "--references", named(tmp_path, COCO), "--metrics", "rouge_l"]
+    assert run_command("score", [*asked, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found["metrics"]["rouge_l"] == 1
+    assert list(found["per_image"]) == ["391895", "42", "7"]
+    assert ("captions name their image by its file" in capsys.readouterr().out) == (ids[0] != 391895)
+
+
+@pytest.mark.parametrize(
+    ("ids", "images", "options", "message"),
+    [
+        ([1], [(1, "2.jpg"), (2, "1.jpg")], [], r"image_id 1 could be images 1, 2 of .*--ids id or --ids name"),
+        ([1], [(1, "000000000002.jpg"), (3, "000000000001.jpg")], [], r"image_id 1 could be images 1, 3"),
+        (["a"], [(1, "x/a.jpg"), (2, "y/a.jpg")], [], r"image_id a could be images 1, 2"),
+        ([1, "one"], [(1, "one.jpg")], [], r"image_ids 1 and one are both image 1"),
+        (["one"], [(1, "one.jpg")], ["--ids", "id"], r"first: image_id one, neither an id nor a file's name there"),
+        ([1], [(1, "one.jpg")], ["--ids", "name"], r"first: image_id 1, neither"),
+        (["COCO_val2014_000000000012"], [(12, "twelve.jpg")], [], r"image_id COCO_val2014_000000000012, neither"),
+    ],
+)
+def test_nothing_is_guessed_of_an_image_id(
+    tmp_path: Path, ids: list[Any], images: list[tuple[int, str]], options: list[str], message: str
+) -> None:
+    entries = [{"image_id": image_id, "caption": "a"} for image_id in ids]
+    with pytest.raises(InputError, match=message):
+        run_command("score", [written(tmp_path / "r.json", entries), "--references", named(tmp_path, images), *options])
+
+
+@pytest.mark.parametrize(("ids", "score"), [("id", 1), ("name", 0)])
+def test_what_an_image_id_is_can_be_said(tmp_path: Path, ids: str, score: float) -> None:
+    references = named(tmp_path, [(1, "2.jpg"), (2, "1.jpg")])
+    results = written(tmp_path / "r.json", [{"image_id": n, "caption": f"image {n} has words"} for n in (1, 2)])
+    out = tmp_path / "out.json"
+    run_command("score", [results, "--references", references, "--ids", ids, "--metrics", "rouge_l", "--out", str(out)])
+    assert (json.loads(out.read_text())["metrics"]["rouge_l"] == 1) == bool(score)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"image_id": 1, "caption": "a"}\n{"image_id": 2, "caption": "b"}\n', r"JSON lines.*jq -s"),
+        ('[{"image_id": 1, "caption": "caf\u00e9"}]'.encode("latin-1"), r"no.* text file in UTF-8 .*iconv"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", r"pointer of Git LFS.*git lfs pull"),
+        (b"image_id,caption\n1,a dog\n", r"not valid JSON .*which begin 'image_id,caption'.*list of \{image_id, caption\}"),
+        (b'[{"image_id": 1, "caption": "half \\ud83d"}]', r"broken text: \[0\], image 1, has half a character"),
+    ],
+    ids=["lines", "Latin-1", "LFS", "CSV", "half a character"],
+)
+def test_results_of_another_make_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        run_command("score", [str(tmp_path / "r.json"), "--references", named(tmp_path, [(1, "1.jpg")])])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_results_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "r.json").write_text('[{"image_id": 1, "caption": "caf\u00e9"}]', encoding)
+    asked = ["--references", named(tmp_path, [(1, "1.jpg")]), "--metrics", "rouge_l"]
+    assert run_command("score", [str(tmp_path / "r.json"), *asked]) == 0
