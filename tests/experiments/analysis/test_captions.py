@@ -250,8 +250,8 @@ def test_captions_of_cocos_files_are_scored_against_cocos_references(
     references.write_text(json.dumps({"images": listed, "annotations": annotations}))
     assert run_command("score", [str(out), "--references", str(references), "--metrics", "rouge_l", "--out", str(scores)]) == 0
     assert json.loads(scores.read_text())["metrics"]["rouge_l"] == 1
+    other = shutil.copy(coco[1], tmp_path / "COCO_val2014_000000000042.png")
     with pytest.raises(InputError, match="2 images are named 42, which --out"):
-        other = shutil.copy(coco[1], tmp_path / "COCO_val2014_000000000042.png")
         run_command("caption", ["run", str(coco[1]), str(other), "--out", str(out)])
 
 
