@@ -80,7 +80,7 @@ def read_and_judge(path: Path) -> tuple[Image.Image, bool]:
     """
     with _naming(path), _decoded(path) as image:
         orientation = _orientation(image)
-        damaged = orientation is None or _name(image) == ""  # it could not be decoded with them
+        damaged = orientation is None or not getattr(image, "filename", "")  # it could not be decoded with them
         pixels = _rgb(image)
     pixels.info.clear()  # it is upright and opaque now, and must not say otherwise
     turn = _TURNS.get(orientation or 1)
@@ -192,17 +192,11 @@ def _scaled(image: Image.Image, values_HW: npt.NDArray[Any]) -> npt.NDArray[Any]
     lowest, highest = float(values_HW.min()), float(values_HW.max())
     if image.mode == "F":
         if not 0 <= lowest <= highest <= 255:  # nor is nan
-            raise InputError(f"{_name(image)} has floats of {lowest:g} to {highest:g}, not 0 to 1 or 0 to 255: scale them.")
+            raise ValueError(f"floats of {lowest:g} to {highest:g}, not 0 to 1 or 0 to 255: scale them")
         return np.rint(values_HW if highest > 1 else values_HW * 255)
     if image.mode == "I" and image.format != "PPM":
         if not 0 <= lowest <= highest <= 65535:
-            raise InputError(
-                f"{_name(image)} has integers of {lowest:.0f} to {highest:.0f}, not 0 to 65535: save it with 8 or 16 bits."
-            )
+            raise ValueError(f"integers of {lowest:.0f} to {highest:.0f}, not 0 to 65535: save it with 8 or 16 bits")
         return values_HW if highest <= 255 else values_HW >> 8
     bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
     return values_HW >> max(bits - 8, 0)  # the high byte, as PIL itself reads 16 bits of color
-
-
-def _name(image: Image.Image) -> str:
-    return str(getattr(image, "filename", ""))

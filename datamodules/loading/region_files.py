@@ -17,7 +17,7 @@ from typing import Literal
 from datamodules.errors import InputError
 from datamodules.formats.parsing import Parsed
 from datamodules.formats.uniter.image_database import ImageDatabase, RegionFeatures
-from datamodules.formats.uniter.layout import Layout
+from datamodules.formats.uniter.layout import Layout, not_a_folder
 from datamodules.formats.uniter.text_database import TextDatabase
 from datamodules.records import Caption, FileIds, ImageRecord
 
@@ -81,6 +81,9 @@ class RegionFiles:
             InputError: names those that are not, and where they come from.
         """
         texts = [path for paths in self.text_paths(root).values() for path in paths]
+        for path in self.image_paths(root):
+            if path.is_file():
+                raise InputError(f"regions.image_db: {not_a_folder(path)}")
         missing = [path for path in (*self.image_paths(root), *texts) if not path.is_dir()]
         if missing:
             raise InputError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from datamodules.errors import InputError
 from datamodules.files.images import image_size, is_stored_sideways
 from datamodules.formats.flickr_entities import read_annotation
-from datamodules.formats.uniter.layout import Layout
+from datamodules.formats.uniter.layout import Layout, not_a_folder
 from datamodules.loading.region_files import RegionReader, named
 from datamodules.records import ImageRecord
 
@@ -102,6 +102,8 @@ class DatabaseBoxes:
     """
 
     def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise InputError(f"--boxes {folder}: {not_a_folder(folder)}")
         layout = layout_named(folder.name) if (folder / "data.mdb").is_file() else None
         if layout is not None:
             folder = folder.parent

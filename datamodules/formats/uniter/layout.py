@@ -73,6 +73,20 @@ def threshold_of(layout: Layout) -> Layout:
     return Layout("threshold", layout.conf_th, layout.max_bb, layout.min_bb)
 
 
+def not_a_folder(path: Path) -> str:
+    """What is in the place of an image database's folder, for an error message."""
+    if not path.is_file():
+        return f"{path} is not a folder; expected an image database of UNITER there."
+    with path.open("rb") as file:
+        beginning = file.read(4096)
+    if path.suffix == ".tsv" or beginning.split(b"\n")[0].count(b"\t") >= 2:
+        return (
+            f"{path} is a TSV file of region features, as LXMERT, Oscar and bottom-up attention have them; expected the folder "
+            'of an image database. docs/regions.md ("From a TSV file") writes one of it.'
+        )
+    return f"{path} is a file; expected the folder of an image database of UNITER, which has feat_*/data.mdb or all/data.mdb."
+
+
 def layouts_there(path: Path) -> str:
     there = sorted(data.parent.name for data in path.glob("*/data.mdb"))
     if not there:

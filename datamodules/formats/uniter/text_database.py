@@ -136,7 +136,7 @@ class TextDatabase:
             )
         try:
             record = msgpack.unpackb(lz4.frame.decompress(value), raw=False)
-        except (ValueError, RuntimeError, EOFError, msgpack.UnpackException) as error:
+        except Exception as error:  # lz4 and msgpack have each their own errors for damaged bytes
             raise InputError(f"{place}: its value is not an lz4 frame of msgpack ({error}); fetch or build it again.") from error
         ids = record.get("input_ids") if isinstance(record, dict) else None
         if not isinstance(ids, list) or not all(type(piece) is int for piece in ids):

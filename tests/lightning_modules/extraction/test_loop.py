@@ -142,6 +142,9 @@ def test_boxes_of_another_database(extractor: BackboneRegions, photographs: list
         run(photographs, extractor, tmp_path / "more", DatabaseBoxes(source))
     with pytest.raises(InputError, match="no image database in it"):
         DatabaseBoxes(tmp_path)
+    (tmp_path / "features.tsv").write_text("img_id\timg_h\timg_w\tnum_boxes\tboxes\tfeatures\n")
+    with pytest.raises(InputError, match=r"--boxes .*features\.tsv is a TSV file of region features"):
+        DatabaseBoxes(tmp_path / "features.tsv")
     shutil.copytree(tmp_path / "detector" / layout.folder, tmp_path / "detector" / "all")
     with pytest.raises(InputError, match="several layouts"):
         DatabaseBoxes(tmp_path / "detector")

@@ -6,10 +6,12 @@ reads.safetensors is what the released reader gives for three of its images.
 
 from __future__ import annotations
 
+import base64
 import gc
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import zipfile
@@ -30,6 +32,7 @@ from datamodules.formats.uniter.image_database import ImageDatabase
 from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
 from datamodules.formats.uniter.layout import Layout
 from datamodules.formats.uniter.text_database import TextDatabase, TextDatabaseWriter, Vocabulary, packed_text, word_pieces_of
+from datamodules.loading.region_files import RegionFiles
 
 RECORDING = Path(__file__).parents[3] / "recordings" / "uniter_db"
 IMAGES, TEXTS = RECORDING / "img_db" / "toy", RECORDING / "txt_db" / "itm_toy.db"
@@ -474,6 +477,41 @@ def test_damaged_values_are_named(images: Path) -> None:
         ImageDatabase(images, RELEASED).names()
 
 
+@pytest.mark.parametrize(
+    ("array", "change", "problem"),
+    [
+        ("features", lambda a: a.__setitem__((2, 1), np.inf), r"'features' has inf at region 2 of 7; expected finite numbers"),
+        ("features", lambda a: a.__setitem__((0, 0), -np.inf), "'features' has -inf at region 0"),
+        ("features", lambda a: a.__setitem__((6, 31), np.nan), "'features' has nan at region 6"),
+        (
+            "norm_bb",
+            lambda a: a.__imul__(96),
+            r"'norm_bb' has \[.*\] at region 0 .* fractions \(0..1\), not pixels",
+        ),
+        ("norm_bb", lambda a: a.__setitem__((3, slice(0, 4)), 50), "'norm_bb' .* at region 3"),
+        ("norm_bb", lambda a: a.__setitem__((1, 0), np.nan), r"'norm_bb' has \[ *nan, .*\] at region 1"),
+        ("norm_bb", lambda a: a.__setitem__((1, slice(0, 4)), [0.9, 0, 0.1, 1]), "'norm_bb' .* at region 1"),
+        ("norm_bb", lambda a: a.__setitem__((5, 4), 0), "'norm_bb' .* at region 5"),
+        ("conf", lambda a: a.__setitem__(4, 50), r"'conf' has .*50.* at region 4 of 7; expected confidences \(0..1\)"),
+        ("conf", lambda a: a.__setitem__(4, np.nan), "'conf' has .*nan.* at region 4"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_numbers_that_cannot_be_regions_are_named(
+    images: Path, array: str, change: Callable[[np.ndarray], object], problem: str, dtype: type
+) -> None:
+    name = "toy_000774252441.npz"
+    folder = images / "feat_th0.2_max8_min3"
+    arrays = {key: np.array(value, dtype) for key, value in msgpack_numpy.unpackb(raw(folder)[name], raw=False).items()}
+    before = ImageDatabase(images, RELEASED).read(name)
+    change(arrays[array])
+    put(folder, **{name: msgpack.packb(arrays, default=msgpack_numpy.encode)})
+    for as_stored in (False, True):
+        with pytest.raises(InputError, match=f"{folder}: image {name}: array {problem}"):
+            ImageDatabase(images, RELEASED).read(name, as_stored)
+    assert before.features_RD.dtype == np.float32
+
+
 def test_the_stray_array_of_the_released_compressed_writer_is_passed_over(images: Path, tmp_path: Path) -> None:
     folder, name = images / "feat_th0.2_max8_min3_compressed", "toy_000774252441.npz"
     expected = ImageDatabase(images, RELEASED).read(name)
@@ -614,3 +652,31 @@ def test_damaged_texts_are_named(texts: Path) -> None:
         TextDatabase(texts).read("1")
     with pytest.raises(InputError, match="is not a folder"):
         TextDatabase(texts / "nowhere")
+
+
+# ------------------------------------------------------------------------------------------- features in other files
+
+
+def test_a_tsv_file_is_named_and_the_documented_lines_make_a_database_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LXMERT's columns; boxes in pixels become fractions."""
+    features, boxes, confidences = (values.astype(np.float32) for values in some(3))
+    pixels = boxes * np.float32([200, 100, 200, 100])
+    fields = ["7", "100", "200", "", confidences, "", "", "6", pixels, features]
+    encoded = [each if isinstance(each, str) else base64.b64encode(each.tobytes()).decode() for each in fields]
+    (tmp_path / "features.tsv").write_text("\t".join(encoded) + "\n")
+    for refused in (
+        lambda: ImageDatabase(tmp_path / "features.tsv", ALL),
+        lambda: RegionFiles("features.tsv").require(tmp_path),
+    ):
+        with pytest.raises(InputError, match=r"features\.tsv is a TSV file of region features, .*docs/regions\.md"):
+            refused()
+    text = (Path(__file__).parents[4] / "docs" / "regions.md").read_text()
+    (code,) = re.findall(r"## From a TSV file\n.*?```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    found = ImageDatabase(tmp_path / "img_db" / "mine", ALL).read("7.npz")
+    np.testing.assert_allclose(found.features_RD, features, atol=2e-3)
+    np.testing.assert_allclose(found.boxes_R7[:, :4], boxes, atol=1e-3)
+    np.testing.assert_allclose(found.confidences_R, confidences, atol=1e-3)
