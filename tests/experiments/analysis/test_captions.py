@@ -129,7 +129,7 @@ def test_captions_are_those_of_an_evaluation(
 def test_samples_are_those_of_the_seed(
     loaded: Any, images: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
+    monkeypatch.setattr(lightning_modules, "load", lambda run, **options: loaded)
     drawn = []
     for seed in ("1", "1", "2"):
         assert (
@@ -141,7 +141,7 @@ def test_samples_are_those_of_the_seed(
 
 
 def test_a_picture_for_each_image(loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
+    monkeypatch.setattr(lightning_modules, "load", lambda run, **options: loaded)
     asked: list[tuple[Any, Any]] = []
     draw = caption.draw_maps
 
@@ -196,7 +196,7 @@ def test_a_picture_for_each_image(loaded: Any, images: list[Path], tmp_path: Pat
 def test_what_cannot_be_done_is_said_in_one_line(
     loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
+    monkeypatch.setattr(lightning_modules, "load", lambda run, **options: loaded)
     (tmp_path / "cut.jpg").write_bytes(images[0].read_bytes()[:-600])
     (tmp_path / "words.jpg").write_text("no image")
     (tmp_path / "b").mkdir()
@@ -231,7 +231,7 @@ def test_other_networks_write_no_captions(images: list[Path], monkeypatch: pytes
     class Module:
         network = torch.nn.Linear(1, 1)
 
-    monkeypatch.setattr(lightning_modules, "load", lambda run: Module())
+    monkeypatch.setattr(lightning_modules, "load", lambda run, **options: Module())
     with pytest.raises(InputError, match="is a run of Linear, which writes no captions"):
         run_command("caption", [str(tmp_path), str(images[0])])
 
@@ -239,7 +239,7 @@ def test_other_networks_write_no_captions(images: list[Path], monkeypatch: pytes
 def test_captions_of_cocos_files_are_scored_against_cocos_references(
     loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
+    monkeypatch.setattr(lightning_modules, "load", lambda run, **options: loaded)
     coco = [images[0].rename(tmp_path / "COCO_val2014_000000391895.jpg"), images[1].rename(tmp_path / "000000000042.png")]
     out, references, scores = (tmp_path / f"{name}.json" for name in ("captions", "references", "scores"))
     assert run_command("caption", ["run", *map(str, coco), "--out", str(out), "--device", "cpu"]) == 0
@@ -258,7 +258,7 @@ def test_captions_of_cocos_files_are_scored_against_cocos_references(
 def test_a_batch_is_written_before_the_next_begins(
     loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
+    monkeypatch.setattr(lightning_modules, "load", lambda run, **options: loaded)
     images[2].write_bytes(b"no picture")
     out = tmp_path / "captions.json"
     with pytest.raises(InputError, match=r"a dog\.jpg"):
@@ -269,7 +269,7 @@ def test_a_batch_is_written_before_the_next_begins(
 def test_names_that_are_no_text(
     loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lightning_modules, "load", lambda run: loaded)
+    monkeypatch.setattr(lightning_modules, "load", lambda run, **options: loaded)
     odd = images[0].rename(images[0].with_name(os.fsdecode(b"caf\xe9.jpg")))
     assert run_command("caption", ["run", str(odd), "--device", "cpu"]) == 0
     assert "caf\\udce9.jpg: " in capsys.readouterr().out
