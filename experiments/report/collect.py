@@ -307,7 +307,7 @@ def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
         where = None if column.cost in COUNTED or origin is None else _conditions(origin.device)
         return Measured(run.seed, column.factor * value, seeded=seeded, conditions=where, code=code)
     if column.attention is not None:
-        return _attention(run, column, seeded)
+        return _attention(run, column, seeded, code)
     evaluation = run.evaluation(column.data)
     value = None if evaluation is None else evaluation.metrics.get(str(column.metric))
     if evaluation is None or not _number(value) or not math.isfinite(value):
@@ -318,7 +318,7 @@ def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
     return Measured(run.seed, column.factor * value, found, run.fingerprint(evaluation.data), evaluation.data, seeded, code=code)
 
 
-def _attention(run: Run, column: Column, seeded: bool) -> Measured | None:
+def _attention(run: Run, column: Column, seeded: bool, code: str | None) -> Measured | None:
     """A share of attention, by image, where `report --maps` has measured it."""
     shares = None if run.folder is None else stored_shares(run.folder)
     if shares is None:
@@ -327,7 +327,7 @@ def _attention(run: Run, column: Column, seeded: bool) -> Measured | None:
     count_I = np.bincount(shares.image_W).astype(np.float64)
     total_I = np.bincount(shares.image_W, values_W, len(count_I)).astype(np.float64)
     by_image = PerImage(total_I[count_I > 0, None], count_I[count_I > 0, None], column.factor)
-    return Measured(run.seed, by_image.value(), by_image, shares.fingerprint, "flickr30k_entities", seeded)
+    return Measured(run.seed, by_image.value(), by_image, shares.fingerprint, "flickr30k_entities", seeded, code=code)
 
 
 def _conditions(device: Device) -> str:

@@ -290,6 +290,7 @@ def test_shares_of_attention_are_those_of_a_naive_twin_and_reach_the_figure(
     assert measured.value == pytest.approx(100 * found.inside_W.mean())
     assert measured.by_image is not None
     assert measured.by_image.images == 3
+    assert measured.code is not None
     file.write_bytes(file.read_bytes()[:100])
     assert stored_shares(folder) is None, "what is damaged is measured again"
     assert measure(read_run(folder), column, RunFolders([tmp_path])) is None
