@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -52,6 +52,10 @@ class PerImage:
 
     def resamples(self) -> Floats:
         """[B] values of the metric on resampled images, the same draws for all metrics of test sets of this size."""
+        return self._resampled
+
+    @cached_property
+    def _resampled(self) -> Floats:  # many claims ask for the same ones
         weights_BI = draws(self.images)
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.factor * ((weights_BI @ self.total_IT) / (weights_BI @ self.count_IT)).sum(1)

@@ -39,6 +39,7 @@ import lightning_modules
 from datamodules.flickr30k_entities import Flickr30kEntities
 from datamodules.loading.region_files import RegionFiles
 from lightning_modules.metrics.score_store import ScoreStore
+from lightning_modules.ranking import RankingModule
 
 NETWORK = "--model.init_args.network.init_args"
 OBJECTS = {"isda", "isda_mean", "isda_pairs", "iais_singular", "iais_distributed", "iais_pairs"}
@@ -144,6 +145,10 @@ def test_test_gives_folds_and_the_released_count_when_asked(uniter_run: Path, tm
     own = ("-c", str(uniter_run / "config.yaml"), "--ckpt_path", str(uniter_run / "checkpoints" / "best.ckpt"))
     more = ("--evaluate=null", "--model.init_args.folds=2", "--model.init_args.compat=true", "--data.init_args.limits.test=10")
     succeed("test", *own, *more, f"--run_dir={tmp_path / 'test'}")
+    (tested,) = results(tmp_path / "test")["evaluations"]
+    said = "mean over 2 galleries of 5 images, consecutive in the split, with their captions"
+    assert (tested["notes"]["folds"], tested["notes"]["columns"]["folds_i2t_r1"]) == (said, "5 i2t R@1")
+    assert tested["protocol"] == f"{RankingModule.protocol}; folds_...: {said}"
     values, matrix = recalls(tmp_path / "test", DATA), scores(uniter_run)[:10, :50]
     halves = [recalls_of(matrix[5 * i : 5 * i + 5, 25 * i : 25 * i + 25]) for i in (0, 1)]
     for key in RECALLS:
