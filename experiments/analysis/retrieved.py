@@ -105,7 +105,7 @@ def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, ima
             lines.append((name if score is None else f"{name} ({100 * score:.0f})", rows[row]["caption"], "black"))
         for place, (name, caption, color) in enumerate(lines):
             height = 1 - (place + 0.5) / len(lines)
-            words.text(0, height, name, va="center", fontsize=9, color="#57606a", transform=words.transAxes)
+            words.text(0, height, name, va="center", fontsize=9, color="#57606a", transform=words.transAxes, parse_math=False)
             text = "\n".join(textwrap.wrap(caption, 75)) or "(nothing)"
             words.text(0.24, height, text, va="center", fontsize=10, color=color, transform=words.transAxes, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,4 +132,4 @@ def _picture(axis: Any, record: ImageRecord, color: str) -> None:
 
 def _words(axis: Any, text: str, color: str) -> None:
     wrapped = "\n".join(textwrap.wrap(text, 22))
-    axis.text(0.5, 0.5, wrapped, ha="center", va="center", fontsize=8.5, color=color, transform=axis.transAxes)
+    axis.text(0.5, 0.5, wrapped, ha="center", va="center", fontsize=8.5, color=color, transform=axis.transAxes, parse_math=False)
