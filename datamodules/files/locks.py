@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from datamodules.errors import InputError
+
 
 def take_lock(file: Path) -> IO[Any] | None:
-    """An exclusive lock on a file, held until what is returned is closed by all who have it; None where another has it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = open(file, "a")  # noqa: SIM115 - open is what it is for
+    """An exclusive lock on a file, held until what is returned is closed by all who have it; None where another has it.
+
+    Raises:
+        InputError: Something that is no file is in its place, or it cannot be made.
+    """
+    lock = _open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -24,19 +31,32 @@ def take_lock(file: Path) -> IO[Any] | None:
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
     """An exclusive lock on a file, waited for."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a") as lock:
+    with _open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def is_held(file: Path) -> bool:
     """Whether a process has the lock."""
-    if not file.exists():
+    if not os.path.lexists(file):
         return False
-    with open(file) as lock:
+    with _open(file, os.O_RDONLY) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
+
+
+def _open(file: Path, how: int) -> IO[Any]:
+    """Open, but never wait: a pipe in the file's place has nobody at its other end."""
+    try:
+        if how & os.O_CREAT:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(file, how | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise InputError(f"{file} is no file, and a lock is one. Remove it.")
+        return os.fdopen(handle, "a" if how & os.O_CREAT else "r")
+    except OSError as error:
+        raise InputError(f"{file} cannot be opened as a lock ({error.strerror}). Remove it, or choose another folder.") from None

@@ -42,7 +42,10 @@ def read_typed(kind: Any, content: Any, where: str) -> Any:
             raise InputError(f"{where}: {missing[0]!r} is missing")
         return kind(**{key: read_typed(hints[key], each, f"{where}: {key}") for key, each in content.items()})
     if kind is float and isinstance(content, int) and not isinstance(content, bool):
-        return float(content)
+        try:
+            return float(content)
+        except OverflowError:
+            raise InputError(f"{where} is a number of {len(str(content))} digits; it must be of type float") from None
     if not isinstance(kind, type) or is_dataclass(kind) or not isinstance(content, kind) or (kind is int and content is True):
         named = {dict: "a mapping", list: "a list", tuple: "a list"}
         name = "a mapping" if is_dataclass(kind) else named.get(origin, f"of type {getattr(kind, '__name__', kind)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from datamodules.errors import InputError
 from datamodules.files.images import open_image
 from datamodules.image_text import ImageTextDataModule
 from datamodules.records import ImageRecord
+from experiments.runs.beside import Beside, beside_file, read_beside
 from experiments.runs.results import read_results
 
 RIGHT, WRONG = "#1a7f37", "#cf222e"
@@ -90,7 +90,7 @@ def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, ima
     written = {(run.name if names.count(run.name) == 1 else str(run)): _written(run, data) for run in runs}
     first = next(iter(written.values()))
     for name, rows in written.items():
-        if [row["image_id"] for row in rows] != [row["image_id"] for row in first]:
+        if [row.image_id for row in rows] != [row.image_id for row in first]:
             raise InputError(f"{name} has captions of other images than {next(iter(written))}: give runs of one test set")
     chosen = [len(first) * place // images for place in range(images)] if len(first) > images else range(len(first))
     figure = Figure(figsize=(11, 2.1 * len(chosen)), layout="constrained")
@@ -98,11 +98,12 @@ def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, ima
     for (picture, words), row in zip(axes, chosen, strict=True):
         picture.axis("off")
         words.axis("off")
-        picture.imshow(open_image(ImageRecord(first[row]["image_id"], Path(first[row]["file"]), ())))
-        lines = [("people", first[row]["references"][0], "#57606a")]
+        file = first[row].file
+        picture.imshow(open_image(ImageRecord(first[row].image_id, None if file is None else Path(file), ())))
+        lines = [("people", next(iter(first[row].references), ""), "#57606a")]
         for name, rows in written.items():
-            score = rows[row]["scores"].get("cider")
-            lines.append((name if score is None else f"{name} ({100 * score:.0f})", rows[row]["caption"], "black"))
+            score = rows[row].scores.get("cider")
+            lines.append((name if score is None else f"{name} ({100 * score:.0f})", rows[row].caption, "black"))
         for place, (name, caption, color) in enumerate(lines):
             height = 1 - (place + 0.5) / len(lines)
             words.text(0, height, name, va="center", fontsize=9, color="#57606a", transform=words.transAxes, parse_math=False)
@@ -113,11 +114,10 @@ def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, ima
     return path
 
 
-def _written(run: Path, data: str) -> list[dict[str, Any]]:
-    file = run / "captions" / f"{data}-test.beside.json"
-    if not file.exists():
-        raise InputError(f"{run} has no captions of {data}: {file} does not exist")
-    rows: list[dict[str, Any]] = json.loads(file.read_text())
+def _written(run: Path, data: str) -> list[Beside]:
+    rows = read_beside(run, data)
+    if not rows:
+        raise InputError(f"{run} has no captions of {data}: {beside_file(run, data)} does not exist, or has none")
     return rows
 
 

@@ -58,7 +58,11 @@ def make_shares(folder: Path, images: int = 200) -> Path:
     Raises:
         InputError: The run has no such maps, the data are not there, or the model cannot be loaded.
     """
-    if stored_shares(folder) is not None:
+    try:
+        there = stored_shares(folder) is not None
+    except InputError:  # it is damaged
+        there = False
+    if there:
         return folder / MAPS_FOLDER / SHARES_FILE
     import lightning_modules
     from experiments.analysis.grounding import word_shares

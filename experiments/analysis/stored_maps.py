@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.errors import InputError
 from datamodules.files.atomic import whole_file
+from experiments.runs.per_query import read_arrays
 
 Array = npt.NDArray[Any]
 
@@ -86,18 +87,41 @@ SHARES_FILE = "shares.npz"
 MAPS_FOLDER = "attention_maps"  # in a run folder
 MAP_FILES: dict[str, type[AttentionMaps] | type[WordMaps]] = {"relations.npz": AttentionMaps, "words.npz": WordMaps}
 
+# dimensions and kinds of number of each array; words of an empty caption are floats
+_DIMENSIONS: dict[Any, dict[str, tuple[int, str]]] = {
+    AttentionMaps: {
+        "words": (1, "Uf"), "words_WW": (2, "f"), "regions_RR": (2, "f"), "caption": (0, "U"), "layer": (0, "i"),
+        "singular": (0, "f"), "distributed": (0, "f"),
+    },
+    WordMaps: {
+        "words": (1, "Uf"), "maps_KYX": (3, "f"), "image_YX3": (3, "u"), "covered": (1, "fi"), "caption": (0, "U"),
+        "shown": (0, "U"),
+    },
+    WordShares: {
+        "image_W": (1, "iu"), "inside_W": (1, "f"), "area_W": (1, "f"), "elsewhere_W": (1, "f"), "fingerprint": (0, "U"),
+        "shown": (0, "U"),
+    },
+}  # fmt: skip
+
 
 def stored(folder: Path) -> list[AttentionMaps | WordMaps]:
-    """What `make_maps` has stored in a run folder."""
-    return [kind(**_read(file)) for name, kind in MAP_FILES.items() if (file := folder / MAPS_FOLDER / name).is_file()]
+    """What `make_maps` has stored in a run folder.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    files = [(folder / MAPS_FOLDER / name, kind) for name, kind in MAP_FILES.items()]
+    return [kind(**_read(file, kind)) for file, kind in files if os.path.lexists(file)]
 
 
 def stored_shares(folder: Path) -> WordShares | None:
-    """What `make_shares` has stored in a run folder; None where there is none, or a damaged file: it is then measured again."""
-    try:
-        return WordShares(**_read(folder / MAPS_FOLDER / SHARES_FILE))
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile, zlib.error):
-        return None
+    """What `make_shares` has stored in a run folder; None where there is none.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    file = folder / MAPS_FOLDER / SHARES_FILE
+    return WordShares(**_read(file, WordShares)) if os.path.lexists(file) else None
 
 
 def store_map(folder: Path, name: str, maps: AttentionMaps | WordMaps | WordShares) -> Path:
@@ -108,9 +132,25 @@ def store_map(folder: Path, name: str, maps: AttentionMaps | WordMaps | WordShar
     return file
 
 
-def _read(file: Path) -> dict[str, Any]:
-    with np.load(file, allow_pickle=False) as arrays:
-        values: dict[str, Any] = {name: arrays[name] for name in arrays.files}
+def _is_finite(array: Array) -> bool:
+    return array.dtype.kind == "U" or bool(np.isfinite(array).all())
+
+
+def _read(file: Path, kind: type[Any]) -> dict[str, Any]:
+    values: dict[str, Any] = read_arrays(file, "attention maps of a run")
+    right = values.keys() == _DIMENSIONS[kind].keys() and all(
+        values[name].ndim == dimensions and values[name].dtype.kind in kinds and _is_finite(values[name])
+        for name, (dimensions, kinds) in _DIMENSIONS[kind].items()
+    )
+    shapes = {name: value.shape for name, value in values.items()}
+    words = shapes.get("words", ())
+    wanted = {"words_WW": words * 2, "regions_RR": shapes.get("regions_RR", ())[:1] * 2, "covered": (4,)}
+    wanted |= dict.fromkeys(("inside_W", "area_W", "elsewhere_W"), shapes.get("image_W", ()))
+    wanted |= {"maps_KYX": words + shapes.get("maps_KYX", ())[1:], "image_YX3": (*shapes.get("image_YX3", ())[:2], 3)}
+    if not right or any(shapes[name] != shape or 0 in shape for name, shape in wanted.items() if name in shapes):
+        raise InputError(
+            f"{file} does not hold what this version stores there. Delete it: `report --maps` makes it again."
+        )
     for name, value in values.items():
         if name in ("words", "covered"):
             values[name] = tuple(value.tolist())

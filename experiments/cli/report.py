@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
 
     folders = RunFolders(roots)
     views = collect(names, options.scale, folders)
+    for why in {run.error: None for view in views for run in view.runs if run.status == "unreadable"}:
+        print(f"cannot be read, and is shown so: {why}", file=sys.stderr)
     missing_maps: dict[str, list[str]] = {}
     if options.maps:
         from experiments.report.maps import make_view_maps

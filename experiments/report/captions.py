@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
 from experiments.report.collect import View
+from experiments.runs.beside import Beside, read_beside
 from experiments.runs.store import Run
 
 SHOWN_IMAGES = 4  # Table 3 of I-Tuning shows the first four of the test split
@@ -42,22 +42,17 @@ def captions(view: View) -> list[Caption]:
     for variant in view.variants:
         run = next((run for runs in variant.runs.values() for run in runs if run.status == "finished"), None)
         for entry in _beside(run)[:SHOWN_IMAGES] if run is not None else []:
-            image_id = str(entry["image_id"])
-            if found.get(image_id, {}).get("thumbnail") is None:
-                found[image_id] = {"thumbnail": thumbnail(entry.get("file")), "references": tuple(entry.get("references", ()))}
-            score = entry.get("scores", {}).get("cider")
-            points = None if score is None else 100 * float(score)
-            written.setdefault(image_id, []).append((variant.label, str(entry["caption"]), points))
+            if found.get(entry.image_id, {}).get("thumbnail") is None:
+                found[entry.image_id] = {"thumbnail": thumbnail(entry.file), "references": entry.references}
+            score = entry.scores.get("cider")
+            points = None if score is None else 100 * score
+            written.setdefault(entry.image_id, []).append((variant.label, entry.caption, points))
     return [Caption(name, each["thumbnail"], tuple(written[name]), each["references"]) for name, each in found.items()]
 
 
-def _beside(run: Run) -> list[dict[str, Any]]:
-    if run.folder is None:
-        return []
+def _beside(run: Run) -> list[Beside]:
     evaluation = run.evaluation(None)
-    names = [] if evaluation is None else [run.folder / "captions" / f"{evaluation.data}-test.beside.json"]
-    file = next((each for each in names if each.exists()), None)
-    return json.loads(file.read_text()) if file is not None else []
+    return [] if run.folder is None or evaluation is None else read_beside(run.folder, evaluation.data)
 
 
 def thumbnail(file: str | Path | None, side: int = 200) -> str | None:

@@ -11,15 +11,19 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from experiments.analysis.stored_maps import stored_shares
+from datamodules.errors import InputError
+from experiments.analysis.stored_maps import stored, stored_shares
 from experiments.papers.catalogue import published_row, published_table, read_exhibit
 from experiments.papers.plan import plan_runs
 from experiments.papers.schema import Column, Exhibit, Scale, Variant
 from experiments.report.bootstrap import Floats, PerImage, interval, mean_of, per_image
+from experiments.runs.beside import read_beside
+from experiments.runs.metrics_csv import read_rows
 from experiments.runs.provenance import Device
 from experiments.runs.store import Run, RunFolders
 
@@ -229,11 +233,35 @@ def collect(names: Iterable[str], scale: Scale, folders: RunFolders) -> list[Vie
         for run in variant.runs.values()
     }
     found: dict[str, tuple[Run, ...]] = dict.fromkeys(wanted, ())
+    problems: dict[Path, str | None] = {}
     for planned in plan_runs(wanted, scale, folders.seeds):
         for name in planned.names:
             if name in found:
-                found[name] += (folders.find(planned, name),)
+                found[name] += (_sound(folders.find(planned, name), folders, problems),)
     return [_view(name, exhibit, scale, found, folders) for name, exhibit in exhibits.items()]
+
+
+def _sound(run: Run, folders: RunFolders, problems: dict[Path, str | None]) -> Run:
+    """A finished run whose files can be read, all of them; else one that says which cannot. It must not hide the others."""
+    if run.status != "finished" or run.folder is None:
+        return run
+    if run.folder not in problems:
+        problems[run.folder] = _problem(run, run.folder, folders)
+    why = problems[run.folder]
+    return run if why is None else replace(run, status="unreadable", results=None, error=why)
+
+
+def _problem(run: Run, folder: Path, folders: RunFolders) -> str | None:
+    try:
+        for evaluation in run.results.tests() if run.results is not None else ():
+            folders.arrays(run, evaluation)
+            read_beside(folder, evaluation.data)
+        read_rows(folder)
+        stored(folder)
+        stored_shares(folder)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _view(name: str, exhibit: Exhibit, scale: Scale, found: Mapping[str, tuple[Run, ...]], folders: RunFolders) -> View:

@@ -12,7 +12,7 @@ from datamodules.files.atomic import write_atomically
 from datamodules.formats.typed import read_typed
 from experiments.runs.provenance import Provenance
 from lightning_modules.callbacks.cost_record import Cost
-from lightning_modules.checkpoints.run_folder import RESULTS_SCHEMA, Fit, results_content
+from lightning_modules.checkpoints.run_folder import RESULTS_SCHEMA, Fit, require_inside, results_content
 
 ResultsStatus = Literal["running", "finished", "failed", "oom", "interrupted", "stopped_early"]
 RunScale = Literal["full", "reduced", "miniature"]
@@ -144,6 +144,8 @@ def read_results(folder: Path) -> Results:
     content = {key: value for key, value in results_content(folder).items() if key != "schema"}
     results: Results = read_typed(Results, content, str(folder / "results.json"))
     for place, evaluation in enumerate(results.evaluations):
-        where = f"{folder / 'results.json'}: evaluations[{place}]: notes.columns"
-        read_typed(dict[str, str], evaluation.notes.get("columns", {}), where)
+        where = f"{folder / 'results.json'}: evaluations[{place}]"
+        read_typed(dict[str, str], evaluation.notes.get("columns", {}), f"{where}: notes.columns")
+        require_inside(evaluation.data, f"{where}: data")
+        require_inside(evaluation.per_query_file or "", f"{where}: per_query_file")
     return results

@@ -58,12 +58,22 @@ def read_run(folder: Path) -> Run:
         return Run(folder.name, 0, "interrupted", folder, error="it was stopped before it wrote anything")
     try:
         results = read_results(folder)
+        killed = results.status == "running" and not is_running(folder)
     except InputError as error:
         return Run(folder.name, 0, "unreadable", folder, error=str(error))
     run = Run(results.name, results.seed or 0, results.status, folder, results, results.error or "")
-    if results.status == "running" and not is_running(folder):
+    if killed:
         return replace(run, status="interrupted", error="its process was killed; the same sweep resumes it")
     return run
+
+
+def _of_its_seed(run: Run) -> Run:
+    """A folder that was renamed, or results that were changed, are no run of that seed."""
+    seeded = run.planned is not None and run.planned.recipe.seeded
+    if run.results is None or not seeded or run.results.seed in (None, run.seed):
+        return run
+    why = f"{run.folder}: its name says seed {run.seed} and its results.json seed {run.results.seed}. Give it its own name back."
+    return replace(run, status="unreadable", results=None, error=why)
 
 
 def run_folders_below(folders: Iterable[str | Path], holding: str = "results.json") -> list[Path]:
@@ -80,7 +90,7 @@ def run_folders_below(folders: Iterable[str | Path], holding: str = "results.jso
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder. Give run folders, or folders that hold them.")
-        if not (runs := sorted(_holding(folder, holding))):
+        if not (runs := sorted(folders_holding(folder, holding))):
             what = "run in it" if holding == "results.json" else "run in it that logged anything"
             raise InputError(f"{folder} holds no {holding}: there is no {what}.")
         for run in runs:
@@ -88,7 +98,7 @@ def run_folders_below(folders: Iterable[str | Path], holding: str = "results.jso
     return list(below.values())
 
 
-def _holding(root: Path, name: str) -> Iterator[Path]:
+def folders_holding(root: Path, name: str) -> Iterator[Path]:
     """Folders at or below `root` that have an entry of this name, each once: links are followed, and may lead in circles."""
 
     def unreadable(error: OSError) -> NoReturn:
@@ -137,20 +147,24 @@ class RunFolders:
             if folder not in self._read:
                 self._read[folder] = read_run(folder)
         runs = [replace(self._read[folder], name=name, seed=planned.seed, planned=planned) for folder in self.of(planned)]
+        runs = [_of_its_seed(run) for run in runs]
         runs.sort(key=lambda run: run.status != "finished")  # stable: else the first root's
         return runs[0] if runs else Run(name, planned.seed, "missing", planned=planned)
 
     def arrays(self, run: Run, evaluation: Evaluation) -> dict[str, npt.NDArray[Any]]:
-        """Of an evaluation's per-query file; empty where there is none."""
+        """Of an evaluation's per-query file; empty where there is none.
+
+        Raises:
+            InputError: It cannot be read.
+        """
         name = evaluation.per_query_file
-        if run.folder is None or not name or not (run.folder / name).is_file():
+        if run.folder is None or not name or not os.path.lexists(run.folder / name):
             return {}
         file = run.folder / name
         if file not in self._arrays:
-            import numpy as np  # a table of runs does without
+            from experiments.runs.per_query import read_per_query  # numpy: a table of runs does without
 
-            with np.load(file, allow_pickle=False) as arrays:
-                self._arrays[file] = {key: arrays[key] for key in arrays.files if arrays[key].ndim == 1}
+            self._arrays[file] = read_per_query(file, evaluation.metrics)
         return self._arrays[file]
 
 

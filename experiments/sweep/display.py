@@ -26,6 +26,11 @@ def state_style(state: str) -> str:
     return _STYLE.get(state, "")
 
 
+def plain(content: object, most: int | None = None) -> Text:
+    """Text of a name, a path or an error as it is: no markup of the terminal's or of ours."""
+    return Text(printable(str(content))[:most])
+
+
 class Display:
     """A table that is kept up to date on a terminal, or a line for every change elsewhere.
 
@@ -45,7 +50,7 @@ class Display:
     def __enter__(self) -> None:
         entries = self.entries.values()
         done = sum(entry.state in ENDED for entry in entries)
-        self.console.print(f"{len(entries)} runs, {done} of them done already, in {self.root}", highlight=False)
+        self.console.print(plain(f"{len(entries)} runs, {done} of them done already, in {self.root}"))
         if self.live is not None:
             self.live.start()
 
@@ -62,7 +67,7 @@ class Display:
         left = f"; {self._left()} left" if over < len(self.entries) else ""
         why = f": {entry.error}" if entry.error else ""
         line = f"{datetime.now():%H:%M:%S} [{over}/{len(self.entries)}] {entry.state} {entry.launch.title}{took}{why}{left}"
-        self.console.print(Text(line, state_style(entry.state)), highlight=False, soft_wrap=True)
+        self.console.print(Text(printable(line), state_style(entry.state)), highlight=False, soft_wrap=True)
 
     def summary(self) -> None:
         """How many ended how, and what to do about those that did not finish."""
@@ -71,12 +76,11 @@ class Display:
         self.console.print(", ".join(f"{count} {state}" for state, count in counts if count) or "nothing to run", highlight=False)
         before = [entry for entry in entries if entry.state in ("failed", "oom") and not entry.began]
         for entry in before[:20]:  # the others were told when they happened
-            self.console.print(Text(f"{entry.state} earlier: {entry.launch.title}: {entry.error}", "red"), soft_wrap=True)
+            told = printable(f"{entry.state} earlier: {entry.launch.title}: {entry.error}")
+            self.console.print(Text(told, "red"), soft_wrap=True)
         if any(entry.state in ("failed", "oom") for entry in entries):
-            self.console.print(
-                f"what failed is recorded and stays so; --retry-failed starts it again. Logs: {self.root / 'logs'}",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+            told = f"what failed is recorded and stays so; --retry-failed starts it again. Logs: {self.root / 'logs'}"
+            self.console.print(plain(told), soft_wrap=True)
 
     def _left(self) -> str:
         seconds = self.seconds_left()
@@ -95,7 +99,7 @@ class Display:
         for entry in shown:
             seconds = time.monotonic() - entry.began if entry.state == "running" else entry.seconds
             table.add_row(
-                entry.launch.title, Text(entry.state, state_style(entry.state)),
+                plain(entry.launch.title), Text(entry.state, state_style(entry.state)),
                 "" if seconds is None else readable_time(seconds), ",".join(entry.gpus),
             )  # fmt: skip
         over = sum(entry.state in OVER for entry in entries)

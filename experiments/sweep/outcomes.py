@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from datamodules.errors import InputError
 from datamodules.files.locks import take_lock
 from experiments.runs.folder import counted_seconds, lock_of
 from experiments.runs.results import Results, ResultsStatus, RunScale, now, read_results, write_results
@@ -29,10 +31,19 @@ def state_of(launch: Launch) -> tuple[State, Results | None]:
     Raises:
         InputError: results.json cannot be read.
     """
-    if not (launch.folder / "results.json").exists():
+    if not os.path.lexists(launch.folder / "results.json"):
         return "waiting", None
     results = read_results(launch.folder)
     return next((state for state in ENDED if state == results.status), "waiting"), results
+
+
+def known_state(launch: Launch) -> tuple[State, Results | None, str | None]:
+    """As `state_of`, with the error; results that cannot be read are a failure of that run, not of the others."""
+    try:
+        state, results = state_of(launch)
+    except InputError as error:
+        return "failed", None, str(error)
+    return state, results, results.error if results is not None else None
 
 
 def record(launch: Launch, status: ResultsStatus, error: str | None) -> bool:
@@ -46,7 +57,7 @@ def record(launch: Launch, status: ResultsStatus, error: str | None) -> bool:
     if lock is None:
         return False
     with lock:
-        if (launch.folder / "results.json").exists():
+        if os.path.lexists(launch.folder / "results.json"):
             results = read_results(launch.folder)
         else:
             results = Results(

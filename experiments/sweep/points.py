@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,20 @@ from rich.console import Console
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
+from datamodules.files.json_file import read_json
 from datamodules.files.locks import locked
+from datamodules.files.text import read_text
+from experiments.papers.strict_yaml import file_age
 from experiments.papers.worlds import world_folder
 from experiments.runs.metrics_csv import history
 from experiments.sweep.launches import Launch, read_command
-from experiments.sweep.outcomes import state_of
+from experiments.sweep.outcomes import known_state
 from experiments.sweep.processes import visible_gpus
 from experiments.sweep.request import Request
 from experiments.sweep.runner import Runner
-from experiments.sweep.search import Bayes, draws, grid, hopeless, point_id
+from experiments.sweep.search import Bayes, draws, grid, grid_size, hopeless, point_id
 from experiments.sweep.status import without_running
-from experiments.sweep.sweep_file import Point, Sweep, command_of, write_json_file
+from experiments.sweep.sweep_file import MOST_POINTS, Point, Sweep, command_of, write_json_file
 
 
 def sweep_file(target: str) -> Path | None:
@@ -56,6 +61,11 @@ def points_of(sweep: Sweep, count: int | None, search_seed: int) -> list[Point]:
     count = count if count is not None else sweep.cap
     if count is None and sweep.method != "grid":
         raise InputError(f"{sweep.file}: method {sweep.method} has no end: give --count N, or run_cap in the file.")
+    if sweep.method == "grid" and count is None and grid_size(sweep) > MOST_POINTS:
+        raise InputError(
+            f"{sweep.file}: the grid has {grid_size(sweep):,} points, and {MOST_POINTS:,} are the most: leave values out, or give "
+            "--count N for the first ones."
+        )
     points = grid(sweep) if sweep.method == "grid" else draws(sweep, search_seed)
     return list(itertools.islice(points, count))
 
@@ -78,8 +88,20 @@ def point_launch(sweep: Sweep, point: Point, root: Path, gpus_here: int) -> Laun
     if "CROSSLIGHT_WORLD" not in os.environ and any("CROSSLIGHT_WORLD" in text for text in texts):
         environment = {**launch.environment, "CROSSLIGHT_WORLD": str(world_folder(root, "target"))}
         launch = replace(launch, world="target", environment=environment)
-    on_processor = not gpus_here or (launch.accelerator or _accelerator(texts)) == "cpu"
+    on_processor = not gpus_here or (launch.accelerator or _accelerator(tuple(texts))) == "cpu"
     return replace(launch, gpus=0 if on_processor else launch.processes)
+
+
+def _fits(point: Point, sweep: Sweep) -> bool:
+    """Whether a point has the sweep's parameters, and nothing else."""
+
+    def names(content: Any, parameters: Any) -> bool:
+        return isinstance(content, dict) and content.keys() == parameters.keys() and all(
+            names(content[name], entry) if isinstance(entry, dict) else not isinstance(content[name], float) or math.isfinite(content[name])
+            for name, entry in parameters.items()
+        )
+
+    return names(point, sweep.parameters)
 
 
 def _json_file(root: Path, point: Point) -> Path:
@@ -91,16 +113,23 @@ def _text(file: str) -> str | None:
     package, _, rest = file.partition("/")
     packaged = Path(str(resources.files(package))) / rest if package in ("configs", "experiments") else Path(file)
     found = Path(file) if Path(file).is_file() else packaged
-    return found.read_text() if found.is_file() else None
+    return _text_of(found, file_age(found)) if found.is_file() else None
 
 
-def _accelerator(texts: Sequence[str]) -> str | None:
+@lru_cache(maxsize=256)
+def _text_of(file: Path, age: tuple[int, int]) -> str:
+    """Thousands of points name the same few files."""
+    return read_text(file, "a configuration")
+
+
+@lru_cache(maxsize=256)
+def _accelerator(texts: tuple[str, ...]) -> str | None:
     """trainer.accelerator of configuration files, of which the last wins."""
     accelerator = None
     for text in texts:
         try:
             content = yaml.safe_load(text)
-        except yaml.YAMLError:  # the run itself says best what is wrong with it
+        except (yaml.YAMLError, ValueError, RecursionError):  # the run itself says best what is wrong with it
             continue
         trainer = content.get("trainer") if isinstance(content, dict) else None
         if isinstance(trainer, dict):
@@ -198,7 +227,7 @@ class Search:
         values: list[Any] = []
         for point in points:
             launch = point_launch(self.sweep, point, self.root, self.gpus_here)
-            state = state_of(launch)[0]
+            state = known_state(launch)[0]
             measured = history(launch.folder, str(self.sweep.metric))
             done = state in ("finished", "stopped_early") and measured
             values.append(measured[-1] if done else "failed" if state in ("failed", "oom", "finished") else None)
@@ -212,9 +241,20 @@ class Search:
         return hopeless(self.sweep.early_terminate, self.sweep.goal == "maximize", histories, list(running))
 
     def _known(self) -> list[Point]:
-        """Points that earlier calls and other runners chose, in their order."""
+        """Points that earlier calls and other runners chose, in their order.
+
+        Raises:
+            InputError: points.json cannot be read, or does not hold them.
+        """
         file = self.root / "points.json"
-        return json.loads(file.read_text())["points"] if file.exists() else []
+        if not os.path.lexists(file):
+            return []
+        remedy = "Restore it, or move it away: what has run is found again by its folder."
+        content = read_json(file, "the points of a sweep")
+        points = content.get("points") if isinstance(content, dict) else None
+        if not isinstance(points, list) or not all(isinstance(point, dict) and _fits(point, self.sweep) for point in points):
+            raise InputError(f"{file} does not hold points of {self.sweep.file}. {remedy}")
+        return points
 
     def _asks_of_draws(self) -> bool:
         """Whether status or cancel is asked of all that was drawn and started: which those are only the folder knows."""

@@ -39,7 +39,7 @@ from experiments.papers.worlds import world_folder, write_miniature_world
 from experiments.runs.results import now
 from experiments.sweep.display import Display
 from experiments.sweep.launches import Launch
-from experiments.sweep.outcomes import BROKEN, OVER, Entry, log_of, record, state_of, why_it_ended
+from experiments.sweep.outcomes import BROKEN, OVER, Entry, known_state, log_of, record, state_of, why_it_ended
 from experiments.sweep.processes import STOPPING, kill_process, oom_kills, start_forked, visible_gpus
 
 
@@ -88,7 +88,7 @@ class Runner:
             self._add(launch)
 
     def _add(self, launch: Launch) -> None:
-        if launch.gpus > len(self.gpus) and state_of(launch)[0] == "waiting":
+        if launch.gpus > len(self.gpus) and known_state(launch)[0] == "waiting":
             raise InputError(
                 f"{launch.title} wants {launch.gpus} GPU{'s' * (launch.gpus > 1)} and this machine has {len(self.gpus)}. "
                 + (f"Give --devices {len(self.gpus)} (the numbers stay the same), run" if self.gpus and launch.command else "Run")
@@ -190,13 +190,9 @@ class Runner:
             self._show.say(entry)
 
     def _look(self, entry: Entry) -> None:
-        try:
-            entry.state, results = state_of(entry.launch)
-        except InputError as error:
-            entry.state, entry.error = "failed", str(error)
-            return
+        entry.state, results, error = known_state(entry.launch)
         entry.seconds = results.seconds if results is not None and entry.state != "waiting" else None
-        entry.error = results.error if results is not None and entry.state in ("failed", "oom", "stopped_early") else None
+        entry.error = error if entry.state in ("failed", "oom", "stopped_early") else None
 
     def _room(self, gpus: int) -> bool:
         busy = [entry for entry in self.entries.values() if entry.process is not None]
@@ -225,7 +221,7 @@ class Runner:
         with open(log, "a") as file:
             entry.logged = file.tell()
             file.write(f"{now()} {' '.join(launch.argv)}\n")
-        entry.ooms, entry.began, entry.error, entry.before = oom_kills(), time.monotonic(), None, state_of(launch)[1]
+        entry.ooms, entry.began, entry.error, entry.before = oom_kills(), time.monotonic(), None, known_state(launch)[1]
         if launch.is_forked:
             entry.process = start_forked(launch, environment, log, DupFd(lock.fileno()))
         else:

@@ -46,14 +46,37 @@ def point_id(point: Point) -> str:
 
 
 def grid(sweep: Sweep) -> Iterator[Point]:
-    """Every combination once, the last parameter by name changing fastest."""
+    """Every combination once, the last parameter by name changing fastest. Nothing is laid out before it is asked for."""
     parameters = leaves(sweep.parameters)
+    values = [_grid_values(parameter) for _, parameter in parameters]
     seen = set()
-    for values in itertools.product(*(_grid_values(parameter) for _, parameter in parameters)):
-        point = nested({path: value for (path, _), value in zip(parameters, values, strict=True)})
+    for number in range(grid_size(sweep)):
+        chosen: dict[Path, Any] = {}
+        for (path, _), choices in zip(reversed(parameters), reversed(values), strict=True):
+            number, place = divmod(number, len(choices))
+            chosen[path] = choices[place]
+        point = nested({path: chosen[path] for path, _ in parameters})
         if point_id(point) not in seen:
             seen.add(point_id(point))
             yield point
+
+
+def grid_size(sweep: Sweep) -> int:
+    """Combinations of a grid, those that are there twice counted twice."""
+    return math.prod(len(_grid_values(parameter)) for _, parameter in leaves(sweep.parameters))
+
+
+class _Steps(Sequence[float]):
+    """low, low + q, ... below high: W&B's np.arange, without laying it out."""
+
+    def __init__(self, low: float, high: float, q: float) -> None:
+        self.low, self.q, self.count = low, q, math.ceil((high - low) / q)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, place: Any) -> Any:
+        return _clean(self.low + place * self.q)
 
 
 def _grid_values(parameter: Parameter) -> Sequence[Any]:
@@ -62,9 +85,8 @@ def _grid_values(parameter: Parameter) -> Sequence[Any]:
         return [settings["value"]]
     if parameter.distribution == "int_uniform":
         return range(settings["min"], settings["max"] + 1)
-    if parameter.distribution == "q_uniform":  # from min, without max: W&B's np.arange
-        low, q = settings["min"], settings["q"]
-        return [_clean(low + step * q) for step in range(math.ceil((settings["max"] - low) / q))]
+    if parameter.distribution == "q_uniform":  # from min, without max
+        return _Steps(settings["min"], settings["max"], settings["q"])
     return list(settings["values"])
 
 
@@ -73,7 +95,7 @@ def draws(sweep: Sweep, seed: int) -> Iterator[Point]:
     seen: set[str] = set()
     missed = 0
     for number in itertools.count():
-        point = nested({path: _draw(parameter, seed, number, path) for path, parameter in leaves(sweep.parameters)})
+        point = nested({path: _drawn(sweep, parameter, seed, number, path) for path, parameter in leaves(sweep.parameters)})
         if point_id(point) in seen:
             missed += 1
             if missed == 1000:  # finitely many, and all seen
@@ -82,6 +104,18 @@ def draws(sweep: Sweep, seed: int) -> Iterator[Point]:
         missed = 0
         seen.add(point_id(point))
         yield point
+
+
+def _drawn(sweep: Sweep, parameter: Parameter, seed: int, number: int, path: Path) -> Any:
+    try:
+        value = _draw(parameter, seed, number, path)
+    except (ArithmeticError, ValueError):
+        value = math.inf
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(
+            f"{sweep.file}: {'.'.join(path)}: a draw of {parameter.distribution} is no finite number: take smaller bounds or sigma."
+        )
+    return value
 
 
 def _draw(parameter: Parameter, seed: int, number: int, path: Path) -> Any:

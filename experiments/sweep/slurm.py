@@ -32,12 +32,15 @@ from rich.console import Console
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
+from datamodules.files.json_file import read_json
 from datamodules.files.locks import is_held, locked
+from datamodules.formats.typed import read_typed
 from experiments.papers.worlds import world_folder, write_miniature_world
 from experiments.runs.folder import is_running
 from experiments.runs.results import now
+from experiments.sweep.display import plain
 from experiments.sweep.launches import Launch
-from experiments.sweep.outcomes import log_of, record, state_of, why_it_ended
+from experiments.sweep.outcomes import known_state, log_of, record, state_of, why_it_ended
 from experiments.sweep.request import Request
 from experiments.sweep.slurm_script import SlurmOptions, arrays_of, counted, script_of
 from experiments.training.preemption import PREEMPTED
@@ -46,6 +49,14 @@ from experiments.training.preemption import PREEMPTED
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
 }  # fmt: skip
+
+
+# What jobs.json says of each launch.
+_JOB: dict[str, Any] = {
+    "title": str, "folder": str, "argv": list[str], "command": str | None, "name": str | None, "seed": int | None,
+    "scale": str | None, "job": str, "requeues": int, "submitted": str,
+}  # fmt: skip
+_NUMBER = re.compile(r"\d+_\d+")
 
 
 # -------------------------------------------------------------------------------------------------------- what is submitted
@@ -87,9 +98,9 @@ def submit(launches: Sequence[Launch], root: Path, request: Request, console: Co
             write_atomically(root / "slurm" / "jobs.json", json.dumps(jobs, indent=1) + "\n")
             names = ", ".join(launch.title for launch in array.launches[:3]) + (", ..." if len(array.launches) > 3 else "")
             after = f", after {' '.join(parents)}" if parents else ""
-            console.print(f"job {job}: {counted(len(array.launches), 'run')} ({names}){after}", highlight=False, soft_wrap=True)
+            console.print(plain(f"job {job}: {counted(len(array.launches), 'run')} ({names}){after}"), soft_wrap=True)
     for state in sorted(set(says.values())):
-        console.print(f"{list(says.values()).count(state)} {state}", highlight=False, soft_wrap=True)
+        console.print(plain(f"{list(says.values()).count(state)} {state}"), soft_wrap=True)
     if not wanted:
         console.print("nothing to submit", highlight=False)
     return int(any(state.startswith(("failed", "oom", "blocked")) for state in says.values()))
@@ -109,7 +120,7 @@ def _sorted_out(
     waits: dict[str, str] = {}
     says: dict[str, str] = {}
     for launch in launches:
-        state = state_of(launch)[0]
+        state, results, error = known_state(launch)
         job = jobs.get(launch.key, {}).get("job", "")
         broken = next((key for key in launch.after if says.get(key, "").startswith(("failed", "oom", "block", "running"))), None)
         if state in ("finished", "stopped_early"):
@@ -118,6 +129,8 @@ def _sorted_out(
             says[launch.key], waits[launch.key] = "queued or running already", job
         elif is_held(root / ".locks" / launch.key) or is_running(launch.folder):
             says[launch.key] = "running outside of Slurm"
+        elif state == "failed" and results is None:  # the run itself could not take up what is in its folder
+            says[launch.key] = f"failed: {error}"
         elif state in ("failed", "oom") and not retry_failed:
             says[launch.key] = f"{state} earlier (--retry-failed submits it again)"
         elif broken is not None:
@@ -171,7 +184,7 @@ def cancel(launches: Sequence[Launch], root: Path, console: Console) -> int:
     states = states_of(jobs.values())
     active = {job["job"]: job["title"] for job in jobs.values() if is_active(states.get(job["job"]))}
     for number, name in active.items():
-        console.print(f"cancelling {number} ({states[number][0].lower()}): {name}", highlight=False, soft_wrap=True)
+        console.print(plain(f"cancelling {number} ({states[number][0].lower()}): {name}"), soft_wrap=True)
     if active:
         _slurm("scancel", *active)
     console.print(f"{len(active)} cancelled; what was trained is kept: submitted again it goes on", highlight=False)
@@ -223,12 +236,19 @@ def read_jobs(root: Path) -> dict[str, dict[str, Any]]:
         InputError: An earlier version wrote the file.
     """
     file = root / "slurm" / "jobs.json"
-    jobs = json.loads(file.read_text()) if file.exists() else {}
-    if any("argv" not in job for job in jobs.values()):
+    if not os.path.lexists(file):
+        return {}
+    jobs = read_json(file, "submitted jobs")
+    for key, job in jobs.items() if isinstance(jobs, dict) else ((None, jobs),):
+        if key is not None and isinstance(job, dict) and job.keys() >= _JOB.keys():
+            for name, kind in _JOB.items():
+                read_typed(kind, job[name], f"{file}: {key}: {name}")
+            if _NUMBER.fullmatch(job["job"]):
+                continue
         raise InputError(
-            f"{file} was written by an earlier version: cancel its jobs with scancel, move the file away, submit again."
+            f"{file} was written by an earlier version, or changed: cancel its jobs with scancel, move the file away, submit again."
         )
-    return jobs
+    return dict(jobs)
 
 
 def _slurm(*command: str, optional: bool = False) -> str:

@@ -14,10 +14,11 @@ from datamodules.files.locks import is_held
 from experiments.runs.duration import readable_time
 from experiments.runs.folder import is_running
 from experiments.runs.results import Results, read_results
+from experiments.runs.store import folders_holding
 from experiments.sweep import slurm
-from experiments.sweep.display import state_style
+from experiments.sweep.display import plain, state_style
 from experiments.sweep.launches import Launch
-from experiments.sweep.outcomes import state_of
+from experiments.sweep.outcomes import known_state
 from experiments.sweep.request import Request
 
 
@@ -50,13 +51,13 @@ def show_launches(console: Console, launches: Sequence[Launch], root: Path, queu
         cost = "" if launch.cost is None else _hours(launch.cost.hours, launch.cost.device)
         cost += f", {launch.cost.devices} at once" if launch.cost is not None and launch.cost.devices > 1 else ""
         table.add_row(
-            numbers[launch.key], launch.title, Text(status, state_style(status)), " ".join(numbers[key] for key in launch.after),
-            "" if seconds is None else readable_time(seconds), cost, *([queue.get(launch.key, "")] if queue else []),
-            (error or "")[:200],
+            numbers[launch.key], plain(launch.title), Text(status, state_style(status)),
+            " ".join(numbers[key] for key in launch.after), "" if seconds is None else readable_time(seconds), cost,
+            *([plain(queue.get(launch.key, ""))] if queue else []), plain(error or "", 200),
         )  # fmt: skip
     rest = [launch for launch in launches if statuses[launch.key] not in ("finished", "stopped_early")]
     console.print(table)
-    console.print(f"\n{len(launches)} runs in {root}, {len(launches) - len(rest)} finished", highlight=False, soft_wrap=True)
+    console.print(plain(f"\n{len(launches)} runs in {root}, {len(launches) - len(rest)} finished"), soft_wrap=True)
     if rest:
         console.print(summed_cost(rest), highlight=False, soft_wrap=True)
     return list(statuses.values())
@@ -90,12 +91,10 @@ def _hours(hours: float, device: str) -> str:
 
 def _status(launch: Launch, root: Path) -> tuple[str, float | None, str | None]:
     """What to say of a launch: its status, seconds and error."""
-    try:
-        state, results = state_of(launch)
-    except InputError as error:
-        return "failed", None, str(error)
+    state, results, error = known_state(launch)
     if results is None:
-        return "running" if is_held(root / ".locks" / launch.key) else state, None, None
+        held = state == "waiting" and is_held(root / ".locks" / launch.key)
+        return "running" if held else state, None, error
     return _unfinished(launch.folder, results) if state == "waiting" else state, results.seconds, results.error
 
 
@@ -108,33 +107,33 @@ def _of_folder(folder: Path) -> tuple[str, float | None, str | None]:
     """What to say of a run folder: its status, seconds and error."""
     try:
         results = read_results(folder)
+        unfinished = results.status in ("running", "interrupted")
+        return _unfinished(folder, results) if unfinished else results.status, results.seconds, results.error
     except InputError as error:
         return "failed", None, str(error)
-    unfinished = results.status in ("running", "interrupted")
-    return _unfinished(folder, results) if unfinished else results.status, results.seconds, results.error
 
 
 def status_of_folder(console: Console, root: Path) -> int:
     """Every run below a folder, and what was submitted from it. Exit status 1 where one failed."""
-    files = sorted(root.rglob("results.json"))
     jobs, queue = slurm.read_jobs(root), slurm.queue_words(root)
-    if not files and not jobs:
+    runs = sorted(folders_holding(root, "results.json"))
+    if not runs and not jobs:
         raise InputError(f"{root} holds no results.json: there is no run in it.")
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("run", "status", "time", ""):
         table.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
     counts: dict[str, int] = {}
-    for file in files:
-        status, seconds, error = _of_folder(file.parent)
+    for folder in runs:
+        status, seconds, error = _of_folder(folder)
         counts[status] = counts.get(status, 0) + 1
         table.add_row(
-            str(file.parent.relative_to(root)), Text(status, state_style(status)),
-            "" if seconds is None else readable_time(seconds), (error or "")[:200],
+            plain(folder.relative_to(root)), Text(status, state_style(status)),
+            "" if seconds is None else readable_time(seconds), plain(error or "", 200),
         )  # fmt: skip
     for key, job in jobs.items():
         if not (Path(job["folder"]) / "results.json").exists():
             counts["submitted"] = counts.get("submitted", 0) + 1
-            table.add_row(Path(job["folder"]).name, "submitted", "", queue[key])
+            table.add_row(plain(Path(job["folder"]).name), "submitted", "", plain(queue[key]))
     console.print(table)
     console.print("\n" + ", ".join(f"{number} {status}" for status, number in sorted(counts.items())), highlight=False)
     return int(any(status in counts for status in ("failed", "oom")))

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
 from datamodules.files.atomic import write_atomically
+from experiments.papers.strict_yaml import read_yaml
 
 Point = dict[str, Any]  # values by parameter, nested as the file nests them
 
@@ -94,6 +93,10 @@ _HYPERBAND: dict[str, tuple[type, ...]] = {
     "type": _TEXT, "min_iter": _INTEGER, "max_iter": _INTEGER, "s": _NUMBER, "eta": _NUMBER, "strict": (bool,),
 }  # fmt: skip
 _PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+MOST_POINTS = 10_000  # of a sweep; all of them are laid out before the first one starts
+_LARGEST = 1e100  # bounds of a range: products and differences of such numbers are finite
+_LONGEST_RUN = 60.0  # the logarithm of more validations than any run has
+_LONGEST, _DEEPEST = 100, 20  # characters of a name, and mappings in mappings
 _DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 _VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
@@ -107,12 +110,8 @@ def read_sweep(file: Path) -> Sweep:
     Raises:
         InputError: It cannot be read, is no valid W&B sweep configuration, or asks for what only W&B's server does.
     """
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is no mapping, so it is no sweep configuration.")
+    content = read_yaml(file)
+    _require_plain(file, "", content)
     _check_keys(file, "", content, _KEYS)
     for served in ("scheduler", "metrics", "job", "image_uri"):
         if served in content:
@@ -129,8 +128,8 @@ def read_sweep(file: Path) -> Sweep:
         raise InputError(
             f"{file}: there is no program, and the command asks for it: give one, or a command without ${{program}}."
         )
-    if content.get("run_cap", 1) < 1:
-        raise InputError(f"{file}: run_cap is {content['run_cap']}; it is at least 1.")
+    if not 1 <= content.get("run_cap", 1) <= MOST_POINTS:
+        raise InputError(f"{file}: run_cap is {content['run_cap']}; it is 1 to {MOST_POINTS:,}.")
     if not content.get("parameters"):
         raise InputError(f"{file}: there are no parameters to sweep over.")
     parameters = _parameters(file, "parameters", content["parameters"])
@@ -141,11 +140,44 @@ def read_sweep(file: Path) -> Sweep:
     for asks, wanted in ((method == "bayes", "method: bayes"), (stopping is not None, "early_terminate")):
         if asks and not metric:
             raise InputError(f"{file}: {wanted} needs a metric with its name and goal.")
+    name = content.get("name", file.stem)
+    if name.strip(". ") == "" or not name.isprintable() or len(name) > _LONGEST:
+        raise InputError(f"{file}: name is {shown(name)}; folders are called so: 1 to {_LONGEST} characters that can be printed.")
     return Sweep(
-        file=file, name=content.get("name", file.stem), method=method, parameters=parameters, command=tuple(map(str, command)),
+        file=file, name=name, method=method, parameters=parameters, command=tuple(map(str, command)),
         program=content.get("program"), metric=metric.get("name"), goal=metric.get("goal", "minimize"), early_terminate=stopping,
         cap=content.get("run_cap"),
     )  # fmt: skip
+
+
+def _require_plain(file: Path, where: str, content: Any, above: tuple[int, ...] = ()) -> None:
+    """Texts, finite numbers, true and false, in lists and mappings: what a command line can say and a folder can note. YAML has
+    dates, sets, binary data and circles too.
+
+    Raises:
+        InputError: Something else is in the file.
+    """
+    place = f"{file}: {where or 'the file'}"
+    if isinstance(content, (dict, list)):
+        if id(content) in above or len(above) >= _DEEPEST:
+            raise InputError(f"{place} contains itself, or is more than {_DEEPEST} levels deep.")
+        for name, each in content.items() if isinstance(content, dict) else enumerate(content):
+            if not isinstance(name, (str, int)):
+                raise InputError(f"{place} has the key {shown(name)}, which is no text.")
+            below = f"{where}[{name}]" if isinstance(content, list) else f"{where}.{name}" if where else str(name)
+            _require_plain(file, below, each, (*above, id(content)))
+    elif isinstance(content, float):
+        if not math.isfinite(content):
+            raise InputError(f"{place} is {content}; a point of a sweep is a finite number.")
+    elif isinstance(content, int):
+        if content.bit_length() > 1000:
+            raise InputError(f"{place} is a number of about {content.bit_length() // 3} digits.")
+    elif isinstance(content, str):
+        if "\0" in content or any("\ud800" <= letter <= "\udfff" for letter in content):
+            raise InputError(f"{place} is {shown(content)}, which no command line can hold.")
+    elif content is not None:
+        hint = " (YAML reads 2020-01-01 as a date: write it in quotes)" if hasattr(content, "isoformat") else ""
+        raise InputError(f"{place} is a {type(content).__name__}, which is neither a text nor a number{hint}.")
 
 
 def _check_keys(file: Path, where: str, content: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]) -> None:
@@ -155,7 +187,7 @@ def _check_keys(file: Path, where: str, content: Mapping[str, Any], known: Mappi
         right = isinstance(value, known[key]) and not (isinstance(value, bool) and bool not in known[key])
         if not right:
             wanted = " or ".join(kind.__name__ for kind in known[key])
-            raise InputError(f"{file}: {where}{key} is {value!r}, which is no {wanted}.")
+            raise InputError(f"{file}: {where}{key} is {shown(value)}, which is no {wanted}.")
 
 
 def _metric(file: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -180,10 +212,11 @@ def _hyperband(file: Path, content: dict[str, Any]) -> Hyperband:
     if eta <= 1 or content.get("min_iter", 1) < 1:
         raise InputError(f"{file}: early_terminate: eta is above 1, min_iter at least 1.")
     if "max_iter" in content and "s" in content:
-        bands = [int(content["max_iter"] / eta**power) for power in range(1, int(content["s"]) + 1)]
-        bands = sorted(band for band in bands if band >= 1)
+        powers = range(1, 1 + min(int(content["s"]), int(math.log(max(content["max_iter"], 1), eta)) + 1))
+        bands = sorted(band for power in powers if (band := int(content["max_iter"] / eta**power)) >= 1)
     elif "min_iter" in content:
-        bands = [int(content["min_iter"] * eta**power) for power in range(100)]
+        first = content["min_iter"]
+        bands = [int(first * eta**power) for power in range(100) if power * math.log(eta) < _LONGEST_RUN]
     else:
         raise InputError(f"{file}: early_terminate needs min_iter, or max_iter and s.")
     if not bands:
@@ -200,7 +233,7 @@ def _parameters(file: Path, where: str, content: Any) -> Parameters:
         if not isinstance(name, str) or not _PARAMETER_NAME.fullmatch(name):
             raise InputError(f"{file}: {place}: a parameter's name is made of letters, digits, '_', '.' and '-'.")
         if not isinstance(entry, dict):
-            raise InputError(f"{file}: {place} is {entry!r}; write {name}: {{value: {entry}}}.")
+            raise InputError(f"{file}: {place} is {shown(entry)}; write {name}: {{value: {shown(entry)}}}.")
         if "parameters" in entry:
             if len(entry) > 1:
                 raise InputError(f"{file}: {place} has nested parameters, so it can have nothing else.")
@@ -251,6 +284,9 @@ def _check_settings(file: Path, place: str, kind: str, settings: Mapping[str, An
     values = [settings["value"]] if kind == "constant" else settings.get("values", [None])
     if not isinstance(values, list) or not values:
         raise InputError(f"{where}.values is {values!r}, which is no list of values.")
+    for value in values:
+        if isinstance(value, str) and value.strip().lower().lstrip("+-.") in ("inf", "infinity", "nan"):
+            raise InputError(f"{where} has {value!r}; a point of a sweep is a finite number.")
     if ("value" in settings or "values" in settings) and None in values:
         raise InputError(f"{where}: wandb agent hands null on as None, which no option takes: write 'null' in quotes.")
     if "probabilities" in settings:
@@ -263,12 +299,14 @@ def _check_settings(file: Path, place: str, kind: str, settings: Mapping[str, An
         low, high = settings["min"], settings["max"]
         if low >= high:
             raise InputError(f"{where}: min {low} is not less than max {high}.")
+        if abs(low) > _LARGEST or abs(high) > _LARGEST:
+            raise InputError(f"{where}: min and max lie within {_LARGEST:g}.")
         if kind.endswith("_values") and low <= 0:
             raise InputError(f"{where}: min of {kind} is above 0.")
         if kind == "int_uniform" and not (_is_whole(low) and _is_whole(high)):
             raise InputError(f"{where}: min and max of int_uniform are whole numbers.")
-    if settings.get("q", 1) <= 0 or min(settings.get(key, 0) for key in ("sigma", "a", "b")) < 0:
-        raise InputError(f"{where}: q is above 0, and sigma, a and b are not negative.")
+    if settings.get("q", 1) <= 0 or settings.get("sigma", 0) < 0 or min(settings.get(key, 1) for key in ("a", "b")) <= 0:
+        raise InputError(f"{where}: q, a and b are above 0, and sigma is not negative.")
 
 
 def _require_grid(file: Path, parameters: Parameters, where: str = "parameters") -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
+from datamodules.files.json_file import DECODER, why
+from datamodules.files.text import read_text
 from datamodules.formats.typed import read_typed
 
 RESULTS_SCHEMA = "crosslight.results/2"
+# NaN is a metric's value too, of a model that says nothing.
+_DECODER = json.JSONDecoder(object_pairs_hook=DECODER.object_pairs_hook)
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,12 @@ def results_content(folder: Path) -> dict[str, Any]:
         InputError: No such file, not JSON, no mapping, or a schema that this version does not read.
     """
     file = folder / "results.json"
+    if not os.path.lexists(file):
+        raise InputError(f"{file} does not exist: {folder} is not a run folder.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file} does not exist: {folder} is not a run folder.") from None
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise InputError(f"{file} is not JSON ({error}). Restore or delete it.") from None
+        content = _DECODER.decode(read_text(file, "the results of a run"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not JSON ({why(error)}). Restore or delete it.") from None
     if not isinstance(content, dict):
         raise InputError(f"{file} is not the results of a run: it holds no mapping. Restore or delete it.")
     if (schema := content.get("schema")) != RESULTS_SCHEMA:
@@ -55,6 +60,17 @@ def results_content(folder: Path) -> dict[str, Any]:
             "again, or read it with the version that wrote it."
         )
     return content
+
+
+def require_inside(name: str, where: str) -> None:
+    """Refuse a file of a run that is named outside of the run's folder: a folder that was copied may hold anything.
+
+    Raises:
+        InputError: It is.
+    """
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise InputError(f"{where} is {shown(name)}, which is no file of this folder.")
 
 
 def fit_of(folder: Path) -> Fit | None:
@@ -77,5 +93,7 @@ def best_checkpoint(folder: Path) -> Path | None:
     """
     fit = fit_of(folder)
     named = None if fit is None else fit.best_checkpoint
+    if named is not None:
+        require_inside(named, f"{folder / 'results.json'}: fit: best_checkpoint")
     candidates = (folder / named if named else None, folder / "checkpoints" / "best.ckpt")
     return next((file for file in candidates if file is not None and file.exists()), None)
