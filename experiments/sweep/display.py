@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from datamodules.errors import printable
 from experiments.runs.duration import readable_time
 from experiments.sweep.outcomes import BROKEN, ENDED, OVER, STATES, Entry
 

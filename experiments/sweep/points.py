@@ -63,7 +63,7 @@ def points_of(sweep: Sweep, count: int | None, search_seed: int) -> list[Point]:
         raise InputError(f"{sweep.file}: method {sweep.method} has no end: give --count N, or run_cap in the file.")
     if sweep.method == "grid" and count is None and grid_size(sweep) > MOST_POINTS:
         raise InputError(
-            f"{sweep.file}: the grid has {grid_size(sweep):,} points, and {MOST_POINTS:,} are the most: leave values out, or give "
+            f"{sweep.file}: the grid has {grid_size(sweep):,} points; {MOST_POINTS:,} are the most: leave values out, or give "
             "--count N for the first ones."
         )
     points = grid(sweep) if sweep.method == "grid" else draws(sweep, search_seed)
@@ -96,9 +96,15 @@ def _fits(point: Point, sweep: Sweep) -> bool:
     """Whether a point has the sweep's parameters, and nothing else."""
 
     def names(content: Any, parameters: Any) -> bool:
-        return isinstance(content, dict) and content.keys() == parameters.keys() and all(
-            names(content[name], entry) if isinstance(entry, dict) else not isinstance(content[name], float) or math.isfinite(content[name])
-            for name, entry in parameters.items()
+        return (
+            isinstance(content, dict)
+            and content.keys() == parameters.keys()
+            and all(
+                names(content[name], entry)
+                if isinstance(entry, dict)
+                else not isinstance(content[name], float) or math.isfinite(content[name])
+                for name, entry in parameters.items()
+            )
         )
 
     return names(point, sweep.parameters)

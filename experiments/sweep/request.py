@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from datamodules.errors import InputError
 from experiments.sweep.slurm_script import SlurmOptions
+from experiments.sweep.sweep_file import MOST_POINTS
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Request:
     dry_run: bool = False
     retry_failed: bool = False
     submit: SlurmOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.count is not None and not 1 <= self.count <= MOST_POINTS:
+            raise InputError(f"--count is {self.count}; a sweep has 1 to {MOST_POINTS:,} points.")
 
     @property
     def starts(self) -> bool:

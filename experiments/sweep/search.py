@@ -18,6 +18,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from experiments.sweep.sweep_file import (
+    MOST_POINTS,
     Hyperband,
     Parameter,
     Point,
@@ -49,7 +50,7 @@ def grid(sweep: Sweep) -> Iterator[Point]:
     """Every combination once, the last parameter by name changing fastest. Nothing is laid out before it is asked for."""
     parameters = leaves(sweep.parameters)
     values = [_grid_values(parameter) for _, parameter in parameters]
-    seen = set()
+    seen, missed = set(), 0
     for number in range(grid_size(sweep)):
         chosen: dict[Path, Any] = {}
         for (path, _), choices in zip(reversed(parameters), reversed(values), strict=True):
@@ -58,7 +59,10 @@ def grid(sweep: Sweep) -> Iterator[Point]:
         point = nested({path: chosen[path] for path, _ in parameters})
         if point_id(point) not in seen:
             seen.add(point_id(point))
+            missed = 0
             yield point
+        elif (missed := missed + 1) > MOST_POINTS:
+            raise InputError(f"{sweep.file}: more than {MOST_POINTS:,} points in a row are there twice: raise q.")
 
 
 def grid_size(sweep: Sweep) -> int:
@@ -70,10 +74,10 @@ class _Steps(Sequence[float]):
     """low, low + q, ... below high: W&B's np.arange, without laying it out."""
 
     def __init__(self, low: float, high: float, q: float) -> None:
-        self.low, self.q, self.count = low, q, math.ceil((high - low) / q)
+        self.low, self.q, self.size = low, q, math.ceil((high - low) / q)
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __getitem__(self, place: Any) -> Any:
         return _clean(self.low + place * self.q)
@@ -113,7 +117,7 @@ def _drawn(sweep: Sweep, parameter: Parameter, seed: int, number: int, path: Pat
         value = math.inf
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(
-            f"{sweep.file}: {'.'.join(path)}: a draw of {parameter.distribution} is no finite number: take smaller bounds or sigma."
+            f"{sweep.file}: {'.'.join(path)}: a {parameter.distribution} draw is no finite number: take smaller bounds or sigma."
         )
     return value
 

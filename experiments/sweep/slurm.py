@@ -25,12 +25,13 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
 from datamodules.files.atomic import write_atomically
 from datamodules.files.json_file import read_json
 from datamodules.files.locks import is_held, locked
@@ -51,12 +52,23 @@ ENDED = {
 }  # fmt: skip
 
 
-# What jobs.json says of each launch.
-_JOB: dict[str, Any] = {
-    "title": str, "folder": str, "argv": list[str], "command": str | None, "name": str | None, "seed": int | None,
-    "scale": str | None, "job": str, "requeues": int, "submitted": str,
-}  # fmt: skip
 _NUMBER = re.compile(r"\d+_\d+")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What jobs.json says of a launch."""
+
+    title: str
+    folder: str
+    argv: list[str]
+    command: str | None
+    name: str | None
+    seed: int | None
+    scale: str | None
+    job: str
+    requeues: int
+    submitted: str
 
 
 # -------------------------------------------------------------------------------------------------------- what is submitted
@@ -239,16 +251,16 @@ def read_jobs(root: Path) -> dict[str, dict[str, Any]]:
     if not os.path.lexists(file):
         return {}
     jobs = read_json(file, "submitted jobs")
-    for key, job in jobs.items() if isinstance(jobs, dict) else ((None, jobs),):
-        if key is not None and isinstance(job, dict) and job.keys() >= _JOB.keys():
-            for name, kind in _JOB.items():
-                read_typed(kind, job[name], f"{file}: {key}: {name}")
-            if _NUMBER.fullmatch(job["job"]):
-                continue
+    if isinstance(jobs, dict) and any(isinstance(job, dict) and "argv" not in job for job in jobs.values()):
         raise InputError(
-            f"{file} was written by an earlier version, or changed: cancel its jobs with scancel, move the file away, submit again."
+            f"{file} was written by an earlier version: cancel its jobs with scancel, move the file away, submit again."
         )
-    return dict(jobs)
+    found: dict[str, dict[str, Any]] = read_typed(dict[str, dict[str, Any]], jobs, str(file))
+    for key, job in found.items():
+        read_typed(_Job, job, f"{file}: {key}")
+        if not _NUMBER.fullmatch(job["job"]):
+            raise InputError(f"{file}: {key}: job is {shown(job['job'])}, which is no element of a job array, such as 41_0.")
+    return found
 
 
 def _slurm(*command: str, optional: bool = False) -> str:

@@ -95,8 +95,10 @@ _HYPERBAND: dict[str, tuple[type, ...]] = {
 _PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 MOST_POINTS = 10_000  # of a sweep; all of them are laid out before the first one starts
 _LARGEST = 1e100  # bounds of a range: products and differences of such numbers are finite
+_FINEST = 1e9  # steps of a q_uniform
 _LONGEST_RUN = 60.0  # the logarithm of more validations than any run has
-_LONGEST, _DEEPEST = 100, 20  # characters of a name, and mappings in mappings
+_LONGEST, _DEEPEST, _MOST_VALUES = 100, 20, 100_000  # characters of a name, mappings in mappings, values of a file
+_LARGEST_BITS = 300  # of a whole number
 _DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 _VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
@@ -111,7 +113,7 @@ def read_sweep(file: Path) -> Sweep:
         InputError: It cannot be read, is no valid W&B sweep configuration, or asks for what only W&B's server does.
     """
     content = read_yaml(file)
-    _require_plain(file, "", content)
+    _require_plain(file, "", content, (), {})
     _check_keys(file, "", content, _KEYS)
     for served in ("scheduler", "metrics", "job", "image_uri"):
         if served in content:
@@ -150,9 +152,16 @@ def read_sweep(file: Path) -> Sweep:
     )  # fmt: skip
 
 
-def _require_plain(file: Path, where: str, content: Any, above: tuple[int, ...] = ()) -> None:
+def _require_plain(file: Path, where: str, content: Any, above: tuple[int, ...], sizes: dict[int, int]) -> int:
     """Texts, finite numbers, true and false, in lists and mappings: what a command line can say and a folder can note. YAML has
-    dates, sets, binary data and circles too.
+    dates, sets, binary data and circles too, and a few lines of it can stand for billions of values.
+
+    Args:
+        file: The sweep file.
+        where: Place of the content, for errors.
+        content: Of it.
+        above: Ids of what it is in.
+        sizes: Values in each list and mapping that has been looked at, by id: an alias is looked at once, and counts each time.
 
     Raises:
         InputError: Something else is in the file.
@@ -161,23 +170,30 @@ def _require_plain(file: Path, where: str, content: Any, above: tuple[int, ...] 
     if isinstance(content, (dict, list)):
         if id(content) in above or len(above) >= _DEEPEST:
             raise InputError(f"{place} contains itself, or is more than {_DEEPEST} levels deep.")
-        for name, each in content.items() if isinstance(content, dict) else enumerate(content):
-            if not isinstance(name, (str, int)):
-                raise InputError(f"{place} has the key {shown(name)}, which is no text.")
-            below = f"{where}[{name}]" if isinstance(content, list) else f"{where}.{name}" if where else str(name)
-            _require_plain(file, below, each, (*above, id(content)))
-    elif isinstance(content, float):
+        if id(content) not in sizes:
+            size = 1
+            for name, each in content.items() if isinstance(content, dict) else enumerate(content):
+                if not isinstance(name, (str, int)):
+                    raise InputError(f"{place} has the key {shown(name)}, which is no text.")
+                below = f"{where}[{name}]" if isinstance(content, list) else f"{where}.{name}" if where else str(name)
+                size += _require_plain(file, below, each, (*above, id(content)), sizes)
+                if size > _MOST_VALUES:
+                    raise InputError(f"{place} stands for more than {_MOST_VALUES:,} values.")
+            sizes[id(content)] = size
+        return sizes[id(content)]
+    if isinstance(content, float):
         if not math.isfinite(content):
             raise InputError(f"{place} is {content}; a point of a sweep is a finite number.")
     elif isinstance(content, int):
-        if content.bit_length() > 1000:
-            raise InputError(f"{place} is a number of about {content.bit_length() // 3} digits.")
+        if content.bit_length() > _LARGEST_BITS:
+            raise InputError(f"{place} is a number of about {content.bit_length() * 3 // 10} digits.")
     elif isinstance(content, str):
         if "\0" in content or any("\ud800" <= letter <= "\udfff" for letter in content):
             raise InputError(f"{place} is {shown(content)}, which no command line can hold.")
     elif content is not None:
         hint = " (YAML reads 2020-01-01 as a date: write it in quotes)" if hasattr(content, "isoformat") else ""
         raise InputError(f"{place} is a {type(content).__name__}, which is neither a text nor a number{hint}.")
+    return 1
 
 
 def _check_keys(file: Path, where: str, content: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]) -> None:
@@ -305,8 +321,10 @@ def _check_settings(file: Path, place: str, kind: str, settings: Mapping[str, An
             raise InputError(f"{where}: min of {kind} is above 0.")
         if kind == "int_uniform" and not (_is_whole(low) and _is_whole(high)):
             raise InputError(f"{where}: min and max of int_uniform are whole numbers.")
+    if kind == "q_uniform" and (settings["max"] - settings["min"]) / _FINEST > settings["q"] > 0:
+        raise InputError(f"{where}: q is {settings['q']}, which makes more than {_FINEST:g} steps: raise it.")
     if settings.get("q", 1) <= 0 or settings.get("sigma", 0) < 0 or min(settings.get(key, 1) for key in ("a", "b")) <= 0:
-        raise InputError(f"{where}: q, a and b are above 0, and sigma is not negative.")
+        raise InputError(f"{where}: q is above 0, so are a and b, and sigma is not negative.")
 
 
 def _require_grid(file: Path, parameters: Parameters, where: str = "parameters") -> None:
