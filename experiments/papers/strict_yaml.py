@@ -30,7 +30,7 @@ def _cached_yaml(file: Path, age: tuple[int, int]) -> Any:
 def read_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Strict)
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{file} is no mapping")

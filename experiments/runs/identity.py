@@ -8,6 +8,8 @@ import re
 from pathlib import PurePath
 from typing import Any
 
+from experiments.runs.references import look_up
+
 # The sections that decide.
 DECIDING = ("command", "seed_everything", "model", "data", "evaluate", "trainer", "checkpoint")
 # Of the trainer: where it computes (the global batch is the same on any number of devices), what it shows and what it writes.
@@ -95,6 +97,8 @@ def _placed(value: Any) -> Any:
         return [_placed(inner) for inner in value]
     if isinstance(value, float) and value.is_integer() and value != 1.0:
         return int(value)  # one number; but 1 is one batch to Lightning, and 1.0 all of them
+    if isinstance(value, str):
+        value = look_up(value)  # what a file keeps as a reference decides by its value
     return _name_of(value) if isinstance(value, str) and value.startswith("/") else value
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
 from experiments.papers.schema import Cost, Style
+from experiments.runs.references import look_up, starting
 
 PROGRAM = (sys.executable, "-m", "experiments.cli")
 COMMANDS = ("run", "fit", "validate", "test", "predict")  # those of crosslight that have a run folder
@@ -34,7 +35,7 @@ class Launch:
         command: Crosslight's, one of COMMANDS; None: another program's run.
         program: What is started: crosslight, or that program.
         configs: YAML files, later ones win.
-        options: Further words of the command line, as they stand there.
+        options: Further words of the command line, as they stand there; ${envvar:NAME} is looked up where it starts.
         name: What the run is called.
         seed: Of everything.
         scale: Full or miniature.
@@ -74,6 +75,11 @@ class Launch:
     def argv(self) -> tuple[str, ...]:
         """Its command line."""
         return (*self.program, *((self.command,) if self.command is not None else ()), *self.arguments)
+
+    @property
+    def started(self) -> tuple[str, ...]:
+        """Its command line where a process starts: crosslight looks up ${envvar:NAME} itself, another program does not."""
+        return self.argv if self.command is not None else tuple(starting(self.argv))
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -151,11 +157,19 @@ def read_command(words: Sequence[str], where: str) -> dict[str, Any]:
     parser.add_argument("-c", "--config", action="append", default=[], dest="configs")
     parser.add_argument("--name")
     for name, option in _OPTIONS.items():
-        parser.add_argument(f"--{option}", dest=name, type=int if name in ("seed", "nodes") else str)
+        parser.add_argument(f"--{option}", dest=name)
     try:
         fields, rest = parser.parse_known_args(own[1:])
     except argparse.ArgumentError as error:
         raise InputError(f"{where}: command: {error}") from None
+    # what decides where and how it starts is no secret, and must be known now
+    fields.configs = [look_up(file) for file in fields.configs]
+    for name, option in {"name": "name", **_OPTIONS}.items():
+        if (value := getattr(fields, name)) is not None:
+            value = look_up(value)
+            if name in ("seed", "nodes") and not value.isdecimal():
+                raise InputError(f"{where}: command: argument --{option}: invalid int value: {shown(value)}")
+            setattr(fields, name, int(value) if name in ("seed", "nodes") else value)
     return {**vars(fields), "command": command, "configs": tuple(fields.configs), "options": tuple(rest)}
 
 

@@ -25,6 +25,7 @@ from datamodules.files.text import read_text
 from experiments.papers.strict_yaml import file_age
 from experiments.papers.worlds import world_folder
 from experiments.runs.metrics_csv import history
+from experiments.runs.references import look_up
 from experiments.sweep.launches import Launch, read_command
 from experiments.sweep.outcomes import known_state
 from experiments.sweep.processes import visible_gpus
@@ -76,14 +77,15 @@ def point_launch(sweep: Sweep, point: Point, root: Path, gpus_here: int) -> Laun
     Raises:
         InputError: The command names a folder for all points, or is one of crosslight's that makes no run.
     """
-    command = read_command(command_of(sweep, point, json_file=_json_file(root, point)), str(sweep.file))
+    words = command_of(sweep, point, json_file=_json_file(root, point), references=True)
+    command = read_command(words, str(sweep.file))
     launch = Launch(
         key="", title=" ".join(_short(point)) or sweep.name, kind=sweep.name, folder=root,
         environment={"WANDB_RUN_GROUP": sweep.name}, **command,
     )  # fmt: skip
     texts = [text for file in launch.files if (text := _text(file)) is not None]
     words = [*([launch.command] if launch.command else launch.program), *launch.arguments[:-1]]  # without the folder
-    key = hashlib.sha256(json.dumps([words, texts]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps([[look_up(word) for word in words], texts]).encode()).hexdigest()[:12]
     launch = replace(launch, key=key, folder=root / f"{sweep.name.replace('/', '-')}-{key[:8]}")
     if "CROSSLIGHT_WORLD" not in os.environ and any("CROSSLIGHT_WORLD" in text for text in texts):
         environment = {**launch.environment, "CROSSLIGHT_WORLD": str(world_folder(root, "target"))}

@@ -227,7 +227,7 @@ class Runner:
         else:
             with open(log, "ab") as output:
                 entry.process = subprocess.Popen(
-                    launch.argv, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                    launch.started, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                     start_new_session=True, pass_fds=(lock.fileno(),),
                 )  # fmt: skip
         entry.lock, entry.state = lock, "running"

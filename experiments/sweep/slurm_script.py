@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
 from experiments.sweep.launches import Launch
 from experiments.sweep.outcomes import log_of
 
+_VALUE = re.compile(r"[\w.,:;%+*&|!@/()\[\]=<>-]+")  # what sbatch takes for a value; a constraint may be [rack1*2&rack2]
 MOST = 1000  # elements of an array; Slurm's MaxArraySize is 1001 unless configured
 
 
@@ -57,8 +58,14 @@ class SlurmOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--slurm.{name} is {value}; it is at least 1.")
-        if wrong := [line for line in self.extra if not line.startswith("-") or "\n" in line]:
-            raise InputError(f"--slurm.extra has {wrong[0]!r}, which is no option of sbatch, such as --mail-type=END.")
+        if wrong := [line for line in self.extra if not line.startswith("-") or not line.isprintable()]:
+            raise InputError(f"--slurm.extra has {shown(wrong[0])}, which is no option of sbatch, such as --mail-type=END.")
+        for name in ("partition", "account", "qos", "constraint", "time", "mem"):
+            value = getattr(self, name)
+            if value is not None and not _VALUE.fullmatch(value):
+                raise InputError(
+                    f"--slurm.{name} is {shown(value)}; it goes into a line of the script: letters, digits, signs, no space."
+                )
 
 
 @dataclass(frozen=True)
@@ -119,16 +126,16 @@ def script_of(array: Array, root: Path, options: SlurmOptions, target: str, depe
     }  # fmt: skip
     lines = [f"--{name}={value}".rstrip("=") for name, value in header.items() if value is not None] + options.extra
     elements = "\n".join(
-        f"{index})  # {launch.title}\n"
+        f"{index})  # {_comment(launch.title)}\n"
         f"  key={launch.key} folder={_quoted(launch.folder)} log={_quoted(log_of(root, launch))}\n"
         + "".join(f"  export {name}={_quoted(value)}\n" for name, value in sorted(launch.whole_environment.items()))
-        + f"  set -- {shlex.join(launch.argv)} ;;"
+        + f"  set -- {shlex.join(launch.started)} ;;"
         for index, launch in enumerate(array.launches)
     )
     cpus = f" --cpus-per-task={options.cpus_per_task}" if options.cpus_per_task else ""
     return f"""\
 #!/bin/bash
-# {target}: {counted(len(array.launches), "run")}, an element each
+# {_comment(target)}: {counted(len(array.launches), "run")}, an element each
 {"".join(f"#SBATCH {line}{chr(10)}" for line in lines)}
 cd {_quoted(Path.cwd())}
 export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-${{SLURM_CPUS_PER_TASK:-1}}}}
@@ -153,6 +160,11 @@ srun --ntasks-per-node={shape.processes}{cpus} --kill-on-bad-exit=1 \\
 
 def counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _comment(text: str) -> str:
+    """Names of runs, and so values of a sweep, are no lines of the script."""
+    return " ".join(text.split())
 
 
 def _quoted(value: object) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Literal
 from datamodules.errors import InputError, shown
 from datamodules.files.atomic import write_atomically
 from experiments.papers.strict_yaml import read_yaml
+from experiments.runs.references import REFERENCE, look_up
 
 Point = dict[str, Any]  # values by parameter, nested as the file nests them
 
@@ -100,7 +100,6 @@ _LONGEST_RUN = 60.0  # the logarithm of more validations than any run has
 _LONGEST, _DEEPEST, _MOST_VALUES = 100, 20, 100_000  # characters of a name, mappings in mappings, values of a file
 _LARGEST_BITS = 300  # of a whole number
 _DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
-_VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
 
 # ----------------------------------------------------------------------------------------------------------------- reading
@@ -303,6 +302,8 @@ def _check_settings(file: Path, place: str, kind: str, settings: Mapping[str, An
     for value in values:
         if isinstance(value, str) and value.strip().lower().lstrip("+-.") in ("inf", "infinity", "nan"):
             raise InputError(f"{where} has {value!r}; a point of a sweep is a finite number.")
+        if REFERENCE.search(str(value)):
+            raise InputError(f"{where} has {shown(value)}: points are written down, and a variable stands in the command alone.")
     if ("value" in settings or "values" in settings) and None in values:
         raise InputError(f"{where}: wandb agent hands null on as None, which no option takes: write 'null' in quotes.")
     if "probabilities" in settings:
@@ -361,9 +362,12 @@ def nested(values: Mapping[tuple[str, ...], Any]) -> Point:
     return point
 
 
-def command_of(sweep: Sweep, point: Point, interpreter: str = sys.executable, json_file: Path | None = None) -> list[str]:
+def command_of(
+    sweep: Sweep, point: Point, interpreter: str = sys.executable, json_file: Path | None = None, references: bool = False
+) -> list[str]:
     """The command line that `wandb agent` starts for a point. It says `python` for the interpreter, which is the right one only
-    in an activated environment. `json_file` is the file of ${args_json_file}, which `write_json_file` writes.
+    in an activated environment. `json_file` is the file of ${args_json_file}, which `write_json_file` writes. With `references`
+    ${envvar:NAME} stays, for whoever writes it down.
 
     Raises:
         InputError: An unknown macro, or one whose file has no place.
@@ -386,9 +390,8 @@ def command_of(sweep: Sweep, point: Point, interpreter: str = sys.executable, js
     }
     command: list[str] = []
     for part in sweep.command:
-        # a variable that is not set leaves its name, as with the agent
-        text = _VARIABLE.sub(lambda found: os.environ.get(found[1], found[1]), part)
-        if text.startswith("${") and text.endswith("}"):
+        text = part if references else look_up(part)
+        if text.startswith("${") and text.endswith("}") and not REFERENCE.search(text):
             if text[2:-1] not in macros:
                 raise InputError(f"{sweep.file}: command has {text}; there are {', '.join(macros)} and envvar:NAME.")
             command += macros[text[2:-1]]()

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from experiments.runs.references import conceal
 from experiments.training import preemption
 from experiments.training.configs import find_configs
 from experiments.training.failures import chain, find_input_error, is_disk_full, one_line, refusal, with_log
@@ -62,7 +63,7 @@ def settle_failure(error: BaseException, folder: object) -> int:
     status: ResultsStatus
     cause = find_input_error(error)
     if cause is not None:
-        status, message, code = "failed", str(cause), 2
+        status, message, code = "failed", conceal(str(cause)), 2
     elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         status, code = "oom", 1
         message = (

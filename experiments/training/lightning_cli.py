@@ -26,6 +26,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import lightning_modules.callbacks.cost
@@ -33,6 +34,7 @@ import lightning_modules.retrieval
 from datamodules.errors import InputError
 from experiments.runs.folder import RunFolder
 from experiments.runs.provenance import provenance
+from experiments.runs.references import conceal, look_up, variable
 from experiments.runs.results import RunScale
 from experiments.training import preemption
 from experiments.training.checkpoints import Checkpoints, Last, RememberConfig
@@ -89,6 +91,7 @@ class CrosslightCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${data...}` although keys live under "fit."
+        OmegaConf.register_new_resolver("envvar", variable, replace=True)
         self.arguments = args
         super().__init__(
             LightningModule,
@@ -101,7 +104,7 @@ class CrosslightCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=None,
             auto_configure_optimizers=False,
-            args=args,
+            args=[look_up(word) for word in args],
         )
 
     # ------------------------------------------------------------------------------------------------ parsing
@@ -184,7 +187,7 @@ class CrosslightCLI(LightningCLI):
                     f"{name} is by default an object ({value.rpartition(' ')[2]}) that config.yaml cannot hold, so the run could "
                     f"not be resumed. Give --{name} yourself, for example null."
                 )
-        return {key: whole.get(key) for key in _CONFIG_SECTIONS}
+        return {key: conceal(whole.get(key)) for key in _CONFIG_SECTIONS}
 
     def instantiate_classes(self) -> None:
         """As Lightning, but the Trainer before the model: a mistake in its options does not wait for weights.

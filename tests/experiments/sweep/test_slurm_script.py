@@ -56,6 +56,10 @@ def test_a_script_says_what_it_runs(tmp_path: Path) -> None:
     ).stdout.splitlines()  # fmt: skip
     assert shown == ["two", f"{tmp_path}/its own/two", "a b", *array.launches[1].argv]
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
-    for wrong, message in (({"nodes": 0}, "--slurm.nodes is 0"), ({"extra": ["x"]}, "'x', which is no option of sbatch")):
+    for wrong, message in (
+        ({"nodes": 0}, "--slurm.nodes is 0"), ({"extra": ["x"]}, "'x', which is no option of sbatch"),
+        ({"extra": ["--x\rrm"]}, "which is no option of sbatch"), ({"partition": "a\nrm -rf /"}, "--slurm.partition is"),
+        ({"time": "1:00 --wrap=x"}, "--slurm.time is"), ({"constraint": ""}, "--slurm.constraint is"),
+    ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             SlurmOptions(**wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -18,6 +19,7 @@ from experiments.papers import catalogue as exhibits
 from experiments.papers import strict_yaml
 from experiments.sweep import search
 from experiments.sweep.points import points_of
+from experiments.sweep.request import Request
 from experiments.sweep.search import grid, point_id
 from experiments.sweep.sweep_file import command_of, leaves, read_sweep
 
@@ -120,6 +122,73 @@ WORSE: list[tuple[dict[str, Any], str]] = [  # W&B refuses these beside its sche
     ({"method": "grid", "parameters": X, "scheduler": {"engine": "wandb"}}, "needs W&B's server"),
     ({"method": "grid", "parameters": X, "command": ["${program}"]}, "there is no program"),
 ]
+
+
+def broken(**entries: Any) -> str:
+    return yaml.safe_dump({"method": "random", "run_cap": 5, "command": ["crosslight", "run", "${args}"], **entries})
+
+
+def of(**parameter: Any) -> str:
+    return broken(parameters={"x": parameter})
+
+
+HEAD = "method: grid\ncommand: [crosslight, run]\n"
+BOMB = "".join(f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in itertools.pairwise("abcdefghij"))
+HYPERBAND = {"metric": {"name": "m", "goal": "maximize"}, "parameters": X}
+
+
+BROKEN: dict[str, tuple[str, str]] = {  # by what is wrong: the file, and what is said of it
+    "infinite": (of(values=[1.0, math.inf]), r"parameters.x.values\[1\] is inf"),
+    "not a number": (of(value=math.nan), "parameters.x.value is nan"),
+    "infinite text": (of(values=["-inf"]), "parameters.x has '-inf'"),
+    "infinite bound": (of(min=0.0, max=math.inf), "parameters.x.max is inf"),
+    "endless draws": (of(min=-1e308, max=1e308), "within 1e[+]100"),
+    "huge draws": (of(distribution="log_normal", sigma=1e6), "a log_normal draw is no finite number"),
+    "no beta": (of(distribution="beta", a=0, b=0), "so are a and b"),
+    "digits": (of(values=[10**400]), "is a number of about 398 digits"),
+    "more digits": (f"{HEAD}parameters: {{x: {{value: {'9' * 5000}}}}}", "cannot be read"),
+    "nul": (of(value="a\0b"), "which no command line can hold"),
+    "reference": (of(value="${envvar:HOME}"), "a variable stands in the command alone"),
+    "date": (f"{HEAD}parameters: {{x: {{values: [2020-01-01]}}}}", "write it in quotes"),
+    "binary": (f"{HEAD}parameters: {{x: {{value: !!binary aGVsbG8=}}}}", "is a bytes"),
+    "set": (f"{HEAD}parameters: {{x: {{value: !!set {{a, b}}}}}}", "is a set"),
+    "circle": (f"{HEAD}parameters: &a {{x: *a}}", "contains itself"),
+    "circle of values": (f"{HEAD}parameters: {{x: {{values: &v [1, *v]}}}}", "contains itself"),
+    "bomb": (f"{HEAD}a: &a [x, x, x]\n{BOMB}parameters: {{x: {{value: *j}}}}", "more than 100,000 values|too many|aliases"),
+    "deep": (f"{HEAD}parameters: {'{x: ' * 3000}1{'}' * 3000}", "cannot be read|too deep"),
+    "object": (f"{HEAD}parameters: {{x: {{value: !!python/object/apply:os.getpid []}}}}", "cannot be read"),
+    "a long range": (of(min=1, max=10**12).replace("random", "grid").replace("run_cap: 5\n", ""), "1,000,000,000,000 points"),
+    "fine steps": (of(distribution="q_uniform", min=0.0, max=1.0, q=1e-300), "raise it"),
+    "equal steps": (of(distribution="q_uniform", min=1e9, max=1e9 + 1, q=1e-8).replace("random", "grid"), "there twice"),
+    "run_cap": (broken(run_cap=10**9, parameters=X), "it is 1 to 10,000"),
+    "above": (broken(name="..", parameters=X), "name is '..'"),
+    "line": (broken(name="a\nb", parameters=X), "name is"),
+    "long": (broken(name="x" * 300, parameters=X), "name is"),
+}
+
+
+@pytest.mark.parametrize("wrong", BROKEN)
+def test_what_has_no_end_or_is_no_value_is_named(wrong: str, tmp_path: Path) -> None:
+    content, message = BROKEN[wrong]
+    (tmp_path / "bad.yaml").write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        points_of(read_sweep(tmp_path / "bad.yaml"), None, 0)
+    assert "bad.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_long_grid_is_not_laid_out(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, parameters={"a": {"min": 1, "max": 10**12}, "b": {"values": [1, 2]}})
+    assert points_of(sweep, 3, 0) == [{"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 1}]
+    with pytest.raises(InputError, match="the grid has 2,000,000,000,000 points"):
+        points_of(sweep, None, 0)
+    with pytest.raises(InputError, match="--count is 10000000"):
+        Request("run", "x.yaml", count=10_000_000)
+    endless = {"max_iter": 10**12, "s": 10**9}, {"min_iter": 10**12, "eta": 1e30}
+    for entry in endless:
+        stopping = sweep_of(tmp_path, **HYPERBAND, early_terminate={"type": "hyperband", **entry}).early_terminate
+        assert stopping is not None
+        assert 0 < len(stopping.bands) < 100
 
 
 def test_files_are_read_as_wandbs_schema_reads_them(tmp_path: Path) -> None:
