@@ -148,9 +148,7 @@ def _read(file: Path, kind: type[Any]) -> dict[str, Any]:
     wanted |= dict.fromkeys(("inside_W", "area_W", "elsewhere_W"), shapes.get("image_W", ()))
     wanted |= {"maps_KYX": words + shapes.get("maps_KYX", ())[1:], "image_YX3": (*shapes.get("image_YX3", ())[:2], 3)}
     if not right or any(shapes[name] != shape or 0 in shape for name, shape in wanted.items() if name in shapes):
-        raise InputError(
-            f"{file} does not hold what this version stores there. Delete it: `report --maps` makes it again."
-        )
+        raise InputError(f"{file} does not hold what this version stores there. Delete it: `report --maps` makes it again.")
     for name, value in values.items():
         if name in ("words", "covered"):
             values[name] = tuple(value.tolist())

@@ -91,7 +91,7 @@ class CrosslightCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${data...}` although keys live under "fit."
-        OmegaConf.register_new_resolver("envvar", variable, replace=True)
+        OmegaConf.register_resolver("envvar", variable, replace=True)
         self.arguments = args
         super().__init__(
             LightningModule,

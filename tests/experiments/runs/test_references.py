@@ -57,7 +57,7 @@ def test_a_sweep_writes_no_secret_down(tmp_path: Path, monkeypatch: pytest.Monke
         "folder = sys.argv[-1].removeprefix('--run_dir=')\n"
         "os.makedirs(folder)\n"
         "right = sys.argv[1] == '--key=' + os.environ['MY_TOKEN']\n"
-        "json.dump({'schema': 'crosslight.results/2', 'status': 'finished' if right else 'failed', 'command': 'run', 'name': 'n',\n"
+        "json.dump({'schema': 'crosslight.results/2', 'status': 'finished' if right else 'failed', 'command': 'r', 'name': 'n',\n"
         "           'config_hash': 'c', 'started': '2026-11-21T15:32:55+00:00'}, open(folder + '/results.json', 'w'))\n"
     )
     command = [sys.executable, "program.py", "--key=${envvar:MY_TOKEN}", "${args}"]
