@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 from datamodules.errors import InputError
+from datamodules.files.digests import digests
 from datamodules.formats.flickr_entities import Annotation, read_annotation
 from datamodules.image_text import ImageTextDataModule
 from datamodules.loading.objects import ObjectRanking, PhraseRegions
@@ -36,7 +37,6 @@ class Flickr30kEntities(Flickr30kEntitiesSource, ImageTextDataModule):
             raise InputError(f"object_pairs is {object_pairs}; give at least 1, or null for all.")
         self.phrase_regions: PhraseRegions = phrase_regions
         self.object_pairs = object_pairs
-        self._contents: bytes | None = None
 
     def tasks(self) -> tuple[Task, ...]:
         """Those of all data modules, but for regions one that also evaluates objects."""
@@ -52,11 +52,9 @@ class Flickr30kEntities(Flickr30kEntitiesSource, ImageTextDataModule):
 
     def fingerprint(self) -> str:
         """As of all data modules, and over the contents of the Sentences and Annotations files."""
-        if self._contents is None:  # 62,000 files, and a run asks after every evaluation
-            contents = hashlib.sha256()
-            for split, records in sorted(self.task.splits.read().items()):
-                for record in records[: self.limits.of(split)]:
-                    for path in (self.sentences(record.image_id), self.annotation(record.image_id)):
-                        contents.update(hashlib.sha256(path.read_bytes()).digest())
-            self._contents = contents.digest()
-        return hashlib.sha256(super().fingerprint().encode() + self._contents).hexdigest()[:16]
+        splits = sorted(self.task.splits.read().items())
+        ids = [record.image_id for split, records in splits for record in records[: self.limits.of(split)]]
+        files = [file(image_id) for image_id in ids for file in (self.sentences, self.annotation)]
+        contents = digests(files)
+        own = "".join(contents.get(path, "-") for path in files)
+        return hashlib.sha256((super().fingerprint() + own).encode()).hexdigest()[:16]

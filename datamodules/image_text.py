@@ -313,7 +313,7 @@ class ImageTextDataModule(Source, LightningDataModule):
     # ----------------------------------------------------------------------------------------------------- visual features
 
     def image_fingerprint(self, split: str) -> str:
-        """16 hexadecimal digits over the ids and file sizes of a split's images, in their order."""
+        """16 hexadecimal digits over the ids and contents of a split's images, in their order."""
         return image_fingerprint(self.records(split))
 
     def evaluation_images(self, split: str) -> EvaluationImages:

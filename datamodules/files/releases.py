@@ -94,6 +94,11 @@ def _resolve(source: str | Path, release: Release, names: Sequence[str], what: s
     raise InputError(f"{what} {source}: there is no such file in {Path.cwd()}, and it is no official {release.name} file; {hint}")
 
 
+def cache_folder() -> Path:
+    """Where what was fetched, or is remembered of this machine, is kept: `$CROSSLIGHT_CACHE`, by default ~/.cache/crosslight."""
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/crosslight").expanduser().absolute()
+
+
 def official_file(name: str, release: Release = BEIT3) -> Path:
     """The cached file of a release, fetched now if it is not there yet.
 
@@ -104,7 +109,7 @@ def official_file(name: str, release: Release = BEIT3) -> Path:
     Raises:
         InputError: It cannot be fetched, or has not the SHA-256 that is known or was recorded.
     """
-    folder = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/crosslight").expanduser().absolute() / release.folder
+    folder = cache_folder() / release.folder
     target, note = folder / name, folder / f"{name}.json"
     if _as_recorded(target, note):
         return target

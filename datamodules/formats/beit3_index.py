@@ -7,12 +7,13 @@ Official file: unilm/beit3/datasets.py, RetrievalDataset and _make_retrieval_coc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from datamodules.errors import InputError, shown
 from datamodules.files.json_file import DECODER, why
+from datamodules.files.origins import require_current
 from datamodules.files.text import open_text
 from datamodules.formats.parsing import Entry, Parsed
 from datamodules.records import Caption, FileIds, ImageRecord
@@ -31,6 +32,21 @@ BEIT3_IDS = FileIds("BEiT-3's tokenizer", 0, 1, 2, 3)
 def index_files(kind: IndexKind) -> dict[str, list[str]]:
     """The official file names of each split."""
     return {split: [_NAMES[kind].format(split)] for split in SPLITS}
+
+
+def require_current_index(kind: IndexKind, folder: Path, files: Iterable[Path], annotations: Path) -> None:
+    """See that index files that were made here were made of Karpathy's file as it is now, if it is there.
+
+    Raises:
+        InputError: they were made of another.
+    """
+    remedy = f"To build them again: {how_to_write(kind, folder)} --overwrite."
+    require_current(origins_note(kind, folder), files, [annotations], remedy)
+
+
+def origins_note(kind: IndexKind, folder: Path) -> Path:
+    """The note of what the index files in a folder were made of."""
+    return folder / _NAMES[kind].format("made_of").replace(".jsonl", ".json")
 
 
 def how_to_write(kind: IndexKind, root: Path) -> str:

@@ -79,6 +79,20 @@ class FeatureFile:
         return root / f"{about['data']}-{about['split']}-{digest}"
 
     @staticmethod
+    def of_other(root: Path, about: Mapping[str, Any], *facts: str) -> list[Path]:
+        """The folders below `root` of features that differ from these in some of these facts, and in nothing else."""
+        others = []
+        for path in sorted(root.glob(f"{about['data']}-{about['split']}-*/{_ABOUT}")):
+            try:
+                its = json.loads(path.read_bytes())
+                differing = {key for key in {*its, *about} if its.get(key) != about.get(key)}
+            except (OSError, ValueError, TypeError, AttributeError):  # damaged: said where it is used
+                continue
+            if differing and differing <= {*facts}:
+                others.append(path.parent)
+        return others
+
+    @staticmethod
     def room(root: Path, about: Mapping[str, Any]) -> int:
         """Bytes that `make` will take from the disk: 0 where it has taken them already."""
         (images, tokens, width), dtype = _layout(about)

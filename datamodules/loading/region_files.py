@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.errors import InputError
+from datamodules.files.digests import digests
 from datamodules.formats.parsing import Parsed
 from datamodules.formats.uniter.image_database import ImageDatabase, RegionFeatures
 from datamodules.formats.uniter.layout import Layout, not_a_folder
+from datamodules.formats.uniter.sources import Sources, read_sources
 from datamodules.formats.uniter.text_database import TextDatabase
 from datamodules.records import Caption, FileIds, ImageRecord
 
@@ -118,6 +120,7 @@ class RegionReader:
         self.databases = [ImageDatabase(path, layout) for path in paths]
         self.feature_width = self.databases[0].feature_width
         self._database_of: dict[str, int] = {}
+        self._sources: dict[int, dict[str, Sources]] = {}
         for number, database in enumerate(self.databases):
             if database.feature_width != self.feature_width:
                 raise InputError(
@@ -162,15 +165,20 @@ class RegionReader:
         """
         return self._database(name).read(name, as_stored=True)
 
+    def photograph(self, name: str) -> str | None:
+        """Digest (`files.digests`) of the photograph that an image's regions were made of, where its database says so."""
+        number = self._database_of.get(name, -1)
+        if number not in self._sources:
+            self._sources[number] = read_sources(self.databases[number].folder)
+        return self._sources[number].get(name, (None, None))[0]
+
     def update(self, digest: hashlib._Hash) -> None:
-        """Adds the databases to a fingerprint: names, region counts and sizes of their files."""
+        """Adds the databases to a fingerprint: their names, and the contents of their files."""
         for database in self.databases:
             name = database.layout.counts_file
-            counts = database.path / name if name is not None else None
-            known = counts.read_bytes() if counts is not None and counts.exists() else b""
-            size = (database.folder / "data.mdb").stat().st_size
-            digest.update(json.dumps([database.path.name, database.layout.folder, size]).encode())
-            digest.update(hashlib.sha256(known).digest())
+            files = [database.folder / "data.mdb", *([database.path / name] if name is not None else [])]
+            contents = digests(files)
+            digest.update(json.dumps([database.path.name, database.layout.folder, *map(contents.get, files)]).encode())
 
 
 # ------------------------------------------------------------------------------------------------- records with regions
@@ -262,9 +270,9 @@ def _file_ids(database: TextDatabase) -> FileIds:
 
 
 def update_with_texts(digest: hashlib._Hash, files: Mapping[str, Sequence[Path]]) -> None:
-    """Adds text databases to a fingerprint: their JSON files' contents and the sizes of their data."""
+    """Adds text databases to a fingerprint: their names, and the contents of their files."""
     for split, paths in files.items():
         for path in paths:
-            digest.update(json.dumps([split, path.name, (path / "data.mdb").stat().st_size]).encode())
-            for name in ("meta.json", "id2len.json", "txt2img.json", "img2txts.json"):
-                digest.update(hashlib.sha256((path / name).read_bytes()).digest())
+            parts = [path / name for name in ("data.mdb", "meta.json", "id2len.json", "txt2img.json", "img2txts.json")]
+            contents = digests(parts)
+            digest.update(json.dumps([split, path.name, *map(contents.get, parts)]).encode())

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.errors import InputError
+from datamodules.files.origins import require_current
 from datamodules.formats.beit3_index import BEIT3_IDS
 from datamodules.formats.parsing import Parsed
+from datamodules.formats.uniter.text_database import ORIGINS
 from datamodules.loading.region_files import RegionFiles, RegionReader, named, read_text_databases, update_with_texts
 from datamodules.records import FileIds, ImageRecord
 from datamodules.source import Source
@@ -165,6 +167,13 @@ class RegionSplits(Splits):
         self.files.require(self.source.root)
         if self.needs_annotation_files:
             return super().parse()
+        try:
+            of = [self.source.karpathy_file()]
+        except InputError:  # a data set without one
+            of = []
+        for path in (path for paths in self.text_databases.values() for path in paths):
+            remedy = f"Build it again: remove {path}, then `crosslight data text-db`."
+            require_current(path / ORIGINS, [path / "data.mdb"], of, remedy)
         return read_text_databases(self.text_databases, self.source.root)
 
     def _located(self, split: str, records: list[ImageRecord]) -> list[ImageRecord]:

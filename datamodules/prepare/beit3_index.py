@@ -8,8 +8,9 @@ from pathlib import Path
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
 from datamodules.files.json_file import read_json
+from datamodules.files.origins import note_origins
 from datamodules.formats import karpathy
-from datamodules.formats.beit3_index import SPLITS, TOGETHER, IndexKind, index_files
+from datamodules.formats.beit3_index import SPLITS, TOGETHER, IndexKind, index_files, origins_note
 from datamodules.formats.parsing import Entry
 from datamodules.loading.tokens import Tokenizer
 
@@ -68,4 +69,5 @@ def write_index(
             write_atomically(path, "".join(lines[split]))
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror}).") from error
+    note_origins(origins_note(kind, folder), targets.values(), [annotations])
     return {path: len(lines[split]) for split, path in targets.items()}

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from datamodules.errors import InputError, some
+from datamodules.files.digests import digests
 from datamodules.files.images import read_and_judge
 from datamodules.formats.problems import Problem
 from datamodules.loading.region_files import RegionFiles, RegionReader, name_of
@@ -158,15 +159,23 @@ def _check_regions(
     records: Sequence[ImageRecord], reader: RegionReader, prefixes: Sequence[str], progress: bool
 ) -> Iterable[Problem]:
     console = Console(stderr=True)
-    for record in track(records, "reading regions", console=console, disable=not progress, transient=True):
-        name = name_of(record, reader, prefixes)
+    names = [name_of(record, reader, prefixes) for record in records]
+    made_of = [None if name is None else reader.photograph(name) for name in names]
+    contents = digests(record.path for record, its in zip(records, made_of, strict=True) if record.path is not None and its)
+    place = str(reader.databases[0].folder)
+    every = list(zip(records, names, made_of, strict=True))
+    for record, name, its in track(every, "reading regions", console=console, disable=not progress, transient=True):
         if name is None:
-            yield Problem("missing image", str(reader.databases[0].folder), f"image {record.image_id} has no regions")
+            yield Problem("missing image", place, f"image {record.image_id} has no regions")
             continue
         try:
             reader.read(name)
         except InputError as error:
-            yield Problem("unreadable image", str(reader.databases[0].folder), str(error))
+            yield Problem("unreadable image", place, str(error))
+            continue
+        if record.path is not None and contents.get(record.path, its) != its:
+            text = f"its regions were made of another photograph than {record.path} is now; extract it again"
+            yield Problem("unreadable image", place, f"image {record.image_id}: {text}")
 
 
 def _decode_all(records: Sequence[ImageRecord], workers: int, progress: bool) -> Iterable[tuple[ImageRecord, _Decoded]]:

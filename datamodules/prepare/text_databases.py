@@ -72,7 +72,7 @@ def write_text_databases(
     named = {split: [region_name(record.path, names) for record in records if record.path] for split, records in splits.items()}
     written = {}
     for split, records in splits.items():
-        written[paths[split]] = _write(paths[split], records, named[split], tokenizer, vocabulary)
+        written[paths[split]] = _write(paths[split], records, named[split], tokenizer, vocabulary, annotations)
     return written
 
 
@@ -91,7 +91,14 @@ def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     return Vocabulary(tokenizer.name, **special, first_word=first_word, size=tokenizer.vocabulary_size)
 
 
-def _write(path: Path, records: Sequence[ImageRecord], names: Sequence[str], tokenizer: Tokenizer, vocabulary: Vocabulary) -> int:
+def _write(
+    path: Path,
+    records: Sequence[ImageRecord],
+    names: Sequence[str],
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    annotations: Path,
+) -> int:
     known: dict[str, list[int]] = {}  # captions repeat their words
 
     def pieces(word: str) -> list[int]:
@@ -103,7 +110,7 @@ def _write(path: Path, records: Sequence[ImageRecord], names: Sequence[str], tok
     console = Console(stderr=True)
     hidden = not console.is_terminal
     pairs = zip(names, records, strict=True)
-    with TextDatabaseWriter(path, pieces, vocabulary) as writer:
+    with TextDatabaseWriter(path, pieces, vocabulary, [annotations]) as writer:
         for name, record in track(pairs, path.name, len(records), console=console, transient=True, disable=hidden):
             for caption in record.captions:
                 writer.add(caption.caption_id, name, caption.text)

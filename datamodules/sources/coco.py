@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from datamodules.errors import InputError
 from datamodules.files.download import Remote, fetch, is_lacking, unpack
-from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files, parse_index
+from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files, parse_index, require_current_index
 from datamodules.formats.coco_captions import parse_coco_captions
 from datamodules.formats.karpathy import KARPATHY_URL, parse_karpathy
 from datamodules.formats.parsing import Parsed, join
@@ -199,6 +199,7 @@ class COCOSource(Source):
                 parsed.splits["train"] = parsed.splits.get("train", []) + restval
             return self._of_year(parsed)
         if self.captions == "beit3_index":
+            require_current_index("coco", self.root, self.annotation_files(), self.karpathy_file())
             files = {s: [parse_index(p, self.image_dir) for p in ps] for s, ps in self._files().items()}
             return self._of_year(join(self.root, files))
         files = {s: [parse_coco_captions(p, self._image_folder(p)) for p in ps] for s, ps in self._files().items()}

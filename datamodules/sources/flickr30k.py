@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from datamodules.errors import InputError, shown
 from datamodules.files.text import read_words
-from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files, parse_index
+from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files, parse_index, require_current_index
 from datamodules.formats.karpathy import parse_karpathy
 from datamodules.formats.parsing import Parsed, join
 from datamodules.source import Source
@@ -105,6 +105,7 @@ class Flickr30kSource(Source):
     def parse(self) -> Parsed:
         self.require_files()
         if self.captions == "beit3_index":
+            require_current_index("flickr30k", self.root, self.annotation_files(), self.annotations)
             folder = self.image_dir.parent
             return join(self.root, {s: [parse_index(p, folder) for p in ps] for s, ps in self.files.items()})
         parsed = parse_karpathy(self.annotations, self.image_dir)

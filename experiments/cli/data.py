@@ -173,6 +173,11 @@ def _regions(options: argparse.Namespace) -> int:
     summary = extract_regions(options.kind, options.root, options, own)
     for problem in summary.unreadable:
         print(f"left out: {problem}")
+    if summary.outdated:
+        print(
+            f"made anew: {summary.outdated:,} images that were there, of other photographs or boxes than are there now "
+            "(or of a version of crosslight that did not note which)"
+        )
     rate = summary.images / summary.seconds if summary.seconds else 0.0
     print(
         f"{options.out}: {summary.images:,} images with {summary.regions:,} regions written in {summary.seconds:.0f} s "

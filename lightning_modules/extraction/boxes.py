@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.files.digests import digest
 from datamodules.files.images import image_size, is_stored_sideways
 from datamodules.formats.flickr_entities import read_annotation
 from datamodules.formats.uniter.layout import Layout, not_a_folder
@@ -25,7 +26,10 @@ class BoxSource(Protocol):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the boxes depend on, as JSON."""
+        """What the boxes of all images depend on, as JSON."""
+
+    def file(self, record: ImageRecord) -> Path | None:
+        """The file that this image's boxes come from, if it has one of its own."""
 
     def of(self, record: ImageRecord) -> tuple[Tensor, Tensor]:
         """[R, 4] left, top, right, bottom as fractions of the image, and confidences [R]; at least one.
@@ -48,6 +52,9 @@ class GridBoxes:
     @property
     def description(self) -> dict[str, Any]:
         return {"boxes": "grid", "levels": list(self.levels)}
+
+    def file(self, record: ImageRecord) -> None:
+        return None
 
     def of(self, record: ImageRecord) -> tuple[Tensor, Tensor]:
         boxes = [
@@ -73,9 +80,13 @@ class EntitiesBoxes:
     def description(self) -> dict[str, Any]:
         return {"boxes": "entities"}
 
+    def file(self, record: ImageRecord) -> Path:
+        assert record.path is not None
+        return self.folder / "Annotations" / f"{record.path.stem}.xml"
+
     def of(self, record: ImageRecord) -> tuple[Tensor, Tensor]:
         assert record.path is not None
-        annotation = read_annotation(self.folder / "Annotations" / f"{record.path.stem}.xml")
+        annotation = read_annotation(self.file(record))
         if is_stored_sideways(record.path):
             width, height = image_size(record.path)
             across, down = annotation.width, annotation.height
@@ -119,7 +130,11 @@ class DatabaseBoxes:
     @property
     def description(self) -> dict[str, Any]:
         (database,) = self._reader.databases
-        return {"boxes": "database", "layout": database.layout.folder, "images": len(database.names())}
+        content = digest(database.folder / "data.mdb")
+        return {"boxes": "database", "layout": database.layout.folder, "images": len(database.names()), "content": content}
+
+    def file(self, record: ImageRecord) -> None:
+        return None
 
     def of(self, record: ImageRecord) -> tuple[Tensor, Tensor]:
         (database,) = self._reader.databases

@@ -153,6 +153,13 @@ class FeatureCache:
             )
         begun = {}
         for split, about in abouts.items():
+            for other in FeatureFile.of_other(root, about, "photographs"):
+                console.print(
+                    f"visual features of {split} images: {other} is of other photographs than are there now, and stays as it is",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
             file = FeatureFile.make(root, about)
             done = file.done()
             if done[0]:

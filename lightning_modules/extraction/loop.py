@@ -21,10 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.errors import InputError
+from datamodules.files.digests import digests
 from datamodules.files.images import image_size, open_image
 from datamodules.files.ownership import take_up, write_label
 from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
 from datamodules.formats.uniter.layout import Layout
+from datamodules.formats.uniter.sources import Sources
 from datamodules.records import ImageRecord
 from lightning_modules.extraction.boxes import BoxSource
 from lightning_modules.extraction.extractors import BackboneRegions, DetectorRegions, Extracted, Sizing
@@ -101,12 +103,14 @@ class _Images(Dataset[tuple[int, "Tensor | str", Tensor, Tensor]]):
 
 @dataclass(slots=True)
 class Summary:
-    """What `extract` did: images and regions that it wrote, images that were there before, those that cannot be read (what is
+    """What `extract` did: images and regions that it wrote, images that were there before, those that were there and are made
+    anew since their photograph or its boxes are others now (or nobody knows which they were), those that cannot be read (what is
     wrong with each), and seconds."""
 
     images: int = 0
     regions: int = 0
     there_before: int = 0
+    outdated: int = 0
     unreadable: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -125,7 +129,7 @@ def extract(
     skip_unreadable: bool = False,
     progress: bool = True,
 ) -> Summary:
-    """Writes the regions of images to an image database, or what is missing of them.
+    """Writes the regions of images to an image database, or what is missing of them, or was made of other photographs.
 
     Args:
         records: images; those of one file name are one image.
@@ -158,8 +162,16 @@ def extract(
     with _bar(progress) as bar:
         sizes = _sizes(images, skip_unreadable, summary, bar)
         batches = plan(sizes, extractor.sizing, batch_size)
+        names = [region_name(record) for record in images]
+        sources = _sources(images, boxes)
         with ImageDatabaseWriter(out, layout) as there:
-            names = [region_name(record) for record in images]
+            outdated = [
+                name
+                for name, its in zip(names, sources, strict=True)
+                if its is not None and name in there and there.sources(name) != its
+            ]
+            there.remove(outdated)
+            summary.outdated = len(outdated)
             todo = [batch for batch in batches if any(names[row] not in there for row in batch)]
             summary.there_before = sum(name in there for name in names)
         loader = DataLoader(
@@ -182,7 +194,12 @@ def extract(
                 for row, regions in _regions(extractor, batch, skip_unreadable, summary):
                     labels = None if regions.classes_RC is None else regions.classes_RC.numpy()
                     written = writer.add(
-                        names[row], regions.features_RD.numpy(), regions.boxes_R4.numpy(), regions.confidences_R.numpy(), labels
+                        names[row],
+                        regions.features_RD.numpy(),
+                        regions.boxes_R4.numpy(),
+                        regions.confidences_R.numpy(),
+                        labels,
+                        sources[row],
                     )
                     if written:
                         summary.images += 1
@@ -266,6 +283,17 @@ def _describe(out: Path, layout: Layout, description: Mapping[str, Any]) -> None
     strangers = [database] if database.exists() else []
     if not take_up(label, description, what="extractor", strangers=strangers, remedy="Give another --out, or its options."):
         write_label(label, description)
+
+
+def _sources(records: Sequence[ImageRecord], boxes: BoxSource | None) -> list[Sources | None]:
+    """What the regions of each image are made of; None where its photograph is not there."""
+    box_files = [None if boxes is None else boxes.file(record) for record in records]
+    photographs = [record.path for record in records]
+    contents = digests(path for path in (*photographs, *box_files) if path is not None)
+    return [
+        None if path not in contents else (contents[path], None if file is None else contents.get(file))
+        for path, file in zip(photographs, box_files, strict=True)
+    ]
 
 
 def _sizes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,7 @@ from datamodules.formats.uniter.lmdb_file import (
     open_for_writing,
     put_value,
 )
+from datamodules.formats.uniter.sources import Sources, append_sources, read_sources
 
 
 class ImageDatabaseWriter:
@@ -53,7 +54,9 @@ class ImageDatabaseWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._pending: dict[str, bytes] = {}
         self._pending_counts: dict[str, int] = {}
+        self._pending_sources: dict[str, Sources] = {}
         self._counts, self._width = self._existing()
+        self._sources = read_sources(self.folder)
         self._environment = open_for_writing(self.folder)
         self._listed = False
         self._write_counts()
@@ -98,6 +101,7 @@ class ImageDatabaseWriter:
         boxes: npt.ArrayLike,
         confidences_R: npt.ArrayLike,
         soft_labels_RC: npt.ArrayLike | None = None,
+        sources: Sources | None = None,
     ) -> bool:
         """Writes an image's regions; False if it is there already, and nothing is written.
 
@@ -107,6 +111,7 @@ class ImageDatabaseWriter:
             boxes: [R, 4] (left, top, right, bottom) or [R, 6] (and width, height), as fractions of the image.
             confidences_R: [R], 0..1.
             soft_labels_RC: [R, C], the detector's class probabilities (UNITER's pre-training uses them).
+            sources: what they were made of.
 
         Raises:
             InputError: no regions, shapes that do not fit, boxes outside of the image, values that fp16 cannot hold, or another
@@ -145,6 +150,8 @@ class ImageDatabaseWriter:
         self._width = features.shape[1]
         self._pending[name] = _packed(halves, self.layout.compressed)
         self._pending_counts[name] = kept
+        if sources is not None:
+            self._pending_sources[name] = sources
         if len(self._pending) >= self._commit_every or sum(map(len, self._pending.values())) >= self.COMMIT_BYTES:
             self.commit()
         return True
@@ -162,6 +169,21 @@ class ImageDatabaseWriter:
         self._counts |= self._pending_counts
         self._pending, self._pending_counts = {}, {}
         self._write_counts()
+        append_sources(self.folder, self._pending_sources)
+        self._sources |= self._pending_sources
+        self._pending_sources = {}
+
+    def sources(self, name: str) -> Sources | None:
+        """What an image's regions were made of, None where the database does not say."""
+        return self._sources.get(name)
+
+    def remove(self, names: Collection[str]) -> None:
+        """Takes images out, which must have been committed; they can be added again."""
+        if names:
+            put_value(self._environment, {**{name.encode(): None for name in names}, KEYS: None})
+            self._listed = True
+            self._counts = {name: count for name, count in self._counts.items() if name not in names}
+            self._write_counts()
 
     def _write_counts(self) -> None:
         if self.layout.counts_file is not None:

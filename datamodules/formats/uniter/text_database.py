@@ -15,7 +15,10 @@ import msgpack  # type: ignore[import-untyped]
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_folder
 from datamodules.files.json_file import read_json
+from datamodules.files.origins import note_origins
 from datamodules.formats.uniter.lmdb_file import environment_of, open_for_writing, put_value
+
+ORIGINS = "made_of.json"  # in a text database that was made here
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +186,20 @@ class TextDatabaseWriter:
         path: the folder to make.
         tokenize_word: the ids of one word's pieces, without special ones.
         vocabulary: what those ids belong to.
+        of: the files that the texts come from.
 
     Raises:
         InputError: the folder exists.
     """
 
-    def __init__(self, path: Path, tokenize_word: Callable[[str], Sequence[int]], vocabulary: Vocabulary | None = None) -> None:
-        self.path, self._tokenize_word = Path(path), tokenize_word
+    def __init__(
+        self,
+        path: Path,
+        tokenize_word: Callable[[str], Sequence[int]],
+        vocabulary: Vocabulary | None = None,
+        of: Sequence[Path] = (),
+    ) -> None:
+        self.path, self._tokenize_word, self._of = Path(path), tokenize_word, of
         self._vocabulary = vocabulary or Vocabulary()
         if self.path.exists():
             raise InputError(f"{self.path} exists; remove it, or give the text database another name.")
@@ -242,6 +252,8 @@ class TextDatabaseWriter:
         files = {"meta": meta, "id2len": self._lengths, "txt2img": self._image_names, "img2txts": image_texts}
         for name, content in files.items():
             (self._partial / f"{name}.json").write_text(json.dumps(content))
+        if self._of:
+            note_origins(self._partial / ORIGINS, [self._partial / "data.mdb"], self._of)
         self._whole.__exit__(None, None, None)
 
     def __enter__(self) -> Self:

@@ -56,6 +56,15 @@ def test_every_fact_has_its_own_folder(tmp_path: Path) -> None:
     assert FeatureFile.place(tmp_path, dict(reversed(ABOUT.items()))) in folders  # whatever their order
 
 
+def test_features_of_photographs_that_were_replaced_are_found(tmp_path: Path) -> None:
+    a, b = {"photographs": "a"}, {"photographs": "b"}
+    changes: list[dict[str, Any]] = [a, b, b | {"tower": "b"}, {"split": "val"}]
+    folders = [FeatureFile.make(tmp_path, ABOUT | change).folder for change in changes]
+    (tmp_path / "tiny-train-damaged").mkdir()
+    (tmp_path / "tiny-train-damaged" / "about.json").write_text("[]")
+    assert FeatureFile.of_other(tmp_path, ABOUT | a, "photographs") == [folders[1]]
+
+
 def test_features_count_only_when_they_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = FeatureFile.make(tmp_path, ABOUT)
 

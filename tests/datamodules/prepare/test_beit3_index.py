@@ -227,6 +227,19 @@ def test_the_index_gives_the_batches_of_its_text(
     assert from_index.describe()["splits"] == from_text.describe()["splits"]
     assert from_index.fingerprint() != from_text.fingerprint()
 
+    # Captions that were replaced since are not taken for those of the index, and an index of somebody else's is taken as it is.
+    annotations = next(root.rglob("dataset_*.json"))
+    annotations.write_text(annotations.read_text().replace("dog", "cow"))
+    again = datamodule(root=str(root), captions="beit3_index")  # type: ignore[call-arg]
+    with pytest.raises(InputError, match=rf"made of another {annotations.name} than {annotations} is now\. .*--overwrite"):
+        again.splits()
+    assert command(kind, str(root), "--spm", str(spm), "--overwrite") == 0
+    assert again.splits() == from_text.splits()
+    annotations.write_text(annotations.read_text().replace("cow", "dog"))
+    for path in root.glob("*.jsonl"):
+        path.write_text(path.read_text().replace(": ", ":  "))
+    assert datamodule(root=str(root), captions="beit3_index").splits() == from_text.splits()  # type: ignore[call-arg]
+
 
 def test_another_tokenizer_is_refused_before_the_first_batch(tmp_path: Path, spm: Path, inputs: Inputs) -> None:
     root = write_root(tmp_path / "flickr30k", "flickr30k")

@@ -10,10 +10,17 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_data import write_image
+from tiny_regions import region_values, write_root
 
 from datamodules.coco import COCO
 from datamodules.errors import InputError
+from datamodules.files.digests import digest
 from datamodules.flickr8k import Flickr8k
+from datamodules.flickr30k import Flickr30k
+from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
+from datamodules.formats.uniter.layout import Layout
+from datamodules.loading.region_files import RegionFiles
 from datamodules.prepare.check import Report, SplitCounts, check, run_check
 
 
@@ -134,3 +141,20 @@ def test_a_damaged_picture_of_any_format_is_listed(flickr8k_root: Path, workers:
     (problem,) = check_quietly(flickr8k_root, workers).problems
     assert problem.kind == "unreadable image"
     assert problem.text.startswith(f"image 1000: {path} ")
+
+
+def test_regions_of_a_photograph_that_was_replaced_are_listed(tmp_path: Path) -> None:
+    root = write_root(tmp_path / "f")
+    folder = root / "flickr30k-images"
+    with ImageDatabaseWriter(root / "img_db" / "mine", Layout("all")) as writer:
+        for number in range(1000, 1020):
+            write_image(folder / f"{number}.jpg", number)
+            writer.add(f"{number}.npz", *region_values(number), sources=(digest(folder / f"{number}.jpg"), None))
+    data = Flickr30k(str(root), num_workers=0, regions=RegionFiles("img_db/mine", "all"))
+    assert check(data, progress=False, regions=data.region_splits).problems == []
+    write_image(folder / "1003.jpg", 7)
+    (folder / "1004.jpg").unlink()  # regions serve without photographs
+    (problem,) = check(data, progress=False, regions=data.region_splits).problems
+    assert problem.text == (
+        f"image 1003: its regions were made of another photograph than {folder / '1003.jpg'} is now; extract it again"
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_data import write_flickr8k
@@ -11,9 +13,12 @@ from tiny_data import write_flickr8k
 from datamodules.errors import InputError
 from datamodules.formats.uniter.text_database import TextDatabase
 from datamodules.inputs import TextInput
+from datamodules.loading.region_files import RegionFiles
+from datamodules.loading.splits import RegionSplits
 from datamodules.loading.tokens import Tokenizer
 from datamodules.miniworld.write import write_world
 from datamodules.prepare.text_databases import region_name, write_text_databases
+from datamodules.sources.flickr30k import Flickr30kSource
 from experiments.cli import main as cli
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", "!", ".", "-", "run", "##ning", "##s", "a", "dog"]
@@ -121,3 +126,27 @@ def test_what_cannot_be_written_is_named(word_piece_folder: Path, tokenizer_fold
     with pytest.raises(InputError, match="names: stem"):
         write_text_databases(annotations, "flickr8k", Tokenizer(TextInput(str(word_piece_folder))), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_databases_of_captions_that_were_replaced_are_refused(world: Path, tmp_path: Path) -> None:
+    root = tmp_path / "flickr30k"
+    shutil.copytree(world / "flickr30k", root)
+    annotations, tokenizer = root / "dataset_flickr30k.json", Tokenizer(TextInput(str(world / "tokenizer")))
+    out = root / "mine"
+    write_text_databases(annotations, "flickr30k", tokenizer, out)
+    texts = {split: [f"mine/itm_flickr30k_{split}.db"] for split in ("train", "val", "test")}
+
+    def read(**options: Any) -> dict[str, int]:
+        files = RegionFiles("img_db/flickr30k", "all", **options)
+        return {split: len(records) for split, records in RegionSplits(Flickr30kSource(str(root)), files).read().items()}
+
+    expected = read(text_db=texts)
+    content = json.loads(annotations.read_text())
+    next(image for image in content["images"] if image["split"] == "test")["sentences"][0]["raw"] = "a dog"
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"train\.db: data\.mdb: made of another .*than {annotations} is now\. Build"):
+        read(text_db=texts)
+    released = {split: [f"txt_db/itm_flickr30k_{split}.db"] for split in texts}  # which do not say
+    assert read(text_db=released) == expected
+    annotations.unlink()  # which text databases do without
+    assert read(text_db=texts) == expected

@@ -304,6 +304,69 @@ def test_files_that_are_no_images_are_found_before_anything_is_computed(
     assert (done.images, len(done.unreadable)) == (7, 1)
 
 
+def test_regions_of_a_photograph_that_was_replaced_are_made_anew(
+    extractor: BackboneRegions, photographs: list[ImageRecord], tmp_path: Path
+) -> None:
+    run(photographs, extractor, tmp_path / "db")
+    paths = [record.path for record in photographs if record.path is not None]
+    before = values(tmp_path / "db" / "all")
+    # Moved, copied, touched: the same photographs.
+    shutil.copytree(paths[0].parent, tmp_path / "elsewhere")
+    os.utime(paths[3], (1, 1))
+    moved = [replace(record, path=tmp_path / "elsewhere" / path.name) for record, path in zip(photographs, paths, strict=True)]
+    for records in (photographs, moved):
+        assert (done := run(records, extractor, tmp_path / "db")).outdated == done.images == 0
+    # Another one, of the time that it had.
+    status, data = paths[3].stat(), paths[5].read_bytes()
+    paths[3].write_bytes(data)
+    os.utime(paths[3], ns=(status.st_atime_ns, status.st_mtime_ns))
+    done = run(photographs, extractor, tmp_path / "db")
+    assert (done.outdated, done.images, done.there_before) == (1, 1, 7)
+    after = values(tmp_path / "db" / "all")
+    assert {name for name in before if after[name] != before[name]} == {b"103.npz"}
+    run(photographs, extractor, tmp_path / "fresh")
+    assert after == values(tmp_path / "fresh" / "all")
+    assert ImageDatabase(tmp_path / "db", ALL).names()[-1] == "103.npz"
+    assert len(json.loads((tmp_path / "db" / "nbb.json").read_text())) == 8
+    # Without the photograph there is nothing to make it of, and what is there stays.
+    paths[3].unlink()
+    done = run(photographs, extractor, tmp_path / "db", skip_unreadable=True)
+    assert (done.outdated, done.there_before) == (0, 8)
+    assert values(tmp_path / "db" / "all") == after
+
+
+@pytest.mark.parametrize("left", [b"", b'["100.npz", "0'])
+def test_regions_of_nobody_knows_which_photograph_are_made_anew(
+    left: bytes, extractor: BackboneRegions, photographs: list[ImageRecord], tmp_path: Path
+) -> None:
+    """As a killed writer leaves them, or a version that did not note it."""
+    run(photographs[:3], extractor, tmp_path / "db")
+    before, notes = values(tmp_path / "db" / "all"), tmp_path / "db" / "all" / "sources.jsonl"
+    whole = notes.read_bytes()
+    notes.write_bytes(b"\n".join(whole.split(b"\n")[:2]) + b"\n" + left)
+    done = run(photographs[:3], extractor, tmp_path / "db")
+    assert (done.outdated, done.images) == (1, 1)
+    assert values(tmp_path / "db" / "all") == before
+    assert run(photographs[:3], extractor, tmp_path / "db").outdated == 0
+
+
+def test_other_boxes_are_other_regions(extractor: BackboneRegions, photographs: list[ImageRecord], tmp_path: Path) -> None:
+    for record in photographs[:2]:
+        write_entities(
+            tmp_path, record.image_id, (96, 96), [Caption("c", "a", (Phrase(0, 1, "7", "other", (Box(4, 3, 9, 6),)),))]
+        )
+    run(photographs[:2], extractor, tmp_path / "gt", EntitiesBoxes(tmp_path))
+    write_entities(tmp_path, "101", (96, 96), [Caption("c", "a", (Phrase(0, 1, "7", "other", (Box(8, 3, 90, 6),)),))])
+    done = run(photographs[:2], extractor, tmp_path / "gt", EntitiesBoxes(tmp_path))
+    assert (done.outdated, done.images) == (1, 1)
+    assert ImageDatabase(tmp_path / "gt", ALL).read("101.npz").boxes_R7[0, 2] > 0.9
+    run(photographs[:2], extractor, tmp_path / "pooled", DatabaseBoxes(tmp_path / "gt"))
+    write_entities(tmp_path, "100", (96, 96), [Caption("c", "a", (Phrase(0, 1, "7", "other", (Box(8, 3, 90, 6),)),))])
+    run(photographs[:2], extractor, tmp_path / "gt", EntitiesBoxes(tmp_path))
+    with pytest.raises(InputError, match=r"extractor.json is of another extractor: content was"):
+        run(photographs[:2], extractor, tmp_path / "pooled", DatabaseBoxes(tmp_path / "gt"))
+
+
 def test_another_extractor_is_refused(extractor: BackboneRegions, photographs: list[ImageRecord], tmp_path: Path) -> None:
     run(photographs[:2], extractor, tmp_path / "db")
     with pytest.raises(InputError, match=r"extractor\.json is of another extractor: .*levels was \[1, 2\] and is \[1, 4\]"):
