@@ -124,16 +124,20 @@ class ImageDatabase:
 
     @property
     def feature_width(self) -> int:
-        """D.
+        """D, of the first image that can be read: a damaged one is an error where it is used.
 
         Raises:
-            InputError: the database is empty.
+            InputError: the database is empty, or none can be read.
         """
+        problem = InputError(f"{self.folder} has no images; build it again.")
+        for name in self.names() if self._feature_width is None else ():
+            try:
+                self.read(name)
+                break
+            except InputError as error:
+                problem = error
         if self._feature_width is None:
-            if not self.names():
-                raise InputError(f"{self.folder} has no images; build it again.")
-            self.read(self.names()[0])
-        assert self._feature_width is not None
+            raise problem
         return self._feature_width
 
     def read(self, name: str, as_stored: bool = False) -> RegionFeatures:

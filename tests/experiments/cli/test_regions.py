@@ -129,7 +129,7 @@ def test_which_images(root: Path) -> None:
         (["--backbone", "fasterrcnn:other"], "torchvision has no Faster R-CNN 'other'"),
         (["--backbone", "timm:resnet18", "--boxes", "entities", "--entities", "/nowhere"], "no Annotations/ in /nowhere"),
         (["--backbone", "timm:resnet18", "--boxes", "entities", "--grid", "2"], "--grid is of --boxes grid"),
-        (["--backbone", "timm:resnet18", "--boxes", "/nowhere"], "--boxes /nowhere: it has no image database"),
+        (["--backbone", "timm:resnet18", "--boxes", "/nowhere"], "--boxes /nowhere: /nowhere is not a folder"),
         (["--backbone", "timm:resnet18", "--grid", "2,x"], "argument --grid: '2,x' is not a list of numbers"),
         (["--backbone", "timm:resnet18", "--stages", "last"], "argument --stages: 'last' is not a list"),
         (["--backbone", "timm:resnet18", "--options", "{"], "argument --options: '{' is not JSON"),

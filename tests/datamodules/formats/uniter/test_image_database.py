@@ -510,6 +510,7 @@ def test_numbers_that_cannot_be_regions_are_named(
         with pytest.raises(InputError, match=f"{folder}: image {name}: array {problem}"):
             ImageDatabase(images, RELEASED).read(name, as_stored)
     assert before.features_RD.dtype == np.float32
+    assert ImageDatabase(images, RELEASED).feature_width == 32  # the others serve
 
 
 def test_the_stray_array_of_the_released_compressed_writer_is_passed_over(images: Path, tmp_path: Path) -> None:
