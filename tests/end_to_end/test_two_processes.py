@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from end_to_end import (
     wait,
     weights,
 )
+from open_doors import on_two_ranks
 
 from experiments.runs.identity import config_hash
 
@@ -137,3 +139,32 @@ def test_two_processes_mine_align_and_score_all_pairs_as_one(tmp_path: Path) -> 
     queries = [dict(np.load(tmp_path / folder / "per_query" / f"{name}-test.npz")) for folder in ("one", "two")]
     for column, values in queries[0].items():
         assert np.array_equal(queries[1][column], values), column
+
+
+ENDING = """
+import torch, torch.distributed as dist
+from lightning_modules.objectives.contrastive import ContrastiveLoss
+
+class Ending(ContrastiveLoss):
+    calls = 0
+
+    def forward(self, images_BD, texts_BD, scale, image_index_B=None):
+        terms, self.calls = super().forward(images_BD, texts_BD, scale, image_index_B), self.calls + 1
+        if self.calls == 3 and dist.get_rank() == 1:
+            terms["loss"] = terms["loss"] * torch.nan
+        return terms
+"""
+
+
+def test_a_loss_that_is_none_ends_both_processes_at_its_step(
+    tmp_path: Path, surroundings: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ending.py").write_text(ENDING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    options = arguments("head", f"--run_dir={tmp_path / 'run'}", "--model.init_args.objective=ending.Ending")
+    for status, printed in on_two_ranks(options, tmp_path):
+        assert status == 2, printed
+        where = r"process 1, batch 2 of epoch 0 \(loss nan, image_to_text \d.*\), images \S+, "
+        assert re.search(f"crosslight: error: the loss is not finite at step 2 .*: {where}", printed), printed
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2  # the sound one, of before

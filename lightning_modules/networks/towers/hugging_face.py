@@ -215,7 +215,7 @@ class HFTextTower(TextTower):
         self.pooling = pooling
         self.width = int(settings.hidden_size)
         self.text_input = TextInput(tokenizer=str(tokenizer or expanded(name)), max_tokens=max_tokens)
-        self._finish(("pooler",), (), weights, brought=name is not None)
+        self._finish(("pooler", "head"), (), weights, brought=name is not None)  # head: SigLIP's, behind its own pooling
 
     def _encode(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
         tokens_BTD = self.model(input_ids=tokens_BT, attention_mask=mask_BT.long()).last_hidden_state

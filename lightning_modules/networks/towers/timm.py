@@ -95,7 +95,9 @@ class TimmImageTower(ImageTower):
             crop_fraction=float(data["crop_pct"] if crop_fraction is None else crop_fraction),
             interpolation=data["interpolation"] if data["interpolation"] in ("bicubic", "bilinear", "nearest") else "bicubic",
         )
-        pools = ("fc_norm", "attn_pool", "head", "norm_head")  # of timm's own pooling
+        pools = ["fc_norm", "attn_pool", "head", "norm_head"]  # of timm's own pooling
+        if type(model).__name__ == "MobileNetV3":  # in EfficientNet the layer of that name comes before it
+            pools.append("conv_head")
         unused = ("mask_token",) if pooling == "default" else ("mask_token", *pools)
         self._finish(unused, pools, weights, brought=pretrained)
 

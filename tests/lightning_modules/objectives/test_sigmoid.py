@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from datamodules.errors import InputError
 from lightning_modules.objectives.sigmoid import SigmoidLoss
+from lightning_modules.retrieval import RetrievalModule
 
 INDEX = [0, 1, 1, 2, 3, 1, 0]
 
@@ -58,3 +60,32 @@ def test_it_is_fp32_under_autocast_and_asks_for_image_rows() -> None:
         assert torch.equal(SigmoidLoss()(rows, rows, torch.tensor(14.0))["loss"], exact)
     with pytest.raises(ValueError, match="image_index_B"):
         SigmoidLoss(same_image="positive")(rows, rows, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "temperature", "start"),
+    [
+        ({}, 0.1, 10.0),
+        ({}, 0.05, 20.0),
+        ({}, None, 1 / 0.07),
+        ({"init_temperature": 0.5}, 0.1, 2.0),  # what the network was given
+        ({"brought": 3.0}, 0.1, 3.0),  # what a checkpoint brought
+    ],
+)
+def test_the_networks_temperature_starts_where_the_paper_has_it(
+    tiny: Any, options: dict[str, float], temperature: float | None, start: float
+) -> None:
+    brought = options.pop("brought", None)
+    network = tiny.network(**options)
+    if brought is not None:
+        network.logit_scale.data.fill_(math.log(brought))
+        network.loaded_heads = frozenset({"logit_scale"})
+    module = RetrievalModule(network, tuning="full", objective=SigmoidLoss(init_temperature=temperature))
+    assert module.network.logit_scale.exp().item() == pytest.approx(start)
+    plain = RetrievalModule(tiny.network(), tuning="full")
+    assert plain.network.logit_scale.exp().item() == pytest.approx(1 / 0.07)
+
+
+def test_a_temperature_is_positive() -> None:
+    with pytest.raises(InputError, match="init_temperature is 0"):
+        SigmoidLoss(init_temperature=0.0)

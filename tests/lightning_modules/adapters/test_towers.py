@@ -1,0 +1,129 @@
+"""Which towers an adapter goes to: those that take part in the task, or what is named and does."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_captioner import FAMILIES, captioner, images, texts
+from torch import Tensor, nn
+
+from datamodules.errors import InputError
+from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.i_tuning import ITuning
+from lightning_modules.adapters.lora import LoRAAdapter, merge
+from lightning_modules.adapters.multiway import MultiWayAdapter
+from lightning_modules.adapters.tuning import set_tuning
+from lightning_modules.captioning import CaptioningModule
+from lightning_modules.checkpoints.adapter_export import export_adapter, load_adapter
+from lightning_modules.networks.captioner import Captioner
+
+ROWS = [0, 0, 1]
+PRE_NORM = ("gpt2", "llama", "mistral", "qwen2", "qwen3")  # whose FFN reads the residual stream behind attention
+
+
+def loss(network: Captioner) -> Tensor:
+    batch = images(2)
+    return network.loss(network.no_features(batch), texts(ROWS), torch.tensor(ROWS))["loss"]
+
+
+def adapters(towers: Any = None) -> list[Adapter]:
+    return [LoRAAdapter(rank=2, towers=towers), MultiWayAdapter(towers=towers)]
+
+
+@pytest.mark.parametrize(
+    ("family", "adapter"),
+    [(family, LoRAAdapter(rank=2)) for family in FAMILIES] + [(family, MultiWayAdapter(dropout=0.0)) for family in PRE_NORM],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_in_a_captioner_it_is_the_language_model(family: str, adapter: Any, tmp_path: Path) -> None:
+    network = captioner(family)
+    before, keys = loss(network), list(network.state_dict())
+    adapter.inject(network)
+    assert torch.equal(loss(network), before)  # the identity at the start
+    counts = set_tuning(network, adapter, "adapter")
+    trains = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert all(name.startswith("language.") and adapter.owns(name) for name in trains)
+    assert counts.trainable == counts.adapter > 0  # and not the whole language model beside it
+    assert [name for name in network.state_dict() if not adapter.owns(name)] == keys
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in trains:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    after = loss(network)
+    assert (after - before).abs() > 1e-3
+    after.backward()
+    assert {
+        name for name, parameter in network.named_parameters() if parameter.grad is not None and parameter.grad.any()
+    } == trains
+    after = after.detach()
+    assert torch.equal(loss(copy.deepcopy(network)), after)
+    again = captioner(family)
+    load_adapter(again, export_adapter(network, adapter, tmp_path / "export"))
+    assert torch.equal(loss(again), after)
+    if isinstance(adapter, LoRAAdapter):
+        merge(network)
+        torch.testing.assert_close(loss(network), after)
+        assert list(network.state_dict()) == keys
+
+
+def test_sizes_of_gpt2s_layers_count_as_of_others() -> None:
+    """Its weights lie the other way: c_attn 3 x 16, c_proj 16, c_fc 64, c_proj back, in each of four layers."""
+    assert LoRAAdapter(rank=2).size(captioner("gpt2")) == (2, 2 * 4 * ((16 + 48) + (16 + 16) + 2 * (16 + 64)))
+    assert LoRAAdapter(rank=1, targets="attention").size(captioner("gpt2")) == (1, 4 * (64 + 32))
+
+
+@pytest.mark.parametrize("towers", ["image", "both"])
+def test_the_vision_tower_of_a_captioner_that_looks_at_none_is_refused(towers: Any) -> None:
+    for adapter in adapters(towers):
+        network = captioner()
+        keys = list(network.state_dict())
+        with pytest.raises(
+            InputError, match=f"towers is {towers}, but Captioner has no image tower that takes part .* set towers to text"
+        ):
+            CaptioningModule(network, adapter)
+        assert list(network.state_dict()) == keys
+
+
+def test_once_something_looks_at_images_both_towers_are_there() -> None:
+    for towers, sides in (
+        ("image", {"vision"}),
+        ("text", {"language"}),
+        (None, {"vision", "language"}),
+        ("both", {"vision", "language"}),
+    ):
+        for adapter in adapters(towers):
+            network = captioner()
+            ITuning().inject(network)
+            adapter.inject(network)
+            assert {name.split(".")[0] for name, _ in network.named_parameters() if adapter.owns(name)} == sides
+
+
+@pytest.mark.parametrize("adapter", [*adapters(), LoRAAdapter(rank=0)], ids=["LoRA", "MWA", "rank 0"])
+def test_beside_it_the_language_model_stays_frozen(adapter: Adapter) -> None:
+    module = CaptioningModule(captioner(), adapter)
+    assert module.counts.trainable == module.counts.adapter
+    assert (module.counts.trainable == 0) == adapter.off
+    assert module.counts.heads == 0
+
+
+def test_a_side_of_somebody_elses_network(tiny: Any) -> None:
+    """It has towers of the names `image` and `text`, or is a tower itself; a side that it lacks is not the whole network."""
+
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pixels, self.text = tiny.image_tower().model, tiny.text_tower().model
+
+    for adapter in adapters("image"):
+        with pytest.raises(InputError, match=r"Towers has no image tower that takes part in its task .* set towers to text"):
+            adapter.inject(Towers())
+        with pytest.raises(InputError, match=r"has no image tower .*; leave towers out"):
+            adapter.inject(tiny.image_tower().model)
+    for adapter in adapters():
+        network = Towers()
+        adapter.inject(network)
+        assert {name.split(".")[0] for name in network.state_dict() if adapter.owns(name)} == {"text"}
