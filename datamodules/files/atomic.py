@@ -1,17 +1,19 @@
 """Files and folders that are there whole or not at all, also when the disk fills up, the process is killed or the power goes.
 
 What is written has another name until it is complete and on the disk; then it takes its own in one step. A reader sees the old
-content or the new, and several processes may write at once: the last one wins. Modes are those that the umask leaves.
+content or the new, and several processes may write at once: the last one wins. Modes are those that the umask leaves. What a
+killed process left unfinished goes with the next write beside it (`leftovers`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from datamodules.files.leftovers import remove_leftovers, unfinished
 
 
 @contextlib.contextmanager
@@ -20,7 +22,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Its name ends like that of `path`, for writers that go by it.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+    remove_leftovers(path.parent)
+    part = unfinished(path)
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         mode = os.fstat(handle).st_mode & 0o777
@@ -53,7 +56,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: `path` is there and is not an empty folder when the block has ended, among others.
     """
-    part = path.with_name(f".{path.name}.unfinished-{secrets.token_hex(4)}")
+    remove_leftovers(path.parent)
+    part = unfinished(path)
     part.mkdir(parents=True)
     try:
         yield part

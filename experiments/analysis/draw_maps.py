@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import whole_file
 from datamodules.records import Box
 from experiments.analysis.word_maps import TokenMaps
 
@@ -86,7 +87,8 @@ def draw_maps(path: Path, image: Image.Image, maps: TokenMaps, covered: Box, smo
         axes.set_ylim(max(height, covered.bottom), min(0, covered.top))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        with whole_file(path) as part:
+            figure.savefig(part, dpi=110)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}); give another folder.") from error
     return path

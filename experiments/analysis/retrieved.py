@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.files.atomic import whole_file
 from datamodules.files.images import open_image
 from datamodules.image_text import ImageTextDataModule
 from datamodules.records import ImageRecord
@@ -62,7 +63,8 @@ def draw_queries(model: Any, data: ImageTextDataModule, split: str, path: Path, 
         for column, text in enumerate(scores_IT[image].topk(min(found, len(captions))).indices.tolist(), 1):
             _words(axes[row, column], captions[text], RIGHT if owner_T[text] == image else WRONG)
     figure.suptitle("text to image (above) and image to text (below), best first; green = right, red = wrong", fontsize=11)
-    figure.savefig(path, dpi=90)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=90)
     return path
 
 
@@ -110,7 +112,8 @@ def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, ima
             text = "\n".join(textwrap.wrap(caption, 75)) or "(nothing)"
             words.text(0.24, height, text, va="center", fontsize=10, color=color, transform=words.transAxes, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=80)
     return path
 
 

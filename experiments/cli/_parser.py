@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -159,6 +161,23 @@ def number_or(*words: str) -> Any:
         return int(text)
 
     return parse
+
+
+def require_writable(file: Path | None, option: str) -> None:
+    """See that a file can be written, in a folder that is made where it is not there, before what is written takes time.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(file.parent, os.W_OK) and not file.is_dir()
+    except OSError as error:
+        raise InputError(f"{option} {file} cannot be written ({error.strerror}). Give another file.") from None
+    if not writable:
+        raise InputError(f"{option} {file} {'is a folder' if file.is_dir() else 'cannot be written'}. Give another file.")
 
 
 def refuse_given(options: argparse.Namespace, names: Sequence[str], why: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.cli._parser import Parser
+from experiments.cli._parser import Parser, require_writable
 
 
 def add_options(parser: Parser) -> None:
@@ -20,13 +20,16 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from datamodules.files.atomic import write_atomically
     from experiments.report.table import find_runs, markdown, rows, to_csv
 
+    for name in ("out", "csv"):
+        require_writable(getattr(options, name), f"--{name}")
     lines = rows(find_runs(options.runs), options.data)
     text = markdown(lines)
     print(text, end="")
     if options.out is not None:
-        options.out.write_text(text)
+        write_atomically(options.out, text)
     if options.csv is not None:
-        options.csv.write_text(to_csv(lines))
+        write_atomically(options.csv, to_csv(lines))
     return 0

@@ -120,7 +120,7 @@ def submit(launches: Sequence[Launch], root: Path, request: Request, console: Co
 
 def _sbatch(script: str, file: Path) -> str:
     """Submit a batch script, which stays in its file. Returns the job's number."""
-    file.write_text(script)
+    write_atomically(file, script)
     return _slurm("sbatch", "--parsable", str(file)).strip().partition(";")[0]
 
 

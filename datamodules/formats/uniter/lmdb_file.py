@@ -116,8 +116,9 @@ def environment_of(folder: Path, expected: str) -> Environment:
 
 def open_for_writing(folder: Path) -> lmdb.Environment:
     try:
-        # LMDB takes the size of what is there where that is more; `put_value` makes room as needed.
-        return lmdb.open(str(folder), map_size=16 * 1024**2)
+        folder.mkdir(parents=True, exist_ok=True)
+        # LMDB takes the size of what is there where that is more; `put_value` makes room as needed. Its files are no programs.
+        return lmdb.open(str(folder), map_size=16 * 1024**2, mode=0o666)
     except lmdb.Error as error:
         raise InputError(
             f"{folder} cannot be written ({error}); close its readers in this process, "
