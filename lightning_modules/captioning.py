@@ -7,7 +7,6 @@ weigh the same in whatever micro-batch, and on whatever device, they are.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from torch.optim import Optimizer
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
 from datamodules.formats.caption_results import json_text, write_caption_results
+from datamodules.loading.fingerprint import image_fingerprint
 from datamodules.records import CaptionBatch, ImageBatch, ImageRecord
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
@@ -210,11 +210,10 @@ class CaptioningModule(TunedModule):
 
     def _job(self, records: Sequence[ImageRecord]) -> dict[str, Any]:
         """What the captions of a split depend on."""
-        ids = hashlib.sha256("\n".join(record.image_id for record in records).encode()).hexdigest()[:16]
         language = self.network.language
         return {
             "images": len(records),
-            "ids": ids,
+            "photographs": image_fingerprint(records),
             "weights": f"{backbone_fingerprint(self.network, set())['weights']} {self.trainer.precision}",
             "transform": asdict(self.network.inputs.image),
             "decoding": asdict(self.decoding),

@@ -2,9 +2,10 @@
 
 What is derived from files (kept features, region databases, text databases) is kept under these, and so is a run's word for its
 data. COCO's photographs are 19 GB, too much to read at every start, so a digest is remembered with the file's size, mtime and
-ctime: a start costs one listing of each folder and one stat a file (the attributes that a listing over a network brings along),
-and only files that are new or have changed are read. A file that is replaced by one of the same size and mtime has another ctime,
-and is read again; so is a folder that was moved or copied, once, and its digests are what they were.
+ctime: a start costs one listing of each folder and one stat a file (attributes that a listing over a network brings along; 20,000
+files take 0.2 s of processor time), and only files that are new or have changed are read. A file that is replaced by one of the
+same size and mtime has another ctime, and is read again; so is a folder that was moved or copied, once, and its digests are what
+they were.
 
 They are remembered in `$CROSSLIGHT_CACHE/digests` (~/.cache/crosslight/digests), one file a folder, which may be deleted at any
 time. Little data are read anew each time and leave nothing there.

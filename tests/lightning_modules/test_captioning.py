@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,7 @@ from tiny_captioner import captioner, images, texts
 from torch import Tensor
 
 from datamodules.errors import InputError
-from datamodules.records import CaptionBatch
+from datamodules.records import CaptionBatch, ImageRecord
 from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.captioning import CaptioningModule
 from lightning_modules.metrics.captions.store import CaptionStore
@@ -124,3 +126,15 @@ def test_captions_of_another_job_are_refused(tmp_path: Path) -> None:
     (tmp_path / "parts" / "job.json").unlink()
     with pytest.raises(InputError, match=r"no job\.json"):
         stored(tmp_path / "parts")
+
+
+def test_captions_of_a_photograph_that_was_replaced_are_another_job(tmp_path: Path) -> None:
+    model, _ = module(parts=1)
+    model._trainer.precision = "32-true"
+    record = ImageRecord("a", tmp_path / "a.jpg", ())
+    (tmp_path / "a.jpg").write_bytes(b"one photograph")
+    before = model._job([record])
+    shutil.copy(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    assert model._job([replace(record, path=tmp_path / "b.jpg")]) == before
+    (tmp_path / "a.jpg").write_bytes(b"another, equal")
+    assert {key for key, value in model._job([record]).items() if value != before[key]} == {"photographs"}
