@@ -125,6 +125,7 @@ class CaptioningModule(TunedModule):
         self._scores: CaptionScores | None = None
         self._records: Sequence[ImageRecord] = ()
         self._store = CaptionStore(None)
+        self._remarked: set[str] = set()  # metrics that an evaluation had a remark on
 
     def setup(self, stage: str) -> None:
         """See that captions can be read and written, before anything takes time."""
@@ -216,7 +217,7 @@ class CaptioningModule(TunedModule):
             "photographs": image_fingerprint(records),
             "weights": f"{backbone_fingerprint(self.network, set())['weights']} {self.trainer.precision}",
             "transform": asdict(self.network.inputs.image),
-            "decoding": asdict(self.decoding),
+            "decoding": asdict(self.decoding) | ({"seed": _seed()} if self.decoding.sample else {}),
             "language": {"prompt": list(language.prompt_ids), "bos": language.bos, "eos": language.eos},
         }
 
@@ -229,8 +230,7 @@ class CaptioningModule(TunedModule):
         rows = batch.index_B.tolist()
         captions = self._store.found(rows)
         if captions is None:
-            seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
-            seeds = [draw_seed((seed, image_id)) for image_id in batch.image_ids]  # whenever, and beside whatever, an image comes
+            seeds = [draw_seed((_seed(), image_id)) for image_id in batch.image_ids]  # whenever, and beside whatever, it comes
             captions = self.network.generate(self._encode(batch), self.decoding, seeds)
             self._store.add(rows, captions)
         assert self._scores is not None
@@ -251,8 +251,11 @@ class CaptioningModule(TunedModule):
         if stage == "test" and self.trainer.is_global_zero:
             for name, advice in found.unavailable.items():
                 print(f"crosslight: {name} is unavailable: {advice}")
+        if self.trainer.is_global_zero:
             for name, remark in found.remarks.items():
-                print(f"crosslight: {name}: {remark}")
+                if stage == "test" or name not in self._remarked:  # of all validations once
+                    print(f"crosslight: {stage}, {name}: {remark}")
+            self._remarked |= found.remarks.keys()
         if self.trainer.is_global_zero:
             self._write(stage, scores.written)
         self._store.close()
@@ -318,6 +321,11 @@ class CaptioningModule(TunedModule):
                 key = f"test/{self._evaluated_name}/captions" if stage == "test" else "val/captions"
                 columns = ["image", "picture", "caption", "references"]
                 logger.log_table(key, columns, table, step=self.global_step)
+
+
+def _seed() -> int:
+    """Of the run."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def _picture(wandb: Any, file: str | None) -> Any:

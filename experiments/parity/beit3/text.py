@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,7 +46,8 @@ def _spm_problem(recording: Recording, spm: Path | None) -> str:
 
 
 def check_tokenizer(recording: Recording, spm: Path | None) -> list[GroupCheck]:
-    """Ids of every text, whole and cut and padded to the recorded length, and the special tokens.
+    """Ids of every text, whole and cut and padded to the recorded length, and the special tokens. Texts that spell control tokens
+    ("</s>") are read as the official code does, which takes them for these; in our data they are text.
 
     Raises:
         InputError: No such sentencepiece file, or the recording lacks its rows.
@@ -59,14 +61,26 @@ def check_tokenizer(recording: Recording, spm: Path | None) -> list[GroupCheck]:
     report = [
         compare_lines(
             "token ids",
-            dict(zip(names, tokenizer.ids(texts), strict=True)),
+            {name: _official(tokenizer, text).ids([text])[0] for name, text in zip(names, texts, strict=True)},
             dict(zip(names, (row["ids"] for row in rows), strict=True)),
+            f"{spelled} spell control tokens: as the official code reads them" if (spelled := _spelled(tokenizer, texts)) else "",
         )
     ]
     lengths = sorted({int(key.rsplit("_", 1)[1]) for row in rows for key in row if key.startswith("language_tokens_")})
     for length in lengths:
         report += _segments(Tokenizer(TextInput(str(spm), length)), rows, names, length)
     return [*report, _special(tokenizer, special)]
+
+
+def _spelled(tokenizer: Tokenizer, texts: Sequence[str]) -> int:
+    """How many texts spell control tokens."""
+    return sum(any(token in text for token in tokenizer._tokenizer.all_special_tokens) for text in texts)
+
+
+def _official(tokenizer: Tokenizer, text: str) -> Tokenizer:
+    """The tokenizer, reading control tokens as such where this text spells any."""
+    tokenizer._tokenizer.split_special_tokens = not _spelled(tokenizer, [text])
+    return tokenizer
 
 
 def _segments(tokenizer: Tokenizer, rows: list[dict[str, Any]], names: list[str], length: int) -> list[GroupCheck]:
@@ -78,7 +92,8 @@ def _segments(tokenizer: Tokenizer, rows: list[dict[str, Any]], names: list[str]
         if key not in row or mask_key not in row:
             continue
         recorded[name] = (row[key], row[mask_key], row.get("num_tokens"))
-        for way, (tokens_BT, mask_BT) in (("text", tokenizer([row["text"]])), ("ids", tokenizer.from_ids([row["ids"]]))):
+        text = _official(tokenizer, row["text"])([row["text"]])
+        for way, (tokens_BT, mask_BT) in (("text", text), ("ids", tokenizer.from_ids([row["ids"]]))):
             tokens, mask = tokens_BT[0].tolist(), (~mask_BT[0]).long().tolist()  # recorded: 1 = padding
             padding = length - len(tokens)  # ours pads to the longest of a batch, with the same id
             said = None if row.get("num_tokens") is None else len(tokens) - sum(mask)
