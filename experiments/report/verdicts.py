@@ -9,6 +9,10 @@ A claim of several comparisons is supported when each of them is (no correction 
 is, with p divided by their number. With several seeds all must also agree in sign. Whatever is found holds at the scale, on the
 data and with the seeds it was measured with, and says so.
 
+A mean of several differences (means.py) is above 0 or above another such mean, or has a claimed size: supported where the
+interval holds it and the sign is certain, contradicted where the interval excludes it. A printed number of a system that is not
+run here is compared at full scale only, and taken as exact.
+
 What this does not cover: one seed says nothing of another training. Simulated for two variants without a difference (normal
 errors, those of the images the same for all seeds; 20,000 trials), where training varies a difference as much as the choice of
 images does, or twice as much, "greater" is supported in 8 % or 19 % of cases with one seed, 3.5 % or 6.5 % with two, 2.9 % or 4.3
