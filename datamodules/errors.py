@@ -34,6 +34,10 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 4]}... ({len(text):,} characters)"
 
 
+class AgreedError(InputError):
+    """Every process of a run raises it alike, at the same place: one of them says it."""
+
+
 def some(names: Iterable[str]) -> str:
     """The first few names and how many more there are, for an error message."""
     ordered = list(names)

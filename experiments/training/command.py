@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from datamodules.errors import AgreedError
 from experiments.runs.references import conceal
 from experiments.training import preemption
 from experiments.training.configs import find_configs
@@ -91,6 +92,7 @@ def settle_failure(error: BaseException, folder: object) -> int:
             folder.finish(status, message)
         except OSError as problem:
             print(f"crosslight: could not write {folder.path / 'results.json'}: {problem}", file=sys.stderr)
-    if code != preemption.PREEMPTED or not isinstance(folder, RunFolder) or folder.ours:  # all ranks leave alike: one says so
+    alike = code == preemption.PREEMPTED or isinstance(cause, AgreedError)
+    if not alike or not isinstance(folder, RunFolder) or folder.ours:  # all ranks leave alike: one says so
         print(f"crosslight: error: {message}" if status != "interrupted" else f"crosslight: {message}", file=sys.stderr)
     return code

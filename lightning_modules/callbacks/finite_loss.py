@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
-from datamodules.errors import InputError
+from datamodules.errors import AgreedError
 
 _SHOWN = 16  # ids of images or captions in the message
 
@@ -76,7 +76,7 @@ class FiniteLoss(Callback):
         self._answer = wrong, copied
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
-        """Raises InputError, on every process alike: the loss of one of them is not finite."""
+        """Raises AgreedError, on every process alike: the loss of one of them is not finite."""
         if self._answer is None:
             return
         (wrong, copied), self._answer = self._answer, None
@@ -84,7 +84,7 @@ class FiniteLoss(Callback):
         if copied is not None:
             copied.synchronize()
         if bool(wrong):
-            raise InputError(self._message(trainer, pl_module, done))
+            raise AgreedError(self._message(trainer, pl_module, done))
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._batch = 0, None  # its memory is the next batch's

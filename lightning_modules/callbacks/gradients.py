@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
-from datamodules.errors import InputError, some
+from datamodules.errors import AgreedError, some
 from lightning_modules.callbacks.finite_loss import several_processes
 
 
@@ -33,7 +33,7 @@ class EveryParameterLearns(Callback):
         self._looked_at, self._awaited = set(), []
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
-        """Raises InputError, on every process alike: a parameter of this optimizer got no gradient."""
+        """Raises AgreedError, on every process alike: a parameter of this optimizer got no gradient."""
         if id(optimizer) in self._looked_at and not self._awaited:
             return
         parameters = dict(pl_module.named_parameters())
@@ -49,13 +49,13 @@ class EveryParameterLearns(Callback):
         occasional = _occasional(pl_module)
         self._awaited += [name for name in missing if name in occasional]
         if never := [name for name in missing if name not in occasional]:
-            raise InputError(_message(pl_module, never, "the first step"))
+            raise AgreedError(_message(pl_module, never, "the first step"))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Raises InputError: an occasional parameter got no gradient in a whole epoch."""
+        """Raises AgreedError: an occasional parameter got no gradient in a whole epoch."""
         awaited, self._awaited = self._awaited, []
         if awaited:
-            raise InputError(_message(pl_module, awaited, "the first epoch"))
+            raise AgreedError(_message(pl_module, awaited, "the first epoch"))
 
 
 def _without_gradient(module: pl.LightningModule, parameters: dict[str, Any], names: list[str]) -> list[str]:
