@@ -197,9 +197,12 @@ def _from_hugging_face(name: str) -> Any:
             "sentencepiece file (.spm)."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # without this it asks whether code of the folder may be run, and takes a "y" of any pipe
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
+    except Exception as error:  # of the library and of those below it: a damaged file can raise anything
         first_line = str(error).strip().partition("\n")[0]
+        if "trust_remote_code" in str(error):
+            first_line = "it brings code of its own, which is never run here"
         remedy = (
             "it should hold tokenizer.json and tokenizer_config.json"
             if looks_local

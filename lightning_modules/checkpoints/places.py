@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
 from datamodules.files.releases import CHECKPOINTS, TOKENIZER, UNITER_CHECKPOINTS
+from lightning_modules.checkpoints.run_folder import require_inside
+from lightning_modules.networks.start import RANDOM
 
 EXPORT, BACKBONE = "export:", "backbone:"
 VARIABLE = "CROSSLIGHT_BACKBONE"
@@ -62,7 +64,7 @@ def split_part(value: str) -> tuple[str, str]:
 def is_path(keys: Keys, value: str) -> bool:
     """Whether a text names a file or folder of this machine, there or gone; a hub name or an official one does not."""
     name = split_part(value)[0]
-    if keys[-1:] == ("class_path",) or not name:
+    if keys[-1:] == ("class_path",) or name in ("", RANDOM):
         return False
     looks_like_one = name.startswith(("./", "../", "~/")) or os.path.isabs(name)
     may_be_one = "." in name or (keys and keys[-1] in _NAMING)
@@ -85,17 +87,14 @@ def short_names(paths: Sequence[Path]) -> dict[Path, str]:
     return {}
 
 
-def inside(folder: Path, name: str, source: str) -> Path:
+def inside(folder: Path, name: str, where: str) -> Path:
     """A file that a file of a folder names, which must lie in it.
 
     Raises:
-        InputError: The name is absolute, climbs out, or leads out by a link.
+        InputError: The name is absolute or climbs out. (Links are whoever made the folder's own.)
     """
-    relative = PurePosixPath(name)
-    path = folder / relative
-    if relative.is_absolute() or ".." in relative.parts or not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{source} names {name!r}, which is outside of {folder}: it was edited, or is not to be trusted.")
-    return path
+    require_inside(name, where)
+    return folder / name
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
@@ -162,8 +161,8 @@ def resolved(section: Any, folder: Path, source: str, backbone: str | Path | Non
                     f"Say where it is, the file or a folder that holds it by this name: {_REMEDY}."
                 )
             return f"{place or name}{part}"
-        if os.path.isabs(value) or ".." in PurePosixPath(value).parts or value.startswith("~"):
-            raise InputError(f"{source} names {value!r}, which is outside of {folder}: it was edited, or is not to be trusted.")
+        if is_path(keys, value) or ".." in PurePosixPath(value).parts:
+            raise InputError(f"{source}: {'.'.join(map(str, keys))} is {shown(value)}, which is no file of this folder.")
         return value
 
     return replaced(section, change)

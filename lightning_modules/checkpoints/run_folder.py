@@ -89,7 +89,7 @@ def best_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that validation chose; None where the run kept none.
 
     Raises:
-        InputError: results.json cannot be read.
+        InputError: results.json cannot be read, or names a file outside of the folder.
     """
     fit = fit_of(folder)
     named = None if fit is None else fit.best_checkpoint

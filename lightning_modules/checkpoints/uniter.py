@@ -17,8 +17,8 @@ from torch import Tensor
 from datamodules.errors import InputError, some
 from datamodules.files.atomic import whole_file
 from datamodules.files.releases import UNITER_CHECKPOINTS, uniter_checkpoint_file
-from lightning_modules.checkpoints.weights import misfits, read_weights
-from lightning_modules.networks.quiet_loading import quiet_loading
+from lightning_modules.checkpoints.weights import misfits, read_weights, require_sound_model
+from lightning_modules.networks.quiet_loading import hugging_face
 from lightning_modules.networks.uniter import EPS, UniterRetrieval
 
 log = logging.getLogger("crosslight")
@@ -113,18 +113,13 @@ def load_bert(network: UniterRetrieval, source: str) -> frozenset[str]:
     from transformers import AutoConfig, BertModel
 
     name = str(Path(source).expanduser())
-    try:
-        config = AutoConfig.from_pretrained(name)
+    official = f"neither an official UNITER checkpoint ({', '.join(UNITER_CHECKPOINTS)}, or a file) nor a BERT of Hugging Face"
+    with hugging_face(f"weights {source}: {official}", "give one of these"):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if config.model_type != "bert":
             raise InputError(f"weights {source}: a {config.model_type}, not a BERT, which is what UNITER is made of")
-        with quiet_loading():
-            bert = BertModel.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"weights {source}: neither an official UNITER checkpoint ({', '.join(UNITER_CHECKPOINTS)}, or a file) nor a BERT of "
-            f"Hugging Face ({first})"
-        ) from error
+        bert = BertModel.from_pretrained(name, trust_remote_code=False)
+    require_sound_model(bert, name)
     state = {f"uniter.{key}": tensor for key, tensor in bert.state_dict().items()}
     own = network.state_dict()
     taken, wrong, missing = {}, [], []

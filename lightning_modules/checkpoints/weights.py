@@ -27,7 +27,7 @@ from datamodules.errors import InputError, some
 from datamodules.files.atomic import whole_file
 from datamodules.files.text import open_bytes
 
-_CHECKSUM = "sha256 of names, types, shapes and values"  # in our safetensors' metadata, alone: several keys have no fixed order
+_CHECKSUM = "sha256 of names, types, shapes and values"  # in our safetensors' metadata
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -140,9 +140,31 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(total.isfinite()) or bool(wide.isfinite().all())
 
 
-def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
+def require_sound_model(model: nn.Module, name: str) -> None:
+    """What the readers here require of a file, of a model that transformers has read by name or from a folder.
+
+    Raises:
+        InputError: Values that are not finite; files of the folder whose checksum differs, or with whole numbers for weights.
+    """
+    state = model.state_dict()
+    require_finite(state, f"weights of {name}")
+    for path in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else ():
+        with safe_open(path, "pt") as file:
+            whole = [key for key in file.keys() if not file.get_slice(key).get_dtype().startswith(("F", "BF"))]  # noqa: SIM118
+            checked = _CHECKSUM in (file.metadata() or {})
+        wrong = [key for key in whole if any(key.endswith(own) and value.is_floating_point() for own, value in state.items())]
+        if wrong:
+            raise InputError(f"weights file {path} has whole numbers for weights ({some(wrong)}); it is of another model")
+        if checked:
+            try:
+                _read_safetensors(path)
+            except ValueError as error:
+                raise InputError(f"weights file {path} {unreadable(path, error)}; convert or copy it again") from error
+
+
+def write_weights(state: Mapping[str, Tensor], path: Path, **notes: str) -> None:
     """A safetensors file that takes its name when it is complete, with a checksum that `read_weights` compares. What is tied is
-    written once for each of its names."""
+    written once for each of its names. `notes` are further metadata, in no fixed order then."""
     tensors: dict[str, Tensor] = {}
     places = set()
     for name, tensor in state.items():
@@ -150,7 +172,7 @@ def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
         tensors[name] = stored.clone() if stored.data_ptr() in places else stored
         places.add(stored.data_ptr())
     with whole_file(path) as part:
-        save_file(tensors, part, metadata={_CHECKSUM: _checksum(tensors)})
+        save_file(tensors, part, metadata={_CHECKSUM: _checksum(tensors), **notes})
 
 
 def _checksum(state: Mapping[str, Tensor]) -> str:

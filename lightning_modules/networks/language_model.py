@@ -21,7 +21,7 @@ from datamodules.errors import InputError, some
 from datamodules.inputs import TextInput
 from lightning_modules.networks.decoder_layers import find_language_model
 from lightning_modules.networks.decoding import Decoding as Decoding
-from lightning_modules.networks.quiet_loading import quiet_loading
+from lightning_modules.networks.quiet_loading import hugging_face
 from lightning_modules.networks.start import fresh_names, to_read
 from lightning_modules.networks.towers.hugging_face import expanded
 
@@ -59,6 +59,7 @@ class LanguageModel(nn.Module):
         attention: Literal["sdpa", "eager"] = "sdpa",
     ) -> None:
         super().__init__()
+        self.loaded_from = name
         self.model: Any = _causal_model(name, config, weights, attention)
         self.weights, self.fresh = to_read(weights), fresh_names(self, weights, brought=name is not None)
         settings: Any = self.model.config
@@ -94,12 +95,8 @@ class LanguageModel(nn.Module):
             source = self.text_input.tokenizer
             if source is None:
                 raise InputError("language model: tokenizer is missing (a Hugging Face name or folder); captions as text need it")
-            try:
-                with quiet_loading():
-                    self._tokenizer = AutoTokenizer.from_pretrained(source)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                first = str(error).strip().partition("\n")[0]
-                raise InputError(f"language model: no tokenizer at {source} ({first}); give a folder or hub name") from error
+            with hugging_face(f"language model: no tokenizer at {source}", "give a folder or hub name"):
+                self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             learned = self._tokenizer.eos_token_id  # captions in training end in it
             if not self._eos_given and learned is not None and learned != self.eos:
                 raise InputError(
@@ -267,16 +264,15 @@ def _causal_model(name: str | None, config: dict[str, Any] | None, weights: str 
         raise InputError("language model: give either name (a hub name or local folder) or config (model_type and sizes)")
     if name is not None and weights is not None:
         raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
-    try:
+    remedy = "give a folder with config.json and weights, a hub name (with network), or config: {model_type: ..., sizes}"
+    with hugging_face(f"{where}: no usable causal language model", remedy):
         if name is not None and torch.get_default_device().type == "meta":  # only to count: weights stay unread
-            with quiet_loading():
-                settings = AutoConfig.from_pretrained(name)
-            model = AutoModelForCausalLM.from_config(settings, attn_implementation=attention).float()
+            settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(settings, attn_implementation=attention, trust_remote_code=False).float()
         elif name is not None:
-            with quiet_loading():
-                model, report = AutoModelForCausalLM.from_pretrained(
-                    name, attn_implementation=attention, dtype=torch.float32, output_loading_info=True
-                )
+            model, report = AutoModelForCausalLM.from_pretrained(
+                name, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
             if missing := sorted(report["missing_keys"]):
                 raise InputError(f"{where}: its weights do not fill {type(model).__name__} (missing: {some(missing)})")
         else:
@@ -285,12 +281,7 @@ def _causal_model(name: str | None, config: dict[str, Any] | None, weights: str 
             known = set(inspect.signature(type(settings)).parameters) | set(dir(type(settings)()))
             if unknown := sorted(sizes.keys() - known):
                 raise InputError(f"{where}: {type(settings).__name__} has no option {some(unknown)}")
-            model = AutoModelForCausalLM.from_config(settings, attn_implementation=attention).float()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"{where}: no usable causal language model ({str(error).splitlines()[0]}); give a folder with config.json and "
-            "weights, a hub name (with network), or config: {model_type: ..., sizes}"
-        ) from error
+            model = AutoModelForCausalLM.from_config(settings, attn_implementation=attention, trust_remote_code=False).float()
     _fuse_gelu(model)
     model.generation_config = GenerationConfig()  # a folder's own (sampling, suppressed tokens) would slip into every caption
     return model

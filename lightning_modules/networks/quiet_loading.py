@@ -1,9 +1,44 @@
-"""Loading models of Hugging Face without their tables and progress bars."""
+"""Loading models of Hugging Face without their tables and progress bars, and with errors of one line.
+
+Code that a folder or hub entry brings is never run: whoever calls the library says `trust_remote_code=False`, since without it
+the library asks on the terminal, and takes a "y" of any pipe.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from datamodules.errors import InputError
+
+
+@contextmanager
+def hugging_face(what: str, remedy: str) -> Iterator[None]:
+    """While inside, what the library says of a damaged or foreign folder is an `InputError`.
+
+    Args:
+        what: What is loaded, and that it cannot be.
+        remedy: What to do about it.
+
+    Raises:
+        InputError: Whatever is raised inside.
+    """
+    try:
+        with quiet_loading():
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # of the library and of those below it: a damaged file can raise anything
+        first = first_line(error)
+        raise InputError(f"{what} ({first}); {remedy}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a library of Hugging Face's says."""
+    text = str(error).strip()
+    if "custom code" in text or "trust_remote_code" in text:
+        return "it brings code of its own, which is never run here"
+    return text.partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 @contextmanager

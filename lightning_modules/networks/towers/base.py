@@ -44,6 +44,7 @@ class Tower(nn.Module):
     model: nn.Module
     weights: str | None  # a file with the model's own keys, still to be read
     fresh: frozenset[str]  # see networks/start.py
+    loaded_from: str | None = None  # a folder or hub name of Hugging Face's, whose weights are in the model already
 
     def _finish(
         self, unused: Sequence[str], pooled: Sequence[str] = (), weights: str | None = None, brought: bool = True

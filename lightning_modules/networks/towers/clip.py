@@ -10,7 +10,7 @@ from torch import Tensor
 
 from datamodules.errors import InputError, some
 from datamodules.inputs import ImageInput
-from lightning_modules.networks.quiet_loading import quiet_loading
+from lightning_modules.networks.quiet_loading import hugging_face
 from lightning_modules.networks.towers.base import NORMALIZATIONS, ImageTower
 from lightning_modules.networks.towers.hugging_face import stored_normalization
 
@@ -30,6 +30,7 @@ class ProjectedCLIPTower(ImageTower):
 
     def __init__(self, name: str | None = None, config: dict[str, Any] | None = None, weights: str | None = None) -> None:
         super().__init__()
+        self.loaded_from = name
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         where = f"CLIP tower {name or config}"
@@ -40,17 +41,12 @@ class ProjectedCLIPTower(ImageTower):
         mean, std = NORMALIZATIONS["clip"]
         model: Any
         if name is not None:
-            try:
-                with quiet_loading():
-                    settings = CLIPVisionConfig.from_pretrained(name)
-                    model, report = CLIPVisionModelWithProjection.from_pretrained(
-                        name, config=settings, dtype=torch.float32, output_loading_info=True
-                    )
-            except (OSError, ValueError, RuntimeError) as error:
-                raise InputError(
-                    f"{where}: no usable CLIP ({str(error).splitlines()[0]}); give a folder with config.json and weights, a hub "
-                    "name (with network), or config: {sizes}"
-                ) from error
+            remedy = "give a folder with config.json and weights, a hub name (with network), or config: {sizes}"
+            with hugging_face(f"{where}: no usable CLIP", remedy):
+                settings = CLIPVisionConfig.from_pretrained(name)
+                model, report = CLIPVisionModelWithProjection.from_pretrained(
+                    name, config=settings, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+                )
             if missing := sorted(report["missing_keys"]):
                 raise InputError(f"{where}: its weights lack {some(missing)}; give a CLIP with its projection")
             mean, std = stored_normalization(name, mean, std)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
 from datamodules.inputs import ImageInput, TextInput
-from lightning_modules.networks.quiet_loading import quiet_loading
+from lightning_modules.networks.quiet_loading import hugging_face, quiet_loading
 from lightning_modules.networks.towers.base import NORMALIZATIONS, ImageTower, TextTower, pool_tokens, triple
 
 
@@ -35,21 +35,16 @@ def _hugging_face_model(
         raise InputError(f"{side} tower: give either name (a hub name or local folder) or config (model_type and sizes)")
     if name is not None and weights is not None:
         raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
-    try:
+    remedy = "give a folder with config.json, a hub name (with network), or config: {model_type: ..., sizes}"
+    with hugging_face(f"{where}: no usable configuration", remedy):
         if name is not None:
-            with quiet_loading():
-                settings = AutoConfig.from_pretrained(name)
+            settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
         else:
             sizes = dict(config or {})
             settings = AutoConfig.for_model(sizes.pop("model_type", "(none given)"), **sizes)
             unknown = sorted(sizes.keys() - set(inspect.signature(type(settings)).parameters) - set(dir(type(settings)())))
             if unknown:
                 raise InputError(f"{where}: {type(settings).__name__} has no option {some(unknown)}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{where}: no usable configuration ({str(error).splitlines()[0]}); give a folder with config.json, a hub name "
-            "(with network), or config: {model_type: ..., sizes}"
-        ) from error
     part = "vision_config" if side == "image" else "text_config"
     settings = getattr(settings, part, settings)
     model_class = MODEL_MAPPING.get(type(settings), None)
@@ -61,16 +56,12 @@ def _hugging_face_model(
     if name is not None and torch.get_default_device().type == "meta":  # only to count: weights stay unread
         return model_class._from_config(settings, attn_implementation=attention, **extra).float()
     if name is None:
-        return AutoModel.from_config(settings, attn_implementation=attention, **extra).float()
-    try:
-        with quiet_loading():
-            model, report = model_class.from_pretrained(
-                name, config=settings, attn_implementation=attention, dtype=torch.float32, output_loading_info=True, **extra
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{where}: weights cannot be loaded ({str(error).splitlines()[0]}); check that the folder is complete, or online"
-        ) from error
+        return AutoModel.from_config(settings, attn_implementation=attention, trust_remote_code=False, **extra).float()
+    with hugging_face(f"{where}: weights cannot be loaded", "check that the folder is complete, or online"):
+        model, report = model_class.from_pretrained(
+            name, config=settings, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False,
+            output_loading_info=True, **extra,
+        )  # fmt: skip
     missing = sorted(report["missing_keys"])
     wrong = sorted(str(item[0]) for item in report.get("mismatched_keys", ()))
     if missing or wrong:
@@ -115,6 +106,7 @@ class HFImageTower(ImageTower):
         attention: Literal["sdpa", "eager"] = "sdpa",
     ) -> None:
         super().__init__()
+        self.loaded_from = name
         self.model = _hugging_face_model("image", name, config, weights, attention, pooler=pooling == "pooler")
         settings: Any = self.model.config
         where = f"image tower {name or settings.model_type}"
@@ -202,6 +194,7 @@ class HFTextTower(TextTower):
         super().__init__()
         if name is None and tokenizer is None:
             raise InputError("text tower: tokenizer is missing (a Hugging Face name or folder); it is needed with config")
+        self.loaded_from = name
         self.model = _hugging_face_model("text", name, config, weights, attention, pooler=False)
         settings: Any = self.model.config
         positions = getattr(settings, "max_position_embeddings", None)
