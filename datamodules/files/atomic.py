@@ -56,12 +56,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: `path` is there and is not an empty folder when the block has ended, among others.
     """
+    with staging_folder(path) as part:
+        yield part
+        part.rename(path)
+
+
+@contextlib.contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, removed when the block ends."""
     remove_leftovers(path.parent)
     part = unfinished(path)
     part.mkdir(parents=True)
     try:
         yield part
-        part.rename(path)
-    except BaseException:
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise

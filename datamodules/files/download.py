@@ -196,17 +196,19 @@ def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], No
             _continue(remote, part, report)
         return
     with response:
+        whole = None
         if response.status == 206:  # what was asked for, and no other piece of it: not the middle of a file as its beginning
-            sent = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            sent = re.match(r"bytes (\d+)-\d+/(?:(\d+)|\*)", response.headers.get("Content-Range", ""))
             if not sent or int(sent[1]) != have:
                 what = response.headers.get("Content-Range", "no range")
                 raise FetchError(
                     f"{remote.url}: the server sends {shown(what)} of the file where bytes from {have:,} are wanted."
                 )
+            whole = None if sent[2] is None else int(sent[2])  # nor its beginning as the whole: the rest is asked for next
         else:
             have = 0  # this server knows no ranges and sends the file from its beginning
         length = response.headers.get("Content-Length")
-        total_size = have + int(length) if length is not None else remote.size
+        total_size = whole or (have + int(length) if length is not None else remote.size)
         if remote.size is not None and total_size != remote.size:
             raise FetchError(
                 f"{remote.url} has {total_size:,} bytes, expected {remote.size:,}: the address or mirror serves another file."

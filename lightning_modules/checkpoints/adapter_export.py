@@ -19,7 +19,6 @@ import importlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,7 +28,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
-from datamodules.files.atomic import whole_folder
+from datamodules.files.atomic import staging_folder, whole_folder
 from datamodules.files.json_file import read_json
 from datamodules.formats.typed import read_typed
 from lightning_modules.adapters.adapter import Adapter
@@ -187,8 +186,8 @@ def export_adapter(
             with whole_folder(folder) as part:
                 write(part)
         else:
-            with tempfile.TemporaryDirectory() as again:
-                _require_same(folder, write(Path(again)), config["files"])
+            with staging_folder(folder) as again:
+                _require_same(folder, write(again), config["files"])
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror or error})") from error
     return folder

@@ -161,7 +161,7 @@ def resolved(section: Any, folder: Path, source: str, backbone: str | Path | Non
                     f"Say where it is, the file or a folder that holds it by this name: {_REMEDY}."
                 )
             return f"{place or name}{part}"
-        if is_path(keys, value) or ".." in PurePosixPath(value).parts:
+        if os.path.isabs(value) or value.startswith("~/") or ".." in PurePosixPath(value).parts:
             raise InputError(f"{source}: {'.'.join(map(str, keys))} is {shown(value)}, which is no file of this folder.")
         return value
 

@@ -146,6 +146,12 @@ def test_a_piece_that_nobody_asked_for_is_not_the_file(server: Server, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_beginning_that_nobody_asked_for_is_not_the_whole_file(server: Server, tmp_path: Path) -> None:
+    server.files["/a.bin"] = CONTENT
+    server.first["/a.bin"] = [(206, {"Content-Range": f"bytes 0-9/{len(CONTENT)}", "Content-Length": "0"})]
+    assert fetch(remote(server), tmp_path, pause=0).read_bytes() == CONTENT
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's always-full disk")
 def test_a_full_disk_is_one_message(server: Server, tmp_path: Path) -> None:
     server.files["/a.bin"] = CONTENT
