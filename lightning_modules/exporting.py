@@ -11,6 +11,7 @@ import torch
 from datamodules.errors import InputError
 from datamodules.files.releases import TOKENIZER, tokenizer_file
 from lightning_modules.checkpoints.adapter_export import export_adapter, sha256_of
+from lightning_modules.checkpoints.fresh import brought_later
 from lightning_modules.checkpoints.places import (
     BACKBONE,
     EXPORT,
@@ -73,7 +74,8 @@ def export_run(run: str | Path, folder: str | Path, backbone: str | Path | None 
         return f"{EXPORT}files/{files[path]}"
 
     # Built without the run it started from, and with another seed: what differs then, no file of the backbone brings.
-    fresh: Any = build(start, seed + 1, str(run / "config.yaml"), trust)
+    with brought_later():
+        fresh: Any = build(start, seed + 1, str(run / "config.yaml"), trust)
     trained = trainable_names(model.network)
     before = fresh.network.state_dict()
     frozen = {

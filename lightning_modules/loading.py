@@ -20,6 +20,7 @@ from datamodules.files.text import open_bytes
 from datamodules.formats.typed import read_typed
 from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, load_adapter, read_adapter_config
 from lightning_modules.checkpoints.fingerprint import Identity
+from lightning_modules.checkpoints.fresh import brought_later
 from lightning_modules.checkpoints.places import found_again, resolved
 from lightning_modules.checkpoints.run_folder import best_checkpoint, fit_of
 from lightning_modules.checkpoints.trust import importing_only
@@ -34,8 +35,8 @@ def build(
     The random state of the process is as before afterwards, unlike after Lightning's `seed_everything`.
 
     Raises:
-        InputError: The section names classes or arguments that this version does not have, or classes of modules that are neither
-            ours nor trusted.
+        InputError: The section names classes or arguments that this version does not have, values that they do not take, or
+            classes of modules that are neither ours nor trusted.
     """
     import lightning_modules.retrieval  # noqa: F401 - its classes may be named in short
 
@@ -48,8 +49,13 @@ def build(
             np.random.seed(seed)
             torch.manual_seed(seed)
             return parser.instantiate_classes(config).model  # a TunedModule fills its network itself
-    except ArgumentError as error:
-        raise InputError(f"the model's configuration cannot be built ({error}). Use the version that wrote it.") from error
+    except (ArgumentError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__  # jsonargparse's has a paragraph for each member of a union
+        raise InputError(
+            f"{source}: the model's configuration cannot be built ({reason:.600}). Use the version that wrote it."
+        ) from error
 
 
 _PARTS: dict[str, type] = {  # of a checkpoint: what resuming needs beside the weights, as Lightning writes it
@@ -155,6 +161,7 @@ def _load_export(folder: Path, trust: Collection[str], backbone: str | Path | No
     origin = read_adapter_config(folder).backbone_config
     if origin is None:
         raise InputError(f"{source} does not say how its backbone is built. Use load_adapter(network, folder).")
-    model = build(resolved(origin.model, folder, source, backbone), origin.seed, source, trust)
+    with brought_later():
+        model = build(resolved(origin.model, folder, source, backbone), origin.seed, source, trust)
     load_adapter(model.network, folder, objective=model.objective, trust=trust, backbone=backbone)
     return model.eval()

@@ -34,6 +34,7 @@ from datamodules.formats.typed import read_typed
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import count_parameters
 from lightning_modules.checkpoints.fingerprint import Fingerprint, backbone_fingerprint
+from lightning_modules.checkpoints.fresh import note_brought
 from lightning_modules.checkpoints.places import inside, resolved, texts
 from lightning_modules.checkpoints.trainable import OBJECTIVE, load_exactly, load_objective, split_objective, trainable_state_dict
 from lightning_modules.checkpoints.trust import require_trusted
@@ -390,6 +391,7 @@ def load_adapter(
         trained |= {name for name in network.state_dict() if adapter.owns(name)}
     load_exactly(network, state, trained, str(folder / WEIGHTS_FILE))
     network.load_state_dict(frozen, strict=False)
+    note_brought(network, state.keys() | frozen.keys())
     if objective is not None:
         load_objective(objective, learnt, str(folder / WEIGHTS_FILE))
     return adapter

@@ -6,7 +6,9 @@ of the network knows. `weights: random` on a part says that they are meant (froz
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
@@ -36,6 +38,19 @@ def note_brought(network: nn.Module, names: Set[str]) -> None:
             untyped.fresh = frozenset(name for name in fresh if (f"{prefix}.{name}" if prefix else name) not in names)
 
 
+_later: ContextVar[bool] = ContextVar("_later", default=False)
+
+
+@contextmanager
+def brought_later() -> Iterator[None]:
+    """While inside, networks may be built that are not started: whoever builds them fills in what they lack."""
+    token = _later.set(True)
+    try:
+        yield
+    finally:
+        _later.reset(token)
+
+
 def require_started(network: nn.Module, tuning: str, ignored: Set[str] = frozenset()) -> None:
     """Refuse a network with parameters that are at an unasked random start and do not train. (On the meta device nothing starts.)
 
@@ -47,6 +62,8 @@ def require_started(network: nn.Module, tuning: str, ignored: Set[str] = frozens
     Raises:
         InputError: Names them and says what to do.
     """
+    if _later.get():
+        return
     own = network.state_dict(keep_vars=True)
     unused: Set[str] = getattr(network, "unused_parameters", frozenset)()
     idle = sorted(

@@ -1,0 +1,141 @@
+"""Exports of runs: what goes in, how the backbone is found, and that nothing of this machine is left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_run import configuration, run_folder
+
+import lightning_modules
+from datamodules.errors import InputError
+from lightning_modules.checkpoints.weights import write_weights
+from lightning_modules.exporting import export_run
+from lightning_modules.loading import build
+
+
+def same(one: Any, other: Any) -> bool:
+    mine, theirs = one.network.state_dict(), other.network.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
+def tokenizer(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 9, "vocab_file": str(folder / "vocab.txt")}))
+    (folder / "model.safetensors").write_bytes(b"gigabytes")
+    (folder / "theirs.py").write_text("import this")
+    return folder
+
+
+def parts(home: Path) -> dict[str, Any]:
+    """The section of a model with weights and a tokenizer by path, and a run that it started from."""
+    section = configuration()
+    network = section["init_args"]["network"]["init_args"]
+    text = network["text"]["init_args"]
+    text["tokenizer"] = str(tokenizer(home / "words"))
+    plain: Any = build(configuration(), 5)
+    for name in ("image", "text"):
+        inside = f"{name}.model."
+        state = {key.removeprefix(inside): value for key, value in plain.network.state_dict().items() if key.startswith(inside)}
+        state = {key: value + 1 for key, value in state.items() if ".multiway." not in key}
+        (home / name).mkdir()
+        write_weights(state, home / name / "tower.safetensors")
+        network[name]["init_args"]["weights"] = str(home / name / "tower.safetensors")
+    return section
+
+
+def texts_in(folder: Path) -> str:
+    return "".join(file.read_text(errors="replace") for file in folder.rglob("*") if file.is_file())
+
+
+def test_an_export_holds_all_but_the_backbones_weights(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    model = run_folder(home / "run", section=parts(home))
+    folder = export_run(home / "run", tmp_path / "export")
+    assert str(tmp_path) not in texts_in(folder)
+    assert sorted(file.name for file in (folder / "files" / "words").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert not (folder / "backbone_model.safetensors").exists()  # its files bring all that is frozen
+    named = json.loads((folder / "adapter_config.json").read_text())["backbone_files"]
+    assert named.keys() == {"image/tower.safetensors", "text/tower.safetensors"}
+
+    home.rename(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"the backbone needs image/tower.safetensors .* not in the export.*`backbone` of load"):
+        lightning_modules.load(folder)
+    loaded: Any = lightning_modules.load(folder, backbone=tmp_path / "gone")
+    assert same(loaded, model)
+    assert loaded.network.inputs.text.tokenizer == str(folder / "files" / "words")
+    with pytest.raises(InputError, match=r"image/tower.safetensors .* which is not in .*image"):
+        lightning_modules.load(folder, backbone=tmp_path / "gone" / "image")
+
+
+def test_another_backbone_is_refused(tmp_path: Path) -> None:
+    section = parts(tmp_path)
+    model = run_folder(tmp_path / "run", section=section)
+    folder = export_run(tmp_path / "run", tmp_path / "export")
+    file = tmp_path / "text" / "tower.safetensors"
+    state = load_file(file)
+    write_weights({name: value + 0.5 if name == "embeddings.LayerNorm.bias" else value for name, value in state.items()}, file)
+    with pytest.raises(InputError, match=r"other weights \(1 of .*: text.model.embeddings.LayerNorm.bias\)"):
+        lightning_modules.load(folder, backbone=tmp_path)
+    write_weights(state, file)
+    assert same(lightning_modules.load(folder, backbone=tmp_path), model)
+
+
+def test_a_run_whose_parent_moved_says_so_and_is_told_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    parent = configuration()
+    parent["init_args"] |= {"adapter": None, "tuning": "full"}
+    run_folder(tmp_path / "runs" / "parent", section=parent, seed=3)
+    (tmp_path / "runs" / "parent" / "results.json").write_text(json.dumps({"schema": "crosslight.results/2"}))
+    monkeypatch.chdir(tmp_path)
+    section = configuration()
+    section["init_args"]["init_from"] = "runs/parent"
+    section["init_args"]["network"]["init_args"]["text"]["init_args"]["tokenizer"] = str(tokenizer(tmp_path / "words"))
+    child = run_folder(tmp_path / "runs" / "child", section=section)
+
+    monkeypatch.chdir("/")  # a path that is relative to wherever the run was started
+    assert same(lightning_modules.load(tmp_path / "runs" / "child"), child)
+    (tmp_path / "runs" / "parent").rename(tmp_path / "renamed")
+    with pytest.raises(InputError, match=r"init_args.init_from is runs/parent, the run that it started from, and is not there"):
+        export_run(tmp_path / "runs" / "child", tmp_path / "export")
+    export_run(tmp_path / "runs" / "child", tmp_path / "export", backbone=tmp_path / "renamed")
+    (tmp_path / "renamed").rename(tmp_path / "gone")
+    assert same(lightning_modules.load(tmp_path / "export"), child)
+    assert "parent" not in texts_in(tmp_path / "export")
+
+
+def edit(folder: Path, change: Any) -> None:
+    content = json.loads((folder / "adapter_config.json").read_text())
+    change(content["backbone_config"]["model"]["init_args"])
+    (folder / "adapter_config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda options: options["network"]["init_args"]["text"]["init_args"].update(tokenizer="/etc/passwd"), "no file of this folder"),
+    (lambda options: options["network"]["init_args"]["text"]["init_args"].update(tokenizer="export:../words"), "no file of this folder"),
+    (lambda options: options["network"]["init_args"]["text"]["init_args"].update(weights="backbone:../w.pt"), "no file of this folder"),
+    (lambda options: options["network"]["init_args"]["text"]["init_args"].update(weights="../w.pt"), "no file of this folder"),
+    (lambda options: options["network"].update(class_path="beside.Network"), "names the class 'beside.Network'"),
+    (lambda options: options.update(objective="beside.Loss"), "names the class 'beside.Loss'"),
+    (lambda options: options["network"].update(class_path="lightning_modules.loading.build"), "cannot be built"),
+    (lambda options: options["network"]["init_args"].update(embed_dim=-3), "cannot be built"),
+    (lambda options: options["network"]["init_args"].update(embed_dim="wide"), "cannot be built"),
+    (lambda options: options["network"].update(class_path="os.system"), "names the class 'os.system'"),
+])  # fmt: skip
+def test_an_export_names_nothing_outside_of_it(change: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_folder(tmp_path / "run")
+    folder = export_run(tmp_path / "run", tmp_path / "export")
+    (folder / "beside.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend("")
+    edit(folder, change)
+    with pytest.raises(InputError, match=words) as error:
+        lightning_modules.load(folder)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
