@@ -116,11 +116,15 @@ def edit(folder: Path, change: Any) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(content))
 
 
+def text_of(options: Any) -> Any:
+    return options["network"]["init_args"]["text"]["init_args"]
+
+
 @pytest.mark.parametrize(("change", "words"), [
-    (lambda options: options["network"]["init_args"]["text"]["init_args"].update(tokenizer="/etc/passwd"), "no file of this folder"),
-    (lambda options: options["network"]["init_args"]["text"]["init_args"].update(tokenizer="export:../words"), "no file of this folder"),
-    (lambda options: options["network"]["init_args"]["text"]["init_args"].update(weights="backbone:../w.pt"), "no file of this folder"),
-    (lambda options: options["network"]["init_args"]["text"]["init_args"].update(weights="../w.pt"), "no file of this folder"),
+    (lambda options: text_of(options).update(tokenizer="/etc/passwd"), "no file of this folder"),
+    (lambda options: text_of(options).update(tokenizer="export:../words"), "no file of this folder"),
+    (lambda options: text_of(options).update(weights="backbone:../w.pt"), "no file of this folder"),
+    (lambda options: text_of(options).update(weights="../w.pt"), "no file of this folder"),
     (lambda options: options["network"].update(class_path="beside.Network"), "names the class 'beside.Network'"),
     (lambda options: options.update(objective="beside.Loss"), "names the class 'beside.Loss'"),
     (lambda options: options["network"].update(class_path="lightning_modules.loading.build"), "cannot be built"),
