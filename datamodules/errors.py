@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 
 def shown(value: object, most: int = 80) -> str:
     """A value from a file, for an error message: on one line and not longer than that."""
-    text = ascii(value) if isinstance(value, (bytes, bytearray)) else repr(value)
+    text = repr(value) if isinstance(value, str) else " ".join(repr(value).split())  # a tensor's has several lines
     return text if len(text) <= most else f"{text[: most - 4]}... ({len(text):,} characters)"
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.files.text import open_bytes
+from datamodules.files.yaml_file import read_yaml
 from datamodules.formats.typed import read_typed
 from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, load_adapter, read_adapter_config
 from lightning_modules.checkpoints.fingerprint import Identity
@@ -126,10 +126,7 @@ def run_section(folder: Path, backbone: str | Path | None) -> tuple[dict[str, An
         InputError: config.yaml cannot be read, or what it names is gone.
     """
     file = folder / "config.yaml"
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read ({' '.join(str(error).split())}). Restore it.") from error
+    config = read_yaml(file, "the configuration of a run")
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise InputError(f"{file} has no section `model`: it is not the configuration of a run.")
     seed = read_typed(int | None, config.get("seed_everything"), f"{file}: seed_everything") or 0

@@ -89,9 +89,14 @@ class Entry:
             self._fail(key, value, "an integer or a string")
         return str(value)
 
-    def identity_or_null(self, key: str) -> str | None:
-        """Likewise, of a key that must be there and may be null."""
-        return None if key in self.value and self.value[key] is None else self.identity(key)
+    def number_or_null(self, key: str) -> str | None:
+        """A whole number from 0, as a string; null is none, and must be there."""
+        if key in self.value and self.value[key] is None:
+            return None
+        number = self.identity(key)
+        if not (number.isascii() and number.isdecimal()):
+            raise InputError(f"{self.path}: {self.place}: {key!r} is {shown(number)}, not a number; expected {self.expected}.")
+        return number
 
     def file(self, key: str) -> str:
         """The name of a file, or its path inside of a folder."""

@@ -7,7 +7,7 @@ from functools import lru_cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
 
 
 def read_typed(kind: Any, content: Any, where: str) -> Any:
@@ -27,7 +27,7 @@ def read_typed(kind: Any, content: Any, where: str) -> Any:
         return read_typed(kind, content, where)
     if origin is Literal:
         if content not in inside or isinstance(content, bool):
-            raise InputError(f"{where} is {content!r}; it is one of {', '.join(map(str, inside))}")
+            raise InputError(f"{where} is {shown(content)}; it is one of {', '.join(map(str, inside))}")
         return content
     if origin in (list, tuple) and isinstance(content, list):  # of tuples those of one type, tuple[X, ...]
         return origin(read_typed(inside[0], each, f"{where}[{place}]") for place, each in enumerate(content))
@@ -36,7 +36,7 @@ def read_typed(kind: Any, content: Any, where: str) -> Any:
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(content, dict):
         hints = _hints(kind)
         if unknown := [str(key) for key in content if key not in hints]:
-            raise InputError(f"{where}: unknown key {unknown[0]!r}; there are {', '.join(hints)}")
+            raise InputError(f"{where}: unknown key {shown(unknown[0])}; there are {', '.join(hints)}")
         missing = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
         if missing := [name for name in missing if name not in content]:
             raise InputError(f"{where}: {missing[0]!r} is missing")
@@ -49,8 +49,7 @@ def read_typed(kind: Any, content: Any, where: str) -> Any:
     if not isinstance(kind, type) or is_dataclass(kind) or not isinstance(content, kind) or (kind is int and content is True):
         named = {dict: "a mapping", list: "a list", tuple: "a list"}
         name = "a mapping" if is_dataclass(kind) else named.get(origin, f"of type {getattr(kind, '__name__', kind)}")
-        shown = " ".join(repr(content).split())  # a tensor's has several lines
-        raise InputError(f"{where} is {shown:.200}; it must be {name}")
+        raise InputError(f"{where} is {shown(content, 200)}; it must be {name}")
     return content
 
 

@@ -206,7 +206,7 @@ def read_image_data(path: Path, parsed: Parsed) -> dict[str, GenomeImage]:
         elif image_id in images:
             parsed.add("duplicated id", f"{path.name}[{row}] repeats image id {image_id}")
         else:
-            coco_id, flickr_id = (entry.identity_or_null(key) for key in ("coco_id", "flickr_id"))
+            coco_id, flickr_id = (entry.number_or_null(key) for key in ("coco_id", "flickr_id"))
             images[image_id] = GenomeImage(parts[-2], parts[-1], coco_id, flickr_id)
     return images
 

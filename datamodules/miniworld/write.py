@@ -356,7 +356,7 @@ def _write_flickr(folder: Path, images: list[WorldImage]) -> None:
     write_entities_files(entities, images)
     for split in ("train", "val", "test"):
         ids = [image.image_id for image in images if image.split == split]
-        (entities / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids), encoding="utf-8")
+        (entities / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids) or "\n", encoding="utf-8")
 
 
 def _write_texts(folder: Path, karpathy: dict[str, Any], images: list[WorldImage]) -> None:

@@ -30,9 +30,9 @@ def index_lines(annotations: Path, kind: IndexKind, tokenizer: Tokenizer) -> dic
         split = "train" if kind == "coco" and split == "restval" else split
         if split not in SPLITS:
             continue
-        folder = image.text("filepath") if kind == "coco" else "flickr30k-images"
-        path = f"{folder}/{image.text('filename')}"
-        if path in number_of[split]:
+        folder = image.file("filepath") if kind == "coco" else "flickr30k-images"
+        path = f"{folder}/{image.file('filename')}"
+        if any(path in known for known in number_of.values()):
             raise InputError(f"{annotations}: images[{row}] repeats {path}; remove one of the two.")
         number_of[split][path] = len(number_of[split])
         for position, sentence in enumerate(image.items("sentences")):

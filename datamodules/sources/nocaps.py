@@ -120,7 +120,13 @@ class NoCapsSource(Source):
     def parse(self) -> Parsed:
         self.require_files()
         parsed = parse_nocaps(self.annotations, self.image_dir)
-        parsed.splits = {"test": parsed.splits["all"]}
+        records = parsed.splits["all"]
+        if self.split == "val" and not any(record.captions for record in records):
+            raise InputError(
+                f"{self.annotations} has no captions, and images of val have ten each: take {_ANNOTATIONS['val'].name}, or set "
+                'split to "test", which goes without.'
+            )
+        parsed.splits = {"test": records}
         return parsed
 
 

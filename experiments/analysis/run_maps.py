@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from datamodules.errors import InputError
+from datamodules.files.yaml_file import read_yaml
 from experiments.analysis.stored_maps import (
     MAP_FILES,
     MAPS_FOLDER,
@@ -88,7 +88,7 @@ def data_of(folder: Path) -> Any:
 
     from lightning_modules.checkpoints.trust import importing_only
 
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = read_yaml(folder / "config.yaml")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     try:

@@ -134,12 +134,12 @@ def _reading(kind: Any) -> Mapping[str, Any]:
 
 def _texts(text: str) -> list[str]:
     """A YAML list of texts, or one text."""
-    import yaml
+    from datamodules.files.yaml_file import parse_yaml
 
     try:
-        value = yaml.safe_load(text) if text.startswith("[") else [text]
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no YAML list ({' '.join(str(error).split())})") from None
+        value = parse_yaml(text, "a list") if text.startswith("[") else [text]
+    except InputError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no YAML list ({error})") from None
     if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of texts, such as [module load cuda]")
     return value

@@ -1,4 +1,4 @@
-"""YAML files read strictly: a name that is there twice is a mistake. `read_typed` makes records of what is read."""
+"""YAML files of the package and of papers: read once while they stay as they are. `read_typed` makes records of what is read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from datamodules.errors import InputError
+from datamodules.files import yaml_file
 
 HERE = Path(__file__).parent
 
@@ -28,25 +27,10 @@ def _cached_yaml(file: Path, age: tuple[int, int]) -> Any:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Strict)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+    content = yaml_file.read_yaml(file)
     if not isinstance(content, dict):
         raise InputError(f"{file} is no mapping")
     return content
-
-
-class _Strict(yaml.SafeLoader):
-    """Safe, and a name that is there twice is a mistake, not the last of the two. What `<<` brings may be overridden."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def file_age(file: Path) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
 from datamodules.files.locks import is_held, take_lock
 from datamodules.files.ownership import refuse_strangers
+from datamodules.files.yaml_file import read_yaml
 from experiments.runs.identity import config_hash, deciding, differing_keys
 from experiments.runs.results import DataDescription, Evaluation, Results, ResultsStatus, now, read_results, write_results
 
@@ -94,7 +95,7 @@ class RunFolder:
             if nothing_lost and results.config_hash != digest:  # it stopped while being built: the mistake may be corrected
                 results = replace(results, command=command, name=name, config_hash=digest, evaluations=())
             if results.config_hash != digest:
-                old = yaml.safe_load((folder / "config.yaml").read_text()) if (folder / "config.yaml").exists() else {}
+                old = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
                 names = differing_keys(deciding(config), deciding(old))
                 if results.command != command:
                     names.insert(0, f"the command ({results.command} there, {command} here)")

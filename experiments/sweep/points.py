@@ -14,7 +14,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from datamodules.errors import InputError
@@ -22,6 +21,7 @@ from datamodules.files.atomic import write_atomically
 from datamodules.files.json_file import read_json
 from datamodules.files.locks import locked
 from datamodules.files.text import read_text
+from datamodules.files.yaml_file import parse_yaml
 from experiments.papers.strict_yaml import file_age
 from experiments.papers.worlds import world_folder
 from experiments.runs.metrics_csv import history
@@ -136,8 +136,8 @@ def _accelerator(texts: tuple[str, ...]) -> str | None:
     accelerator = None
     for text in texts:
         try:
-            content = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):  # the run itself says best what is wrong with it
+            content = parse_yaml(text, "a configuration")
+        except InputError:  # the run itself says best what is wrong with it
             continue
         trainer = content.get("trainer") if isinstance(content, dict) else None
         if isinstance(trainer, dict):

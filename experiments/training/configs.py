@@ -25,12 +25,13 @@ def find_configs(arguments: list[str]) -> list[str]:
     The files come first in the result, in their order: an option of the command line wins wherever it stands.
 
     Raises:
-        InputError: Neither exists.
+        InputError: Neither exists, or it is no YAML of options: see `read_yaml`.
     """
     from datamodules.errors import InputError
 
     def find(name: str) -> str:
         if Path(name).exists() or not name.endswith((".yaml", ".yml")):
+            _require_options(Path(name))
             return name
         package, _, rest = name.partition("/")
         if package in ("configs", "experiments"):
@@ -56,3 +57,12 @@ def find_configs(arguments: list[str]) -> list[str]:
         else:
             options.append("--help" if argument == "--help-all" else argument)
     return files + options
+
+
+def _require_options(file: Path) -> None:
+    from datamodules.errors import InputError
+    from datamodules.files.text import read_text
+    from datamodules.files.yaml_file import parse_yaml
+
+    if not isinstance(parse_yaml(read_text(file, "options"), f"-c {file}"), dict):
+        raise InputError(f"-c {file}: holds no options. Write `key: value` lines, or leave the file out.")

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
+from datamodules.errors import InputError
+from datamodules.files.yaml_file import parse_yaml, read_yaml
 
 _OBJECTS = ("trainer.callbacks", "trainer.logger", "trainer.plugins")  # lists of classes
 
@@ -21,8 +22,8 @@ def all_given(arguments: list[str]) -> Iterator[tuple[str, Any, str]]:
             yield name, value if equals else follows, "on the command line"
     for file in files(arguments):
         try:
-            content = yaml.safe_load(Path(file).read_text())
-        except (OSError, yaml.YAMLError):
+            content = read_yaml(Path(file))
+        except InputError:
             continue
         yield from ((name, value, f"in {file}") for name, value in leaves(content))
 
@@ -80,7 +81,7 @@ def as_written(options: Any, owner: type, given: Sequence[tuple[str, Any, str]],
         written.setdefault(name, value)
     for name in both:
         value, raw = options.get(name), written.get(f"{section}.{name}")
-        raw = yaml.safe_load(raw) if isinstance(raw, str) and isinstance(value, (int, float)) else raw
+        raw = parse_yaml(raw, name) if isinstance(raw, str) and isinstance(value, (int, float)) else raw
         if type(value) in (int, float) and type(raw) in (int, float) and value == raw:
             options[name] = raw
 
@@ -119,8 +120,8 @@ def _paths(value: Any) -> Iterator[str]:
     """Class paths of a list of classes, of one, or of a text that names one."""
     if isinstance(value, str):
         try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
+            value = parse_yaml(value, "a list")
+        except InputError:
             return
     for each in value if isinstance(value, list) else [value]:
         path = each.get("class_path") if isinstance(each, dict) else each

@@ -11,15 +11,12 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, callbacks, loggers
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.training.given import all_given, files, find, holder
+from experiments.training.given import all_given, find, holder
 
 _UNKNOWN = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'|Key '([^']+)' is not expected")
 _UNRECOGNISED = re.compile(r"unrecognized arguments: (.+)")
@@ -65,7 +62,7 @@ def explain(message: str, parser: Any, arguments: list[str]) -> str:
             f"{text}\nTake a packaged configuration ({' '.join(files)}; --help lists them) or write your own." if files else text
         )
     if "Problems parsing config" in message or "Unexpected config" in message or "File does not exist" in message:
-        return "\n".join(_broken_files(arguments)) or _first_lines(message)
+        return _first_lines(message)
     if keys := list(_KEY.finditer(message)):
         return _bad_value(message, max(keys, key=lambda key: len(key[1])), given)
     return _first_lines(message)
@@ -102,24 +99,6 @@ def _unwritten(message: str) -> str | None:
 def _first_lines(message: str) -> str:
     lines = list(dict.fromkeys(line.rstrip() for line in message.splitlines() if line.strip()))
     return "\n".join(line if len(line) <= 200 else line[:200] + " ..." for line in lines[:5])
-
-
-# -------------------------------------------------------------------------------------------------- files that are none
-
-
-def _broken_files(arguments: list[str]) -> Iterator[str]:
-    for file in files(arguments):
-        try:
-            content = yaml.safe_load(Path(file).read_text())
-        except OSError as error:
-            yield f"-c {file}: {error.strerror}."
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            yield f"-c {file}{where}: not YAML: {getattr(error, 'problem', None) or error}."
-        else:
-            if not isinstance(content, dict):
-                yield f"-c {file}: holds no options. Write `key: value` lines, or leave the file out."
 
 
 # ------------------------------------------------------------------------------------------------- kinds of mistakes

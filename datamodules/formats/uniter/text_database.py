@@ -12,7 +12,7 @@ from typing import Any, Self
 import lz4.frame  # type: ignore[import-untyped]
 import msgpack  # type: ignore[import-untyped]
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
 from datamodules.files.atomic import whole_folder
 from datamodules.files.json_file import read_json
 from datamodules.files.origins import note_origins
@@ -98,10 +98,10 @@ class TextDatabase:
         if not isinstance(content, dict):
             raise InputError(f"{self.path / name} does not hold a JSON object; expected {expected}.")
         for key, value in content.items():
-            if not isinstance(value, kind):
-                raise InputError(
-                    f"{self.path / name}: {key}: {value!r} does not fit; expected {expected}, as image-text retrieval has them."
-                )
+            sound = type(value) is kind and (kind is not list or all(type(part) is str for part in value))
+            if not sound:
+                what = f"{key}: {shown(value)} does not fit"
+                raise InputError(f"{self.path / name}: {what}; expected {expected}, as image-text retrieval has them.")
         return content
 
     def _check_maps(self) -> None:

@@ -504,7 +504,7 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {  # file, what stands there, w
     "a column of no such cost": ("t", "metric: i2t_r1", "cost: steps_per_second", "no cost 'steps_per_second' (did you mean"),
     "a column of no role": ("t", "metric: i2t_r1", "metric: i2t_r1, run: coco", "'coco'"),
     "an axis that is no column": ("t", "kind: table", "kind: table\nfigure: {kind: scatter, x_column: r2}", "'r2' is no column"),
-    "no YAML": ("t", "title: A table", "title: [", "cannot be read"),
+    "no YAML": ("t", "title: A table", "title: [", "not YAML"),
 }  # fmt: skip
 
 

@@ -77,4 +77,4 @@ def test_a_damaged_configuration_stands_by_itself(tmp_path: Path) -> None:
     (tmp_path / "a" / "config.yaml").write_text("{")
     damaged = configuration_of(tmp_path / "a", Results("finished", "run", "mwa", "c", now()))
     assert damaged.digest != known.digest
-    assert "a/config.yaml cannot be read" in differing_options([known, damaged])[damaged.digest]
+    assert "a/config.yaml, line 1, column 2: not YAML" in differing_options([known, damaged])[damaged.digest]

@@ -1,0 +1,79 @@
+"""Reads YAML for all rooms: safely, and refusing what would be lost (a key twice), never end (a node in itself) or grow without
+bounds (aliases of aliases)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datamodules.errors import InputError
+from datamodules.files.text import read_text
+
+_MOST = 1_000_000  # nodes, with those that aliases stand for
+
+
+def read_yaml(path: Path, expected: str = "a YAML file") -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        InputError: the file is missing, empty, no text, or not YAML; it has a key twice, a node in itself, too many aliases, is
+            nested too deeply, or has a number of thousands of digits.
+    """
+    return parse_yaml(read_text(path, expected), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The content of a YAML text; `where` it is from, for errors.
+
+    Raises:
+        InputError: as `read_yaml`.
+    """
+    try:
+        return yaml.load(text, Loader=_Strict)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{where}{place}: not YAML: {error.problem or error.context}.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not YAML: {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise InputError(f"{where}: not YAML: it is nested too deeply.") from None
+    except (ValueError, TypeError, OverflowError) as error:  # of what a value is made of
+        raise InputError(f"{where}: not YAML: a value cannot be read ({' '.join(str(error).split())}).") from None
+
+
+class _Strict(yaml.SafeLoader):
+    """Safe, and a name that is there twice is a mistake, not the last of the two. What `<<` brings may be overridden."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _count(node, {})
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None  # other keys are refused, or unequal
+            if name is not None and key.tag != "tag:yaml.org,2002:merge" and (key.tag, name) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is there twice", key.start_mark)
+            seen.add((key.tag, name))
+        return super().construct_mapping(node, deep)
+
+
+def _count(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Nodes below one, each alias counted as what it stands for; 0 in `counts` while a node is being counted."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    known = counts.get(id(node))
+    if known == 0:
+        raise yaml.constructor.ConstructorError(None, None, "an alias stands for what it is part of", node.start_mark)
+    if known is None:
+        counts[id(node)] = 0
+        below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known = counts[id(node)] = 1 + sum(_count(part, counts) for part in below)
+        if known > _MOST:
+            raise yaml.constructor.ConstructorError(None, None, f"aliases make more than {_MOST:,} values", node.start_mark)
+    return known
