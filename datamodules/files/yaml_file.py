@@ -69,7 +69,7 @@ def _count(node: yaml.Node, counts: dict[int, int]) -> int:
         return 1
     known = counts.get(id(node))
     if known == 0:
-        raise yaml.constructor.ConstructorError(None, None, "an alias stands for what it is part of", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, "an alias contains itself", node.start_mark)
     if known is None:
         counts[id(node)] = 0
         below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
