@@ -146,7 +146,7 @@ BROKEN: dict[str, tuple[str, str]] = {  # by what is wrong: the file, and what i
     "huge draws": (of(distribution="log_normal", sigma=1e6), "a log_normal draw is no finite number"),
     "no beta": (of(distribution="beta", a=0, b=0), "so are a and b"),
     "digits": (of(values=[10**400]), "is a number of about 398 digits"),
-    "more digits": (f"{HEAD}parameters: {{x: {{value: {'9' * 5000}}}}}", "could not determine a constructor"),
+    "more digits": (f"{HEAD}parameters: {{x: {{value: {'9' * 5000}}}}}", "cannot be read"),
     "nul": (of(value="a\0b"), "which no command line can hold"),
     "reference": (of(value="${envvar:HOME}"), "a variable stands in the command alone"),
     "date": (f"{HEAD}parameters: {{x: {{values: [2020-01-01]}}}}", "write it in quotes"),
