@@ -98,8 +98,8 @@ class TextDatabase:
         if not isinstance(content, dict):
             raise InputError(f"{self.path / name} does not hold a JSON object; expected {expected}.")
         for key, value in content.items():
-            sound = type(value) is kind and (kind is not list or all(type(part) is str for part in value))
-            if not sound:
+            parts = value if isinstance(value, list) else []
+            if type(value) is not kind or not all(type(part) is str for part in parts):
                 what = f"{key}: {shown(value)} does not fit"
                 raise InputError(f"{self.path / name}: {what}; expected {expected}, as image-text retrieval has them.")
         return content
