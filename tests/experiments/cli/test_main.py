@@ -124,7 +124,7 @@ def test_unknown_command(wrong: str, message: str, capsys: pytest.CaptureFixture
         (["world", "w", "--style", "blue"], ["--style", "'blue'", "source", "target"]),
         (["data", "chek", "coco", "."], ["'chek'", "check"]),
         (["data", "check", "imagenet", "."], ["'imagenet'", "flickr8k"]),
-        (["export", "no-such-run", "out"], ["no-such-run", "Give one of these"]),
+        (["export", "no-such-run", "out"], ["no-such-run", "is no run folder"]),
         (["table", "no-such-folder"], ["no-such-folder is not a folder"]),
     ],
 )

@@ -56,7 +56,7 @@ def test_only_phrases_with_boxes_name_a_thing_and_their_last_token_is_the_noun()
         Phrase(30, 40, "3", "other", (RIGHT,)),
     )
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys(text.split()))}
-    tokenizer = lambda word, add_special_tokens: {"input_ids": [vocabulary[word]]}  # noqa: E731
+    tokenizer = lambda word, **_: {"input_ids": [vocabulary[word]]}  # noqa: E731
     network = SimpleNamespace(language=SimpleNamespace(hf_tokenizer=tokenizer))
 
     ids, named = naming(network, Caption("0", text, phrases))
