@@ -18,14 +18,14 @@ from datamodules.files.digests import digest, digests
 def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is read, from now on; everything is worth remembering, nothing is known."""
     names: list[str] = []
-    original = module._digest
+    original = module._part
 
-    def noting(file: Path) -> str:
+    def noting(file: Path, start: int) -> bytes:
         names.append(file.name)
-        return original(file)
+        return original(file, start)
 
     monkeypatch.setenv("CROSSLIGHT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "_digest", noting)
+    monkeypatch.setattr(module, "_part", noting)
     monkeypatch.setattr(module, "_MANY", 1)
     monkeypatch.setattr(module, "_SETTLED", -(10**15))
     monkeypatch.setattr(module, "_known", {})
@@ -109,12 +109,22 @@ def test_a_home_that_cannot_be_written_to_costs_time_only(tmp_path: Path, reads:
     assert digest(file) == digest(file)
 
 
+def test_a_large_file_is_read_in_parts(tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PART", 10)
+    contents = {"a": b"x" * 25, "b": b"x" * 24 + b"y", "c": b"y" + b"x" * 24, "d": b"x" * 20, "e": b"x" * 10, "f": b""}
+    found = digests(folder_of(tmp_path / "large", contents))
+    assert len(set(found.values())) == len(contents)
+    assert sorted(reads) == sorted("aaabbbcccddef")
+    parts = [hashlib.sha256(content).digest() for content in (b"x" * 10, b"x" * 10, b"x" * 5)]
+    assert found[tmp_path / "large" / "a"] == hashlib.sha256(b"".join(parts)).hexdigest()[:32]
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (file,) = folder_of(tmp_path / "images", {"a": b"1"})
 
     def fail(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(hashlib, "file_digest", fail)
+    monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(InputError, match=r"images/a cannot be read \(Permission denied\)"):
         digest(file)
