@@ -96,6 +96,20 @@ def test_captions_are_the_models_and_their_scores_those_of_score(i_tuning_run: P
     assert {name: scored[name] for name in NAMES} == pytest.approx(values, rel=1e-5, abs=1e-7)
 
 
+def test_a_sampled_caption_depends_on_seed_and_image_alone(i_tuning_run: Path, tmp_path: Path) -> None:
+    """Not on the batch, nor on which images are tested with it."""
+    found = []
+    for name, more in (("one", ("eval_batch_size=1",)), ("few", ("eval_batch_size=4", "limits.test=5"))):
+        options = (*(f"--data.init_args.{option}" for option in more), "--model.init_args.decoding.sample=true")
+        best = results(i_tuning_run)["fit"]["best_checkpoint"]
+        succeed("test", "-c", str(i_tuning_run / "config.yaml"), f"--ckpt_path={i_tuning_run / best}", *options,
+                "--model.init_args.decoding.temperature=2", f"--run_dir={tmp_path / name}")  # fmt: skip
+        found.append(captions(tmp_path / name))
+    assert len(found[1]) == 5
+    assert len(set(found[1].values())) > 2
+    assert found[1].items() <= found[0].items()
+
+
 def test_every_validation_leaves_captions_beside_references(i_tuning_run: Path) -> None:
     files = sorted((i_tuning_run / "captions").glob("val-step-*.json"))
     assert [file.name for file in files] == ["val-step-000003.json", "val-step-000006.json"]
