@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -67,6 +67,7 @@ class TunedModule(pl.LightningModule):
         if adapter is not None:
             adapter.inject(network)
             adapter.describe()  # an adapter that could not be exported is refused now, and not after training
+            _require_effect(network, adapter)
         if init_from is not None:
             start_from(network, adapter, init_from, objective)
         self.counts = set_tuning(network, adapter, tuning, train_heads)
@@ -224,6 +225,16 @@ class TunedModule(pl.LightningModule):
         load_trainable(self.network, state, source)
         note_brought(self.network, state.keys())
         load_objective(self.objective, objective, source)
+
+
+def _require_effect(network: nn.Module, adapter: Adapter) -> None:
+    """Raises InputError: parts of the adapter are where the network says that nothing takes part in the task."""
+    unused: Iterable[str] = getattr(network, "unused_parameters", frozenset)()
+    if idle := sorted(name for name in unused if adapter.owns(name)):
+        raise InputError(
+            f"model.adapter: {type(adapter).__name__} went into parts of {type(network).__name__} that take no part in its task "
+            f"({some(idle)}), where it learns nothing. Choose other parts (its towers, layers or targets)."
+        )
 
 
 def require_sound(state: dict[str, Tensor]) -> None:

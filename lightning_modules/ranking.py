@@ -109,6 +109,7 @@ class RankingModule(TunedModule):
     # ----------------------------------------------------------------------------------------------- training
 
     def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
+        """Raises InputError: IAIS sees no positive of what the data train."""
         mined = self.mine(batch)
         images, texts = self._embed_used(batch, mined)
         terms: dict[str, Tensor] = {}
@@ -125,8 +126,12 @@ class RankingModule(TunedModule):
         if self.iais is not None:
             weight = self.iais.annealing(self.global_step, int(self.trainer.estimated_stepping_batches))
             terms["iais_weight"] = loss.new_full((), weight)  # on the device: NCCL averages no tensor of the CPU
-            if aligned:
-                loss = loss + weight * self.iais.factor(hard_negatives=True) * torch.stack(aligned).sum()
+            if not aligned:
+                raise InputError(
+                    f"IAIS has no effect: anchors {', '.join(self.iais.anchors)} see the positives of a side that the data do "
+                    "not train. Set data.ranking.sides to both, or iais.positives to all."
+                )
+            loss = loss + weight * self.iais.factor(hard_negatives=True) * torch.stack(aligned).sum()
         terms["loss"] = loss
         self.log_terms(terms, len(batch))
         return loss

@@ -380,6 +380,8 @@ class MultiWayAdapter(Adapter):
         self.towers = towers
         self.values = replace(READINGS[reading], **{name: value for name, value in given.items() if value is not None})
         mids = [self.values.knowledge_extractor_mid, self.values.alignment_enhancer_mid]
+        if 0 in (self.values.scale, alignment_enhancer_scale):
+            raise InputError("multiway adapter: at scale 0 it has no effect; for no adapter set the mid dimensions to 0")
         if any(mid != "ffn" and mid < 0 for mid in mids) or not 0 <= self.values.dropout < 1:
             raise InputError(f"multiway adapter: widths must be 0 or more and dropout in [0, 1), got {asdict(self.values)}")
 

@@ -136,7 +136,9 @@ def test_a_side_may_be_missing() -> None:
     other = model.training_step(replace(data, hard_texts=None), 0)
     torch.testing.assert_close(one + other, both)
     alone = module(iais=IAIS(anchors="language"))  # whose released positives are those of the missing side
-    torch.testing.assert_close(alone.training_step(replace(data, hard_images=None), 0), one)
+    with pytest.raises(InputError, match=r"IAIS has no effect: anchors language see .* Set data\.ranking\.sides to both"):
+        alone.training_step(replace(data, hard_images=None), 0)
+    alone.training_step(replace(data, hard_texts=None), 0)
 
 
 def test_nothing_is_made_on_the_default_device() -> None:

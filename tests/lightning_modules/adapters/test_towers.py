@@ -127,3 +127,24 @@ def test_a_side_of_somebody_elses_network(tiny: Any) -> None:
         network = Towers()
         adapter.inject(network)
         assert {name.split(".")[0] for name in network.state_dict() if adapter.owns(name)} == {"text"}
+
+
+def test_an_own_adapter_where_nobody_looks_is_refused_at_the_start() -> None:
+    class Own(Adapter):
+        """Beside every attention of the vision tower."""
+
+        def inject(self, network: nn.Module) -> None:
+            for layer in network.vision.blocks:
+                layer.own = nn.Linear(2, 2)
+
+        def owns(self, parameter_name: str) -> bool:
+            return "own" in parameter_name.split(".")
+
+    with pytest.raises(InputError, match=r"Own went into parts of Captioner that take no part .* \(vision\.model\..*\.own\."):
+        CaptioningModule(captioner(), Own())
+
+
+@pytest.mark.parametrize("options", [{"scale": 0.0}, {"alignment_enhancer_scale": 0.0}])
+def test_a_scale_of_nothing_is_no_adapter(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="at scale 0 it has no effect"):
+        MultiWayAdapter(**options)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from pretended_gpu import pretended_gpu
 from training import LEARN, METHODS, Weights, fit, retrieval, trained
 
 from datamodules.errors import InputError
+from lightning_modules.callbacks.finite_loss import FiniteLoss
 
 
 def poisoned(batch: Any, row: int = 1) -> Any:
@@ -103,3 +106,18 @@ def test_weights_that_were_lost_before_are_said_and_never_saved(tiny: Any) -> No
         fit(module, batches)
     with pytest.raises(InputError, match=r"1 trained tensors are not finite \(image_projection\.weight\), so this checkpoint"):
         module.on_save_checkpoint({})
+
+
+def test_a_gpu_is_asked_before_the_backward_pass_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is copied without waiting, and an event behind the forward pass says when it is there."""
+    order: list[str] = []
+    event = SimpleNamespace(record=lambda: order.append("record"), synchronize=lambda: order.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    trainer: Any = SimpleNamespace(fit_loop=SimpleNamespace(_should_accumulate=lambda: False))
+    module: Any = torch.nn.Linear(1, 1)
+    with pretended_gpu() as waits:
+        watch = FiniteLoss()
+        watch.on_before_backward(trainer, module, torch.ones((), device="cuda"))
+        assert (order, dict(waits)) == (["record"], {"to": 1})
+        watch.on_before_optimizer_step(trainer, module, torch.optim.SGD(module.parameters()))
+        assert (order, dict(waits)) == (["record", "synchronize"], {"to": 1})
