@@ -24,7 +24,7 @@ from lightning_modules.callbacks.gradients import EveryParameterLearns
 from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.fresh import note_brought, require_started
 from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
-from lightning_modules.checkpoints.trainable import load_objective, load_trainable, split_objective, trainable_state_dict
+from lightning_modules.checkpoints.trainable import load_objective, load_trainable, split_objective, trainable_names
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.recalls import fold_notes
 from lightning_modules.objectives.objective import Objective
@@ -204,17 +204,16 @@ class TunedModule(pl.LightningModule):
     # -------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was trained, and what identifies the backbone it was trained on.
+        """Keep what was trained, and what identifies the backbone it was trained on. A callback may have put other values there,
+        as an average of the weights does.
 
         Raises:
             InputError: It is not finite; what was saved before stays.
         """
-        objective = {} if self.objective is None else self.objective.state_dict()
-        trained = trainable_state_dict(self.network)
-        require_sound(trained | objective)
-        checkpoint["state_dict"] = {f"network.{k}": v for k, v in trained.items()} | {
-            f"objective.{k}": v for k, v in objective.items()
-        }
+        state = checkpoint["state_dict"] if "state_dict" in checkpoint else self.state_dict()
+        kept = {f"network.{name}" for name in trainable_names(self.network)}
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k in kept or k.startswith("objective.")}
+        require_sound(checkpoint["state_dict"])
         checkpoint["crosslight_backbone"] = short_fingerprint(self.network)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -27,16 +27,21 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name.encode()[:_LONGEST].decode(errors='ignore')}.unfinished-{owner}{suffix}")
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, alone: bool = False) -> None:
     """Remove what processes that are gone left unfinished in a folder. What another machine began may go on there: that is kept
-    for a day. What cannot be removed stays: it is in nobody's way."""
+    for a day. What cannot be removed stays: it is in nobody's way.
+
+    Args:
+        folder: Not what is below it.
+        alone: Whether the caller has the folder to itself, by a lock: then all that is unfinished was left.
+    """
     try:
         names = [name for name in os.listdir(folder) if ".unfinished-" in name]
     except OSError:
         return
     for name in names:
         found = _NAME.fullmatch(name)
-        if found is not None and _is_dead(folder / name, found):
+        if found is not None and (alone or _is_dead(folder / name, found)):
             with contextlib.suppress(OSError):
                 if (folder / name).is_dir() and not (folder / name).is_symlink():
                     shutil.rmtree(folder / name)

@@ -22,6 +22,7 @@ import yaml
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
+from datamodules.files.leftovers import remove_leftovers
 from datamodules.files.locks import is_held, take_lock
 from datamodules.files.ownership import refuse_strangers
 from datamodules.files.yaml_file import read_yaml
@@ -89,11 +90,14 @@ class RunFolder:
     @classmethod
     def _take_up(cls, folder: Path, lock: IO[Any], *, name: str, command: str, config: dict[str, Any], digest: str) -> RunFolder:
         """The run that is in the locked folder, or a new one where the folder is empty."""
+        remove_leftovers(folder, alone=True)  # of a process that was killed in its first write, should it be one of ours
         if (folder / "results.json").exists():
             results = read_results(folder)
+            for inner in (path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()):
+                remove_leftovers(inner, alone=True)
             nothing_lost = results.status == "failed" and not any((folder / n).exists() for n in ("checkpoints", "metrics.csv"))
-            if nothing_lost and results.config_hash != digest:  # it stopped while being built: the mistake may be corrected
-                results = replace(results, command=command, name=name, config_hash=digest, evaluations=())
+            if nothing_lost:  # it stopped while being built: the mistake may be corrected
+                results = replace(results, command=command, name=name, config_hash=digest, evaluations=(), data={})
             if results.config_hash != digest:
                 old = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
                 names = differing_keys(deciding(config), deciding(old))
@@ -117,9 +121,10 @@ class RunFolder:
                 folder / "results.json", (entry for entry in folder.iterdir() if entry.name != ".lock"),
                 "Give a new or empty --run_dir, or the folder of an earlier run to resume it.",
             )  # fmt: skip
-            run = cls(folder, Results("running", command, name, digest, now()), lock, resumed=False)
+            wandb_id = f"{digest}-{folder.name}"[:60]
+            run = cls(folder, Results("running", command, name, digest, now(), wandb_id=wandb_id), lock, resumed=False)
+        run.save()  # first: it says whose the folder is, should the process be killed before the next line
         write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, width=120))
-        run.save()
         return run
 
     @classmethod
@@ -148,10 +153,23 @@ class RunFolder:
         self.results = replace(self.results, **entries)
         self.save()
 
+    def describe(self, name: str, data: DataDescription) -> None:
+        """What the run is made on.
+
+        Raises:
+            InputError: An earlier attempt began on other data.
+        """
+        before = self.results.data.get(name)
+        if before is not None and before.fingerprint != data.fingerprint:
+            raise InputError(
+                f"{self.path} holds a run that began on other data: the content of {name} has changed since (fingerprint "
+                f"{before.fingerprint} then, {data.fingerprint} now). Put the data back, or give another --run_dir."
+            )
+        self.update(data={**self.results.data, name: data})
+
     def add(self, evaluation: Evaluation, data: DataDescription) -> None:
         """A test that is done, and what it was on."""
-        evaluations = (*self.results.evaluations, evaluation)
-        self.update(evaluations=evaluations, data={**self.results.data, evaluation.data: data})
+        self.update(evaluations=(*self.results.evaluations, evaluation), data={**self.results.data, evaluation.data: data})
 
     def finish(self, status: ResultsStatus, error: str | None = None) -> None:
         """Write how the run ended and let go of the folder, also when that cannot be written."""

@@ -82,6 +82,7 @@ class Results:
         error: Why it did not finish, or why it was stopped.
         seconds: Of all attempts, without what lay between them; None before the first has ended.
         finished: When the last attempt ended, as an ISO time.
+        wandb_id: Of its W&B run, made from the folder's first name: a folder that was moved goes on with the same one.
         argv: Arguments of the last attempt.
         scale: Printed beside every number.
         parent: The run or weights that it starts from.
@@ -102,6 +103,7 @@ class Results:
     error: str | None = None
     seconds: float | None = None
     finished: str | None = None
+    wandb_id: str | None = None
     argv: tuple[str, ...] = ()
     scale: RunScale | None = None
     parent: str | None = None

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
@@ -37,15 +37,17 @@ from experiments.runs.provenance import provenance
 from experiments.runs.references import conceal, look_up, variable
 from experiments.runs.results import RunScale
 from experiments.training import preemption
-from experiments.training.checkpoints import Checkpoints, Last, RememberConfig
+from experiments.training.checkpoints import Best, Checkpoints, ResumePoint, WholeCheckpoints
 from experiments.training.failures import chain, find_input_error, inner_cause, is_disk_full, refused
 from experiments.training.given import all_given, as_written, holder, leaves, replaced_lists
 from experiments.training.loggers import MetricsCSV, make_wandb
+from experiments.training.loops import FitLoop
 from experiments.training.monitors import Waiting, require_logged
 from experiments.training.parse_errors import explain, explain_interpolation
 from experiments.training.ranges import require_values
 from experiments.training.trainer import Trainer, data_name, describe_data
 from experiments.training.trainer_options import require_trainer
+from experiments.training.weight_callbacks import refuse_unsound, with_own_ema
 
 log = logging.getLogger("crosslight")
 
@@ -173,6 +175,7 @@ class CrosslightCLI(LightningCLI):
         command = str(self.subcommand)
         config = self.config[command]
         self.saved_config = self._plain_config(command)
+        config.trainer.callbacks = with_own_ema(config.trainer.callbacks)
         self.parts = self._instantiated("trainer")
         require_trainer(vars(self.parts["trainer"]))
         self.run_folder = _open_run_folder(config.run_dir, config.name, command, self.saved_config)
@@ -230,14 +233,14 @@ class CrosslightCLI(LightningCLI):
         trainer_config = self._get(self.config_init, "trainer")
         self.cost = lightning_modules.callbacks.cost.CostMonitor()
         given = trainer_config.get("callbacks") or []
-        callbacks: list[Callback] = [
-            *(given if isinstance(given, list) else [given]),
-            self.cost,
-            RememberConfig(self.saved_config),
-        ]
+        callbacks: list[Callback] = [*(given if isinstance(given, list) else [given]), self.cost]
+        point = None
         if self.subcommand in ("fit", "run"):
-            # our checkpoints first: Lightning takes the first one's best for the run's
-            callbacks = [Waiting(), *self._checkpoint_callbacks(config.checkpoint), *callbacks]
+            refuse_unsound(callbacks)
+            options, agreement = config.checkpoint, preemption.Agreement() if preemption.listening() else None
+            point = ResumePoint(self.run_folder.path, self.saved_config, options.every_n_steps, agreement)
+            # Before all others: what cannot end well is refused, and a resumed run's files and metrics are where they were.
+            callbacks = [Waiting(), point, *callbacks, Best(self.run_folder.checkpoints, options.monitor, options.mode)]
             if trainer_config.get("logger") is not False:
                 callbacks.append(LearningRateMonitor("step"))
         if trainer_config.get("enable_progress_bar") is not False and not any(
@@ -247,22 +250,12 @@ class CrosslightCLI(LightningCLI):
         trainer = super().instantiate_trainer(callbacks=callbacks, logger=self._loggers(trainer_config.get("logger")), **kwargs)
         assert isinstance(trainer, Trainer)
         trainer.run_folder = self.run_folder
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        if point is not None:
+            trainer.fit_loop = FitLoop(trainer, point)
         if preemption.listening():  # Lightning's handlers would save and broadcast from wherever each rank is
             trainer._signal_connector.register_signal_handlers = lambda: None
         return trainer
-
-    def _checkpoint_callbacks(self, options: Checkpoints) -> list[Callback]:
-        folder = self.run_folder.checkpoints
-        best = ModelCheckpoint(
-            dirpath=folder, filename="best", monitor=options.monitor, mode=options.mode, save_top_k=1,
-            auto_insert_metric_name=False, enable_version_counter=False,
-        )  # fmt: skip
-        last = Last(
-            dirpath=folder, filename="last", every_n_train_steps=options.every_n_steps, enable_version_counter=False,
-            save_on_train_epoch_end=None if options.every_n_steps else False,
-        )  # fmt: skip
-        last.agreement = preemption.Agreement() if preemption.listening() else None
-        return [best, last]
 
     def _loggers(self, given: Any) -> list[Logger] | bool:
         if given is False:
@@ -271,11 +264,10 @@ class CrosslightCLI(LightningCLI):
         options = self.config[str(self.subcommand)].wandb
         if options.enabled:
             name = self.config[str(self.subcommand)].name
-            digest = self.run_folder.results.config_hash
             loggers.append(
                 make_wandb(
                     self.run_folder.path, project=options.project, name=name, group=options.group, tags=list(options.tags),
-                    run_id=f"{digest}-{self.run_folder.path.name}"[:60],
+                    run_id=self.run_folder.results.wandb_id,
                 )
             )  # fmt: skip
         if isinstance(given, Logger):
@@ -302,7 +294,7 @@ class CrosslightCLI(LightningCLI):
         )
         if folder.ours:
             self.datamodule.prepare_data()  # a download comes before the description of what was downloaded
-            folder.update(data={data_name(self.datamodule): describe_data(self.datamodule)})
+            folder.describe(data_name(self.datamodule), describe_data(self.datamodule))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.saved_config)

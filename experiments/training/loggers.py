@@ -23,8 +23,8 @@ from experiments.runs.metrics_csv import FILE, read_rows
 class MetricsCSV(Logger):
     """One row a step, one column a metric, appended to across resumes.
 
-    Lightning's own CSV logger deletes the file of the folder it is given; here a resumed run keeps its rows up to the step
-    it resumes from.
+    Lightning's own CSV logger deletes the file of the folder it is given; here a resumed run keeps the rows that its checkpoint
+    knows of (`keep`).
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -33,6 +33,7 @@ class MetricsCSV(Logger):
         self._columns: list[str] | None = None  # of the file; None before the first look
         self._row: dict[str, Any] | None = None  # the last one in the file
         self._place = 0  # where it begins
+        self._rows = 0
 
     @property
     def name(self) -> str:
@@ -46,6 +47,19 @@ class MetricsCSV(Logger):
     def save_dir(self) -> str:
         return str(self.file.parent)
 
+    @property
+    def rows(self) -> int:
+        """Of the file."""
+        self._look()
+        return self._rows
+
+    @rank_zero_only
+    def keep(self, rows: int) -> None:
+        """The first rows alone: those after them are about to be made again."""
+        self._look()
+        if rows < self._rows:
+            self._rewrite(read_rows(self.file.parent)[:rows])
+
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml holds them."""
@@ -54,8 +68,7 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write at once: what a killed run logged is in the file, and what comes later for the same step joins its row."""
         step = step or 0
-        if self._columns is None:
-            self._take_up(step)
+        self._look()
         again = self._row is not None and self._row["step"] == step
         self._row = {"step": step, **((self._row or {}) if again else {}), **{key: float(v) for key, v in metrics.items()}}
         columns = self._columns or []
@@ -68,13 +81,15 @@ class MetricsCSV(Logger):
                 self._place = file.seek(self._place) if again else file.seek(0, os.SEEK_END)
                 file.truncate()
                 file.write(self._line(self._row))
+            self._rows += not again
 
-    def _take_up(self, step: int) -> None:
-        """Keep the rows before `step`: those after it are about to be made again."""
-        rows = read_rows(self.file.parent)
-        self._columns = list(rows[0]) if rows else []
-        if rows:
-            self._rewrite([row for row in rows if row["step"].isdigit() and int(row["step"]) < step])
+    def _look(self) -> None:
+        """What an earlier attempt left: whole rows. Half a line of a killed process goes."""
+        if self._columns is None:
+            rows = read_rows(self.file.parent)
+            self._columns = list(rows[0]) if rows else []
+            if rows:
+                self._rewrite(rows)
 
     def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
         with whole_file(self.file) as part, open(part, "wb") as file:
@@ -82,6 +97,8 @@ class MetricsCSV(Logger):
             for row in rows:
                 self._place = file.tell()
                 file.write(self._line(row))
+        self._rows = len(rows)
+        self._row = {**rows[-1], "step": int(rows[-1]["step"])} if rows else None
 
     def _line(self, row: Mapping[str, Any]) -> bytes:
         text = io.StringIO()
@@ -100,7 +117,7 @@ def wandb_logged_in() -> bool:
         return False
 
 
-def make_wandb(folder: Path, *, project: str, name: str, run_id: str, group: str | None, tags: list[str]) -> WandbLogger:
+def make_wandb(folder: Path, *, project: str, name: str, run_id: str | None, group: str | None, tags: list[str]) -> WandbLogger:
     """W&B in the run folder: online when logged in, else offline (`wandb sync <run>/wandb/offline-run-*` uploads it later).
 
     `WANDB_MODE` wins over both. The id is the run folder's, so that a resumed run continues the same W&B run; characters that
@@ -109,7 +126,7 @@ def make_wandb(folder: Path, *, project: str, name: str, run_id: str, group: str
     mode = os.environ.get("WANDB_MODE")
     offline = mode == "offline" or (mode is None and not wandb_logged_in())
     os.environ.setdefault("WANDB_SILENT", "true")
-    known = re.sub(r"[^\w.-]", "_", run_id, flags=re.ASCII)
+    known = None if run_id is None else re.sub(r"[^\w.-]", "_", run_id, flags=re.ASCII)
     return WandbLogger(
         project=project, name=name, id=known, group=group, tags=tags, save_dir=folder, offline=offline, resume="allow"
     )

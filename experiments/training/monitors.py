@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 
 from datamodules.errors import InputError, some
+from experiments.training.checkpoints import Best
 
 _BETTER = {"max": "higher", "min": "lower"}
 _ALWAYS = ("epoch", "step")  # Lightning's own
@@ -26,7 +27,7 @@ def waited_for(trainer: pl.Trainer) -> Iterator[tuple[str, str | None, str]]:
     for callback in trainer.callbacks:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str):
-            ours = isinstance(callback, ModelCheckpoint) and callback.filename == "best"
+            ours = isinstance(callback, Best)
             yield (
                 monitor,
                 getattr(callback, "mode", None),

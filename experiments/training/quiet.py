@@ -11,7 +11,7 @@ _ADVERTS = (
     "litlogger", "litmodels", "💡", "Tip:", "LitServe", "lightning.ai", "`Trainer.fit` stopped:", "Restoring states",
     "Restored all states", "Loaded model weights", "GPU available", "TPU available", "HPU available", "Seed set to",
     "Automatic Mixed Precision", "to estimate number of stepping", "Initializing distributed", "distributed_backend",
-    "All distributed processes", "--------------", "Starting with ",
+    "All distributed processes", "--------------", "Starting with ", "was configured so validation will run",
 )  # fmt: skip
 _LIGHTNING_LOGS = (
     "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric", "lightning.fabric.utilities.seed",
@@ -40,6 +40,5 @@ def quiet() -> None:
         ".*was configured so that.*lr_scheduler.step.*",
         ".*when using `ckpt_path`, callbacks used to create the checkpoint need to be provided.*",  # evaluation keeps none
         "(?s).*Unable to serialize instance.*",  # refused where config.yaml would hold it
-        ".*The dirpath has changed from.*`best_model_score`.*",
     ):
         warnings.filterwarnings("ignore", pattern)

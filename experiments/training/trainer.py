@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from datamodules.errors import InputError
@@ -16,6 +15,7 @@ from datamodules.formats.typed import read_typed
 from experiments.runs.folder import RunFolder
 from experiments.runs.results import DataDescription, Evaluation, read_results
 from experiments.training import preemption
+from experiments.training.checkpoints import Best
 from lightning_modules.checkpoints.fresh import require_weights
 from lightning_modules.checkpoints.run_folder import Fit
 from lightning_modules.loading import read_checkpoint
@@ -71,21 +71,26 @@ class Trainer(pl.Trainer):
             ckpt_path = str(last)
         self._require_sound(ckpt_path, resumes=True)
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        best = self.checkpoint_callback
-        score = best.best_model_score if isinstance(best, ModelCheckpoint) else None
+        best = self._best
+        score = None if best is None else best.best_model_score
         self.run_folder.update(
             fit=Fit(
                 steps=self.global_step,
                 epochs=self.current_epoch,
-                monitor=best.monitor if isinstance(best, ModelCheckpoint) else None,
+                monitor=None if best is None else best.monitor,
                 best_value=None if score is None else float(score),
-                best_checkpoint=self._relative(best.best_model_path) if isinstance(best, ModelCheckpoint) else None,
+                best_checkpoint=None if best is None else self._relative(best.best_model_path),
             )
         )
 
+    @property
+    def _best(self) -> Best | None:
+        """What keeps the best checkpoint: Lightning's `checkpoint_callback` is the first one, which may be the user's own."""
+        return next((callback for callback in self.callbacks if isinstance(callback, Best)), None)
+
     def best_checkpoint(self) -> Path:
-        best = self.checkpoint_callback
-        if not isinstance(best, ModelCheckpoint) or not best.best_model_path:
+        best = self._best
+        if best is None or not best.best_model_path:
             raise InputError(
                 "no best checkpoint to test: validation never ran. Let --trainer.max_epochs or max_steps reach one validation."
             )
@@ -150,9 +155,9 @@ class Trainer(pl.Trainer):
                 np.savez_compressed(part, **per_query)
         notes: dict[str, Any] = {**getattr(model, "evaluation_notes", dict)(), **self._cut_captions(name, datamodule, stage)}
         protocol = getattr(model, "protocol", None)
-        self.run_folder.add(Evaluation(name, split, stage, metrics, protocol, per_query_file, notes), describe_data(datamodule))
-        for logger in self.loggers:
+        for logger in self.loggers:  # before the results say that it is done: a run killed in between logs it again
             logger.log_metrics({f"final/{name}/{split}/{key}": value for key, value in metrics.items()}, step=self.global_step)
+        self.run_folder.add(Evaluation(name, split, stage, metrics, protocol, per_query_file, notes), describe_data(datamodule))
 
     def _cut_captions(self, name: str, datamodule: Any, stage: str) -> dict[str, Any]:
         """A note of captions of which the network read the beginning alone; of the data of training, for all splits."""

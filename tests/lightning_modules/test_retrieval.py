@@ -107,7 +107,7 @@ def test_compiled_encoders_give_the_same_loss(tiny: Any, monkeypatch: pytest.Mon
 
 
 def test_checkpoints_hold_what_trains_and_refuse_other_tuning(tiny: Any) -> None:
-    saved: dict[str, Any] = {"state_dict": {}}
+    saved: dict[str, Any] = {}
     model = module(tiny)
     model.on_save_checkpoint(saved)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

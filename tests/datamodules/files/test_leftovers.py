@@ -53,3 +53,11 @@ def test_a_long_name_has_room_for_it(tmp_path: Path) -> None:
         assert len(unfinished(tmp_path / name).name.encode()) < 255
         write_atomically(tmp_path / name, "text")
         assert (tmp_path / name).read_text() == "text"
+
+
+def test_who_is_alone_in_a_folder_removes_what_any_machine_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed(tmp_path)
+    (tmp_path / ".mine.unfinished-notes").write_text("a user's own")
+    monkeypatch.setattr(leftovers, "_place", lambda: "00000000")  # the folder was moved to another one
+    remove_leftovers(tmp_path, alone=True)
+    assert os.listdir(tmp_path) == [".mine.unfinished-notes"]

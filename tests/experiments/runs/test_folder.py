@@ -70,7 +70,8 @@ def test_a_new_folder_says_what_it_is_from_the_first_moment(tmp_path: Path) -> N
     results = read_results(tmp_path / "a" / "b")
     assert results == run.results
     assert json.loads((run.path / "results.json").read_text())["schema"] == RESULTS_SCHEMA == "crosslight.results/2"
-    assert results == Results("running", "run", "mwa", config_hash({"command": "run", **CONFIG}), results.started)
+    digest = config_hash({"command": "run", **CONFIG})
+    assert results == Results("running", "run", "mwa", digest, results.started, wandb_id=f"{digest}-b")
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == CONFIG
     run.update(seed=3)
     run.finish("finished")
@@ -265,3 +266,25 @@ def test_a_finish_that_cannot_be_written_still_frees_the_folder(tmp_path: Path, 
         with pytest.raises(OSError, match="No space left"):
             run.finish("failed")
     assert open_run(tmp_path / "run").resumed
+
+
+def test_a_run_killed_in_its_first_writes_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before results.json is there, in the middle of it, and before config.yaml is: the folder is still its own."""
+
+    def killed(*arguments: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("datamodules.files.atomic.os.replace", killed)
+        patch.setattr(Path, "unlink", lambda *arguments, **options: None)  # a killed process removes nothing
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder.open(tmp_path, name="mwa", command="run", config=CONFIG)
+    assert [path.name.split(".")[1] for path in tmp_path.iterdir() if path.name != ".lock"] == ["results"]
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.runs.folder.write_atomically", killed)  # config.yaml
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder.open(tmp_path, name="mwa", command="run", config=CONFIG)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "results.json"]
+    run = RunFolder.open(tmp_path, name="mwa", command="run", config=CONFIG)
+    run.finish("finished")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml", "results.json"]

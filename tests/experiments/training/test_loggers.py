@@ -42,17 +42,23 @@ def test_one_row_a_step_and_columns_as_they_come(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_a_resumed_run_drops_what_it_makes_again(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_rows_of_its_checkpoint(tmp_path: Path) -> None:
     first = MetricsCSV(tmp_path)
     for step in (0, 5, 10, 15):
         first.log_metrics({"loss": float(step)}, step)
     second = MetricsCSV(tmp_path)
-    assert len(read(tmp_path)) == 4  # nothing is dropped before something is logged
+    assert second.rows == len(read(tmp_path)) == 4
+    second.keep(7)  # nothing to drop
+    assert second.rows == 4
+    second.keep(2)
+    assert second.rows == len(read(tmp_path)) == 2
+    second.log_metrics({"acc": 0.5}, 5)  # joins the last of them
     second.log_metrics({"loss": -10.0}, 10)
     second.log_metrics({"loss": -15.0, "acc": 1.0}, 15)
     assert [(row["step"], row["loss"], row["acc"]) for row in read(tmp_path)] == [
-        ("0", "0.0", ""), ("5", "5.0", ""), ("10", "-10.0", ""), ("15", "-15.0", "1.0"),
+        ("0", "0.0", ""), ("5", "5.0", "0.5"), ("10", "-10.0", ""), ("15", "-15.0", "1.0"),
     ]  # fmt: skip
+    assert second.rows == 4
 
 
 def test_half_a_line_of_a_killed_run_is_dropped(tmp_path: Path) -> None:

@@ -1,0 +1,144 @@
+"""Exponential moving average of what trains: theta_ema <- decay * theta_ema + (1 - decay) * theta, after optimizer steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from datamodules.errors import InputError
+from lightning_modules.checkpoints.trainable import trainable_state_dict
+
+_CURRENT = "current_model_state"
+
+
+class EMA(Callback):
+    """Validates, saves and tests the average of the weights, and goes on training the weights themselves.
+
+    With the options of Lightning's `EMAWeightAveraging`, which averages the frozen weights too: they take memory twice and drift
+    by rounding, until the backbone is another one. Here only what trains is averaged, so that it fits every tuning. Before the
+    average begins, it is the weights themselves.
+
+    Args:
+        decay: Of the average, in (0, 1).
+        update_every_n_steps: Optimizer steps between two updates.
+        update_starting_at_step: Optimizer steps before the average begins; null: with the first.
+        update_starting_at_epoch: Epochs before the average begins.
+        device: Where the average is kept; null: where the model is.
+        use_buffers: Average the statistics of trained batch norms as well, instead of taking the last ones.
+
+    Raises:
+        InputError: An option is out of range, or both ways to begin are given.
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        update_every_n_steps: int = 1,
+        update_starting_at_step: int | None = None,
+        update_starting_at_epoch: int | None = None,
+        device: str | None = None,
+        use_buffers: bool = True,
+    ) -> None:
+        if not 0 < decay < 1:
+            raise InputError(f"decay of the EMA is {decay}; give a number between 0 and 1, for example 0.999.")
+        if update_every_n_steps < 1:
+            raise InputError(f"update_every_n_steps of the EMA is {update_every_n_steps}; give at least 1.")
+        if update_starting_at_step is not None and update_starting_at_epoch is not None:
+            raise InputError("the EMA has both update_starting_at_step and update_starting_at_epoch; give one of them.")
+        self.decay = decay
+        self.update_every_n_steps = update_every_n_steps
+        self.update_starting_at_step = update_starting_at_step
+        self.update_starting_at_epoch = update_starting_at_epoch
+        self.device = device
+        self.use_buffers = use_buffers
+        self._update = get_ema_multi_avg_fn(decay)
+        self._average: dict[str, Tensor] | None = None  # None: it has not begun
+        self._current: dict[str, Tensor] = {}  # the weights themselves, not copies
+        self._averaged: list[str] = []  # the others are taken as they are
+        self._swapped = False
+        self._seen_step = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find what trains, now that it is where it will stay."""
+        self._current = trainable_state_dict(pl_module)
+        parameters = dict(pl_module.named_parameters(remove_duplicate=False))
+        self._averaged = [
+            name for name, value in self._current.items()
+            if value.is_floating_point() and (self.use_buffers or name in parameters)
+        ]  # fmt: skip
+        if self._average is not None:  # of a checkpoint
+            self._average = {name: value.to(self._place(name)) for name, value in self._average.items()}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._seen_step or not self._due(trainer.global_step - 1, trainer.current_epoch):
+            return
+        self._seen_step = trainer.global_step
+        if self._average is None:
+            self._average = {name: value.clone().to(self._place(name)) for name, value in self._current.items()}
+            return
+        average = self._average
+        current = {name: value.to(average[name].device) for name, value in self._current.items()}
+        self._update([average[name] for name in self._averaged], [current[name] for name in self._averaged], self._seen_step)
+        for name in current.keys() - set(self._averaged):
+            average[name].copy_(current[name])
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swap(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning's swaps back before the module's `on_validation_epoch_end`, which may still compute with the network."""
+        self._swap(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The module is what was validated, as its checkpoints are."""
+        if self._average is not None:
+            for name, value in self._average.items():
+                self._current[name].copy_(value)
+
+    def _swap(self, trainer: pl.Trainer) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or self._average is None:
+            return
+        self._swapped = not self._swapped
+        for name, current in self._current.items():
+            kept = current.clone()
+            current.copy_(self._average[name])
+            self._average[name].copy_(kept)
+
+    def _due(self, step: int, epoch: int) -> bool:
+        begun = step >= (self.update_starting_at_step or 0) and epoch >= (self.update_starting_at_epoch or 0)
+        return begun and step % self.update_every_n_steps == 0
+
+    def _place(self, name: str) -> torch.device:
+        return torch.device(self.device) if self.device is not None else self._current[name].device
+
+    # -------------------------------------------------------------------------------------------------------- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen_step": self._seen_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seen_step = state_dict["seen_step"]
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The average in place of the weights, as it was validated, and the weights beside it, to go on from."""
+        if self._average is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        ours, other = {name: checkpoint["state_dict"][name] for name in self._average}, self._average
+        average, current = (ours, other) if self._swapped else (other, ours)
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **average}
+        checkpoint[_CURRENT] = current
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on from the weights. What is only tested stays the average."""
+        current = checkpoint.get(_CURRENT)
+        if trainer.state.fn == TrainerFn.FITTING and current is not None:
+            self._average = {name: checkpoint["state_dict"][name].clone() for name in current}
+            pl_module.load_state_dict(current, strict=False)
