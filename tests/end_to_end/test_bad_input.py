@@ -149,24 +149,22 @@ def test_init_from_something_else(world: Path, tmp_path: Path) -> None:
 
 def test_full_disk_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head_run: Path) -> None:
     """The disk fills up with the second checkpoint, and the record cannot be written either: what was there stays whole."""
-    import lightning.fabric.plugins.io.torch_io as checkpoints
-
     from experiments.runs import folder as run_folder
 
-    write_results, write_checkpoint = run_folder.write_results, checkpoints._atomic_save
+    write_results, write_checkpoint = run_folder.write_results, torch.save
     written: list[str] = []
 
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def one_more(checkpoint: dict, path: str) -> None:
+    def one_more(checkpoint: dict, path: Path) -> None:
         written.append(str(path))
         if len(written) == 3:
             monkeypatch.setattr(run_folder, "write_results", full)
             full()
         write_checkpoint(checkpoint, path)
 
-    monkeypatch.setattr(checkpoints, "_atomic_save", one_more)
+    monkeypatch.setattr(torch, "save", one_more)
     command = arguments("head", ONE_EPOCH, "--checkpoint.every_n_steps=1", f"--run_dir={tmp_path / 'run'}")
     answer = crosslight("run", *command)
     assert answer.status == 1
@@ -176,7 +174,7 @@ def test_full_disk_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, he
     assert results(tmp_path / "run")["status"] == "running"
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
-    monkeypatch.setattr(checkpoints, "_atomic_save", write_checkpoint)
+    monkeypatch.setattr(torch, "save", write_checkpoint)
     monkeypatch.setattr(run_folder, "write_results", write_results)
     succeed("run", *command)
     assert (results(tmp_path / "run")["status"], results(tmp_path / "run")["attempts"]) == ("finished", 2)
