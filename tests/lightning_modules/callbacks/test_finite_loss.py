@@ -104,7 +104,9 @@ def test_weights_that_were_lost_before_are_said_and_never_saved(tiny: Any) -> No
         module.network.image_projection.weight[0, 0] = torch.nan
     with pytest.raises(InputError, match=r"weights were not finite before this step \(network\.image_projection\.weight\)"):
         fit(module, batches)
-    with pytest.raises(InputError, match=r"1 trained tensors are not finite \(network\.image_projection\.weight\), so this checkpoint"):
+    with pytest.raises(
+        InputError, match=r"trained tensors are not finite \(network\.image_projection\.weight\), so this checkpoint"
+    ):
         module.on_save_checkpoint({})
 
 
