@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, shown
 from datamodules.files.releases import RELEASE, TOKENIZER, tokenizer_file
 from datamodules.formats.beit3_index import BEIT3_IDS
+from datamodules.formats.problems import is_sound
 from datamodules.inputs import TextInput
 from datamodules.records import FileIds
 
@@ -79,16 +80,21 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (int64) and mask (bool, True = real token), both [B, T], T the longest of the batch."""
-        self.require_tokenizer()
-        encoded = self._tokenizer(
-            list(texts), padding="longest", truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        )
+        encoded = self._encoded(texts, padding="longest", truncation=True, max_length=self.max_tokens, return_tensors="pt")
         return encoded["input_ids"].to(torch.int64), encoded["attention_mask"].to(torch.bool)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """All ids of each text, without special tokens, however many."""
+        return self._encoded(texts, add_special_tokens=False, verbose=False)["input_ids"]  # it warns of long ones
+
+    def _encoded(self, texts: Sequence[str], **options: Any) -> Any:
         self.require_tokenizer()
-        return self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]  # it warns of long ones
+        try:
+            return self._tokenizer(list(texts), **options)
+        except (TypeError, UnicodeError):
+            if (broken := next((text for text in texts if not is_sound(text)), None)) is None:
+                raise
+            raise InputError(f"the text {shown(broken)} has half a character (a surrogate), which no tokenizer takes.") from None
 
     def require_tokenizer(self) -> None:
         """See that captions can be text.

@@ -25,6 +25,7 @@ from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
 from datamodules.image_text import Limits
 from datamodules.inputs import ImageInput, Inputs, TextInput
+from datamodules.loading.captions import CaptionTokenizer
 from datamodules.loading.tokens import Tokenizer
 
 RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "mwa" / "tokenizer.json").read_text())
@@ -189,3 +190,11 @@ def test_a_tokenizer_with_more_ids_than_the_network_is_refused(spm: Path, flickr
     assert next(iter(data.train_dataloader())).texts.tokens_BT.max() < size
     with pytest.raises(InputError, match=rf"tiny\.spm has {size} ids, the network's token table {size - 1} rows"):
         data.connect(Inputs(ImageInput(16, half, half), TextInput(str(spm), vocabulary=size - 1)))
+
+
+@pytest.mark.parametrize("kind", [Tokenizer, CaptionTokenizer])
+def test_half_a_character_is_named(tokenizer_folder: Path, kind: type[Tokenizer]) -> None:
+    tokenizer = kind(TextInput(str(tokenizer_folder)))
+    for call in (tokenizer, tokenizer.ids):
+        with pytest.raises(InputError, match=r"the text 'a dog \\ud83d' has half a character"):
+            call(["a dog", "a dog \ud83d"])
