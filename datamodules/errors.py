@@ -5,7 +5,7 @@ names the file or option, the key, and what to do. The command line prints that 
 keep their traceback.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 SHOWN = 4  # how many keys an error message lists before "and N more"
 
@@ -43,3 +43,17 @@ def some(names: Iterable[str]) -> str:
     ordered = list(names)
     text = ", ".join(ordered[:SHOWN])
     return text if len(ordered) <= SHOWN else f"{text} and {len(ordered) - SHOWN} more"
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what it came from: torch.save, for one, hides the full disk behind an error of its own."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+
+
+def find_input_error(error: BaseException | None) -> InputError | None:
+    """The InputError in a chain of exceptions: jsonargparse wraps what it catches."""
+    return next((each for each in chain(error) if isinstance(each, InputError)), None)

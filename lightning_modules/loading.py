@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, find_input_error
 from datamodules.files.text import open_bytes
 from datamodules.files.yaml_file import read_yaml
 from datamodules.formats.typed import read_typed
@@ -52,6 +52,8 @@ def build(
     except (ArgumentError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
+        if (told := find_input_error(error)) is not None:  # a class of ours has said it; jsonargparse wraps what it catches
+            raise InputError(f"{source}: {told}") from error
         reason = " ".join(str(error).split()) or type(error).__name__  # jsonargparse's has a paragraph for each member of a union
         raise InputError(
             f"{source}: the model's configuration cannot be built ({reason:.600}). Use the version that wrote it."

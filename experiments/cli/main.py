@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, find_input_error
 from experiments.cli._parser import Parser
-from experiments.training.failures import find_input_error, one_line, with_log
+from experiments.training.failures import one_line, with_log
 
 _HERE = Path(__file__).parent
 

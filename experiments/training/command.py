@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from datamodules.errors import AgreedError
+from datamodules.errors import AgreedError, chain, find_input_error
 from experiments.runs.references import conceal
 from experiments.training import preemption
 from experiments.training.configs import find_configs
-from experiments.training.failures import chain, find_input_error, is_disk_full, one_line, refusal, with_log
+from experiments.training.failures import is_disk_full, one_line, refusal, with_log
 from experiments.training.quiet import quiet
 
 

@@ -12,7 +12,6 @@ import os
 import re
 import tempfile
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 from datamodules.errors import InputError
@@ -35,20 +34,6 @@ _ADVICE = (
     ),
 )
 _REFUSING = (ValueError, TypeError, RuntimeError, NotImplementedError, ImportError)  # MisconfigurationException is an Exception
-
-
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what it came from: torch.save, for one, hides the full disk behind an error of its own."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-
-
-def find_input_error(error: BaseException | None) -> InputError | None:
-    """The InputError in a chain of exceptions: jsonargparse wraps what it catches."""
-    return next((each for each in chain(error) if isinstance(each, InputError)), None)
 
 
 def is_disk_full(error: BaseException) -> bool:

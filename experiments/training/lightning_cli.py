@@ -31,14 +31,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 import lightning_modules.callbacks.cost
 import lightning_modules.retrieval
-from datamodules.errors import InputError
+from datamodules.errors import InputError, chain, find_input_error
 from experiments.runs.folder import RunFolder
 from experiments.runs.provenance import provenance
 from experiments.runs.references import conceal, look_up, variable
 from experiments.runs.results import RunScale
 from experiments.training import preemption
 from experiments.training.checkpoints import Best, Checkpoints, ResumePoint, WholeCheckpoints
-from experiments.training.failures import chain, find_input_error, inner_cause, is_disk_full, refused
+from experiments.training.failures import inner_cause, is_disk_full, refused
 from experiments.training.given import all_given, as_written, holder, leaves, replaced_lists
 from experiments.training.loggers import MetricsCSV, make_wandb
 from experiments.training.loops import FitLoop

@@ -94,6 +94,11 @@ def _weights_file(source: Path) -> Path:
         if best is None:
             raise InputError(f"init_from {source}: the run kept no best checkpoint (checkpoints/best.ckpt is not there).")
         return best
+    if not source.exists():
+        raise InputError(
+            f"init_from {source} does not exist (it is relative to {Path.cwd()}). If it was moved, say where it is now: "
+            "model.init_from of a training or test; `backbone` of load, --backbone of export and caption."
+        )
     raise InputError(f"init_from {source}: neither a weights file, a run folder, nor an adapter export.")
 
 

@@ -128,7 +128,7 @@ def text_of(options: Any) -> Any:
     (lambda options: options["network"].update(class_path="beside.Network"), "names the class 'beside.Network'"),
     (lambda options: options.update(objective="beside.Loss"), "names the class 'beside.Loss'"),
     (lambda options: options["network"].update(class_path="lightning_modules.loading.build"), "cannot be built"),
-    (lambda options: options["network"]["init_args"].update(embed_dim=-3), "cannot be built"),
+    (lambda options: options["network"]["init_args"].update(embed_dim=-3), r"adapter_config.json: embed_dim \(-3\)"),
     (lambda options: options["network"]["init_args"].update(embed_dim="wide"), "cannot be built"),
     (lambda options: options["network"].update(class_path="os.system"), "names the class 'os.system'"),
 ])  # fmt: skip

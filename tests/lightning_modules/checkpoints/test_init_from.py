@@ -113,7 +113,10 @@ def test_what_does_not_fit_is_refused(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"backbone tensors of this network are missing there \(image.model.blocks.0"):
         start_from(network, adapter, tmp_path / "lacking.pt")
 
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="neither a weights file, a run folder, nor an adapter export"):
+        start_from(network, adapter, tmp_path / "empty")
+    with pytest.raises(InputError, match=r"nowhere does not exist .* If it was moved, say where it is now: model\.init_from"):
         start_from(network, adapter, tmp_path / "nowhere")
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())  # untouched by all of these
 
