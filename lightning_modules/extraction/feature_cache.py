@@ -30,7 +30,7 @@ from datamodules.records import ImageBatch
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.networks.captioner import Captioner
 
-VERSION = 1
+VERSION = 2  # of what is kept, and of how photographs are read
 # Two ways of computing the same features differ by 1e-6 (fp32) to 1e-2 (bf16; other batches or devices) of their norm; another
 # activation function or number of heads by a tenth and more.
 _TOLERANCE = 0.05

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tiny_captioner import CLIP, captioner
-from tiny_data import WORDS, write_flickr8k, write_image
+from tiny_data import WORDS, write_flickr8k
 from torch import Tensor
 
 from datamodules.errors import InputError
@@ -194,7 +195,9 @@ def test_two_processes_share_the_work_and_refuse_together(root: Path, words: str
 # ----------------------------------------------------------------------------------------- what features belong to
 
 
-def test_whatever_features_depend_on_has_its_own_folder(root: Path, words: str, tmp_path: Path) -> None:
+def test_whatever_features_depend_on_has_its_own_folder(
+    root: Path, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fill(network: Captioner, dtype: Any = "float16", **options: Any) -> None:
         FeatureCache(str(tmp_path / "cache"), dtype).fill(network, connected(root, network, words), ("train",), **options)
 
@@ -225,9 +228,15 @@ def test_whatever_features_depend_on_has_its_own_folder(root: Path, words: str, 
     squashed.inputs = replace(squashed.inputs, image=squashed.vision.image_input)
     fill(squashed)
     assert folders() == 9
-    write_image(root / "images" / "1003.jpg", seed=77, size=(44, 31))
+    assert "of other photographs" not in capsys.readouterr().err
+    path = root / "images" / "1003.jpg"
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)  # another photograph of the same size and time
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     fill(tuned())
     assert folders() == 10
+    assert "is of other photographs than are there now" in capsys.readouterr().err
     assert CLIP["hidden_size"] == 12  # of all of them: 13 images, 5 tokens
     assert len({path.stat().st_size for path in (tmp_path / "cache").glob("*/tokens.bin")}) == 4
 
