@@ -12,6 +12,7 @@ A run whose process was killed keeps `status: running` but nobody holds its lock
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from datetime import datetime
@@ -168,7 +169,15 @@ class RunFolder:
         self.update(data={**self.results.data, name: data})
 
     def add(self, evaluation: Evaluation, data: DataDescription) -> None:
-        """A test that is done, and what it was on."""
+        """A test that is done, and what it was on; says where that has changed since the run began."""
+        before = self.results.data.get(evaluation.data)
+        if before is not None and before.options == data.options and before.fingerprint != data.fingerprint:
+            data = replace(data, further={**data.further, "fingerprint_at_the_start": before.fingerprint})
+            print(
+                f"crosslight: the content of {evaluation.data} has changed while the run was going on (fingerprint "
+                f"{before.fingerprint} at its start, {data.fingerprint} now): its test is not on what it was trained on.",
+                file=sys.stderr,
+            )
         self.update(evaluations=(*self.results.evaluations, evaluation), data={**self.results.data, evaluation.data: data})
 
     def finish(self, status: ResultsStatus, error: str | None = None) -> None:

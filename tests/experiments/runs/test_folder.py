@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -288,3 +289,22 @@ def test_a_run_killed_in_its_first_writes_begins_again(tmp_path: Path, monkeypat
     run = RunFolder.open(tmp_path, name="mwa", command="run", config=CONFIG)
     run.finish("finished")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml", "results.json"]
+
+
+def test_data_that_change_under_a_run_are_refused_when_it_goes_on_and_said_when_it_is_tested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = (DataDescription("COCO", fingerprint=fingerprint, options={"restval": True}) for fingerprint in ("0862", "1f3a"))
+    with_others = replace(new, options={"restval": False})
+    run = open_run(tmp_path / "run")
+    run.describe("coco", old)
+    run.describe("coco", old)
+    with pytest.raises(InputError, match=r"the content of coco has changed since \(fingerprint 0862 then, 1f3a now\)"):
+        run.describe("coco", new)
+    for described in (old, with_others):  # of other options it is another split, and no change
+        run.add(COCO, described)
+        assert capsys.readouterr().err == ""
+        run.update(data={"coco": old})
+    run.add(COCO, new)
+    assert "coco has changed while the run was going on (fingerprint 0862 at its start, 1f3a now)" in capsys.readouterr().err
+    assert read_results(run.path).data["coco"].further == {"fingerprint_at_the_start": "0862"}
