@@ -34,7 +34,7 @@ from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, Freq
 from lightning_modules.metrics.captions.gathered import CaptionScores
 from lightning_modules.metrics.captions.store import CaptionStore
 from lightning_modules.networks.captioner import Captioner, VisualFeatures
-from lightning_modules.networks.language_model import Decoding
+from lightning_modules.networks.language_model import Decoding, LanguageModel
 
 # Losses are sums over tokens; this keeps them, and fp16's scaled gradients, at the size of means until they are divided.
 _TOKENS = 1000.0
@@ -231,8 +231,10 @@ class CaptioningModule(TunedModule):
         captions = self._store.found(rows)
         if captions is None:
             seeds = [draw_seed((_seed(), image_id)) for image_id in batch.image_ids]  # whenever, and beside whatever, it comes
-            captions = self.network.generate(self._encode(batch), self.decoding, seeds)
-            self._store.add(rows, captions)
+            language: LanguageModel = self.network.language
+            ids = self.network.generate_ids(self._encode(batch), self.decoding, seeds)
+            captions = language.decode(ids)
+            self._store.add(rows, captions, [language.has_ended(each, self.decoding) for each in ids])
         assert self._scores is not None
         self._scores.update(captions, batch.index_B)
 
@@ -247,15 +249,19 @@ class CaptioningModule(TunedModule):
         assert found is not None
         self._queries = scores.per_image()
         self._notes = {"tokenizer": found.tokenizer, "unavailable": found.unavailable, "columns": found.columns}
-        self._notes |= {"remarks": found.remarks} if found.remarks else {}
+        self._store.read()  # of all processes
+        remarks = dict(found.remarks)
+        if unended := len(self._store.unended):
+            remarks["decoding"] = f"{unended:,} captions reached max_new_tokens ({self.decoding.max_new_tokens}) before an end"
+        self._notes |= {"remarks": remarks} if remarks else {}
         if stage == "test" and self.trainer.is_global_zero:
             for name, advice in found.unavailable.items():
                 print(f"crosslight: {name} is unavailable: {advice}")
         if self.trainer.is_global_zero:
-            for name, remark in found.remarks.items():
+            for name, remark in remarks.items():
                 if stage == "test" or name not in self._remarked:  # of all validations once
                     print(f"crosslight: {stage}, {name}: {remark}")
-            self._remarked |= found.remarks.keys()
+            self._remarked |= remarks.keys()
         if self.trainer.is_global_zero:
             self._write(stage, scores.written)
         self._store.close()

@@ -178,6 +178,10 @@ class LanguageModel(nn.Module):
             found = found[:, lead.shape[1] :]
         return [self._cut(row, decoding.keep_eos) for row in found.tolist()]
 
+    def has_ended(self, ids: list[int], decoding: Decoding) -> bool:
+        """Whether a caption, as `generate` gives it, ended by itself, and not because it may be no longer."""
+        return len(ids) < decoding.max_new_tokens or ids[-1] == self.eos
+
     def _cut(self, ids: list[int], keep_eos: bool) -> list[int]:
         return ids[: ids.index(self.eos) + keep_eos] if self.eos in ids else ids
 

@@ -55,7 +55,9 @@ def test_results_have_caption_metrics_of_every_data_set(i_tuning_run: Path, worl
     assert found["cost"]["images"] < found["cost"]["pairs"] / 3  # captions of an image come together
     own = evaluation(i_tuning_run)
     assert own["metrics"].keys() == NAMES
-    assert f"document frequencies of {TEST} images alone" in own["notes"].pop("remarks")["cider"]
+    remarks = own["notes"].pop("remarks")
+    assert f"document frequencies of {TEST} images alone" in remarks["cider"]
+    assert "captions reached max_new_tokens (" in remarks["decoding"]
     assert own["notes"] == {
         "tokenizer": "simple", "unavailable": {}, "captions_file": "captions/flickr30k-test.json",
         "columns": {"bleu_4": "B@4", "rouge_l": "ROUGE-L", "cider": "CIDEr"},

@@ -99,7 +99,7 @@ def test_finished_batches_are_found_again_by_any_process(tmp_path: Path) -> None
     folder = tmp_path / "parts"
     with stored(folder) as first, stored(folder, rank=1) as second:
         first.add([0, 2], ["a dog", "line\nbreak \u2028 and ü"])
-        second.add([1, 3], ["", "b"])
+        second.add([1, 3], ["", "b"], [True, False])
         assert first.found([0, 2]) == ["a dog", "line\nbreak \u2028 and ü"]
         assert first.found([1, 3]) is None  # not read yet
     part = folder / "part-00001.jsonl"
@@ -107,6 +107,7 @@ def test_finished_batches_are_found_again_by_any_process(tmp_path: Path) -> None
     again = stored(folder, rank=1)
     assert again.found([3, 2, 1, 0]) == ["b", "line\nbreak \u2028 and ü", "", "a dog"]
     assert again.found([4]) is None
+    assert again.unended == {3}
     assert again.found([0, 4]) is None  # a batch counts as a whole
     again.add([4], ["whole"])
     again.close()

@@ -1,8 +1,8 @@
 """Captions on disk while they are made: a process may be killed at any moment, and no finished batch is made again.
 
 A folder holds `job.json`, what the captions belong to, and one `part-00000.jsonl` a process with a line a batch, a list of
-[row, caption]. Rows are those of the split, so any number of processes may go on. A batch counts only as a whole: rounding may
-depend on its size, and a caption that is made again should come out as it would have.
+[row, caption, whether it ended by itself]. Rows are those of the split, so any number of processes may go on. A batch counts only
+as a whole: rounding may depend on its size, and a caption that is made again should come out as it would have.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 
 from datamodules.files.ownership import take_up, write_label
 
-VERSION = 1
+VERSION = 2
 
 
 class CaptionStore:
@@ -31,6 +31,7 @@ class CaptionStore:
     def __init__(self, folder: Path | None, rank: int = 0) -> None:
         self.folder, self.rank = folder, rank
         self._captions: dict[int, str] = {}
+        self.unended: set[int] = set()  # rows of captions that were as long as captions may be, and had no end
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -62,17 +63,20 @@ class CaptionStore:
         for path in self._parts():
             for line in path.read_bytes().splitlines(keepends=True):
                 if line.endswith(b"\n"):  # the last one of a killed process may be half
-                    self._captions |= {int(row): caption for row, caption in json.loads(line)}
+                    batch = json.loads(line)
+                    self._captions |= {int(row): caption for row, caption, _ in batch}
+                    self.unended |= {int(row) for row, _, ended in batch if not ended}
 
     def found(self, rows: Sequence[int]) -> list[str] | None:
         """The captions of a batch, or None where one of them is missing."""
         captions = [self._captions[row] for row in rows if row in self._captions]
         return captions if len(captions) == len(rows) else None
 
-    def add(self, rows: Sequence[int], captions: Sequence[str]) -> None:
-        """Keep a batch, all of it or, where the process is killed now, nothing."""
-        batch = list(zip(rows, captions, strict=True))
-        self._captions |= dict(batch)
+    def add(self, rows: Sequence[int], captions: Sequence[str], ended: Sequence[bool] | None = None) -> None:
+        """Keep a batch, all of it or, where the process is killed now, nothing; `ended` None: all captions did."""
+        batch = list(zip(rows, captions, ended or [True] * len(rows), strict=True))
+        self._captions |= dict(zip(rows, captions, strict=True))
+        self.unended |= {row for row, _, end in batch if not end}
         if self.folder is None:
             return
         if self._file is None:

@@ -282,6 +282,11 @@ def test_decoding_options_do_what_they_say() -> None:
     assert cut[0] == repeated[0][: repeated[0].index(network.language.eos)]
     kept = network.generate_ids(features, Decoding(num_beams=1, max_new_tokens=20, keep_eos=True))
     assert kept[0] == [*cut[0], network.language.eos]
+    full = [(network.language.eos + 1) % END] * 20
+    ended = [network.language.has_ended(ids, Decoding(max_new_tokens=20)) for ids in (full, cut[0], kept[0])]
+    assert ended == [False, True, True]
+    short = Decoding(num_beams=1, max_new_tokens=len(kept[0]), keep_eos=True)
+    assert network.language.has_ended(network.generate_ids(features, short)[0], short)
     longer = network.generate_ids(features, Decoding(num_beams=1, max_new_tokens=20, min_new_tokens=10))
     assert len(longer[0]) >= 9 > len(cut[0])
     sampling = Decoding(num_beams=1, max_new_tokens=10, sample=True, temperature=2.0)
