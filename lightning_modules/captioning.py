@@ -114,6 +114,8 @@ class CaptioningModule(TunedModule):
         if tuning == "head":
             network.tunes_language = True  # the one thing that a captioner without an adapter can learn
         super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen)
+        if features is not None and network.alone:
+            raise InputError("nothing looks at images here, so features on disk would be for nobody: set model.features to null")
         self.decoding = decoding
         self.scoring = scoring
         self.features = features

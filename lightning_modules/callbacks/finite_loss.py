@@ -61,9 +61,9 @@ class FiniteLoss(Callback):
             )
         )
         if not trainer.fit_loop._should_accumulate():
-            self._ask()
+            self._answer = self._ask()
 
-    def _ask(self) -> None:
+    def _ask(self) -> tuple[Tensor, torch.cuda.Event | None]:
         losses = torch.stack([each.terms["loss"].float() for each in self._done])
         wrong = losses.isfinite().logical_not().any().int()
         if several_processes():
@@ -73,14 +73,14 @@ class FiniteLoss(Callback):
             wrong = wrong.to("cpu", non_blocking=True)  # into pinned memory
             copied = torch.cuda.Event()
             copied.record()
-        self._answer = wrong, copied
+        return wrong, copied
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         """Raises AgreedError, on every process alike: the loss of one of them is not finite."""
-        if self._answer is None:
+        if not self._done:
             return
-        (wrong, copied), self._answer = self._answer, None
-        done, self._done = self._done, []
+        wrong, copied = self._answer or self._ask()  # not asked yet: the last micro-batch gave no loss
+        done, self._done, self._answer = self._done, [], None
         if copied is not None:
             copied.synchronize()
         if bool(wrong):

@@ -123,3 +123,13 @@ def test_a_gpu_is_asked_before_the_backward_pass_and_not_waited_for(monkeypatch:
         assert (order, dict(waits)) == (["record"], {"to": 1})
         watch.on_before_optimizer_step(trainer, module, torch.optim.SGD(module.parameters()))
         assert (order, dict(waits)) == (["record", "synchronize"], {"to": 1})
+
+
+def test_a_step_whose_last_micro_batch_gave_no_loss_is_asked_too(tiny: Any) -> None:
+    module, batches = retrieval(tiny)
+    step = module.training_step
+    module.training_step = lambda batch, batch_idx: None if batch_idx % 2 else step(batch, batch_idx)
+    assert len(fit(module, batches, accumulate_grad_batches=2).before) == 4
+    batches[2] = poisoned(batches[2])
+    with pytest.raises(InputError, match=r"not finite at step 1 .*batch 2 of epoch 0"):
+        fit(module, batches, accumulate_grad_batches=2)
