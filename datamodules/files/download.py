@@ -16,6 +16,7 @@ import lzma
 import os
 import re
 import shutil
+import ssl
 import stat
 import time
 import urllib.error
@@ -68,8 +69,11 @@ class Remote:
 
 def wrong_content(path: Path) -> str | None:
     """Why a file is certainly not of the kind that its name says (empty, a web page, no image, ...); None where it may be."""
-    with path.open("rb") as file:
-        head = file.read(1024)
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
     if not head:
         return "is empty"
     if is_web_page(head):
@@ -101,14 +105,16 @@ def fetch(remote: Remote, folder: Path, pause: float = 2.0) -> Path:
     target = folder / remote.name
     part = folder / f"{remote.name}.part"
     if target.exists():
-        why = "is a folder" if target.is_dir() else wrong_content(target)
-        if why is None and remote.size is not None and target.stat().st_size != remote.size:
-            why = f"has {target.stat().st_size:,} bytes, not {remote.size:,}"
-        if why is None:
+        bad = wrong_content(target) if target.is_file() else None
+        if bad is None:
+            size = target.stat().st_size if target.is_file() else -1
+            if size < 0 or (remote.size is not None and size != remote.size):  # of the user, who may want to keep it
+                why = "is no file" if size < 0 else f"has {size:,} bytes, not {remote.size:,}"
+                raise InputError(
+                    f"{target} {why}, so it is not {remote.url}. Remove it, it is fetched then; or unpack it yourself."
+                )
             return target
-        if target.is_dir() or remote.size is not None:
-            raise InputError(f"{target} {why}, so it is not {remote.url}. Remove it, it is fetched then; or unpack it yourself.")
-        log.warning("%s %s: it is fetched anew", target, why)
+        log.warning("%s %s: it is fetched anew", target, bad)
     with DiskErrors(part):
         folder.mkdir(parents=True, exist_ok=True)
         have = part.stat().st_size if part.exists() else 0
@@ -150,7 +156,7 @@ def fetch_as(
                 if error.code < 500 and error.code not in _COME_AGAIN:
                     raise FetchError(f"{remote.url}: {reason}.") from error
                 wait = _retry_after(error.headers.get("Retry-After"))
-            except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
                 reason, wait = str(getattr(error, "reason", None) or error or type(error).__name__), None
             if wait is not None and wait > _LONGEST_WAIT:
                 raise FetchError(f"{remote.url}: {reason} and asks to wait for {wait:,.0f} s; start again then.")
@@ -172,7 +178,7 @@ def _retry_after(header: str | None) -> float | None:
         return float(header)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -214,12 +220,20 @@ def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], No
                 f"{remote.url} has {total_size:,} bytes, expected {remote.size:,}: the address or mirror serves another file."
             )
         with part.open("ab" if have else "wb") as file:
-            while chunk := response.read(_CHUNK):
+            while chunk := _received(response):
                 file.write(chunk)
                 have += len(chunk)
                 report(have, total_size)
     if total_size is not None and have < total_size:
         raise ConnectionError(f"connection closed after {have:,} of {total_size:,} bytes")
+
+
+def _received(response: http.client.HTTPResponse) -> bytes:
+    """The next piece; what goes wrong is the network's, not the disk's."""
+    try:
+        return response.read(_CHUNK)
+    except OSError as error:
+        raise ConnectionError(str(error)) from error
 
 
 def _verify(remote: Remote, part: Path) -> None:

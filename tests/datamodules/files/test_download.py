@@ -137,6 +137,12 @@ def test_a_file_of_another_size_is_left_to_the_user(server: Server, tmp_path: Pa
     with pytest.raises(InputError, match=r"a\.bin has 4 bytes, not 7, so it is not http.* Remove it"):
         fetch(remote(server, size=7), tmp_path)
     assert (tmp_path / "a.bin").read_bytes() == b"mine"
+    (tmp_path / "a.bin").write_bytes(b"<html>no file of anybody's")
+    server.files["/a.bin"] = b"content"
+    assert fetch(remote(server, size=7), tmp_path).read_bytes() == b"content"
+    os.mkfifo(tmp_path / "b.bin")
+    with pytest.raises(InputError, match=r"b\.bin is no file"):  # and nothing waits for it
+        fetch(Remote(f"{server.url}/b.bin"), tmp_path)
 
 
 def test_a_piece_that_nobody_asked_for_is_not_the_file(server: Server, tmp_path: Path) -> None:
