@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from datamodules.errors import InputError, some
+from datamodules.errors import InputError, printable, some
 from datamodules.files.digests import digests
 from datamodules.files.images import read_and_judge
 from datamodules.formats.problems import Problem
@@ -73,7 +73,7 @@ class Report:
                 lines.append(f"  and {len(problems) - most:,} more")
         lines += [f"note: {note}" for note in self.notes]
         lines.append(f"{len(self.problems):,} problem(s)" if self.problems else "no problems found")
-        return lines
+        return [printable(line).replace("\n", "\\n") for line in lines]
 
 
 def run_check(

@@ -81,7 +81,9 @@ class Own(ImageTextDataModule):
 def test_a_run_and_a_check_find_the_same(splits: dict[str, list[ImageRecord]], expected: list[tuple[str, str]]) -> None:
     assert list(broken_rules(splits)) == expected
     data = Own(splits)
-    found = [(problem.kind, problem.text) for problem in check(data, workers=1, progress=False).problems]
+    report = check(data, workers=1, progress=False)
+    "\n".join(report.lines()).encode()  # can be printed
+    found = [(problem.kind, problem.text) for problem in report.problems]
     assert [problem for problem in found if problem[0] != "missing image"] == expected
     if not expected:
         assert data.splits() == {split: len(records) for split, records in splits.items()}
