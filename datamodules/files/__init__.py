@@ -1,1 +1,1 @@
-"""Files as such: text, JSON, YAML, images opened; downloads and releases; written whole or not at all; locks; whose a folder is."""
+"""Files as such: text, JSON, YAML, images opened; downloads, releases; written whole or not at all; locks; whose a folder is."""
