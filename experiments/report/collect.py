@@ -23,7 +23,7 @@ from experiments.papers.plan import plan_runs
 from experiments.papers.schema import Column, Exhibit, Scale, Variant
 from experiments.report.bootstrap import Floats, PerImage, interval, mean_of, per_image
 from experiments.runs.beside import read_beside
-from experiments.runs.metrics_csv import read_rows
+from experiments.runs.metrics_csv import require_whole
 from experiments.runs.provenance import Device
 from experiments.runs.store import Run, RunFolders
 
@@ -256,7 +256,7 @@ def _problem(run: Run, folder: Path, folders: RunFolders) -> str | None:
         for evaluation in run.results.tests() if run.results is not None else ():
             folders.arrays(run, evaluation)
             read_beside(folder, evaluation.data)
-        read_rows(folder)
+        require_whole(folder)
         stored(folder)
         stored_shares(folder)
     except InputError as error:

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from datamodules.errors import printable
-from experiments.runs.metrics_csv import FILE, ISDA, META_SUM, validations
+from datamodules.errors import InputError, printable
+from experiments.runs.metrics_csv import FILE, ISDA, META_SUM, Validation, read_rows, validations
 from experiments.runs.seeds import configuration_of
 from experiments.runs.store import read_run, run_folders_below
 
@@ -39,18 +39,26 @@ def _all(folders: Iterable[Path]) -> str:
 
 
 def report(folders: Iterable[str | Path], x: str = ISDA, y: str = META_SUM) -> list[str]:
-    """One line a run, and with several runs one over all their checkpoints.
+    """One line a run, and with several runs one over all their checkpoints. One whose file is damaged says so.
 
     Raises:
         InputError: A folder does not exist or holds no run that logged anything, or one that lacks a column.
     """
-    runs = {run: validations(run, x, y) for run in run_folders_below(folders, FILE)}
+    runs: dict[Path, list[Validation]] = {}
+    damaged: list[str] = []
+    for run in run_folders_below(folders, FILE):
+        try:
+            read_rows(run)
+        except InputError as error:
+            damaged.append(f"{printable(str(run))}  cannot be read: {error}")
+        else:
+            runs[run] = validations(run, x, y)
     named = {printable(str(run)): found for run, found in runs.items()}
     if len(runs) > 1:
         named[_all(runs)] = [each for found in runs.values() for each in found]
-    width = max(map(len, named))
+    width = max(map(len, named), default=3)
     lines = [f"{x} against {y}", f"{'run':<{width}}  checkpoints  Pearson's r"]
     for name, found in named.items():
         r = pearson([each.x for each in found], [each.y for each in found])
         lines.append(f"{name:<{width}}  {len(found):>11}  {'-' if r is None else f'{r:.3f}':>11}")
-    return lines
+    return lines + damaged

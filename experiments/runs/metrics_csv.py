@@ -44,6 +44,23 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
+def require_whole(folder: Path) -> None:
+    """See that the metrics of a finished run, where there are any, are numbers and end where a row ends.
+
+    Raises:
+        InputError: They do not, or cannot be read.
+    """
+    rows, file = read_rows(folder), folder / FILE
+    for place, row in enumerate(rows):
+        try:
+            int(row["step"])
+            [float(cell) for cell in row.values() if cell]
+        except ValueError as error:
+            raise InputError(f"{file}: row {place + 1} has something else than numbers ({error}). {_REMEDY}") from None
+    if os.path.lexists(file) and (not rows or not read_text(file, "the metrics of a run").endswith("\n")):
+        raise InputError(f"{file} ends within a row, though the run is finished. {_REMEDY}")
+
+
 def logged(folder: Path, metric: str) -> list[tuple[int, float]]:
     """Step and value of every row that has the metric as a finite number."""
     return [(step, values[0]) for step, values in _numbers(folder, (metric,))]

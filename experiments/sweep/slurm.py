@@ -27,7 +27,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -35,6 +35,7 @@ from datamodules.errors import InputError, shown
 from datamodules.files.atomic import write_atomically
 from datamodules.files.json_file import read_json
 from datamodules.files.locks import is_held, locked
+from datamodules.files.text import read_text
 from datamodules.formats.typed import read_typed
 from experiments.papers.worlds import world_folder, write_miniature_world
 from experiments.runs.folder import is_running
@@ -94,7 +95,7 @@ def submit(launches: Sequence[Launch], root: Path, request: Request, console: Co
             parents = [waits[key] for key in array.after if key in waits]
             script = script_of(array, root, options, request.target, f"afterok:{':'.join(parents)}" if parents else None)
             file = root / "slurm" / f"{re.sub(r'[^-0-9A-Za-z_.]+', '-', request.target)}-{array.launches[0].key}.sh"
-            job = f"JOB{number}" if dry_run else _sbatch(script, file)
+            job = f"JOB{number}" if dry_run else _sbatch(script, file, jobs)
             waits |= {launch.key: f"{job}_{index}" for index, launch in enumerate(array.launches)}
             if dry_run:
                 console.print(script, highlight=False, markup=False, soft_wrap=True)
@@ -108,6 +109,7 @@ def submit(launches: Sequence[Launch], root: Path, request: Request, console: Co
                 for launch in array.launches
             }  # fmt: skip
             write_atomically(root / "slurm" / "jobs.json", json.dumps(jobs, indent=1) + "\n")
+            _answer(file).unlink()
             names = ", ".join(launch.title for launch in array.launches[:3]) + (", ..." if len(array.launches) > 3 else "")
             after = f", after {' '.join(parents)}" if parents else ""
             console.print(plain(f"job {job}: {counted(len(array.launches), 'run')} ({names}){after}"), soft_wrap=True)
@@ -118,10 +120,32 @@ def submit(launches: Sequence[Launch], root: Path, request: Request, console: Co
     return int(any(state.startswith(("failed", "oom", "blocked")) for state in says.values()))
 
 
-def _sbatch(script: str, file: Path) -> str:
-    """Submit a batch script, which stays in its file. Returns the job's number."""
+def _sbatch(script: str, file: Path, jobs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Submit a batch script, which stays in its file. Returns the job's number.
+
+    sbatch writes its answer into a file itself: where a submission is killed before it has noted the job (in `jobs`), the next
+    one takes that up and submits nothing twice.
+
+    Raises:
+        InputError: Slurm refuses the script, or what was submitted unnoted was another one.
+    """
+    answer = _answer(file)
+    number = read_text(answer, "a job's number").strip().partition(";")[0] if answer.exists() and answer.stat().st_size else ""
+    if number and not any(job["job"].startswith(f"{number}_") for job in jobs.values()):
+        if file.read_text() == script:
+            return number
+        raise InputError(
+            f"{file} was submitted as job {number} by a call that was killed, and is another script now: `scancel {number}`, "
+            f"remove {answer}, and submit again."
+        )
     write_atomically(file, script)
-    return _slurm("sbatch", "--parsable", str(file)).strip().partition(";")[0]
+    with answer.open("w") as output:
+        _slurm("sbatch", "--parsable", str(file), output=output)
+    return answer.read_text().strip().partition(";")[0]
+
+
+def _answer(script: Path) -> Path:
+    return script.with_suffix(".job")
 
 
 def _sorted_out(
@@ -263,14 +287,16 @@ def read_jobs(root: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _slurm(*command: str, optional: bool = False) -> str:
-    """What a command of Slurm's prints; nothing where an optional one fails.
+def _slurm(*command: str, optional: bool = False, output: IO[str] | None = None) -> str:
+    """What a command of Slurm's prints; nothing where an optional one fails, or where it prints into `output`.
 
     Raises:
         InputError: There is no such command, it does not answer, or it says no.
     """
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+        answer = subprocess.run(
+            command, stdout=output or subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL, timeout=120
+        )  # fmt: skip
     except FileNotFoundError:
         if optional:
             return ""
@@ -279,7 +305,7 @@ def _slurm(*command: str, optional: bool = False) -> str:
         raise InputError(f"{command[0]} does not answer for two minutes: Slurm's controller seems to be away.") from None
     if answer.returncode != 0 and not optional:
         raise InputError(f"{shlex.join(command[:4])} failed: {' '.join(answer.stderr.split())}")
-    return answer.stdout if answer.returncode == 0 else ""
+    return answer.stdout or "" if answer.returncode == 0 else ""
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def fit_of(folder: Path) -> Fit | None:
     Raises:
         InputError: results.json cannot be read.
     """
-    if not (folder / "results.json").exists():
+    if not os.path.lexists(folder / "results.json"):
         return None
     fit: Fit | None = read_typed(Fit | None, results_content(folder).get("fit"), f"{folder / 'results.json'}: fit")
     return fit

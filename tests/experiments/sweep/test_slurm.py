@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fake_slurm import Queue, ended, launch
+from killed_writes import kill_at_writes
 from rich.console import Console
 
 from datamodules.errors import InputError
@@ -74,6 +75,20 @@ def test_nothing_is_submitted_twice_and_children_wait_for_their_parents_element(
     assert {key for key, job in jobs.items() if int(job["job"].split("_")[0]) > 14} == {
         "child", "failed", "blocked", "local", "late"
     }  # fmt: skip
+
+
+def test_a_killed_submission_submits_nothing_twice(queue: Queue, tmp_path: Path) -> None:
+    launches = [launch(tmp_path, "a"), launch(tmp_path, "b", ("a",))]
+    assert kill_at_writes(lambda: submit(launches, tmp_path)) > 10
+    assert len(queue.called("sbatch")) == 2
+    jobs = json.loads((tmp_path / "slurm" / "jobs.json").read_text())
+    assert {key: job["job"] for key, job in jobs.items()} == {"a": "11_0", "b": "12_0"}
+    assert sorted(file.suffix for file in (tmp_path / "slurm").iterdir()) == [".json", ".sh", ".sh"]
+    other = launch(tmp_path, "c")
+    (tmp_path / "slurm" / "mwa-x-c.sh").write_text("another script")
+    (tmp_path / "slurm" / "mwa-x-c.job").write_text("77;cluster\n")
+    with pytest.raises(InputError, match=r"was submitted as job 77 by a call that was killed.*scancel 77"):
+        submit([other], tmp_path)
 
 
 def test_status_and_cancel(queue: Queue, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
