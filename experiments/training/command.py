@@ -64,7 +64,7 @@ def settle_failure(error: BaseException, folder: object) -> int:
     status: ResultsStatus
     cause = find_input_error(error)
     if cause is not None:
-        status, message, code = "failed", conceal(str(cause)), 2
+        status, message, code = "failed", str(cause), 2
     elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         status, code = "oom", 1
         message = (
@@ -87,6 +87,7 @@ def settle_failure(error: BaseException, folder: object) -> int:
         status, code = "failed", 1 if refused is None else 2
         log = folder.path if isinstance(folder, RunFolder) else None
         message = with_log(refused or f"{type(error).__name__}: {one_line(error)}", error, log)
+    message = conceal(message)
     if isinstance(folder, RunFolder):
         try:
             folder.finish(status, message)

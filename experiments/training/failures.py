@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 from datamodules.errors import InputError
+from experiments.runs.references import conceal
 
 FILE = "traceback.log"  # in a run folder
 _LONGEST = 300
@@ -91,7 +92,7 @@ def refused(what: str, error: Exception) -> InputError:
 
 def _write(error: BaseException, folder: Path | None) -> Path | None:
     """None where nothing can be written."""
-    text = "".join(traceback.format_exception(error))
+    text = conceal("".join(traceback.format_exception(error)))
     rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
     with contextlib.suppress(OSError):
         if folder is not None:
