@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from datamodules.errors import InputError, printable
-from experiments.runs.metrics_csv import FILE, ISDA, META_SUM, Validation, read_rows, validations
+from experiments.runs.metrics_csv import FILE, ISDA, META_SUM, Validation, logged, validations
 from experiments.runs.seeds import configuration_of
 from experiments.runs.store import read_run, run_folders_below
 
@@ -48,7 +48,8 @@ def report(folders: Iterable[str | Path], x: str = ISDA, y: str = META_SUM) -> l
     damaged: list[str] = []
     for run in run_folders_below(folders, FILE):
         try:
-            read_rows(run)
+            for metric in (x, y):
+                logged(run, metric)
         except InputError as error:
             damaged.append(f"{printable(str(run))}  cannot be read: {error}")
         else:
