@@ -100,7 +100,8 @@ def read_checkpoint(path: str | Path, resumes: bool = False) -> dict[str, Any]:
             "--model.init_args.init_from."
         )
     read_typed(dict[str, Tensor], checkpoint["state_dict"], f"checkpoint {file}: state_dict")
-    read_typed(Identity, checkpoint["crosslight_backbone"], f"checkpoint {file}: crosslight_backbone")
+    if "crosslight_backbone" in checkpoint:
+        read_typed(Identity, checkpoint["crosslight_backbone"], f"checkpoint {file}: crosslight_backbone")
     for name, kind in _PARTS.items() if resumes else ():
         if name not in checkpoint:
             raise InputError(f"checkpoint {file} has no {name}, so training cannot go on from it. Give the run's last.ckpt.")

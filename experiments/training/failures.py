@@ -19,11 +19,15 @@ from experiments.runs.references import conceal
 
 FILE = "traceback.log"  # in a run folder
 _LONGEST = 300
-# In a dump of jsonargparse's: why a class does not fit, or what its constructor said.
 _CAUSE = re.compile(r"Problem with given class_path '([^']+)':\s+(.+?)(?=\n\s*- |\Z)", re.DOTALL)
-_REASON = re.compile(r"Errors:\s*\n\s*- (.+?)(?=\n\s*- |\n *Given value|\Z)", re.DOTALL)
-# What Lightning advises where it cannot be followed here, and what is said instead.
+_BULLET = re.compile(r"^ *- (.+(?:\n(?! *- | *Given| *Errors| *Subtypes).+)*)$", re.MULTILINE)
+_OF_TYPES = ("Does not validate", "Expected a", "Problem with given class_path", "Not a valid subclass", "Subclass types")
+# What libraries say where it cannot be followed here, and what is said instead.
 _ADVICE = (
+    (
+        r"(?:\w+\.)*(\w+)\.__init__\(\) missing \d+ required positional arguments?: (.+)",
+        r"\1 needs \2, whose types its constructor does not say: annotate them, which makes them options.",
+    ),
     (
         r"Found more than one stateful callback of type `(\w+)`.*",
         r"trainer.callbacks has two of \1 that cannot be told apart (checkpoint.monitor has one of its own): leave one out.",
@@ -46,7 +50,7 @@ def one_line(error: BaseException) -> str:
     text = str(error)
     if (cause := inner_cause(text)) is not None:
         text = cause[1]
-    elif reasons := [reason for reason in _REASON.findall(text) if "Union subtypes" not in reason]:
+    elif reasons := own_reasons(text):
         text = reasons[0]
     text = re.sub(r"<?<([\w.]+) object at 0x[0-9a-f]+>>?", r"\1", text)
     text = " ".join(text.split()).strip()
@@ -58,8 +62,15 @@ def one_line(error: BaseException) -> str:
 
 def inner_cause(text: str) -> tuple[str, str] | None:
     """The class and what is wrong with it, of a dump in which jsonargparse lists why each type of a union does not fit."""
-    causes = [(path, cause) for path, cause in _CAUSE.findall(text) if "Union subtypes" not in cause]
-    return causes[0] if causes else None
+    causes = [
+        (path, cause) for path, cause in _CAUSE.findall(text) if "Union subtypes" not in cause and "Parser key" not in cause
+    ]
+    return causes[0] if "Union subtypes" in text and causes else None
+
+
+def own_reasons(text: str) -> list[str]:
+    """What stands in such a dump besides jsonargparse's own remarks on types: what a module or a constructor said."""
+    return [reason for reason in _BULLET.findall(text) if not reason.startswith(_OF_TYPES)] if "Union subtypes" in text else []
 
 
 def with_log(message: str, error: BaseException, folder: Path | None = None) -> str:

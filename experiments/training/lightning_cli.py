@@ -226,7 +226,7 @@ class CrosslightCLI(LightningCLI):
         except Exception as error:
             if (known := find_input_error(error)) is not None:
                 raise known from error
-            raise refused(_culprit(error, self.arguments) or " and ".join(sections), error) from error
+            raise refused(_culprit(error, self.arguments) or " or ".join(sections), error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[str(self.subcommand)]

@@ -16,6 +16,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, callbacks, loggers
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.training.failures import one_line, own_reasons
 from experiments.training.given import all_given, find, holder
 
 _UNKNOWN = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'|Key '([^']+)' is not expected")
@@ -116,6 +117,10 @@ def _unknown(option: str, parser: Any, arguments: list[str], given: list[tuple[s
     kind = _class_at(parent.removesuffix(".init_args"), given)
     if kind is not None and parent.endswith(".init_args"):
         takes = _parameters(kind)
+        if tail in takes:  # its type decides how a text is read
+            return (
+                f"{name}{f' ({place})' if place else ''}: {_path(kind)} does not say of what type {tail} is. Annotate it there."
+            )
         close = [f"{parent}.{argument}" for argument in difflib.get_close_matches(tail, takes, 1)]
         hint = f"\n{kind.__name__} takes: {', '.join(takes)}."
     else:
@@ -128,11 +133,11 @@ def _unknown(option: str, parser: Any, arguments: list[str], given: list[tuple[s
 def _bad_class(path: str, reason: str | None, given: list[tuple[str, Any, str]]) -> str:
     held = holder(path, given)
     option = f"{held[0]} ({held[1]}): " if held else ""
-    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in _classes()]
+    names = [_path(kind) for kind in _classes()]
     names += [f"{room.__name__}.{name}" for room in (callbacks, loggers) for name in room.__all__]
     tails = {name.split(".")[-1]: name for name in reversed(names)}
     close = difflib.get_close_matches(path, names, 1) or [
-        tails[tail] for tail in difflib.get_close_matches(path.split(".")[-1], tails, 1)
+        tails[tail] for tail in difflib.get_close_matches(path.split(".")[-1], tails, 1, 0.75)
     ]
     hint = f"\nDid you mean {close[0]}?" if close else ""
     because = f" ({' '.join(reason.split())[:120]})" if reason else ""
@@ -144,7 +149,7 @@ def _other_kind(kinds: list[str], tail: str, given: list[tuple[str, Any, str]]) 
     name, value, place = option or (tail, "that class", "")
     value = value.get("class_path") if isinstance(value, dict) else value
     fitting = [kind for kind in _classes() if {base.__name__ for base in kind.__mro__} & set(kinds)]
-    takes = [f"{kind.__module__}.{kind.__qualname__}" for kind in fitting if not inspect.isabstract(kind)]
+    takes = [_path(kind) for kind in fitting if not inspect.isabstract(kind)]
     takes += [f"your own that derives from {kind.__module__}.{kind.__qualname__}" for kind in fitting if inspect.isabstract(kind)]
     choice = f"\nIt takes: {', '.join(takes)}." if takes else ""
     return f"{name}{f' ({place})' if place else ''}: {value} is no {' or '.join(dict.fromkeys(kinds))}.{choice}"
@@ -161,6 +166,9 @@ def _bad_value(message: str, key: re.Match[str], given: list[tuple[str, Any, str
         return f"{key[2]}: {key[3].strip()[:200]}"
     if kinds := _OTHER_KIND.findall(rest):
         return _other_kind(kinds, key[2], given)
+    if reasons := own_reasons(rest):  # a module that cannot be imported
+        name, place = find(key[2], given) or (key[2], "")
+        return f"{name}{f' ({place})' if place else ''}: {one_line(Exception(reasons[0]))}"
     value_line = _GIVEN.search(rest)
     block = rest[: value_line.start()] if value_line else rest
     expected = list(_EXPECTED.finditer(block))
@@ -207,14 +215,21 @@ def _classes() -> list[type]:
     found = {kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)}
     return sorted(
         (kind for kind in found if kind.__module__.split(".")[0] in _OURS and not issubclass(kind, BaseException)),
-        key=lambda kind: f"{kind.__module__}.{kind.__qualname__}",
+        key=_path,
     )
 
 
 def _class_at(name: str, given: list[tuple[str, Any, str]]) -> type | None:
-    """The class that is configured under a dotted name, if it is one of ours."""
+    """The class that is configured under a dotted name, if it is one of ours or loaded."""
     path = next((value for key, value, _ in given if key in (name, f"{name}.class_path") and isinstance(value, str)), None)
-    return next((kind for kind in _classes() if path == f"{kind.__module__}.{kind.__qualname__}"), None)
+    module, _, tail = (path or "").rpartition(".")
+    loaded = getattr(sys.modules.get(module), tail, None)  # somebody's own
+    ours = next((kind for kind in _classes() if path == _path(kind)), None)
+    return ours or (loaded if inspect.isclass(loaded) else None)
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _parameters(kind: type) -> list[str]:

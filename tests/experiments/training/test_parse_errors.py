@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import own_parts
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -17,7 +18,9 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.results import Results, read_results
 from experiments.training.command import settle_failure
 from experiments.training.configs import find_configs
+from experiments.training.failures import one_line
 from experiments.training.lightning_cli import ParsedCLI
+from experiments.training.parse_errors import explain
 
 TINY = ["-c", "configs/model/dual_tiny.yaml", "-c", "configs/data/world.yaml", "-c", "configs/trainer/cpu.yaml"]
 MWA = ["-c", "experiments/papers/mwa/variants/mwa.yaml"]
@@ -122,6 +125,38 @@ def test_null_arrives_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = ParsedCLI(["fit", *files]).plain
     network = found["model"]["init_args"]["network"]["init_args"]
     assert (network["tokenizer"], network["max_tokens"], found["data"]["init_args"]["limits"]["val"]) == (None, None, None)
+
+
+DUMP = """Parser key "trainer.callbacks":
+  Does not validate against any of the Union subtypes
+  Subtypes: [list[lightning.pytorch.callbacks.callback.Callback], <class 'NoneType'>]
+  Errors:
+    - {}
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'str'>
+  Given value: own_parts.Unannotated
+"""
+
+
+def test_an_argument_without_a_type_is_named() -> None:
+    given = ["fit", "--trainer.callbacks=own_parts.Unannotated", "--trainer.callbacks.init_args.patience=3"]
+    dump = DUMP.format("Problem with given class_path 'own_parts.Unannotated':\n        Option 'patience' is not accepted")
+    assert own_parts.Unannotated.__name__ in given[1]
+    assert explain(dump, None, given) == (
+        "trainer.callbacks.init_args.patience (on the command line): own_parts.Unannotated does not say of what type patience "
+        "is. Annotate it there."
+    )
+    missing = "Unannotated.__init__() missing 1 required positional argument: 'rank'"
+    for said in (missing, DUMP.format(missing)):
+        assert one_line(TypeError(said)) == (
+            "Unannotated needs 'rank', whose types its constructor does not say: annotate them, which makes them options."
+        )
+
+
+def test_a_module_that_cannot_be_imported_is_named() -> None:
+    dump = DUMP.format("invalid syntax (mine.py, line 1)").replace("own_parts.Unannotated", "mine.Mine")
+    said = explain(dump, None, ["fit", "--trainer.callbacks=mine.Mine"])
+    assert said == "trainer.callbacks (on the command line): invalid syntax (mine.py, line 1)"
 
 
 def test_unknown_option_of_a_further_data_set(fail: Fail) -> None:

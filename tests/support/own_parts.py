@@ -1,0 +1,67 @@
+"""A user's own module and data, which derive from Lightning's alone, and classes with the mistakes that people make."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+built: list[str] = []  # what was made, by class
+
+
+class Module(LightningModule):
+    def __init__(self, lr: float = 0.1, plateau: str | None = None) -> None:
+        super().__init__()
+        built.append("Module")
+        self.layer, self.lr, self.plateau = torch.nn.Linear(4, 2), lr, plateau
+
+    def _loss(self, batch: Tensor, name: str) -> Tensor:
+        loss = self.layer(batch).square().mean()
+        self.log(name, loss)
+        return loss
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        built.append("a step")
+        return self._loss(batch, "train/loss")
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self._loss(batch, "val/loss")
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        self._loss(batch, "test/loss")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.lr)
+        if self.plateau is None:
+            return optimizer
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": self.plateau}}
+
+
+class Declares(Module):
+    validation_metrics: ClassVar = {"loss": "min", "accuracy": "max"}
+
+
+class Unvalidated(Module):
+    validation_step = LightningModule.validation_step
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(torch.arange(128.0).view(32, 4) / 128, batch_size=8)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+class Unannotated(Callback):
+    def __init__(self, patience=4) -> None:
+        pass
+
+
+class Raises(Callback):
+    def __init__(self) -> None:
+        raise RuntimeError("no licence\nfound")
