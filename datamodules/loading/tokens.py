@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError, shown
+from datamodules.files.hub import without_waiting
 from datamodules.files.releases import RELEASE, TOKENIZER, tokenizer_file
 from datamodules.formats.beit3_index import BEIT3_IDS
 from datamodules.formats.problems import is_sound
@@ -202,6 +203,7 @@ def _from_hugging_face(name: str) -> Any:
             f"tokenizer folder {name} does not exist; give a folder with tokenizer.json, a Hugging Face name, or BEiT-3's "
             "sentencepiece file (.spm)."
         )
+    without_waiting(name)
     try:
         # without this it asks whether code of the folder may be run, and takes a "y" of any pipe
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)

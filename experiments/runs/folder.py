@@ -6,6 +6,7 @@
     per_query/      ranks of every query of every evaluation (.npz)
     checkpoints/    best and last
     wandb/          W&B's files
+    traceback.log   of an error that was not foreseen
 
 A run whose process was killed keeps `status: running` but nobody holds its lock; opening it again resumes it.
 """

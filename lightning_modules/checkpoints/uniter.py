@@ -114,7 +114,7 @@ def load_bert(network: UniterRetrieval, source: str) -> frozenset[str]:
 
     name = str(Path(source).expanduser())
     official = f"neither an official UNITER checkpoint ({', '.join(UNITER_CHECKPOINTS)}, or a file) nor a BERT of Hugging Face"
-    with hugging_face(f"weights {source}: {official}", "give one of these"):
+    with hugging_face(f"weights {source}: {official}", "give one of these", name):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if config.model_type != "bert":
             raise InputError(f"weights {source}: a {config.model_type}, not a BERT, which is what UNITER is made of")

@@ -95,7 +95,7 @@ class LanguageModel(nn.Module):
             source = self.text_input.tokenizer
             if source is None:
                 raise InputError("language model: tokenizer is missing (a Hugging Face name or folder); captions as text need it")
-            with hugging_face(f"language model: no tokenizer at {source}", "give a folder or hub name"):
+            with hugging_face(f"language model: no tokenizer at {source}", "give a folder or hub name", source):
                 self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             learned = self._tokenizer.eos_token_id  # captions in training end in it
             if not self._eos_given and learned is not None and learned != self.eos:
@@ -269,7 +269,7 @@ def _causal_model(name: str | None, config: dict[str, Any] | None, weights: str 
     if name is not None and weights is not None:
         raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
     remedy = "give a folder with config.json and weights, a hub name (with network), or config: {model_type: ..., sizes}"
-    with hugging_face(f"{where}: no usable causal language model", remedy):
+    with hugging_face(f"{where}: no usable causal language model", remedy, name):
         if name is not None and torch.get_default_device().type == "meta":  # only to count: weights stay unread
             settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
             model = AutoModelForCausalLM.from_config(settings, attn_implementation=attention, trust_remote_code=False).float()

@@ -10,19 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from datamodules.errors import InputError
+from datamodules.files.hub import without_waiting
 
 
 @contextmanager
-def hugging_face(what: str, remedy: str) -> Iterator[None]:
+def hugging_face(what: str, remedy: str, name: str | None = None) -> Iterator[None]:
     """While inside, what the library says of a damaged or foreign folder is an `InputError`.
 
     Args:
         what: What is loaded, and that it cannot be.
         remedy: What to do about it.
+        name: Folder or hub name, where one is read: a hub that cannot be reached is not waited for.
 
     Raises:
         InputError: Whatever is raised inside.
     """
+    if name is not None:
+        without_waiting(name)
     try:
         with quiet_loading():
             yield

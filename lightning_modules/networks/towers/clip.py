@@ -42,7 +42,7 @@ class ProjectedCLIPTower(ImageTower):
         model: Any
         if name is not None:
             remedy = "give a folder with config.json and weights, a hub name (with network), or config: {sizes}"
-            with hugging_face(f"{where}: no usable CLIP", remedy):
+            with hugging_face(f"{where}: no usable CLIP", remedy, name):
                 settings = CLIPVisionConfig.from_pretrained(name)
                 model, report = CLIPVisionModelWithProjection.from_pretrained(
                     name, config=settings, dtype=torch.float32, trust_remote_code=False, output_loading_info=True

@@ -36,7 +36,7 @@ def _hugging_face_model(
     if name is not None and weights is not None:
         raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
     remedy = "give a folder with config.json, a hub name (with network), or config: {model_type: ..., sizes}"
-    with hugging_face(f"{where}: no usable configuration", remedy):
+    with hugging_face(f"{where}: no usable configuration", remedy, name):
         if name is not None:
             settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
         else:
@@ -57,7 +57,7 @@ def _hugging_face_model(
         return model_class._from_config(settings, attn_implementation=attention, **extra).float()
     if name is None:
         return AutoModel.from_config(settings, attn_implementation=attention, trust_remote_code=False, **extra).float()
-    with hugging_face(f"{where}: weights cannot be loaded", "check that the folder is complete, or online"):
+    with hugging_face(f"{where}: weights cannot be loaded", "check that the folder is complete, or online", name):
         model, report = model_class.from_pretrained(
             name, config=settings, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False,
             output_loading_info=True, **extra,

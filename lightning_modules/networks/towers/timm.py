@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 from torch import Tensor
 
 from datamodules.errors import InputError, some
+from datamodules.files.hub import without_waiting
 from datamodules.inputs import ImageInput
 from lightning_modules.networks.start import to_read
 from lightning_modules.networks.towers.base import ImageTower, pool_tokens, triple
@@ -59,6 +60,8 @@ class TimmImageTower(ImageTower):
             raise InputError(
                 f"image tower: timm has no model {name!r}; near names: {some(near) or 'none (see timm.list_models())'}"
             )
+        if pretrained:
+            without_waiting(f"timm/{name}")
         try:
             model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **(options or {}))
         except TypeError as error:
