@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.errors import InputError
+from datamodules.files.json_file import read_json
 from datamodules.files.ownership import require_own, write_label
 
 Precision = Literal["float16", "float32"]
@@ -48,14 +49,12 @@ class FeatureFile:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = folder / _ABOUT
+        if not path.exists():
+            raise InputError(f"{path} is missing: {folder} holds no visual features (all processes must see the folder)")
+        self.about: dict[str, Any] = read_json(path, f"the facts of visual features; delete {folder} to make them anew")
         try:
-            self.about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             self.shape, self.dtype = _layout(self.about)
-        except FileNotFoundError:
-            raise InputError(
-                f"{path} is missing: {folder} holds no visual features (all processes must see the folder)"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged ({error!r}); delete {folder} to make the features anew") from error
         self._row = self.shape[1] * self.shape[2] * self.dtype.itemsize
         for name, size in ((_TOKENS, self.bytes), (_DONE, self.shape[0])):
@@ -84,9 +83,9 @@ class FeatureFile:
         others = []
         for path in sorted(root.glob(f"{about['data']}-{about['split']}-*/{_ABOUT}")):
             try:
-                its = json.loads(path.read_bytes())
+                its = read_json(path, "the facts of visual features")
                 differing = {key for key in {*its, *about} if its.get(key) != about.get(key)}
-            except (OSError, ValueError, TypeError, AttributeError):  # damaged: said where it is used
+            except (InputError, TypeError, AttributeError):  # damaged: said where it is used
                 continue
             if differing and differing <= {*facts}:
                 others.append(path.parent)

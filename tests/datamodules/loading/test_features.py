@@ -92,7 +92,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         FeatureFile(file.folder)
     text = about.read_text()
     about.write_text(text[:30])
-    with pytest.raises(InputError, match=r"about.json is damaged .*delete"):
+    with pytest.raises(InputError, match=r"about\.json is not valid JSON .*delete"):
         FeatureFile(file.folder)
     about.write_text("[]")
     with pytest.raises(InputError, match=r"about.json is damaged"):
