@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.errors import InputError
-from experiments.cli._parser import Parser
+from experiments.cli._parser import Parser, require_writable
 from experiments.papers.schema import PAPERS, SCALES
 
 RUNS = Path("runs/papers")  # of `crosslight sweep run EXHIBIT`
@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     roots = options.runs if options.runs is not None else [RUNS] if RUNS.is_dir() else []
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file. Give a new folder, or that of an earlier report.")
+    require_writable(options.out / "index.html", "--out")
 
     from experiments.report.collect import collect
     from experiments.report.site import build, judged
