@@ -61,6 +61,7 @@ def build(
 
 
 _PARTS: dict[str, type] = {  # of a checkpoint: what resuming needs beside the weights, as Lightning writes it
+    "pytorch-lightning_version": str,
     "epoch": int,
     "global_step": int,
     "loops": dict,

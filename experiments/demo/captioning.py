@@ -135,9 +135,8 @@ def _epochs(number: int) -> list[str]:
 
 def save_part(run: Path, part: str, path: Path) -> Path:
     """A part of a run's network as a weights file, under the part's own keys. A tied tensor is written once."""
-    from safetensors.torch import save_file
-
     import lightning_modules
+    from lightning_modules.checkpoints.weights import write_weights
 
     network: Any = lightning_modules.load(run).network
     kept, there = {}, set()
@@ -145,7 +144,7 @@ def save_part(run: Path, part: str, path: Path) -> Path:
         if tensor.data_ptr() not in there:
             kept[name] = tensor.contiguous()
         there.add(tensor.data_ptr())
-    save_file(kept, path)
+    write_weights(kept, path)
     return path
 
 

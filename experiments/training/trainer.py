@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from datamodules.errors import InputError
@@ -16,8 +17,10 @@ from experiments.runs.folder import RunFolder
 from experiments.runs.results import DataDescription, Evaluation, read_results
 from experiments.training import preemption
 from experiments.training.checkpoints import Best
+from experiments.training.failures import one_line
 from lightning_modules.checkpoints.fresh import require_weights
 from lightning_modules.checkpoints.run_folder import Fit
+from lightning_modules.checkpoints.weights import misfits
 from lightning_modules.loading import read_checkpoint
 
 DataModules = dict[str, pl.LightningDataModule]
@@ -198,11 +201,54 @@ class Trainer(pl.Trainer):
                 "trainer.use_distributed_sampler is true, but the data modules share their batches out themselves (batch_size is "
                 "global, nothing is padded). Leave it false."
             )
-        if ckpt_path is not None and self.is_global_zero:
-            read_checkpoint(ckpt_path, resumes)
+        if ckpt_path is not None:
+            _name_failures(self._checkpoint_connector, ckpt_path)
+            if self.is_global_zero:
+                read_checkpoint(ckpt_path, resumes)
 
     def _relative(self, path: str) -> str | None:
         return str(Path(path).relative_to(self.run_folder.path)) if path else None
+
+
+def _name_failures(connector: Any, ckpt_path: str) -> None:
+    """What Lightning raises while it takes a checkpoint up is of the file: a part has another type or is missing. Name it."""
+    where = f"checkpoint {ckpt_path}"
+
+    def named(restore: Any) -> Any:
+        def guarded(*arguments: Any, **options: Any) -> Any:
+            try:
+                _require_moments(connector.trainer, connector._loaded_checkpoint, where)
+                return restore(*arguments, **options)
+            except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+                raise InputError(
+                    f"{where} cannot be taken up ({type(error).__name__}: {one_line(error)}): it was changed, or "
+                    "is of another version. Give another, or the one beside it."
+                ) from error
+
+        return guarded
+
+    for name in ("_restore_modules_and_callbacks", "restore_training_state"):
+        setattr(connector, name, named(getattr(type(connector), name).__get__(connector)))
+
+
+def _require_moments(trainer: pl.Trainer, checkpoint: dict[str, Any], where: str) -> None:
+    """See that each optimizer's state is there and fits: torch casts whole numbers, and writes beyond moments that are short.
+
+    Raises:
+        InputError: It does not.
+    """
+    if trainer.state.fn != TrainerFn.FITTING or not trainer.optimizers:
+        return
+    states, schedules = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+    found, wanted = (len(states), len(schedules)), (len(trainer.optimizers), len(trainer.lr_scheduler_configs))
+    if found != wanted:
+        raise InputError(f"{where} has the states of {found} optimizers and schedules, here there are {wanted}: it was changed.")
+    for state, optimizer in zip(states, trainer.optimizers, strict=True):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, values in state["state"].items():
+            moments = {key: value for key, value in values.items() if key in ("exp_avg", "exp_avg_sq", "momentum_buffer")}
+            if wrong := misfits(moments, dict.fromkeys(moments, parameters[index])):
+                raise InputError(f"{where}: the optimizer's {wrong[0]} (parameter {index}): it was changed.")
 
 
 def _trains(model: pl.LightningModule) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import pytest
@@ -114,6 +116,28 @@ def test_checkpoint_of_something_else(head_run: Path, tmp_path: Path) -> None:
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "some.ckpt")
     options = ("-c", str(head_run / "config.yaml"), "--ckpt_path", str(tmp_path / "some.ckpt"))
     refused("test", *options, run=tmp_path / "test", says=("some.ckpt is not of a crosslight run", "init_from"))
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda state: state.pop("loops"), "has no loops"), (lambda state: state.update(epoch="1"), "epoch is '1'"),
+    (lambda state: state["loops"].clear(), "cannot be taken up (KeyError: 'fit_loop')"),
+    (lambda state: state.update(optimizer_states=[]), "states of (0, 1) optimizers and schedules, here there are (1, 1)"),
+    (lambda state: moments(state).update(exp_avg=torch.zeros(3)), "the optimizer's exp_avg [3] instead of []"),
+    (lambda state: moments(state).update(exp_avg=torch.tensor(1)), "the optimizer's exp_avg whole numbers"),
+    (lambda state: state["state_dict"].update({"network.logit_scale": torch.tensor(1)}), "logit_scale whole numbers"),
+    (lambda state: state["state_dict"].update({"network.logit_scale": torch.tensor(math.nan)}), "NaN or infinite"),
+])  # fmt: skip
+def test_a_checkpoint_with_other_parts_is_not_gone_on_from(change: Any, says: str, head_run: Path, tmp_path: Path) -> None:
+    state = torch.load(head_run / "checkpoints" / "last.ckpt", weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "last.ckpt")
+    shutil.copy(head_run / "checkpoints" / "best.ckpt", tmp_path)
+    options = ("-c", str(head_run / "config.yaml"), "--ckpt_path", str(tmp_path / "last.ckpt"), "--trainer.max_epochs=2")
+    refused("fit", *options, run=tmp_path / "fit", says=("last.ckpt", says))
+
+
+def moments(state: Any) -> Any:
+    return state["optimizer_states"][0]["state"][0]
 
 
 def test_adapter_for_another_backbone(mwa_run: Path, full_run: Path, head_run: Path, tmp_path: Path) -> None:
