@@ -141,7 +141,7 @@ def test_an_evaluation_without_a_checkpoint_wants_all_of_them(tiny: Any) -> None
     module = RetrievalModule(tiny.network(weights=None), tuning="full")
     with pytest.raises(InputError, match=r"\(image_projection\.weight, .* nothing was trained here\. .*--ckpt_path"):
         require_weights(module.network)
-    saved: dict[str, Any] = {"state_dict": {}}
+    saved: dict[str, Any] = {}
     module.on_save_checkpoint(saved)
     module.on_load_checkpoint(saved)
     require_weights(module.network)
