@@ -21,9 +21,21 @@ FILE = "traceback.log"  # in a run folder
 _LONGEST = 300
 _CAUSE = re.compile(r"Problem with given class_path '([^']+)':\s+(.+?)(?=\n\s*- |\Z)", re.DOTALL)
 _BULLET = re.compile(r"^ *- (.+(?:\n(?! *- | *Given| *Errors| *Subtypes).+)*)$", re.MULTILINE)
-_OF_TYPES = ("Does not validate", "Expected a", "Problem with given class_path", "Not a valid subclass", "Subclass types")
+_OF_TYPES = (
+    "Does not validate",
+    "Expected a",
+    "Problem with given class_path",
+    "Not a valid subclass",
+    "Subclass types",
+    "a class path",
+    "a dict",
+)
 # What libraries say where it cannot be followed here, and what is said instead.
 _ADVICE = (
+    (
+        r".*argument after \*\* must be a mapping, not (\w+).*",
+        r"an option that has options of its own (such as optimization or limits) was given as one value (\1): give them by name.",
+    ),
     (
         r"(?:\w+\.)*(\w+)\.__init__\(\) missing \d+ required positional arguments?: (.+)",
         r"\1 needs \2, whose types its constructor does not say: annotate them, which makes them options.",

@@ -129,6 +129,7 @@ OF_MODEL_AND_DATA: dict[str, str] = {
     "--model.init_args.optimization.betas=[1,2]": "optimization.betas",
     "--model.init_args.optimization.weight_decay=-1": "optimization.weight_decay",
     "--model.init_args.gradient_cache_chunk=0": "gradient_cache_chunk is 0",
+    "-c optimization.yaml": "options of its own (such as optimization or limits) was given as one value (int)",
     "--model.init_args.init_from=/nowhere": "init_from /nowhere does not exist",
 }  # fmt: skip
 
@@ -161,6 +162,7 @@ def test_a_mistake_is_told_before_the_first_batch(options: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("options", OF_MODEL_AND_DATA)
 def test_a_mistake_in_model_or_data(options: str, tmp_path: Path) -> None:
+    (tmp_path / "optimization.yaml").write_text("model: {init_args: {optimization: 5}}\n")
     assert OF_MODEL_AND_DATA[options] in refused(options, tmp_path / "run", TINY)
 
 
