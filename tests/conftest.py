@@ -1,10 +1,20 @@
-"""The order of all tests: the files that take longest first, so that two workers (`--dist loadfile`) end together."""
+"""The order of all tests: the files that take longest first, so that two workers (`--dist loadfile`) end together. And where
+libraries keep things, which is not the home of whoever runs them."""
 
 from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
 LONG = ("end_to_end", "test_lazy_imports.py")
+# One folder for all runs: matplotlib lists all fonts where it has not yet.
+KEPT = Path(tempfile.gettempdir()) / f"crosslight-tests-{os.getuid()}"
+
+for name in ("CROSSLIGHT_CACHE", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "MPLCONFIGDIR"):
+    os.environ.setdefault(name, str(KEPT / name.lower()))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

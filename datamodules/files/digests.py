@@ -146,8 +146,8 @@ def _remembered(folder: Path) -> dict[str, tuple[_State, str]]:
             name: ((int(size), int(modified), int(changed)), re.fullmatch("[0-9a-f]{32}", found)[0])  # type: ignore[index]
             for name, (size, modified, changed, found) in content["files"].items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none, or none that can be trusted: read anew
-        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}  # none, or none that can be trusted: read anew
 
 
 def _remember(folder: Path, known: Mapping[str, tuple[_State, str]]) -> None:

@@ -43,7 +43,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)  # width and height change places
-_BITS_PER_SAMPLE = 258  # a TIFF tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of a TIFF
+_WHITE_IS_ZERO = 0
 
 
 def open_image(record: ImageRecord) -> Image.Image:
@@ -180,7 +181,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """One channel of more than 8 bits as L, or LA where one of its values is transparent."""
     values_HW = np.asarray(image)
-    scaled = Image.fromarray(_scaled(image, values_HW).astype(np.uint8))
+    scaled_HW = _scaled(image, values_HW).astype(np.uint8)
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which PIL obeys for 8 bits and fewer only
+        scaled_HW = 255 - scaled_HW
+    scaled = Image.fromarray(scaled_HW)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         scaled.putalpha(Image.fromarray(np.where(values_HW == transparent, 0, 255).astype(np.uint8)))

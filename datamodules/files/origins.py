@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
 from datamodules.files.digests import digests
+from datamodules.files.json_file import read_json
 
 
 def note_origins(note: Path, made: Iterable[Path], of: Iterable[Path]) -> None:
@@ -30,12 +32,12 @@ def require_current(note: Path, made: Iterable[Path], of: Iterable[Path], remedy
     Raises:
         InputError: one of those has another content now.
     """
-    try:
-        noted = json.loads(note.read_bytes())
-        its_made, its_of = dict(noted["made"]), dict(noted["of"])
-    except FileNotFoundError:
+    if not os.path.lexists(note):
         return
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    try:
+        noted = read_json(note, "digests of files")
+        its_made, its_of = dict(noted["made"]), dict(noted["of"])
+    except (InputError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{note} cannot be read ({error}). {remedy}") from error
     if any(its_made.get(path.name) != found for path, found in digests(made).items()):
         return

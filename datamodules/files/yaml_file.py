@@ -56,10 +56,12 @@ class _Strict(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None  # other keys are refused, or unequal
-            if name is not None and key.tag != "tag:yaml.org,2002:merge" and (key.tag, name) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is there twice", key.start_mark)
-            seen.add((key.tag, name))
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":  # others are refused, or unequal
+                continue
+            name = self.construct_object(key)  # 1 and 0x1, yes and true are one key
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 

@@ -64,7 +64,7 @@ def broken_rules(splits: Mapping[str, Sequence[ImageRecord]]) -> Iterator[tuple[
                 if caption.caption_id in caption_ids:
                     yield "duplicated id", f"caption {caption.caption_id} of image {image_id} is twice in {split}"
                 caption_ids.add(caption.caption_id)
-                if not caption.token_ids and not caption.text.strip():
+                if not caption.token_ids and not any(sign.isprintable() and not sign.isspace() for sign in caption.text):
                     yield "empty caption", f"caption {caption.caption_id} of image {image_id}"
                 if not is_sound(caption.text):
                     yield "broken text", f"caption {caption.caption_id} of image {image_id} has half a character (a surrogate)"

@@ -8,6 +8,7 @@ raise SystemExit(report.exit_code)
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -88,20 +89,23 @@ def run_check(
     source = open_source(kind, root, **options)
     if options.get("download"):
         source.prepare_data()
-    if regions is None:
-        return check(source, workers, progress)
-    splits = RegionSplits(source, regions)
-    vars(source).update(only_annotations=True, region_splits=splits)  # the latter is that of a data module
-    return check(source, workers, progress, splits)
+    if regions is not None:  # as a data module has them
+        vars(source).update(only_annotations=True, region_splits=RegionSplits(source, regions))
+    return check(source, workers, progress)
 
 
-def check(source: Source, workers: int = 2, progress: bool = True, regions: RegionSplits | None = None) -> Report:
-    """Read the annotations and decode every image with `workers` processes; with `regions` (a data module's `region_splits`) read
-    those of every image instead, in this process.
+def check(source: Source, workers: int = 2, progress: bool = True) -> Report:
+    """Read the annotations and decode every image with `workers` processes; of a data module whose option `regions` is set, read
+    the regions of every image instead, in this process.
 
     Raises:
-        InputError: the annotations, or the databases of regions, cannot be read at all.
+        InputError: `workers` is out of range; the annotations, or the databases of regions, cannot be read at all.
     """
+    most = max(32, 4 * (os.cpu_count() or 1))
+    if not 0 <= workers <= most:
+        raise InputError(f"workers is {workers}; give 0 to {most}.")
+    splits: RegionSplits | None = getattr(source, "region_splits", None)
+    regions = splits if splits is not None and splits.is_set else None
     parsed, _ = (regions or FileSplits(source)).parse()
     report = Report(source.name, source.root, problems=parsed.all_problems())
     for split, records in parsed.splits.items():
@@ -117,7 +121,7 @@ def check(source: Source, workers: int = 2, progress: bool = True, regions: Regi
                 splits_of_path[record.path].add(split)
             for caption in record.captions if len(parsed.splits) > 1 else ():  # of one split there may be millions
                 splits_of_text[caption.token_ids or caption.text.strip().lower()].add(split)
-    report.notes += source.notes()
+    report.notes += [*source.notes(), *(f"{split} has no image" for split, counts in report.splits.items() if not counts.images)]
     _note_shared(report, "caption text(s)", splits_of_text.values())
 
     if regions is not None:

@@ -85,6 +85,7 @@ class WordShares:
 
 SHARES_FILE = "shares.npz"
 MAPS_FOLDER = "attention_maps"  # in a run folder
+_REMEDY = "Delete it: `report --maps` makes it again."
 MAP_FILES: dict[str, type[AttentionMaps] | type[WordMaps]] = {"relations.npz": AttentionMaps, "words.npz": WordMaps}
 
 # dimensions and kinds of number of each array; words of an empty caption are floats
@@ -137,7 +138,7 @@ def _is_finite(array: Array) -> bool:
 
 
 def _read(file: Path, kind: type[Any]) -> dict[str, Any]:
-    values: dict[str, Any] = read_arrays(file, "attention maps of a run")
+    values: dict[str, Any] = read_arrays(file, "attention maps of a run", _REMEDY)
     right = values.keys() == _DIMENSIONS[kind].keys() and all(
         values[name].ndim == dimensions and values[name].dtype.kind in kinds and _is_finite(values[name])
         for name, (dimensions, kinds) in _DIMENSIONS[kind].items()
@@ -148,7 +149,7 @@ def _read(file: Path, kind: type[Any]) -> dict[str, Any]:
     wanted |= dict.fromkeys(("inside_W", "area_W", "elsewhere_W"), shapes.get("image_W", ()))
     wanted |= {"maps_KYX": words + shapes.get("maps_KYX", ())[1:], "image_YX3": (*shapes.get("image_YX3", ())[:2], 3)}
     if not right or any(shapes[name] != shape or 0 in shape for name, shape in wanted.items() if name in shapes):
-        raise InputError(f"{file} does not hold what this version stores there. Delete it: `report --maps` makes it again.")
+        raise InputError(f"{file} does not hold what this version stores there. {_REMEDY}")
     for name, value in values.items():
         if name in ("words", "covered"):
             values[name] = tuple(value.tolist())

@@ -51,6 +51,9 @@ def data_options(kind: str, arguments: Sequence[str], action: str, own: Sequence
         read = parser.instantiate_classes(parser.parse_args(given))
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         reason = re.sub(r"(?:a )?typing\.Literal\[(.*?)\]", r"one of \1", " ".join(str(error).split()))
+        # of a Union what the first kind lacks: the others are None
+        reason = re.sub(r"Does not validate against any of the Union subtypes.*? Errors: - (.*?) - Expected .*", r"\1", reason)
+        reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason)
         raise InputError(f"data {action} {kind}: {reason}. --help-all lists the options.") from None
     return dict(vars(read))
 

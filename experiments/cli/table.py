@@ -14,7 +14,7 @@ from experiments.cli._parser import Parser, require_writable
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a folder of them")
-    parser.add_argument("--data", metavar="NAME", help="the evaluation to show (default: each run's first)")
+    parser.add_argument("--data", metavar="NAME", help="the evaluation to show (default: all)")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the table there too")
     parser.add_argument("--csv", type=Path, metavar="FILE.csv", help="write it there as CSV")
 

@@ -130,7 +130,9 @@ def to_latex(view: View) -> str:
         for column in columns:
             cell = variant.cells[column.name]
             cells += [latex_text(mean_text(cell)), f"\\textit{{{latex_text(number(cell.published, column.digits))}}}"]
-        lines.append(f"    {latex_text(variant.label)} & " + " & ".join([*cells, str(seeds(variant))]) + " \\\\")
+        # "\\\\" takes a "[" or "*" that follows it for an option of its own, also on the next line
+        guard = "{}" if variant.label.startswith(("[", "*")) else ""
+        lines.append(f"    {guard}{latex_text(variant.label)} & " + " & ".join([*cells, str(seeds(variant))]) + " \\\\")
     apart = [f"{variant.label}: {variant.told}." for variant in view.variants if variant.told != variant.status]
     notes = [latex_text(text) for text in (view.exhibit.note, *apart) if text]
     note = [f"  \\par\\smallskip\\footnotesize {' '.join(notes)}"] if notes else []

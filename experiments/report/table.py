@@ -8,13 +8,15 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import InputError
 from experiments.report.escape import csv_value, markdown_text
 from experiments.runs.results import Evaluation, Results
 from experiments.runs.seeds import Configuration, configuration_of, differing_options
-from experiments.runs.store import Run, read_run, run_folders_below
+from experiments.runs.store import Run, arrays_of, read_run, run_folders_below
 
 # Columns by metric; a table has those of which a run has a value, and those that an evaluation's notes name: {metric: heading}.
 RECALLS = {
@@ -34,12 +36,23 @@ COSTS = ("tunable_parameters", "tunable_percent", "peak_memory_bytes", "seconds_
 
 
 def find_runs(folders: Iterable[str | Path]) -> dict[Path, Run]:
-    """Every run in or below the folders, each once; one whose results cannot be read says so.
+    """Every run in or below the folders, each once; one whose results cannot be read, or are not those of its
+    per-query files, says so.
 
     Raises:
         InputError: A folder does not exist or holds no run.
     """
-    return {folder: read_run(folder) for folder in run_folders_below(folders)}
+    return {folder: _compared(read_run(folder)) for folder in run_folders_below(folders)}
+
+
+def _compared(run: Run) -> Run:
+    """A finished run whose numbers are those of its per-query files; else one that says which are not."""
+    try:
+        for evaluation in run.results.tests() if run.results is not None and run.status == "finished" else ():
+            arrays_of(run, evaluation)
+    except InputError as error:
+        return replace(run, status="unreadable", results=None, error=str(error))
+    return run
 
 
 def rows(runs: Mapping[Path, Run], data: str | None = None) -> list[dict[str, Any]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
+from datamodules.errors import InputError
 from experiments.runs.references import look_up
 
 # The sections that decide.
@@ -98,7 +100,8 @@ def _placed(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and value != 1.0:
         return int(value)  # one number; but 1 is one batch to Lightning, and 1.0 all of them
     if isinstance(value, str):
-        value = look_up(value)  # what a file keeps as a reference decides by its value
+        with suppress(InputError):  # not set here, where the run is only looked at
+            value = look_up(value)  # what a file keeps as a reference decides by its value
     return _name_of(value) if isinstance(value, str) and value.startswith("/") else value
 
 

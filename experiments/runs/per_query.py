@@ -16,8 +16,8 @@ Array = npt.NDArray[Any]
 _REMEDY = "Restore it, or delete the run's folder to run it again."
 
 
-def read_arrays(file: Path, expected: str) -> dict[str, Array]:
-    """All arrays of an .npz, nothing of which is unpickled.
+def read_arrays(file: Path, expected: str, remedy: str = _REMEDY) -> dict[str, Array]:
+    """All arrays of an .npz, nothing of which is unpickled; `expected` and `remedy` (a sentence) are for errors.
 
     Raises:
         InputError: It is missing, no file, or damaged.
@@ -28,7 +28,7 @@ def read_arrays(file: Path, expected: str) -> dict[str, Array]:
                 return {name: arrays[name] for name in arrays.files}
         except Exception as error:  # of numpy, zip and zlib: a damaged file can raise anything
             why = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{file} is no sound .npz file ({why}); expected {expected}. {_REMEDY}") from error
+            raise InputError(f"{file} is no sound .npz file ({why}); expected {expected}. {remedy}") from error
 
 
 def read_per_query(file: Path, metrics: Mapping[str, float]) -> dict[str, Array]:

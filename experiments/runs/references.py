@@ -18,23 +18,25 @@ _known: dict[str, str] = {}  # what this process has looked up, and the referenc
 
 
 def look_up(text: str) -> str:
-    """With the variables' values. One that is not set leaves its name, as with wandb's agent."""
-    found = REFERENCE.sub(lambda reference: os.environ.get(reference[1], reference[1]), text)
-    for reference in REFERENCE.finditer(text):
-        if len(value := os.environ.get(reference[1], "")) >= _SHORTEST:
-            _known[value] = reference[0]
-    return found
+    """With the variables' values.
+
+    Raises:
+        InputError: One is not set (wandb's agent would put its name there).
+    """
+    return REFERENCE.sub(lambda reference: variable(reference[1]), text)
 
 
 def variable(name: str) -> str:
-    """A variable's value, for `${envvar:NAME}` in a configuration.
+    """A variable's value.
 
     Raises:
         InputError: It is not set.
     """
     if name not in os.environ:
-        raise InputError(f"the configuration names ${{envvar:{name}}}, and there is no such environment variable. Set it.")
-    return look_up(f"${{envvar:{name}}}")
+        raise InputError(f"${{envvar:{name}}} is named, and there is no such environment variable. Set it.")
+    if len(value := os.environ[name]) >= _SHORTEST:
+        _known[value] = f"${{envvar:{name}}}"
+    return value
 
 
 def conceal(content: Any) -> Any:
@@ -57,5 +59,8 @@ def starting(words: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    command = [look_up(word) for word in sys.argv[1:]]
+    try:
+        command = [look_up(word) for word in sys.argv[1:]]
+    except InputError as error:
+        raise SystemExit(f"crosslight: error: {error}") from None
     os.execvp(command[0], command)

@@ -157,15 +157,26 @@ class RunFolders:
         Raises:
             InputError: It cannot be read.
         """
-        name = evaluation.per_query_file
-        if run.folder is None or not name or not os.path.lexists(run.folder / name):
+        file = None if run.folder is None else run.folder / (evaluation.per_query_file or "")
+        if file is None or file == run.folder:
             return {}
-        file = run.folder / name
         if file not in self._arrays:
-            from experiments.runs.per_query import read_per_query  # numpy: a table of runs does without
-
-            self._arrays[file] = read_per_query(file, evaluation.metrics)
+            self._arrays[file] = arrays_of(run, evaluation)
         return self._arrays[file]
+
+
+def arrays_of(run: Run, evaluation: Evaluation) -> dict[str, npt.NDArray[Any]]:
+    """Of an evaluation's per-query file; empty where there is none.
+
+    Raises:
+        InputError: It cannot be read, or gives other recalls than the evaluation.
+    """
+    name = evaluation.per_query_file
+    if run.folder is None or not name or not os.path.lexists(run.folder / name):
+        return {}
+    from experiments.runs.per_query import read_per_query  # numpy: runs without such files do without
+
+    return read_per_query(run.folder / name, evaluation.metrics)
 
 
 def folder_of(planned: PlannedRun, roots: Sequence[Path]) -> Path:

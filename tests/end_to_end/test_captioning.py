@@ -32,6 +32,7 @@ from kill_switch import note_captions
 from PIL import Image
 
 import lightning_modules
+from datamodules.errors import InputError
 from datamodules.flickr30k import Flickr30k
 from lightning_modules.metrics.captions.store import CaptionStore
 
@@ -308,5 +309,5 @@ def test_shares_of_attention_are_those_of_a_naive_twin_and_reach_the_figure(
     assert measured.by_image.images == 3
     assert measured.code is not None
     file.write_bytes(file.read_bytes()[:100])
-    assert stored_shares(folder) is None, "what is damaged is measured again"
-    assert measure(read_run(folder), column, RunFolders([tmp_path])) is None
+    with pytest.raises(InputError, match=r"shares\.npz is no sound .*Delete it: `report --maps` makes it again"):
+        stored_shares(folder)

@@ -81,6 +81,11 @@ def test_every_depth_is_the_same_grey(tmp_path: Path, name: str, values: np.ndar
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / name)), np.repeat(grey()[..., None], 3, axis=2))
 
 
+def test_16_bits_in_which_0_is_white(tmp_path: Path) -> None:
+    Image.fromarray(grey().astype(np.uint16) * 257).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.tif"))[..., 0], 255 - grey())
+
+
 def test_16_bits_of_color_and_dark_pictures(tmp_path: Path) -> None:
     """By the file's range and not by what is in it: a dark photograph stays dark."""
     raw = (np.asarray(picture()).astype(">u2") * 257).tobytes()

@@ -29,6 +29,7 @@ def test_what_is_yaml_is_read(tmp_path: Path) -> None:
         ("a: &a [1, *a]\n", "line 1, column 4: not YAML: an alias contains itself"),
         ("a: &a {b: {c: *a}}\n", "an alias contains itself"),
         ("lr: 1\nlr: 2\n", "line 2, column 1: not YAML: 'lr' is there twice"),
+        ("1: a\n0x1: b\n", "line 2, column 1: not YAML: '0x1' is there twice"),
         ("a: [\n", "line 2, column 1: not YAML: "),
         ("a: *none\n", "undefined alias 'none'"),
         ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),

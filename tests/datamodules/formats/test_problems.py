@@ -42,7 +42,7 @@ BROKEN: dict[str, tuple[dict[str, list[ImageRecord]], list[tuple[str, str]]]] = 
         [("duplicated id", "caption a#0 of image b is twice in train")],
     ),
     "the same caption id in another split": ({"train": [A], "test": [replace(B, captions=A.captions)]}, []),
-    "no words": ({"train": [record("a", " \t"), B]}, [("empty caption", "caption a#0 of image a")]),
+    "no words": ({"train": [record("a", " \t\u200b"), B]}, [("empty caption", "caption a#0 of image a")]),
     "token ids": ({"train": [replace(A, captions=(Caption("1", "", token_ids=(5,)),))]}, []),
     "no token": (
         {"train": [replace(A, captions=(Caption("1", "", token_ids=()),))]},

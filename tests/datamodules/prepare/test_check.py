@@ -143,6 +143,12 @@ def test_a_damaged_picture_of_any_format_is_listed(flickr8k_root: Path, workers:
     assert problem.text.startswith(f"image 1000: {path} ")
 
 
+@pytest.mark.parametrize("workers", [-1, 100_000])
+def test_processes_that_no_machine_has_are_not_started(flickr8k_root: Path, workers: int) -> None:
+    with pytest.raises(InputError, match=rf"workers is {workers}; give 0 to "):
+        check_quietly(flickr8k_root, workers)
+
+
 def test_regions_of_a_photograph_that_was_replaced_are_listed(tmp_path: Path) -> None:
     root = write_root(tmp_path / "f")
     folder = root / "flickr30k-images"
@@ -151,10 +157,10 @@ def test_regions_of_a_photograph_that_was_replaced_are_listed(tmp_path: Path) ->
             write_image(folder / f"{number}.jpg", number)
             writer.add(f"{number}.npz", *region_values(number), sources=(digest(folder / f"{number}.jpg"), None))
     data = Flickr30k(str(root), num_workers=0, regions=RegionFiles("img_db/mine", "all"))
-    assert check(data, progress=False, regions=data.region_splits).problems == []
+    assert check(data, progress=False).problems == []
     write_image(folder / "1003.jpg", 7)
     (folder / "1004.jpg").unlink()  # regions serve without photographs
-    (problem,) = check(data, progress=False, regions=data.region_splits).problems
+    (problem,) = check(data, progress=False).problems
     assert problem.text == (
         f"image 1003: its regions were made of another photograph than {folder / '1003.jpg'} is now; extract it again"
     )

@@ -110,6 +110,7 @@ def test_data_check_takes_the_options_of_the_data_set(coco: Path, capsys: pytest
         (["--year=2015"], "2015"),
         (["--regions.image_db=a", "--regions.kind=fixd"], "Expected one of 'threshold', 'fixed', 'all'. Got value: fixd"),
         (["--regions.kind=fixed"], "image_db"),
+        (["--captions=official", "--files.test=a.json"], 'Parser key "files": Expected a list. Got value: a.json. --help-all'),
         (["--files.test=[a.json]"], 'set captions to "official" or "beit3_index" with it'),
     ],
 )

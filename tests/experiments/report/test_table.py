@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import yaml
 from configurations import changed
@@ -160,6 +161,20 @@ def test_the_command_prints_and_writes(runs: Path, tmp_path: Path, capsys: pytes
     assert printed == (tmp_path / "t.md").read_text()
     assert "coco" not in printed
     assert "flickr8k" in (tmp_path / "t.csv").read_text()
+
+
+def test_numbers_that_the_per_query_files_do_not_give_are_told(tmp_path: Path) -> None:
+    """As a report does, of which a table is the short form."""
+    rank_Q = np.array([1, 1, 3, 9])
+    for name, i2t_r1 in (("sound", 50.0), ("changed", 75.0)):
+        tested = Evaluation("coco", "test", "test", {"i2t_r1": i2t_r1}, per_query_file="per_query/coco-test.npz")
+        folder = write_run(tmp_path / name, name, evaluations=(tested,))
+        (folder / "per_query").mkdir()
+        np.savez(folder / "per_query" / "coco-test.npz", i2t_rank=rank_Q, i2t_image_index=np.arange(4))
+    changed, sound = sorted(rows(find_runs([tmp_path])), key=lambda row: row["name"])
+    assert sound["i2t_r1"] == 50.0
+    assert changed["status"] == "unreadable"
+    assert "i2t_r1 is 50 by its ranks, and 75 in results.json" in changed["error"]
 
 
 def test_a_table_needs_no_torch_and_no_numpy(runs: Path) -> None:

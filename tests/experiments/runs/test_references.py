@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from datamodules.errors import InputError
-from experiments.cli.main import run_command
+from experiments.cli.main import main, run_command
 from experiments.runs.identity import config_hash
 from experiments.runs.references import conceal, look_up, starting, variable
 from experiments.sweep import points
@@ -25,7 +25,9 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_value_is_looked_up_and_concealed_again() -> None:
-    assert look_up("--key=${envvar:MY_TOKEN}/${envvar:SHORT}/${envvar:NOT_SET}") == f"--key={SECRET}/demo/NOT_SET"
+    assert look_up("--key=${envvar:MY_TOKEN}/${envvar:SHORT}") == f"--key={SECRET}/demo"
+    with pytest.raises(InputError, match=r"\$\{envvar:NOT_SET\} is named, and there is no such environment variable"):
+        look_up("--key=${envvar:MY_TOKEN}/${envvar:NOT_SET}")
     config = {"a": [f"x {SECRET} y", 3], "b": "demo"}
     assert conceal(config) == {"a": ["x ${envvar:MY_TOKEN} y", 3], "b": "demo"}
     assert variable("MY_TOKEN") == SECRET
@@ -46,6 +48,17 @@ def test_another_program_gets_the_value() -> None:
     command = starting([sys.executable, "-c", "import sys; print(sys.argv[1])", "${envvar:MY_TOKEN}"])
     assert SECRET not in " ".join(command)
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == SECRET
+
+
+def test_a_sweep_whose_command_names_a_variable_that_is_not_set_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.yaml").write_text(
+        'method: grid\ncommand: [python, program.py, "--key=${envvar:NOT_SET}", "${args}"]\nparameters: {a: {values: [1]}}\n'
+    )
+    with pytest.raises(SystemExit, match="2"):
+        main(["sweep", "run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "runs"), "--dry-run"])
+    assert "${envvar:NOT_SET} is named" in capsys.readouterr().err
 
 
 def test_a_sweep_writes_no_secret_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
