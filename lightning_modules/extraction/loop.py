@@ -27,6 +27,7 @@ from datamodules.files.ownership import take_up, write_label
 from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
 from datamodules.formats.uniter.layout import Layout
 from datamodules.formats.uniter.sources import Sources
+from datamodules.loading.loader import workers_of
 from datamodules.records import ImageRecord
 from lightning_modules.extraction.boxes import BoxSource
 from lightning_modules.extraction.extractors import BackboneRegions, DetectorRegions, Extracted, Sizing
@@ -186,6 +187,7 @@ def extract(
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         task = bar.add_task("extracting", total=len(images), completed=summary.there_before)
         with (
+            workers_of(loaded),
             ImageDatabaseWriter(out, layout) as writer,
             torch.inference_mode(),
             torch.autocast(target.type, dtype, enabled=precision != "fp32"),

@@ -87,23 +87,7 @@ losses = [step() for _ in range(3)]
 """
 
 
-def test_a_step_runs_nothing_of_the_compiler_and_gives_the_same_numbers() -> None:
-    program = f"{RAN}\nimport lightning.pytorch\n{STEP}\nprint(json.dumps([ran(), losses]))"
-    ran, losses = run(program)
-    assert ran == []
-    ran, expected = run(program, CROSSLIGHT_EAGER_IMPORTS="1")
-    assert {"sympy", "torch._dynamo", "torchvision"} <= set(ran)
-    assert losses == expected
-
-
-# ------------------------------------------------------------------------------------------------ behind the doors
-
-
-def test_the_compiler_works_after_steps_without_it() -> None:
-    program = f"""{RAN}
-import lightning.pytorch, lightning.fabric.wrappers as wrappers, lightning.pytorch.utilities.compile as lightning_compile
-{STEP}
-before = ran(), isinstance(model, wrappers.OptimizedModule)
+COMPILER = """
 plain = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GELU())
 compiled = torch.compile(plain, backend="eager", fullgraph=True)
 x = torch.randn(2, 3)
@@ -121,18 +105,41 @@ try:
 except torch._dynamo.exc.Unsupported:
     raised = "Unsupported"
 marked = getattr(__import__("transformers.integrations.deepgemm", fromlist=["x"]).is_sm100, "_dynamo_marked_constant", False)
-print(json.dumps([before, same, kinds, raised, marked, step()]))
 """
-    before, same, kinds, raised, marked, loss = run(program)
-    assert before == [[], False]
-    assert same
-    assert kinds == [True, True, True, True, False]
-    expected = run(program, CROSSLIGHT_EAGER_IMPORTS="1")
-    assert [raised, marked, loss] == expected[3:]  # torch keeps its optimizers' functions out of graphs, as ever
 
 
-@pytest.mark.parametrize("eager", ["0", "1"])
-def test_torchvision_torchmetrics_and_timm_work_as_ever(eager: str) -> None:
+@pytest.fixture(scope="module")
+def steps() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Three steps, then the compiler, then a step: behind closed doors, and with none."""
+    program = f"""{RAN}
+import lightning.pytorch, lightning.fabric.wrappers as wrappers, lightning.pytorch.utilities.compile as lightning_compile
+{STEP}
+before, wrapped = ran(), isinstance(model, wrappers.OptimizedModule)
+{COMPILER}
+print(json.dumps(dict(ran=before, wrapped=wrapped, losses=losses, same=same, kinds=kinds, as_ever=[raised, marked, step()])))
+"""
+    return run(program), run(program, CROSSLIGHT_EAGER_IMPORTS="1")
+
+
+def test_a_step_runs_nothing_of_the_compiler_and_gives_the_same_numbers(steps: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    lazy, eager = steps
+    assert lazy["ran"] == []
+    assert {"sympy", "torch._dynamo", "torchvision"} <= set(eager["ran"])
+    assert lazy["losses"] == eager["losses"]
+
+
+# ------------------------------------------------------------------------------------------------ behind the doors
+
+
+def test_the_compiler_works_after_steps_without_it(steps: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    lazy, eager = steps
+    assert not lazy["wrapped"]
+    assert lazy["same"]
+    assert lazy["kinds"] == [True, True, True, True, False]
+    assert lazy["as_ever"] == eager["as_ever"]  # torch keeps its optimizers' functions out of graphs, as ever
+
+
+def test_torchvision_torchmetrics_and_timm_work_as_ever() -> None:
     program = """
 import lightning_modules, lightning.pytorch, json, pickle, torch
 from torchvision.transforms import v2
@@ -163,7 +170,7 @@ transform = pickle.loads(pickle.dumps(v2.Compose([v2.CenterCrop(2)])))
 print(json.dumps([iou, aligned, names, collection.compute()["m"].item(), kinds, accuracy, type(axes).__name__,
                   timm.data.Mixup.__name__, counter.get_total_flops(), tuple(transform(torch.zeros(3, 4, 4)).shape)]))
 """
-    iou, aligned, names, mean, kinds, accuracy, axes, mixup, flops, shape = run(program, CROSSLIGHT_EAGER_IMPORTS=eager)
+    iou, aligned, names, mean, kinds, accuracy, axes, mixup, flops, shape = run(program)
     assert iou[0] == pytest.approx([1, 1 / 7])
     assert len(aligned) == 2
     assert (names, mean, accuracy, axes, mixup, flops) == (["RoIAlign", 1000], 1.5, 0.5, "Axes", "Mixup", 32)
