@@ -155,9 +155,9 @@ class CrosslightCLI(LightningCLI):
             raise InputError(explain_interpolation(error, self.arguments)) from None
         except Exception as error:  # of a class of the user's own, which is imported here, or of its signature
             raise find_input_error(error) or refused("the configuration cannot be read", error) from error
-        given = list(all_given(self.arguments))
-        as_written(self.config[self.arguments[0]].trainer, Trainer, given)
-        for note in replaced_lists(given):
+        self.given = list(all_given(self.arguments))
+        as_written(self.config[self.arguments[0]].trainer, Trainer, self.given)
+        for note in replaced_lists(self.given):
             log.warning("%s", note)
 
     def _set_seed(self) -> None:
@@ -184,6 +184,7 @@ class CrosslightCLI(LightningCLI):
     def _plain_config(self, command: str) -> dict[str, Any]:
         text = self._subcommand_parsers[command].dump(self.config[command], skip_none=False, skip_validation=True)
         whole = yaml.safe_load(text)
+        as_written(whole["trainer"], Trainer, self.given)  # the dump tries the kinds of a union again
         for name, value in leaves(whole):
             if isinstance(value, str) and value.startswith("Unable to serialize instance"):
                 raise InputError(
