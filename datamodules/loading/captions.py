@@ -143,8 +143,6 @@ class CaptionTokenizer(Tokenizer):
         if spec.tokenizer is None:
             raise InputError("the network writes captions and names no tokenizer: set that of its language model.")
         super().__init__(spec)
-        if spec.max_tokens < 2:
-            raise InputError(f"max_tokens is {spec.max_tokens}: a caption needs at least 2, a word and the end token.")
         end = self._tokenizer.eos_token_id
         end = end if end is not None else self._tokenizer.sep_token_id
         if end is None:

@@ -32,7 +32,7 @@ class Tokenizer:
 
     Raises:
         InputError: the folder, file or hub name gives no tokenizer, or one with more ids than the network has; there is no
-            tokenizer and no `file_ids`.
+            tokenizer and no `file_ids`, or no room for a word.
     """
 
     def __init__(self, spec: TextInput, file_ids: FileIds = BEIT3_IDS) -> None:
@@ -53,6 +53,8 @@ class Tokenizer:
                 f"tokenizer {self.name} has {self.vocabulary_size:,} ids, the network's token table {spec.vocabulary:,} rows; "
                 "give the tokenizer that the network was trained with (or, without weights, set its vocab_size)."
             )
+        if self.room < 1:
+            raise InputError(f"max_tokens is {self.max_tokens}, which leaves no room for a word beside special tokens: raise it.")
 
     def _load(self, name: str) -> None:
         # Tokenizing happens in data workers, one batch each: the Rust threads would only fight with them, and after a fork

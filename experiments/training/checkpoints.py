@@ -20,6 +20,7 @@ from datamodules.files.atomic import whole_file
 from experiments.runs.identity import deciding, differing_keys
 from experiments.training import preemption
 from experiments.training.loggers import MetricsCSV
+from lightning_modules.callbacks.ema import CURRENT, EMA
 
 
 @dataclass
@@ -166,6 +167,12 @@ class ResumePoint(Callback):
             raise InputError(
                 f"checkpoint {there} is of a validation, in the middle of what a run does. Resume from the last.ckpt beside "
                 "it, or start new training from its weights with --model.init_args.init_from."
+            )
+        if CURRENT in checkpoint and not any(isinstance(callback, EMA) for callback in trainer.callbacks):
+            raise InputError(
+                f"checkpoint {there} holds an average of the weights (EMA), which would be taken for the weights: go on with the "
+                f"{EMA.__name__} of its configuration in trainer.callbacks, or start new training from it with "
+                "--model.init_args.init_from."
             )
         self._resumed = checkpoint["crosslight_resume"]
         trainer.should_stop = self._resumed["should_stop"]

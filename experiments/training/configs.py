@@ -6,6 +6,8 @@ import difflib
 from importlib import resources
 from pathlib import Path
 
+_SECTIONS = {"trainer", "data", "model", "checkpoint", "wandb"}
+
 
 def packaged_configs() -> list[str]:
     """Names of the YAMLs that come with the package, as `-c` takes them: configs/..., experiments/... (What the papers print,
@@ -60,9 +62,16 @@ def find_configs(arguments: list[str]) -> list[str]:
 
 
 def _require_options(file: Path) -> None:
-    from datamodules.errors import InputError
+    from datamodules.errors import InputError, shown
     from datamodules.files.text import read_text
     from datamodules.files.yaml_file import parse_yaml
 
-    if not isinstance(parse_yaml(read_text(file, "options"), f"-c {file}"), dict):
+    content = parse_yaml(read_text(file, "options"), f"-c {file}")
+    if not isinstance(content, dict):
         raise InputError(f"-c {file}: holds no options. Write `key: value` lines, or leave the file out.")
+    for section in _SECTIONS & content.keys():
+        if not isinstance(content[section], dict):  # jsonargparse drops what stood there, or all that others say of it
+            raise InputError(
+                f"-c {file}: {section} is {shown(content[section])}, but has options of its own. Write them below it as "
+                "`key: value` lines, or leave it out."
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,11 @@ def all_given(arguments: list[str]) -> Iterator[tuple[str, Any, str]]:
         if argument.startswith("--") and not argument.startswith("--config"):
             name, equals, value = argument.removeprefix("--").partition("=")
             follows = arguments[place + 1] if place + 1 < len(arguments) else ""
-            yield name, value if equals else follows, "on the command line"
+            value = value if equals else follows
+            yield name, value, "on the command line"
+            if value.startswith(("{", "[")):  # options of a class, or a list of classes, in one word
+                with contextlib.suppress(InputError):
+                    yield from ((inner, its, "on the command line") for inner, its in leaves(parse_yaml(value, name), f"{name}."))
     for file in files(arguments):
         try:
             content = read_yaml(Path(file))

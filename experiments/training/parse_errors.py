@@ -30,6 +30,8 @@ _CLASS = re.compile(  # a class that is there but was given something wrong is "
 _OTHER_KIND = re.compile(r"Import path .*?does not correspond to a subclass of (\w+)")
 _KEY = re.compile(r'^( *(?:- )?)Parser key "([^"]+)":(.*)$', re.MULTILINE)
 _EXPECTED = re.compile(r"Expected an? (.+?)(?:\. Got value: (.*))?$", re.MULTILINE)
+_NO_CLASS = re.compile(r"Not a valid subclass of (\w+)(?:\. Got value: (.*))?$", re.MULTILINE)
+_WHOLE = re.compile(r'Parser key "([^"]+)":\s+Unable to load config "(.*)"')
 _GIVEN = re.compile(r"^ *Given value: (?:NestedArg\(key='[^']*', val='(.*)'\)|(.*))$", re.MULTILINE)
 _OURS = ("lightning_modules", "datamodules")
 
@@ -64,6 +66,12 @@ def explain(message: str, parser: Any, arguments: list[str]) -> str:
         )
     if "Problems parsing config" in message or "Unexpected config" in message or "File does not exist" in message:
         return _first_lines(message)
+    if found := _WHOLE.search(message):
+        name, place = find(found[1], given) or (found[1], "")
+        return (
+            f"{name}{f' ({place})' if place else ''} is {found[2][:80]!r}, but has options of its own: give them by name "
+            f"(--{name}.NAME=...), or a YAML file of them."
+        )
     if keys := list(_KEY.finditer(message)):
         return _bad_value(message, max(keys, key=lambda key: len(key[1])), given)
     return _first_lines(message)
@@ -172,14 +180,16 @@ def _bad_value(message: str, key: re.Match[str], given: list[tuple[str, Any, str
     value_line = _GIVEN.search(rest)
     block = rest[: value_line.start()] if value_line else rest
     expected = list(_EXPECTED.finditer(block))
-    if not expected:
+    classes = list(_NO_CLASS.finditer(block))
+    if not expected and not classes:
         return f"{key[2]}: {_first_lines(block)}"
-    got = next((match[2] for match in expected if match[2] is not None), None)
+    got = next((match[2] for match in [*expected, *classes] if match[2] is not None), None)
     if got is None and value_line:
         got = value_line[1] if value_line[1] is not None else value_line[2]
     got = (got or "").strip()
     name, place = find(key[2], given, got) or find(key[2], given) or (key[2], "")
-    wanted = [_readable(match[1]) for match in expected]
+    wanted = [f"the class path of a {match[1]}" for match in classes]
+    wanted += [_readable(match[1]) for match in expected if not match[1].startswith("path but ")]  # a file is tried first
     text = f"{name}{f' ({place})' if place else ''} must be {' or '.join(dict.fromkeys(wanted))}, not {got[:80]!r}."
     if got in ("None", "none") and "null" in wanted:
         text += "\nYAML's word for nothing is null."

@@ -51,9 +51,13 @@ def _problems(command: str, config: Mapping[str, Any]) -> Iterator[str]:
         every = (config.get("checkpoint") or {}).get("every_n_steps")
         if every is not None and every < 1:
             yield f"checkpoint.every_n_steps is {every}: give at least 1, or null for a checkpoint at each validation."
-    workers, cores = ((config.get("data") or {}).get("init_args") or {}).get("num_workers"), os.cpu_count() or 1
-    if isinstance(workers, int) and workers > max(32, 4 * cores):
-        yield f"data.init_args.num_workers is {workers}, but this machine has {cores} cores: give at most {max(32, 4 * cores)}."
+    evaluate, cores = config.get("evaluate") or {}, os.cpu_count() or 1
+    for option, section in (("data", config.get("data")), *((f"evaluate.{name}", given) for name, given in evaluate.items())):
+        workers, most = ((section or {}).get("init_args") or {}).get("num_workers"), max(32, 4 * cores)
+        if isinstance(workers, int) and workers > most:
+            yield f"{option}.init_args.num_workers is {workers}, but this machine has {cores} cores: give at most {most}."
+    if odd := next((name for name in evaluate if not re.fullmatch(r"\w[\w.-]{0,99}", name)), None):
+        yield f"evaluate has {odd!r}, which is to name files of the run: give up to 100 letters, digits, _, - and dots."
     yield from _wandb(config.get("wandb") or {}, os.environ.get("WANDB_MODE"))
 
 

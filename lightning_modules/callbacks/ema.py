@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.trainable import trainable_state_dict
 
-_CURRENT = "current_model_state"
+CURRENT = "current_model_state"  # in checkpoints: the weights that the average, which is in their place there, is of
 
 
 class EMA(Callback):
@@ -57,6 +57,13 @@ class EMA(Callback):
         self.update_starting_at_epoch = update_starting_at_epoch
         self.device = device
         self.use_buffers = use_buffers
+        self._options = {  # that decide what the average is
+            "decay": decay,
+            "update_every_n_steps": update_every_n_steps,
+            "update_starting_at_step": update_starting_at_step,
+            "update_starting_at_epoch": update_starting_at_epoch,
+            "use_buffers": use_buffers,
+        }
         self._update = get_ema_multi_avg_fn(decay)
         self._average: dict[str, Tensor] | None = None  # None: it has not begun
         self._current: dict[str, Tensor] = {}  # the weights themselves, not copies
@@ -122,7 +129,7 @@ class EMA(Callback):
     # -------------------------------------------------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen_step": self._seen_step}
+        return {"seen_step": self._seen_step, "options": self._options}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seen_step = state_dict["seen_step"]
@@ -134,11 +141,21 @@ class EMA(Callback):
         ours, other = {name: checkpoint["state_dict"][name] for name in self._average}, self._average
         average, current = (ours, other) if self._swapped else (other, ours)
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **average}
-        checkpoint[_CURRENT] = current
+        checkpoint[CURRENT] = current
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on from the weights. What is only tested stays the average."""
-        current = checkpoint.get(_CURRENT)
-        if trainer.state.fn == TrainerFn.FITTING and current is not None:
+        """Go on from the weights. What is only tested stays the average.
+
+        Raises:
+            InputError: The training would go on with an average that was begun with other options.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        begun = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("options", self._options)
+        if differing := [f"{name} {begun.get(name)}" for name, value in self._options.items() if begun.get(name) != value]:
+            raise InputError(
+                f"checkpoint {trainer.ckpt_path} has an average (EMA) that began with {', '.join(differing)}: go on with that."
+            )
+        if (current := checkpoint.get(CURRENT)) is not None:
             self._average = {name: checkpoint["state_dict"][name].clone() for name in current}
             pl_module.load_state_dict(current, strict=False)

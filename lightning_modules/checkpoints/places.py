@@ -102,7 +102,8 @@ def inside(folder: Path, name: str, where: str) -> Path:
 
 def found_again(section: Any, folder: Path, backbone: str | Path | None) -> Any:
     """The section of a run's configuration, with what it names by a path looked up: as it is, from a folder above the run's
-    (relative paths are of wherever the run was started), or where the caller says that it lies now.
+    (relative paths are of wherever the run was started), the run it started from beside it (they may have been moved together;
+    another run of that name has other weights, and is refused), or where the caller says that it lies now.
 
     Raises:
         InputError: Weights, or the run it started from, are not there; says how to tell where they are.
@@ -116,7 +117,8 @@ def found_again(section: Any, folder: Path, backbone: str | Path | None) -> Any:
         name, part = split_part(value)
         path = Path(name).expanduser()
         above = () if path.is_absolute() else tuple(parent / path for parent in folder.resolve().parents)
-        there = next((place for place in (path, *above) if place.exists()), None)
+        beside = [folder.resolve().parent.joinpath(*path.parts[-depth:]) for depth in (1, 2, 3)] if keys[-1] == PARENT else []
+        there = next((place for place in (path, *above, *beside) if place.exists()), None)
         if there is None:
             gone[value] = keys
         elif there is not path:
@@ -129,7 +131,7 @@ def found_again(section: Any, folder: Path, backbone: str | Path | None) -> Any:
         elif keys[-1] in _NAMING and keys[-1] != "tokenizer":  # a model is built without: whoever tokenizes says that it is gone
             what = "the run that it started from" if keys[-1] == PARENT else "weights"
             raise InputError(
-                f"{folder / 'config.yaml'}: {'.'.join(map(str, keys))} is {name}, {what}, and is not there"
+                f"{folder / 'config.yaml'}: model.{'.'.join(map(str, keys))} is {name}, {what}, and is not there"
                 f"{'' if given is None else f', nor {Path(name).name} in {given}'}. Say where it is now: {_REMEDY}."
             )
     return replaced(section, lambda keys, value: known.get(value, value) if is_path(keys, value) else value)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from datamodules.errors import InputError
 from datamodules.files.hub import without_waiting
 
+_LONGEST = 200  # characters
+
 
 @contextmanager
 def hugging_face(what: str, remedy: str, name: str | None = None) -> Iterator[None]:
@@ -42,7 +44,8 @@ def first_line(error: Exception) -> str:
     text = str(error).strip()
     if "custom code" in text or "trust_remote_code" in text:
         return "it brings code of its own, which is never run here"
-    return text.partition("\n")[0].rstrip(".") or type(error).__name__
+    first = text.partition("\n")[0].rstrip(".") or type(error).__name__
+    return first if len(first) <= _LONGEST else f"{first[:_LONGEST]} ..."  # it may list all models that there are
 
 
 @contextmanager

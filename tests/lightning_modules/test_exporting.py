@@ -101,6 +101,9 @@ def test_a_run_whose_parent_moved_says_so_and_is_told_where(tmp_path: Path, monk
 
     monkeypatch.chdir("/")  # a path that is relative to wherever the run was started
     assert same(lightning_modules.load(tmp_path / "runs" / "child"), child)
+    (tmp_path / "runs").rename(tmp_path / "moved")  # both together
+    assert same(lightning_modules.load(tmp_path / "moved" / "child"), child)
+    (tmp_path / "moved").rename(tmp_path / "runs")
     (tmp_path / "runs" / "parent").rename(tmp_path / "renamed")
     with pytest.raises(InputError, match=r"init_args.init_from is runs/parent, the run that it started from, and is not there"):
         export_run(tmp_path / "runs" / "child", tmp_path / "export")

@@ -89,6 +89,7 @@ MISTAKES: dict[str, str] = {  # options (with blanks between them): what the mes
     # callbacks and loggers
     "--trainer.callbacks=EarlyStoping": "Did you mean lightning.pytorch.callbacks.EarlyStopping?",
     "--trainer.callbacks=lightning.pytorch.callbacks.EarlyStopping": "needs --trainer.callbacks.init_args.monitor",
+    "--trainer.callbacks=[1]": "must be the class path of a Callback or null, not '1'",
     "--trainer.callbacks=own_parts.Raises": "trainer: no licence found",
     "--trainer.callbacks=no.such.Callback": "there is no class 'no.such.Callback'",
     f"{STOP}val/loss {STOP}val/loss": "trainer.callbacks has two of EarlyStopping",
@@ -118,6 +119,10 @@ MISTAKES: dict[str, str] = {  # options (with blanks between them): what the mes
     "--wandb.enabled=true --wandb.project=a/b": "wandb.project is 'a/b'",
     "--wandb.enabled=true --wandb.tags=['']": "wandb.tags has ''",
     "--scale=papers": "scale",
+    # whole sections
+    "--trainer=5": "trainer (on the command line) is '5', but has options of its own",
+    **{f"-c {name}.yaml": f"-c {name}.yaml: {name} is" for name in ("trainer", "checkpoint", "wandb", "data")},
+    "--evaluate.a/b=own_parts.Data": "evaluate has 'a/b'",
 }  # fmt: skip
 OF_MODEL_AND_DATA: dict[str, str] = {
     "--data.init_args.batch_size=0": "batch_size is 0",
@@ -130,6 +135,11 @@ OF_MODEL_AND_DATA: dict[str, str] = {
     "--model.init_args.optimization.weight_decay=-1": "optimization.weight_decay",
     "--model.init_args.gradient_cache_chunk=0": "gradient_cache_chunk is 0",
     "-c optimization.yaml": "options of its own (such as optimization or limits) was given as one value (int)",
+    "-c network.yaml": "network (in network.yaml) must be the class path of a RetrievalNetwork, not '[1]'",
+    '--data.init_args.limits={"trian":3}': "Did you mean --data.init_args.limits.train?",
+    "--data.init_args.limits=5": "limits (on the command line) is '5', but has options of its own",
+    "--evaluate.b=datamodules.flickr30k.Flickr30k --evaluate.b.root=x --evaluate.b.num_workers=99999": "evaluate.b.init_args.num",
+    '--model.init_args.network.init_args.text.init_args.config={"model_type":"brt"}': "Unrecognized model",
     "--model.init_args.init_from=/nowhere": "init_from /nowhere does not exist",
 }  # fmt: skip
 
@@ -157,12 +167,15 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("options", MISTAKES)
 def test_a_mistake_is_told_before_the_first_batch(options: str, tmp_path: Path) -> None:
+    for section, value in {"trainer": "[1]", "checkpoint": "val/loss", "wandb": "off", "data": "null"}.items():
+        (tmp_path / f"{section}.yaml").write_text(f"{section}: {value}\n")
     assert MISTAKES[options] in refused(options, tmp_path / "run", OWN)
 
 
 @pytest.mark.parametrize("options", OF_MODEL_AND_DATA)
 def test_a_mistake_in_model_or_data(options: str, tmp_path: Path) -> None:
-    (tmp_path / "optimization.yaml").write_text("model: {init_args: {optimization: 5}}\n")
+    for option, value in {"optimization": "5", "network": "[1]"}.items():
+        (tmp_path / f"{option}.yaml").write_text(f"model: {{init_args: {{{option}: {value}}}}}\n")
     assert OF_MODEL_AND_DATA[options] in refused(options, tmp_path / "run", TINY)
 
 
@@ -216,6 +229,20 @@ def test_a_module_that_derives_from_lightnings_alone(tmp_path: Path) -> None:
     assert results(tmp_path / "again")["evaluations"][0]["metrics"] == test["metrics"]
     loaded = lightning_modules.load(tmp_path / "run", trust=["own_parts"])
     assert torch.equal(loaded.layer.weight, torch.load(best, weights_only=True)["state_dict"]["layer.weight"])
+
+
+def test_a_training_goes_on_with_the_average_that_it_began(tmp_path: Path) -> None:
+    ema = ("--trainer.callbacks+=lightning_modules.callbacks.ema.EMA", "--trainer.callbacks.decay=0.5")
+    assert crosslight("fit", *OWN, *ema, f"--run_dir={tmp_path / 'run'}").status == 0
+    again = (*OWN, "--trainer.max_epochs=3", f"--ckpt_path={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}")
+    for name, options, said in (
+        ("other", (ema[0], "--trainer.callbacks.decay=0.6"), "began with decay 0.5"),
+        ("none", (), "holds an average of the weights (EMA)"),
+    ):
+        answer = crosslight("fit", *again, *options, f"--run_dir={tmp_path / name}")
+        assert answer.status == 2
+        assert said in answer.error
+    assert crosslight("fit", *again, *ema, f"--run_dir={tmp_path / 'same'}").status == 0
 
 
 # --------------------------------------------------------------------------------------------- what was given, as it was given
