@@ -32,6 +32,16 @@ def test_a_report_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not leftovers(tmp_path)
 
 
+def test_an_export(tmp_path: Path, head_run: Path) -> None:
+    def act(place: str) -> None:
+        assert run_command("export", [str(head_run), str(tmp_path / place)]) == 0
+
+    act("whole")
+    assert kill_at_writes(lambda: act("killed"), every=4) > 4
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert not leftovers(tmp_path)
+
+
 def test_a_world(tmp_path: Path) -> None:
     def act(place: str) -> None:
         write_world(tmp_path / place, scenes=20, image_size=32, workers=1)
