@@ -425,7 +425,7 @@ def test_an_image_that_its_database_lacks(own_root: Path) -> None:
     ):
         connected(own_root).records("val")
     data = connected(own_root)
-    report = check(data, progress=False, regions=data.region_splits)
+    report = check(data, progress=False)
     assert [(problem.kind, problem.text) for problem in report.problems] == [
         ("missing image", "image flickr30k_000000007013 has no regions")
     ]
@@ -443,12 +443,12 @@ def test_a_damaged_value_is_one_message_from_any_process(own_root: Path, workers
         list(data.evaluation_loaders("train")[0])
     assert f"image {name}" in str(caught.value)
     assert "Traceback" not in str(caught.value)
-    assert [problem.kind for problem in check(data, progress=False, regions=data.region_splits).problems] == ["unreadable image"]
+    assert [problem.kind for problem in check(data, progress=False).problems] == ["unreadable image"]
 
 
 def test_a_sound_root_has_no_problems(root: Path) -> None:
     data = Flickr30k(str(root), regions=region_files(texts=False))
-    report = check(data, progress=False, regions=data.region_splits)
+    report = check(data, progress=False)
     assert report.problems == []
     assert report.splits["train"].images == 12
 
