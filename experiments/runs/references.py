@@ -42,7 +42,8 @@ def variable(name: str) -> str:
 def conceal(content: Any) -> Any:
     """A text, or all texts of a configuration, with the references in place of what `look_up` gave for them."""
     if isinstance(content, dict):
-        return {key: conceal(value) for key, value in content.items()}
+        # a class path is no secret, and a module may be called like what a variable chooses
+        return {key: value if key == "class_path" else conceal(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return type(content)(conceal(value) for value in content)
     if isinstance(content, str):

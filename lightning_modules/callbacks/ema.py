@@ -51,6 +51,8 @@ class EMA(Callback):
             raise InputError(f"update_every_n_steps of the EMA is {update_every_n_steps}; give at least 1.")
         if update_starting_at_step is not None and update_starting_at_epoch is not None:
             raise InputError("the EMA has both update_starting_at_step and update_starting_at_epoch; give one of them.")
+        if device is not None:
+            _require_device(device)
         self.decay = decay
         self.update_every_n_steps = update_every_n_steps
         self.update_starting_at_step = update_starting_at_step
@@ -72,7 +74,12 @@ class EMA(Callback):
         self._seen_step = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find what trains, now that it is where it will stay."""
+        """Find what trains, now that it is where it will stay.
+
+        Raises:
+            InputError: The training ends before the average would begin.
+        """
+        self._require_beginning(trainer)
         self._current = trainable_state_dict(pl_module)
         parameters = dict(pl_module.named_parameters(remove_duplicate=False))
         self._averaged = [
@@ -123,6 +130,15 @@ class EMA(Callback):
         begun = step >= (self.update_starting_at_step or 0) and epoch >= (self.update_starting_at_epoch or 0)
         return begun and step % self.update_every_n_steps == 0
 
+    def _require_beginning(self, trainer: pl.Trainer) -> None:
+        step, epoch = self.update_starting_at_step, self.update_starting_at_epoch
+        if step is not None and step >= trainer.estimated_stepping_batches:
+            steps = trainer.estimated_stepping_batches
+            raise InputError(f"the EMA would begin at step {step} (from 0), and the training ends after {steps}: begin earlier.")
+        epochs = trainer.max_epochs
+        if epoch is not None and epochs not in (None, -1) and epoch >= epochs:
+            raise InputError(f"the EMA would begin at epoch {epoch} (from 0), and the training has {epochs}: begin earlier.")
+
     def _place(self, name: str) -> torch.device:
         return torch.device(self.device) if self.device is not None else self._current[name].device
 
@@ -159,3 +175,15 @@ class EMA(Callback):
         if (current := checkpoint.get(CURRENT)) is not None:
             self._average = {name: checkpoint["state_dict"][name].clone() for name in current}
             pl_module.load_state_dict(current, strict=False)
+
+
+def _require_device(device: str) -> None:
+    """Raises InputError: there is no such device here."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = None
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise InputError(
+            f"device of the EMA is {device!r}, which this machine has not; give cpu, or null for where the model is."
+        )

@@ -28,8 +28,8 @@ def test_a_value_is_looked_up_and_concealed_again() -> None:
     assert look_up("--key=${envvar:MY_TOKEN}/${envvar:SHORT}") == f"--key={SECRET}/demo"
     with pytest.raises(InputError, match=r"\$\{envvar:NOT_SET\} is named, and there is no such environment variable"):
         look_up("--key=${envvar:MY_TOKEN}/${envvar:NOT_SET}")
-    config = {"a": [f"x {SECRET} y", 3], "b": "demo"}
-    assert conceal(config) == {"a": ["x ${envvar:MY_TOKEN} y", 3], "b": "demo"}
+    config = {"a": [f"x {SECRET} y", 3], "b": "demo", "class_path": f"{SECRET}.Class"}  # what could not be imported again
+    assert conceal(config) == {"a": ["x ${envvar:MY_TOKEN} y", 3], "b": "demo", "class_path": f"{SECRET}.Class"}
     assert variable("MY_TOKEN") == SECRET
     with pytest.raises(InputError, match="no such environment variable"):
         variable("NOT_SET")

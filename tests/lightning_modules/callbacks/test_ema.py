@@ -108,8 +108,15 @@ def test_a_checkpoint_has_the_average_and_goes_on_from_the_weights(tmp_path: Pat
 @pytest.mark.parametrize(
     "options",
     [{"decay": 1.0}, {"decay": 0.0}, {"decay": float("nan")}, {"update_every_n_steps": 0},
-     {"update_starting_at_step": 1, "update_starting_at_epoch": 1}],
+     {"update_starting_at_step": 1, "update_starting_at_epoch": 1}, {"device": "gpuu"}, {"device": "xpu"}],
 )  # fmt: skip
 def test_options_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="EMA"):
         EMA(**options)
+
+
+@pytest.mark.parametrize("options", [{"update_starting_at_step": 6}, {"update_starting_at_epoch": 2}])
+def test_an_average_that_would_never_begin(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="begin earlier"):
+        fit(tmp_path, EMA(**options), epochs=2)
+    fit(tmp_path, EMA(**options), epochs=3)
