@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import InputError
+from datamodules.files.references import reveal
 from datamodules.files.yaml_file import read_yaml
 from experiments.analysis.stored_maps import (
     MAP_FILES,
@@ -93,7 +94,7 @@ def data_of(folder: Path) -> Any:
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     try:
         with importing_only(str(folder / "config.yaml")):
-            return parser.instantiate_classes(parser.parse_object({"data": config["data"]})).data
+            return parser.instantiate_classes(parser.parse_object({"data": reveal(config["data"])})).data
     except (ArgumentError, KeyError) as error:
         raise InputError(
             f"{folder / 'config.yaml'}: its data cannot be built ({error}). Use the version that wrote it."

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from datamodules.errors import InputError
-from experiments.runs.references import look_up
+from datamodules.files.references import look_up
 
 # The sections that decide.
 DECIDING = ("command", "seed_everything", "model", "data", "evaluate", "trainer", "checkpoint")

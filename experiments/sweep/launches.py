@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError, shown
+from datamodules.files.references import look_up, starting
 from experiments.papers.schema import Cost, Style
-from experiments.runs.references import look_up, starting
 
 PROGRAM = (sys.executable, "-m", "experiments.cli")
 COMMANDS = ("run", "fit", "validate", "test", "predict")  # those of crosslight that have a run folder

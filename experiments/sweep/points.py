@@ -20,12 +20,12 @@ from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
 from datamodules.files.json_file import read_json
 from datamodules.files.locks import locked
+from datamodules.files.references import look_up
 from datamodules.files.text import read_text
 from datamodules.files.yaml_file import parse_yaml
 from experiments.papers.strict_yaml import file_age
 from experiments.papers.worlds import world_folder
 from experiments.runs.metrics_csv import history
-from experiments.runs.references import look_up
 from experiments.sweep.launches import Launch, read_command
 from experiments.sweep.outcomes import known_state
 from experiments.sweep.processes import visible_gpus

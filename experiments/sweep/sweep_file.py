@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from datamodules.errors import InputError, shown
 from datamodules.files.atomic import write_atomically
+from datamodules.files.references import REFERENCE, look_up
 from experiments.papers.strict_yaml import read_yaml
-from experiments.runs.references import REFERENCE, look_up
 
 Point = dict[str, Any]  # values by parameter, nested as the file nests them
 

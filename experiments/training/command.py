@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from datamodules.errors import AgreedError, chain, find_input_error
-from experiments.runs.references import conceal
+from datamodules.files.references import conceal
 from experiments.training import preemption
 from experiments.training.configs import find_configs
 from experiments.training.failures import is_disk_full, one_line, refusal, with_log

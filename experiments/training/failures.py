@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 from datamodules.errors import InputError
-from experiments.runs.references import conceal
+from datamodules.files.references import conceal
 
 FILE = "traceback.log"  # in a run folder
 _LONGEST = 300

@@ -32,9 +32,9 @@ from omegaconf.errors import OmegaConfBaseException
 import lightning_modules.callbacks.cost
 import lightning_modules.retrieval
 from datamodules.errors import InputError, chain, find_input_error
+from datamodules.files.references import conceal, look_up, variable
 from experiments.runs.folder import RunFolder
 from experiments.runs.provenance import provenance
-from experiments.runs.references import conceal, look_up, variable
 from experiments.runs.results import RunScale
 from experiments.training import preemption
 from experiments.training.checkpoints import Best, Checkpoints, ResumePoint, WholeCheckpoints

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from datamodules.errors import InputError, shown
+from datamodules.files.references import reveal
 from datamodules.files.releases import CHECKPOINTS, TOKENIZER, UNITER_CHECKPOINTS
 from lightning_modules.checkpoints.run_folder import require_inside
 from lightning_modules.networks.start import RANDOM
@@ -106,8 +107,9 @@ def found_again(section: Any, folder: Path, backbone: str | Path | None) -> Any:
     another run of that name has other weights, and is refused), or where the caller says that it lies now.
 
     Raises:
-        InputError: Weights, or the run it started from, are not there; says how to tell where they are.
+        InputError: Weights, or the run it started from, are not there; says how to tell where they are. A variable is not set.
     """
+    section = reveal(section)
     given = _given(backbone)
     gone = {}
     known: dict[str, str] = {}

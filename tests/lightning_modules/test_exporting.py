@@ -113,6 +113,16 @@ def test_a_run_whose_parent_moved_says_so_and_is_told_where(tmp_path: Path, monk
     assert "parent" not in texts_in(tmp_path / "export")
 
 
+def test_an_export_has_what_a_variable_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORDS", str(tokenizer(tmp_path / "words")))
+    section = configuration()
+    section["init_args"]["network"]["init_args"]["text"]["init_args"]["tokenizer"] = "${envvar:WORDS}"
+    run_folder(tmp_path / "run", section=section)
+    folder = export_run(tmp_path / "run", tmp_path / "export")
+    assert not [text for text in ("envvar", str(tmp_path)) if text in texts_in(folder)]
+    assert (folder / "files" / "words" / "tokenizer.json").exists()
+
+
 def edit(folder: Path, change: Any) -> None:
     content = json.loads((folder / "adapter_config.json").read_text())
     change(content["backbone_config"]["model"]["init_args"])

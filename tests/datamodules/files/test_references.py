@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from datamodules.errors import InputError
+from datamodules.files.references import conceal, look_up, reveal, starting, variable
 from experiments.cli.main import main, run_command
 from experiments.runs.identity import config_hash
-from experiments.runs.references import conceal, look_up, starting, variable
 from experiments.sweep import points
 
 SECRET = "hunter2-hunter2"
@@ -30,6 +30,7 @@ def test_a_value_is_looked_up_and_concealed_again() -> None:
         look_up("--key=${envvar:MY_TOKEN}/${envvar:NOT_SET}")
     config = {"a": [f"x {SECRET} y", 3], "b": "demo", "class_path": f"{SECRET}.Class"}  # what could not be imported again
     assert conceal(config) == {"a": ["x ${envvar:MY_TOKEN} y", 3], "b": "demo", "class_path": f"{SECRET}.Class"}
+    assert reveal(conceal(config)) == config
     assert variable("MY_TOKEN") == SECRET
     with pytest.raises(InputError, match="no such environment variable"):
         variable("NOT_SET")

@@ -1,5 +1,5 @@
 """`${envvar:NAME}` in the command of a sweep: it may be a secret, so whatever is written down keeps the reference, and a process
-looks it up where it starts. `python -m experiments.runs.references COMMAND ...` starts a program that knows none of this.
+looks it up where it starts. `python -m datamodules.files.references COMMAND ...` starts a program that knows none of this.
 """
 
 from __future__ import annotations
@@ -50,6 +50,19 @@ def conceal(content: Any) -> Any:
         for value in sorted(_known, key=len, reverse=True):
             content = content.replace(value, _known[value])
     return content
+
+
+def reveal(content: Any) -> Any:
+    """What `conceal` was given: all texts of a configuration with the variables' values.
+
+    Raises:
+        InputError: One is not set.
+    """
+    if isinstance(content, dict):
+        return {key: reveal(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(reveal(value) for value in content)
+    return look_up(content) if isinstance(content, str) else content
 
 
 def starting(words: Sequence[str]) -> list[str]:
