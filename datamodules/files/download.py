@@ -152,7 +152,7 @@ def fetch_as(
                 _continue(remote, part, report)
                 break
             except urllib.error.HTTPError as error:
-                reason = f"the server answers {error.code} {error.reason}"
+                reason = f"the server answers {error.code} {' '.join(str(error.reason).split())}"
                 if error.code < 500 and error.code not in _COME_AGAIN:
                     raise FetchError(f"{remote.url}: {reason}.") from error
                 wait = _retry_after(error.headers.get("Retry-After"))
@@ -161,10 +161,8 @@ def fetch_as(
             if wait is not None and wait > _LONGEST_WAIT:
                 raise FetchError(f"{remote.url}: {reason} and asks to wait for {wait:,.0f} s; start again then.")
             if attempt == _ATTEMPTS - 1:
-                raise FetchError(
-                    f"{remote.url} cannot be fetched ({reason}). Check the network and start again: what has arrived is "
-                    f"kept in {part} and continued."
-                )
+                kept = f": what has arrived is kept in {part} and continued" if part.exists() else ""
+                raise FetchError(f"{remote.url} cannot be fetched ({reason}). Check the network and start again{kept}.")
             time.sleep(pause * 2**attempt if wait is None else wait)
         _verify(remote, part)
         put_in_place(part, target)
@@ -206,9 +204,14 @@ def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], No
         if response.status == 206:  # what was asked for, and no other piece of it: not the middle of a file as its beginning
             sent = re.match(r"bytes (\d+)-\d+/(?:(\d+)|\*)", response.headers.get("Content-Range", ""))
             if not sent or int(sent[1]) != have:
+                if have:  # it cannot go on from there
+                    part.unlink()
+                    _continue(remote, part, report)
+                    return
                 what = response.headers.get("Content-Range", "no range")
                 raise FetchError(
-                    f"{remote.url}: the server sends {shown(what)} of the file where bytes from {have:,} are wanted."
+                    f"{remote.url}: the server sends {shown(what)} of the file where bytes from 0 are wanted. Fetch it by other "
+                    "means, or from a mirror."
                 )
             whole = None if sent[2] is None else int(sent[2])  # nor its beginning as the whole: the rest is asked for next
         else:

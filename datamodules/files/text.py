@@ -28,7 +28,9 @@ _ARCHIVES = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it with 7z"),
 )
 _LFS = b"version https://git-lfs.github.com/spec/"
-_WEB_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
+_WEB_PAGE = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?:\s|<\?xml[^>]*>|<!--(?:(?!-->).)*-->)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
+)
 
 
 def is_web_page(head: bytes) -> bool:

@@ -8,7 +8,6 @@ raise SystemExit(report.exit_code)
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -29,6 +28,7 @@ from datamodules.loading.splits import FileSplits, RegionSplits
 from datamodules.prepare.data_sets import open_source
 from datamodules.records import ImageRecord
 from datamodules.source import Source
+from datamodules.workers import most_workers
 
 _Decoded = tuple[bytes, str | None, bool]
 
@@ -101,9 +101,8 @@ def check(source: Source, workers: int = 2, progress: bool = True) -> Report:
     Raises:
         InputError: `workers` is out of range; the annotations, or the databases of regions, cannot be read at all.
     """
-    most = max(32, 4 * (os.cpu_count() or 1))
-    if not 0 <= workers <= most:
-        raise InputError(f"workers is {workers}; give 0 to {most}.")
+    if not 0 <= workers <= most_workers():
+        raise InputError(f"workers is {workers}; give 0 to {most_workers()}.")
     splits: RegionSplits | None = getattr(source, "region_splits", None)
     regions = splits if splits is not None and splits.is_set else None
     parsed, _ = (regions or FileSplits(source)).parse()

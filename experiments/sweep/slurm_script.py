@@ -114,7 +114,13 @@ def _shaped(launch: Launch, shape: Shape) -> Launch:
 
 
 def script_of(array: Array, root: Path, options: SlurmOptions, target: str, dependency: str | None) -> str:
-    """The batch script of an array."""
+    """The batch script of an array.
+
+    Raises:
+        InputError: The folder's name has a line end, say: it goes into a line that sbatch reads.
+    """
+    if not str(root).isprintable():
+        raise InputError(f"{shown(str(root))} goes into a line of the script: choose a folder whose name can be printed.")
     shape, at_once = array.shape, f"%{options.at_once}" if options.at_once else ""
     header = {
         "job-name": re.sub(r"[^\w.-]+", "-", target), "array": f"0-{len(array.launches) - 1}{at_once}", "dependency": dependency,

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from datamodules.errors import InputError
+from datamodules.workers import most_workers
 
 _TRAINS = ("run", "fit")
 _WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
@@ -53,7 +54,7 @@ def _problems(command: str, config: Mapping[str, Any]) -> Iterator[str]:
             yield f"checkpoint.every_n_steps is {every}: give at least 1, or null for a checkpoint at each validation."
     evaluate, cores = config.get("evaluate") or {}, os.cpu_count() or 1
     for option, section in (("data", config.get("data")), *((f"evaluate.{name}", given) for name, given in evaluate.items())):
-        workers, most = ((section or {}).get("init_args") or {}).get("num_workers"), max(32, 4 * cores)
+        workers, most = ((section or {}).get("init_args") or {}).get("num_workers"), most_workers()
         if isinstance(workers, int) and workers > most:
             yield f"{option}.init_args.num_workers is {workers}, but this machine has {cores} cores: give at most {most}."
     if odd := next((name for name in evaluate if not re.fullmatch(r"\w[\w.-]{0,99}", name)), None):

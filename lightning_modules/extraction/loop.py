@@ -29,6 +29,7 @@ from datamodules.formats.uniter.layout import Layout
 from datamodules.formats.uniter.sources import Sources
 from datamodules.loading.loader import workers_of
 from datamodules.records import ImageRecord
+from datamodules.workers import most_workers
 from lightning_modules.extraction.boxes import BoxSource
 from lightning_modules.extraction.extractors import BackboneRegions, DetectorRegions, Extracted, Sizing
 
@@ -151,8 +152,8 @@ def extract(
     """
     if isinstance(extractor, BackboneRegions) == (boxes is None):
         raise InputError("A backbone needs boxes to pool its features over; a detector finds its own and takes none.")
-    if batch_size < 1 or workers < 0:
-        raise InputError(f"batch size {batch_size}, workers {workers}: give at least 1 and 0.")
+    if batch_size < 1 or not 0 <= workers <= most_workers():
+        raise InputError(f"batch size {batch_size}, workers {workers}: give at least 1, and 0 to {most_workers()}.")
     started = time.monotonic()
     target = _device(device)
     images = _distinct(records)

@@ -115,6 +115,7 @@ def test_a_busy_server_is_asked_again_when_it_says(
     [
         ("a.jpg", b"<!DOCTYPE html>\n<title>Log in</title>", r"is a web page \(HTML\)"),
         ("a.bin", b"\n<html>", "is a web page"),
+        ("a.tsv", b'<?xml version="1.0"?>\n<!-- <a> -->\n<!DOCTYPE html PUBLIC><html>', "is a web page"),
         ("a.json", b"404: not found", "begins with b'404: not fou'"),
         ("a.jpg", b'{"error": "quota"}', "begins with"),
         ("a.zip", b"AccessDenied", "begins with"),
@@ -143,6 +144,19 @@ def test_a_file_of_another_size_is_left_to_the_user(server: Server, tmp_path: Pa
     os.mkfifo(tmp_path / "b.bin")
     with pytest.raises(InputError, match=r"b\.bin is no file"):  # and nothing waits for it
         fetch(Remote(f"{server.url}/b.bin"), tmp_path)
+
+
+def test_what_a_server_cannot_go_on_from_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.bin.part").write_bytes(b"half")
+    server.files["/a.bin"] = CONTENT
+    server.first["/a.bin"] = [(206, {"Content-Range": f"bytes 0-9/{len(CONTENT)}", "Content-Length": "0"})]
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_what_is_not_there_is_not_said_to_be_kept(server: Server, tmp_path: Path) -> None:
+    server.first["/a.bin"] = [(500, {})] * 4
+    with pytest.raises(InputError, match=r"Check the network and start again\.$"):
+        fetch(remote(server), tmp_path, pause=0)
 
 
 def test_a_piece_that_nobody_asked_for_is_not_the_file(server: Server, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.errors import InputError
-from datamodules.files.text import open_bytes, open_text, read_text, read_words
+from datamodules.files.text import is_web_page, open_bytes, open_text, read_text, read_words
 
 TEXT = "Ein Hund läuft.\r\nzwei\u2028drei\n"
 
@@ -86,6 +86,12 @@ def test_archives_are_opened_where_they_are_meant(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(as_zip())
     with open_bytes(tmp_path / "a.zip", "an archive", archives=True) as file:
         assert file.read() == as_zip()
+
+
+def test_a_web_page_is_told_at_once() -> None:
+    """Comments without an end must not be tried in every way there is."""
+    assert not is_web_page(b" <!---->" * 100 + b"<!--")
+    assert is_web_page(b" <!---->" * 100 + b"<html>")
 
 
 def test_words_are_no_paths(tmp_path: Path) -> None:

@@ -31,6 +31,12 @@ def test_arrays_are_launches_of_one_shape_and_one_start(tmp_path: Path) -> None:
     assert [len(array.launches) for array in many] == [slurm_script.MOST, 1]
 
 
+def test_no_folder_adds_a_line_to_the_script(tmp_path: Path) -> None:
+    (array,) = arrays_of([launch(tmp_path, "one")], SlurmOptions())
+    with pytest.raises(InputError, match=r"goes into a line of the script"):
+        script_of(array, tmp_path / "a\n#SBATCH --uid=0", SlurmOptions(), "mwa/table1", None)
+
+
 def test_a_script_says_what_it_runs(tmp_path: Path) -> None:
     options = SlurmOptions(
         partition="gpu", account="me", time="8:00:00", cpus_per_task=4, mem="64G", at_once=2, constraint="a100", qos="low",
