@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from datamodules.errors import InputError, shown
 from datamodules.files.ownership import take_up, write_label
 
 VERSION = 2
@@ -59,13 +60,22 @@ class CaptionStore:
             write_label(label, about)
 
     def read(self) -> None:
-        """Take in what all processes have written so far."""
+        """Take in what all processes have written so far.
+
+        Raises:
+            InputError: A line is damaged.
+        """
         for path in self._parts():
             for line in path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):  # the last one of a killed process may be half
-                    batch = json.loads(line)
-                    self._captions |= {int(row): caption for row, caption, _ in batch}
-                    self.unended |= {int(row) for row, _, ended in batch if not ended}
+                if not line.endswith(b"\n"):  # the last one of a killed process may be half
+                    continue
+                try:
+                    batch = [(int(row), "" + caption, bool(ended)) for row, caption, ended in json.loads(line)]
+                except (ValueError, TypeError, RecursionError):
+                    what = f"has a line that is no batch of captions: {shown(line.decode(errors='replace').strip())}"
+                    raise InputError(f"{path} {what}. Delete {self.folder} to write all captions anew.") from None
+                self._captions |= {row: caption for row, caption, _ in batch}
+                self.unended |= {row for row, _, ended in batch if not ended}
 
     def found(self, rows: Sequence[int]) -> list[str] | None:
         """The captions of a batch, or None where one of them is missing."""
