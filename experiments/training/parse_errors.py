@@ -149,6 +149,8 @@ def _bad_class(path: str, reason: str | None, given: list[tuple[str, Any, str]])
     ]
     hint = f"\nDid you mean {close[0]}?" if close else ""
     because = f" ({' '.join(reason.split())[:120]})" if reason else ""
+    if close and close[0] == path:  # it is there
+        return f"{option}{path} cannot be made of what it is given{because}: give its options by name, below init_args."
     return f"{option}there is no class {path!r}{because}.{hint}"
 
 

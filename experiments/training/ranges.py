@@ -39,6 +39,7 @@ def require_values(command: str, config: Mapping[str, Any]) -> None:
 
 def _problems(command: str, config: Mapping[str, Any]) -> Iterator[str]:
     yield from _names(config)
+    yield from _nulls(config)
     seed = config.get("seed_everything")
     if isinstance(seed, bool) or seed is None or not 0 <= seed < _SEEDS:
         yield f"seed_everything is {_shown(seed)}: give a number from 0 to {_SEEDS - 1}, so that the run can be repeated."
@@ -60,6 +61,23 @@ def _problems(command: str, config: Mapping[str, Any]) -> Iterator[str]:
     if odd := next((name for name in evaluate if not re.fullmatch(r"\w[\w.-]{0,99}", name)), None):
         yield f"evaluate has {odd!r}, which is to name files of the run: give up to 100 letters, digits, _, - and dots."
     yield from _wandb(config.get("wandb") or {}, os.environ.get("WANDB_MODE"))
+
+
+def _nulls(config: Mapping[str, Any]) -> Iterator[str]:
+    """Options that must have a value: jsonargparse lets the null of a file pass, whatever the type. Without a monitor the last
+    checkpoint would be taken for the best."""
+    needed = {
+        "": ("name",), "checkpoint": ("monitor", "mode"), "wandb": ("enabled", "project", "tags"),
+        "trainer": ("max_steps",), "model.init_args": ("tuning", "train_heads", "optimization", "eval_frozen"),
+        "data.init_args": ("root", "batch_size", "eval_batch_size", "num_workers", "train_unit", "augment"),
+    }  # fmt: skip
+    for section, names in needed.items():
+        held: Any = config
+        for part in section.split(".") if section else ():
+            held = held.get(part) or {}
+        for name in names:
+            if name in held and held[name] is None:
+                yield f"{section}{'.' * bool(section)}{name} is null: give it a value, or leave it out for its default."
 
 
 def _names(config: Mapping[str, Any]) -> Iterator[str]:

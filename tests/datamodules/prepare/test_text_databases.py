@@ -102,7 +102,7 @@ def test_names_of_images() -> None:
 
 
 def test_what_cannot_be_written_is_named(word_piece_folder: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
-    root = write_karpathy(tmp_path / "flickr30k", "a dog", "\u200b\u200b")
+    root = write_karpathy(tmp_path / "flickr30k", "a dog", "\ufffd\ufffd")
     arguments = ["text-db", "flickr30k", str(root)]
     with pytest.raises(InputError, match="required: --tokenizer"):
         cli.run_command("data", arguments)

@@ -135,6 +135,7 @@ OF_MODEL_AND_DATA: dict[str, str] = {
     "--model.init_args.optimization.weight_decay=-1": "optimization.weight_decay",
     "--model.init_args.gradient_cache_chunk=0": "gradient_cache_chunk is 0",
     "-c optimization.yaml": "options of its own (such as optimization or limits) was given as one value (int)",
+    "-c inner.yaml": "cannot be made of what it is given",
     "-c network.yaml": "network (in network.yaml) must be the class path of a RetrievalNetwork, not '[1]'",
     '--data.init_args.limits={"trian":3}': "Did you mean --data.init_args.limits.train?",
     "--data.init_args.limits=5": "limits (on the command line) is '5', but has options of its own",
@@ -176,7 +177,18 @@ def test_a_mistake_is_told_before_the_first_batch(options: str, tmp_path: Path) 
 def test_a_mistake_in_model_or_data(options: str, tmp_path: Path) -> None:
     for option, value in {"optimization": "5", "network": "[1]"}.items():
         (tmp_path / f"{option}.yaml").write_text(f"model: {{init_args: {{{option}: {value}}}}}\n")
+    (tmp_path / "inner.yaml").write_text("model: {init_args: {network: {init_args: [1]}}}\n")
     assert OF_MODEL_AND_DATA[options] in refused(options, tmp_path / "run", TINY)
+
+
+@pytest.mark.parametrize("option", ["name", "checkpoint.monitor", "trainer.max_steps", "model.init_args.tuning",
+                                    "data.init_args.batch_size"])  # fmt: skip
+def test_nothing_where_there_must_be_something(option: str, tmp_path: Path) -> None:
+    content = None
+    for key in reversed(option.split(".")):
+        content = {key: content}
+    (tmp_path / "null.yaml").write_text(yaml.safe_dump(content))  # on the command line null is refused by its type
+    assert f"{option} is null" in refused("-c null.yaml", tmp_path / "run", TINY)
 
 
 @NO_GPU
