@@ -38,6 +38,9 @@ demo-captioning: $(READY)  ## I-Tuning, half of it, and ClipCap between a tiny V
 test: $(READY)  ## all tests, five minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+test-kills: $(READY)  ## runs of every method killed at every moment, all schedules of validation, EarlyStopping, EMA (an hour)
+	CROSSLIGHT_EVERY_KILL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/end_to_end/test_killed_anywhere.py
+
 lint: $(READY)  ## ruff, mypy, and who may import whom (no circle of files)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
