@@ -65,14 +65,20 @@ def read_into(part: nn.Module, weights: str) -> None:
 
 @read_into.register
 def _(part: Tower, weights: str) -> None:
-    load_weights(part.model, weights, what=f"{type(part.model).__name__} of the given config")
+    load_weights(part.model, weights, spare=_spare(part), what=f"{type(part.model).__name__} of the given config")
 
 
 @read_into.register
 def _(part: TimmImageTower, weights: str) -> None:
     classifier = part.classifier_keys()
-    load_weights(part.model, weights, drop=lambda key: key.startswith(classifier), what=f"timm model {part.name}")
+    load_weights(
+        part.model, weights, drop=lambda key: key.startswith(classifier), spare=_spare(part), what=f"timm model {part.name}"
+    )
     part.fit_image_size()
+
+
+def _spare(tower: Tower) -> list[str]:
+    return [name.removeprefix("model.") for name in tower.unused_parameters()]
 
 
 @read_into.register

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -201,13 +201,21 @@ def _kind(tensor: Tensor) -> str:
     return "complex numbers" if tensor.is_complex() else "fractions" if tensor.is_floating_point() else "whole numbers"
 
 
-def load_weights(module: nn.Module, path: str | Path, *, drop: Callable[[str], bool] | None = None, what: str) -> None:
+def load_weights(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    drop: Callable[[str], bool] | None = None,
+    spare: Collection[str] = (),
+    what: str,
+) -> None:
     """Put a weights file into `module`, strictly; half precision tensors take the module's own dtype.
 
     Args:
         module: The module to fill.
         path: The file.
         drop: Tells which of the file's keys the module has no use for by design (a classifier that was left out).
+        spare: Names that the file may lack: nothing uses them (a run that trains them not keeps them not).
         what: The module in words, for messages.
 
     Raises:
@@ -215,6 +223,7 @@ def load_weights(module: nn.Module, path: str | Path, *, drop: Callable[[str], b
     """
     state = {key: value for key, value in read_weights(path).items() if drop is None or not drop(key)}
     wanted = module.state_dict()
+    state |= {name: wanted[name] for name in spare if name in wanted and name not in state}
     missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unexpected:
         parts = [f"{len(missing)} missing: {some(missing)}"] if missing else []

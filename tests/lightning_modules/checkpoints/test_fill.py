@@ -87,3 +87,25 @@ def test_positions_of_a_timm_file_are_resampled_after_it_is_read(tmp_path: Path)
     assert positions(large).shape == (1, 17, 16)
     assert torch.equal(positions(large), positions(own))
     assert large.image_input.size == 32
+
+
+def test_a_tower_takes_what_a_run_kept_of_it(tmp_path: Path) -> None:
+    """A run that tunes a whole tower keeps no parameter that the tower never uses (a ConvNeXt's head)."""
+
+    def made(weights: str | None = None) -> TimmImageTower:
+        options = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}
+        return TimmImageTower("convnext_atto", image_size=32, pooling="mean", options=options, weights=weights)
+
+    tower = made()
+    unused = {name.removeprefix("model.") for name in tower.unused_parameters()}
+    assert unused
+    kept = {name: tensor.contiguous() for name, tensor in tower.model.state_dict().items() if name not in unused}
+    save_file(kept, tmp_path / "kept.safetensors")
+    filled = made(str(tmp_path / "kept.safetensors"))
+    fill(filled)
+    for name, tensor in kept.items():
+        assert torch.equal(filled.model.state_dict()[name], tensor)
+    del kept[next(iter(kept))]
+    save_file(kept, tmp_path / "less.safetensors")
+    with pytest.raises(InputError, match="1 missing"):
+        fill(made(str(tmp_path / "less.safetensors")))
