@@ -109,6 +109,8 @@ class ScoreStore:
             raise InputError(f"{items} cannot be read ({error}). {_REMEDY}") from error
         if prints.shape != job.prints.shape or not np.allclose(prints, job.prints, rtol=TOLERANCE, atol=TOLERANCE):
             raise InputError(f"{folder} holds scores of other images or captions: their embeddings differ. {_REMEDY}")
+        if self.matrix_path is not None:
+            self._delete_parts()  # of a process that was killed before it had
 
     # ------------------------------------------------------------------------------------------- reading, writing
 
@@ -179,6 +181,9 @@ class ScoreStore:
             fill(matrix)
             matrix.flush()
             del matrix
+        self._delete_parts()
+
+    def _delete_parts(self) -> None:
         for path in self._parts():
             path.unlink()
 

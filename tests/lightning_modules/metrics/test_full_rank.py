@@ -261,10 +261,12 @@ def test_finished_scores_are_kept_and_only_read(tmp_path: Path, whole: Tensor) -
     job = json.loads((tmp_path / "job.json").read_text())
     assert job["image_ids"] == [f"image {row}" for row in range(IMAGES)]
     assert job["caption_ids"][22] == "caption 22"
+    (tmp_path / "part-00000.f32").write_bytes(bytes(4))  # killed when the scores were in place, before its parts were deleted
     again, scorer = filled(), Recorder()
     assert again.compute(scorer, tmp_path, weights="a") == values
     assert scorer.pairs == []
     assert again.scored == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["items.npy", "job.json", "lock", "scores.npy"]
     # embeddings that differ by rounding are the same embeddings
     near = filled(changed=1e-5)
     near.compute(Recorder(calls=0), tmp_path, weights="a")
