@@ -26,7 +26,7 @@ def read_sources(folder: Path) -> dict[str, Sources]:
             try:
                 name, photograph, boxes = json.loads(line)
                 sources[str(name)] = (photograph, boxes)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 continue
     return sources
 
