@@ -12,6 +12,7 @@ What differs from the stock LightningCLI, and why:
 from __future__ import annotations
 
 import dataclasses
+import enum
 import gc
 import logging
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -156,7 +157,11 @@ class CrosslightCLI(LightningCLI):
         except Exception as error:  # of a class of the user's own, which is imported here, or of its signature
             raise find_input_error(error) or refused("the configuration cannot be read", error) from error
         self.given = list(all_given(self.arguments))
-        as_written(self.config[self.arguments[0]].trainer, Trainer, self.given)
+        trainer = self.config[self.arguments[0]].trainer
+        as_written(trainer, Trainer, self.given)
+        trainer.callbacks = with_own_ema(_without_enums(trainer.callbacks))
+        if self.arguments[0] in ("fit", "run"):
+            refuse_unsound(trainer.callbacks)
         for note in replaced_lists(self.given):
             log.warning("%s", note)
 
@@ -175,7 +180,6 @@ class CrosslightCLI(LightningCLI):
         command = str(self.subcommand)
         config = self.config[command]
         self.saved_config = self._plain_config(command)
-        config.trainer.callbacks = with_own_ema(config.trainer.callbacks)
         self.parts = self._instantiated("trainer")
         require_trainer(vars(self.parts["trainer"]))
         self.run_folder = _open_run_folder(config.run_dir, config.name, command, self.saved_config)
@@ -237,7 +241,6 @@ class CrosslightCLI(LightningCLI):
         callbacks: list[Callback] = [*(given if isinstance(given, list) else [given]), self.cost]
         point = None
         if self.subcommand in ("fit", "run"):
-            refuse_unsound(callbacks)
             options, agreement = config.checkpoint, preemption.Agreement() if preemption.listening() else None
             point = ResumePoint(self.run_folder.path, self.saved_config, options.every_n_steps, agreement)
             # Before all others: what cannot end well is refused, and a resumed run's files and metrics are where they were.
@@ -352,6 +355,16 @@ def _culprit(error: BaseException, arguments: list[str]) -> str | None:
                 if (place := holder(name, given)) is not None:
                     named = f"{place[0]} ({place[1]}): {name}"
     return named
+
+
+def _without_enums(value: Any) -> Any:
+    """A parsed value with words for members of enumerations, such as the default of Timer's `interval`: no YAML holds those."""
+    if isinstance(value, list):
+        return [_without_enums(inner) for inner in value]
+    if isinstance(value, Namespace):
+        for key, inner in vars(value).items():
+            setattr(value, key, _without_enums(inner))
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def _default_scale(config: dict[str, Any]) -> RunScale:

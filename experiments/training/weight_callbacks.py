@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import pydoc
 from typing import Any
 
 from jsonargparse import Namespace
@@ -66,16 +66,17 @@ def with_own_ema(callbacks: Any) -> Any:
     return callbacks
 
 
-def refuse_unsound(callbacks: Sequence[Callback]) -> None:
-    """Before anything is built.
+def refuse_unsound(callbacks: Any) -> None:
+    """Look at the `trainer.callbacks` of a parsed configuration, before anything is built.
 
     Raises:
         InputError: One of the callbacks cannot be right in a run that is validated, saved and resumed.
     """
-    for callback in callbacks:
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        named = pydoc.locate(str(getattr(callback, "class_path", "")))
         for kind, reason in _REFUSED:
-            if isinstance(callback, kind):
-                raise InputError(f"trainer.callbacks: {type(callback).__name__} {reason}")
+            if isinstance(named, type) and issubclass(named, kind):
+                raise InputError(f"trainer.callbacks: {named.__name__} {reason}")
 
 
 def _path(kind: type) -> str:

@@ -95,7 +95,7 @@ MISTAKES: dict[str, str] = {  # options (with blanks between them): what the mes
     f"{STOP}val/loss {STOP}val/loss": "trainer.callbacks has two of EarlyStopping",
     f"{STOP}val/loss --trainer.callbacks.mode=least": "`mode` can be min, max, got least",
     f"{STOP}val_loss": "Did you mean val/loss?",
-    "--trainer.callbacks+=lightning.pytorch.callbacks.StochasticWeightAveraging --trainer.callbacks.swa_lrs=0.1": "device is",
+    "--trainer.callbacks+=lightning.pytorch.callbacks.StochasticWeightAveraging --trainer.callbacks.swa_lrs=0.1": "never validated",
     "--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor --trainer.logger=false": "LearningRateMonitor",
     "--trainer.logger=tensorboard": "there is no class 'tensorboard'",
     # the metric that is waited for
@@ -262,6 +262,14 @@ def test_a_training_goes_on_with_the_average_that_it_began(tmp_path: Path) -> No
 
 def parsed(*options: str) -> dict:
     return ParsedCLI(["run", *find_configs([*OWN, *options])]).plain["trainer"]
+
+
+def test_a_default_that_is_of_an_enumeration_is_a_word_in_the_configuration() -> None:
+    (timer,) = parsed("--trainer.callbacks+=lightning.pytorch.callbacks.Timer")["callbacks"]
+    assert timer == {
+        "class_path": "lightning.pytorch.callbacks.Timer",
+        "init_args": {"duration": None, "interval": "step", "verbose": True},
+    }
 
 
 def test_batches_are_a_number_or_a_share_as_they_were_written(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 from jsonargparse import Namespace
 from lightning.pytorch import callbacks
@@ -16,17 +19,22 @@ class Own(callbacks.WeightAveraging):
 
 
 @pytest.mark.parametrize(
-    "callback",
+    "kind",
     [
-        callbacks.StochasticWeightAveraging(swa_lrs=0.1), callbacks.EMAWeightAveraging(), Own(), callbacks.BackboneFinetuning(),
-        callbacks.ModelPruning("l1_unstructured"), callbacks.LearningRateFinder(), callbacks.BatchSizeFinder(),
-        callbacks.GradientAccumulationScheduler({1: 2}),
+        callbacks.StochasticWeightAveraging, callbacks.EMAWeightAveraging, Own, callbacks.BackboneFinetuning,
+        callbacks.ModelPruning, callbacks.LearningRateFinder, callbacks.BatchSizeFinder, callbacks.GradientAccumulationScheduler,
     ],
 )  # fmt: skip
-def test_what_cannot_be_right_is_refused_by_name(callback: Callback) -> None:
-    with pytest.raises(InputError, match=rf"trainer.callbacks: {type(callback).__name__} .*\.$"):
-        refuse_unsound([callbacks.Timer(), callback])
-    refuse_unsound([callbacks.Timer(), callbacks.EarlyStopping("val/rsum")])
+def test_what_cannot_be_right_is_refused_by_name(kind: type[Callback], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "own_callbacks", SimpleNamespace(Own=Own))
+    room = "own_callbacks" if kind is Own else "lightning.pytorch.callbacks"
+    sound = [Namespace(class_path=f"lightning.pytorch.callbacks.{name}") for name in ("Timer", "EarlyStopping")]
+    unsound = Namespace(class_path=f"{room}.{kind.__name__}")
+    for given in (unsound, [*sound, unsound]):
+        with pytest.raises(InputError, match=rf"trainer.callbacks: {kind.__name__} .*\.$"):
+            refuse_unsound(given)
+    for given in (sound, sound[0], None):
+        refuse_unsound(given)
 
 
 @pytest.mark.parametrize("path", ["lightning.pytorch.callbacks", "lightning.pytorch.callbacks.weight_averaging"])
