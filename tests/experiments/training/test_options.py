@@ -95,7 +95,7 @@ MISTAKES: dict[str, str] = {  # options (with blanks between them): what the mes
     f"{STOP}val/loss {STOP}val/loss": "trainer.callbacks has two of EarlyStopping",
     f"{STOP}val/loss --trainer.callbacks.mode=least": "`mode` can be min, max, got least",
     f"{STOP}val_loss": "Did you mean val/loss?",
-    "--trainer.callbacks+=lightning.pytorch.callbacks.StochasticWeightAveraging --trainer.callbacks.swa_lrs=0.1": "never validated",
+    "--trainer.callbacks+=lightning.pytorch.callbacks.StochasticWeightAveraging --trainer.callbacks.swa_lrs=0.1": "validated",
     "--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor --trainer.logger=false": "LearningRateMonitor",
     "--trainer.logger=tensorboard": "there is no class 'tensorboard'",
     # the metric that is waited for
