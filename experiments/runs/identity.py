@@ -31,7 +31,8 @@ _WATCHING = {
 }  # fmt: skip
 _CHECKPOINT = {"every_n_steps"}
 _FILES_OF_A_RUN = {"checkpoints", "best.ckpt", "last.ckpt"}
-_SEED_OF_A_FOLDER = re.compile(r"-s\d+-[0-9a-f]{8}(?=$|/)")
+SEED_AND_KEY = re.compile(r"-s(\d+)-([0-9a-f]{8})(?=$|/)")
+"""How the folder name of a planned run ends (`PlannedRun.folder_name`)."""
 
 
 def deciding(config: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def _unseeded(value: Any) -> Any:
         return {key: _unseeded(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_unseeded(inner) for inner in value]
-    return _SEED_OF_A_FOLDER.sub("", value) if isinstance(value, str) else value
+    return SEED_AND_KEY.sub("", value) if isinstance(value, str) else value
 
 
 def _listed(callbacks: Any) -> list[Any]:

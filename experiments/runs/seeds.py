@@ -13,7 +13,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from experiments.papers.strict_yaml import read_yaml
-from experiments.runs.identity import without_seed
+from experiments.runs.identity import SEED_AND_KEY, without_seed
 from experiments.runs.results import Results
 
 _SHOWN, _LONGEST = 6, 60  # options that a row names, and characters of each value
@@ -108,6 +108,8 @@ def _of_paths(value: Any, folder: Path, seed: Any, above: tuple[Path, ...]) -> A
             except InputError:
                 break
             return f"{path.relative_to(place)} of run {_digest(options)}"
+    if SEED_AND_KEY.search(value):  # a planned run that is not here: `without_seed` takes both out
+        return value
     # see-3.safetensors of seed 3 and see-4.safetensors of seed 4
     return re.sub(rf"([-_]s?){seed}(?=[-_./]|$)", r"\1{seed}", value) if type(seed) is int else value
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from datamodules.errors import InputError
 from experiments.papers.plan import PlannedRun
 from experiments.runs.folder import is_running
+from experiments.runs.identity import SEED_AND_KEY
 from experiments.runs.results import Evaluation, Results, ResultsStatus, read_results
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 Status = ResultsStatus | Literal["unreadable", "missing", "not at this scale"]
-_FOLDER = re.compile(r"-s(\d+)-([0-9a-f]{8})$")
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class RunFolders:
             if not root.is_dir():
                 raise InputError(f"--runs {root} is not a folder. Give the folder that `crosslight sweep run` wrote to.")
             for folder in sorted(root.iterdir()):
-                if (named := _FOLDER.search(folder.name)) and folder.is_dir():
+                if (named := SEED_AND_KEY.search(folder.name)) and folder.is_dir():
                     self._by_key.setdefault(named[2], []).append(folder)
                     seeds.add(int(named[1]))
         self.seeds = sorted(seeds) or [0]

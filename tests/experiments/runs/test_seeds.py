@@ -78,3 +78,12 @@ def test_a_damaged_configuration_stands_by_itself(tmp_path: Path) -> None:
     damaged = configuration_of(tmp_path / "a", Results("finished", "run", "mwa", "c", now()))
     assert damaged.digest != known.digest
     assert "a/config.yaml, line 1, column 2: not YAML" in differing_options([known, damaged])[damaged.digest]
+
+
+def test_parents_that_are_not_here_are_known_by_their_names_without_seed_and_key(tmp_path: Path) -> None:
+    def child(seed: int, parent: str) -> Configuration:
+        start = {"model__init_args__init_from": f"/gone/{parent}-s{seed}-0123456{seed}/checkpoints/best.ckpt"}
+        return run(tmp_path / f"{parent}-child-{seed}", seed, config=start)
+
+    first, second, other = child(0, "pretrain"), child(1, "pretrain"), child(1, "other")
+    assert first.digest == second.digest != other.digest
