@@ -167,7 +167,8 @@ class CrosslightCLI(LightningCLI):
 
     def _set_seed(self) -> None:
         command = str(self.subcommand)
-        require_values(command, {**self._plain_config(command), "run_dir": self.config[command].run_dir})
+        self.saved_config = self._plain_config(command)
+        require_values(command, {**self.saved_config, "run_dir": self.config[command].run_dir})
         super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
@@ -179,7 +180,6 @@ class CrosslightCLI(LightningCLI):
         """Everything that can be refused without a model, then the run's folder."""
         command = str(self.subcommand)
         config = self.config[command]
-        self.saved_config = self._plain_config(command)
         self.parts = self._instantiated("trainer")
         require_trainer(vars(self.parts["trainer"]))
         self.run_folder = _open_run_folder(config.run_dir, config.name, command, self.saved_config)

@@ -102,12 +102,14 @@ class Trainer(pl.Trainer):
     def test_all(self, model: pl.LightningModule, data: DataModules, ckpt_path: str | None) -> None:
         """Test on each data module, writing metrics and per-query ranks into the run folder; finished ones are skipped."""
         done = self._evaluated()
-        for name, datamodule in data.items():
-            if name in done:
-                continue
+        left = {name: datamodule for name, datamodule in data.items() if name not in done}
+        if left:
+            self._require_evaluable(model, ckpt_path)  # once: it reads the whole checkpoint
+        for name, datamodule in left.items():
             self._evaluate("test", model, name, datamodule, ckpt_path)
 
     def validate_one(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
+        self._require_evaluable(model, ckpt_path)
         self._evaluate("validate", model, data_name(datamodule), datamodule, ckpt_path)
 
     def write_embeddings(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
@@ -118,8 +120,7 @@ class Trainer(pl.Trainer):
         """
         if self.world_size > 1:
             raise InputError("predict writes one file from one process: set --trainer.devices=1.")
-        self._require_sound(ckpt_path)
-        _require_weights(model, ckpt_path)
+        self._require_evaluable(model, ckpt_path)
         parts = self.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         arrays: dict[str, Any] = {}
         for side, batches in zip(("image", "text"), parts or [], strict=True):
@@ -132,8 +133,6 @@ class Trainer(pl.Trainer):
     def _evaluate(
         self, verb: str, model: pl.LightningModule, name: str, datamodule: pl.LightningDataModule, ckpt_path: str | None
     ) -> None:
-        self._require_sound(ckpt_path)
-        _require_weights(model, ckpt_path)
         self.evaluated_data = name
         act = self.test if verb == "test" else self.validate
         if preemption.listening() and self.strategy.reduce_boolean_decision(preemption.told() is not None, all=False):
@@ -206,6 +205,17 @@ class Trainer(pl.Trainer):
             if self.is_global_zero:
                 read_checkpoint(ckpt_path, resumes)
 
+    def _require_evaluable(self, model: pl.LightningModule, ckpt_path: str | None) -> None:
+        """Likewise, of a model that is evaluated as the checkpoint or itself has it.
+
+        Raises:
+            InputError: As `_require_sound`, or nothing brings what a training was to make of random weights.
+        """
+        self._require_sound(ckpt_path)
+        network = getattr(model, "network", None)
+        if ckpt_path is None and isinstance(network, nn.Module):
+            require_weights(network)
+
     def _relative(self, path: str) -> str | None:
         return str(Path(path).relative_to(self.run_folder.path)) if path else None
 
@@ -253,13 +263,6 @@ def _require_moments(trainer: pl.Trainer, checkpoint: dict[str, Any], where: str
 
 def _trains(model: pl.LightningModule) -> bool:
     return any(parameter.requires_grad for parameter in model.parameters())
-
-
-def _require_weights(model: pl.LightningModule, ckpt_path: str | None) -> None:
-    """Raises InputError: nothing brings what a training was to make of random weights."""
-    network = getattr(model, "network", None)
-    if ckpt_path is None and isinstance(network, nn.Module):
-        require_weights(network)
 
 
 def _require_splits(datamodule: Any, splits: tuple[str, ...]) -> None:

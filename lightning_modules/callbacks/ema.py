@@ -69,7 +69,8 @@ class EMA(Callback):
         self._update = get_ema_multi_avg_fn(decay)
         self._average: dict[str, Tensor] | None = None  # None: it has not begun
         self._current: dict[str, Tensor] = {}  # the weights themselves, not copies
-        self._averaged: list[str] = []  # the others are taken as they are
+        self._averaged: list[str] = []
+        self._taken: list[str] = []  # the others, as they are
         self._swapped = False
         self._seen_step = 0
 
@@ -86,6 +87,7 @@ class EMA(Callback):
             name for name, value in self._current.items()
             if value.is_floating_point() and (self.use_buffers or name in parameters)
         ]  # fmt: skip
+        self._taken = [name for name in self._current if name not in set(self._averaged)]
         if self._average is not None:  # of a checkpoint
             self._average = {name: value.to(self._place(name)) for name, value in self._average.items()}
 
@@ -99,10 +101,10 @@ class EMA(Callback):
             self._average = {name: value.clone().to(self._place(name)) for name, value in self._current.items()}
             return
         average = self._average
-        current = {name: value.to(average[name].device) for name, value in self._current.items()}
-        self._update([average[name] for name in self._averaged], [current[name] for name in self._averaged], self._seen_step)
-        for name in current.keys() - set(self._averaged):
-            average[name].copy_(current[name])
+        current = [self._current[name].to(average[name].device) for name in self._averaged]
+        self._update([average[name] for name in self._averaged], current, self._seen_step)
+        for name in self._taken:
+            average[name].copy_(self._current[name])
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._swap(trainer)
