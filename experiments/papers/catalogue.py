@@ -8,8 +8,9 @@ Scales: "full" is the paper's models, data and recipe; "miniature" the same vari
 processor. A scale that a run does not have is a run that this scale leaves out.
 
 `plan` makes planned runs of runs and seeds, dependencies first. A planned run's key hashes everything that decides its result:
-the content of its configuration files, its options, the seed, the embedded world, and the keys of those it starts from. Runs that
-are equal are planned once, whatever they are called, and a changed configuration is a new planned run in a new folder.
+the content of its configuration files, its options, the seed, the embedded world, the shipped weights that it names, and the keys
+of those it starts from. Runs that are equal are planned once, whatever they are called, and a changed configuration is a new
+planned run in a new folder.
 """
 
 from __future__ import annotations

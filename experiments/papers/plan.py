@@ -14,6 +14,7 @@ from experiments.papers.catalogue import read_exhibit, read_runs
 from experiments.papers.schema import PAPERS, Recipe, Scale, needs_of, replace_runs
 from experiments.papers.strict_yaml import yaml_content
 from experiments.papers.worlds import SCENES, SPLITS
+from lightning_modules.checkpoints.miniatures import sums_named_in
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,18 @@ def plan_runs(names: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[
 
 
 def _key(recipe: Recipe, scale: Scale, seed: int, starts: Mapping[str, str]) -> str:
+    configs = [yaml_content(name) for name in recipe.configs]
+    miniatures = sums_named_in(json.dumps([configs, recipe.options], default=str))
     text = json.dumps(
         {
             "command": recipe.command,
-            "configs": [yaml_content(name) for name in recipe.configs],
+            "configs": configs,
             "options": replace_runs(recipe.options, lambda run: starts[run]),
             "start": starts.get(recipe.start or ""),
             "world": None if recipe.world is None else [recipe.world, SCENES, SPLITS],
             "scale": scale,
             "seed": seed if recipe.seeded else None,
+            **({"miniatures": miniatures} if miniatures else {}),
         },
         sort_keys=True,
         default=str,

@@ -14,6 +14,7 @@ from torch import nn
 from lightning_modules.adapters.tuning import head_names
 from lightning_modules.checkpoints import beit3, clip, uniter
 from lightning_modules.checkpoints.language_model import load_language_weights
+from lightning_modules.checkpoints.miniatures import located
 from lightning_modules.checkpoints.weights import load_weights, read_weights, require_sound_model
 from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.dual_encoder import DualEncoder
@@ -44,7 +45,7 @@ def fill(network: Network) -> Network:
         if isinstance(weights, str):
             untyped: Any = part
             untyped.fresh = frozenset()  # a reader that leaves something out says so
-            read_into(part, weights)
+            read_into(part, located(weights))
             untyped.weights = None
     return network
 
@@ -55,7 +56,7 @@ def read_into(part: nn.Module, weights: str) -> None:
 
     Args:
         part: The part.
-        weights: A file, or what else its reader knows by name.
+        weights: A file, or what else its reader knows by name. (`fill` has put the file in the place of a miniature's name.)
 
     Raises:
         InputError: See `fill`.

@@ -15,6 +15,8 @@ from lightning_modules.adapters.tuning import HasHeads, head_names
 from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.checkpoints.fresh import note_brought
+from lightning_modules.checkpoints.miniatures import located
+from lightning_modules.checkpoints.places import split_part
 from lightning_modules.checkpoints.run_folder import best_checkpoint
 from lightning_modules.checkpoints.trainable import load_objective, split_objective
 from lightning_modules.checkpoints.weights import misfits, read_weights
@@ -32,7 +34,7 @@ def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path, 
     Args:
         network: With the adapter injected.
         adapter: The adapter, if any.
-        source: A run folder, a checkpoint, a weights file, or an adapter export.
+        source: A run folder, a checkpoint, a weights file (`FILE#PREFIX` and miniature:NAME too), or an adapter export.
         objective: What is trained by. It takes its parameters from a source that was trained by its like, and else starts fresh.
 
     Returns:
@@ -41,14 +43,16 @@ def start_from(network: nn.Module, adapter: Adapter | None, source: str | Path, 
     Raises:
         InputError: No such source, keys that do not belong, shapes that differ, or backbone keys missing.
     """
-    file = _weights_file(Path(source).expanduser())
+    name, part = split_part(located(str(source)))
+    file = f"{_weights_file(Path(name).expanduser())}{part}"
     state, learnt = split_objective({key.removeprefix("network."): value for key, value in read_weights(file).items()})
     own = network.state_dict()
     unexpected = sorted(state.keys() - own.keys())
     if unexpected:
         raise InputError(
             f"init_from {file}: {len(unexpected)} of its tensors do not belong to this network ({some(unexpected)}). Use the "
-            "network, and the adapter if it has one, that the file was made with."
+            "network, and the adapter if it has one, that the file was made with; a file of a part, or in an official layout, is "
+            "for `weights` of that part or of the network."
         )
     if wrong := misfits(state, own):
         raise InputError(f"init_from {file}: other shapes than this network: {some(wrong)}. Use the sizes it was made with.")

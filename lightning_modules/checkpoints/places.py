@@ -6,7 +6,8 @@ none of these is a path of the machine that wrote it:
     export:files/NAME        in the export itself: tokenizers, and whatever else is no weights
     backbone:NAME            weights of the backbone: not in the export, found by their name or where the caller says
 
-A hub name, or that of an official file, stays as it is. A value may end in `#PREFIX`, a part of a weights file (weights.py).
+A hub name, or that of an official file or of a miniature, stays as it is. A value may end in `#PREFIX`, a part of a weights file
+(weights.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from datamodules.errors import InputError, shown
 from datamodules.files.references import reveal
 from datamodules.files.releases import CHECKPOINTS, TOKENIZER, UNITER_CHECKPOINTS
+from lightning_modules.checkpoints.miniatures import PREFIX as MINIATURE
 from lightning_modules.checkpoints.run_folder import require_inside
 from lightning_modules.networks.start import RANDOM
 
@@ -63,9 +65,10 @@ def split_part(value: str) -> tuple[str, str]:
 
 
 def is_path(keys: Keys, value: str) -> bool:
-    """Whether a text names a file or folder of this machine, there or gone; a hub name or an official one does not."""
+    """Whether a text names a file or folder of this machine, there or gone; hub names, official ones and those of
+    miniatures do not."""
     name = split_part(value)[0]
-    if keys[-1:] == ("class_path",) or name in ("", RANDOM):
+    if keys[-1:] == ("class_path",) or name in ("", RANDOM) or name.startswith(MINIATURE):
         return False
     looks_like_one = name.startswith(("./", "../", "~/")) or os.path.isabs(name)
     may_be_one = "." in name or (keys and keys[-1] in _NAMING)

@@ -6,7 +6,7 @@ that are not finite are no weights.
 
 `FILE#PREFIX` is one part of a file: the tensors whose names begin with PREFIX, without it. So a captioner takes its vision tower
 from a dual encoder's run, RUN/checkpoints/best.ckpt#network.image.model., and its language model from another,
-RUN/checkpoints/best.ckpt#network.language.model.
+RUN/checkpoints/best.ckpt#network.language.model. A pre-trained miniature goes by its name, miniature:NAME (miniatures.py).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError, some
 from datamodules.files.atomic import whole_file
 from datamodules.files.text import open_bytes
+from lightning_modules.checkpoints.miniatures import located
 
 _CHECKSUM = "sha256 of names, types, shapes and values"  # in our safetensors' metadata
 
@@ -41,7 +42,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         InputError: No such file, a truncated, damaged or foreign file, a file without tensors (of this prefix), or values that
             are not finite.
     """
-    path = Path(path).expanduser()
+    path = Path(located(str(path))).expanduser()
     name, mark, prefix = str(path).rpartition("#")
     if not mark or path.exists():
         return _read_file(path)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from shipped import ship
 from tiny_run import configuration, run_folder
 
 import lightning_modules
 from datamodules.errors import InputError
+from lightning_modules.checkpoints import miniatures
 from lightning_modules.checkpoints.weights import write_weights
 from lightning_modules.exporting import export_run
 from lightning_modules.loading import build
@@ -72,6 +74,22 @@ def test_an_export_holds_all_but_the_backbones_weights(tmp_path: Path) -> None:
     assert loaded.network.inputs.text.tokenizer == str(folder / "files" / "words")
     with pytest.raises(InputError, match=r"image/tower.safetensors .* which is not in .*image"):
         lightning_modules.load(folder, backbone=tmp_path / "gone" / "image")
+
+
+def test_a_backbone_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(miniatures, "FOLDER", tmp_path)
+    section = configuration()
+    for name in ("image", "text"):
+        plain: Any = build(configuration(), 5)
+        state = getattr(plain.network, name).model.state_dict()
+        ship(name, {key: value + 1 for key, value in state.items() if ".multiway." not in key})
+        section["init_args"]["network"]["init_args"][name]["init_args"]["weights"] = f"miniature:{name}"
+    model = run_folder(tmp_path / "run", section=section)
+    folder = export_run(tmp_path / "run", tmp_path / "export")
+    assert json.loads((folder / "adapter_config.json").read_text())["backbone_config"]["model"] == section
+    assert not (folder / "backbone_model.safetensors").exists()  # they bring all that is frozen
+    for place in (folder, tmp_path / "run"):
+        assert same(lightning_modules.load(place), model)
 
 
 def test_another_backbone_is_refused(tmp_path: Path) -> None:

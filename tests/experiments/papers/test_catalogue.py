@@ -24,6 +24,7 @@ from experiments.runs.store import folder_of
 from experiments.sweep.launches import PROGRAM
 from experiments.sweep.targets import launches_of
 from experiments.training.configs import find_configs
+from lightning_modules.checkpoints import miniatures
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 NUMBERS = yaml.safe_load((REPOSITORY / "experiments" / "papers" / "numbers.yaml").read_text())
@@ -354,6 +355,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "configs").mkdir()
     for name in ("common", "start", "x", "y"):
         (tmp_path / "configs" / f"{name}.yaml").write_text(f"name: {name}  # a comment\n")
+    (tmp_path / "configs" / "y.yaml").write_text("weights: miniature:small#blocks.\n")
+    monkeypatch.setattr(miniatures, "FOLDER", tmp_path)
     (tmp_path / "experiments/papers/mwa/runs.yaml").write_text(RUNS)
     (tmp_path / "experiments/papers/mwa/exhibits/t.yaml").write_text(EXHIBIT)
     (tmp_path / "experiments/papers/numbers.yaml").write_text(NUMBERS_OF_IT)
@@ -418,6 +421,10 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], set[str]]] = {
     "an option of one": (lambda root: _runs(root, "best.ckpt", "last.ckpt"), {"mwa/last"}),
     "the command": (lambda root: _runs(root, "command: test", "command: run"), {"mwa/last"}),
     "a cost": (lambda root: _runs(root, "{seeded: false}", "{seeded: false, cost: {hours: 3}}"), set()),
+    "the weights of a miniature": (
+        lambda root: (root / "SHA256SUMS").write_text(miniatures.sums_text({"small": "a" * 64})), {"mwa/child-y"}
+    ),
+    "those of another": (lambda root: (root / "SHA256SUMS").write_text(miniatures.sums_text({"big": "a" * 64})), set()),
     "the world": (lambda root: _runs(root, "{seeded: false}", "{seeded: false, world: target}"), {"mwa/alone"}),
 }  # fmt: skip
 
