@@ -1,7 +1,8 @@
 """Published numbers beside ours, claims judged, figures drawn: a site that opens from disk.
 
 Lays what was measured beside what the papers print, with Markdown, CSV and LaTeX of every table. Without arguments all exhibits
-are shown; what has not been run is shown too, with the command that runs it.
+are shown; what has not been run is shown too, with the command that runs it. Tables and figures are of one scale. The first page
+has every claim on a line with the verdicts of all scales: from runs in the same folders, else from committed results.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def add_options(parser: Parser) -> None:
         "--runs", nargs="+", type=Path, metavar="DIR",
         help=f"where `crosslight sweep run` wrote to; several, also of several machines, merge (default: {RUNS})",
     )  # fmt: skip
-    parser.add_argument("--scale", choices=SCALES, default="miniature", help="the embedded world, or the papers' own")
+    parser.add_argument(
+        "--scale", choices=SCALES, default="miniature", help="of the tables and figures: the embedded world, or the papers' own"
+    )
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where to")
     parser.add_argument(
         "--maps", action="store_true",
@@ -43,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     require_writable(options.out / "index.html", "--out")
 
     from experiments.report.collect import collect
+    from experiments.report.scales import other_sides
     from experiments.report.site import build, judged
     from experiments.runs.store import RunFolders, read_run, run_folders_below
 
@@ -60,7 +64,8 @@ def run(options: argparse.Namespace) -> int:
                 print(f"attention maps: {text}", file=sys.stderr)
         views = collect(names, options.scale, folders)  # with the shares of attention that were just measured
     extra = [read_run(folder) for folder in run_folders_below(given)]
-    index = build(judged(views, missing_maps), extra, options.scale, options.out)
+    others = other_sides(views, options.scale, folders)
+    index = build(judged(views, missing_maps), extra, options.scale, options.out, others=others)
     rows = [variant for view in views for variant in view.variants]
     done = sum(variant.finished > 0 for variant in rows)
     print(f"report: {index} ({len(views)} exhibits, {done} of {len(rows)} rows measured, {options.scale} scale)")

@@ -47,6 +47,7 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
     """
     from experiments.report.collect import collect
     from experiments.report.maps import make_view_maps
+    from experiments.report.scales import other_sides
     from experiments.report.site import Shot, build, judged
     from experiments.runs.store import RunFolders
     from experiments.sweep.runner import Runner
@@ -69,7 +70,7 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
     say("writing the report")
     pages = judged(views, missing_maps)
     shots = [] if picture is None else [Shot(picture, QUERIES_TEXT)]
-    index = build(pages, [], "miniature", out / "report", shots)
+    index = build(pages, [], "miniature", out / "report", shots, other_sides(views, "miniature", RunFolders([runs])))
     for page in pages:
         _print_page(console, page)
     measured = sorted({seed for view in views for seed in view.seeds})  # a sweep may have run more

@@ -13,9 +13,15 @@ from typing import Any
 
 from experiments.report.collect import Cell, VariantView, View
 from experiments.report.escape import csv_value, latex_text, markdown_text
+from experiments.report.scales import absence, claim_key
 from experiments.report.verdicts import Verdict
 
 NONE = "–"
+MADE_OF: Mapping[str, str] = {
+    "full": "the papers' models and data",
+    "small": "small pre-trained models, real photographs",
+    "miniature": "the embedded world, miniature models",
+}
 
 
 def number(value: float | None, digits: int) -> str:
@@ -58,9 +64,8 @@ def ours(cell: Cell) -> str:
 
 def caption(view: View) -> str:
     """What a table must say of itself, wherever it is pasted."""
-    where = "the embedded world, miniature models" if view.scale == "miniature" else "the paper's models and data"
     beyond = " Not in the paper." if view.exhibit.beyond else ""
-    return f"{view.exhibit.title}. {view.scale.capitalize()} scale ({where}).{beyond}"
+    return f"{view.exhibit.title}. {view.scale.capitalize()} scale ({MADE_OF[view.scale]}).{beyond}"
 
 
 _LEGEND = (
@@ -240,7 +245,7 @@ def summary_json(
                     for variant in view.variants
                 ],
                 "words": list(words),
-                "claims": [_verdict_json(each) for each in verdicts],
+                "claims": [_verdict_json(view, each) for each in verdicts],
             }
             for view, verdicts, words in judged
         ],
@@ -256,7 +261,7 @@ def _cell_json(cell: Cell) -> Mapping[str, Any]:
     return {"label": cell.column.label, **{name: _short(value) for name, value in numbers.items()}, "seeds": seeds}
 
 
-def _verdict_json(verdict: Verdict) -> Mapping[str, Any]:
+def _verdict_json(view: View, verdict: Verdict) -> Mapping[str, Any]:
     compared = [
         {"what": each.what, "outcome": each.outcome, "bound": each.bound, "how": each.how,
          **({} if each.spread is None else {name: _short(getattr(each.spread, name)) for name in ("mean", "low", "high")})}
@@ -265,6 +270,7 @@ def _verdict_json(verdict: Verdict) -> Mapping[str, Any]:
     return {
         "text": verdict.claim.text, "test": verdict.claim.test, "verdict": verdict.outcome, "scope": verdict.scope,
         "summary": verdict.summary, "tested": verdict.tested, "comparisons": compared,
+        "key": claim_key(verdict.claim), "absent": absence(view, verdict),
     }  # fmt: skip
 
 

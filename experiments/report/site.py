@@ -14,11 +14,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from datamodules.files.atomic import write_atomically
-from experiments.papers.schema import PAPERS, Scale
+from experiments.papers.schema import PAPERS, SCALES, Scale
 from experiments.report import exports
 from experiments.report.bootstrap import interval
 from experiments.report.captions import captions, thumbnail
 from experiments.report.collect import Cell, View
+from experiments.report.lines import lines
+from experiments.report.scales import Side, side_of_runs
 from experiments.report.verdicts import Outcome, Verdict, judge, paired_resamples
 from experiments.runs.results import Results
 from experiments.runs.store import Run
@@ -112,7 +114,14 @@ def _pictures(view: View) -> tuple[Picture, ...]:
     return tuple(draw(view))
 
 
-def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, shots: Sequence[Shot] = ()) -> Path:
+def build(
+    pages: Sequence[Page],
+    extra: Sequence[Run],
+    scale: Scale,
+    out: Path,
+    shots: Sequence[Shot] = (),
+    others: Sequence[Side] = (),
+) -> Path:
     """Writes the site: its index.html.
 
     Args:
@@ -121,6 +130,7 @@ def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, 
         scale: Of the exhibits.
         out: Folder; files of an earlier report in it are replaced.
         shots: Pictures of the first page.
+        others: What other scales say of the same claims: `scales.other_sides` gives it.
     """
     out.mkdir(parents=True, exist_ok=True)
     runs = list({run.folder: run for run in [*(run for page in pages for run in page.view.runs), *extra]}.values())
@@ -129,9 +139,20 @@ def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, 
     environment = _environment()
     common: dict[str, Any] = {"scale": scale, "pages": pages, "runs": runs, "titles": TITLES, "marks": MARKS}
     papers = [(paper, [page for page in pages if page.view.name.partition("/")[0] == paper]) for paper in PAPERS]
+    own = side_of_runs(scale, [(page.view, page.verdicts) for page in pages])
+    sides = sorted([own, *others], key=lambda side: SCALES.index(side.scale))
+    claims = lines([page.view for page in pages], sides)
+    counts = [
+        Counter(each.outcome or each.note for line in claims for each in line.said if each.scale == side.scale) for side in sides
+    ]
     index = environment.get_template("index.html").render(
         **common,
-        papers=[(paper, found) for paper, found in papers if found],
+        papers=[
+            (paper, found, [line for line in claims if line.view.name.partition("/")[0] == paper])
+            for paper, found in papers
+            if found
+        ],
+        sides=list(zip(sides, counts, strict=True)),
         provenance=[*made_of, ("folder", where)],
         shots=shots,
     )
@@ -146,8 +167,7 @@ def build(pages: Sequence[Page], extra: Sequence[Run], scale: Scale, out: Path, 
             write_atomically(out / f"{page.view.slug}.csv", exports.to_csv(page.view))
             write_atomically(out / f"{page.view.slug}.tex", exports.to_latex(page.view))
     write_atomically(out / "runs.html", environment.get_template("runs.html").render(**common))
-    claims = [(page.view, page.verdicts) for page in pages]
-    write_atomically(out / "claims.csv", exports.claims_csv(claims))
+    write_atomically(out / "claims.csv", exports.claims_csv([(page.view, page.verdicts) for page in pages]))
     told = [(page.view, page.verdicts, page.words) for page in pages]
     write_atomically(out / "summary.md", exports.summary_markdown(told, made_of))
     write_atomically(out / "summary.json", exports.summary_json(told, made_of))
@@ -250,4 +270,5 @@ def _environment() -> Environment:
     }
     environment.filters.update(filters)
     environment.globals["caption_of"] = exports.caption
+    environment.globals["made_of"] = exports.MADE_OF
     return environment
