@@ -179,14 +179,10 @@ def _in_unit(claim: Claim, text: str, value: float) -> str:
 
 def _bars(told: Sequence[Comparison]) -> tuple[Bar, ...]:
     """On one axis with the bounds in its middle, wide enough for all."""
-    parts = []
+    ends = []
     for each in told:
         assert each.spread is not None
-        ends = [value - each.bound for value in (each.spread.mean, each.spread.low, each.spread.high)]
-        parts.append((*ends, each.outcome))
-    reach = max(abs(value) for *ends, _ in parts for value in ends if math.isfinite(value)) or 1.0
-
-    def place(value: float) -> float | None:
-        return round(50 + 46 * value / reach, 1) if math.isfinite(value) else None
-
-    return tuple(Bar(place(mean) or 50.0, place(low), place(high), outcome) for mean, low, high, outcome in parts)
+        ends.append([value - each.bound for value in (each.spread.mean, each.spread.low, each.spread.high)])
+    reach = max(abs(value) for each in ends for value in each if math.isfinite(value)) or 1.0
+    placed = [[round(50 + 46 * value / reach, 1) if math.isfinite(value) else None for value in each] for each in ends]
+    return tuple(Bar(mean or 50.0, low, high, each.outcome) for each, (mean, low, high) in zip(told, placed, strict=True))

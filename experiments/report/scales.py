@@ -139,6 +139,6 @@ def _finding(claim: Claim, stored: Mapping[str, Any] | None) -> Finding:
 
 
 def _comparison(stored: Mapping[str, Any]) -> Comparison:
-    numbers = [math.nan if stored.get(name) is None else stored[name] for name in ("mean", "low", "high")]
-    spread = None if math.isnan(numbers[0]) else Spread(*numbers, math.nan, math.nan)
+    mean, low, high = (math.nan if stored.get(name) is None else float(stored[name]) for name in ("mean", "low", "high"))
+    spread = None if math.isnan(mean) else Spread(mean, low, high, math.nan, math.nan)
     return Comparison(stored["what"], stored["outcome"], spread, stored["bound"], stored["how"])

@@ -52,7 +52,9 @@ def test_every_claim_has_one_line_with_the_verdicts_of_all_scales(home: Path, si
     assert [[text for _, text in row] for row in heads] == [["Claim", "Paper", *titles]] * 3, "a table a paper"
     claims = [row for row in rows if row[0][0].get("scope") == "row"]
     texts = [claim.text for name in exhibit_names() for claim in read_exhibit(name).claims]
-    assert [text.startswith(wanted) for (_, text), wanted in zip((row[0] for row in claims), texts, strict=True)] == [True] * len(texts)
+    assert [text.startswith(wanted) for (_, text), wanted in zip((row[0] for row in claims), texts, strict=True)] == [True] * len(
+        texts
+    )
     verdicts = {line["claim"]: line["verdict"] for line in csv.DictReader((site / "claims.csv").open())}
     for row, wanted in zip(claims, texts, strict=True):
         assert [attributes["data-label"] for attributes, _ in row[1:]] == ["Paper", *(scale.capitalize() for scale in SCALES)]
