@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-iais demo-captioning test lint reproduce-miniature report-check flickr8k iais-flickr8k captions-flickr8k smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
+.PHONY: help setup demo demo-iais demo-captioning test lint reproduce-miniature pretrain-miniature report-check flickr8k iais-flickr8k captions-flickr8k smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ JOBS ?= 2
 reproduce-miniature: $(READY)  ## every table, figure and ablation on the embedded world, then the report (SEEDS="0 1 2", JOBS=2)
 	@status=0; $(BIN)/crosslight sweep run all --scale miniature --seeds $(SEEDS) --jobs $(JOBS) --out $(PAPERS) || status=$$?; \
 	$(BIN)/crosslight report --scale miniature --runs $(PAPERS) --maps --out $(PAPERS)/report && exit $$status
+
+pretrain-miniature: $(READY)  ## the weights that the package ships anew: their world, runs, cards and sums (hours; the same command goes on)
+	@$(BIN)/crosslight pretrain --runs $(PAPERS) --jobs $(JOBS)
 
 REPORT ?= $(PAPERS)/report
 report-check: $(READY)  ## a report's pages in headless Chromium: requests, console, widths, axe, time (REPORT=DIR; chromium, node, npm)

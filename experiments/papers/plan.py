@@ -102,7 +102,7 @@ def plan_runs(names: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[
 
 def _key(recipe: Recipe, scale: Scale, seed: int, starts: Mapping[str, str]) -> str:
     configs = [yaml_content(name) for name in recipe.configs]
-    miniatures = sums_named_in(json.dumps([configs, recipe.options], default=str))
+    miniatures = _miniatures(configs, recipe.options)
     text = json.dumps(
         {
             "command": recipe.command,
@@ -118,6 +118,29 @@ def _key(recipe: Recipe, scale: Scale, seed: int, starts: Mapping[str, str]) -> 
         default=str,
     )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _miniatures(configs: Sequence[dict[str, Any]], options: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the shipped weights that a run reads. What a later file or an option puts another value over is not read: a
+    pre-training has the same key before and after its weights are shipped."""
+    whole: dict[str, Any] = {}
+    for content in configs:
+        whole = _merged(whole, content)
+    for name, value in options.items():
+        for key in reversed(name.split(".")):
+            value = {key: value}
+        whole = _merged(whole, value)
+    return sums_named_in(json.dumps(whole, default=str))
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Two mappings as one, the second's values over the first's."""
+    both = {
+        key: _merged(under[key], value)
+        for key, value in over.items()
+        if isinstance(value, dict) and isinstance(under.get(key), dict)
+    }
+    return {**under, **over, **both}
 
 
 def _text(value: Any) -> str:

@@ -7,15 +7,16 @@ from importlib import resources
 from pathlib import Path
 
 _SECTIONS = {"trainer", "data", "model", "checkpoint", "wandb"}
+_NO_OPTIONS = ("runs.yaml", "numbers.yaml", "miniatures.yaml")
 
 
 def packaged_configs() -> list[str]:
     """Names of the YAMLs that come with the package, as `-c` takes them: configs/..., experiments/... (What the papers print,
-    their exhibits, runs and sweeps are YAMLs too, and no configurations of a run.)"""
+    their exhibits, runs and sweeps, and what is shipped, are YAMLs too, and no configurations of a run.)"""
     names = []
     for package in ("configs", "experiments"):
         root = Path(str(resources.files(package)))
-        files = [path for path in sorted(root.rglob("*.yaml")) if path.name not in ("runs.yaml", "numbers.yaml")]
+        files = [path for path in sorted(root.rglob("*.yaml")) if path.name not in _NO_OPTIONS]
         files = [path for path in files if path.parent.name not in ("exhibits", "sweeps")]
         names += [f"{package}/{path.relative_to(root)}" for path in files]
     return names

@@ -447,6 +447,18 @@ def test_a_change_is_a_new_planned_run_for_what_it_concerns(what: str, project: 
     assert {name for name in ALL if before[name] != after[name]} == concerned
 
 
+@pytest.mark.parametrize(("over", "option", "changes"), [("random", "random", False), ("null", "miniature:one", True)])
+def test_shipped_weights_count_where_nothing_is_put_over_them(over: str, option: str, changes: bool, project: Path) -> None:
+    (project / "configs/x.yaml").write_text("model: {a: {weights: miniature:one, more: 1}, b: {weights: miniature:one}}\n")
+    (project / "configs/y.yaml").write_text(f"model: {{a: {{weights: {over}}}}}\n")
+    (project / "experiments/papers/mwa/runs.yaml").write_text(
+        f"runs: {{r: {{full: {{configs: [configs/x.yaml, configs/y.yaml], options: {{model.b.weights: {option}}}}}}}}}"
+    )
+    before = keys(["mwa/r"])
+    (project / "SHA256SUMS").write_text(miniatures.sums_text({"one": "a" * 64}))
+    assert (keys(["mwa/r"]) != before) == changes
+
+
 def test_a_seed_changes_what_depends_on_it(project: Path) -> None:
     before, after = keys(seed=0), keys(seed=1)
     assert {name for name in ALL if before[name] != after[name]} == set(ALL) - {"mwa/alone"}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
+import yaml
 from shipped import ship
 from torch import Tensor, nn
 
@@ -25,6 +27,10 @@ from lightning_modules.networks.uniter import UniterRetrieval
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 40, "n_positions": 16,
         "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
 VIT = {"img_size": 32, "patch_size": 16, "embed_dim": 12, "depth": 1, "num_heads": 2}
+
+
+PACKAGE = miniatures.FOLDER
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +125,33 @@ def test_a_text_names_the_weights_that_it_depends_on() -> None:
     text = '{"weights": "miniature:vision#a.", "other": "miniature:gone", "more": "random"}'
     assert miniatures.sums_named_in(text) == {"vision": digest, "gone": ""}
     assert miniatures.sums_named_in("vision") == {}
+
+
+# --------------------------------------------------------------------------------------------------------- what is shipped
+
+
+def _named() -> list[str]:
+    return list(yaml.safe_load((ROOT / "experiments" / "pretraining" / "miniatures.yaml").read_text()))
+
+
+def test_a_wheel_takes_in_weights_cards_and_sums() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["lightning_modules"]
+    inside = PACKAGE.relative_to(ROOT / "lightning_modules")
+    for file in (miniatures.SUMS_FILE, *(f"{name}.{kind}" for name in _named() for kind in ("safetensors", "md"))):
+        assert any(PurePosixPath(inside / file).match(pattern) for pattern in patterns), file
+
+
+@pytest.mark.skipif(not PACKAGE.is_dir(), reason="no weights are committed yet")
+def test_what_is_committed_is_whole_small_and_has_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(miniatures, "FOLDER", PACKAGE)
+    names = _named()
+    assert sorted(miniatures.read_sums(PACKAGE)) == sorted(names)
+    assert {file.name for file in PACKAGE.iterdir()} == {
+        miniatures.SUMS_FILE, *(f"{name}.{kind}" for name in names for kind in ("safetensors", "md"))
+    }  # fmt: skip
+    for name in names:
+        assert all(tensor.dtype is torch.float16 for tensor in read_weights(f"miniature:{name}").values() if tensor.ndim > 1)
+        card = (PACKAGE / f"{name}.md").read_text()
+        assert card.startswith(f"# miniature:{name}\n")
+        assert "with uncommitted changes" not in card
+    assert sum(file.stat().st_size for file in PACKAGE.iterdir()) <= 25_000_000
