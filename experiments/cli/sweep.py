@@ -20,7 +20,7 @@ from typing import Literal
 
 from datamodules.errors import InputError
 from experiments.cli._parser import Parser, add_fields, given_fields, refuse_given
-from experiments.papers.schema import SCALES, Scale
+from experiments.papers.schema import PAPERS, SCALES, Scale
 from experiments.sweep.slurm_script import SlurmOptions
 
 PAPERS_ROOT = Path("runs/papers")
@@ -32,6 +32,12 @@ a recorded row and stops only what starts from it. Ctrl-C stops the runs in orde
 a run saves, is queued again and goes on. --dry-run prints the batch scripts. Not for bayes and early_terminate."""
 _STATUS = "What is finished, running, failed, and why; of submitted runs also what Slurm says. TARGET may be any folder of runs."
 _CANCEL = "Cancel the submitted runs of TARGET. What was trained is kept: submitted again it goes on."
+_PLAN = """\
+How many seeds and test images would settle each claim of TARGET (supported or contradicted, four times in five), and what they
+cost by the recipes' estimates: from the runs that there are, before any more are started. docs/papers.md says how it is found.
+
+--from-scale miniature --scale full takes the miniature's differences and variances for those of the papers' models, which nothing
+here shows: an order of magnitude."""
 _SLURM = "--slurm."
 
 
@@ -40,6 +46,7 @@ def add_options(parser: Parser) -> None:
     run = actions.add_parser("run", help="run or submit what is not finished", description=_RUN)
     status = actions.add_parser("status", help="what is finished, running, failed, and why", description=_STATUS)
     cancel = actions.add_parser("cancel", help="cancel submitted runs", description=_CANCEL)
+    _add_plan_options(actions.add_parser("plan", help="what would settle its claims, and what that costs", description=_PLAN))
     for action in (run, status, cancel):
         action.add_argument("target", metavar="TARGET", help="an exhibit, run, paper, all, or a sweep file")
         option = action.add_argument
@@ -72,7 +79,64 @@ def add_options(parser: Parser) -> None:
     add_fields(group, SlurmOptions, _SLURM)
 
 
+def _add_plan_options(plan: Parser) -> None:
+    plan.add_argument("target", metavar="TARGET", help="an exhibit, paper, or all")
+    option = plan.add_argument
+    option("--scale", choices=SCALES, default="miniature", help="of the runs that are planned")
+    option("--from-scale", choices=SCALES, metavar="SCALE", help="of the runs that it is planned from (default: the same)")
+    option("--runs", nargs="+", type=Path, metavar="DIR", help=f"where `crosslight sweep run` wrote to (default: {PAPERS_ROOT})")
+    option("--seeds", type=_whole, default=10, metavar="N", help="at most")
+    option("--json", action="store_true", help="print it as JSON")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from experiments.papers.catalogue import exhibit_names
+    from experiments.report.power_plan import COLUMNS, hours_words, images_words, plan_exhibits, reasons, rows, to_json
+    from experiments.runs.store import RunFolders
+    from experiments.sweep.display import plain
+
+    names = [name for name in exhibit_names() if options.target in ("all", name, name.partition("/")[0])]
+    if not names:
+        known = f"Exhibits: {', '.join(exhibit_names())}; papers: {', '.join(PAPERS)}, all."
+        raise InputError(f"there is no exhibit or paper {options.target!r}. {known}")
+    source: Scale = options.from_scale or options.scale
+    roots = options.runs if options.runs is not None else [PAPERS_ROOT] if PAPERS_ROOT.is_dir() else []
+    plans = plan_exhibits(names, RunFolders(roots), options.scale, source, options.seeds)
+    if not plans:
+        raise InputError(f"{options.target} has no claim that is tested: there is nothing to settle.")
+    if not any(plan.claims for plan in plans):
+        where = " ".join(map(str, roots)) or PAPERS_ROOT
+        raise InputError(f"{where}: no finished run of {options.target} at {source} scale to plan from. {plans[0].command}")
+    if options.json:
+        print(to_json(plans, options.scale, source, options.seeds))
+        return 0
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for plan in plans:
+        if not plan.claims:
+            console.print(plain(f"{plan.name}: no finished run at {source} scale: {plan.command}\n"), soft_wrap=True)
+            continue
+        taken = "" if source == options.scale else f", differences and variances taken over from {source} scale"
+        console.print(plain(f"{plan.name}, {options.scale} scale{taken}"), soft_wrap=True)
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for column in COLUMNS:
+            table.add_column(column, overflow="fold")
+        for row in (planned := rows(plan)):
+            table.add_row(*map(plain, row))
+        if planned:
+            console.print(table)
+        settling = [] if plan.total is None else [f"with the images that there are: {plan.command}: {hours_words(plan.total)}"]
+        for line in (images_words(plan, options.scale), *reasons(plan), *settling):
+            console.print(plain(line), soft_wrap=True, end="\n" if line else "")
+        console.print()
+    return 0
+
+
 def run(options: argparse.Namespace) -> int:
+    if options.action == "plan":
+        return _plan(options)
     from rich.console import Console
 
     from experiments.papers.catalogue import exhibit_names, read_exhibit
@@ -116,6 +180,13 @@ def run(options: argparse.Namespace) -> int:
     if not request.starts or request.submit is not None:
         return without_running(console, launches, root, request)
     return Runner(launches, root, jobs=request.jobs, retry_failed=request.retry_failed).run()
+
+
+def _whole(text: str) -> int:
+    """A number from 2."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 2")
+    return int(text)
 
 
 def _devices(text: str) -> int | Literal["all"]:

@@ -40,7 +40,23 @@ from experiments.runs.metrics_csv import validations
 from experiments.runs.store import Run
 
 Outcome = Literal["supported", "contradicted", "not decided", "not tested"]
-_TAIL = 0.025
+TAIL = 0.025
+
+
+Terms = tuple[tuple[float, Cell], ...]  # the sum of weight times cell
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """What is compared, in cells that have the same seeds: a sum, or one divided by another. `power.py` takes it apart.
+
+    Args:
+        terms: Of the sum.
+        divisor: Of the other one; empty where nothing is divided.
+    """
+
+    terms: Terms
+    divisor: Terms = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,7 @@ class Comparison:
         spread: What was compared with the bound, its interval and p; None where nothing could be tested.
         bound: What it was compared with.
         how: The test, or why there is none.
+        of: What was compared is the mean of these; empty of a correlation.
     """
 
     what: str
@@ -60,6 +77,7 @@ class Comparison:
     spread: Spread | None
     bound: float
     how: str
+    of: tuple[Quotient, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,7 +169,23 @@ def _of_gains(view: View, claim: Claim, gain: Gain) -> Verdict:
     between = " over " if claim.test == "relative" else " minus "
     what = between.join(f"({_gain_name(view, each)})" if len(gains) > 1 else _gain_name(view, each) for each in gains)
     compared = _of_means(claim, measured[0], measured[1] if claim.than else None)
-    return _concluded(claim, scope_of(view, [with_seeds(each, seeds) for each in cells]), (replace(compared, what=what),))
+    terms = [_terms(view, each, seeds) for each in gains]
+    quotient = Quotient(terms[0], terms[1] if claim.test == "relative" else ())
+    if claim.test == "mean" and claim.than is not None:
+        quotient = Quotient((*terms[0], *((-weight, cell) for weight, cell in terms[1])))
+    compared = replace(compared, what=what, of=(quotient,))
+    return _concluded(claim, scope_of(view, [with_seeds(each, seeds) for each in cells]), (compared,))
+
+
+def _terms(view: View, gain: Gain, seeds: Sequence[int]) -> Terms:
+    """A gain as the sum that `mean_gain` measures."""
+    sides = ((1.0, gain.of), (-1.0, gain.over))
+    return tuple(
+        (sign / (len(rows) * len(gain.columns)), with_seeds(view.cell(row, column), seeds))
+        for sign, rows in sides
+        for row in rows
+        for column in gain.columns
+    )
 
 
 def _gain_name(view: View, gain: Gain) -> str:
@@ -168,7 +202,7 @@ def _of_means(claim: Claim, gain: MeanGain, than: MeanGain | None) -> Comparison
     bound, nothing = claim.margin, 1.0 if divided else 0.0
     other = dict.fromkeys(seeds, 0.0) if than is None else than.by_seed
     if divided:
-        certain = than is not None and (than.resamples is None or share_below(than.resamples, 0.0) < _TAIL)
+        certain = than is not None and (than.resamples is None or share_below(than.resamples, 0.0) < TAIL)
         if not certain or min(other.values()) <= 0:
             return Comparison("", "not decided", None, bound, "what it is divided by is not certainly above 0")
     drawn = gain.resamples
@@ -217,7 +251,8 @@ def _pair(claim: Claim, high: Cell, low: Cell, pairs: int) -> Comparison:
     what = _name(high, low, "minus")
     bound = -claim.margin if claim.test == "within" else claim.margin
     spread, how, signs = _spread(high, low, lambda a, b: a - b, bound)
-    return Comparison(what, _outcome(spread, signs, bound, pairs), spread, bound, how)
+    of = (Quotient(((1.0, high), (-1.0, low))),)
+    return Comparison(what, _outcome(spread, signs, bound, pairs), spread, bound, how, of)
 
 
 def _ratio(claim: Claim, high: Sequence[Cell], low: Sequence[Cell]) -> Comparison:
@@ -241,11 +276,12 @@ def _ratio(claim: Claim, high: Sequence[Cell], low: Sequence[Cell]) -> Compariso
             spread, how = over_seeds(means, claim.margin), f"Student's t over {len(means)} seeds"
         spread = spread or Spread(whole, math.nan, math.nan, math.nan, math.nan)
         signs = [mean - claim.margin for mean in means]
+    of = tuple(Quotient(((1.0, one),), ((1.0, other),)) for one, other in zip(high, low, strict=True))
     turned = {"supported": "contradicted", "contradicted": "supported"}
     outcome = _outcome(spread, signs, claim.margin, 1)
     if spread is not None and spread.mean == claim.margin and how == "counted, not measured":
-        return Comparison(what, "supported", spread, claim.margin, how)
-    return Comparison(what, turned.get(outcome, outcome), spread, claim.margin, how)  # type: ignore[arg-type]
+        return Comparison(what, "supported", spread, claim.margin, how, of)
+    return Comparison(what, turned.get(outcome, outcome), spread, claim.margin, how, of)  # type: ignore[arg-type]
 
 
 _NO_SPREAD = "one run each and no queries to resample: how much it varies is not known"
@@ -323,9 +359,9 @@ def _outcome(spread: Spread | None, signs: Sequence[float], bound: float, pairs:
     """Above the bound is supported, below it contradicted."""
     if spread is None or math.isnan(spread.above):
         return "not decided"
-    if spread.above < _TAIL and all(sign > 0 for sign in signs):
+    if spread.above < TAIL and all(sign > 0 for sign in signs):
         return "supported"
-    if spread.below < _TAIL / pairs and all(sign < 0 for sign in signs):
+    if spread.below < TAIL / pairs and all(sign < 0 for sign in signs):
         return "contradicted"
     return "not decided"
 
