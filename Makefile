@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-iais demo-captioning test lint reproduce-miniature pretrain-miniature report-check flickr8k iais-flickr8k captions-flickr8k smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
+.PHONY: help setup demo test lint reproduce-miniature pretrain-miniature report-check flickr8k iais-flickr8k captions-flickr8k smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -26,14 +26,8 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)  ## the environment only
 
-demo: $(READY)  ## a headline table or figure of each paper at miniature scale, then its report (runs/papers, runs/demo/report)
+demo: $(READY)  ## headline tables and figures of each paper at miniature scale, then their report (runs/papers, runs/demo/report)
 	@$(BIN)/crosslight demo
-
-demo-iais: $(READY)  ## UNITER on the embedded world without IAIS and with both kinds, three seeds
-	@$(BIN)/crosslight demo iais --seed 0 1 2
-
-demo-captioning: $(READY)  ## I-Tuning, half of it, and ClipCap between a tiny ViT and GPT-2, where words look, three seeds
-	@$(BIN)/crosslight demo captioning --seed 0 1 2
 
 test: $(READY)  ## all tests, five minutes on 2 cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -1,12 +1,13 @@
-"""`make demo`: a headline exhibit of each paper, run at miniature scale from nothing, and the report that judges it.
+"""`crosslight demo`: headline exhibits of the papers, run at miniature scale, and the report that judges them.
 
-    mwa/table3        a tiny BEiT-3, adapted whole, by either part of the MultiWay-Adapter, by both
-    iais/figure7      a tiny UNITER without IAIS and with both kinds: attention maps, and the distances that IAIS is made of
+    mwa/table3        a tiny BEiT-3, adapted whole, by either part of the MultiWay-Adapter, by both; and as it starts
+    iais/figure7      a tiny UNITER without IAIS and with both kinds: recalls, attention maps, the distances that IAIS is made of
+    iais/table2       likewise ISDa, and of a large UNITER: where IAIS is named
     i_tuning/table3   a tiny GPT-2 that sees through ClipCap and I-Tuning: captions beside images
     i_tuning/figure3  where the words of these captions look: needs no further run
 
 The runs are those of `crosslight sweep run`, in the same folder: what a demo has run, no sweep repeats, and a second demo runs
-nothing. `iais.py` and `captioning.py` are demos of one method with settings of their own; they render and train here.
+nothing.
 """
 
 from __future__ import annotations
@@ -18,29 +19,35 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.papers.schema import PAPERS, Paper
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.report.collect import View
+    from experiments.report.collect import VariantView, View
     from experiments.report.site import Page
     from experiments.sweep.launches import Launch
-from experiments.demo.common import opening
 
-# The longest chains of runs first: two at once then end together.
-HEADLINES = ("iais/figure7", "i_tuning/table3", "mwa/table3")
-SHOWN = ("mwa/table3", "iais/figure7", "i_tuning/table3", "i_tuning/figure3")
-# Under five minutes in all on two cores: these would take half a minute more. The report shows how to run them.
-LEFT_OUT = ("i_tuning/vlp-large", "i_tuning/coco-large-vlp")
+EXHIBITS: dict[Paper, tuple[str, ...]] = {
+    "mwa": ("mwa/table3",),
+    "iais": ("iais/figure7", "iais/table2"),
+    "i_tuning": ("i_tuning/table3", "i_tuning/figure3"),
+}
+# What only the demo of papers that are named has: that of all takes three minutes on two cores.
+WITH_A_NAME = ("iais/table2",)
+ROWS_WITH_A_NAME = ("i_tuning/coco-large-half", "i_tuning/vlp-large", "i_tuning/coco-large-vlp")
+_LONGEST_FIRST: tuple[Paper, ...] = ("iais", "i_tuning", "mwa")  # two at once then end together
 QUERIES_OF = "mwa/base-coco-mwa"
 QUERIES_TEXT = (
     "Queries spread evenly over the test images, and what “KE and AE” of MultiWay-Adapter's Table 3 finds for them, best first."
 )
 
 
-def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
+def run_demo(papers: Sequence[Paper], out: Path, runs: Path, seeds: Sequence[int]) -> int:
     """Run what is not there yet, look, report. Returns the exit status.
 
     Args:
+        papers: Whose exhibits, with all their rows; none is all papers, without what takes longer.
         out: Folder of the report and the picture.
         runs: Folder of the runs.
         seeds: Seeds of every run.
@@ -52,25 +59,27 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
     from experiments.runs.store import RunFolders
     from experiments.sweep.runner import Runner
 
-    console, say = opening()
+    console, say = _opening()
     started = time.perf_counter()
-    launches = headline_launches(runs, seeds)
+    launches = demo_launches(papers, runs, seeds)
     say(f"{len(launches)} miniature runs, two at once where there are two cores; the first demo renders scenes for them")
     status = Runner(launches, runs, jobs=min(2, len(os.sched_getaffinity(0))), console=console).run()
     if status > 1:
         return status  # told to stop
-    views = collect(SHOWN, "miniature", RunFolders([runs]))
-    say("attention maps of words and regions")
+    folders = RunFolders([runs])
+    views = collect(exhibits_of(papers), "miniature", folders)
+    say("attention maps, and where words look")
     missing_maps: dict[str, list[str]] = {}
     for view in views:
         _, missing_maps[view.name] = make_view_maps(view)
         for why in missing_maps[view.name]:
             say(f"not possible: {why}")
+    views = collect(exhibits_of(papers), "miniature", folders)  # with the shares of attention that were just measured
     picture = _draw_queries(views, out, say)
     say("writing the report")
     pages = judged(views, missing_maps)
     shots = [] if picture is None else [Shot(picture, QUERIES_TEXT)]
-    index = build(pages, [], "miniature", out / "report", shots, other_sides(views, "miniature", RunFolders([runs])))
+    index = build(pages, [], "miniature", out / "report", shots, other_sides(views, "miniature", folders))
     for page in pages:
         _print_page(console, page)
     measured = sorted({seed for view in views for seed in view.seeds})  # a sweep may have run more
@@ -85,12 +94,38 @@ def run_demo(out: Path, runs: Path, seeds: Sequence[int]) -> int:
     return status
 
 
-def headline_launches(runs: Path, seeds: Sequence[int]) -> list[Launch]:
-    """What the headline exhibits need, each once, without what is left out."""
+def exhibits_of(papers: Sequence[Paper]) -> list[str]:
+    """What the demo of these papers shows, in the papers' order; of none, what that of all shows."""
+    shown = [name for paper in PAPERS if paper in (papers or PAPERS) for name in EXHIBITS[paper]]
+    return [name for name in shown if papers or name not in WITH_A_NAME]
+
+
+def demo_launches(papers: Sequence[Paper], runs: Path, seeds: Sequence[int]) -> list[Launch]:
+    """What these exhibits need, each once; where no paper is named without what takes longer."""
     from experiments.sweep.targets import exhibit_launches
 
-    launches = [launch for name in HEADLINES for launch in exhibit_launches(name, "miniature", seeds, runs, without=LEFT_OUT)]
+    without = () if papers else ROWS_WITH_A_NAME
+    names = [name for paper in _LONGEST_FIRST for name in exhibits_of(papers) if name.startswith(f"{paper}/")]
+    launches = [launch for name in names for launch in exhibit_launches(name, "miniature", seeds, runs, without=without)]
     return list({launch.key: launch for launch in launches}.values())
+
+
+def _opening() -> tuple[Console, Callable[[str], None]]:
+    """A console, and how to say on it what comes next: with the seconds since now."""
+    from rich.console import Console
+
+    from experiments.training.quiet import quiet
+
+    quiet()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=132)  # in a file or pipe nothing is cut at 80
+    started = time.perf_counter()
+
+    def say(text: str) -> None:
+        console.print(f"[dim]{time.perf_counter() - started:5.1f} s[/dim]  {text}", highlight=False)
+
+    return console, say
 
 
 # ------------------------------------------------------------------------------------------------------------ what is shown
@@ -104,38 +139,24 @@ def _print_page(console: Console, page: Page) -> None:
 
     from experiments.report.captions import captions
     from experiments.report.exports import mean_text, number, seeds
-    from experiments.report.site import MARKS, differences
+    from experiments.report.site import MARKS
 
     view = page.view
     console.print(f"\n[bold]{escape(view.exhibit.title)}[/bold]  [dim]{view.name}[/dim]", highlight=False)
-    if view.name not in HEADLINES:  # another view of the same rows: a picture
-        console.print("  drawn in the report", highlight=False)
-        return
     columns = view.exhibit.columns
-    against = differences(view)
-    # of the first column that has queries: the first row's number is subtracted, with the interval of the difference
-    paired = next((each for each in columns if any(difference[each.name].band for difference in against.values())), None)
     table = Table(box=None, padding=(0, 2, 0, 0))
     titles = [column.label + " (paper)" * (column.name in view.printed) for column in columns]
-    for name in ("", *titles, *([] if paired is None else [f"{paired.label} − {view.variants[0].label}"]), "n", "time"):
-        table.add_column(name, justify="right" if name else "left")
+    for name in ("", *titles, "n", "time"):
+        table.add_column(escape(name), justify="right" if name else "left")
     for variant in view.variants:
         cells = []
         for column in columns:
             cell = variant.cells[column.name]
             cells.append(mean_text(cell) + (f" ({number(cell.published, column.digits)})" if cell.published is not None else ""))
-        took = [
-            run.results.seconds or 0.0
-            for found in variant.runs.values()
-            for run in found
-            if run.status == "finished" and run.results
-        ]
-        time_text = f"{statistics.fmean(took):.0f} s" if took else variant.status
-        if paired is not None:
-            found = against.get(variant.label)
-            cells.append("" if found is None else f"{found[paired.name].ours} {found[paired.name].band}")
-        table.add_row(escape(variant.label), *map(escape, cells), str(seeds(variant)), time_text)
+        label = escape(variant.label) + " [dim]ours[/dim]" * variant.declared.beyond
+        table.add_row(label, *map(escape, cells), str(seeds(variant)), escape(_time(variant)))
     console.print(table)
+    _print_differences(console, view)
     for image in captions(view)[:2]:
         console.print(f"  [dim]a person:[/dim] {escape(image.references[0])}", highlight=False)
         for row_label, written, _ in image.captions:
@@ -146,6 +167,37 @@ def _print_page(console: Console, page: Page) -> None:
             told = Text(f"{MARKS[verdict.outcome]} {verdict.sentence}: ", colors[verdict.outcome])
             console.print(told.append(f"“{verdict.claim.text}”", "default"))
             console.print(Text((f"  tested: {verdict.tested}\n" if verdict.tested else "") + f"  {verdict.summary}", "dim"))
+
+
+def _time(variant: VariantView) -> str:
+    """What its runs took on average; where none is finished what keeps it from that."""
+    runs = [run for found in variant.runs.values() for run in found]
+    took = [run.results.seconds or 0.0 for run in runs if run.status == "finished" and run.results]
+    if took:
+        return f"{statistics.fmean(took):.0f} s"
+    if variant.status == "missing" and (left_out := [run.name for run in runs if run.name in ROWS_WITH_A_NAME]):
+        return f"with `crosslight demo {left_out[0].partition('/')[0]}`"
+    return variant.status
+
+
+def _print_differences(console: Console, view: View) -> None:
+    """Every row minus the first, with the paired interval over the test images, of the columns that are means over images."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from experiments.report.site import differences
+
+    against = {label: found for label, found in differences(view).items() if any(each.band for each in found.values())}
+    paired = [column for column in view.exhibit.columns if any(found[column.name].band for found in against.values())]
+    if not paired:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column(f"[dim]minus “{escape(view.variants[0].label)}”, 95 % interval[/dim]")
+    for column in paired:
+        table.add_column(escape(column.label), justify="right")
+    for label, found in against.items():
+        table.add_row(escape(label), *(escape(f"{found[each.name].ours} {found[each.name].band}") for each in paired))
+    console.print(table)
 
 
 def _draw_queries(views: Sequence[View], out: Path, say: Callable[[str], None]) -> Path | None:

@@ -1,4 +1,4 @@
-"""`crosslight demo`: the whole one, or one method's."""
+"""`crosslight demo`: of all papers, or of some."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli.main import build_parser, main
+from datamodules.errors import InputError
+from experiments.cli.main import build_parser
 
 
-def test_options_hold_before_and_behind_the_methods_name() -> None:
+def test_papers_are_named_or_not() -> None:
     parser = build_parser("demo")
     whole = parser.parse_args([])
-    assert (whole.out, whole.runs, whole.seed) == (Path("runs/demo"), None, [0])
-    before, behind = parser.parse_args(["--out", "x", "iais"]), parser.parse_args(["iais", "--out", "x", "--seed", "1", "2"])
-    assert (before.out, before.seed, behind.out, behind.seed) == (Path("x"), [0], Path("x"), [1, 2])
-    assert len({options.act for options in (whole, before, parser.parse_args(["captioning"]))}) == 3
+    assert (whole.papers, whole.seed, whole.out, whole.runs) == ([], [0], Path("runs/demo"), Path("runs/papers"))
+    some = parser.parse_args(["iais", "mwa", "--seed", "1", "2", "--out", "x"])
+    assert (some.papers, some.seed, some.out) == (["iais", "mwa"], [1, 2], Path("x"))
 
 
-def test_the_demo_of_a_method_has_a_help_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["demo", "iais", "--help"])
-    text = capsys.readouterr().out
-    assert "crosslight demo iais [-h] [--out DIR] [--seed N [N ...]]" in text
-    assert "UNITER" in text
+@pytest.mark.parametrize(
+    ("name", "meant"), [("iias", ". Did you mean iais?"), ("i-tuning", ". Did you mean i_tuning?"), ("captioning", "")]
+)
+def test_what_is_no_paper_is_refused(name: str, meant: str) -> None:
+    with pytest.raises(InputError) as refused:
+        build_parser("demo").parse_args([name])
+    said = f"argument PAPER: '{name}' is none of mwa, iais, i_tuning{meant}. See crosslight demo --help."
+    assert str(refused.value).replace("?.", "?") == said.replace("?.", "?")

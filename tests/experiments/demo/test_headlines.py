@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from fake_runs import fill
+from fake_runs import fill, write_run
 
 from experiments.analysis import run_maps
+from experiments.analysis.stored_maps import MAPS_FOLDER, SHARES_FILE, store_map, stored_shares
 from experiments.demo import headlines as demo
 from experiments.papers.plan import plan
-from experiments.runs.results import read_results
+from experiments.papers.schema import Paper
 
 
-def test_the_runs_are_those_of_the_shown_exhibits_each_once_after_what_it_needs(tmp_path: Path) -> None:
-    launches = demo.headline_launches(tmp_path, [0])
-    planned = [run for run in plan(demo.SHOWN, "miniature", [0]) if not set(run.names) & set(demo.LEFT_OUT)]
-    assert {launch.key for launch in launches} == {run.key for run in planned}, "a second sweep finds them"
+@pytest.mark.parametrize("papers", [[], ["iais"], ["i_tuning"], ["mwa", "i_tuning"]], ids=["all", "iais", "i_tuning", "two"])
+def test_the_runs_are_those_of_the_shown_exhibits_each_once_after_what_it_needs(papers: list[Paper], tmp_path: Path) -> None:
+    launches = demo.demo_launches(papers, tmp_path, [0])
+    planned = plan(demo.exhibits_of(papers), "miniature", [0])
+    left_out = [run for run in planned if not papers and set(run.names) & set(demo.ROWS_WITH_A_NAME)]
+    assert {launch.key for launch in launches} == {run.key for run in planned if run not in left_out}, "a sweep finds them"
+    assert len(left_out) == (0 if papers else len(demo.ROWS_WITH_A_NAME)), "none of its names is stale"
     assert len({launch.key for launch in launches}) == len(launches)
     done: set[str] = set()
     for launch in launches:
         assert set(launch.after) <= done
         assert launch.gpus == 0
         done.add(launch.key)
-    assert {name.partition("/")[0] for name in demo.HEADLINES} == {"mwa", "iais", "i_tuning"}
-    assert len(demo.headline_launches(tmp_path, [0, 1])) == 2 * len(launches)
+    assert {name.partition("/")[0] for name in demo.exhibits_of(papers)} == set(papers or ("mwa", "iais", "i_tuning"))
+    assert len(demo.demo_launches(papers, tmp_path, [0, 1])) == 2 * len(launches)
+
+
+def test_a_paper_that_is_named_has_more() -> None:
+    assert demo.exhibits_of([]) == ["mwa/table3", "iais/figure7", "i_tuning/table3", "i_tuning/figure3"]
+    assert demo.exhibits_of(["i_tuning", "iais"]) == ["iais/figure7", "iais/table2", "i_tuning/table3", "i_tuning/figure3"]
 
 
 def test_it_ends_on_the_report_and_says_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs, out = tmp_path / "runs", tmp_path / "demo"
-    fill(runs, demo.HEADLINES, "miniature", [0], skip=["coco-ae_only"])
-    (broken,) = runs.glob("mwa-base-coco-ae_only-*")
-    assert read_results(broken).status in ("failed", "oom")
+    for run in fill(runs, demo.exhibits_of([]), "miniature", [0]):
+        if {"mwa/base-coco-ae_only", *demo.ROWS_WITH_A_NAME} & set(run.names):
+            shutil.rmtree(runs / run.folder_name)
+        if "mwa/base-coco-ae_only" in run.names:
+            write_run(runs / run.folder_name, {}, status="oom", error="out of memory")
+    (captioner,) = runs.glob("i_tuning-coco-large-s0-*")
+    shares = stored_shares(captioner)
+    assert shares is not None
+    (captioner / MAPS_FOLDER / SHARES_FILE).unlink()
     looked: list[Path] = []
     monkeypatch.setattr(run_maps, "make_maps", lambda folder: looked.append(folder) or folder)
-    monkeypatch.setattr(demo, "_draw_queries", lambda *_: None)  # both want models, and nothing here is one
+    monkeypatch.setattr(run_maps, "make_shares", lambda folder: store_map(folder, SHARES_FILE, shares))
+    monkeypatch.setattr(demo, "_draw_queries", lambda *_: None)  # these want models, and nothing here is one
 
-    assert demo.run_demo(out, runs, [0]) == 1, "a run failed"
+    assert demo.run_demo([], out, runs, [0]) == 1, "a run failed"
 
     text = capsys.readouterr().out
     lines = text.rstrip().splitlines()
@@ -46,13 +63,20 @@ def test_it_ends_on_the_report_and_says_what_failed(
     assert (out / "report" / "mwa-table3.html").is_file()
     assert (out / "report" / "i-tuning-figure3.html").is_file()
     assert {folder.name.rpartition("-s0-")[0] for folder in looked} == {
-        "iais-base-flickr30k-baseline", "iais-base-flickr30k-singular", "iais-base-flickr30k-distributed",
-        "i_tuning-coco-large", "i_tuning-coco-large-vlp",
+        "iais-base-flickr30k-baseline", "iais-base-flickr30k-singular", "iais-base-flickr30k-distributed", "i_tuning-coco-large",
     }  # fmt: skip
-    (row,) = (line for line in lines if line.strip().startswith("KE only"))
-    assert "(57.32)" in row, "the paper's own beside ours"
+    value, difference = (line for line in lines if line.strip().startswith("KE only"))
+    assert "(57.32)" in value, "the paper's own beside ours"
+    assert difference.count("[") == 2, "both recalls against full fine-tuning, with intervals"
     (row,) = (line for line in lines if line.strip().startswith("AE only"))
     assert "– (57.88)" in row
-    assert row.rstrip().endswith(read_results(broken).status)
+    assert row.rstrip().endswith("oom")
+    value, _ = (line for line in lines if line.strip().startswith("the start (frozen)"))
+    assert " ours " in value
+    (row,) = (line for line in lines if line.strip().startswith("I-Tuning, half of the layers"))
+    assert row.rstrip().endswith("with `crosslight demo i_tuning`")
+    figure3 = lines[next(at for at, line in enumerate(lines) if line.endswith("i_tuning/figure3")) :]
+    (row,) = (line for line in figure3 if line.split("  ")[0].strip() == "I-Tuning, GPT-2 large")
+    assert f" {100 * shares.inside_W.mean():.1f} " in row, "measured by this demo"
     assert "A red cone." in text
     assert "? not decided: “dropping either component" in text
