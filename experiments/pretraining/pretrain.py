@@ -112,7 +112,8 @@ def _in_its_world(run: PlannedRun, launch: Launch, runs: Path, trial: Trial | No
     if trial is None:
         write_miniature_world(world_folder(runs, style), style)
         return launch
-    return replace(launch, environment={**launch.environment, "CROSSLIGHT_WORLD": str(_trial_world(runs, style, trial.scenes))})
+    environment = {**launch.environment, "CROSSLIGHT_WORLD": str(_trial_world(runs, style, trial.scenes))}
+    return replace(launch, world=None, environment=environment)  # the runner has none to render
 
 
 def _trial_world(runs: Path, style: Style, scenes: int) -> Path:

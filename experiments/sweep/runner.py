@@ -35,6 +35,7 @@ from rich.console import Console
 
 from datamodules.errors import InputError
 from datamodules.files.locks import take_lock
+from experiments.papers.schema import STYLES
 from experiments.papers.worlds import world_folder, write_miniature_world
 from experiments.runs.results import now
 from experiments.sweep.display import Display
@@ -127,7 +128,7 @@ class Runner:
 
     def _render_worlds(self) -> None:
         """The worlds of launches that are still to do. Safe beside another runner: a world appears complete or not at all."""
-        for style in ("source", "target"):
+        for style in STYLES:
             if any(entry.launch.world == style and entry.state == "waiting" for entry in self.entries.values()):
                 write_miniature_world(world_folder(self.root, style), style)
 

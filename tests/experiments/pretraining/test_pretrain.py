@@ -40,6 +40,7 @@ class Here:
             for launch in self.launches:
                 for name, value in launch.environment.items():
                     patch.setenv(name, value)
+                assert launch.world is None, "the runner would render the whole world"
                 assert train_or_evaluate(str(launch.command), find_configs(list(launch.arguments)), announce=False) == 0
         return 0
 
