@@ -117,6 +117,14 @@ def test_one_of_each_kind_is_trained_packed_and_read_by_its_name(
     assert {file.name: file.read_bytes() for file in out.iterdir()} == files
 
 
+def test_nothing_is_packed_before_all_have_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Here, "run", lambda self: 1)
+    monkeypatch.setattr(pretraining, "Runner", Here)
+    words = ["vision", "--runs", str(tmp_path), "--out", str(tmp_path / "out"), "--trial", str(SCENES), str(STEPS)]
+    assert run_command("pretrain", words) == 1
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_trial_never_goes_into_the_package_and_names_are_known(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"good for nothing.* give another --out"):
         run_command("pretrain", ["--runs", str(tmp_path), "--trial", "60", "1"])

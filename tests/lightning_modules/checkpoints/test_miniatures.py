@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
 import yaml
 from shipped import ship
-from torch import Tensor, nn
+from torch import nn
 
 from datamodules.errors import InputError
-from lightning_modules.checkpoints import beit3, miniatures, uniter
+from lightning_modules.checkpoints import miniatures
 from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.init_from import start_from
 from lightning_modules.checkpoints.places import is_path
+from lightning_modules.checkpoints.stored import stored
 from lightning_modules.checkpoints.weights import read_weights, write_weights
 from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.language_model import LanguageModel
@@ -56,18 +57,8 @@ def _language(weights: str) -> nn.Module:
     return LanguageModel(config=GPT2, weights=weights, max_tokens=12)
 
 
-@pytest.mark.parametrize(
-    ("build", "stored"),
-    [
-        (_beit3, lambda network: beit3.to_official(network.state_dict())),
-        (_uniter, lambda network: uniter.to_official(network.state_dict())),
-        (_tower, lambda network: network.model.state_dict()),
-        (_language, lambda network: network.model.state_dict()),
-    ],
-)
-def test_networks_towers_and_language_models_take_it_by_name(
-    build: Callable[[str], nn.Module], stored: Callable[[nn.Module], Mapping[str, Tensor]]
-) -> None:
+@pytest.mark.parametrize("build", [_beit3, _uniter, _tower, _language])
+def test_networks_towers_and_language_models_take_it_by_name(build: Callable[[str], nn.Module]) -> None:
     made = build("random")
     ship("small", stored(made))
     again = fill(build("miniature:small"))
