@@ -128,7 +128,7 @@ def _plan(options: argparse.Namespace) -> int:
         if planned:
             console.print(table)
         settling = [] if plan.total is None else [f"with the images that there are: {plan.command}: {hours_words(plan.total)}"]
-        for line in (images_words(plan, options.scale), *reasons(plan), *settling):
+        for line in (images_words(plan, options.scale, source), *reasons(plan), *settling):
             console.print(plain(line), soft_wrap=True, end="\n" if line else "")
         console.print()
     return 0

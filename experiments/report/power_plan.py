@@ -87,7 +87,7 @@ class ClaimPlan:
         verdict: Today's.
         comparison: Of its comparisons the one that is hardest to decide; None where it has none.
         half_width: Of that one's interval, as it is expected with the seeds of `most`.
-        sources: Where it is from how much the seeds vary.
+        models: How the comparisons vary.
         images: Of the test sets, by name: of those planned for.
         alone: With the images that there are.
         more: With more images and fewer seeds.
@@ -99,13 +99,18 @@ class ClaimPlan:
     verdict: Verdict
     comparison: Comparison | None = None
     half_width: float | None = None
-    sources: tuple[str, ...] = ()
+    models: tuple[Model, ...] = ()
     images: Mapping[str, int] | None = None
     alone: Need | None = None
     more: Need | None = None
     most: Need | None = None
     settled: bool = False
     why: str = ""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where it is from how much the seeds vary."""
+        return tuple(dict.fromkeys(each.source for each in self.models))
 
 
 @dataclass(frozen=True)
@@ -214,13 +219,15 @@ class _Exhibit:
         runs = runs_of(self.view, claim)
         if verdict.outcome == "not decided" and (unmeasured := self._unmeasured(runs)):
             return ClaimPlan(verdict, why=f"nothing is measured of some of its rows: {unmeasured}")
-        if not verdict.comparisons:
+        if not verdict.comparisons or verdict.summary.startswith("nothing measured"):
             return ClaimPlan(verdict, why=verdict.summary)
         if self.scale != self.source and (missing := self._missing(runs)):
             return ClaimPlan(verdict, why=f"{missing} has no run at {self.scale} scale")
-        if all(cell.counted or cell.quoted for each in verdict.comparisons for part in each.of for _, cell in part.terms):
-            counted = "counted, not measured: one run says it"
-            return ClaimPlan(verdict, why=counted if self.scale == self.source else f"{counted}, and each scale has its own")
+        cells = [cell for each in verdict.comparisons for part in each.of for _, cell in part.terms]
+        if self.scale != self.source and any(cell.column.cost is not None for cell in cells):
+            return ClaimPlan(verdict, why=f"costs at {self.source} scale say nothing of those at {self.scale} scale")
+        if all(cell.counted or cell.quoted for cell in cells):
+            return ClaimPlan(verdict, why="counted, not measured: one run says it")
         found = [_modeled(each, self.others) for each in verdict.comparisons]
         if (bad := next((each for each in found if isinstance(each, str)), None)) is not None:
             return ClaimPlan(verdict, why=bad)
@@ -272,9 +279,8 @@ class _Exhibit:
         hardest = min(range(len(models)), key=lambda number: _distance(verdict.comparisons[number]))
         future = futures(models, shown.seeds, times, elsewhere)[hardest]
         width = float(np.median(half_width(future))) if future.by_images or shown.seeds > 1 else None
-        sources = tuple(dict.fromkeys(each.source for each in models))
-        settled = not elsewhere and run >= first and verdict.outcome in ("supported", "contradicted")
-        return ClaimPlan(verdict, verdict.comparisons[hardest], width, sources, images, alone, more, most, settled)
+        settled = not elsewhere and (run >= first or not run) and verdict.outcome in ("supported", "contradicted")
+        return ClaimPlan(verdict, verdict.comparisons[hardest], width, tuple(models), images, alone, more, most, settled)
 
 
 def _distance(comparison: Comparison) -> float:
@@ -347,11 +353,15 @@ def reasons(plan: ExhibitPlan) -> list[str]:
     return [f"{count} claim{'s' * (count > 1)} not planned: {why}" for why, count in by_reason.items()]
 
 
-def images_words(plan: ExhibitPlan, scale: Scale) -> str:
-    """ "test images: coco 5,000; there are no more, so that only seeds are planned"."""
+def images_words(plan: ExhibitPlan, scale: Scale, source: Scale) -> str:
+    """ "test images: coco 5,000; full scale has no more, so that only seeds are planned"."""
     images = {name: count for each in plan.claims for name, count in (each.images or {}).items()}
     counts = ", ".join(f"{name} {count:,}" for name, count in images.items())
-    fixed = "" if scale == "miniature" else "; there are no more, so that only seeds are planned"
+    fixed = f"; {scale} scale has no more, so that only seeds are planned"
+    if scale not in ("full", source):
+        fixed = f", as at {source} scale: how many {scale} scale has is not known before its first run"
+    elif scale == "miniature":
+        fixed = ""
     return f"test images: {counts}{fixed}" if images else ""
 
 
@@ -420,17 +430,30 @@ def to_json(plans: Sequence[ExhibitPlan], scale: Scale, source: Scale, most: int
 
 
 def _claim_json(plan: ClaimPlan) -> Mapping[str, Any]:
-    spread = None if plan.comparison is None else plan.comparison.spread
-    numbers = {} if spread is None else {name: _finite(getattr(spread, name)) for name in ("mean", "low", "high")}
+    closest = None if plan.comparison is None else plan.verdict.comparisons.index(plan.comparison)
     return {
         "text": plan.verdict.claim.text, "tested": plan.verdict.tested, "test": plan.verdict.claim.test,
-        "outcome": plan.verdict.outcome, "comparisons": len(plan.verdict.comparisons),
-        "closest": None if plan.comparison is None else
-        {"what": plan.comparison.what, **numbers, "bound": plan.comparison.bound, "half_width": _finite(plan.half_width)},
-        "seeds_vary_by": list(plan.sources), "images": dict(plan.images or {}), "alone": _need_json(plan.alone),
-        "more_images": _need_json(plan.more), "most": _need_json(plan.most),
-        "settled": plan.settled, "why": plan.why or None,
+        "outcome": plan.verdict.outcome, "settled": plan.settled, "why_not_planned": plan.why or None,
+        "images": dict(plan.images or {}), "alone": _need_json(plan.alone), "more_images": _need_json(plan.more),
+        "most": _need_json(plan.most), "closest": closest, "half_width": _finite(plan.half_width),
+        "comparisons": [
+            _comparison_json(each, plan.models[number] if plan.models else None)
+            for number, each in enumerate(plan.verdict.comparisons)
+        ],
     }  # fmt: skip
+
+
+def _comparison_json(comparison: Comparison, model: Model | None) -> Mapping[str, Any]:
+    """Today's numbers; and variances of one seed's difference with today's images: over seeds (luck included), over the images as
+    all seeds share it (without luck), and of luck."""
+    numbers = {name: _finite(getattr(comparison.spread, name, None)) for name in ("mean", "low", "high")}
+    found: dict[str, Any] = {"what": comparison.what, **numbers, "bound": comparison.bound}
+    if model is not None:
+        mean = model.freedom / (model.freedom - 2) if 2 < model.freedom < math.inf else 1.0  # of an inverse chi-square
+        parts = {"between_seeds": mean * model.between, "images": model.picture, "luck": model.luck, "freedom": model.freedom}
+        found |= {"seeds": len(model.by_seed_S), "seeds_vary_by": model.source}
+        found |= {"variance": {name: _finite(value) for name, value in parts.items()}}
+    return found
 
 
 def _need_json(need: Need | None) -> Mapping[str, Any] | None:

@@ -132,6 +132,8 @@ def test_what_cannot_be_planned_says_why(papers: Path) -> None:
         "1 claim not planned: nothing is measured of some of its rows: crosslight sweep run mwa/table1 --scale miniature",
     ]
     assert reasons(figure)[0].startswith("1 claim not planned: a correlation")
+    (table,) = plan_exhibits(["mwa/table1"], RunFolders([papers / "runs"]), "full", "miniature")
+    assert reasons(table)[0] == "2 claims not planned: costs at miniature scale say nothing of those at full scale"
 
 
 def test_the_command_shows_it(papers: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,10 +157,15 @@ def test_the_command_shows_it(papers: Path, capsys: pytest.CaptureFixture[str]) 
     assert named.keys() == {"mwa/table1", "iais/figure3", "i_tuning/figure1"}, "those with a claim that is tested"
     (claim,) = named["i_tuning/figure1"]["claims"]
     assert claim["alone"]["seeds"] == 3
-    assert claim["seeds_vary_by"] == ["assumed"]
     assert claim["images"] == {"coco": 100}
-    assert claim["closest"]["mean"] == pytest.approx(10.0)
-    assert claim["closest"]["half_width"] > 0
+    assert claim["half_width"] > 0
+    assert claim["closest"] == 0
+    (compared,) = claim["comparisons"]
+    assert compared["mean"] == pytest.approx(10.0)
+    assert (compared["seeds"], compared["seeds_vary_by"], compared["variance"]["freedom"]) == (1, "assumed", 4)
+    variance = compared["variance"]
+    assert variance["images"] + variance["luck"] == pytest.approx(1.0), "10 squared over 100 images"
+    assert variance["between_seeds"] == pytest.approx(2.0), "as assumed"
     assert named["mwa/table1"]["claims"] == []
     assert named["mwa/table1"]["command"].startswith("crosslight sweep run mwa/table1")
 
