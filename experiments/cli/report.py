@@ -29,8 +29,9 @@ def add_options(parser: Parser) -> None:
         help=f"where `crosslight sweep run` wrote to; several, also of several machines, merge (default: {RUNS})",
     )  # fmt: skip
     parser.add_argument(
-        "--scale", choices=SCALES, default="miniature", help="of the tables and figures: the embedded world, or the papers' own"
-    )
+        "--scale", choices=SCALES, default="miniature",
+        help="of the tables and figures: the embedded world, photographs with small models, or the papers' own",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where to")
     parser.add_argument(
         "--maps", action="store_true",

@@ -53,7 +53,7 @@ def add_options(parser: Parser) -> None:
         option(
             "--scale",
             choices=SCALES,
-            help="of exhibits: the embedded world on a processor (default: miniature), or the papers' own",
+            help="of exhibits: the embedded world (default: miniature), photographs (small), or the papers' own",
         )
         option("--seeds", type=int, nargs="+", metavar="N", help="of exhibits (default: 0)")
         option(
@@ -140,6 +140,8 @@ def run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from experiments.papers.catalogue import exhibit_names, read_exhibit
+    from experiments.papers.inputs import require_inputs
+    from experiments.sweep.outcomes import known_state
     from experiments.sweep.points import Search, sweep_file
     from experiments.sweep.request import Request
     from experiments.sweep.runner import Runner
@@ -177,6 +179,8 @@ def run(options: argparse.Namespace) -> int:
         if request.submit is not None and options.devices == "all":
             raise InputError("--devices all is of this machine's GPUs; of a cluster's give a number, or --slurm.gpus_per_node.")
         launches = on_devices(launches, options.devices)
+    if request.starts:
+        require_inputs(name for launch in launches if known_state(launch)[0] != "finished" for name in launch.reads)
     if not request.starts or request.submit is not None:
         return without_running(console, launches, root, request)
     return Runner(launches, root, jobs=request.jobs, retry_failed=request.retry_failed).run()

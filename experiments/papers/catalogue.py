@@ -4,8 +4,9 @@
     experiments/papers/PAPER/runs.yaml           all runs of a paper, by name, in two scales; most are of several exhibits
     experiments/papers/PAPER/exhibits/NAME.yaml     a table or figure: its variants (runs), columns (metrics, costs), claims
 
-Scales: "full" is the paper's models, data and recipe; "miniature" the same variants and code on the embedded world, on a
-processor. A scale that a run does not have is a run that this scale leaves out.
+Scales: "full" is the paper's models, data and recipe; "small" the same variants and code on photographs, with small pre-trained
+models, on a processor; "miniature" on the embedded world, likewise. A scale that a run does not have is a run that this scale
+leaves out.
 
 `plan` makes planned runs of runs and seeds, dependencies first. A planned run's key hashes everything that decides its result:
 the content of its configuration files, its options, the seed, the embedded world, the shipped weights that it names, and the keys
@@ -16,7 +17,7 @@ planned run in a new folder.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 from datamodules.errors import InputError
 from datamodules.formats.typed import read_typed
 from experiments.papers import strict_yaml
+from experiments.papers.inputs import read_inputs
 from experiments.papers.schema import (
     PAPERS,
     SCALES,
@@ -122,6 +124,11 @@ def _read_exhibit(paper: str, file: Path, age: tuple[int, int], of_others: tuple
             raise InputError(f"{where}: than is of the tests relative, which needs it, and mean")
         if claim.test == "none" and not claim.reason:
             raise InputError(f"{where} has no test; say the reason")
+    for scale, own in exhibit.at.items():
+        for kind, named, known in (("variant", own.variants, labels), ("column", own.columns, columns)):
+            for each in named:
+                if each not in known:
+                    raise InputError(f"{file}: at {scale}: {each!r} is no {kind}{did_you_mean(each, known)}")
     figure = exhibit.figure
     for axis in () if figure is None else (figure.x_column, figure.y_column):
         if axis is not None and axis not in columns:
@@ -135,7 +142,7 @@ def read_runs(paper: str) -> dict[str, dict[Scale, Recipe]]:
     A file's `common` is put under all runs of a scale: its configs come first, its options are overridden. An entry with `matrix`
     is one run for every combination of the values, which stand for {names} in its name and texts. A value may bring more names of
     its own: `matrix: {data: {coco: {hours: 75}, flickr30k: {hours: 19}}}` gives {data} and {hours}. A text that is nothing but
-    one name becomes the value as it is, a number for example.
+    one name becomes the value as it is, a number for example. Two entries may give one run, each at other scales.
 
     Raises:
         InputError: The file is wrong.
@@ -153,21 +160,20 @@ def _read_runs(file: Path, age: tuple[int, int]) -> dict[str, dict[Scale, Recipe
     if not isinstance(entries, dict) or not isinstance(common, dict):
         raise InputError(f"{file}: common and runs have names below them")
     if unknown := common.keys() - set(SCALES):
-        raise InputError(f"{file}: common: unknown key {min(unknown)!r}; there are {' and '.join(SCALES)}")
+        raise InputError(f"{file}: common: unknown key {min(unknown)!r}; there are {_listed(SCALES)}")
     runs: dict[str, dict[Scale, Recipe]] = {}
     for template, entry in entries.items():
         where = f"{file}: run {template}"
         if not isinstance(entry, dict) or (unknown := entry.keys() - {"matrix", *SCALES}):
             wrong = f"unknown key {min(unknown)!r}" if isinstance(entry, dict) else f"{entry!r} is no mapping"
-            raise InputError(f"{where}: {wrong}; there are matrix, full and miniature")
+            raise InputError(f"{where}: {wrong}; there are {_listed(('matrix', *SCALES))}")
         for names in _combinations(entry.get("matrix") or {}, where):
             run = str(_filled(template, names))
-            if run in runs:
-                raise InputError(f"{file}: two runs are called {run}")
-            runs[run] = {}
-            for scale in SCALES:
-                if scale in entry:
-                    runs[run][scale] = _recipe(common.get(scale) or {}, _filled(entry[scale] or {}, names), f"{where} ({scale})")
+            of_run = runs.setdefault(run, {})
+            for scale in (scale for scale in SCALES if scale in entry):
+                if scale in of_run:
+                    raise InputError(f"{file}: two runs are called {run} at scale {scale}")
+                of_run[scale] = _recipe(common.get(scale) or {}, _filled(entry[scale] or {}, names), f"{where} ({scale})")
     for run, scales in runs.items():
         for scale, recipe in scales.items():
             for needed in needs_of(recipe):
@@ -177,6 +183,10 @@ def _read_runs(file: Path, age: tuple[int, int]) -> dict[str, dict[Scale, Recipe
                         f"{did_you_mean(needed, runs)}"
                     )
     return runs
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _combinations(matrix: Any, where: str) -> Iterable[dict[str, Any]]:
@@ -210,6 +220,9 @@ def _recipe(common: Any, own: Any, where: str) -> Recipe:
     for name in recipe.configs:
         if not packaged(name).is_file():
             raise InputError(f"{where}: configuration {name} does not exist")
+    for name in recipe.reads:
+        if name not in (inputs := read_inputs()):
+            raise InputError(f"{where}: reads {name!r}, which inputs.yaml does not have{did_you_mean(name, inputs)}")
     return recipe
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-Scale = Literal["full", "miniature"]
+Scale = Literal["full", "small", "miniature"]
 Paper = Literal["mwa", "iais", "i_tuning"]
 Style = Literal["source", "target"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
@@ -50,6 +50,7 @@ class Recipe:
             first.
         start: Name of the run whose weights this one starts from (model.init_args.init_from).
         world: Style of the embedded world that the run reads (CROSSLIGHT_WORLD); see `write_miniature_world`.
+        reads: Names of what the user must have (inputs.yaml): photographs, weights. It is not started without.
         command: Sub-command of crosslight.
         seeded: Whether it depends on the seed. One that does not (a test of published weights) is planned once for all seeds.
         cost: Estimate.
@@ -59,6 +60,7 @@ class Recipe:
     options: dict[str, Any] = field(default_factory=dict)
     start: str | None = None
     world: Style | None = None
+    reads: tuple[str, ...] = ()
     command: Literal["run", "fit", "test"] = "run"
     seeded: bool = True
     cost: Cost | None = None
@@ -193,6 +195,23 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class AtScale:
+    """What an exhibit shows at a scale, where its own words name other data or other models.
+
+    Args:
+        data: What stands in the place of what, in the words of a table's caption: "Flickr8k in place of COCO".
+        columns: Labels of columns, by the column's name.
+        variants: What tables and figures call variants, by the exhibit's own labels, which claims name.
+        note: Added to the exhibit's.
+    """
+
+    data: str
+    columns: dict[str, str] = field(default_factory=dict)
+    variants: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Exhibit:
     """A table or figure of a paper.
 
@@ -206,6 +225,7 @@ class Exhibit:
         figure: How it is drawn.
         note: What a reader must know: an ambiguity of the paper, another reading.
         beyond: It is ours, not the paper's.
+        at: What it shows at a scale that is not in its own words (`at_scale`).
     """
 
     title: str
@@ -217,6 +237,18 @@ class Exhibit:
     figure: Figure | None = None
     note: str = ""
     beyond: bool = False
+    at: dict[Scale, AtScale] = field(default_factory=dict)
+
+    def at_scale(self, scale: Scale) -> Exhibit:
+        """The exhibit with the columns' labels and the note of a scale. (Variants keep theirs, which claims name.)"""
+        own = self.at.get(scale)
+        if own is None:
+            return self
+        return replace(
+            self,
+            columns=[replace(each, label=own.columns.get(each.name, each.label)) for each in self.columns],
+            note=f"{self.note.strip()} {own.note.strip()}".strip(),
+        )
 
 
 def needs_of(recipe: Recipe) -> list[str]:

@@ -72,7 +72,7 @@ class Cell:
     """A variant's value of a column.
 
     Args:
-        variant: Its label.
+        variant: What it is called at the scale.
         column: The column.
         published: What the paper prints.
         measured: Ours, one a seed.
@@ -133,15 +133,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class VariantView:
-    """A variant with its runs by role, and its cells by the columns' names."""
+    """A variant with its runs by role, its cells by the columns' names, and what it is called at the scale (claims name it by its
+    declared label)."""
 
     declared: Variant
     runs: Mapping[str, tuple[Run, ...]]
     cells: Mapping[str, Cell]
+    at_scale: str | None = None
 
     @property
     def label(self) -> str:
-        return self.declared.label
+        return self.at_scale or self.declared.label
 
     @property
     def status(self) -> str:
@@ -205,8 +207,8 @@ class View:
         return list(found.values())
 
     def cell(self, variant: str, column: str) -> Cell:
-        """Of a variant, or of a quoted row."""
-        of_ours = next((each.cells[column] for each in self.variants if each.label == variant), None)
+        """Of a variant by its declared label, or of a quoted row."""
+        of_ours = next((each.cells[column] for each in self.variants if each.declared.label == variant), None)
         if of_ours is not None:
             return of_ours
         declared = next(each for each in self.exhibit.columns if each.name == column)
@@ -225,7 +227,7 @@ def collect(names: Iterable[str], scale: Scale, folders: RunFolders) -> list[Vie
     Raises:
         InputError: An exhibit is wrong.
     """
-    exhibits = {name: read_exhibit(name) for name in names}
+    exhibits = {name: read_exhibit(name).at_scale(scale) for name in names}
     wanted = {
         f"{name.partition('/')[0]}/{run}": None
         for name, exhibit in exhibits.items()
@@ -267,7 +269,9 @@ def _problem(run: Run, folder: Path, folders: RunFolders) -> str | None:
 def _view(name: str, exhibit: Exhibit, scale: Scale, found: Mapping[str, tuple[Run, ...]], folders: RunFolders) -> View:
     paper = name.partition("/")[0]
     variants = []
+    called = exhibit.at[scale].variants if scale in exhibit.at else {}
     for variant in exhibit.variants:
+        label = called.get(variant.label, variant.label)
         runs = {
             role: found[f"{paper}/{run}"] or (Run(f"{paper}/{run}", 0, "not at this scale"),)
             for role, run in variant.runs.items()
@@ -277,9 +281,9 @@ def _view(name: str, exhibit: Exhibit, scale: Scale, found: Mapping[str, tuple[R
         for column in exhibit.columns:
             parts = [cells[part] for part in column.sum_of]
             cells[column.name] = (
-                _summed(variant, column, parts) if parts else _cell(variant, column, published, runs.get(column.run, ()), folders)
+                _summed(label, column, parts) if parts else _cell(label, column, published, runs.get(column.run, ()), folders)
             )
-        variants.append(VariantView(variant, runs, cells))
+        variants.append(VariantView(variant, runs, cells, label))
     quoted = [
         (str(each.get("model", "quoted")), {key: float(value) for key, value in each.items() if _number(value)})
         for each in published_table(exhibit)
@@ -292,11 +296,11 @@ def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _cell(variant: Variant, column: Column, published: Mapping[str, Any], runs: Sequence[Run], folders: RunFolders) -> Cell:
+def _cell(label: str, column: Column, published: Mapping[str, Any], runs: Sequence[Run], folders: RunFolders) -> Cell:
     printed = published.get(column.name)
     planned = any(run.status != "not at this scale" for run in runs)
     measured = [found for run in runs if run.status == "finished" and (found := measure(run, column, folders)) is not None]
-    return Cell(variant.label, column, float(printed) if _number(printed) else None, tuple(measured), planned)
+    return Cell(label, column, float(printed) if _number(printed) else None, tuple(measured), planned)
 
 
 def _sum_of(published: Mapping[str, float], column: Column) -> float | None:
@@ -305,7 +309,7 @@ def _sum_of(published: Mapping[str, float], column: Column) -> float | None:
     return None if None in parts else math.fsum(part for part in parts if part is not None)
 
 
-def _summed(variant: Variant, column: Column, parts: Sequence[Cell]) -> Cell:
+def _summed(label: str, column: Column, parts: Sequence[Cell]) -> Cell:
     """The cell of a column that sums others: of the seeds that all of them have."""
     by_seed = [{each.seed: each for each in part.measured} for part in parts]
     measured = []
@@ -319,7 +323,7 @@ def _summed(variant: Variant, column: Column, parts: Sequence[Cell]) -> Cell:
             by_image = PerImage(total, count, factors.pop())
         measured.append(replace(each[0], value=math.fsum(one.value for one in each), by_image=by_image))
     published = _sum_of({part.column.name: part.published for part in parts if part.published is not None}, column)
-    return Cell(variant.label, column, published, tuple(measured), all(part.planned for part in parts))
+    return Cell(label, column, published, tuple(measured), all(part.planned for part in parts))
 
 
 def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:

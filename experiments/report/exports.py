@@ -64,8 +64,10 @@ def ours(cell: Cell) -> str:
 
 def caption(view: View) -> str:
     """What a table must say of itself, wherever it is pasted."""
+    own = view.exhibit.at.get(view.scale)
+    instead = f"; {own.data}" if own is not None else ""
     beyond = " Not in the paper." if view.exhibit.beyond else ""
-    return f"{view.exhibit.title}. {view.scale.capitalize()} scale ({MADE_OF[view.scale]}).{beyond}"
+    return f"{view.exhibit.title}. {view.scale.capitalize()} scale ({MADE_OF[view.scale]}{instead}).{beyond}"
 
 
 _LEGEND = (

@@ -190,7 +190,11 @@ def _terms(view: View, gain: Gain, seeds: Sequence[int]) -> Terms:
 
 def _gain_name(view: View, gain: Gain) -> str:
     """ "MWA minus full, IR@1": the first of each, and how many more."""
-    rows = [f"{names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "") for names in (gain.of, gain.over)]
+    called = {each.declared.label: each.label for each in view.variants}
+    rows = [
+        called.get(names[0], names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        for names in (gain.of, gain.over)
+    ]
     labels = [each.label for each in view.exhibit.columns if each.name in gain.columns]
     return f"{rows[0]} minus {rows[1]}, {' and '.join(labels) if len(labels) < 3 else f'mean of {len(labels)} columns'}"
 

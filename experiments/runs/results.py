@@ -15,7 +15,7 @@ from lightning_modules.callbacks.cost_record import Cost
 from lightning_modules.checkpoints.run_folder import RESULTS_SCHEMA, Fit, require_inside, results_content
 
 ResultsStatus = Literal["running", "finished", "failed", "oom", "interrupted", "stopped_early"]
-RunScale = Literal["full", "reduced", "miniature"]
+RunScale = Literal["full", "reduced", "small", "miniature"]
 
 
 @dataclass(frozen=True)

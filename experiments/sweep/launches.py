@@ -38,7 +38,7 @@ class Launch:
         options: Further words of the command line, as they stand there; ${envvar:NAME} is looked up where it starts.
         name: What the run is called.
         seed: Of everything.
-        scale: Full or miniature.
+        scale: Full, small or miniature.
         accelerator: As Lightning's Trainer takes it.
         devices: Of a node, likewise: a number, "auto", a list.
         nodes: Their number.
@@ -48,6 +48,7 @@ class Launch:
         gpus: Devices that it wants to itself; 0 runs on the processor.
         cost: Estimate.
         world: Style of the embedded world that must be there first; `environment` says where.
+        reads: Names of what the user must have first (experiments/papers/inputs.yaml).
     """
 
     key: str
@@ -70,6 +71,7 @@ class Launch:
     gpus: int = 0
     cost: Cost | None = None
     world: Style | None = None
+    reads: tuple[str, ...] = ()
 
     @property
     def argv(self) -> tuple[str, ...]:

@@ -67,6 +67,7 @@ def launches_of(planned: Iterable[PlannedRun], root: Path, groups: Mapping[str, 
                 kind=f"{run.names[0]} ({run.scale})", folder=folders[run.key], command=recipe.command,
                 configs=tuple(recipe.configs), **split_options(run.options(folders)), environment=environment, after=run.after,
                 gpus=0 if on_processor else cost.devices if cost is not None else 1, cost=cost, world=recipe.world,
+                reads=recipe.reads,
             )
         )  # fmt: skip
     return launches

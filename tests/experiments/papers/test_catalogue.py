@@ -201,7 +201,7 @@ def test_planned_runs_come_once_after_what_they_need(scale: Scale) -> None:
         assert planned.key not in done
         done.add(planned.key)
         assert planned.recipe.cost is not None, planned.names
-        assert (planned.recipe.world is None) is (scale == "full")
+        assert (planned.recipe.world is None) is (scale != "miniature")
     names = [name for planned in found for name in planned.names]
     assert len(names) == len(set(names))
 
@@ -226,6 +226,47 @@ def test_the_miniature_has_the_papers_rows() -> None:
     assert all(re.search(r"/(pretrain|vision|language)", name) for name in small - large)
 
 
+def test_the_small_scale_has_the_papers_variants() -> None:
+    """And says of every exhibit that it has a row of what stands in the place of what."""
+    planned = planned_runs("small", (0, 1))
+    names = {name.partition("/")[2] for run in planned for name in run.names}
+    tuned = {"full", "mwa", "ke_only", "ae_only", "head", "lora", "lora-small", "ke-small"}
+    transferred, rows = ("full", "mwa", "ke_only", "ae_only", "head"), {"baseline", "singular", "distributed"}
+    captioners = {"large", "large-half", "clipcap-large"}
+    assert names == (
+        {f"base-coco-{row}" for row in tuned} | {f"large-zero_shot-{row}" for row in transferred}
+        | {f"base-flickr30k-{row}" for row in rows} | {"pretrain-base"}
+        | {f"{data}-{row}" for data in ("coco", "nocaps") for row in captioners} | {"coco-llama", "alone-llama"}
+    )  # fmt: skip
+    assert all(run.recipe.reads and run.recipe.cost and run.recipe.cost.device == "CPU core" for run in planned)
+    starts = {run.key for run in planned if run.names == ("iais/pretrain-base",)}
+    assert len(starts) == 1  # one for both seeds
+    assert {run.after for run in planned if run.names[0].startswith("iais/base")} == {tuple(starts)}
+    for name in NAMES:
+        exhibit = read_exhibit(name)
+        there = bool(plan([name], "small", [0]))
+        assert ("small" in exhibit.at) is there, name
+        own, seen = exhibit.at_scale("small"), {run for each in plan([name], "small", [0]) for run in each.names}
+        paper = name.partition("/")[0]
+        roles = {role for variant in exhibit.variants for role, run in variant.runs.items() if f"{paper}/{run}" in seen}
+        tests = {
+            role for variant in exhibit.variants for role, run in variant.runs.items() if "zero_shot" in run or "nocaps" in run
+        }
+        for before, column in zip(exhibit.columns, own.columns, strict=True):
+            if column.metric is not None and column.run in roles - tests:
+                assert not re.search("COCO|Flickr30k", column.label), (name, column.label)
+            assert column.name == before.name
+
+
+def test_an_exhibit_in_the_words_of_a_scale() -> None:
+    whole, own = read_exhibit("mwa/table1"), read_exhibit("mwa/table1").at_scale("small")
+    assert read_exhibit("mwa/table1").at_scale("full") is whole
+    assert [column.label for column in own.columns if column.name == "coco_ir1"] == ["Flickr8k IR@1"]
+    assert (own.variants, own.claims) == (whole.variants, whole.claims)  # one claim is the same at all scales
+    assert own.note.startswith(whole.note.strip())
+    assert "MiniLM" in own.note.removeprefix(whole.note.strip())
+
+
 def test_the_miniature_fits_into_an_hour_of_two_cores() -> None:
     """By its own estimates; what it takes is measured when it runs."""
     hours = sum(planned.recipe.cost.hours for planned in planned_runs("miniature") if planned.recipe.cost is not None)
@@ -245,10 +286,12 @@ def test_seeds_multiply_what_depends_on_them() -> None:
 
 def _options(planned: PlannedRun) -> set[str]:
     """What of its command line test_configs.py does not parse: its command and options with each kind of model, and the
-    miniature's overlays."""
+    overlays of the scales below full."""
     files = {file.rpartition("/")[2] for file in planned.recipe.configs if file.startswith(("configs/model/", "configs/data/"))}
     kind = min({file.split("_")[0] for file in files} & {"beit3", "uniter", "dual", "captioner"})
-    overlays = {file for file in planned.recipe.configs if "/miniature/" in file and not file.endswith(SIZES)}
+    overlays = {
+        file for file in planned.recipe.configs if re.search("/(miniature|small)/|coco_sample", file) and not file.endswith(SIZES)
+    }
     return {f"{kind} {planned.recipe.command}", *(f"{kind} {name}" for name in planned.recipe.options), *overlays}
 
 
@@ -268,7 +311,7 @@ def test_planned_runs_parse_through_the_real_command_line(tmp_path: Path, monkey
     from experiments.training.lightning_cli import ParsedCLI
 
     monkeypatch.chdir(tmp_path)
-    for name in ("WORLD", "DATA", "WEIGHTS"):
+    for name in ("WORLD", "DATA", "WEIGHTS", "MINILM", "REGIONS", "SMOLLM2"):
         monkeypatch.setenv(f"CROSSLIGHT_{name}", f"/roots/{name.lower()}")
     every = [planned for scale in SCALES for planned in planned_runs(scale)]
     chosen = every if os.environ.get("CROSSLIGHT_EVERY_RUN") else _covering(every)
@@ -338,6 +381,7 @@ runs:
   again: {full: {command: fit, configs: [configs/start.yaml]}}
 """
 NUMBERS_OF_IT = "mwa: {table: {columns: [r1, r5], rows: [{model: m, values: [1.5, 2.5]}, {model: n, values: [3.5, null]}]}}\n"
+INPUTS = "flickr8k: {variable: CROSSLIGHT_DATA, default: ./data, files: [flickr8k/images], what: photographs, how: a form}"
 EXHIBIT = """
 title: A table
 kind: table
@@ -360,6 +404,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "experiments/papers/mwa/runs.yaml").write_text(RUNS)
     (tmp_path / "experiments/papers/mwa/exhibits/t.yaml").write_text(EXHIBIT)
     (tmp_path / "experiments/papers/numbers.yaml").write_text(NUMBERS_OF_IT)
+    (tmp_path / "experiments/papers/inputs.yaml").write_text(INPUTS)
     monkeypatch.setattr(strict_yaml, "HERE", tmp_path / "experiments" / "papers")
     return tmp_path
 
@@ -484,7 +529,7 @@ def test_options_are_not_built(project: Path) -> None:
 
 MISTAKES: dict[str, tuple[str, str, str, str]] = {  # file, what stands there, what then does, what the message has
     "a mistyped key of a run": ("runs", "seeded: false", "sedeed: false", "sedeed"),
-    "a mistyped scale": ("runs", "alone: {full:", "alone: {ful:", "'ful'; there are matrix, full and miniature"),
+    "a mistyped scale": ("runs", "alone: {full:", "alone: {ful:", "'ful'; there are matrix, full, small and miniature"),
     "an unknown part": ("runs", "common:", "comon:", "'comon'; there are common and runs"),
     "no such start": ("runs", "start: start,", "start: strat,", "'strat', which is no run of this scale (did you mean start?)"),
     "no such run in an option": ("runs", "{run:child-x}", "{run:child-z}", "'child-z', which is no run of this scale"),
@@ -522,6 +567,8 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {  # file, what stands there, w
     "a column of nothing": ("t", "metric: i2t_r1", "digits: 2", "give one"),
     "a column of no such cost": ("t", "metric: i2t_r1", "cost: steps_per_second", "no cost 'steps_per_second' (did you mean"),
     "a column of no role": ("t", "metric: i2t_r1", "metric: i2t_r1, run: coco", "'coco'"),
+    "a label of no variant": ("t", "kind: table", "kind: table\nat: {small: {data: d, variants: {Q: R}}}", "'Q' is no variant"),
+    "an unknown input": ("runs", "{seeded: false}", "{reads: [flickr9k]}", "which inputs.yaml does not have (did you"),
     "an axis that is no column": ("t", "kind: table", "kind: table\nfigure: {kind: scatter, x_column: r2}", "'r2' is no column"),
     "no YAML": ("t", "title: A table", "title: [", "not YAML"),
 }  # fmt: skip

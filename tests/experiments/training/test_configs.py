@@ -53,7 +53,6 @@ def recipe(name: str) -> list[str]:
 
 UNITER, ENTITIES = "configs/model/uniter_tiny.yaml", "configs/data/world_entities.yaml"
 KINDS = ("singular", "distributed")
-PHOTOGRAPHS = [CPU, "configs/model/uniter_minilm.yaml", "experiments/papers/iais/flickr8k/common.yaml"]
 IAIS_ROWS = (
     "baseline", *KINDS, *(f"{kind}_{anchor}" for kind in KINDS for anchor in ("language", "vision")),
     *(f"{kind}_paper" for kind in KINDS), "singular_linear", "singular_log5", "singular_log10", "singular_exp10",
@@ -87,28 +86,16 @@ COMPOSITIONS: list[list[str]] = [
     *([TINY, WORLD, name] for name in packaged_configs() if name.startswith("configs/trainer/")),
     *([BEIT3, WORLD, CPU, f"experiments/papers/mwa/variants/{row}.yaml"] for row in [*ROWS, *MORE_ROWS]),
     *(recipe(name) for name in RECIPES),
-    *(  # as `make flickr8k` composes them
-        [CPU, "configs/model/dual_dinov2s_minilm.yaml", "configs/data/flickr8k.yaml",
-         f"experiments/papers/mwa/variants/{row}.yaml",
-         "experiments/papers/mwa/flickr8k/common.yaml", f"experiments/papers/mwa/flickr8k/{row}.yaml"]
-        for row in ROWS
-    ),
-    [CPU, "configs/model/dual_dinov2s_minilm.yaml", "configs/data/flickr8k.yaml", "experiments/papers/mwa/variants/head.yaml",
-     "experiments/papers/mwa/flickr8k/common.yaml", "experiments/papers/mwa/flickr8k/head_long.yaml"],
     *([UNITER, ENTITIES, CPU, f"experiments/papers/iais/variants/{row}.yaml"] for row in IAIS_ROWS),
     *([BEIT3, WORLD, CPU, "experiments/papers/mwa/variants/mwa.yaml",
        f"experiments/papers/iais/variants/beit3_{kind}.yaml"] for kind in KINDS),
-    [*PHOTOGRAPHS, "experiments/papers/iais/flickr8k/grid.yaml"],
-    [*PHOTOGRAPHS, "experiments/papers/iais/flickr8k/start.yaml"],  # as `make iais-flickr8k` composes them
-    *([*PHOTOGRAPHS, f"experiments/papers/iais/variants/{row}.yaml"] for row in ("baseline", *KINDS)),
+    [CPU, "configs/model/uniter_minilm.yaml", *(f"experiments/papers/iais/small/{name}.yaml" for name in ("common", "grid"))],
     *([f"configs/model/uniter_{size}.yaml", f"configs/data/{data}_regions.yaml", "configs/trainer/gpu.yaml",
        "experiments/papers/iais/variants/singular.yaml", f"experiments/papers/iais/recipes/{name}.yaml"]
       for name, size, data in IAIS_RECIPES),
     *([CAPTIONER, CAPTIONS, CPU, f"{TUNED}/variants/{row}.yaml"] for row in CAPTION_ROWS),
     *(caption_recipe(name) for name in CAPTION_RECIPES),
     [*caption_recipe("coco"), f"{TUNED}/recipes/nocaps.yaml"],
-    [CPU, "configs/model/captioner_smollm2_lite0.yaml", "configs/data/flickr8k_captions.yaml", f"{TUNED}/variants/i_tuning.yaml",
-     f"{TUNED}/flickr8k/common.yaml"],  # as `make captions-flickr8k` composes them
 ]  # fmt: skip
 
 
@@ -153,7 +140,7 @@ def test_every_yaml_is_packaged_and_composed_here() -> None:
     on_disk = {
         str(path.relative_to(REPOSITORY)) for room in ("configs", "experiments") for path in (REPOSITORY / room).rglob("*.y*ml")
     }
-    no_configurations = {name for name in on_disk if re.search(r"/(exhibits|sweeps)/|/(runs|numbers)\.yaml$", name)}
+    no_configurations = {name for name in on_disk if re.search(r"/(exhibits|sweeps)/|/(runs|numbers|inputs)\.yaml$", name)}
     assert len(no_configurations) > 30
     # what only runs of the papers, or sweeps, compose is parsed by test_exhibits.py
     books = [scales.values() for paper in PAPERS for scales in read_runs(paper).values()]
