@@ -5,15 +5,19 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_file
 from datamodules.records import Box
-from experiments.analysis.word_maps import TokenMaps
 
+if TYPE_CHECKING:
+    from experiments.analysis.word_maps import TokenMaps
+
+COLORS = "inferno"  # lighter is more, for every kind of eye and in print
 _PANEL, _COLUMNS, _LETTERS = 2.1, 5, 24  # inches, panels a row, letters that fit over a panel at full size
 _PIXELS = 500  # a image's longer side in a picture
 
@@ -45,7 +49,7 @@ def draw_maps(path: Path, image: Image.Image, maps: TokenMaps, covered: Box, smo
     shape = min(max(height / width, 0.25), 1.6)  # of a panel; a very long image leaves some of it empty
     title = textwrap.wrap(f"“{maps.text}”" if maps.text else "(an empty caption)", 22 * columns, break_long_words=True)
     note = textwrap.wrap(f"I-Tuning, {maps.shown}", 26 * columns)
-    above, below = 0.24 * len(title) + 0.19 * len(note) + 0.12, 0.06
+    above, below = 0.24 * len(title) + 0.19 * len(note) + 0.12, 0.42
     size = (_PANEL * columns, (_PANEL * shape + 0.5) * rows + above + below)
     figure = Figure(figsize=size)
     lines: dict[str, Any] = {"ha": "center", "parse_math": False}
@@ -70,21 +74,15 @@ def draw_maps(path: Path, image: Image.Image, maps: TokenMaps, covered: Box, smo
             total = float(map_YX.sum())
             extent = (covered.left, covered.right, covered.bottom, covered.top)
             of_peak_YX = map_YX / (float(map_YX.max()) or 1.0)
-            axes.imshow(
-                of_peak_YX,
-                extent=extent,
-                interpolation="bilinear" if smooth else "nearest",
-                cmap="turbo",
-                vmin=0.0,
-                vmax=1.0,
-                alpha=0.3 + 0.35 * of_peak_YX,  # the image stays clear where the word does not attend to it
-            )
+            overlay(axes, of_peak_YX, extent, smooth)
             peak = f"peak {map_YX.max() * map_YX.size / total:.1f}x even" if total else "no attention to patches"
             if specials := maps.special_TS.shape[1]:
                 peak += f", {'class token' if specials == 1 else f'{specials} special tokens'} {special[panel - 1]:.0%}"
             _head(axes, word.text, peak, "black")
         axes.set_xlim(min(0, covered.left), max(width, covered.right))
         axes.set_ylim(max(height, covered.bottom), min(0, covered.top))
+    scale = figure.add_axes((0.3, 0.26 / size[1], 0.4, 0.09 / size[1]), label="scale")
+    color_scale(scale)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
@@ -92,6 +90,29 @@ def draw_maps(path: Path, image: Image.Image, maps: TokenMaps, covered: Box, smo
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}); give another folder.") from error
     return path
+
+
+def overlay(axes: Any, of_peak_YX: np.ndarray[Any, Any], extent: tuple[float, float, float, float], smooth: bool = True) -> None:
+    """A map over an image: attention in parts of its peak (0 to 1). The image stays to be seen, dimmed where there is none."""
+    axes.imshow(
+        of_peak_YX,
+        extent=extent,
+        interpolation="bilinear" if smooth else "nearest",
+        cmap=COLORS,
+        vmin=0.0,
+        vmax=1.0,
+        alpha=0.42 + 0.25 * of_peak_YX,
+    )
+
+
+def color_scale(axes: Any, **text: Any) -> None:
+    """What the colors of `overlay` say, as a bar."""
+    axes.imshow(np.linspace(0, 1, 64)[None], cmap=COLORS, aspect="auto", extent=(0, 1, 0, 1))
+    axes.set_yticks([])
+    axes.set_xticks([0, 0.5, 1], ["no attention", "half", "the word's peak"], **{"fontsize": 7, **text})
+    axes.tick_params(length=0, pad=2)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
 
 
 def _head(axes: Any, title: str, small: str, color: str) -> None:

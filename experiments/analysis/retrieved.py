@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from datamodules.files.atomic import whole_file
 from datamodules.files.images import open_image
 from datamodules.image_text import ImageTextDataModule
 from datamodules.records import ImageRecord
+from experiments.analysis.grounding import spread
 from experiments.runs.beside import Beside, beside_file, read_beside
 from experiments.runs.results import read_results
 
-RIGHT, WRONG = "#1a7f37", "#cf222e"
+# Green that eyes which see no red or green tell from the greys by its lightness; frames and weights say the same.
+RIGHT, QUIET, NOTE, INK = "#00795a", "#c9d1d9", "#57606a", "#1c2127"
+_COLUMN, _MARGIN, _HEADING = 6.6, 0.3, 0.85  # inches of the contact sheet: a column, what is around it, its heading
+_BLOCK, _QUERY = 2.4, 1.75  # a query with what was found, and the picture of one that is an image
 
 
 @torch.no_grad()
@@ -39,32 +44,104 @@ def embed(model: Any, data: ImageTextDataModule, split: str) -> tuple[Tensor, Te
     return images_ID, torch.cat(texts)[in_order], torch.cat(owners)[in_order]
 
 
-def draw_queries(model: Any, data: ImageTextDataModule, split: str, path: Path, queries: int = 4, found: int = 5) -> Path:
-    """Captions with the images found for them, and images with the captions found: right ones green, wrong ones red.
+@dataclass(frozen=True)
+class Query:
+    """A query with what was found for it, best first.
+
+    Args:
+        asked: The row of its caption, or of its image.
+        found: Rows of images, or of captions.
+        right: Which of them are right.
+        rank: Of the first right one among all, from 1.
+    """
+
+    asked: int
+    found: tuple[int, ...]
+    right: tuple[bool, ...]
+    rank: int
+
+
+def answered(scores_QC: Tensor, right_QC: Tensor, rows: Sequence[int], found: int) -> list[Query]:
+    """What scores of queries and candidates find for some of the queries."""
+    queries = []
+    for row in rows:
+        order = scores_QC[row].argsort(descending=True, stable=True)
+        right = right_QC[row][order]
+        best = order[:found].tolist()
+        queries.append(Query(row, tuple(best), tuple(right[:found].tolist()), int(right.int().argmax()) + 1))
+    return queries
+
+
+def draw_queries(model: Any, data: ImageTextDataModule, split: str, path: Path, queries: int = 5, found: int = 5) -> Path:
+    """A contact sheet: captions with the images found for them, and images with the captions found. What is right has a green
+    frame or letters and its rank; where nothing right is among the first, the rank of the first right one stands there.
 
     The queries are spread evenly over the split; none is chosen by its result.
     """
-    from matplotlib.figure import Figure
-
     images_ID, texts_TD, owner_T = embed(model, data, split)
     records = data.records(split)
     captions = [caption.text for record in records for caption in record.captions]
     scores_IT = images_ID @ texts_TD.T
-    figure = Figure(figsize=(2.0 * (found + 1), 2.15 * queries * 2), layout="constrained")
-    axes = figure.subplots(2 * queries, found + 1)
-    for axis in axes.flat:
-        axis.axis("off")
-    for row, text in enumerate(range(0, len(captions), len(captions) // queries)[:queries]):
-        _words(axes[row, 0], f"“{captions[text]}”", "black")
-        for column, image in enumerate(scores_IT[:, text].topk(min(found, len(records))).indices.tolist(), 1):
-            _picture(axes[row, column], records[image], RIGHT if image == owner_T[text] else WRONG)
-    for row, image in enumerate(range(0, len(records), len(records) // queries)[:queries], queries):
-        _picture(axes[row, 0], records[image], "#57606a")
-        for column, text in enumerate(scores_IT[image].topk(min(found, len(captions))).indices.tolist(), 1):
-            _words(axes[row, column], captions[text], RIGHT if owner_T[text] == image else WRONG)
-    figure.suptitle("text to image (above) and image to text (below), best first; green = right, red = wrong", fontsize=11)
+    right_IT = torch.arange(len(records))[:, None] == owner_T.cpu()[None]
+    to_images = answered(scores_IT.T.cpu(), right_IT.T, spread(len(captions), queries), found)
+    to_texts = answered(scores_IT.cpu(), right_IT, spread(len(records), queries), found)
+    return draw_contact_sheet(path, records, captions, to_images, to_texts)
+
+
+def draw_contact_sheet(
+    path: Path, records: Sequence[ImageRecord], captions: Sequence[str], to_images: Sequence[Query], to_texts: Sequence[Query]
+) -> Path:
+    """Captions and their images on the left, images and their captions on the right."""
+    from matplotlib.figure import Figure
+
+    rows = max(len(to_images), len(to_texts))
+    size = (2 * _COLUMN + 3 * _MARGIN, _HEADING + rows * _BLOCK)
+    figure = Figure(figsize=size)
+
+    def say(x: float, y: float, text: str, **style: Any) -> None:
+        """Its upper left corner at so many inches from the picture's."""
+        figure.text(x / size[0], 1 - y / size[1], text, va="top", parse_math=False, linespacing=1.15, **style)
+
+    def show(x: float, y: float, side: float, record: ImageRecord, right: bool, rank: int | None) -> None:
+        axes = figure.add_axes((x / size[0], 1 - (y + side) / size[1], side / size[0], side / size[1]))
+        _picture(axes, record, RIGHT if right else QUIET, 4.0 if right else 0.8)
+        if right and rank is not None:
+            style: dict[str, Any] = {"boxstyle": "round,pad=0.25", "facecolor": RIGHT, "edgecolor": RIGHT}
+            where: dict[str, Any] = {"transform": axes.transAxes, "ha": "left", "va": "top"}
+            axes.text(0.04, 0.96, f"{rank}", fontsize=11, color="white", weight="bold", bbox=style, **where)
+
+    left, right = _MARGIN, _COLUMN + 2 * _MARGIN
+    bold: dict[str, Any] = {"fontsize": 15, "weight": "bold", "color": INK}
+    say(left, 0.14, "A sentence, and the images found", **bold)
+    say(right, 0.14, "An image, and the sentences found", **bold)
+    note = f"Queries spread evenly over the split: none is chosen by its result. {len(records):,} images."
+    say(left, 0.47, note, fontsize=10.5, color=NOTE)
+    say(right, 0.47, f"Best first of {len(captions):,} sentences. Green: right, with its rank.", fontsize=10.5, color=NOTE)
+    for row, query in enumerate(to_images):
+        y = _HEADING + row * _BLOCK
+        lines = _wrapped(f"“{captions[query.asked]}”", 12, _COLUMN, 2)
+        say(left, y + 0.2 * (2 - len(lines)), "\n".join(lines), fontsize=12, color=INK)
+        side = (_COLUMN - (len(query.found) - 1) * 0.12) / max(5, len(query.found))
+        for place, image in enumerate(query.found):
+            show(left + place * (side + 0.12), y + 0.46, side, records[image], query.right[place], place + 1)
+        if not any(query.right):
+            say(left, y + 0.53 + side, f"the right one has rank {query.rank:,} of {len(records):,}", fontsize=10.5, color=NOTE)
+    for row, query in enumerate(to_texts):
+        y = _HEADING + row * _BLOCK
+        show(right, y + 0.04, _QUERY, records[query.asked], False, None)
+        at, x = y, right + _QUERY + 0.2
+        for place, text in enumerate(query.found):
+            is_right = query.right[place]
+            style: dict[str, Any] = {"color": RIGHT, "weight": "bold"} if is_right else {"color": NOTE, "weight": "normal"}
+            lines = _wrapped(captions[text], 10.5, _COLUMN - _QUERY - 0.42, 2, style["weight"])
+            say(x, at, f"{place + 1}", fontsize=10.5, **style)
+            say(x + 0.22, at, "\n".join(lines), fontsize=10.5, **style)
+            at += 0.18 * len(lines) + 0.07
+        if not any(query.right):
+            say(right, y + 0.11 + _QUERY, f"first right: rank {query.rank:,}", fontsize=10.5, color=NOTE)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
-        figure.savefig(part, dpi=90)
+        figure.savefig(part, dpi=120)
     return path
 
 
@@ -124,15 +201,25 @@ def _written(run: Path, data: str) -> list[Beside]:
     return rows
 
 
-def _picture(axis: Any, record: ImageRecord, color: str) -> None:
+def _picture(axis: Any, record: ImageRecord, color: str, width: float) -> None:
+    """An image as it is, in a frame of this color and width (points)."""
     axis.imshow(open_image(record))
-    axis.axis("on")
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
-        spine.set(color=color, linewidth=3)
+        spine.set(color=color, linewidth=width)
 
 
-def _words(axis: Any, text: str, color: str) -> None:
-    wrapped = "\n".join(textwrap.wrap(text, 22))
-    axis.text(0.5, 0.5, wrapped, ha="center", va="center", fontsize=8.5, color=color, transform=axis.transAxes, parse_math=False)
+def _wrapped(text: str, size: float, inches: float, most: int, weight: str = "normal") -> list[str]:
+    """On at most so many lines that are no wider than that at this font size; what is longer ends with "…"."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=size, weight=weight)
+    whole = text_to_path.get_text_width_height_descent(text[:200], font, False)[0]
+    mean_letter = max(whole / max(1, len(text[:200])), 0.1)
+    for letters in range(int(1.1 * 72 * inches / mean_letter), 1, -2):
+        lines = textwrap.wrap(text, letters, max_lines=most, placeholder=" …", break_long_words=True) or ["(nothing)"]
+        if max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in lines) <= 72 * inches:
+            break
+    return lines

@@ -3,6 +3,7 @@
     RUN/attention_maps/relations.npz   UNITER with or without IAIS: a pair's intra-modal self-attention (Figure 7 of IAIS)
     RUN/attention_maps/words.npz       I-Tuning: what each word of a caption attends to (Figure 3 of I-Tuning)
     RUN/attention_maps/shares.npz      I-Tuning: the share of that in the boxes of what words name, over 200 images
+    RUN/attention_maps/boxed-0.npz ... the maps and boxes of three of these images
 
 The maps show the first example of the run's own test split: of a pair, the one whose image comes first in the first batch. None
 is chosen by its result, and rows of one exhibit show the same.
@@ -19,6 +20,7 @@ from datamodules.errors import InputError
 from datamodules.files.references import reveal
 from datamodules.files.yaml_file import read_yaml
 from experiments.analysis.stored_maps import (
+    BOXED_FILES,
     MAP_FILES,
     MAPS_FOLDER,
     SHARES_FILE,
@@ -53,8 +55,8 @@ def make_maps(folder: Path) -> Path:
 
 
 def make_shares(folder: Path, images: int = 200) -> Path:
-    """Measures the shares of a captioner's run, unless they are there: the file. The data set is Flickr30k with its Entities, in
-    the folder `flickr30k` beside that of the run's own data.
+    """Measures the shares of a captioner's run, unless they are there, and keeps the maps of a few images: the shares' file. The
+    data set is Flickr30k with its Entities, in the folder `flickr30k` beside that of the run's own data.
 
     Raises:
         InputError: The run has no such maps, the data are not there, or the model cannot be loaded.
@@ -75,7 +77,10 @@ def make_shares(folder: Path, images: int = 200) -> Path:
     root = getattr(data_of(folder), "root", None)
     if not isinstance(network, Captioner) or root is None:
         raise InputError(f"{folder} is no run of a captioner on a data set in a folder, which shares of attention need.")
-    return store_map(folder, SHARES_FILE, word_shares(network.eval(), Path(root).parent / "flickr30k", images))
+    shares, pictures = word_shares(network.eval(), Path(root).parent / "flickr30k", images, len(BOXED_FILES))
+    for name, maps in zip(BOXED_FILES, pictures, strict=False):
+        store_map(folder, name, maps)
+    return store_map(folder, SHARES_FILE, shares)
 
 
 def data_of(folder: Path) -> Any:

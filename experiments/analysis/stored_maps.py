@@ -62,6 +62,35 @@ class WordMaps:
 
 
 @dataclass(frozen=True)
+class BoxedMaps:
+    """What the words of a reference caption attend to that name a thing with boxes.
+
+    Args:
+        words: The phrases with boxes.
+        maps_KYX: Attention of the last word of each to the patches.
+        inside_K: How much of it is in the boxes, 0 to 1.
+        area_K: The boxes' part of the image.
+        word_B: Whose each box is.
+        boxes_B4: Left, top, right, bottom in pixels of `image_YX3`.
+        image_YX3: uint8, at most 320 px a side.
+        covered: Part of the image under the maps, likewise.
+        caption: What a person wrote.
+        shown: Layer, head and position in words.
+    """
+
+    words: tuple[str, ...]
+    maps_KYX: Array
+    inside_K: Array
+    area_K: Array
+    word_B: Array
+    boxes_B4: Array
+    image_YX3: Array
+    covered: tuple[float, float, float, float]
+    caption: str
+    shown: str
+
+
+@dataclass(frozen=True)
 class WordShares:
     """Of words of reference captions that name a thing with boxes: how much of their attention is in them. Shares are 0 to 1.
 
@@ -87,6 +116,8 @@ SHARES_FILE = "shares.npz"
 MAPS_FOLDER = "attention_maps"  # in a run folder
 _REMEDY = "Delete it: `report --maps` makes it again."
 MAP_FILES: dict[str, type[AttentionMaps] | type[WordMaps]] = {"relations.npz": AttentionMaps, "words.npz": WordMaps}
+BOXED_FILES = ("boxed-0.npz", "boxed-1.npz", "boxed-2.npz")
+Maps = AttentionMaps | WordMaps | BoxedMaps
 
 # dimensions and kinds of number of each array; words of an empty caption are floats
 _DIMENSIONS: dict[Any, dict[str, tuple[int, str]]] = {
@@ -98,6 +129,10 @@ _DIMENSIONS: dict[Any, dict[str, tuple[int, str]]] = {
         "words": (1, "Uf"), "maps_KYX": (3, "f"), "image_YX3": (3, "u"), "covered": (1, "fi"), "caption": (0, "U"),
         "shown": (0, "U"),
     },
+    BoxedMaps: {
+        "words": (1, "U"), "maps_KYX": (3, "f"), "inside_K": (1, "f"), "area_K": (1, "f"), "word_B": (1, "iu"),
+        "boxes_B4": (2, "f"), "image_YX3": (3, "u"), "covered": (1, "fi"), "caption": (0, "U"), "shown": (0, "U"),
+    },
     WordShares: {
         "image_W": (1, "iu"), "inside_W": (1, "f"), "area_W": (1, "f"), "elsewhere_W": (1, "f"), "fingerprint": (0, "U"),
         "shown": (0, "U"),
@@ -105,13 +140,14 @@ _DIMENSIONS: dict[Any, dict[str, tuple[int, str]]] = {
 }  # fmt: skip
 
 
-def stored(folder: Path) -> list[AttentionMaps | WordMaps]:
-    """What `make_maps` has stored in a run folder.
+def stored(folder: Path) -> list[Maps]:
+    """What `make_maps` and `make_shares` have stored in a run folder to be drawn.
 
     Raises:
         InputError: A file cannot be read.
     """
-    files = [(folder / MAPS_FOLDER / name, kind) for name, kind in MAP_FILES.items()]
+    kinds: dict[str, type[Maps]] = {**MAP_FILES, **dict.fromkeys(BOXED_FILES, BoxedMaps)}
+    files = [(folder / MAPS_FOLDER / name, kind) for name, kind in kinds.items()]
     return [kind(**_read(file, kind)) for file, kind in files if os.path.lexists(file)]
 
 
@@ -125,7 +161,7 @@ def stored_shares(folder: Path) -> WordShares | None:
     return WordShares(**_read(file, WordShares)) if os.path.lexists(file) else None
 
 
-def store_map(folder: Path, name: str, maps: AttentionMaps | WordMaps | WordShares) -> Path:
+def store_map(folder: Path, name: str, maps: Maps | WordShares) -> Path:
     file = folder / MAPS_FOLDER / name
     file.parent.mkdir(exist_ok=True)
     with whole_file(file) as part:
@@ -147,7 +183,9 @@ def _read(file: Path, kind: type[Any]) -> dict[str, Any]:
     words = shapes.get("words", ())
     wanted = {"words_WW": words * 2, "regions_RR": shapes.get("regions_RR", ())[:1] * 2, "covered": (4,)}
     wanted |= dict.fromkeys(("inside_W", "area_W", "elsewhere_W"), shapes.get("image_W", ()))
+    wanted |= dict.fromkeys(("inside_K", "area_K"), words) | {"boxes_B4": (*shapes.get("word_B", ()), 4)}
     wanted |= {"maps_KYX": words + shapes.get("maps_KYX", ())[1:], "image_YX3": (*shapes.get("image_YX3", ())[:2], 3)}
+    right = right and bool(np.isin(values.get("word_B", ()), np.arange(len(values.get("words", ())))).all())
     if not right or any(shapes[name] != shape or 0 in shape for name, shape in wanted.items() if name in shapes):
         raise InputError(f"{file} does not hold what this version stores there. {_REMEDY}")
     for name, value in values.items():

@@ -55,7 +55,7 @@ def _beside(run: Run) -> list[Beside]:
     return [] if run.folder is None or evaluation is None else read_beside(run.folder, evaluation.data)
 
 
-def thumbnail(file: str | Path | None, side: int = 200) -> str | None:
+def thumbnail(file: str | Path | None, side: int = 360) -> str | None:
     """An image file as a data URI, no side longer than that (pixels); None where there is no such file, or it cannot be read."""
     if not file:
         return None

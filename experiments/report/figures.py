@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure as Drawing
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import ScaledTranslation
 
-from experiments.analysis.stored_maps import AttentionMaps, WordMaps, stored
+from experiments.analysis.draw_maps import color_scale, overlay
+from experiments.analysis.stored_maps import AttentionMaps, BoxedMaps, WordMaps, stored
 from experiments.papers.schema import Column
+from experiments.report import exports
+from experiments.report.bootstrap import interval
 from experiments.report.collect import Cell, View
+from experiments.report.means import resamples
 from experiments.report.verdicts import checkpoints
 from experiments.runs.metrics_csv import logged
 from lightning_modules.objectives.annealing import Annealing
@@ -30,9 +40,12 @@ _LINES = tuple(f"#0a0b{10 + number:02d}" for number in range(8))
 _VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--grid)", **{line: f"var(--line-{n})" for n, line in enumerate(_LINES, 1)}}
 _MARKERS = "osD^vPX*"
 _DASHES = ("-", "--", "-.", ":")
-_WIDTH = 5.6  # inches: on a telephone the letters are then still some 8 px high
+_WIDTH = 4.8  # inches: on a telephone the letters are then still some 10 px high
 _TITLE_PAD = 0.12  # inches: titles over images are else cut at the picture's edge
-_BANDS = "Around a point: its 95 % interval over the test images; where it has none, one standard deviation over seeds."
+_BARS = (
+    "Bars: the 95 % interval of the mean over seeds, with images and several seeds resampled; of what is no mean over images one "
+    "standard deviation over seeds; no bar where there is but one seed of it."
+)
 _NAMED = 5  # points that a scatter has names beside; more have numbers, which its key explains
 _STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "crosslight", "font.family": "sans-serif", "font.size": 9.5, "text.parse_math": False,
@@ -52,6 +65,7 @@ class Picture:
         title: Above it, where an exhibit has several.
         scale: Which scale its numbers have, if any.
         key: What the numbers in it stand for, from 1; empty where it has names.
+        bars: What its bars or shades are, if it has any.
     """
 
     svg: str
@@ -59,6 +73,7 @@ class Picture:
     title: str = ""
     scale: str = ""
     key: tuple[str, ...] = ()
+    bars: str = ""
 
 
 def draw(view: View) -> list[Picture]:
@@ -93,18 +108,22 @@ def _lines(view: View) -> list[Picture]:
         axes = panels[units.index(_unit(column))]
         xs = [x for x, _ in points]
         means = [float(cell.mean or 0) for _, cell in points]
-        line: dict[str, Any] = {"color": _LINES[number % 8], "linestyle": "" if figure.categories else "-"}
-        axes.plot(xs, means, marker=_MARKERS[number % 8], label=column.label, linewidth=1.8, **line)
-        bands = [_band(cell) for _, cell in points]
-        if all(band is not None for band in bands):
-            lows, highs = zip(*[band for band in bands if band is not None], strict=True)
-            if figure.categories:
-                axes.vlines(xs, lows, highs, color=_LINES[number % 8], linewidth=1.4)
-            else:
-                axes.fill_between(xs, lows, highs, color=_LINES[number % 8], alpha=0.15, linewidth=0)
-        if paper := [(x, cell.published) for x, cell in _points(view, column.name, "published")]:
-            line |= {"markerfacecolor": "none", "marker": _MARKERS[number % 8]} if figure.categories else {"linestyle": "--"}
-            axes.plot(*zip(*paper, strict=True), label=f"{column.label}, paper", linewidth=1.2, **line)
+        bars = [(x, *found) for x, cell in points if (found := band(cell)) is not None]
+        line: dict[str, Any] = {"color": _LINES[number % 8], "linestyle": "" if figure.categories else "-", "markersize": 5}
+        if paper := [(x, float(cell.published or 0)) for x, cell in _points(view, column.name, "published")]:
+            hollow = {"markerfacecolor": "none", "marker": _MARKERS[number % 8]}
+            axes.plot(
+                *zip(*paper, strict=True), label=f"{column.label}, paper", linewidth=1.2,
+                **(line | (hollow if figure.categories else {"linestyle": "--"})),
+            )  # fmt: skip
+        # series have the same places: each stands a little beside the others, or one's bars would hide another's
+        moved = axes.transData + ScaledTranslation((number - (len(series) - 1) / 2) * 3.5 / 72, 0, drawing.dpi_scale_trans)
+        ours = Line2D(xs, means, marker=_MARKERS[number % 8], label=column.label, linewidth=1.6, transform=moved, **line)
+        axes.add_artist(ours)
+        ends = [((x, low), (x, high)) for x, low, high in bars]
+        axes.add_artist(LineCollection(ends, colors=[_LINES[number % 8]], linewidths=1.4, transform=moved))
+        axes.update_datalim([*zip(xs, means, strict=True), *(end for each in ends for end in each)])
+        axes.autoscale_view()
         alone = len(units) > 1 and [_unit(each) for each in series].count(_unit(column)) == 1
         axes.set_ylabel(column.label if alone else figure.y_label)
     if figure.categories:
@@ -113,11 +132,12 @@ def _lines(view: View) -> list[Picture]:
     _plain_ticks(panels[-1], [x for points in series.values() for x, _ in points])
     _legend(drawing, *panels)
     words = [
-        f"{column.label}: " + ", ".join(f"{_place(view, x)} → {_number(cell.mean, cell)}" for x, cell in points)
+        f"{column.label}: " + ", ".join(f"{_place(view, x)} → {_number(cell)}" for x, cell in points)
         for column, points in series.items()
     ]
     start = "Points by" if figure.categories else "Lines over"
-    return [_picture(view, drawing, f"{start} {panels[-1].get_xlabel() or 'the rows'}. {'; '.join(words)}. {_BANDS}")]
+    drawn = _picture(view, drawing, f"{start} {panels[-1].get_xlabel() or 'the rows'}. {'; '.join(words)}.")
+    return [replace(drawn, bars=_BARS)]
 
 
 def _unit(column: Column) -> str:
@@ -142,15 +162,16 @@ def _place(view: View, x: float) -> str:
     return view.variants[int(x)].label if categories else f"{x:g}"
 
 
-def _band(cell: Cell) -> tuple[float, float] | None:
-    """The interval over queries, or one standard deviation over seeds."""
-    if cell.interval is not None:
-        return cell.interval
+def band(cell: Cell) -> tuple[float, float] | None:
+    """The interval of a mean over seeds: of resampled images and, where there are several, seeds; of what is no mean over images
+    one standard deviation over seeds."""
+    if cell.by_image is not None:
+        return interval(resamples(cell))
     return None if cell.deviation is None or cell.mean is None else (cell.mean - cell.deviation, cell.mean + cell.deviation)
 
 
 def _curves(view: View) -> list[Picture]:
-    """A logged metric of each variant over its steps, one picture a metric; every seed is a line of the variant's color."""
+    """A logged metric of each variant over its steps, one picture a metric: the mean over seeds, and one standard deviation."""
     figure = view.exhibit.figure
     assert figure is not None
     pictures: list[Picture] = []
@@ -160,27 +181,34 @@ def _curves(view: View) -> list[Picture]:
         for number, variant in enumerate(view.variants):
             runs = [run for runs in variant.runs.values() for run in runs if run.status == "finished" and run.folder is not None]
             lines = [line for run in runs if run.folder is not None and (line := logged(run.folder, name))]
-            for seed, line in enumerate(lines):
-                xs, ys = zip(*_thinned(line), strict=True)
-                axes.plot(
-                    xs,
-                    ys,
-                    color=_LINES[number % 8],
-                    linestyle=_DASHES[number // 8 % 4],
-                    marker=_MARKERS[number % 8] if len(line) <= 30 else None,
-                    markersize=4,
-                    linewidth=1.4,
-                    alpha=1.0 if len(lines) == 1 else 0.75,
-                    label=None if seed else variant.label,
-                )
+            for part, curve in enumerate(_of_seeds(lines)):
+                xs, ys, spread = (np.array(values) for values in zip(*curve, strict=True))
+                style: dict[str, Any] = {"color": _LINES[number % 8], "linestyle": _DASHES[number // 8 % 4], "linewidth": 1.6}
+                few: dict[str, Any] = {"marker": _MARKERS[number % 8], "markersize": 4} if len(xs) <= 30 else {}
+                axes.plot(xs, ys, label=None if part else variant.label, **style, **few)
+                if spread.any():
+                    axes.fill_between(xs, ys - spread, ys + spread, color=_LINES[number % 8], alpha=0.18, linewidth=0)
             if lines:
                 first, last = lines[0][0], lines[0][-1]
-                words.append(f"{variant.label}: from {first[1]:.4g} at step {first[0]:g} to {last[1]:.4g} at step {last[0]:g}")
+                told = f"{variant.label}: from {first[1]:.4g} at step {first[0]:g} to {last[1]:.4g} at step {last[0]:g}"
+                words.append(told + f" (the first of {len(lines)} seeds)" * (len(lines) > 1))
         if words:
             _legend(drawing, axes)
             title = name if len(figure.logged) > 1 else ""
-            pictures.append(_picture(view, drawing, f"{name} over steps. " + "; ".join(words) + ".", title, len(pictures)))
+            drawn = _picture(view, drawing, f"{name} over steps. " + "; ".join(words) + ".", title, len(pictures))
+            shade = "Lines: the mean over seeds, shaded one standard deviation, where there are several seeds."
+            pictures.append(replace(drawn, bars=shade))
     return pictures
+
+
+def _of_seeds(lines: Sequence[Sequence[tuple[float, float]]]) -> list[list[tuple[float, float, float]]]:
+    """The mean over seeds with its standard deviation at the steps that all have; each seed by itself where they share none."""
+    thin = [dict(_thinned(line)) for line in lines]
+    shared = sorted(set.intersection(*map(set, thin))) if len(thin) > 1 else []
+    if not shared:
+        return [[(x, y, 0.0) for x, y in line.items()] for line in thin]
+    at_step = [[line[x] for line in thin] for x in shared]
+    return [[(x, statistics.fmean(ys), statistics.stdev(ys)) for x, ys in zip(shared, at_step, strict=True)]]
 
 
 def _thinned(line: Sequence[tuple[float, float]], most: int = 200) -> list[tuple[float, float]]:
@@ -210,9 +238,9 @@ def _scatter(view: View) -> list[Picture]:
             axes.plot([float(x or 0)], [float(y or 0)], marker="o", linestyle="", color=_LINES[color], markerfacecolor=face)
         bands: list[tuple[float, float, float]] = []
         for _, x_cell, y_cell in pairs if kind == "measured" else []:
-            if x_cell.mean is not None and y_cell.mean is not None and (band := _band(y_cell)) is not None:
-                bands.append((x_cell.mean, *band))
-                axes.vlines(*bands[-1], color=_LINES[color], linewidth=1.2)
+            if x_cell.mean is not None and y_cell.mean is not None and (found := band(y_cell)) is not None:
+                bands.append((x_cell.mean, *found))
+                axes.vlines(*bands[-1], color=_LINES[color], linewidth=1.4)
         axes.margins(x=0.22, y=0.12)
         if figure.log_x:
             _plain_ticks(axes, None)
@@ -225,7 +253,8 @@ def _scatter(view: View) -> list[Picture]:
         text = f"Scatter of {axes.get_ylabel() or y_name} against {axes.get_xlabel() or x_name}, {kind}: {words}."
         scale = "Full scale, the paper's numbers" if kind == "published" else None
         drawn = _picture(view, drawing, text, kind.capitalize(), len(pictures), scale)
-        pictures.append(replace(drawn, key=tuple(label for label, _, _ in points) if numbered else ()))
+        key = tuple(label for label, _, _ in points) if numbered else ()
+        pictures.append(replace(drawn, key=key, bars=_BARS if bands else ""))
     return pictures
 
 
@@ -302,23 +331,32 @@ def _maps(view: View) -> list[Picture]:
         for run in runs[:1]:
             assert run.folder is not None
             for found in stored(run.folder):
-                drawn = _relation_maps(view, variant.label, found, len(pictures)) if isinstance(found, AttentionMaps) else None
-                pictures.append(drawn or _word_maps(view, variant.label, found, len(pictures)))  # type: ignore[arg-type]
+                number = len(pictures)
+                if isinstance(found, AttentionMaps):
+                    pictures.append(_relation_maps(view, variant.label, found, number))
+                elif isinstance(found, WordMaps):
+                    pictures.append(_word_maps(view, variant.label, found, number))
+                else:
+                    pictures.append(_boxed_maps(view, variant.label, found, number))
     return pictures
 
 
 def _relation_maps(view: View, label: str, maps: AttentionMaps, number: int) -> Picture:
     """Words among words and regions among regions, each row of attention summing to 1 over its side."""
     with rc_context({**_STYLE, "axes.grid": False}):
-        drawing = Drawing(figsize=(_WIDTH, 3.1))
+        drawing = Drawing(figsize=(_WIDTH, 3.3))
         drawing.set_layout_engine("constrained", h_pad=_TITLE_PAD)
         left, right = drawing.subplots(1, 2)
     for axes, values, names, side in (
         (left, maps.words_WW, maps.words, "words"),
         (right, maps.regions_RR, [str(each) for each in range(len(maps.regions_RR))], "regions"),
     ):
-        image = axes.imshow(values, cmap="viridis", vmin=0.0)
-        axes.set_title(f"{side}, largest {values.max():.2f}", fontsize=10)
+        image = axes.imshow(values, cmap="cividis", vmin=0.0)
+        axes.set_title(side, fontsize=10)
+        bar = drawing.colorbar(image, ax=axes, orientation="horizontal", shrink=0.8, pad=0.03, aspect=24)
+        bar.set_ticks([0.0, float(values.max())], labels=["0", f"{values.max():.2f}"])
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=8, length=0, labelcolor=_INK)
         few = len(names) <= 16
         turned: dict[str, Any] = {"rotation": 60, "ha": "right"} if side == "words" else {}
         axes.set_xticks(range(len(names)) if few else [], names if few else [], fontsize=7.5, **turned)
@@ -334,33 +372,65 @@ def _relation_maps(view: View, label: str, maps: AttentionMaps, number: int) -> 
 
 def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
     """The photograph, then each word's map over it."""
-    panels = 1 + len(maps.words)
-    columns = min(5, panels)
-    rows = -(-panels // columns)
-    height, width = maps.image_YX3.shape[:2]
-    with rc_context({**_STYLE, "axes.grid": False}):
-        drawing = Drawing(figsize=(_WIDTH, rows * (_WIDTH / columns * min(1.5, height / width) + 0.3)))
-        drawing.set_layout_engine("constrained", h_pad=_TITLE_PAD)
-        grid = drawing.subplots(rows, columns, squeeze=False)
-    left, top, right, bottom = maps.covered
-    for panel, axes in enumerate(grid.flat):
-        axes.axis("off")
-        if panel >= panels:
-            continue
-        axes.imshow(maps.image_YX3, extent=(0, width, height, 0))
-        axes.set_title("image" if panel == 0 else maps.words[panel - 1], fontsize=9)
-        if panel:
-            map_YX = maps.maps_KYX[panel - 1] / (float(maps.maps_KYX[panel - 1].max()) or 1.0)
-            extent = (left, right, bottom, top)
-            axes.imshow(map_YX, extent=extent, cmap="turbo", vmin=0, vmax=1, alpha=0.1 + 0.6 * map_YX, interpolation="bilinear")
-        axes.set_xlim(0, width)
-        axes.set_ylim(height, 0)
-    peaks = (
-        f"“{word}” {map_YX.max() * map_YX.size / (map_YX.sum() or 1.0):.1f}"
-        for word, map_YX in zip(maps.words, maps.maps_KYX, strict=True)
+    peaks = [map_YX.max() * map_YX.size / (map_YX.sum() or 1.0) for map_YX in maps.maps_KYX]
+    heads = [f"{word}\npeak {peak:.0f}×" for word, peak in zip(maps.words, peaks, strict=True)]
+    drawing = _panels(maps, ["image", *heads], {})
+    told = ", ".join(f"“{word}” {peak:.1f}" for word, peak in zip(maps.words, peaks, strict=True))
+    text = (
+        f"{label}: where each word of “{maps.caption}”, which it wrote, looks ({maps.shown}). Peaks over an even share: {told}."
     )
-    text = f"{label}: where each word of “{maps.caption}” looks ({maps.shown}). Peaks over an even share: {', '.join(peaks)}."
-    return _picture(view, drawing, text, label, number)
+    drawn = _picture(view, drawing, text, label, number)
+    return replace(drawn, bars=f"Each word of “{maps.caption}”, which it wrote; its peak in times an even share.")
+
+
+def _boxed_maps(view: View, label: str, maps: BoxedMaps, number: int) -> Picture:
+    """The photograph, then the map of each phrase that has boxes, with these and the share in them."""
+    shares = [
+        f"{100 * inside:.0f} % in {'its box' if (maps.word_B == word).sum() == 1 else 'its boxes'}"
+        for word, inside in enumerate(maps.inside_K)
+    ]
+    areas = [f"{100 * area:.0f} % of the image" for area in maps.area_K]
+    heads = [
+        "\n".join([*textwrap.wrap(thing, 16, max_lines=2, placeholder=" …"), share, f"({area})"])
+        for thing, share, area in zip(maps.words, shares, areas, strict=True)
+    ]
+    boxes = {word + 1: maps.boxes_B4[maps.word_B == word] for word in range(len(maps.words))}
+    drawing = _panels(maps, ["image", *heads], boxes)
+    told = "; ".join(f"“{thing}” {share}, {area}" for thing, share, area in zip(maps.words, shares, areas, strict=True))
+    text = f"{label}: where the words look that name a thing with a box, of “{maps.caption}” ({maps.shown}). {told}."
+    drawn = _picture(view, drawing, text, label, number)
+    return replace(drawn, bars=f"“{maps.caption}”, as a person wrote it: the things named in it, and their boxes.")
+
+
+def _panels(maps: WordMaps | BoxedMaps, heads: Sequence[str], boxes: Mapping[int, Any]) -> Drawing:
+    """The photograph, then it with each map over it, under its head and with its boxes; and what the colors say."""
+    columns = min(4, max(3, len(heads)))
+    rows = -(-len(heads) // columns)
+    height, width = maps.image_YX3.shape[:2]
+    panel, above = _WIDTH / columns, 0.135 * max(head.count("\n") + 1 for head in heads) + 0.12
+    tall = 0.94 * panel * min(1.5, height / width)
+    size = (_WIDTH, rows * (tall + above) + 0.34)
+    with rc_context({**_STYLE, "axes.grid": False}):
+        drawing = Drawing(figsize=size)
+        left, top, right, bottom = maps.covered
+        for place, head in enumerate(heads):
+            row, column = divmod(place, columns)
+            bottom_edge = 1 - (row + 1) * (tall + above) / size[1]
+            axes = drawing.add_axes(((column + 0.03) / columns, bottom_edge, 0.94 / columns, tall / size[1]))
+            axes.axis("off")
+            axes.imshow(maps.image_YX3, extent=(0, width, height, 0))
+            axes.set_title(head, fontsize=8.5, linespacing=1.1, pad=3)
+            if place:
+                map_YX = maps.maps_KYX[place - 1]
+                overlay(axes, map_YX / (float(map_YX.max()) or 1.0), (left, right, bottom, top))
+            for box in boxes.get(place, ()):
+                corner, extent = (float(box[0]), float(box[1])), (float(box[2] - box[0]), float(box[3] - box[1]))
+                axes.add_patch(Rectangle(corner, *extent, fill=False, edgecolor="black", linewidth=2.6))
+                axes.add_patch(Rectangle(corner, *extent, fill=False, edgecolor="white", linewidth=1.3))
+            axes.set_xlim(0, width)
+            axes.set_ylim(height, 0)
+        color_scale(drawing.add_axes((0.18, 0.2 / size[1], 0.64, 0.07 / size[1])), color=_INK, fontsize=8)
+    return drawing
 
 
 # ------------------------------------------------------------------------------------------------------------------ SVG
@@ -400,11 +470,15 @@ def _legend(drawing: Drawing, *panels: Axes) -> None:
     if handles:
         longest = max(map(len, labels))
         with rc_context(_STYLE):
-            drawing.legend(handles, labels, loc="outside upper left", ncols=max(1, min(4, len(handles), 84 // (longest + 8))))
+            drawing.legend(handles, labels, loc="outside upper left", ncols=max(1, min(4, len(handles), 72 // (longest + 8))))
 
 
-def _number(value: float | None, cell: Cell) -> str:
-    return "–" if value is None else f"{value:.{cell.column.digits}f}"
+def _number(cell: Cell) -> str:
+    """ "5.2 [4.0, 6.4]": the mean and its bar."""
+    digits, bar = cell.column.digits, band(cell)
+    if bar is None:
+        return exports.number(cell.mean, digits)
+    return f"{exports.number(cell.mean, digits)} [{exports.number(bar[0], digits)}, {exports.number(bar[1], digits)}]"
 
 
 def _picture(view: View, drawing: Drawing, text: str, title: str = "", number: int = 0, scale: str | None = None) -> Picture:

@@ -85,7 +85,7 @@ class Shot:
     @property
     def data(self) -> str:
         """A data URI."""
-        return str(thumbnail(self.file, 1000))
+        return str(thumbnail(self.file, 1600))
 
 
 def judged(views: Iterable[View], missing_maps: Mapping[str, Sequence[str]] | None = None) -> list[Page]:

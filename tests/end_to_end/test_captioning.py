@@ -271,7 +271,7 @@ def test_shares_of_attention_are_those_of_a_naive_twin_and_reach_the_figure(
     from experiments.analysis.grid import covered_area, share_in_box
     from experiments.analysis.grounding import naming
     from experiments.analysis.run_maps import make_shares
-    from experiments.analysis.stored_maps import stored_shares
+    from experiments.analysis.stored_maps import BoxedMaps, stored, stored_shares
     from experiments.analysis.word_maps import token_maps
     from experiments.papers.schema import Column
     from experiments.report.collect import measure
@@ -296,6 +296,12 @@ def test_shares_of_attention_are_those_of_a_naive_twin_and_reach_the_figure(
             (maps,) = token_maps(network, features, [ids])
             area = covered_area(network.inputs.image, *Image.open(record.path).size)
             expected += [share_in_box(maps.maps_TYX[token], boxes, area) for token, boxes in names]
+    drawn = [maps for maps in stored(folder) if isinstance(maps, BoxedMaps)]
+    assert len(drawn) == 3
+    for maps, record in zip(drawn, data.records("test"), strict=False):
+        (caption,) = (each for each in record.captions if each.text == maps.caption)
+        assert maps.words == tuple(caption.text[each.start : each.end] for each in caption.phrases if each.boxes)
+        assert {round(float(share), 5) for share in maps.inside_K} <= {round(float(share), 5) for share in found.inside_W}
     assert len(found.inside_W) == len(expected) > 10
     np.testing.assert_allclose(found.inside_W, [each.attention for each in expected], atol=1e-5)
     np.testing.assert_allclose(found.area_W, [each.area for each in expected])

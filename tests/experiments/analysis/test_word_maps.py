@@ -424,9 +424,11 @@ def test_pictures_have_every_word_and_none_is_cut(
     with Image.open(path) as picture:
         assert min(picture.size) > 150
     (figure,) = figures
+    *maps_axes, scale = figure.axes
+    assert [each.get_text() for each in scale.get_xticklabels()] == ["no attention", "half", "the word's peak"]
     shown = [*figure.texts, *(each for axes in figure.axes for each in axes.texts)]
     written = ["".join(each.get_text().split()) for each in shown]  # without line breaks
-    assert len(figure.axes) == 1 + len(maps.words)
+    assert len(maps_axes) == 1 + len(maps.words)
     for word in maps.words:
         assert word.text in written or (len(word.text) > 96 and any(each.endswith("…") for each in written))
     assert [each for each in written if "layer35,meanof20heads" in each]
@@ -440,7 +442,7 @@ def test_pictures_have_every_word_and_none_is_cut(
         assert box.x1 <= figure.bbox.x1
         assert box.y1 <= figure.bbox.y1
         assert not any(box.overlaps(other) for other in [*boxes[:row], *panels]), written[row]
-    for axes, map_YX in zip(figure.axes[1:], maps.word_maps(), strict=True):
+    for axes, map_YX in zip(maps_axes[1:], maps.word_maps(), strict=True):
         photograph, drawn = axes.images
         assert photograph.get_extent() == [0, size[0], size[1], 0]
         assert drawn.get_extent() == [covered.left, covered.right, covered.bottom, covered.top]  # row 0 is at the top

@@ -1,0 +1,80 @@
+"""Queries with what was found for them: the right ones marked, the ranks true, nothing cut and nothing over another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from datamodules.records import Caption, ImageRecord
+from experiments.analysis import retrieved
+from experiments.analysis.grounding import spread
+
+LONG = "An extraordinarily long sentence of several people who stand about a market in front of a red house, " * 3
+
+
+def test_queries_are_spread_evenly_and_depend_on_no_result() -> None:
+    assert spread(100, 5) == [10, 30, 50, 70, 90]
+    assert spread(3, 5) == [0, 1, 2]
+    assert spread(7, 2) == [1, 5]
+
+
+def test_what_is_found_comes_best_first_with_the_rank_of_the_first_right_one() -> None:
+    scores_QC = torch.tensor([[0.1, 0.9, 0.5, 0.3], [0.4, 0.3, 0.2, 0.1]])
+    right_QC = torch.tensor([[True, False, False, True], [True, True, False, False]])
+    one, other = retrieved.answered(scores_QC, right_QC, [0, 1], found=2)
+    assert one == retrieved.Query(0, (1, 2), (False, False), 3)
+    assert other == retrieved.Query(1, (0, 1), (True, True), 1)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[ImageRecord]:
+    """Six images of all shapes with two captions each."""
+    made = []
+    for image, size in enumerate([(90, 60), (60, 90), (300, 40), (40, 300), (64, 64), (64, 64)]):
+        Image.new("RGB", size, (40 * image, 90, 120)).save(tmp_path / f"{image}.png")
+        captions = tuple(
+            Caption(f"{image}-{each}", text) for each, text in enumerate((f"a $thing$ {image}", LONG if image % 2 else "MW" * 60))
+        )
+        made.append(ImageRecord(str(image), tmp_path / f"{image}.png", captions))
+    return made
+
+
+def test_a_contact_sheet_marks_what_is_right_and_nothing_overlaps(
+    records: list[ImageRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **more: (figures.append(figure), save(figure, *args, **more)))
+    captions = [caption.text for record in records for caption in record.captions]
+    right_IT = torch.arange(6)[:, None] == torch.arange(12)[None] // 2
+    scores_IT = torch.rand(6, 12, generator=torch.Generator().manual_seed(0)) - 5.0 * right_IT
+    scores_IT[2, 4] = 9.0  # one that is found first, either way; all others come last
+    to_images = retrieved.answered(scores_IT.T, right_IT.T, [4, 1, 11], 5)
+    to_texts = retrieved.answered(scores_IT, right_IT, [2, 3, 0], 5)
+    path = retrieved.draw_contact_sheet(tmp_path / "new" / "sheet.png", records, captions, to_images, to_texts)
+    with Image.open(path) as picture:
+        assert picture.width > 1200
+    (figure,) = figures
+    frames = [to_hex(axes.spines["left"].get_edgecolor()) for axes in figure.axes]
+    assert frames.count(retrieved.RIGHT) == sum(sum(query.right) for query in to_images) == 1
+    assert frames.count(retrieved.QUIET) == len(frames) - 1 == 14 + 3
+    badges = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert badges == ["1"]
+    texts = [text.get_text() for text in figure.texts]
+    assert {"the right one has rank 6 of 6", "first right: rank 11"} <= set(texts)
+    green = [text.get_text() for text in figure.texts if text.get_color() == retrieved.RIGHT]
+    assert green == ["1", "a $thing$ 2"]
+    assert any("none is chosen by its result" in text for text in texts)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.texts] + [axes.get_window_extent() for axes in figure.axes]
+    for row, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1, texts[row]
+        assert not any(box.overlaps(other) for other in boxes[:row])
