@@ -162,3 +162,13 @@ def test_comparisons_of_one_claim_share_their_luck() -> None:
     ]
     correlation_CC = np.corrcoef([each.values_KN[:, 1] for each in futures(models, 2)])
     assert correlation_CC[0] == pytest.approx([1, 1, -1, 0], abs=0.1)
+
+
+def test_every_seed_must_agree() -> None:
+    values_KN = np.full((1000, 10), 2.0)
+    assert outcomes("greater", 0.0, 1, Future(values_KN, 0.01, 0.0, True))[0].all()
+    values_KN[:, 3] = -0.1
+    assert not outcomes("greater", 0.0, 1, Future(values_KN, 0.01, 0.0, True))[0].any()
+    assert not outcomes("within", -0.05, 1, Future(-values_KN, 0.01, 0.0, True))[1].any()
+    values_KN[:, 3] = 0.1
+    assert outcomes("within", -0.05, 1, Future(-values_KN, 0.01, 0.0, True))[1].all()
