@@ -18,6 +18,7 @@ from datamodules.image_text import ImageTextDataModule
 from datamodules.records import ImageRecord
 from experiments.analysis.grounding import spread
 from experiments.runs.beside import Beside, beside_file, read_beside
+from experiments.runs.identity import SEED_AND_KEY
 from experiments.runs.results import read_results
 
 # Green that eyes which see no red or green tell from the greys by its lightness; frames and weights say the same.
@@ -165,32 +166,43 @@ def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, ima
         data = next((evaluation.data for evaluation in read_results(runs[0]).evaluations), None)
         if data is None:
             raise InputError(f"{runs[0]} has tested nothing: there are no captions to show.")
-    names = [run.name for run in runs]
-    written = {(run.name if names.count(run.name) == 1 else str(run)): _written(run, data) for run in runs}
+    short = [SEED_AND_KEY.sub("", run.name) for run in runs]
+    names = short if len(set(short)) == len(runs) else [str(run) for run in runs]
+    written = {name: _written(run, data) for name, run in zip(names, runs, strict=True)}
     first = next(iter(written.values()))
     for name, rows in written.items():
         if [row.image_id for row in rows] != [row.image_id for row in first]:
             raise InputError(f"{name} has captions of other images than {next(iter(written))}: give runs of one test set")
-    chosen = [len(first) * place // images for place in range(images)] if len(first) > images else range(len(first))
-    figure = Figure(figsize=(11, 2.1 * len(chosen)), layout="constrained")
-    axes = figure.subplots(len(chosen), 2, width_ratios=(1, 3), squeeze=False)
-    for (picture, words), row in zip(axes, chosen, strict=True):
-        picture.axis("off")
-        words.axis("off")
+    if images < 1:
+        raise InputError(f"{images} images are no picture; give 1 or more.")
+    chosen = spread(len(first), images)
+    columns = min(2, len(chosen))
+    block = max(_QUERY, 0.62 * (1 + len(written))) + 0.35
+    size = (columns * (_COLUMN + _MARGIN) + _MARGIN, 0.55 + block * -(-len(chosen) // columns))
+    figure = Figure(figsize=size)
+
+    def say(x: float, y: float, text: str, **style: Any) -> None:
+        figure.text(x / size[0], 1 - y / size[1], text, va="top", parse_math=False, linespacing=1.15, **style)
+
+    note = f"{len(chosen)} of {len(first):,} images of {data}, spread evenly: none is chosen by its captions. "
+    note += "CIDEr is of one caption against all that people wrote."
+    say(_MARGIN, 0.12, "\n".join(_wrapped(note, 10.5, size[0] - 2 * _MARGIN, 2)), fontsize=10.5, color=NOTE)
+    for place, row in enumerate(chosen):
+        x, y = _MARGIN + (place % columns) * (_COLUMN + _MARGIN), 0.55 + (place // columns) * block
+        axes = figure.add_axes((x / size[0], 1 - (y + _QUERY) / size[1], _QUERY / size[0], _QUERY / size[1]), anchor="NW")
         file = first[row].file
-        picture.imshow(open_image(ImageRecord(first[row].image_id, None if file is None else Path(file), ())))
-        lines = [("people", next(iter(first[row].references), ""), "#57606a")]
-        for name, rows in written.items():
-            score = rows[row].scores.get("cider")
-            lines.append((name if score is None else f"{name} ({100 * score:.0f})", rows[row].caption, "black"))
-        for place, (name, caption, color) in enumerate(lines):
-            height = 1 - (place + 0.5) / len(lines)
-            words.text(0, height, name, va="center", fontsize=9, color="#57606a", transform=words.transAxes, parse_math=False)
-            text = "\n".join(textwrap.wrap(caption, 75)) or "(nothing)"
-            words.text(0.24, height, text, va="center", fontsize=10, color=color, transform=words.transAxes, parse_math=False)
+        _picture(axes, ImageRecord(first[row].image_id, None if file is None else Path(file), ()), QUIET, 0.8)
+        x, width = x + _QUERY + 0.2, _COLUMN - _QUERY - 0.2
+        lines = [(name, rows[row].caption, rows[row].scores.get("cider"), INK) for name, rows in written.items()]
+        for name, caption, score, color in [*lines, ("people", next(iter(first[row].references), ""), None, NOTE)]:
+            say(x, y, _wrapped(name, 9.5, width - 0.9, 1)[0], fontsize=9.5, color=NOTE)
+            if score is not None:
+                say(x + width, y, f"CIDEr {100 * score:.0f}", fontsize=9.5, color=NOTE, ha="right")
+            say(x, y + 0.18, "\n".join(_wrapped(caption, 11.5, width, 2)), fontsize=11.5, color=color)
+            y += 0.62
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
-        figure.savefig(part, dpi=80)
+        figure.savefig(part, dpi=120)
     return path
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from fake_runs import write_beside
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from datamodules.errors import InputError
 from datamodules.records import Caption, ImageRecord
 from experiments.analysis import retrieved
 from experiments.analysis.grounding import spread
@@ -46,12 +49,28 @@ def records(tmp_path: Path) -> list[ImageRecord]:
     return made
 
 
-def test_a_contact_sheet_marks_what_is_right_and_nothing_overlaps(
-    records: list[ImageRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figures: list[Any] = []
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every picture that was written."""
+    kept: list[Any] = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **more: (figures.append(figure), save(figure, *args, **more)))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **more: (kept.append(figure), save(figure, *args, **more)))
+    return kept
+
+
+def assert_nothing_is_cut_or_hidden(figure: Any) -> None:
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.texts] + [axes.get_window_extent() for axes in figure.axes]
+    for row, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(other) for other in boxes[:row])
+
+
+def test_a_contact_sheet_marks_what_is_right_and_nothing_overlaps(
+    records: list[ImageRecord], tmp_path: Path, figures: list[Any]
+) -> None:
     captions = [caption.text for record in records for caption in record.captions]
     right_IT = torch.arange(6)[:, None] == torch.arange(12)[None] // 2
     scores_IT = torch.rand(6, 12, generator=torch.Generator().manual_seed(0)) - 5.0 * right_IT
@@ -72,9 +91,20 @@ def test_a_contact_sheet_marks_what_is_right_and_nothing_overlaps(
     green = [text.get_text() for text in figure.texts if text.get_color() == retrieved.RIGHT]
     assert green == ["1", "a $thing$ 2"]
     assert any("none is chosen by its result" in text for text in texts)
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    boxes = [text.get_window_extent(renderer) for text in figure.texts] + [axes.get_window_extent() for axes in figure.axes]
-    for row, box in enumerate(boxes):
-        assert box.x0 >= 0
-        assert box.x1 <= figure.bbox.x1, texts[row]
-        assert not any(box.overlaps(other) for other in boxes[:row])
+    assert_nothing_is_cut_or_hidden(figure)
+
+
+def test_captions_stand_beside_their_images_with_their_scores(tmp_path: Path, figures: list[Any]) -> None:
+    runs = [tmp_path / "one-s0-0123abcd", tmp_path / f"{'two' * 30}-s0-4567abcd"]
+    for seed, run in enumerate(runs):
+        run.mkdir()
+        write_beside(run, "coco", np.random.default_rng(seed), tmp_path)
+    retrieved.draw_captions(runs, tmp_path / "captions.png", "coco", images=3)
+    (figure,) = figures
+    texts = [text.get_text() for text in figure.texts]
+    assert texts[0].startswith("3 of 4 images of coco, spread evenly: none is chosen by its captions.")
+    assert (texts.count("one"), texts.count("people")) == (3, 3)
+    assert sum(text.startswith("CIDEr ") for text in texts) == 6
+    assert_nothing_is_cut_or_hidden(figure)
+    with pytest.raises(InputError, match="0 images are no picture; give 1 or more"):
+        retrieved.draw_captions(runs, tmp_path / "captions.png", "coco", images=0)
