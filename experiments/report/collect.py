@@ -189,6 +189,16 @@ class View:
         return f"crosslight sweep run {self.name} --scale {self.scale}{more}"
 
     @property
+    def incomplete(self) -> bool:
+        """Whether `command` would run anything: rows without a run at this scale stay without."""
+        return any(
+            run.status not in ("finished", "not at this scale")
+            for each in self.variants
+            for runs in each.runs.values()
+            for run in runs
+        )
+
+    @property
     def printed(self) -> frozenset[str]:
         """Names of the columns of which the paper prints a number."""
         cells = [cell for variant in self.variants for cell in variant.cells.values()]

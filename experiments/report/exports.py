@@ -78,7 +78,7 @@ _LEGEND = (
 def to_markdown(view: View, verdicts: Sequence[Verdict]) -> str:
     lines = [f"# {markdown_text(view.exhibit.title)}", "", f"{markdown_text(caption(view))} {_LEGEND}", ""]
     lines += _markdown_table(view)
-    if any(variant.status != "finished" for variant in view.variants):
+    if view.incomplete:
         lines += ["What is missing runs with:", "", f"    {view.command}", ""]
     if verdicts:
         lines += ["## Claims", "", *_markdown_claims(verdicts), ""]
@@ -214,7 +214,7 @@ def summary_markdown(
         lines += [markdown_text(view.exhibit.note), ""] if view.exhibit.note else []
         lines += _markdown_table(view)
         lines += [f"- {markdown_text(text)}" for text in words] + [""] * bool(words)
-        if any(variant.status != "finished" for variant in view.variants):
+        if view.incomplete:
             lines += [f"What is missing runs with `{view.command}`.", ""]
         lines += _markdown_claims(verdicts)
     if provenance:

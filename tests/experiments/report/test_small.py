@@ -65,4 +65,11 @@ def test_the_command_writes_it(runs: Path, tmp_path: Path, capsys: pytest.Captur
     assert summary["scale"] == "small"
     page = (tmp_path / "r" / "summary.md").read_text()
     assert "COCO IR@1, 154 images" in page
-    assert "crosslight sweep run mwa/figure2 --scale small --seeds 0 1" in page
+    html = (tmp_path / "r" / "mwa-table2.html").read_text()
+    assert "from Flickr8k to 154 photographs of COCO in place of COCO to Flickr30k" in html
+    assert "what is missing and resumes" not in html
+    assert "What is missing runs with" not in page  # rows that this scale does not have are no reason to run it
+    (view,) = collect(["mwa/figure2"], "small", RunFolders([runs, tmp_path]))
+    assert not view.incomplete
+    (view,) = collect(["i_tuning/language_models"], "small", RunFolders([runs]))  # alone-llama was not filled
+    assert view.incomplete
