@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,39 @@ MARKS: dict[Outcome, str] = {"supported": "✓", "contradicted": "✗", "not dec
 
 @dataclass(frozen=True)
 class Difference:
-    """A variant against the first one: ours with its paired interval, and the paper's."""
+    """A variant against the first one: ours with its paired interval, and the paper's.
 
-    ours: str
-    band: str
-    paper: str
-    sort: float | None
+    Args:
+        mean: Ours.
+        low: Of its interval.
+        high: Of its interval.
+        paper: The paper's.
+        digits: Of its column.
+        reach: The largest of its column, of either sign: strips of a column have one axis.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    paper: float | None
+    digits: int
+    reach: float = 1.0
+
+    @property
+    def ours(self) -> str:
+        return exports.signed(self.mean, self.digits)
+
+    @property
+    def band(self) -> str:
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{exports.signed(self.low, self.digits)}, {exports.signed(self.high, self.digits)}]"
+
+    @property
+    def places(self) -> dict[str, float | None]:
+        """On a strip: in percent of its width, 0 at 50."""
+        known = {"mean": self.mean, "low": self.low, "high": self.high, "paper": self.paper}
+        return {name: None if value is None else round(50 + 46 * value / self.reach, 1) for name, value in known.items()}
 
 
 @dataclass(frozen=True)
@@ -224,25 +251,23 @@ def differences(view: View) -> dict[str, dict[str, Difference]]:
     numbers only at full scale."""
     if len(view.variants) < 2:
         return {}
-    first = view.variants[0]
-    return {
-        variant.label: {
-            column.name: _difference(variant.cells[column.name], first.cells[column.name]) for column in view.exhibit.columns
-        }
-        for variant in view.variants[1:]
-    }
+    first, *others = view.variants
+    found: dict[str, dict[str, Difference]] = {variant.label: {} for variant in others}
+    for column in view.exhibit.columns:
+        of_column = [_difference(variant.cells[column.name], first.cells[column.name]) for variant in others]
+        known = [value for each in of_column for value in (each.mean, each.low, each.high, each.paper) if value is not None]
+        reach = max(map(abs, known), default=0.0) or 1.0
+        for variant, each in zip(others, of_column, strict=True):
+            found[variant.label][column.name] = replace(each, reach=reach)
+    return found
 
 
 def _difference(cell: Cell, base: Cell) -> Difference:
-    digits = cell.column.digits
     ours = None if cell.mean is None or base.mean is None else cell.mean - base.mean
     paper = None if cell.published is None or base.published is None else cell.published - base.published
     both = paired_resamples(cell, base)
-    band = ""
-    if both is not None:
-        low, high = interval(both[0] - both[1])
-        band = f"[{exports.signed(low, digits)}, {exports.signed(high, digits)}]"
-    return Difference(exports.signed(ours, digits), band, exports.signed(paper, digits), ours)
+    low, high = (None, None) if both is None else interval(both[0] - both[1])
+    return Difference(ours, low, high, paper, cell.column.digits)
 
 
 def _environment() -> Environment:

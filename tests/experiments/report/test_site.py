@@ -26,6 +26,7 @@ from experiments.papers.schema import Column
 from experiments.report import exports
 from experiments.report.collect import collect
 from experiments.report.figures import draw, inline
+from experiments.report.site import differences
 from experiments.runs.store import RunFolders
 
 _VOID = {"meta", "link", "br", "img", "path", "use", "rect"}
@@ -112,6 +113,27 @@ def test_a_claim_never_goes_beyond_its_scale(site: Path) -> None:
             assert line["scope"].startswith("at miniature scale, embedded world, ")
     index = (site / "index.html").read_text()
     assert "embedded world, 2 seeds" in index
+
+
+def test_differences_have_strips_on_one_axis_a_column(home: Path, site: Path) -> None:
+    (view,) = collect(["mwa/table1"], "miniature", RunFolders([home / "runs"]))
+    found = differences(view)
+    (reach,) = {row["coco_tr1"].reach for row in found.values()}
+    ends = [
+        value for row in found.values() for value in (row["coco_tr1"].low, row["coco_tr1"].high, row["coco_tr1"].paper) if value
+    ]
+    assert reach == max(map(abs, ends)), "the widest fills its half"
+    mwa = found["MWA_64 (KE & AE)"]["coco_tr1"]
+    assert mwa.mean is not None
+    assert mwa.paper == pytest.approx(78.26 - 79.0, abs=0.2)
+    assert mwa.places["mean"] == pytest.approx(50 + 46 * mwa.mean / reach, abs=0.1)
+    assert mwa.band == f"[{exports.signed(mwa.low, 1)}, {exports.signed(mwa.high, 1)}]"
+    nothing = found["out of luck"]["coco_tr1"]
+    assert (nothing.ours, nothing.band, nothing.places["mean"]) == ("–", "", None)
+    text = (site / "mwa-table1.html").read_text()
+    assert len(re.findall(r'<line class="paper"', text)) == sum(
+        each.paper is not None and each.mean is not None for row in found.values() for each in row.values()
+    )
 
 
 def test_figures_take_the_pages_colors_and_say_what_they_show(site: Path) -> None:
