@@ -99,8 +99,21 @@ def share_in_box(map_YX: NDArray[Any], boxes: Box | Sequence[Box], covered: Box)
         boxes: In pixels of the image.
         covered: The part of the image under the grid (`covered_area`).
     """
-    boxes = [boxes] if isinstance(boxes, Box) else list(boxes)
-    rows, columns = map_YX.shape
+    part_YX = part_in_boxes([boxes] if isinstance(boxes, Box) else boxes, covered, *map_YX.shape)
+    total = float(map_YX.sum(dtype=np.float64))
+    attention = float((map_YX * part_YX).sum(dtype=np.float64))
+    return Share(attention / total if total else math.nan, float(part_YX.mean()))
+
+
+def part_in_boxes(boxes: Sequence[Box], covered: Box, rows: int, columns: int) -> NDArray[np.float64]:
+    """[Y, X]: the part of each cell of a grid inside the union of boxes, 0 to 1.
+
+    Args:
+        boxes: In pixels of the image.
+        covered: The part of the image under the grid (`covered_area`).
+        rows: Of the grid.
+        columns: Likewise.
+    """
     # Cut the plane at every edge of a cell or box: then each piece is wholly inside or outside of each.
     cells_y, cells_x = (
         np.linspace(covered.top, covered.bottom, rows + 1),
@@ -113,8 +126,6 @@ def share_in_box(map_YX: NDArray[Any], boxes: Box | Sequence[Box], covered: Box)
     for box in boxes:
         inside |= np.outer((middle_y > box.top) & (middle_y < box.bottom), (middle_x > box.left) & (middle_x < box.right))
     area = np.outer(np.diff(y), np.diff(x)) * inside
-    of_cell = np.ix_(np.searchsorted(cells_y, middle_y) - 1, np.searchsorted(cells_x, middle_x) - 1)
-    whole = (covered.right - covered.left) * (covered.bottom - covered.top)
-    total = float(map_YX.sum(dtype=np.float64))
-    attention = float((map_YX[of_cell] * area).sum(dtype=np.float64)) * rows * columns / whole
-    return Share(attention / total if total else math.nan, float(area.sum()) / whole)
+    inside_YX = np.zeros((rows, columns))
+    np.add.at(inside_YX, np.ix_(np.searchsorted(cells_y, middle_y) - 1, np.searchsorted(cells_x, middle_x) - 1), area)
+    return inside_YX * rows * columns / ((covered.right - covered.left) * (covered.bottom - covered.top))

@@ -92,24 +92,36 @@ class BoxedMaps:
 
 @dataclass(frozen=True)
 class WordShares:
-    """Of words of reference captions that name a thing with boxes: how much of their attention is in them. Shares are 0 to 1.
+    """Of words of reference captions that name a thing with boxes: how much of their attention is in them. Shares are 0 to 1, and
+    of the last layer but where it says so.
 
     Args:
         image_W: Image of each word, a row of the test split.
-        inside_W: Attention of the word inside of the boxes.
+        layers_L: Layers with a module, 0-based.
+        inside_LW: Attention of the word inside of the boxes, in each of them.
         area_W: The boxes' part of the image: what attention has that is even over it.
         elsewhere_W: What another word's attention, on another image, has in the same place. If attention always went to where
             things often are, this would be as large as `inside_W`.
+        patches_W: Over how many patches the map is spread: exp of its entropy; 1 is a map of one patch.
+        peak_W: Number of the patch with most of it.
         fingerprint: Of the data.
-        shown: Layer, head and position in words.
+        shown: Patches, heads and position in words.
     """
 
     image_W: Array
-    inside_W: Array
+    layers_L: Array
+    inside_LW: Array
     area_W: Array
     elsewhere_W: Array
+    patches_W: Array
+    peak_W: Array
     fingerprint: str
     shown: str
+
+    @property
+    def inside_W(self) -> Array:
+        """In the last layer."""
+        return self.inside_LW[-1]
 
 
 SHARES_FILE = "shares.npz"
@@ -134,8 +146,8 @@ _DIMENSIONS: dict[Any, dict[str, tuple[int, str]]] = {
         "boxes_B4": (2, "f"), "image_YX3": (3, "u"), "covered": (1, "fi"), "caption": (0, "U"), "shown": (0, "U"),
     },
     WordShares: {
-        "image_W": (1, "iu"), "inside_W": (1, "f"), "area_W": (1, "f"), "elsewhere_W": (1, "f"), "fingerprint": (0, "U"),
-        "shown": (0, "U"),
+        "image_W": (1, "iu"), "layers_L": (1, "iu"), "inside_LW": (2, "f"), "area_W": (1, "f"), "elsewhere_W": (1, "f"),
+        "patches_W": (1, "f"), "peak_W": (1, "iu"), "fingerprint": (0, "U"), "shown": (0, "U"),
     },
 }  # fmt: skip
 
@@ -182,8 +194,9 @@ def _read(file: Path, kind: type[Any]) -> dict[str, Any]:
     shapes = {name: value.shape for name, value in values.items()}
     words = shapes.get("words", ())
     wanted = {"words_WW": words * 2, "regions_RR": shapes.get("regions_RR", ())[:1] * 2, "covered": (4,)}
-    wanted |= dict.fromkeys(("inside_W", "area_W", "elsewhere_W"), shapes.get("image_W", ()))
     wanted |= dict.fromkeys(("inside_K", "area_K"), words) | {"boxes_B4": (*shapes.get("word_B", ()), 4)}
+    wanted |= dict.fromkeys(("area_W", "elsewhere_W", "patches_W", "peak_W"), shapes.get("image_W", ()))
+    wanted |= {"inside_LW": shapes.get("layers_L", ()) + shapes.get("image_W", ())}
     wanted |= {"maps_KYX": words + shapes.get("maps_KYX", ())[1:], "image_YX3": (*shapes.get("image_YX3", ())[:2], 3)}
     right = right and bool(np.isin(values.get("word_B", ()), np.arange(len(values.get("words", ())))).all())
     if not right or any(shapes[name] != shape or 0 in shape for name, shape in wanted.items() if name in shapes):

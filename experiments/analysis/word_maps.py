@@ -25,7 +25,7 @@ from torch import Tensor
 from datamodules.errors import InputError
 from experiments.analysis.grid import Grid, find_grid
 from experiments.analysis.words import Word, split_words
-from lightning_modules.networks.captioner import Captioner, VisualFeatures
+from lightning_modules.networks.captioner import Captioner, CrossAttention, VisualFeatures
 
 Position = Literal["predicts", "reads"]
 Array = NDArray[np.float32]
@@ -101,9 +101,7 @@ def token_maps(
     Raises:
         InputError: No I-Tuning modules, no such layer or head, one vector an image, or visual tokens of another tower.
     """
-    if network.i_tuning is None:
-        has = "ClipCap's prefix" if network.prefix is not None else "no adapter"
-        raise InputError(f"attention maps are those of I-Tuning's modules; this captioner has {has}, so there are none")
+    modules = _modules(network)
     grid = grid or find_grid(network)
     visual = features.tokens_IVD.shape[1]
     if visual != grid.special + grid.rows * grid.columns:
@@ -111,18 +109,14 @@ def token_maps(
             f"attention maps: an image has {visual} visual tokens here, the captioner's tower gives {grid.special} special ones "
             f"and {grid.rows} x {grid.columns} patches; show it tokens of its own tower"
         )
-    present, heads = network.i_tuning.layers, network.i_tuning.num_heads
+    present, heads = modules.layers, modules.num_heads
     layers = present if layer == "mean" else [present[-1] if layer == "last" else layer]
     if head != "mean" and not 0 <= head < heads:
         raise InputError(f"attention maps: head {head}, but the I-Tuning modules have heads 0 to {heads - 1}")
     rows = list(range(len(features))) if image_row is None else list(image_row)
     if len(rows) != len(captions):
         raise InputError(f"attention maps: {len(captions)} captions, but {len(rows)} images for them")
-    device = features.tokens_IVD.device
-    longest = max([1, *map(len, captions)])
-    padded = [[*caption, *[network.language.eos] * (longest - len(caption))] for caption in captions]
-    tokens_BT = torch.tensor(padded, dtype=torch.int64, device=device)
-    found = _attention(network, features, tokens_BT, torch.tensor(rows, device=device), layers, position) if captions else {}
+    found = layer_maps(network, features, captions, rows, layers, position) if captions else {}
     maps_BHTV = sum(found.values(), torch.zeros(())) / max(1, len(found))
     names = (
         f"mean of {len(present)} layers" if layer == "mean" else f"layer {layers[0]}",
@@ -139,20 +133,48 @@ def token_maps(
     return results
 
 
-def _attention(
+def _modules(network: Captioner) -> CrossAttention:
+    """Raises InputError: there are none."""
+    if network.i_tuning is None:
+        has = "ClipCap's prefix" if network.prefix is not None else "no adapter"
+        raise InputError(f"attention maps are those of I-Tuning's modules; this captioner has {has}, so there are none")
+    return network.i_tuning
+
+
+@torch.no_grad()
+def layer_maps(
     network: Captioner,
     features: VisualFeatures,
-    tokens_BT: Tensor,
-    image_row_B: Tensor,
-    layers: Sequence[int],
-    position: Position,
+    captions: Sequence[Sequence[int]],
+    image_row: Sequence[int],
+    layers: Sequence[int] | None = None,
+    position: Position = "predicts",
 ) -> dict[int, Tensor]:
-    """[B, H, T, V] by layer."""
+    """The attention of each token, special tokens included, by layer: [B, H, T, V] of the captions padded to the longest. All
+    layers take one pass.
+
+    Args:
+        network: A captioner with I-Tuning modules.
+        features: The images.
+        captions: Token ids of each caption.
+        image_row: Image of each caption, as rows of `features`.
+        layers: Layers of the language model (0-based); None = all that have a module.
+        position: As `token_maps` has it.
+
+    Raises:
+        InputError: No I-Tuning modules.
+    """
+    modules = _modules(network)
+    layers = modules.layers if layers is None else layers
+    device = features.tokens_IVD.device
+    longest = max([1, *map(len, captions)])
+    padded = [[*caption, *[network.language.eos] * (longest - len(caption))] for caption in captions]
+    tokens_BT = torch.tensor(padded, dtype=torch.int64, device=device)
+    image_row_B = torch.tensor(image_row, device=device)
     if position == "reads":
         return network.attention(features, tokens_BT, image_row_B, layers)
-    assert network.i_tuning is not None
     try:
-        with network.i_tuning.keep_maps(layers) as kept:
+        with modules.keep_maps(layers) as kept:
             network.states(features, tokens_BT, image_row_B)
     finally:
         network.clear_images()

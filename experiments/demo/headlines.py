@@ -36,6 +36,7 @@ EXHIBITS: dict[Paper, tuple[str, ...]] = {
 # What only the demo of papers that are named has: that of all takes three minutes on two cores.
 WITH_A_NAME = ("iais/table2",)
 ROWS_WITH_A_NAME = ("i_tuning/coco-large-half", "i_tuning/vlp-large", "i_tuning/coco-large-vlp")
+LEFT_OUT = "left out"
 _LONGEST_FIRST: tuple[Paper, ...] = ("iais", "i_tuning", "mwa")  # two at once then end together
 QUERIES_OF = "mwa/base-coco-mwa"
 QUERIES_TEXT = (
@@ -156,7 +157,12 @@ def _print_page(console: Console, page: Page) -> None:
         label = escape(variant.label) + " [dim]ours[/dim]" * variant.declared.beyond
         table.add_row(label, *map(escape, cells), str(seeds(variant)), escape(_time(variant)))
     console.print(table)
+    if any(_time(variant) == LEFT_OUT for variant in view.variants):
+        console.print(
+            f"  {LEFT_OUT}: `crosslight demo {view.name.partition('/')[0]}` has these rows", style="dim", highlight=False
+        )
     _print_differences(console, view)
+    _print_looks(console, view)
     for image in captions(view)[:2]:
         console.print(f"  [dim]a person:[/dim] {escape(image.references[0])}", highlight=False)
         for row_label, written, _ in image.captions:
@@ -175,9 +181,7 @@ def _time(variant: VariantView) -> str:
     took = [run.results.seconds or 0.0 for run in runs if run.status == "finished" and run.results]
     if took:
         return f"{statistics.fmean(took):.0f} s"
-    if variant.status == "missing" and (left_out := [run.name for run in runs if run.name in ROWS_WITH_A_NAME]):
-        return f"with `crosslight demo {left_out[0].partition('/')[0]}`"
-    return variant.status
+    return LEFT_OUT if all(run.status == "missing" and run.name in ROWS_WITH_A_NAME for run in runs) else variant.status
 
 
 def _print_differences(console: Console, view: View) -> None:
@@ -188,7 +192,9 @@ def _print_differences(console: Console, view: View) -> None:
     from experiments.report.site import differences
 
     against = {label: found for label, found in differences(view).items() if any(each.band for each in found.values())}
-    paired = [column for column in view.exhibit.columns if any(found[column.name].band for found in against.values())]
+    paired = [
+        column for column in view.exhibit.columns if column.better and any(row[column.name].band for row in against.values())
+    ]
     if not paired:
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -198,6 +204,34 @@ def _print_differences(console: Console, view: View) -> None:
     for label, found in against.items():
         table.add_row(escape(label), *(escape(f"{found[each.name].ours} {found[each.name].band}") for each in paired))
     console.print(table)
+
+
+def _print_looks(console: Console, view: View) -> None:
+    """Where the words of captions look: how many times an even share their things get, in which layers, and whether any map is of
+    one patch, or all are of the same."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from experiments.demo.looks import looks
+
+    found = looks(view)
+    if not found:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("[dim]where words look[/dim]")
+    for name in ("over area [95 % interval]", "in the boxes by layer, %", "fewest patches", "same peak, %", "words"):
+        table.add_column(escape(name), justify="right")
+    for each in found:
+        band = "" if each.band is None else f" [{each.band[0]:.1f}, {each.band[1]:.1f}]"
+        layers = ", ".join(f"{layer}: {100 * share:.0f}" for layer, share in each.by_layer.items())
+        cells = (f"{each.times:.1f}{band}", layers, f"{each.patches:.1f}", f"{100 * each.peak:.0f}", f"{each.words:,}")
+        table.add_row(escape(each.label), *map(escape, cells))
+    console.print(table)
+    told = (
+        "over area: attention in the boxes over the boxes' part of the image; fewest patches: of the least spread map (exp of "
+        "its entropy; 1 is one patch); same peak: maps with their peak on the patch where most have it"
+    )
+    console.print(f"  {told}. {found[0].shown}; the last layer", style="dim", highlight=False)
 
 
 def _draw_queries(views: Sequence[View], out: Path, say: Callable[[str], None]) -> Path | None:

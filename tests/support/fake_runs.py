@@ -152,7 +152,11 @@ def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], s
         )
         if not looked_into.isdisjoint(run.names):
             inside_W = generator.uniform(0.2, 0.9, 40)
-            store_map(folder, SHARES_FILE, WordShares(np.arange(40) // 4, inside_W, inside_W / 3, inside_W / 2, "f", "made up"))
+            image_W, inside_LW, patches_W = np.arange(40) // 4, np.stack([inside_W / 2, inside_W]), 2 + 20 * inside_W
+            shares = WordShares(
+                image_W, np.arange(2), inside_LW, inside_W / 3, inside_W / 2, patches_W, image_W, "f", "6 x 6 patches, made up"
+            )
+            store_map(folder, SHARES_FILE, shares)
         if any("cider" in metrics for metrics in needs.values()) or not needs:
             write_beside(folder, next(iter(data), "world"), generator, root)
     return planned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -74,9 +75,12 @@ def test_it_ends_on_the_report_and_says_what_failed(
     value, _ = (line for line in lines if line.strip().startswith("the start (frozen)"))
     assert " ours " in value
     (row,) = (line for line in lines if line.strip().startswith("I-Tuning, half of the layers"))
-    assert row.rstrip().endswith("with `crosslight demo i_tuning`")
+    assert row.rstrip().endswith(" 0  left out")
+    assert "left out: `crosslight demo i_tuning` has these rows" in text
     figure3 = lines[next(at for at, line in enumerate(lines) if line.endswith("i_tuning/figure3")) :]
-    (row,) = (line for line in figure3 if line.split("  ")[0].strip() == "I-Tuning, GPT-2 large")
-    assert f" {100 * shares.inside_W.mean():.1f} " in row, "measured by this demo"
+    value, look = (line for line in figure3 if line.split("  ")[0].strip() == "I-Tuning, GPT-2 large")
+    assert f" {100 * shares.inside_W.mean():.1f} " in value, "measured by this demo"
+    # all have three times their area, and half of that a layer before
+    assert re.search(rf" 3\.0 \[3\.0, 3\.0\] +0: \d\d, 1: \d\d +{shares.patches_W.min():.1f} +10 +40$", look.rstrip())
     assert "A red cone." in text
     assert "? not decided: “dropping either component" in text
