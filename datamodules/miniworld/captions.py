@@ -11,13 +11,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import permutations
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from datamodules.miniworld.scenes import Scene, SceneObject, Style, random_for
+from datamodules.miniworld.scenes import Scene, SceneObject, random_for
 from datamodules.miniworld.shapes import SHAPES
 from datamodules.records import Box, Caption, Phrase
+
+Dialect = Literal["source", "target"]
 
 CAPTIONS = 5
 """Captions a scene."""
@@ -43,10 +45,10 @@ class _Words:
     source: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
 
-    def pick(self, rng: np.random.Generator, style: Style) -> str:
-        own = self.source if style == "source" else self.target
+    def pick(self, rng: np.random.Generator, dialect: Dialect) -> str:
+        own = self.source if dialect == "source" else self.target
         # the source speaks mostly the common words, the target mostly its own: what adaptation has to learn
-        use_own = bool(own) and rng.random() < (0.3 if style == "source" else 0.6)
+        use_own = bool(own) and rng.random() < (0.3 if dialect == "source" else 0.6)
         options = own if use_own or not self.shared else self.shared
         return options[int(rng.integers(len(options)))]
 
@@ -132,11 +134,11 @@ _RELATIONS = {
 }
 _NUMBERS = ("zero", "one", "two", "three", "four", "five")
 # (singular, plural); standing things and hovering things
-_STANDS: dict[Style, tuple[tuple[str, str], ...]] = {
+_STANDS: dict[Dialect, tuple[tuple[str, str], ...]] = {
     "source": (("sits", "sit"), ("stands", "stand")),
     "target": (("rests", "rest"), ("lies", "lie")),
 }
-_HOVERS: dict[Style, tuple[tuple[str, str], ...]] = {
+_HOVERS: dict[Dialect, tuple[tuple[str, str], ...]] = {
     "source": (("floats", "float"), ("hangs", "hang")),
     "target": (("hovers", "hover"), ("drifts", "drift")),
 }
@@ -145,7 +147,7 @@ _HOVERS: dict[Style, tuple[tuple[str, str], ...]] = {
 
 # Slots: {a} {b} {c} {d} referents; {is} {stand} agree with {a}; {rel} is true of (a, b); {surface} needs every referent to stand
 # on the ground itself; {spot_a} {spot_b} differ; {number} counts every object of the scene: the referents must be all of them.
-_TEMPLATES: dict[Style, tuple[str, ...]] = {
+_TEMPLATES: dict[Dialect, tuple[str, ...]] = {
     "source": (
         "{a} {stand} {surface}",
         "there {is} {a} {setting}",
@@ -224,20 +226,23 @@ def describe(scene: Scene) -> tuple[Caption, ...]:
     rng = random_for(scene.seed, scene.style, scene.index, 2, scene.domain)
     referents = _referents(scene)
     usable = [
-        (template, bindings)
-        for template in _TEMPLATES[scene.style]
+        (dialect, template, bindings)
+        for dialect in _dialects(scene)
+        for template in _TEMPLATES[dialect]
         if (bindings := [binding for binding in permutations(referents, _arity(template)) if _fits(template, binding, scene)])
     ]
+    if scene.style == "web":  # a sentence in four or so is in the target's dialect
+        usable = [entry for entry in usable if entry[0] == "source" or rng.random() < 0.35]
     # long sentences first, mostly: they say more about which image is meant
-    weights = [rng.random() ** (1.0 / (0.6 + _arity(template))) for template, _ in usable]
+    weights = [rng.random() ** (1.0 / (0.6 + _arity(template))) for _, template, _ in usable]
     ranked = [usable[i] for i in sorted(range(len(usable)), key=lambda i: -weights[i])]
     captions: list[Caption] = []
     texts: set[str] = set()
     turn = 0
     while len(captions) < CAPTIONS:
-        template, bindings = ranked[turn % len(ranked)]
+        dialect, template, bindings = ranked[turn % len(ranked)]
         turn += 1
-        sentence = _write(template, bindings[int(rng.integers(len(bindings)))], scene, rng)
+        sentence = _write(template, bindings[int(rng.integers(len(bindings)))], scene, dialect, rng)
         if sentence.text in texts:
             continue
         texts.add(sentence.text)
@@ -250,8 +255,11 @@ def region_descriptions(scene: Scene) -> tuple[RegionDescription, ...]:
     """One short description for each object, and one for each pair that stands in a relation (one direction each)."""
     rng = random_for(scene.seed, scene.style, scene.index, 3, scene.domain)
     by_id = {thing.id: thing for thing in scene.objects}
+    dialect: Dialect = _dialects(scene)[0]
+    if scene.style == "web" and rng.random() < 0.25:
+        dialect = "target"
     found = [
-        RegionDescription(_noun_phrase(_Referent((thing,)), rng, scene.style), thing.box, (thing.id,)) for thing in scene.objects
+        RegionDescription(_noun_phrase(_Referent((thing,)), rng, dialect), thing.box, (thing.id,)) for thing in scene.objects
     ]
     told: set[frozenset[int]] = set()
     for relation in scene.relations:
@@ -260,9 +268,9 @@ def region_descriptions(scene: Scene) -> tuple[RegionDescription, ...]:
             told.add(pair)
             first, second = by_id[relation.subject], by_id[relation.object]
             words = (
-                _noun_phrase(_Referent((first,)), rng, scene.style),
-                _RELATIONS[relation.predicate].pick(rng, scene.style),
-                _noun_phrase(_Referent((second,)), rng, scene.style),
+                _noun_phrase(_Referent((first,)), rng, dialect),
+                _RELATIONS[relation.predicate].pick(rng, dialect),
+                _noun_phrase(_Referent((second,)), rng, dialect),
             )
             found.append(RegionDescription(" ".join(words), _union(first.box, second.box), (first.id, second.id)))
     return tuple(found)
@@ -275,10 +283,10 @@ def vocabulary() -> tuple[str, ...]:
 
 def _literals() -> Iterator[str]:
     yield from ("a", "an", "is", "are", ".", *_NUMBERS)
-    for style in ("source", "target"):
-        for template in _TEMPLATES[style]:
+    for dialect in get_args(Dialect):
+        for template in _TEMPLATES[dialect]:
             yield _SLOT.sub(" ", template)
-        for forms in (*_STANDS[style], *_HOVERS[style]):
+        for forms in (*_STANDS[dialect], *_HOVERS[dialect]):
             yield from forms
     tables = (_COLORS, _TEXTURES, _SIZES, _SURFACES, _SETTINGS, _LIGHTS, _SPOTS, _RELATIONS)
     for words in (words for table in tables for words in table.values()):
@@ -288,6 +296,10 @@ def _literals() -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- grammar
+
+
+def _dialects(scene: Scene) -> tuple[Dialect, ...]:
+    return ("source", "target") if scene.style == "web" else (scene.style,)
 
 
 def _referents(scene: Scene) -> list[_Referent]:
@@ -338,9 +350,8 @@ def _shared_predicates(first: _Referent, second: _Referent, scene: Scene) -> lis
     return [predicate for predicate in held if predicate in ("on", "under", "inside", "above")] or held
 
 
-def _write(template: str, binding: tuple[_Referent, ...], scene: Scene, rng: np.random.Generator) -> _Sentence:
+def _write(template: str, binding: tuple[_Referent, ...], scene: Scene, dialect: Dialect, rng: np.random.Generator) -> _Sentence:
     sentence = _Sentence()
-    style = scene.style
     position = 0
     for slot in _SLOT.finditer(template):
         sentence.add(template[position : slot.start()])
@@ -350,49 +361,49 @@ def _write(template: str, binding: tuple[_Referent, ...], scene: Scene, rng: np.
             referent = binding["abcd".index(name)]
             chain = "+".join(str(number) for number in referent.ids)
             boxes = tuple(thing.box for thing in referent.objects)
-            sentence.add_phrase(_noun_phrase(referent, rng, style), chain, referent.objects[0].category, boxes)
+            sentence.add_phrase(_noun_phrase(referent, rng, dialect), chain, referent.objects[0].category, boxes)
         elif name in ("surface", "setting"):
-            words = (_SURFACES if name == "surface" else _SETTINGS)[scene.background].pick(rng, style)
+            words = (_SURFACES if name == "surface" else _SETTINGS)[scene.background].pick(rng, dialect)
             preposition, rest = words.split(" ", 1)
             sentence.add(preposition + " ")
             sentence.add_phrase(rest, "scene", "scene", ())
         else:
-            sentence.add(_filling(name, binding, scene, rng))
+            sentence.add(_filling(name, binding, scene, dialect, rng))
     sentence.add(template[position:])
     sentence.text = f"{sentence.text[0].upper()}{sentence.text[1:]}."
     return sentence
 
 
-def _filling(slot: str, binding: tuple[_Referent, ...], scene: Scene, rng: np.random.Generator) -> str:
-    style, plural = scene.style, len(binding[0].objects) > 1
+def _filling(slot: str, binding: tuple[_Referent, ...], scene: Scene, dialect: Dialect, rng: np.random.Generator) -> str:
+    plural = len(binding[0].objects) > 1
     match slot:
         case "is":
             return "are" if plural else "is"
         case "stand":
-            verbs = _HOVERS[style] if SHAPES[binding[0].objects[0].kind].hovers else _STANDS[style]
+            verbs = _HOVERS[dialect] if SHAPES[binding[0].objects[0].kind].hovers else _STANDS[dialect]
             return verbs[int(rng.integers(len(verbs)))][plural]
         case "rel":
             predicates = _shared_predicates(binding[0], binding[1], scene)
-            return _RELATIONS[predicates[int(rng.integers(len(predicates)))]].pick(rng, style)
+            return _RELATIONS[predicates[int(rng.integers(len(predicates)))]].pick(rng, dialect)
         case "light":
-            return _LIGHTS[scene.light].pick(rng, style)
+            return _LIGHTS[scene.light].pick(rng, dialect)
         case "number":
             return _NUMBERS[len(scene.objects)]
         case "spot_a" | "spot_b":
             side = _spot(binding[0 if slot == "spot_a" else 1])
             assert side is not None
-            return _SPOTS[side].pick(rng, style)
+            return _SPOTS[side].pick(rng, dialect)
     raise AssertionError(f"template slot {{{slot}}} has no meaning")
 
 
-def _noun_phrase(referent: _Referent, rng: np.random.Generator, style: Style) -> str:
+def _noun_phrase(referent: _Referent, rng: np.random.Generator, dialect: Dialect) -> str:
     thing, count = referent.objects[0], len(referent.objects)
-    noun = _NOUNS[thing.kind].pick(rng, style)
-    words = [_COLORS[thing.color].pick(rng, style)] if rng.random() < 0.93 else []
+    noun = _NOUNS[thing.kind].pick(rng, dialect)
+    words = [_COLORS[thing.color].pick(rng, dialect)] if rng.random() < 0.93 else []
     if thing.texture in _TEXTURES and rng.random() < (0.6 if words else 1.0):
-        words.insert(int(rng.integers(len(words) + 1)), _TEXTURES[thing.texture].pick(rng, style))
+        words.insert(int(rng.integers(len(words) + 1)), _TEXTURES[thing.texture].pick(rng, dialect))
     if thing.size in _SIZES and rng.random() < 0.4:
-        words.insert(0, _SIZES[thing.size].pick(rng, style))
+        words.insert(0, _SIZES[thing.size].pick(rng, dialect))
     words.append(noun if count == 1 else _plural(noun))
     return f"{_determiner(words[0]) if count == 1 else _NUMBERS[count]} {' '.join(words)}"
 

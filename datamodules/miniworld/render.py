@@ -1,7 +1,8 @@
 """Paints a scene: ground and sky, soft shadows, shaded and textured objects from far to near, light, grain.
 
 Arrays are float32 RGB in [0, 1], [height, width, 3]. Objects are drawn with `_OVERSAMPLING` pixels a pixel and averaged.
-The two styles paint the same scene differently: "source" as a photograph in daylight, "target" as muted inks on rough paper.
+The styles paint the same scene differently: "source" and "web" as a photograph in daylight, "target" as muted inks on rough
+paper.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ _TARGET = _Palette(
 def render(scene: Scene) -> Image.Image:
     """The scene as an RGB image of `scene.image_size` squared, the same bytes every time."""
     rng = random_for(scene.seed, scene.style, scene.index, 1, scene.domain)
-    palette = _SOURCE if scene.style == "source" else _TARGET
+    palette = _TARGET if scene.style == "target" else _SOURCE
     canvas = _backdrop(scene, palette, rng)
     order = paint_order(scene.objects)
     for number in order:
@@ -300,7 +301,7 @@ def _colors(scene: Scene, thing: SceneObject, palette: _Palette, roles: RoleMap,
         shade = 1.06 + contrast * (-0.16 * side * (u - 0.5) - 0.22 * (v - 0.4))
         glow = np.float32(0.0) * u * v
     colors *= shade[..., None]
-    if scene.style == "source":
+    if scene.style != "target":
         colors += (1.0 - colors) * (np.float32(0.45) * contrast * glow * body)[..., None]
     else:
         hatch = np.sin((u * thing.width + v * thing.height) * np.float32(330.0))  # strokes on the side away from the light

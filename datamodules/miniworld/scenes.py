@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from datamodules.miniworld.shapes import SHAPES, Role, rasterise
 from datamodules.records import Box
 
-Style = Literal["source", "target"]
+Style = Literal["source", "target", "web"]
+"""source and target are the styles of data sets. web is what models are pre-trained on: source's pictures of all kinds of
+things, the novel ones too, most sentences in source's dialect and some in target's. New styles go last: `random_for` counts."""
 Domain = Literal["in", "near", "out"]
 Light = Literal["day", "evening", "dull"]
 Predicate = Literal[
@@ -137,7 +139,7 @@ def sample_scene(seed: int, style: Style, index: int, *, image_size: int = 96, d
     background = _pick(rng, BACKGROUNDS)
     horizon = float(rng.uniform(0.36, 0.46))
     light: Light = LIGHTS[rng.choice(3, p=(0.5, 0.28, 0.22))]
-    drafts = _compose(rng, domain)
+    drafts = _compose(rng, domain, SEEN_KINDS + NOVEL_KINDS if style == "web" else _POOLS[domain])
     measured = None
     while measured is None:
         for _ in range(12):
@@ -174,11 +176,13 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 # ------------------------------------------------------------------------------------------------------------- composition
 
 
-def _compose(rng: np.random.Generator, domain: Domain) -> list[_Draft]:
+_POOLS: dict[Domain, tuple[str, ...]] = {"in": SEEN_KINDS, "near": SEEN_KINDS + NOVEL_KINDS, "out": NOVEL_KINDS}
+
+
+def _compose(rng: np.random.Generator, domain: Domain, pool: tuple[str, ...]) -> list[_Draft]:
     count = 1 + int(rng.choice(4, p=(0.14, 0.36, 0.34, 0.16)))
     if domain == "near":
         count = max(count, 2)
-    pool = {"in": SEEN_KINDS, "near": SEEN_KINDS + NOVEL_KINDS, "out": NOVEL_KINDS}[domain]
 
     def new(kind: str | None = None) -> _Draft:
         return _Draft(

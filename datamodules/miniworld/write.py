@@ -27,7 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rich.console import Console
 from rich.progress import track
@@ -110,6 +110,7 @@ def write_world(
     style: Style = "source",
     image_size: int = 96,
     splits: Splits | None = None,
+    nocaps: NoCapsCounts | None = None,
     workers: int | None = None,
 ) -> Path:
     """Renders a world into `root`, or returns at once if the very same world is there; the same bytes for any `workers`.
@@ -123,6 +124,7 @@ def write_world(
         style: Dialect of pictures and sentences.
         image_size: Width and height of the images in pixels.
         splits: Shares of parts and splits; None takes the defaults of `Splits`.
+        nocaps: Images of NoCaps; None takes `NoCapsCounts.of(scenes)`.
         workers: Processes that render; None takes one a core, 1 renders here.
 
     Raises:
@@ -133,11 +135,13 @@ def write_world(
     _check(scenes, seed, style, image_size, workers)
     counts = splits.counts(scenes)
     arguments = {"scenes": scenes, "seed": seed, "style": style, "image_size": image_size, "splits": asdict(splits)}
+    if nocaps is not None:
+        arguments["nocaps"] = {split: list(numbers) for split, numbers in asdict(nocaps).items()}
     if _is_written(root, arguments):
         return root
     try:
         with whole_folder(root) as building:
-            _build(building, arguments, counts, _worker_count(workers, scenes))
+            _build(building, arguments, counts, nocaps or NoCapsCounts.of(scenes), _worker_count(workers, scenes))
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_written(root, arguments):
             return root  # another process was faster with the same world
@@ -190,8 +194,8 @@ def _check(scenes: int, seed: int, style: str, image_size: int, workers: int | N
         raise InputError(f"miniworld: scenes={scenes}: must be a positive number.")
     if seed < 0:
         raise InputError(f"miniworld: seed={seed}: must not be negative.")
-    if style not in ("source", "target"):
-        raise InputError(f"miniworld: style='{style}' is unknown; choose 'source' or 'target'.")
+    if style not in get_args(Style):
+        raise InputError(f"miniworld: style='{style}' is unknown; choose {', '.join(get_args(Style))}.")
     if not 32 <= image_size <= 1024:
         raise InputError(f"miniworld: image_size={image_size}: must lie between 32 and 1024 pixels.")
     if workers is not None and workers < 1:
@@ -260,7 +264,7 @@ def _render_one(place: _Place, root: Path, seed: int, style: Style, image_size: 
     return image, scene_regions(scene, captions, picture)
 
 
-def _build(root: Path, arguments: dict[str, Any], counts: dict[str, dict[str, int]], workers: int) -> None:
+def _build(root: Path, arguments: dict[str, Any], counts: dict[str, dict[str, int]], nocaps: NoCapsCounts, workers: int) -> None:
     for folder in ("coco/annotations", "coco/train2014", "coco/val2014", "flickr30k/flickr30k-images"):
         (root / folder).mkdir(parents=True)
     places = list(_places(counts))
@@ -279,7 +283,7 @@ def _build(root: Path, arguments: dict[str, Any], counts: dict[str, dict[str, in
     write_image_databases(root, rendered)
     write_visual_genome(root, images)
     seed, style, image_size = arguments["seed"], arguments["style"], arguments["image_size"]
-    write_nocaps(root, seed=seed, style=style, image_size=image_size, counts=NoCapsCounts.of(arguments["scenes"]))
+    write_nocaps(root, seed=seed, style=style, image_size=image_size, counts=nocaps)
     fingerprint = _fingerprint(root)
     write_tokenizer(root / "tokenizer")
     world = {"version": VERSION, "arguments": arguments, "counts": counts, "fingerprint": fingerprint}

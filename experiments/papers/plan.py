@@ -13,7 +13,7 @@ from datamodules.errors import InputError
 from experiments.papers.catalogue import read_exhibit, read_runs
 from experiments.papers.schema import PAPERS, Recipe, Scale, needs_of, replace_runs
 from experiments.papers.strict_yaml import yaml_content
-from experiments.papers.worlds import SCENES, SPLITS
+from experiments.papers.worlds import world_arguments
 from lightning_modules.checkpoints.miniatures import sums_named_in
 
 
@@ -109,7 +109,7 @@ def _key(recipe: Recipe, scale: Scale, seed: int, starts: Mapping[str, str]) -> 
             "configs": configs,
             "options": replace_runs(recipe.options, lambda run: starts[run]),
             "start": starts.get(recipe.start or ""),
-            "world": None if recipe.world is None else [recipe.world, SCENES, SPLITS],
+            "world": None if recipe.world is None else [recipe.world, world_arguments(recipe.world)],
             "scale": scale,
             "seed": seed if recipe.seeded else None,
             **({"miniatures": miniatures} if miniatures else {}),

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 Scale = Literal["full", "small", "miniature"]
 Paper = Literal["mwa", "iais", "i_tuning"]
-Style = Literal["source", "target"]
+Style = Literal["source", "target", "web"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 PAPERS: tuple[Paper, ...] = get_args(Paper)
 STYLES: tuple[Style, ...] = get_args(Style)
