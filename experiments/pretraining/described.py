@@ -1,8 +1,8 @@
 """How the miniature's vision towers learn to see details: a tower learns with the I-Tuning modules that look at it.
 
-Contrastive training alone tells scenes apart by their colors, and a tower of half a million parameters stops there: shapes are seldom
-what tells two of 256 images apart. The words of captions name them all (as in CapPa, arXiv 2306.07915), so a second stage trains
-the tower beneath a captioner, whose language model stays frozen. The modules are thrown away afterwards.
+Contrastive training tells scenes apart by their colors first, and a tower of half a million parameters stops there: shapes are
+seldom what tells two of 256 images apart. The words of captions name them all (as in CapPa, arXiv 2306.07915), so a second stage
+trains the tower beneath a captioner, whose language model stays frozen. The modules are thrown away afterwards.
 """
 
 from __future__ import annotations
