@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -55,18 +57,30 @@ def oom_kills() -> int:
 
 
 def start_forked(launch: Launch, environment: Mapping[str, str], log: Path, lock: Any) -> BaseProcess:
-    """A process of a launch `is_forked`. `lock` is a `DupFd`.
+    """A process of a launch `is_forked`. `lock` is a `DupFd`."""
+    process = FORKS.Process(target=_forked, args=(launch.command, launch.arguments, environment, log, lock))
+    with _out_of_reach():
+        process.start()
+    return process
 
-    The server that forks is started here as well, and inherits what is blocked: a signal to the whole group of a runner (a
+
+def import_everything() -> None:
+    """Starts the process that launches are forked from, which then imports for seconds; `start_forked` would start it, too."""
+    with _out_of_reach():
+        ensure_running()
+
+
+@contextlib.contextmanager
+def _out_of_reach() -> Iterator[None]:
+    """The server that forks may be started in here, and inherits what is blocked: a signal to the whole group of a runner (a
     hang-up, `timeout`) leaves it alone, so that the runner can see its launches end."""
     FORKS.set_forkserver_preload(PRELOAD)
-    process = FORKS.Process(target=_forked, args=(launch.command, launch.arguments, environment, log, lock))
+    resource_tracker.ensure_running()  # the server starts it where it must, and what it blocks meanwhile is unblocked after
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
-        process.start()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return process
 
 
 def _forked(command: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path, lock: Any) -> None:

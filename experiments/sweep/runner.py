@@ -41,7 +41,7 @@ from experiments.runs.results import now
 from experiments.sweep.display import Display
 from experiments.sweep.launches import Launch
 from experiments.sweep.outcomes import BROKEN, OVER, Entry, known_state, log_of, record, state_of, why_it_ended
-from experiments.sweep.processes import STOPPING, kill_process, oom_kills, start_forked, visible_gpus
+from experiments.sweep.processes import STOPPING, import_everything, kill_process, oom_kills, start_forked, visible_gpus
 
 
 class Runner:
@@ -128,8 +128,11 @@ class Runner:
 
     def _render_worlds(self) -> None:
         """The worlds of launches that are still to do. Safe beside another runner: a world appears complete or not at all."""
+        waiting = [entry.launch for entry in self.entries.values() if entry.launch.world and entry.state == "waiting"]
+        if any(launch.is_forked for launch in waiting):
+            import_everything()  # meanwhile: both have parts that keep one core busy
         for style in STYLES:
-            if any(entry.launch.world == style and entry.state == "waiting" for entry in self.entries.values()):
+            if any(launch.world == style for launch in waiting):
                 write_miniature_world(world_folder(self.root, style), style)
 
     @contextlib.contextmanager

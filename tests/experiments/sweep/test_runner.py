@@ -239,6 +239,19 @@ def test_early_stop_and_more(fake: Callable[..., Launch], tmp_path: Path) -> Non
     assert started(tmp_path).count("slow") == 1
 
 
+def test_launches_import_while_worlds_are_rendered(
+    fake: Callable[..., Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("experiments.sweep.runner.import_everything", lambda: done.append("imports"))
+    monkeypatch.setattr("experiments.sweep.runner.write_miniature_world", lambda folder, style: done.append(style))
+    program, ours = replace(fake("a"), world="target"), replace(fake("b"), world="source", command="fit")
+    Runner([program], tmp_path)._render_worlds()
+    assert done == ["target"], "a program imports for itself"
+    Runner([program, ours], tmp_path)._render_worlds()
+    assert done[1:] == ["imports", "source", "target"]
+
+
 def test_unreadable_results_are_a_failure_of_their_own_run(fake: Callable[..., Launch], tmp_path: Path) -> None:
     (tmp_path / "runs" / "bad").mkdir(parents=True)
     (tmp_path / "runs" / "bad" / "results.json").write_text("{")
