@@ -17,15 +17,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 from datamodules.miniworld.captions import describe, region_descriptions
 from datamodules.miniworld.images import WorldImage
 from datamodules.miniworld.render import render
-from datamodules.miniworld.scenes import Domain, Scene, Style, sample_scene
+from datamodules.miniworld.scenes import Domain, Style, sample_scene
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 _FIRST_NOCAPS = 10_000_000  # scenes of NoCaps are none of the other parts', however large those are
 _FIRST_FLICKR = 5_000_000_000  # Flickr ids of NoCaps' images
@@ -112,37 +116,55 @@ class NoCapsCounts:
         return cls((of_val, 2 * of_val, of_val), (of_test, of_test, of_test))
 
 
+class Run(Protocol):
+    """`map`, or that of several processes."""
+
+    def __call__(self, function: Callable[[_In], _Out], items: Iterable[_In], /) -> Iterator[_Out]: ...
+
+
 def write_nocaps(
-    root: Path, *, seed: int, style: Style, image_size: int, counts: NoCapsCounts = NoCapsCounts()
+    root: Path, *, seed: int, style: Style, image_size: int, counts: NoCapsCounts = NoCapsCounts(), run: Run = map
 ) -> list[WorldImage]:
     """`root/nocaps`, and the lists of its images in `root/visual_genome/held_out`. Returns all its images, those of test with the
     captions that their file keeps back.
 
-    Images of the domains are mixed. Scenes have five captions, not ten.
+    Images of the domains are mixed. Scenes have five captions, not ten. `run` renders.
     """
     folder, lists = root / "nocaps", root / "visual_genome" / "held_out"
     lists.mkdir(parents=True, exist_ok=True)
     images: list[WorldImage] = []
+    work = partial(_render_one, root=root, seed=seed, style=style, image_size=image_size)
     for split, of_domains in (("val", counts.val), ("test", counts.test)):
         (folder / split).mkdir(parents=True)
         domains = [domain for domain, count in zip(get_args(Domain), of_domains, strict=True) for _ in range(count)]
         # A fixed mixture without a generator: sorted by a hash, as Open Images' ids are.
-        order = sorted(range(len(domains)), key=lambda row: _open_images_id(f"{seed} {style} {split} {row}"))
-        mine: list[WorldImage] = []
-        for number, row in enumerate(order):
-            index = _FIRST_NOCAPS + len(images) + len(mine)
-            scene = sample_scene(seed, style, index, image_size=image_size, domain=domains[row])
-            file = f"nocaps/{split}/{_open_images_id(f'{seed} {style} {split} {row}')}.jpg"
-            render(scene).save(root / file, quality=90, subsampling=0)
-            mine.append(_world_image(split, str(number), file, scene))
+        order = sorted((_open_images_id(f"{seed} {style} {split} {row}"), domain) for row, domain in enumerate(domains))
+        places = [
+            _Place(_FIRST_NOCAPS + len(images) + number, split, number, f"nocaps/{split}/{identity}.jpg", domain)
+            for number, (identity, domain) in enumerate(order)
+        ]
+        mine = list(run(work, places))
         _write_split(folder, split, mine)
         _write_list(lists, split, mine, _FIRST_FLICKR + len(images))
         images += mine
     return images
 
 
-def _world_image(split: str, image_id: str, file: str, scene: Scene) -> WorldImage:
-    return WorldImage("nocaps", split, image_id, file, scene, describe(scene), region_descriptions(scene))
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one scene of NoCaps goes."""
+
+    index: int
+    split: str
+    number: int
+    file: str
+    domain: Domain
+
+
+def _render_one(place: _Place, root: Path, seed: int, style: Style, image_size: int) -> WorldImage:
+    scene = sample_scene(seed, style, place.index, image_size=image_size, domain=place.domain)
+    render(scene).save(root / place.file, quality=90, subsampling=0)
+    return WorldImage("nocaps", place.split, str(place.number), place.file, scene, describe(scene), region_descriptions(scene))
 
 
 def _open_images_id(name: str) -> str:

@@ -8,10 +8,11 @@ Every dialect has its own templates and words beside the shared ones, see `_Word
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import permutations
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from datamodules.miniworld.shapes import SHAPES
 from datamodules.records import Box, Caption, Phrase
 
 Dialect = Literal["source", "target"]
+
+_Option = TypeVar("_Option")
 
 CAPTIONS = 5
 """Captions a scene."""
@@ -37,6 +40,11 @@ class RegionDescription:
 # ------------------------------------------------------------------------------------------------------------------- words
 
 
+def _one_of(options: Sequence[_Option], rng: np.random.Generator) -> _Option:
+    # NumPy draws nothing to choose among one, and takes a microsecond for it
+    return options[int(rng.integers(len(options)))] if len(options) > 1 else options[0]
+
+
 @dataclass(frozen=True, slots=True)
 class _Words:
     """Ways to say one thing: `shared` by both dialects, and those of one dialect only."""
@@ -50,7 +58,7 @@ class _Words:
         # the source speaks mostly the common words, the target mostly its own: what adaptation has to learn
         use_own = bool(own) and rng.random() < (0.3 if dialect == "source" else 0.6)
         options = own if use_own or not self.shared else self.shared
-        return options[int(rng.integers(len(options)))]
+        return _one_of(options, rng)
 
     def all(self) -> tuple[str, ...]:
         return self.shared + self.source + self.target
@@ -191,14 +199,44 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, slots=True)
+class _Template:
+    """A template, taken apart: `pieces` are the text before a slot and the slot's name, `end` the text after the last one."""
+
+    text: str
+    pieces: tuple[tuple[str, str], ...]
+    end: str
+    slots: frozenset[str]
+    arity: int
+
+
+@cache
+def _taken_apart(template: str) -> _Template:
+    *parts, end = _SLOT.split(template)  # text, slot, text, slot, ..., text
+    slots = frozenset(parts[1::2])
+    return _Template(template, tuple(zip(parts[::2], parts[1::2], strict=True)), end, slots, len(slots & set("abcd")))
+
+
+@dataclass(frozen=True, slots=True)
 class _Referent:
-    """Objects of one look, spoken of together."""
+    """Objects of one look, spoken of together.
+
+    `spot` is the side of the picture that they all are on, if any; `grounded` says that all stand on the ground itself.
+    """
 
     objects: tuple[SceneObject, ...]
+    ids: tuple[int, ...]
+    spot: str | None
+    grounded: bool
 
-    @property
-    def ids(self) -> tuple[int, ...]:
-        return tuple(thing.id for thing in self.objects)
+    @classmethod
+    def of(cls, things: Sequence[SceneObject]) -> _Referent:
+        sides = {thing.region.split()[1] for thing in things}
+        grounded = all(thing.support is None and not SHAPES[thing.kind].hovers for thing in things)
+        return cls(tuple(things), tuple(thing.id for thing in things), sides.pop() if len(sides) == 1 else None, grounded)
+
+
+_Predicates = dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]]
+"""What can be said of one referent towards another, by their ids."""
 
 
 @dataclass(slots=True)
@@ -225,16 +263,18 @@ def describe(scene: Scene) -> tuple[Caption, ...]:
     """
     rng = random_for(scene.seed, scene.style, scene.index, 2, scene.domain)
     referents = _referents(scene)
+    predicates = _predicates(referents, scene)
+    orders = {count: list(permutations(referents, count)) for count in range(1, 5)}
     usable = [
         (dialect, template, bindings)
         for dialect in _dialects(scene)
-        for template in _TEMPLATES[dialect]
-        if (bindings := [binding for binding in permutations(referents, _arity(template)) if _fits(template, binding, scene)])
+        for template in map(_taken_apart, _TEMPLATES[dialect])
+        if (bindings := [binding for binding in orders[template.arity] if _fits(template, binding, scene, predicates)])
     ]
     if scene.style == "web":  # a sentence in four or so is in the target's dialect
         usable = [entry for entry in usable if entry[0] == "source" or rng.random() < 0.35]
     # long sentences first, mostly: they say more about which image is meant
-    weights = [rng.random() ** (1.0 / (0.6 + _arity(template))) for _, template, _ in usable]
+    weights = [rng.random() ** (1.0 / (0.6 + template.arity)) for _, template, _ in usable]
     ranked = [usable[i] for i in sorted(range(len(usable)), key=lambda i: -weights[i])]
     captions: list[Caption] = []
     texts: set[str] = set()
@@ -242,7 +282,7 @@ def describe(scene: Scene) -> tuple[Caption, ...]:
     while len(captions) < CAPTIONS:
         dialect, template, bindings = ranked[turn % len(ranked)]
         turn += 1
-        sentence = _write(template, bindings[int(rng.integers(len(bindings)))], scene, dialect, rng)
+        sentence = _write(template, _one_of(bindings, rng), scene, dialect, predicates, rng)
         if sentence.text in texts:
             continue
         texts.add(sentence.text)
@@ -258,9 +298,7 @@ def region_descriptions(scene: Scene) -> tuple[RegionDescription, ...]:
     dialect: Dialect = _dialects(scene)[0]
     if scene.style == "web" and rng.random() < 0.25:
         dialect = "target"
-    found = [
-        RegionDescription(_noun_phrase(_Referent((thing,)), rng, dialect), thing.box, (thing.id,)) for thing in scene.objects
-    ]
+    found = [RegionDescription(_noun_phrase((thing,), rng, dialect), thing.box, (thing.id,)) for thing in scene.objects]
     told: set[frozenset[int]] = set()
     for relation in scene.relations:
         pair = frozenset((relation.subject, relation.object))
@@ -268,9 +306,9 @@ def region_descriptions(scene: Scene) -> tuple[RegionDescription, ...]:
             told.add(pair)
             first, second = by_id[relation.subject], by_id[relation.object]
             words = (
-                _noun_phrase(_Referent((first,)), rng, dialect),
+                _noun_phrase((first,), rng, dialect),
                 _RELATIONS[relation.predicate].pick(rng, dialect),
-                _noun_phrase(_Referent((second,)), rng, dialect),
+                _noun_phrase((second,), rng, dialect),
             )
             found.append(RegionDescription(" ".join(words), _union(first.box, second.box), (first.id, second.id)))
     return tuple(found)
@@ -306,98 +344,97 @@ def _referents(scene: Scene) -> list[_Referent]:
     groups: dict[tuple[str, str, str, str], list[SceneObject]] = {}
     for thing in scene.objects:
         groups.setdefault((thing.kind, thing.color, thing.texture, thing.size), []).append(thing)
-    return [_Referent(tuple(things)) for things in groups.values()]
+    return [_Referent.of(things) for things in groups.values()]
 
 
-def _slots(template: str) -> set[str]:
-    return set(_SLOT.findall(template))
-
-
-def _arity(template: str) -> int:
-    return len(_slots(template) & set("abcd"))
-
-
-def _fits(template: str, binding: tuple[_Referent, ...], scene: Scene) -> bool:
-    """Whether the template can be said truthfully of these referents."""
-    slots = _slots(template)
-    things = [thing for referent in binding for thing in referent.objects]
-    checks: tuple[tuple[str, Callable[[], bool]], ...] = (
-        ("rel", lambda: bool(_shared_predicates(binding[0], binding[1], scene))),
-        ("surface", lambda: all(thing.support is None and not SHAPES[thing.kind].hovers for thing in things)),
-        ("stand", lambda: len({SHAPES[thing.kind].hovers for thing in binding[0].objects}) == 1),
-        ("number", lambda: len(things) == len(scene.objects)),
-        ("spot_a", lambda: _spot(binding[0]) is not None),
-        ("spot_b", lambda: _spot(binding[1]) not in (None, _spot(binding[0]))),
-    )
-    if template.startswith("a pair of items") and len(things) != 2:
-        return False
-    return all(check() for slot, check in checks if slot in slots)
-
-
-def _spot(referent: _Referent) -> str | None:
-    sides = {thing.region.split()[1] for thing in referent.objects}
-    return sides.pop() if len(sides) == 1 else None
-
-
-def _shared_predicates(first: _Referent, second: _Referent, scene: Scene) -> list[str]:
+def _predicates(referents: Sequence[_Referent], scene: Scene) -> _Predicates:
     """Predicates that hold between every object of the one and every object of the other; the telling ones alone if any."""
-    pairs = [(a, b) for a in first.ids for b in second.ids]
-    held = [
-        predicate
-        for predicate in _RELATIONS
-        if all(any(r.subject == a and r.object == b and r.predicate == predicate for r in scene.relations) for a, b in pairs)
-    ]
-    return [predicate for predicate in held if predicate in ("on", "under", "inside", "above")] or held
+    between: dict[tuple[int, int], set[str]] = {}
+    for relation in scene.relations:
+        between.setdefault((relation.subject, relation.object), set()).add(relation.predicate)
+    found: _Predicates = {}
+    for first, second in permutations(referents, 2):
+        shared = set.intersection(*(between.get((a, b), set()) for a in first.ids for b in second.ids))
+        held = [predicate for predicate in _RELATIONS if predicate in shared]
+        telling = [predicate for predicate in held if predicate in ("on", "under", "inside", "above")]
+        found[first.ids, second.ids] = telling or held
+    return found
 
 
-def _write(template: str, binding: tuple[_Referent, ...], scene: Scene, dialect: Dialect, rng: np.random.Generator) -> _Sentence:
+def _fits(template: _Template, binding: tuple[_Referent, ...], scene: Scene, predicates: _Predicates) -> bool:
+    """Whether the template can be said truthfully of these referents."""
+    slots, first = template.slots, binding[0]
+    if "rel" in slots and not predicates[first.ids, binding[1].ids]:
+        return False
+    if "surface" in slots and not all(referent.grounded for referent in binding):
+        return False
+    if "spot_a" in slots and first.spot is None:
+        return False
+    if "spot_b" in slots and binding[1].spot in (None, first.spot):
+        return False
+    if "number" in slots and sum(len(referent.ids) for referent in binding) != len(scene.objects):
+        return False
+    return not template.text.startswith("a pair of items") or sum(len(referent.ids) for referent in binding) == 2
+
+
+def _write(
+    template: _Template,
+    binding: tuple[_Referent, ...],
+    scene: Scene,
+    dialect: Dialect,
+    predicates: _Predicates,
+    rng: np.random.Generator,
+) -> _Sentence:
     sentence = _Sentence()
-    position = 0
-    for slot in _SLOT.finditer(template):
-        sentence.add(template[position : slot.start()])
-        position = slot.end()
-        name = slot[1]
+    for text, name in template.pieces:
+        sentence.add(text)
         if name in "abcd":
             referent = binding["abcd".index(name)]
             chain = "+".join(str(number) for number in referent.ids)
             boxes = tuple(thing.box for thing in referent.objects)
-            sentence.add_phrase(_noun_phrase(referent, rng, dialect), chain, referent.objects[0].category, boxes)
+            sentence.add_phrase(_noun_phrase(referent.objects, rng, dialect), chain, referent.objects[0].category, boxes)
         elif name in ("surface", "setting"):
             words = (_SURFACES if name == "surface" else _SETTINGS)[scene.background].pick(rng, dialect)
             preposition, rest = words.split(" ", 1)
             sentence.add(preposition + " ")
             sentence.add_phrase(rest, "scene", "scene", ())
         else:
-            sentence.add(_filling(name, binding, scene, dialect, rng))
-    sentence.add(template[position:])
+            sentence.add(_filling(name, binding, scene, dialect, predicates, rng))
+    sentence.add(template.end)
     sentence.text = f"{sentence.text[0].upper()}{sentence.text[1:]}."
     return sentence
 
 
-def _filling(slot: str, binding: tuple[_Referent, ...], scene: Scene, dialect: Dialect, rng: np.random.Generator) -> str:
+def _filling(
+    slot: str,
+    binding: tuple[_Referent, ...],
+    scene: Scene,
+    dialect: Dialect,
+    predicates: _Predicates,
+    rng: np.random.Generator,
+) -> str:
     plural = len(binding[0].objects) > 1
     match slot:
         case "is":
             return "are" if plural else "is"
         case "stand":
             verbs = _HOVERS[dialect] if SHAPES[binding[0].objects[0].kind].hovers else _STANDS[dialect]
-            return verbs[int(rng.integers(len(verbs)))][plural]
+            return _one_of(verbs, rng)[plural]
         case "rel":
-            predicates = _shared_predicates(binding[0], binding[1], scene)
-            return _RELATIONS[predicates[int(rng.integers(len(predicates)))]].pick(rng, dialect)
+            return _RELATIONS[_one_of(predicates[binding[0].ids, binding[1].ids], rng)].pick(rng, dialect)
         case "light":
             return _LIGHTS[scene.light].pick(rng, dialect)
         case "number":
             return _NUMBERS[len(scene.objects)]
         case "spot_a" | "spot_b":
-            side = _spot(binding[0 if slot == "spot_a" else 1])
+            side = binding[0 if slot == "spot_a" else 1].spot
             assert side is not None
             return _SPOTS[side].pick(rng, dialect)
     raise AssertionError(f"template slot {{{slot}}} has no meaning")
 
 
-def _noun_phrase(referent: _Referent, rng: np.random.Generator, dialect: Dialect) -> str:
-    thing, count = referent.objects[0], len(referent.objects)
+def _noun_phrase(things: Sequence[SceneObject], rng: np.random.Generator, dialect: Dialect) -> str:
+    thing, count = things[0], len(things)
     noun = _NOUNS[thing.kind].pick(rng, dialect)
     words = [_COLORS[thing.color].pick(rng, dialect)] if rng.random() < 0.93 else []
     if thing.texture in _TEXTURES and rng.random() < (0.6 if words else 1.0):

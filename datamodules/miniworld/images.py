@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,20 @@ class WorldImage:
     captions: tuple[Caption, ...]
     regions: tuple[RegionDescription, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `read_scenes` reads them back."""
-        return asdict(self)
+    def to_json(self) -> str:
+        """One line; `read_scenes` reads it back."""
+        return json.dumps(self, default=_fields, check_circular=False)
+
+    def outline(self) -> WorldImage:
+        """Without objects and phrases, which the files about all images do without: to send them from one process to another
+        takes as long as to write them."""
+        captions = tuple(Caption(caption.caption_id, caption.text) for caption in self.captions)
+        return replace(self, scene=replace(self.scene, objects=(), relations=()), captions=captions)
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    # `asdict` also copies all that is in them, which takes longer than to write a world's texts
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
 def read_scenes(root: Path) -> Iterator[WorldImage]:

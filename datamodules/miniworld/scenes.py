@@ -5,8 +5,10 @@ Lengths are fractions of the image unless a name says pixels; y points down. Dep
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -138,7 +140,7 @@ def sample_scene(seed: int, style: Style, index: int, *, image_size: int = 96, d
     rng = random_for(seed, style, index, 0, domain)
     background = _pick(rng, BACKGROUNDS)
     horizon = float(rng.uniform(0.36, 0.46))
-    light: Light = LIGHTS[rng.choice(3, p=(0.5, 0.28, 0.22))]
+    light: Light = LIGHTS[_draw(rng, (0.5, 0.28, 0.22))]
     drafts = _compose(rng, domain, SEEN_KINDS + NOVEL_KINDS if style == "web" else _POOLS[domain])
     measured = None
     while measured is None:
@@ -162,7 +164,7 @@ def sample_scene(seed: int, style: Style, index: int, *, image_size: int = 96, d
         background=background,
         horizon=round(horizon, 4),
         light=light,
-        light_from=round(float(rng.choice((-1.0, 1.0)) * rng.uniform(0.4, 1.0)), 3),
+        light_from=round((-1.0, 1.0)[int(rng.integers(2))] * float(rng.uniform(0.4, 1.0)), 3),
         noise=round(float(rng.uniform(2.0, 7.0)), 2),
         objects=objects,
         relations=_relations(objects, image_size),
@@ -173,6 +175,17 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
+def _draw(rng: np.random.Generator, shares: tuple[float, ...]) -> int:
+    """`rng.choice(len(shares), p=shares)`, whose checks take longer than all else."""
+    return bisect_right(_cumulated(shares), rng.random())
+
+
+@cache
+def _cumulated(shares: tuple[float, ...]) -> list[float]:
+    sums = np.cumsum(shares)
+    return [float(value) for value in sums / sums[-1]]
+
+
 # ------------------------------------------------------------------------------------------------------------- composition
 
 
@@ -180,7 +193,7 @@ _POOLS: dict[Domain, tuple[str, ...]] = {"in": SEEN_KINDS, "near": SEEN_KINDS + 
 
 
 def _compose(rng: np.random.Generator, domain: Domain, pool: tuple[str, ...]) -> list[_Draft]:
-    count = 1 + int(rng.choice(4, p=(0.14, 0.36, 0.34, 0.16)))
+    count = 1 + _draw(rng, (0.14, 0.36, 0.34, 0.16))
     if domain == "near":
         count = max(count, 2)
 
@@ -188,8 +201,8 @@ def _compose(rng: np.random.Generator, domain: Domain, pool: tuple[str, ...]) ->
         return _Draft(
             kind=kind or _pick(rng, pool),
             color=_pick(rng, COLORS),
-            texture=TEXTURES[int(rng.choice(4, p=(0.58, 0.16, 0.14, 0.12)))],
-            size=tuple(SIZES)[int(rng.choice(3, p=(0.25, 0.45, 0.3)))],
+            texture=TEXTURES[_draw(rng, (0.58, 0.16, 0.14, 0.12))],
+            size=tuple(SIZES)[_draw(rng, (0.25, 0.45, 0.3))],
             flip=bool(rng.random() < 0.5),
         )
 
@@ -280,42 +293,82 @@ def paint_order(objects: Sequence[SceneObject] | Sequence[_Draft]) -> list[int]:
 
 def _measure(drafts: list[_Draft]) -> list[tuple[float, Box, Box]] | None:
     """Visible fraction, box of the visible pixels and full box (fractions) of each; None if too much is hidden or cut."""
-    silhouettes: list[NDArray[np.bool_]] = []
-    walls: list[NDArray[np.bool_]] = []
+    outlines: list[_Outline] = []
+    places: list[tuple[int, int]] = []  # row and column of the outline's corner
     for draft in drafts:
         top, left = draft.base - draft.height, draft.x - draft.width / 2
         if top < 0.004 or left < 0.004 or left + draft.width > 0.996 or draft.base > 0.996:
             return None
         width, height = max(round(draft.width * _GRID), 3), max(round(draft.height * _GRID), 3)
-        column, row = min(round(left * _GRID), _GRID - width), min(round(top * _GRID), _GRID - height)
-        roles = rasterise(draft.kind, width, height, draft.flip)
-        canvas = np.zeros((_GRID, _GRID), np.uint8)
-        canvas[row : row + height, column : column + width] = roles
-        silhouettes.append(canvas > 0)
-        walls.append((canvas > 0) & (canvas != Role.INSIDE))
+        outlines.append(_outline(draft.kind, width, height, draft.flip))
+        places.append((min(round(top * _GRID), _GRID - height), min(round(left * _GRID), _GRID - width)))
     result: list[tuple[float, Box, Box]] = []
     order = paint_order(drafts)
     for number, draft in enumerate(drafts):
-        seen = silhouettes[number].copy()
+        outline, place = outlines[number], places[number]
+        seen = outline.solid.copy()
         for later in order[order.index(number) + 1 :]:
-            inner = drafts[later].support == number and drafts[later].support_by == "inside"
-            seen &= ~(silhouettes[later] & ~walls[number]) if inner else ~silhouettes[later]
+            mine, its = _overlap(place, outline, places[later], outlines[later])
+            hidden = outlines[later].solid[its]
+            if drafts[later].support == number and drafts[later].support_by == "inside":
+                hidden = hidden & ~outline.wall[mine]
+            seen[mine] &= ~hidden
         if draft.support is not None and draft.support_by == "inside":
-            seen &= ~walls[draft.support]
-        visible = float(seen.sum() / silhouettes[number].sum())
+            mine, its = _overlap(place, outline, places[draft.support], outlines[draft.support])
+            seen[mine] &= ~outlines[draft.support].wall[its]
+        visible = float(np.count_nonzero(seen)) / outline.area
         if visible < (0.4 if draft.support_by == "inside" else 0.55):
             return None
-        box = _bounds(seen)
+        box = _at(place, _bounds(seen))
         if min(box.right - box.left, box.bottom - box.top) < _SMALLEST:
             return None
-        result.append((round(visible, 4), box, _bounds(silhouettes[number])))
+        result.append((round(visible, 4), box, _at(place, outline.bounds)))
     return result
 
 
-def _bounds(mask: NDArray[np.bool_]) -> Box:
+_Bounds = tuple[int, int, int, int]
+"""top, left, bottom, right"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    """The cells of `_GRID` that an object covers (`solid`), and those of them that are no hollow (`wall`), [height, width]."""
+
+    solid: NDArray[np.bool_]
+    wall: NDArray[np.bool_]
+    area: int
+    bounds: _Bounds
+
+
+@lru_cache(maxsize=2048)
+def _outline(kind: str, width: int, height: int, flip: bool) -> _Outline:
+    roles = rasterise(kind, width, height, flip)
+    solid = roles > 0
+    return _Outline(solid, solid & (roles != Role.INSIDE), int(np.count_nonzero(solid)), _bounds(solid))
+
+
+def _overlap(
+    place: tuple[int, int], outline: _Outline, other_place: tuple[int, int], other: _Outline
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where two outlines overlap: in the one and in the other; empty slices where they do not."""
+    mine, its = [], []
+    for start, length, other_start, other_length in zip(place, outline.solid.shape, other_place, other.solid.shape, strict=True):
+        first = max(start, other_start)
+        last = max(first, min(start + length, other_start + other_length))
+        mine.append(slice(first - start, last - start))
+        its.append(slice(first - other_start, last - other_start))
+    return (mine[0], mine[1]), (its[0], its[1])
+
+
+def _bounds(mask: NDArray[np.bool_]) -> _Bounds:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    left, top, right, bottom = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    return Box(float(left) / _GRID, float(top) / _GRID, float(right) / _GRID, float(bottom) / _GRID)
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def _at(place: tuple[int, int], bounds: _Bounds) -> Box:
+    """Bounds in an outline that lies there, as fractions of the image."""
+    (row, column), (top, left, bottom, right) = place, bounds
+    return Box((column + left) / _GRID, (row + top) / _GRID, (column + right) / _GRID, (row + bottom) / _GRID)
 
 
 def _finish(number: int, draft: _Draft, visible: float, box: Box, full_box: Box, image_size: int) -> SceneObject:

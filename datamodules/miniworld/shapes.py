@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
+from functools import cache, lru_cache
 from math import cos, pi, sin
 from typing import Literal
 
@@ -297,12 +297,17 @@ def _points(kind: str) -> tuple[tuple[int, NDArray[np.float64]], ...]:
 
 
 def rasterise(kind: str, width: int, height: int, flip: bool = False) -> RoleMap:
-    """The role of every pixel of one object drawn `width` x `height`."""
+    """The role of every pixel of one object drawn `width` x `height`; read-only."""
+    roles = _rasterised(kind, width, height)
+    return roles[:, ::-1] if flip else roles
+
+
+@lru_cache(maxsize=2048)  # five of six objects of a world are of a kind and size that was there before
+def _rasterised(kind: str, width: int, height: int) -> RoleMap:
     image = Image.new("L", (width, height), int(Role.NONE))
     draw = ImageDraw.Draw(image)
     scale = (width - 1, height - 1)
     for role, points in _points(kind):
         flat: Sequence[float] = (points * scale).ravel().tolist()
         draw.polygon(flat, fill=role)
-    roles = np.asarray(image)
-    return roles[:, ::-1] if flip else roles
+    return np.asarray(image)

@@ -15,12 +15,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import hashlib
 import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -29,13 +32,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_folder
 from datamodules.files.ownership import read_label, refuse_strangers, require_own
-from datamodules.miniworld.captioned import NoCapsCounts, write_nocaps, write_visual_genome
+from datamodules.miniworld.captioned import NoCapsCounts, Run, write_nocaps, write_visual_genome
 from datamodules.miniworld.captions import describe, region_descriptions, vocabulary
 from datamodules.miniworld.grounded import (
     SceneRegions,
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
 VERSION = 3
 """Raise it when the same arguments give other bytes (layout, painting, grammar): older worlds are then refused."""
 
+_ENTITIES = "flickr30k/flickr30k_entities"
 _FEW = 300  # scenes below which starting workers costs more than it saves
 
 
@@ -254,43 +259,81 @@ def _places(counts: dict[str, dict[str, int]]) -> Iterator[_Place]:
                 index += 1
 
 
-def _render_one(place: _Place, root: Path, seed: int, style: Style, image_size: int) -> tuple[WorldImage, SceneRegions]:
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """What the files about all images say of one: `line` of `scenes.jsonl`, and the outline of the rest."""
+
+    line: str
+    image: WorldImage
+    regions: SceneRegions
+
+
+def _render_one(place: _Place, root: Path, seed: int, style: Style, image_size: int) -> _Rendered:
+    """Writes the files of one image."""
     scene = sample_scene(seed, style, place.index, image_size=image_size)
     picture = render(scene)
     # no chroma subsampling: at 96 pixels it would wash out the colors that captions name
     picture.save(root / place.file, quality=90, subsampling=0)
     captions, descriptions = describe(scene), region_descriptions(scene)
     image = WorldImage(place.part, place.split, place.image_id, place.file, scene, captions, descriptions)
-    return image, scene_regions(scene, captions, picture)
+    if place.part == "flickr30k":
+        write_entities_files(root / _ENTITIES, [image])
+    return _Rendered(f"{image.to_json()}\n", image.outline(), scene_regions(scene, captions, picture))
 
 
 def _build(root: Path, arguments: dict[str, Any], counts: dict[str, dict[str, int]], nocaps: NoCapsCounts, workers: int) -> None:
-    for folder in ("coco/annotations", "coco/train2014", "coco/val2014", "flickr30k/flickr30k-images"):
+    for folder in ("coco/annotations", "coco/train2014", "coco/val2014", "flickr30k/flickr30k-images", _ENTITIES):
         (root / folder).mkdir(parents=True)
     places = list(_places(counts))
-    work = partial(_render_one, root=root, seed=arguments["seed"], style=arguments["style"], image_size=arguments["image_size"])
-    if workers == 1:
-        rendered = list(_progress(map(work, places), len(places)))
-    else:
-        # Fork: the workers only run numpy and Pillow, and need not import anything again.
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
-            rendered = list(_progress(pool.map(work, places, chunksize=25), len(places)))
-    images = [image for image, _ in rendered]
-    with (root / "scenes.jsonl").open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(image.to_dict()) + "\n" for image in images)
-    _write_coco(root / "coco", [image for image in images if image.part == "coco"])
-    _write_flickr(root / "flickr30k", [image for image in images if image.part == "flickr30k"])
-    write_image_databases(root, rendered)
-    write_visual_genome(root, images)
     seed, style, image_size = arguments["seed"], arguments["style"], arguments["image_size"]
-    write_nocaps(root, seed=seed, style=style, image_size=image_size, counts=nocaps)
+    with _pool(workers) as run:
+        work = partial(_render_one, root=root, seed=seed, style=style, image_size=image_size)
+        rendered = list(_progress(run(work, places), len(places)))
+        images = [one.image for one in rendered]
+        with (root / "scenes.jsonl").open("w", encoding="utf-8") as lines:
+            lines.writelines(one.line for one in rendered)
+        _write_coco(root / "coco", [image for image in images if image.part == "coco"])
+        _write_flickr(root / "flickr30k", [image for image in images if image.part == "flickr30k"])
+        write_image_databases(root, [(one.image, one.regions) for one in rendered])
+        write_visual_genome(root, images)
+        write_nocaps(root, seed=seed, style=style, image_size=image_size, counts=nocaps, run=run)
     fingerprint = _fingerprint(root)
     write_tokenizer(root / "tokenizer")
     world = {"version": VERSION, "arguments": arguments, "counts": counts, "fingerprint": fingerprint}
     _write_json(root / "world.json", world, indent=2)
 
 
-def _progress(images: Iterator[tuple[WorldImage, SceneRegions]], total: int) -> Iterator[tuple[WorldImage, SceneRegions]]:
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[Run]:
+    """`map` of so many processes."""
+    _keep_memory()
+    if workers == 1:
+        yield map
+    else:
+        # Fork: the workers only run numpy and Pillow, and need not import anything again.
+        fork = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(workers, fork, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+            yield partial(pool.map, chunksize=25)
+
+
+def _end_with(parent: int) -> None:
+    """Has Linux kill this process with its parent; a worker of a parent that was killed waits for work forever."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _keep_memory() -> None:
+    """Have glibc, and workers forked from here, keep memory that they will want again at once.
+
+    It gives freed memory back beyond 128 KiB, about an array of `render`; the kernel then takes as long to clear it again as the
+    arithmetic takes. It learns from a larger block that was freed.
+    """
+    np.empty(8 * 1024**2, np.uint8)
+
+
+def _progress(images: Iterator[_Rendered], total: int) -> Iterator[_Rendered]:
     console = Console(stderr=True)
     shown = console.is_terminal
     yield from track(images, "rendering the embedded world", total, console=console, transient=True, disable=not shown)
@@ -356,11 +399,9 @@ def _write_flickr(folder: Path, images: list[WorldImage]) -> None:
     karpathy = _karpathy(images, "flickr30k")
     _write_json(folder / "dataset_flickr30k.json", karpathy)
     _write_texts(folder, karpathy, images)
-    entities = folder / "flickr30k_entities"
-    write_entities_files(entities, images)
     for split in ("train", "val", "test"):
-        ids = [image.image_id for image in images if image.split == split]
-        (entities / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids) or "\n", encoding="utf-8")
+        lines = "".join(f"{image.image_id}\n" for image in images if image.split == split)
+        (folder / "flickr30k_entities" / f"{split}.txt").write_text(lines or "\n", encoding="utf-8")
 
 
 def _write_texts(folder: Path, karpathy: dict[str, Any], images: list[WorldImage]) -> None:
@@ -376,6 +417,20 @@ def _write_texts(folder: Path, karpathy: dict[str, Any], images: list[WorldImage
 def _fingerprint(root: Path) -> str:
     """SHA-256 over the names and contents of all files written so far."""
     digest = hashlib.sha256()
-    for path in sorted(file for file in root.rglob("*") if file.is_file()):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    contents: dict[int, bytes] = {}  # by inode: an image's links are read once
+    for path in _files(str(root)):
+        inode = os.stat(path).st_ino
+        if inode not in contents:
+            with open(path, "rb", buffering=0) as file:
+                contents[inode] = hashlib.sha256(file.read()).digest()
+        digest.update(os.path.relpath(path, root).encode() + b"\0" + contents[inode])
     return digest.hexdigest()
+
+
+def _files(folder: str) -> Iterator[str]:
+    """All files, in the order of their paths' parts."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _files(entry.path)
+        else:
+            yield entry.path

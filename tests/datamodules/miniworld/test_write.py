@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import colorsys
+import hashlib
 import json
 import re
+import signal
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -19,8 +23,8 @@ from datamodules.errors import InputError
 from datamodules.miniworld import write
 from datamodules.miniworld.captions import describe, region_descriptions
 from datamodules.miniworld.images import read_scenes
-from datamodules.miniworld.render import render
-from datamodules.miniworld.scenes import NOVEL_KINDS, SEEN_KINDS, Scene, SceneObject, Style, sample_scene
+from datamodules.miniworld.render import _fraction, render
+from datamodules.miniworld.scenes import NOVEL_KINDS, SEEN_KINDS, Scene, SceneObject, Style, _draw, sample_scene
 from datamodules.miniworld.write import Splits, write_tokenizer, write_world
 from datamodules.records import Box, Phrase
 
@@ -119,6 +123,18 @@ def test_image_size_changes_pixels_only() -> None:
     ]
     assert large.objects[0].box.left == pytest.approx(2 * small.objects[0].box.left, abs=2e-3)
     assert render(large).size == (128, 128)
+
+
+def test_faster_ways_give_numpys_own_numbers() -> None:
+    """A world's bytes hang on every draw and on every bit."""
+    values = np.random.default_rng(0).uniform(-40, 40, 5000)
+    for numbers in (values, values.astype(np.float32), np.arange(-5, 5, 0.5)):
+        np.testing.assert_array_equal(_fraction(numbers), np.mod(numbers, 1.0))
+    shares = (0.58, 0.16, 0.14, 0.12)
+    ours, theirs = np.random.default_rng(1), np.random.default_rng(1)
+    assert [_draw(ours, shares) for _ in range(500)] == [theirs.choice(4, p=shares) for _ in range(500)]
+    assert all(theirs.integers(1) == 0 for _ in range(3))
+    assert ours.random() == theirs.random(), "to choose among one draws nothing"
 
 
 def test_boxes_are_inside_the_image_and_not_empty() -> None:
@@ -374,6 +390,37 @@ def test_same_bytes_for_any_number_of_workers(world: Path, tmp_path: Path) -> No
     assert contents(other)["tokenizer/tokenizer.json"] == contents(world)["tokenizer/tokenizer.json"]
 
 
+def test_the_fingerprint_is_over_names_and_contents_in_the_order_of_paths(tmp_path: Path) -> None:
+    for name, content in {"a/b.jpg": b"1", "a-b/c": b"2", "a.jpg": b"3", "a/c/d": b""}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "linked").hardlink_to(tmp_path / "a.jpg")
+    digest = hashlib.sha256()
+    for path in sorted(file for file in tmp_path.rglob("*") if file.is_file()):
+        digest.update(path.relative_to(tmp_path).as_posix().encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    assert write._fingerprint(tmp_path) == digest.hexdigest()
+
+
+# Says who its workers are, then is killed while they wait.
+KILLED = """
+import os, signal, time
+from datamodules.miniworld.write import _pool
+def who(_):
+    time.sleep(0.1)
+    return os.getpid()
+with _pool(2) as run:
+    print(*run(who, range(26)), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="worlds have workers on Linux only")
+def test_workers_end_with_a_process_that_is_killed() -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, timeout=60)  # until nobody can write there
+    assert ended.returncode == -signal.SIGKILL
+    assert len(ended.stdout.split()) == 26
+
+
 def test_karpathy_and_coco_files(world: Path) -> None:
     coco = json.loads((world / "coco/annotations/dataset_coco.json").read_text())
     assert Counter(entry["split"] for entry in coco["images"]) == {"train": 11, "restval": 2, "val": 2, "test": 3}
@@ -413,6 +460,7 @@ def test_scene_file_is_complete(world: Path) -> None:
     for image in images:
         assert image.scene == sample_scene(4, "target", image.scene.index, image_size=64)
         assert image.captions == describe(image.scene)
+        assert image.regions == region_descriptions(image.scene)
         assert image.scene.domain == "in"
         assert not {thing.kind for thing in image.scene.objects} & set(NOVEL_KINDS)
     assert json.loads((world / "world.json").read_text())["counts"]["flickr30k"] == {"train": 8, "val": 1, "test": 3}
