@@ -56,7 +56,7 @@ def pack(name: str, part: str, run: str, launch: Launch, folder: Path) -> Packed
     if results.status != "finished":
         raise InputError(f"{launch.folder} is {results.status}, not finished: run it first.")
     model: Any = lightning_modules.load(launch.folder)
-    if model.adapter is not None:
+    if model.adapter is not None and part == "network":  # a tower beside which an adapter learnt is whole without it
         raise InputError(f"{launch.folder} has an adapter; a miniature is a whole network, tower or language model without one.")
     kept: nn.Module = model.get_submodule(part)
     state = halved(stored(kept))
