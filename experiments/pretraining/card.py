@@ -82,7 +82,7 @@ def _best(results: Results) -> tuple[str, float]:
 def _command(launch: Launch) -> str:
     """Without the run's folder."""
     words = [word for word in launch.arguments if not word.startswith("--run_dir=")]
-    return shlex.join(["crosslight", str(launch.command), *words])
+    return shlex.join(["crosslight", str(launch.command), *words]).replace(f"{launch.folder.parent}/", "")
 
 
 def _world(folder: Path) -> str:

@@ -84,7 +84,7 @@ def pretrain(names: Sequence[str], runs: Path, out: Path, jobs: int, trial: Tria
     shipped = read_shipped(names)
     planned = plan_runs([each.run for each in shipped.values()], "miniature", [SEED])
     if trial is not None:
-        planned = [_shortened(run, trial) for run in planned]
+        planned = _shortened(planned, trial)
     launches = [_in_its_world(run, launch, runs, trial) for run, launch in zip(planned, launches_of(planned, runs), strict=True)]
     if status := Runner(launches, runs, jobs=jobs).run():
         return status, []
@@ -92,16 +92,24 @@ def pretrain(names: Sequence[str], runs: Path, out: Path, jobs: int, trial: Tria
     return 0, [pack(name, each.part, each.run, by_run[each.run], out) for name, each in shipped.items()]
 
 
-def _shortened(run: PlannedRun, trial: Trial) -> PlannedRun:
-    """It is another run, in a folder of its own."""
+def _shortened(planned: Sequence[PlannedRun], trial: Trial) -> list[PlannedRun]:
+    """They are other runs, in folders of their own, that start from each other."""
+    keys = {run.key: hashlib.sha256(f"{run.key} {trial}".encode()).hexdigest()[: len(run.key)] for run in planned}
     options = {
-        **run.recipe.options,
         "trainer.max_epochs": -1, "trainer.max_steps": trial.steps,
         "trainer.check_val_every_n_epoch": None, "trainer.val_check_interval": trial.steps,
         "data.init_args.batch_size": _TRIAL_BATCH,
     }  # fmt: skip
-    key = hashlib.sha256(f"{run.key} {trial}".encode()).hexdigest()[: len(run.key)]
-    return replace(run, key=key, recipe=replace(run.recipe, options=options))
+    return [
+        replace(
+            run,
+            key=keys[run.key],
+            after=tuple(keys[key] for key in run.after),
+            starts={name: keys[key] for name, key in run.starts.items()},
+            recipe=replace(run.recipe, options={**run.recipe.options, **options}),
+        )
+        for run in planned
+    ]
 
 
 def _in_its_world(run: PlannedRun, launch: Launch, runs: Path, trial: Trial | None) -> Launch:

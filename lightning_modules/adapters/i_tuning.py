@@ -289,7 +289,8 @@ class ITuning(Adapter):
             18 of GPT-2 large's 36).
         layers: Exactly these layers (0-based), in place of `drop_first`.
         bottleneck: r; null = half the language model's width.
-        num_heads: Null = as the reading.
+        num_heads: Parts of the bottleneck that attend on their own. The paper prints no number. "language_model" = as many as the
+            language model's attention has; null = as the reading.
         scale: What Q K^T is multiplied with: a number, or "sqrt" = 1 / sqrt(r / num_heads); null = as the reading.
         lambda_: lambda of Eq. 5, which the paper only says to be 1 or more; 4 is the scale of He et al. (2022), whose parallel
             adapter this follows.
@@ -308,7 +309,7 @@ class ITuning(Adapter):
         drop_first: int | Literal["half"] = 0,
         layers: list[int] | None = None,
         bottleneck: int | None = None,
-        num_heads: int | None = None,
+        num_heads: int | Literal["language_model"] | None = None,
         scale: float | Literal["sqrt"] | None = None,
         lambda_: float = 4.0,
         init: Initialization = "normal",
@@ -336,7 +337,7 @@ class ITuning(Adapter):
         least = {
             "drop_first": (0 if drop_first == "half" else drop_first, 0),
             "bottleneck": (bottleneck, 1),
-            "num_heads": (num_heads, 1),
+            "num_heads": (1 if num_heads == "language_model" else num_heads, 1),
         }
         if wrong := [f"{name} {value}" for name, (value, low) in least.items() if value is not None and value < low]:
             raise InputError(f"I-Tuning: {', '.join(wrong)} is too small: bottleneck and num_heads start at 1, drop_first at 0")
@@ -368,15 +369,16 @@ class ITuning(Adapter):
             "identity_at_start": self.identity_at_start,
         }
 
-    def module(self, width: int, visual_width: int) -> ITuningModule:
-        """A module for a layer of this width.
+    def module(self, width: int, visual_width: int, language_heads: int) -> ITuningModule:
+        """A module for a layer of this width, whose own attention has so many heads.
 
         Raises:
             InputError: The heads do not divide the bottleneck.
         """
         bottleneck = self.bottleneck or width // 2
         multihead = self.reading == "multihead"
-        num_heads = self.num_heads or (max(1, bottleneck // HEAD_WIDTH) if multihead else 1)
+        own = language_heads if self.num_heads == "language_model" else self.num_heads
+        num_heads = own or (max(1, bottleneck // HEAD_WIDTH) if multihead else 1)
         if bottleneck < 1 or bottleneck % num_heads:
             raise InputError(
                 f"I-Tuning: {num_heads} heads do not divide the bottleneck of {bottleneck} (language model of width {width}); "
@@ -423,7 +425,7 @@ class ITuning(Adapter):
         modules = ITuningModules()
         for layer in sorted(chosen):
             with torch.device(next(blocks[layer].parameters()).device):
-                modules[str(layer)] = self.module(int(config.hidden_size), visual_width)
+                modules[str(layer)] = self.module(int(config.hidden_size), visual_width, int(config.num_attention_heads))
         for layer, module in modules.modules_by_layer().items():
             module.attach(blocks[layer].get_submodule(reads), blocks[layer].get_submodule(site.last))
         modules.train(network.training)

@@ -253,12 +253,12 @@ def test_zero_up_starts_as_the_language_model() -> None:
 
 
 def test_readings_and_x() -> None:
-    printed = ITuning().module(768, 768)
+    printed = ITuning().module(768, 768, 12)
     assert (printed.num_heads, printed.scale, printed.q.out_features, printed.lambda_) == (1, 1.0, 384, 4.0)
-    multihead = ITuning("multihead").module(1280, 768)
+    multihead = ITuning("multihead").module(1280, 768, 12)
     assert (multihead.num_heads, multihead.scale, multihead.q.out_features) == (10, 0.125, 640)
-    assert ITuning("multihead", num_heads=4, scale=2.0).module(768, 768).scale == 2.0
-    assert ITuning(scale="sqrt", num_heads=6).module(768, 768).scale == pytest.approx(1 / 8)
+    assert ITuning("multihead", num_heads=4, scale=2.0).module(768, 768, 12).scale == 2.0
+    assert ITuning(scale="sqrt", num_heads=6).module(768, 768, 12).scale == pytest.approx(1 / 8)
     assert float(printed.q.weight.detach().std()) == pytest.approx(0.02, rel=0.02)
     # X as the residual stream is the FFN's input before its norm
     results = {}
@@ -273,7 +273,7 @@ def test_readings_and_x() -> None:
             results[x] = network.logits(network.encode_images(images(1)), texts([0]), torch.tensor([0]))
         assert torch.equal(read[0], inputs[x])
     assert not torch.allclose(results["ffn_input"], results["residual"])
-    normed = ITuning(visual_norm=True).module(768, 768)
+    normed = ITuning(visual_norm=True).module(768, 768, 12)
     assert sum(p.numel() for p in normed.parameters()) - sum(p.numel() for p in printed.parameters()) == 2 * 768
     features = torch.randn(1, 3, 768)
     torch.testing.assert_close(
