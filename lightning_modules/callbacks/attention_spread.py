@@ -1,7 +1,7 @@
 """How spread I-Tuning's attention is while it learns: whether words look at things, or all of them at one patch.
 
-Every `every_n_steps` steps the training batch goes through the captioner once more, without gradients and with maps, and three
-numbers are logged, of each layer with a module and (without a layer) of their mean:
+At each step that is logged (`trainer.log_every_n_steps`), before the step, the training batch goes through the captioner once
+more, without gradients and with maps. Three numbers are logged, of each layer with a module and (without a layer) of their mean:
 
     attention/tokens    exp of the mean entropy of the maps: so many visual tokens share an even map of that entropy
     attention/peak      mean over maps of their largest weight
@@ -24,17 +24,7 @@ from datamodules.records import CaptionBatch
 
 
 class AttentionSpread(Callback):
-    """See the top of the file.
-
-    Args:
-        every_n_steps: Optimizer steps between two measurements; the first is before the first step.
-    """
-
-    def __init__(self, every_n_steps: int = 10) -> None:
-        if every_n_steps < 1:
-            raise InputError(f"AttentionSpread: every_n_steps is {every_n_steps}; give at least 1.")
-        self.every_n_steps = every_n_steps
-        self._measured = -1  # step, so that the micro-batches of one step are measured once
+    """See the top of the file."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Raises InputError: nothing here attends to images."""
@@ -44,10 +34,8 @@ class AttentionSpread(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: CaptionBatch, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if step % self.every_n_steps or step == self._measured:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps:
             return
-        self._measured = step
         network: Any = pl_module.network
         with torch.no_grad():
             maps = network.attention(network.encode_images(batch.images), batch.texts.tokens_BT, batch.image_row_B)
