@@ -58,7 +58,7 @@ def measure(settings: dict[str, str], folder: Path, world: Path, seed: int, imag
         "run", find_configs([*words, *(f"--{name}={value}" for name, value in options.items())]), announce=False
     ):
         raise SystemExit(f"{folder} did not finish")
-    (evaluation,) = read_results(folder).evaluations.values()
+    (evaluation,) = read_results(folder).evaluations
     shares, _ = word_shares(lightning_modules.load(folder).network.eval(), world / "flickr30k", images)
     return {
         "cider": evaluation.metrics["cider"],
