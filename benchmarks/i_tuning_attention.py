@@ -12,6 +12,7 @@ chance). Finished runs are kept in --runs and not repeated.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,9 @@ def measure(settings: dict[str, str], folder: Path, world: Path, seed: int, imag
     from experiments.analysis.grounding import word_shares
     from experiments.runs.metrics_csv import read_rows
     from experiments.runs.results import read_results
-    from experiments.training.command import train_or_evaluate
-    from experiments.training.configs import find_configs
 
-    (planned,) = plan_runs([RUN], "miniature", [seed])
-    options = {**planned.options({}), **settings, "trainer.callbacks+": SPREAD, "run_dir": str(folder)}
-    words = [word for file in planned.recipe.configs for word in ("-c", file)]
-    if train_or_evaluate(
-        "run", find_configs([*words, *(f"--{name}={value}" for name, value in options.items())]), announce=False
-    ):
-        raise SystemExit(f"{folder} did not finish")
+    if not ((folder / "results.json").exists() and read_results(folder).status == "finished"):
+        _train(settings, folder, seed)
     (evaluation,) = read_results(folder).evaluations
     shares, _ = word_shares(lightning_modules.load(folder).network.eval(), world / "flickr30k", images)
     return {
@@ -74,6 +68,19 @@ def measure(settings: dict[str, str], folder: Path, world: Path, seed: int, imag
     }
 
 
+def _train(settings: dict[str, str], folder: Path, seed: int) -> None:
+    from experiments.training.command import train_or_evaluate
+    from experiments.training.configs import find_configs
+
+    (planned,) = plan_runs([RUN], "miniature", [seed])
+    options = {**planned.options({}), **settings, "trainer.callbacks+": SPREAD, "run_dir": str(folder)}
+    words = [word for file in planned.recipe.configs for word in ("-c", file)]
+    if train_or_evaluate(
+        "run", find_configs([*words, *(f"--{name}={value}" for name, value in options.items())]), announce=False
+    ):
+        raise SystemExit(f"{folder} did not finish")
+
+
 def main() -> None:
     options_of = harness.command_line(__doc__, "write the numbers and curves of all settings as JSON")
     options_of.add_argument("--runs", type=Path, default=Path("runs/attention"), metavar="DIR")
@@ -88,7 +95,7 @@ def main() -> None:
     for name, settings in SETTINGS.items():
         harness.tell(name)
         found[name] = each = measure(
-            settings, options.runs / f"{len(found)}-s{options.seed}", world, options.seed, options.images
+            settings, options.runs / f"{re.sub(r'[^a-z0-9.]+', '-', name)}-s{options.seed}", world, options.seed, options.images
         )
         by_step = {entry["step"] + 1: entry for entry in each["curve"]}
         last = each["curve"][-1]
