@@ -7,11 +7,22 @@ trains the tower beneath a captioner, whose language model stays frozen. The mod
 
 from __future__ import annotations
 
+from torch import nn
+
 from lightning_modules.adapters.i_tuning import ITuning
+from lightning_modules.networks.captioner import Captioner
 
 
 class DescribedTower(ITuning):
-    """I-Tuning whose parameters include the vision tower: both train, the language model does not."""
+    """I-Tuning whose parameters include the vision tower's that its tokens depend on: both train, the language model does not."""
+
+    _unused: frozenset[str] = frozenset()
+
+    def inject(self, network: nn.Module) -> None:
+        super().inject(network)
+        assert isinstance(network, Captioner)
+        self._unused = network.unused_parameters()
 
     def owns(self, parameter_name: str) -> bool:
-        return super().owns(parameter_name) or parameter_name.split(".")[0] == "vision"
+        tower = parameter_name.split(".")[0] == "vision" and parameter_name not in self._unused
+        return tower or super().owns(parameter_name)
