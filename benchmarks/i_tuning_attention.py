@@ -6,7 +6,7 @@ Each setting is the run i_tuning/coco-large of the miniature with other heads, a
 rate, all else equal, one seed. `callbacks/attention_spread.py` logs over training how many visual tokens share an even map of the
 same entropy (37 at most), the largest weight of a map, and the part of maps that peak on the same token. At the end: CIDEr of the
 test images, and how much of their attention words have in the boxes of what they name, over the boxes' part of the image (1 is
-chance). Finished runs are kept in --runs and not repeated.
+chance). Finished runs are kept in --runs and not repeated; --tower takes another vision tower than miniature:vision.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from experiments.papers.worlds import world_folder, write_miniature_world
 
 RUN = "i_tuning/coco-large"
 SPREAD = "lightning_modules.callbacks.attention_spread.AttentionSpread"
+TOWER = "model.init_args.network.init_args.vision.init_args.weights"
 ADAPTER, RATE = "model.init_args.adapter.init_args.", "model.init_args.optimization.lr"
 ONE, OWN = {ADAPTER + "num_heads": "1"}, {ADAPTER + "num_heads": "language_model"}
 SETTINGS: dict[str, dict[str, str]] = {
@@ -43,7 +45,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 SHOWN = (10, 50, 100, 200, 400)  # steps
 
 
-def measure(settings: dict[str, str], folder: Path, world: Path, seed: int, images: int) -> dict[str, Any]:
+def measure(settings: Mapping[str, str], folder: Path, world: Path, seed: int, images: int) -> dict[str, Any]:
     """Train (unless it is done), and look."""
     import lightning_modules
     from experiments.analysis.grounding import word_shares
@@ -68,7 +70,7 @@ def measure(settings: dict[str, str], folder: Path, world: Path, seed: int, imag
     }
 
 
-def _train(settings: dict[str, str], folder: Path, seed: int) -> None:
+def _train(settings: Mapping[str, str], folder: Path, seed: int) -> None:
     from experiments.training.command import train_or_evaluate
     from experiments.training.configs import find_configs
 
@@ -85,17 +87,25 @@ def main() -> None:
     options_of = harness.command_line(__doc__, "write the numbers and curves of all settings as JSON")
     options_of.add_argument("--runs", type=Path, default=Path("runs/attention"), metavar="DIR")
     options_of.add_argument("--seed", type=int, default=0)
+    options_of.add_argument("--tower", help="a weights file of a vision tower, FILE#PREFIX (give another --runs too)")
     options_of.add_argument("--images", type=int, default=100, help="whose words are looked at")
     options = options_of.parse_args()
     world = write_miniature_world(world_folder(options.runs, "source"), "source")
     os.environ["CROSSLIGHT_WORLD"] = str(world)
-    origin = harness.heading("i_tuning_attention", "cpu", {"run": RUN, "seed": options.seed}, environment=())
+    origin = harness.heading(
+        "i_tuning_attention", "cpu", {"run": RUN, "seed": options.seed, "tower": options.tower}, environment=()
+    )
+    tower = {} if options.tower is None else {TOWER: options.tower}
     found: dict[str, Any] = {}
     rows = []
     for name, settings in SETTINGS.items():
         harness.tell(name)
         found[name] = each = measure(
-            settings, options.runs / f"{re.sub(r'[^a-z0-9.]+', '-', name)}-s{options.seed}", world, options.seed, options.images
+            settings | tower,
+            options.runs / f"{re.sub(r'[^a-z0-9.]+', '-', name)}-s{options.seed}",
+            world,
+            options.seed,
+            options.images,
         )
         by_step = {entry["step"] + 1: entry for entry in each["curve"]}
         last = each["curve"][-1]
