@@ -132,7 +132,6 @@ def test_a_wheel_takes_in_weights_cards_and_sums() -> None:
         assert any(PurePosixPath(inside / file).match(pattern) for pattern in patterns), file
 
 
-@pytest.mark.skipif(not PACKAGE.is_dir(), reason="no weights are committed yet")
 def test_what_is_committed_is_whole_small_and_has_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(miniatures, "FOLDER", PACKAGE)
     names = _named()
