@@ -54,7 +54,7 @@ def make_maps(folder: Path) -> Path:
     raise InputError(f"{folder} is a run of {type(model.network).__name__}, which has no attention maps to show.")
 
 
-def make_shares(folder: Path, images: int = 200) -> Path:
+def make_shares(folder: Path, images: int = 128) -> Path:
     """Measures the shares of a captioner's run, unless they are there, and keeps the maps of a few images: the shares' file. The
     data set is Flickr30k with its Entities, in the folder `flickr30k` beside that of the run's own data.
 
