@@ -2,7 +2,7 @@
 
     RUN/attention_maps/relations.npz   UNITER with or without IAIS: a pair's intra-modal self-attention (Figure 7 of IAIS)
     RUN/attention_maps/words.npz       I-Tuning: what each word of a caption attends to (Figure 3 of I-Tuning)
-    RUN/attention_maps/shares.npz      I-Tuning: the share of that in the boxes of what words name, over 200 images
+    RUN/attention_maps/shares.npz      I-Tuning: the share of that in the boxes of what words name, over 128 images
     RUN/attention_maps/boxed-0.npz ... the maps and boxes of three of these images
 
 The maps show the first example of the run's own test split: of a pair, the one whose image comes first in the first batch. None
