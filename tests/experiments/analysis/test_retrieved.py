@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from fake_runs import write_beside
+from kept_figures import keep_figures
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from PIL import Image
 
 from datamodules.errors import InputError
@@ -52,10 +52,7 @@ def records(tmp_path: Path) -> list[ImageRecord]:
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every picture that was written."""
-    kept: list[Any] = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **more: (kept.append(figure), save(figure, *args, **more)))
-    return kept
+    return keep_figures(monkeypatch)
 
 
 def assert_nothing_is_cut_or_hidden(figure: Any) -> None:

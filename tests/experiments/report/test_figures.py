@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_runs import fill
+from kept_figures import keep_figures
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 
 from experiments.analysis.stored_maps import BoxedMaps, store_map, stored
 from experiments.papers.schema import Figure as Declared
@@ -25,10 +25,7 @@ from experiments.runs.store import RunFolders
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every drawing that becomes a picture."""
-    kept: list[Any] = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **more: (kept.append(figure), save(figure, *args, **more)))
-    return kept
+    return keep_figures(monkeypatch)
 
 
 def view_of(home: Path, name: str, figure: Declared | None = None) -> View:
