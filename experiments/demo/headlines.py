@@ -16,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,7 @@ def run_demo(papers: Sequence[Paper], out: Path, runs: Path, seeds: Sequence[int
     from experiments.report.scales import other_sides
     from experiments.report.site import Shot, build, judged
     from experiments.runs.store import RunFolders
+    from experiments.sweep.processes import FORKS
     from experiments.sweep.runner import Runner
 
     console, say = _opening()
@@ -69,14 +71,17 @@ def run_demo(papers: Sequence[Paper], out: Path, runs: Path, seeds: Sequence[int
         return status  # told to stop
     folders = RunFolders([runs])
     views = collect(exhibits_of(papers), "miniature", folders)
-    say("attention maps, and where words look")
+    say("attention maps, where words look, and queries with what was found")
     missing_maps: dict[str, list[str]] = {}
-    for view in views:
-        _, missing_maps[view.name] = make_view_maps(view)
-        for why in missing_maps[view.name]:
-            say(f"not possible: {why}")
+    with ProcessPoolExecutor(1, FORKS) as beside:  # the other core; its process has imported everything for the runs
+        queries_of = _finished_run(views, QUERIES_OF)
+        drawing = None if queries_of is None else beside.submit(_draw_queries, queries_of, out / "queries.png")
+        for view in views:
+            _, missing_maps[view.name] = make_view_maps(view)
+            for why in missing_maps[view.name]:
+                say(f"not possible: {why}")
+        picture = None if drawing is None else drawing.result()
     views = collect(exhibits_of(papers), "miniature", folders)  # with the shares of attention that were just measured
-    picture = _draw_queries(views, out, say)
     say("writing the report")
     pages = judged(views, missing_maps)
     shots = [] if picture is None else [Shot(picture, QUERIES_TEXT)]
@@ -234,15 +239,16 @@ def _print_looks(console: Console, view: View) -> None:
     console.print(f"  {told}. {found[0].shown}; the last layer", style="dim", highlight=False)
 
 
-def _draw_queries(views: Sequence[View], out: Path, say: Callable[[str], None]) -> Path | None:
-    """Queries of MWA's test split with what it finds for them; None where its run did not finish."""
+def _finished_run(views: Sequence[View], name: str) -> Path | None:
+    """The folder of the first finished run of this name."""
+    return next((run.folder for view in views for run in view.runs if run.name == name and run.status == "finished"), None)
+
+
+def _draw_queries(run: Path, picture: Path) -> Path:
+    """Queries of MWA's test split with what it finds for them."""
     import lightning_modules
     from experiments.analysis.retrieved import draw_queries
     from experiments.analysis.run_maps import data_of
 
-    found = next((run for view in views for run in view.runs if run.name == QUERIES_OF and run.status == "finished"), None)
-    if found is None or found.folder is None:
-        return None
-    say("drawing queries with what was found")
-    out.mkdir(parents=True, exist_ok=True)
-    return draw_queries(lightning_modules.load(found.folder), data_of(found.folder), "test", out / "queries.png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    return draw_queries(lightning_modules.load(run), data_of(run), "test", picture)
