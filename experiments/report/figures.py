@@ -1,17 +1,12 @@
-"""An exhibit's figure as SVG for a page in either light: colors are the page's own variables, text is text.
-
-matplotlib draws with stand-in colors, which become `var(--ink)`, `var(--line-1)` and so on; ids get the figure's name in front,
-since several figures share a page. Every figure has a text alternative that says what is in it.
-"""
+"""The figures of exhibits: each kind from the same cells as the table."""
 
 from __future__ import annotations
 
-import io
 import re
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,51 +24,29 @@ from experiments.papers.schema import Column
 from experiments.report import exports
 from experiments.report.bootstrap import interval
 from experiments.report.collect import Cell, View
+from experiments.report.drawing import (
+    DASHES,
+    INK,
+    LINES,
+    MARKERS,
+    STYLE,
+    TITLE_PAD,
+    WIDTH,
+    Picture,
+    label_points,
+    legend,
+    plain_ticks,
+)
 from experiments.report.means import resamples
 from experiments.report.verdicts import checkpoints
 from experiments.runs.metrics_csv import logged
 from lightning_modules.objectives.annealing import Annealing
 
-# Stand-ins: no data is drawn in these very colors. The page's style sheet has the two lights' values.
-_INK, _FAINT = "#010203", "#040506"
-_LINES = tuple(f"#0a0b{10 + number:02d}" for number in range(8))
-_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--grid)", **{line: f"var(--line-{n})" for n, line in enumerate(_LINES, 1)}}
-_MARKERS = "osD^vPX*"
-_DASHES = ("-", "--", "-.", ":")
-_WIDTH = 4.8  # inches: on a telephone the letters are then still some 10 px high
-_TITLE_PAD = 0.12  # inches: titles over images are else cut at the picture's edge
 _BARS = (
     "Bars: the 95 % interval of the mean over seeds, with images and several seeds resampled; of what is no mean over images one "
     "standard deviation over seeds; no bar where there is but one seed of it."
 )
 _NAMED = 5  # points that a scatter has names beside; more have numbers, which its key explains
-_STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "crosslight", "font.family": "sans-serif", "font.size": 9.5, "text.parse_math": False,
-    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK, "axes.linewidth": 0.8, "xtick.color": _INK,
-    "ytick.color": _INK, "grid.color": _FAINT, "axes.grid": True, "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 9,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawing and what it shows in words.
-
-    Args:
-        svg: To stand inside of HTML.
-        text: The text alternative.
-        title: Above it, where an exhibit has several.
-        scale: Which scale its numbers have, if any.
-        key: What the numbers in it stand for, from 1; empty where it has names.
-        bars: What its bars or shades are, if it has any.
-    """
-
-    svg: str
-    text: str
-    title: str = ""
-    scale: str = ""
-    key: tuple[str, ...] = ()
-    bars: str = ""
 
 
 def draw(view: View) -> list[Picture]:
@@ -109,19 +82,19 @@ def _lines(view: View) -> list[Picture]:
         xs = [x for x, _ in points]
         means = [float(cell.mean or 0) for _, cell in points]
         bars = [(x, *found) for x, cell in points if (found := band(cell)) is not None]
-        line: dict[str, Any] = {"color": _LINES[number % 8], "linestyle": "" if figure.categories else "-", "markersize": 5}
+        line: dict[str, Any] = {"color": LINES[number % 8], "linestyle": "" if figure.categories else "-", "markersize": 5}
         if paper := [(x, float(cell.published or 0)) for x, cell in _points(view, column.name, "published")]:
-            hollow = {"markerfacecolor": "none", "marker": _MARKERS[number % 8]}
+            hollow = {"markerfacecolor": "none", "marker": MARKERS[number % 8]}
             axes.plot(
                 *zip(*paper, strict=True), label=f"{column.label}, paper", linewidth=1.2,
                 **(line | (hollow if figure.categories else {"linestyle": "--"})),
             )  # fmt: skip
         # series have the same places: each stands a little beside the others, or one's bars would hide another's
         moved = axes.transData + ScaledTranslation((number - (len(series) - 1) / 2) * 3.5 / 72, 0, drawing.dpi_scale_trans)
-        ours = Line2D(xs, means, marker=_MARKERS[number % 8], label=column.label, linewidth=1.6, transform=moved, **line)
+        ours = Line2D(xs, means, marker=MARKERS[number % 8], label=column.label, linewidth=1.6, transform=moved, **line)
         axes.add_artist(ours)
         ends = [((x, low), (x, high)) for x, low, high in bars]
-        axes.add_artist(LineCollection(ends, colors=[_LINES[number % 8]], linewidths=1.4, transform=moved))
+        axes.add_artist(LineCollection(ends, colors=[LINES[number % 8]], linewidths=1.4, transform=moved))
         axes.update_datalim([*zip(xs, means, strict=True), *(end for each in ends for end in each)])
         axes.autoscale_view()
         alone = len(units) > 1 and [_unit(each) for each in series].count(_unit(column)) == 1
@@ -129,8 +102,8 @@ def _lines(view: View) -> list[Picture]:
     if figure.categories:
         panels[-1].set_xticks(range(len(view.variants)), [variant.label for variant in view.variants])
         panels[-1].set_xlim(-0.5, len(view.variants) - 0.5)
-    _plain_ticks(panels[-1], [x for points in series.values() for x, _ in points])
-    _legend(drawing, *panels)
+    plain_ticks(panels[-1], [x for points in series.values() for x, _ in points])
+    legend(drawing, *panels)
     words = [
         f"{column.label}: " + ", ".join(f"{_place(view, x)} → {_number(cell)}" for x, cell in points)
         for column, points in series.items()
@@ -183,17 +156,17 @@ def _curves(view: View) -> list[Picture]:
             lines = [line for run in runs if run.folder is not None and (line := logged(run.folder, name))]
             for part, curve in enumerate(_of_seeds(lines)):
                 xs, ys, spread = (np.array(values) for values in zip(*curve, strict=True))
-                style: dict[str, Any] = {"color": _LINES[number % 8], "linestyle": _DASHES[number // 8 % 4], "linewidth": 1.6}
-                few: dict[str, Any] = {"marker": _MARKERS[number % 8], "markersize": 4} if len(xs) <= 30 else {}
+                style: dict[str, Any] = {"color": LINES[number % 8], "linestyle": DASHES[number // 8 % 4], "linewidth": 1.6}
+                few: dict[str, Any] = {"marker": MARKERS[number % 8], "markersize": 4} if len(xs) <= 30 else {}
                 axes.plot(xs, ys, label=None if part else variant.label, **style, **few)
                 if spread.any():
-                    axes.fill_between(xs, ys - spread, ys + spread, color=_LINES[number % 8], alpha=0.18, linewidth=0)
+                    axes.fill_between(xs, ys - spread, ys + spread, color=LINES[number % 8], alpha=0.18, linewidth=0)
             if lines:
                 first, last = lines[0][0], lines[0][-1]
                 told = f"{variant.label}: from {first[1]:.4g} at step {first[0]:g} to {last[1]:.4g} at step {last[0]:g}"
                 words.append(told + f" (the first of {len(lines)} seeds)" * (len(lines) > 1))
         if words:
-            _legend(drawing, axes)
+            legend(drawing, axes)
             title = name if len(figure.logged) > 1 else ""
             drawn = _picture(view, drawing, f"{name} over steps. " + "; ".join(words) + ".", title, len(pictures))
             shade = "Lines: the mean over seeds, shaded one standard deviation, where there are several seeds."
@@ -234,19 +207,19 @@ def _scatter(view: View) -> list[Picture]:
             continue
         drawing, (axes,) = _axes(view)
         for _, x, y in points:
-            face = "none" if kind == "published" else _LINES[color]
-            axes.plot([float(x or 0)], [float(y or 0)], marker="o", linestyle="", color=_LINES[color], markerfacecolor=face)
+            face = "none" if kind == "published" else LINES[color]
+            axes.plot([float(x or 0)], [float(y or 0)], marker="o", linestyle="", color=LINES[color], markerfacecolor=face)
         bands: list[tuple[float, float, float]] = []
         for _, x_cell, y_cell in pairs if kind == "measured" else []:
             if x_cell.mean is not None and y_cell.mean is not None and (found := band(y_cell)) is not None:
                 bands.append((x_cell.mean, *found))
-                axes.vlines(*bands[-1], color=_LINES[color], linewidth=1.4)
+                axes.vlines(*bands[-1], color=LINES[color], linewidth=1.4)
         axes.margins(x=0.22, y=0.12)
         if figure.log_x:
-            _plain_ticks(axes, None)
+            plain_ticks(axes, None)
         numbered = len(points) > _NAMED
         names = [str(number) for number in range(1, len(points) + 1)] if numbered else [label for label, _, _ in points]
-        _label_points(
+        label_points(
             drawing, axes, [(name, float(x or 0), float(y or 0)) for name, (_, x, y) in zip(names, points, strict=True)], bands
         )
         words = "; ".join(f"{label} at {float(x or 0):.4g}, {float(y or 0):.4g}" for label, x, y in points)
@@ -256,30 +229,6 @@ def _scatter(view: View) -> list[Picture]:
         key = tuple(label for label, _, _ in points) if numbered else ()
         pictures.append(replace(drawn, key=key, bars=_BARS if bands else ""))
     return pictures
-
-
-def _label_points(
-    drawing: Drawing, axes: Axes, points: Sequence[tuple[str, float, float]], bands: Sequence[tuple[float, float, float]]
-) -> None:
-    """Names beside points, each on the first side where it meets no earlier name, no point and no interval (x, low, high)."""
-    drawing.canvas.draw()  # settles the layout
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in (axes.transData.transform(point[1:]) for point in points)]
-    for x, low, high in bands:
-        (at, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
-        taken.append((at - 3, bottom, at + 3, top))
-    dot = drawing.dpi / 72
-    for label, x, y in points:
-        at_x, at_y = axes.transData.transform((x, y))
-        width, height = 4.8 * dot * len(label), 9 * dot
-        sides = [(7, 0, "left"), (-7, 0, "right"), (7, 11, "left"), (7, -11, "left"), (-7, 11, "right"), (-7, -11, "right")]
-        for right, up, side in sides:
-            left = at_x + right * dot - (width if side == "right" else 0)
-            box = (left, at_y + up * dot - height / 2, left + width, at_y + up * dot + height / 2)
-            if not any(box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken):
-                break
-        taken.append(box)
-        where: dict[str, Any] = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8.5, "color": _INK}
-        axes.annotate(label, (x, y), xytext=(right, up), **where)
 
 
 def _checkpoint_scatter(view: View) -> list[Picture]:
@@ -294,12 +243,12 @@ def _checkpoint_scatter(view: View) -> list[Picture]:
         if points:
             total += len(points)
             axes.plot(
-                [each[1] for each in points], [each[2] for each in points], linestyle="", marker=_MARKERS[number % 8],
-                color=_LINES[number % 8], label=variant.label,
+                [each[1] for each in points], [each[2] for each in points], linestyle="", marker=MARKERS[number % 8],
+                color=LINES[number % 8], label=variant.label,
             )  # fmt: skip
     if not total:
         return []
-    _legend(drawing, axes)
+    legend(drawing, axes)
     return [_picture(view, drawing, f"Scatter of {y} against {x}, {total} validations of {len(view.variants)} rows.")]
 
 
@@ -317,8 +266,8 @@ def _schedules(view: View) -> Picture:
     for number, (label, annealing) in enumerate(schedules):
         xs = [step / steps for step in range(steps + 1)]
         ys = [annealing(step, steps) for step in range(steps + 1)]
-        axes.plot(xs, ys, color=_LINES[number], linestyle=_DASHES[number % 4], label=label, linewidth=1.8)
-    _legend(drawing, axes)
+        axes.plot(xs, ys, color=LINES[number], linestyle=DASHES[number % 4], label=label, linewidth=1.8)
+    legend(drawing, axes)
     words = "; ".join(f"{label}: {annealing(25, 50):.2f}" for label, annealing in schedules)
     return _picture(view, drawing, f"Five annealing functions from the first to the last step. Half way: {words}.", scale="")
 
@@ -343,9 +292,9 @@ def _maps(view: View) -> list[Picture]:
 
 def _relation_maps(view: View, label: str, maps: AttentionMaps, number: int) -> Picture:
     """Words among words and regions among regions, each row of attention summing to 1 over its side."""
-    with rc_context({**_STYLE, "axes.grid": False}):
-        drawing = Drawing(figsize=(_WIDTH, 3.3))
-        drawing.set_layout_engine("constrained", h_pad=_TITLE_PAD)
+    with rc_context({**STYLE, "axes.grid": False}):
+        drawing = Drawing(figsize=(WIDTH, 3.3))
+        drawing.set_layout_engine("constrained", h_pad=TITLE_PAD)
         left, right = drawing.subplots(1, 2)
     for axes, values, names, side in (
         (left, maps.words_WW, maps.words, "words"),
@@ -356,7 +305,7 @@ def _relation_maps(view: View, label: str, maps: AttentionMaps, number: int) -> 
         bar = drawing.colorbar(image, ax=axes, orientation="horizontal", shrink=0.8, pad=0.03, aspect=24)
         bar.set_ticks([0.0, float(values.max())], labels=["0", f"{values.max():.2f}"])
         bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8, length=0, labelcolor=_INK)
+        bar.ax.tick_params(labelsize=8, length=0, labelcolor=INK)
         few = len(names) <= 16
         turned: dict[str, Any] = {"rotation": 60, "ha": "right"} if side == "words" else {}
         axes.set_xticks(range(len(names)) if few else [], names if few else [], fontsize=7.5, **turned)
@@ -407,10 +356,10 @@ def _panels(maps: WordMaps | BoxedMaps, heads: Sequence[str], boxes: Mapping[int
     columns = min(4, max(3, len(heads)))
     rows = -(-len(heads) // columns)
     height, width = maps.image_YX3.shape[:2]
-    panel, above = _WIDTH / columns, 0.135 * max(head.count("\n") + 1 for head in heads) + 0.12
+    panel, above = WIDTH / columns, 0.135 * max(head.count("\n") + 1 for head in heads) + 0.12
     tall = 0.94 * panel * min(1.5, height / width)
-    size = (_WIDTH, rows * (tall + above) + 0.34)
-    with rc_context({**_STYLE, "axes.grid": False}):
+    size = (WIDTH, rows * (tall + above) + 0.34)
+    with rc_context({**STYLE, "axes.grid": False}):
         drawing = Drawing(figsize=size)
         left, top, right, bottom = maps.covered
         for place, head in enumerate(heads):
@@ -429,19 +378,19 @@ def _panels(maps: WordMaps | BoxedMaps, heads: Sequence[str], boxes: Mapping[int
                 axes.add_patch(Rectangle(corner, *extent, fill=False, edgecolor="white", linewidth=1.3))
             axes.set_xlim(0, width)
             axes.set_ylim(height, 0)
-        color_scale(drawing.add_axes((0.18, 0.2 / size[1], 0.64, 0.07 / size[1])), color=_INK, fontsize=8)
+        color_scale(drawing.add_axes((0.18, 0.2 / size[1], 0.64, 0.07 / size[1])), color=INK, fontsize=8)
     return drawing
 
 
-# ------------------------------------------------------------------------------------------------------------------ SVG
+# -------------------------------------------------------------------------------------------------------- axes and pictures
 
 
 def _axes(view: View, x_label: str = "", y_label: str = "", panels: int = 1) -> tuple[Drawing, list[Axes]]:
     """A drawing and its panels, one above the other over one x axis."""
     figure = view.exhibit.figure
     assert figure is not None
-    with rc_context(_STYLE):
-        drawing = Drawing(figsize=(_WIDTH, 3.5 if panels == 1 else 2.2 * panels), layout="constrained")
+    with rc_context(STYLE):
+        drawing = Drawing(figsize=(WIDTH, 3.5 if panels == 1 else 2.2 * panels), layout="constrained")
         found = list(drawing.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
         found[-1].set_xlabel(x_label or figure.x_label or ("step" if figure.kind == "curves" else ""))
         for axes in found:
@@ -449,28 +398,6 @@ def _axes(view: View, x_label: str = "", y_label: str = "", panels: int = 1) -> 
             if figure.log_x:
                 axes.set_xscale("symlog" if any(variant.declared.x == 0 for variant in view.variants) else "log")
     return drawing, found
-
-
-def _plain_ticks(axes: Axes, values: Sequence[float] | None) -> None:
-    """Plain numbers on a logarithmic x axis, where matplotlib would write powers as formulas: these values, or round ones."""
-    if axes.get_xscale() == "linear":
-        return
-    ticks = sorted(set(values)) if values is not None else [base * 10.0**power for power in range(-9, 10) for base in (1, 2, 5)]
-    low, high = axes.get_xlim()
-    shown = [tick for tick in ticks if low <= tick <= high]
-    axes.set_xticks(shown, [f"{tick:.3g}" for tick in shown])
-    axes.set_xticks([], minor=True)
-
-
-def _legend(drawing: Drawing, *panels: Axes) -> None:
-    found = [axes.get_legend_handles_labels() for axes in panels]
-    handles, labels = [each for one, _ in found for each in one], [each for _, one in found for each in one]
-    if len(handles) == len(panels) > 1:
-        return  # the axes say it
-    if handles:
-        longest = max(map(len, labels))
-        with rc_context(_STYLE):
-            drawing.legend(handles, labels, loc="outside upper left", ncols=max(1, min(4, len(handles), 72 // (longest + 8))))
 
 
 def _number(cell: Cell) -> str:
@@ -482,31 +409,5 @@ def _number(cell: Cell) -> str:
 
 
 def _picture(view: View, drawing: Drawing, text: str, title: str = "", number: int = 0, scale: str | None = None) -> Picture:
-    stream = io.StringIO()
-    with rc_context(_STYLE):
-        drawing.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     shown = f"{view.scale.capitalize()} scale" if scale is None else scale
-    return Picture(inline(stream.getvalue(), f"{view.slug}-{number}", text), text, title, shown)
-
-
-def inline(svg: str, name: str, text: str) -> str:
-    """matplotlib's SVG for a page: no header, own ids, the page's colors and font, and a text alternative.
-
-    matplotlib writes the addresses of XML's name spaces, which HTML does not need and a strict reader takes for references.
-    """
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(r"\bxlink:href=", "href=", svg)
-    svg = re.sub(r'(<[^>]*?\s)id="([^"]+)"', rf'\1id="{name}-\2"', svg)
-    svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    for color, variable in _VARIABLES.items():
-        svg = svg.replace(color, variable)
-    svg = re.sub(r"(font-family: |font: [^;\"']*?px )[^;\"]*", r"\1system-ui, sans-serif", svg)
-    svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
-    return f'<svg role="img" aria-label="{_escaped(text)}"' + svg.removeprefix("<svg")
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
+    return Picture(drawing, text, f"{view.slug}-{number}", title, shown)

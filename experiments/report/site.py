@@ -26,7 +26,7 @@ from experiments.runs.results import Results
 from experiments.runs.store import Run
 
 if TYPE_CHECKING:
-    from experiments.report.figures import Picture
+    from experiments.report.drawing import Picture
 from experiments.runs.duration import readable_time
 
 TITLES = {"mwa": "MultiWay-Adapter", "iais": "IAIS", "i_tuning": "I-Tuning"}

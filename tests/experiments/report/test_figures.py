@@ -5,27 +5,21 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from fake_runs import fill
-from kept_figures import keep_figures
 from matplotlib.collections import LineCollection
 
+from datamodules.errors import InputError
 from experiments.analysis.stored_maps import BoxedMaps, store_map, stored
 from experiments.papers.schema import Figure as Declared
 from experiments.report import figures
 from experiments.report.bootstrap import interval
 from experiments.report.collect import View, collect
+from experiments.report.drawing import LINES
 from experiments.report.means import resamples
 from experiments.runs.store import RunFolders
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every drawing that becomes a picture."""
-    return keep_figures(monkeypatch)
 
 
 def view_of(home: Path, name: str, figure: Declared | None = None) -> View:
@@ -34,13 +28,13 @@ def view_of(home: Path, name: str, figure: Declared | None = None) -> View:
 
 
 @pytest.mark.parametrize("categories", [False, True])
-def test_every_point_of_lines_has_the_bar_of_its_interval(home: Path, drawn: list[Any], categories: bool) -> None:
+def test_every_point_of_lines_has_the_bar_of_its_interval(home: Path, categories: bool) -> None:
     view = view_of(home, "mwa/figure2")
     assert view.exhibit.figure is not None
     view = replace(view, exhibit=replace(view.exhibit, figure=replace(view.exhibit.figure, categories=categories)))
     (picture,) = figures.draw(view)
     assert "95 % interval" in picture.bars
-    (drawing,) = drawn
+    drawing = picture.drawing
     bars = [each for each in drawing.axes[0].collections if isinstance(each, LineCollection)]
     assert len(bars) == len(view.exhibit.columns)
     for column, collection in zip(view.exhibit.columns, bars, strict=True):
@@ -62,8 +56,9 @@ def test_a_mean_over_no_images_has_one_standard_deviation_and_one_seed_none(home
     assert figures.band(replace(cell, measured=cell.measured[:1])) is None
 
 
-def test_curves_are_means_over_seeds_with_their_spread(home: Path, drawn: list[Any]) -> None:
+def test_curves_are_means_over_seeds_with_their_spread(home: Path) -> None:
     pictures = figures.draw(view_of(home, "iais/figure5"))
+    drawn = [picture.drawing for picture in pictures]
     assert all("shaded one standard deviation" in picture.bars for picture in pictures)
     assert all(len(drawing.axes[0].collections) == len(drawing.axes[0].lines) > 0 for drawing in drawn), "a shade a line"
     assert figures._of_seeds([[(0.0, 1.0), (1.0, 2.0)], [(0.0, 3.0), (1.0, 2.0), (2.0, 9.0)]]) == [
@@ -73,7 +68,7 @@ def test_curves_are_means_over_seeds_with_their_spread(home: Path, drawn: list[A
     assert figures._of_seeds([]) == []
 
 
-def test_named_things_are_outlined_and_the_share_in_their_boxes_is_printed(home: Path, tmp_path: Path, drawn: list[Any]) -> None:
+def test_named_things_are_outlined_and_the_share_in_their_boxes_is_printed(home: Path, tmp_path: Path) -> None:
     fill(tmp_path, ["iais/figure7"], "miniature", [0])
     (folder,) = tmp_path.glob("iais-singular-s0-*")
     maps = BoxedMaps(
@@ -94,7 +89,7 @@ def test_named_things_are_outlined_and_the_share_in_their_boxes_is_printed(home:
     (view,) = collect(["iais/figure7"], "miniature", RunFolders([tmp_path]))
     (picture,) = figures.draw(view)
     assert "“a <large> purple house” 62 % in its box, 17 % of the image; “two balls” 10 % in its boxes, 8 %" in picture.text
-    image, first, second, scale = drawn[0].axes
+    image, first, second, scale = picture.drawing.axes
     assert [len(axes.patches) for axes in (image, first, second)] == [0, 2, 4], "black under white"
     assert (first.patches[0].get_xy(), first.patches[0].get_width()) == ((1.0, 1.0), 2.0)
     assert "62 % in its box\n(17 % of the image)" in first.get_title()
@@ -103,3 +98,20 @@ def test_named_things_are_outlined_and_the_share_in_their_boxes_is_printed(home:
     store_map(folder, "boxed-0.npz", replace(maps, word_B=np.array([0, 1, 2])))
     (view,) = collect(["iais/figure7"], "miniature", RunFolders([tmp_path]))
     assert [run.status for run in view.runs if run.folder == folder] == ["unreadable"], "a box of no word"
+
+
+@pytest.mark.parametrize(("ending", "begin"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")])
+def test_a_picture_is_written_as_its_ending_says_twice_the_same(home: Path, tmp_path: Path, ending: str, begin: bytes) -> None:
+    view = view_of(home, "mwa/figure2")
+    first, second = (figures.draw(view)[0].save(tmp_path / name / f"figure.{ending}").read_bytes() for name in ("one", "two"))
+    assert first.startswith(begin)
+    assert first == second, "no date in it"
+    if ending == "svg":
+        assert LINES[0].encode() in first
+        assert b"var(" not in first, "a file has no style sheet"
+
+
+def test_another_ending_is_refused(home: Path, tmp_path: Path) -> None:
+    (picture,) = figures.draw(view_of(home, "mwa/figure2"))
+    with pytest.raises(InputError, match=r"figure\.gif: a picture is a \.svg, \.pdf, \.png file"):
+        picture.save(tmp_path / "figure.gif")

@@ -25,7 +25,8 @@ from experiments.papers.catalogue import exhibit_names, read_exhibit
 from experiments.papers.schema import Column
 from experiments.report import exports
 from experiments.report.collect import collect
-from experiments.report.figures import draw, inline
+from experiments.report.drawing import FAINT, INK, LINES, inline
+from experiments.report.figures import draw
 from experiments.report.site import differences
 from experiments.runs.store import RunFolders
 
@@ -142,7 +143,7 @@ def test_figures_take_the_pages_colors_and_say_what_they_show(site: Path) -> Non
         (svg, *_) = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
         assert "var(--ink)" in svg
         assert "var(--line-1)" in svg
-        assert not re.search(r"#0[14]0[25]0[36]|#0a0b", svg)
+        assert not re.search("|".join((INK, FAINT, *LINES)), svg)
         assert 'role="img" aria-label="' in svg
     assert "exp, γ = 5: 0.08" in (site / "iais-figure6.html").read_text()
     assert "Full scale, the paper&#39;s numbers" in (site / "i-tuning-figure1.html").read_text()
@@ -216,7 +217,7 @@ def test_another_unit_has_a_panel_and_categories_their_names(home: Path) -> None
 
 def test_inline_svg_has_ids_of_its_own_and_no_name_spaces() -> None:
     svg = '<?xml version="1.0"?>\n<svg xmlns="http://x" xmlns:xlink="http://y"><!-- http://z --><path id="p1" d="M0"/>'
-    text = inline(svg + '<use xlink:href="#p1" clip-path="url(#c)" style="stroke: #010203"/></svg>', "f-0", 'a "b" <c>')
+    text = inline(svg + '<use xlink:href="#p1" clip-path="url(#c)" style="stroke: #1c2127"/></svg>', "f-0", 'a "b" <c>')
     assert text == (
         '<svg role="img" aria-label="a &quot;b&quot; &lt;c&gt;"><path id="f-0-p1" d="M0"/>'
         '<use href="#f-0-p1" clip-path="url(#f-0-c)" style="stroke: var(--ink)"/></svg>'
