@@ -91,7 +91,7 @@ class Rows:
         return table.index_copy(0, self.slot_B, queries_BTR).reshape(self.images, -1, width)
 
     def ungroup(self, grouped: Tensor, shape: torch.Size) -> Tensor:
-        """Back to the rows: [I, most * T, R] -> [*shape[:-1], R]."""
+        """Back to the rows: `[I, most * T, R]` -> `[*shape[:-1], R]`."""
         width = grouped.shape[-1]
         if self.slot_B is not None:
             grouped = grouped.reshape(self.images * self.most, -1, width).index_select(0, self.slot_B)

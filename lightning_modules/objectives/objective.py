@@ -17,9 +17,9 @@ class Objective(nn.Module, ABC):
 
 
 class ContrastiveObjective(Objective):
-    """Of image and text vectors of one batch, for two encoders. B pairs on this process.
+    """Of image and text vectors of one batch, for two encoders. B pairs on this process. A class may set both attributes.
 
-    Attributes that a class may set:
+    Attributes:
         uses_scale: Whether the loss looks at `scale`. Where it does not, the network's temperature does not train.
         init_temperature: Where the network's temperature starts, unless something brings one or the network was given another;
             None = where the network has it.
