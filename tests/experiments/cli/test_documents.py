@@ -18,7 +18,7 @@ from experiments.cli.main import build_parser, command_names
 from experiments.training.configs import find_configs
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 TRAINING = ("run", "fit", "validate", "test", "predict", "params")
 BLOCK = re.compile(r"^(?:\$|   ) (?:srun )?crosslight (.+)$", re.MULTILINE)  # a console line or an indented one, also in helps
 INLINE = re.compile(r"`(?:srun )?crosslight ([^`]+)`")
@@ -49,7 +49,7 @@ def loosen(parser: argparse.ArgumentParser) -> None:
 @pytest.mark.parametrize(("document", "words", "whole"), LINES, ids=[f"{name} {' '.join(words)}" for name, words, _ in LINES])
 def test_command_lines_of_the_documents_parse(document: str, words: list[str], whole: bool) -> None:
     command, *arguments = words
-    if command == "COMMAND":
+    if command in ("COMMAND", "--help", "--version"):
         return
     assert command in command_names(), f"{document}: there is no command {command!r}"
     if {"--help", "--help-all"} & set(arguments):
