@@ -1,6 +1,7 @@
 """Train and validate; resumes when --run_dir holds an interrupted run.
 
-To start from other weights, give --model.init_args.init_from (not --ckpt_path).
+--ckpt_path RUN/checkpoints/last.ckpt in a new --run_dir goes on with a finished run, for more epochs;
+--model.init_args.init_from=RUN starts new training from its weights, with any options.
 """
 
 from __future__ import annotations

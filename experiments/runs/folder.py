@@ -29,9 +29,10 @@ from datamodules.files.locks import is_held, take_lock
 from datamodules.files.ownership import refuse_strangers
 from datamodules.files.yaml_file import read_yaml
 from experiments.runs.identity import config_hash, deciding, differing_keys
+from experiments.runs.metrics_csv import FILE as METRICS
 from experiments.runs.results import DataDescription, Evaluation, Results, ResultsStatus, now, read_results, write_results
 
-_TIMED = ("config.yaml", "results.json", "metrics.csv", "checkpoints/last.ckpt")
+_TIMED = ("config.yaml", "results.json", METRICS, "checkpoints/last.ckpt")
 
 
 class RunFolder:
@@ -97,9 +98,14 @@ class RunFolder:
             results = read_results(folder)
             for inner in (path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()):
                 remove_leftovers(inner, alone=True)
-            nothing_lost = results.status == "failed" and not any((folder / n).exists() for n in ("checkpoints", "metrics.csv"))
-            if nothing_lost:  # it stopped while being built: the mistake may be corrected
-                results = replace(results, command=command, name=name, config_hash=digest, evaluations=(), data={})
+            if _nothing_lost(folder, results):  # the mistake may be corrected: options, or the data
+                results = replace(results, evaluations=(), data={})
+                if results.config_hash != digest:
+                    results = Results(
+                        "failed", command, name, digest, now(), attempts=results.attempts, wandb_id=_wandb_id(digest, folder)
+                    )
+                    for file in (METRICS, "traceback.log"):
+                        (folder / file).unlink(missing_ok=True)
             if results.config_hash != digest:
                 old = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
                 names = differing_keys(deciding(config), deciding(old))
@@ -108,12 +114,12 @@ class RunFolder:
                 listed = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
                 raise InputError(
                     f"--run_dir {folder} holds a run of another configuration (it differs in: {listed}). "
-                    "A changed configuration is a new run: give another --run_dir."
+                    f"A changed configuration is a new run: give another --run_dir.{_how_to_go_on(folder)}"
                 )
             if results.status == "finished":
                 raise InputError(
                     f"--run_dir {folder} holds this very run, finished. Read its results.json, or give another --run_dir "
-                    "to run it again."
+                    f"to run it again.{_how_to_go_on(folder)}"
                 )
             seconds = counted_seconds(folder, results) or None
             results = replace(results, status="running", attempts=results.attempts + 1, error=None, seconds=seconds)
@@ -123,8 +129,8 @@ class RunFolder:
                 folder / "results.json", (entry for entry in folder.iterdir() if entry.name != ".lock"),
                 "Give a new or empty --run_dir, or the folder of an earlier run to resume it.",
             )  # fmt: skip
-            wandb_id = f"{digest}-{folder.name}"[:60]
-            run = cls(folder, Results("running", command, name, digest, now(), wandb_id=wandb_id), lock, resumed=False)
+            results = Results("running", command, name, digest, now(), wandb_id=_wandb_id(digest, folder))
+            run = cls(folder, results, lock, resumed=False)
         run.save()  # first: it says whose the folder is, should the process be killed before the next line
         write_atomically(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False, width=120))
         return run
@@ -191,6 +197,26 @@ class RunFolder:
         finally:
             self._lock.close()  # a resume in this very process may come before the garbage collector does
             self._lock = None
+
+
+def _nothing_lost(folder: Path, results: Results) -> bool:
+    """Whether an attempt ended before it kept anything: no checkpoint to resume from, and no test that is done."""
+    kept = folder / "checkpoints"
+    return results.status != "finished" and not results.evaluations and not (kept.is_dir() and any(kept.iterdir()))
+
+
+def _how_to_go_on(folder: Path) -> str:
+    """What a person may have meant who asks more of a run that has been trained."""
+    if not (folder / "checkpoints" / "best.ckpt").exists():
+        return ""
+    return (
+        f" There, --model.init_args.init_from={folder} starts new training from its best weights, and "
+        f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'} goes on where it stopped, for more epochs."
+    )
+
+
+def _wandb_id(digest: str, folder: Path) -> str:
+    return f"{digest}-{folder.name}"[:60]
 
 
 def config_digest(command: str, config: dict[str, Any]) -> str:

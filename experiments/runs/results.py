@@ -86,6 +86,7 @@ class Results:
         argv: Arguments of the last attempt.
         scale: Printed beside every number.
         parent: The run or weights that it starts from.
+        resumed_from: The checkpoint of another run from which its training goes on.
         seed: Its seed.
         provenance: What it was computed with.
         data: What it was computed on, by the data's name.
@@ -107,6 +108,7 @@ class Results:
     argv: tuple[str, ...] = ()
     scale: RunScale | None = None
     parent: str | None = None
+    resumed_from: str | None = None
     seed: int | None = None
     provenance: Provenance | None = None
     data: dict[str, DataDescription] = field(default_factory=dict)

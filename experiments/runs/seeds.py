@@ -40,6 +40,8 @@ class Configuration:
 def configuration_of(folder: Path, results: Results) -> Configuration:
     """The configuration of a run folder, with what it was computed on and by which code."""
     further = _further(results)
+    if results.resumed_from is not None:
+        further["ckpt_path"] = _of_paths(results.resumed_from, folder, results.seed, ())
     try:
         config = read_yaml(folder / "config.yaml")
         options = _options(folder, config)

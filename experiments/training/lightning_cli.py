@@ -303,7 +303,7 @@ class CrosslightCLI(LightningCLI):
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.saved_config)
         if subcommand == "run":
-            trainer.run(self.model, self.datamodule, evaluate)
+            trainer.run(self.model, self.datamodule, evaluate, method.get("ckpt_path"))
         elif subcommand == "fit":
             trainer.fit_or_resume(self.model, self.datamodule, method.get("ckpt_path"))
         elif subcommand == "test":

@@ -33,11 +33,23 @@ class Trainer(pl.Trainer):
     evaluated_data: str | None = None  # its name: two modules of one data set do not share theirs (`evaluating` is Lightning's)
     trained_data: str | None = None
 
-    def run(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, evaluate: DataModules) -> None:
+    def run(
+        self,
+        model: pl.LightningModule,
+        datamodule: pl.LightningDataModule,
+        evaluate: DataModules,
+        ckpt_path: str | None = None,
+    ) -> None:
         """Fit, pick the best checkpoint by validation, test it on the data's own test split and on each of `evaluate`.
 
         Where nothing trains (tuning frozen, or an adapter of mid dimension 0 beside heads that a checkpoint brought) the model is
         tested as it is: `fit` of the results then has a `skipped` with the reason, and no checkpoint.
+
+        Args:
+            model: Trained and tested.
+            datamodule: What it is trained on, validated and tested.
+            evaluate: What it is tested on besides.
+            ckpt_path: The last.ckpt of another run: the training goes on from there, with its optimizer and schedule.
 
         Raises:
             InputError: A split that will be needed, or an image of it, is missing; before the training starts, not after it.
@@ -52,7 +64,9 @@ class Trainer(pl.Trainer):
                 _require_splits(other, ("test",))
         if trains:
             self.trained_data = own
-            self.fit_or_resume(model, datamodule)
+            self.fit_or_resume(model, datamodule, ckpt_path)
+        elif ckpt_path is not None:
+            raise InputError(f"nothing trains in this model, so nothing goes on from {ckpt_path}: leave --ckpt_path out.")
         else:
             self.run_folder.update(fit=Fit(steps=0, epochs=0, skipped="nothing trains"))
         self.test_all(model, {own: datamodule, **evaluate}, str(self.best_checkpoint()) if trains else None)
@@ -73,6 +87,8 @@ class Trainer(pl.Trainer):
         if last is not None:
             ckpt_path = str(last)
         self._require_sound(ckpt_path, resumes=True)
+        if last is None:  # a resumed run keeps where its first attempt began
+            self.run_folder.update(resumed_from=None if ckpt_path is None else str(Path(ckpt_path).resolve()))
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         best = self._best
         score = None if best is None else best.best_model_score

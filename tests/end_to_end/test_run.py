@@ -15,7 +15,7 @@ import lightning_modules
 
 SCHEMA_KEYS = {
     "schema", "status", "command", "argv", "name", "config_hash", "scale", "parent", "seed", "started", "finished", "seconds",
-    "attempts", "provenance", "data", "cost", "fit", "evaluations", "error", "wandb_id",
+    "attempts", "provenance", "data", "cost", "fit", "evaluations", "error", "wandb_id", "resumed_from",
 }  # fmt: skip
 TOWER_BLOCKS = {"image": "image.model.blocks.{}.multiway.", "text": "text.model.encoder.layer.{}.multiway."}
 ADAPTER = "--model.init_args.adapter.init_args"

@@ -153,20 +153,34 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert "finished" in refused(tmp_path / "run")
 
 
-def test_a_run_that_failed_before_it_made_anything_may_be_corrected(tmp_path: Path) -> None:
-    open_run(tmp_path / "run").finish("failed")
+@pytest.mark.parametrize("status", ["failed", "oom", "interrupted", "running"])
+def test_a_first_try_that_kept_nothing_may_be_corrected(status: ResultsStatus, tmp_path: Path) -> None:
+    first = open_run(tmp_path / "run")
+    first.describe("coco", DataDescription("COCO", fingerprint="0862"))
+    for name in ("metrics.csv", "traceback.log"):  # of steps that nobody can go on from
+        (first.path / name).write_text("step\n1\n")
+    first.checkpoints.mkdir()
+    first.finish(status)
+    os.utime(first.path / "config.yaml", (1e9, 1e9))  # of an attempt that was killed its files tell how long it was
     corrected = open_run(tmp_path / "run", changed(data__init_args__batch_size=8))
-    assert corrected.results.status == "running"
-    assert corrected.results.attempts == 2
+    assert (corrected.results.status, corrected.results.attempts, corrected.results.seconds) == ("running", 2, None)
+    assert corrected.results.wandb_id != first.results.wandb_id
+    assert sorted(path.name for path in corrected.path.iterdir() if path.is_file()) == [".lock", "config.yaml", "results.json"]
+    corrected.describe("coco", DataDescription("COCO", fingerprint="1f3a"))  # the image that was missing is there now
 
 
-def test_another_configuration_is_refused_by_the_keys_that_differ(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained", [False, True])
+def test_another_configuration_is_refused_by_the_keys_that_differ(trained: bool, tmp_path: Path) -> None:
     failed = open_run(tmp_path / "run")
-    (failed.path / "metrics.csv").write_text("step\n1\n")  # work that a new configuration would overwrite
+    failed.checkpoints.mkdir()
+    for name in ("last.ckpt", "best.ckpt")[: 1 + trained]:  # work that a new configuration would overwrite
+        (failed.checkpoints / name).touch()
     failed.finish("failed")
     message = refused(tmp_path / "run", changed(model__init_args__optimization__lr=1e-4, data__init_args__batch_size=8))
     assert "it differs in: data.init_args.batch_size, model.init_args.optimization.lr)" in message
     assert "give another --run_dir" in message
+    assert (f"--model.init_args.init_from={failed.path} starts new training" in message) == trained
+    assert (f"--ckpt_path={failed.path}/checkpoints/last.ckpt goes on" in message) == trained
     assert "the command (run there, fit here)" in refused(tmp_path / "run", command="fit")
 
 
@@ -205,7 +219,8 @@ def test_a_folder_in_use_is_refused_until_its_run_ends(tmp_path: Path) -> None:
 
 def test_a_refusal_does_not_keep_the_folder_locked(tmp_path: Path) -> None:
     failed = open_run(tmp_path / "run")
-    (failed.path / "metrics.csv").write_text("step\n1\n")
+    failed.checkpoints.mkdir()
+    (failed.checkpoints / "last.ckpt").touch()
     failed.finish("failed")
     problems = []
     for _ in range(2):
