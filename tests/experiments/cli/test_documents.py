@@ -18,7 +18,11 @@ from experiments.cli.main import build_parser, command_names
 from experiments.training.configs import find_configs
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    file
+    for file in (*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md")))
+    if "_build" not in file.parts
+]
 TRAINING = ("run", "fit", "validate", "test", "predict", "params")
 BLOCK = re.compile(r"^(?:\$|   ) (?:srun )?crosslight (.+)$", re.MULTILINE)  # a console line or an indented one, also in helps
 INLINE = re.compile(r"`(?:srun )?crosslight ([^`]+)`")
