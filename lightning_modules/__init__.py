@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from datamodules import lazy_imports
 
@@ -10,13 +10,19 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from lightning.pytorch import LightningModule
+    from lightning_modules.base import TunedModule
 
 lazy_imports.install()
 
 
-def load(run_or_export: str | Path, trust: Collection[str] = (), backbone: str | Path | None = None) -> LightningModule:
+def load(run_or_export: str | Path, trust: Collection[str] = (), backbone: str | Path | None = None) -> TunedModule:
     """The trained model of a run folder (its best checkpoint) or of an adapter export, in eval mode on the CPU.
+
+        model = lightning_modules.load("runs/f30k-mwa")
+        images_ND, texts_ND = model.encode_images(["a.jpg", "b.jpg"]), model.encode_texts(["a dog", "snow"])
+        captions = lightning_modules.load("runs/coco-i-tuning").to("cuda").caption(["a.jpg", "b.jpg"])
+
+    A module of a class of your own that is no `TunedModule` comes back as it is, with the methods that it has.
 
     Args:
         run_or_export: The folder.
@@ -29,4 +35,4 @@ def load(run_or_export: str | Path, trust: Collection[str] = (), backbone: str |
     """
     from lightning_modules.loading import load_export_or_run
 
-    return load_export_or_run(run_or_export, trust, backbone)
+    return cast("TunedModule", load_export_or_run(run_or_export, trust, backbone))

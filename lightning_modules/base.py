@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -36,6 +37,7 @@ class TunedModule(pl.LightningModule):
     """A network that is tuned fully, through an adapter, at its heads, or not at all. See `RetrievalModule` for the arguments."""
 
     protocol: str | None = None  # how it is tested, in words, for results.json
+    uses: str = "see the methods of its class"  # what a trained one is good for, where it was asked for something else
     _queries: dict[str, Tensor]  # of the last evaluation, when there was one: a rank or score for each query, or image
     terms: dict[str, Tensor]  # of the batch that trains, on this process: what an error says of its loss
 
@@ -159,6 +161,23 @@ class TunedModule(pl.LightningModule):
     def owns(self, name: str) -> bool:
         """Whether a parameter of the network belongs to the adapter."""
         return self.adapter is not None and self.adapter.owns(name)
+
+    # ---------------------------------------------------------------------------------------------------- use
+
+    def encode_images(self, paths: Sequence[str | Path], batch_size: int = 32) -> Tensor:
+        """Unit vectors of image files, where the model has two encoders (`RetrievalModule`)."""
+        self._refuse("gives an image no vector")
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Unit vectors of texts, where the model has two encoders (`RetrievalModule`)."""
+        self._refuse("gives a text no vector")
+
+    def caption(self, paths: Sequence[str | Path], batch_size: int = 16) -> list[str]:
+        """A caption of each image file, where the model writes (`CaptioningModule`)."""
+        self._refuse("writes no captions")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise InputError(f"this model ({type(self.network).__name__}) {what}: {self.uses}.")
 
     # --------------------------------------------------------------------------------------------- evaluation
 

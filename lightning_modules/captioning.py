@@ -23,6 +23,7 @@ from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
 from datamodules.formats.caption_results import json_text, write_caption_results
 from datamodules.loading.fingerprint import image_fingerprint
+from datamodules.loading.image_files import read_image_files, require_readable
 from datamodules.records import CaptionBatch, ImageBatch, ImageRecord
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
@@ -33,8 +34,9 @@ from lightning_modules.metrics.captions.caption_metric import find_metric
 from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, Frequencies
 from lightning_modules.metrics.captions.gathered import CaptionScores
 from lightning_modules.metrics.captions.store import CaptionStore
-from lightning_modules.networks.captioner import Captioner, VisualFeatures
+from lightning_modules.networks.captioner import Captioner, VisualFeatures, Written
 from lightning_modules.networks.language_model import Decoding, LanguageModel
+from lightning_modules.networks.modes import evaluating
 
 # Losses are sums over tokens; this keeps them, and fp16's scaled gradients, at the size of means until they are divided.
 _TOKENS = 1000.0
@@ -173,6 +175,43 @@ class CaptioningModule(TunedModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.network.clear_images()  # not before: recomputed activations attend to the images again
+
+    # ---------------------------------------------------------------------------------------------------- use
+
+    uses = "it writes captions (caption; crosslight caption), and has no space in which images and texts lie"
+
+    def caption(
+        self, paths: Sequence[str | Path], batch_size: int = 16, decoding: Decoding | None = None, seed: int = 0
+    ) -> list[str]:
+        """A caption of each image file in their order, as a test makes them, on the device where the model is.
+
+        Args:
+            paths: The files.
+            batch_size: Images at once.
+            decoding: How; None = as the run has it.
+            seed: Of sampling, with each file's name.
+
+        Raises:
+            InputError: A file cannot be read, or the model sees no image.
+        """
+        read = read_image_files(paths, self.network.inputs.image, batch_size)
+        return [each.text for batch in read for each in self.write(require_readable(batch), decoding, seed)]
+
+    def write(self, images: ImageBatch, decoding: Decoding | None = None, seed: int = 0) -> list[Written]:
+        """A caption of each image of a batch, which may be on any device; see `caption`.
+
+        Raises:
+            InputError: The model sees no image.
+        """
+        network: Captioner = self.network
+        if network.alone:
+            raise InputError(
+                "this is a language model without an adapter, which sees no image; load a run with I-Tuning or ClipCap."
+            )
+        with evaluating(self), torch.no_grad():
+            features = network.encode_images(images.to(next(network.parameters()).device))
+            seeds = [draw_seed((seed, Path(name).stem)) for name in images.image_ids]
+            return network.write(features, decoding or self.decoding, seeds)
 
     # --------------------------------------------------------------------------------------------- evaluation
 

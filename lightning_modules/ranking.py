@@ -106,6 +106,11 @@ class RankingModule(TunedModule):
         self.isda = RelationDistance()
         self.distances = AlignmentDistance()
 
+    uses = (
+        "it looks at an image and a text together and scores the pair, so nothing of it can be indexed; `crosslight test` ranks "
+        "all pairs of a split, and network.score_pairs scores pairs of region features and texts"
+    )
+
     # ----------------------------------------------------------------------------------------------- training
 
     def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,14 +14,18 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from datamodules.errors import InputError
-from datamodules.inputs import Inputs
-from datamodules.records import ImageBatch, PairBatch, TextBatch
+from datamodules.inputs import ImageInput, Inputs
+from datamodules.loading.collate import text_batch
+from datamodules.loading.image_files import read_image_files, require_readable
+from datamodules.loading.tokens import TextWarning, Tokenizer
+from datamodules.records import Caption, ImageBatch, PairBatch, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import Better, TunedModule
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.recalls import BETTER, require_folds
 from lightning_modules.metrics.retrieval import RetrievalRecall
+from lightning_modules.networks.modes import evaluating
 from lightning_modules.networks.network import HasRelations, RetrievalNetwork, require_attributes
 from lightning_modules.objectives.contrastive import ContrastiveLoss
 from lightning_modules.objectives.gradient_cache import encode_in_chunks
@@ -118,6 +125,76 @@ class RetrievalModule(TunedModule):
         loss = terms["loss"]
         # on the device: NCCL averages no tensor of the CPU
         return terms | found | {"iais_weight": loss.new_full((), weight), "loss": loss + added}
+
+    # ---------------------------------------------------------------------------------------------------- use
+
+    uses = "it has an encoder of images and one of texts (encode_images, encode_texts; crosslight index and search)"
+
+    def encode_images(self, paths: Sequence[str | Path], batch_size: int = 32) -> Tensor:
+        """Unit vectors [N, D] (fp32, on the CPU) of image files in their order, as a validation makes them, on the device where
+        the model is.
+
+        Args:
+            paths: The files.
+            batch_size: Images at once.
+
+        Raises:
+            InputError: A file cannot be read, there is none, or the network takes no pixels.
+        """
+        if not paths:
+            raise InputError("there are no images to encode; give at least one.")
+        read = read_image_files(paths, self.image_input, batch_size)
+        return torch.cat([self.encode_batch(require_readable(each)) for each in read])
+
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Unit vectors [N, D] (fp32, on the CPU) of texts in their order. What the model cannot read of them, words that its
+        tokenizer does not know and the end of long texts, it says in a `TextWarning`.
+
+        Args:
+            texts: The texts.
+            batch_size: Texts at once.
+
+        Raises:
+            InputError: The network names no tokenizer, or there is no text.
+        """
+        if not texts:
+            raise InputError("there are no texts to encode; give at least one.")
+        for remark in self.tokenizer.remarks(texts):
+            warnings.warn(remark, TextWarning, stacklevel=2)
+        vectors = []
+        for first in range(0, len(texts), batch_size):
+            rows = range(first, min(first + batch_size, len(texts)))
+            captions = [Caption(str(row), texts[row]) for row in rows]
+            vectors.append(self.encode_batch(text_batch(captions, rows, rows, self.tokenizer)))
+        return torch.cat(vectors)
+
+    def encode_batch(self, batch: ImageBatch | TextBatch) -> Tensor:
+        """Unit vectors [B, D] (fp32, on the CPU) of a batch, which may be on any device."""
+        with evaluating(self), torch.no_grad():
+            there = batch.to(self.network.logit_scale.device)
+            encode = self.network.encode_images if isinstance(there, ImageBatch) else self.network.encode_texts
+            return encode(there).float().cpu()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """What reads texts for this network.
+
+        Raises:
+            InputError: It names none, or there is none.
+        """
+        return Tokenizer(self.network.inputs.text)
+
+    @property
+    def image_input(self) -> ImageInput:
+        """How images become pixels.
+
+        Raises:
+            InputError: The network takes region features.
+        """
+        spec: ImageInput | None = self.network.inputs.image
+        if spec is None:
+            raise InputError(f"{type(self.network).__name__} takes region features of images, and no image files.")
+        return spec
 
     # --------------------------------------------------------------------------------------------- evaluation
 

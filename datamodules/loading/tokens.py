@@ -23,6 +23,10 @@ from datamodules.records import FileIds
 _SENTENCEPIECE = (".spm", ".model")
 
 
+class TextWarning(UserWarning):
+    """Of a text that a network does not read as it stands."""
+
+
 class Tokenizer:
     """A Hugging Face tokenizer, by hub name or local folder, or BEiT-3's sentencepiece file; cuts and pads as `TextInput` says.
 
@@ -89,6 +93,17 @@ class Tokenizer:
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """All ids of each text, without special tokens, however many."""
         return self._encoded(texts, add_special_tokens=False, verbose=False)["input_ids"]  # it warns of long ones
+
+    def remarks(self, texts: Sequence[str]) -> list[str]:
+        """What the network does not read as it stands, a line each: words that the vocabulary lacks, the end of long texts."""
+        lines = []
+        for text, ids in zip(texts, self.ids(texts), strict=True):
+            kept = self._tokenizer.decode(ids[: self.room])
+            if self._tokenizer.unk_token_id in ids:
+                lines.append(f"{shown(text)}: the model does not know all of its words, and reads {shown(kept)}")
+            elif len(ids) > self.room:
+                lines.append(f"{shown(text)}: longer than the {self.max_tokens} tokens of the model, which reads {shown(kept)}")
+        return lines
 
     def _encoded(self, texts: Sequence[str], **options: Any) -> Any:
         self.require_tokenizer()

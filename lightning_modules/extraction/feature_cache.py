@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.image_text import ImageTextDataModule
@@ -29,6 +29,7 @@ from datamodules.loading.features import FeatureFile, Precision
 from datamodules.records import ImageBatch
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.networks.captioner import Captioner
+from lightning_modules.networks.modes import evaluating
 
 VERSION = 2  # of what is kept, and of how photographs are read
 # Two ways of computing the same features differ by 1e-6 (fp32) to 1e-2 (bf16; other batches or devices) of their norm; another
@@ -101,7 +102,7 @@ class FeatureCache:
             with torch.no_grad(), context():
                 return network.encode_images(images.to(device, non_blocking=True)).tokens_IVD
 
-        with _evaluating(network.vision):
+        with evaluating(network.vision):
             begun: list[Any] = [None, None]  # what is wrong, else folder and missing blocks of each split
             if rank == 0:
                 try:
@@ -231,18 +232,6 @@ def _require_equal(file: FeatureFile, tokens_IVD: Tensor) -> None:
             f"{file.folder} holds other features than the tower makes of the split's first image now ({apart:.0%} apart), though "
             "its weights and settings are the same; delete the folder to make them anew."
         )
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout, inside."""
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, training in modes:
-            each.training = training
 
 
 def _bar(console: Console, shown: bool) -> Progress:

@@ -45,6 +45,24 @@ class VisualFeatures:
         return len(self.tokens_IVD)
 
 
+@dataclass(frozen=True)
+class Written:
+    """A caption.
+
+    Args:
+        text: As people read it.
+        ids: Its tokens, as `generate_ids` gives them.
+        log_prob: log P(its tokens and, where it ended, its end | image): natural, of the model itself, whatever a search or a
+            temperature made of it.
+        ended: Whether it ended by itself, and not because it may be no longer.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    log_prob: float
+    ended: bool
+
+
 class CrossAttention(Protocol):
     """What modules have to offer that let the language model attend to images (I-Tuning's)."""
 
@@ -261,6 +279,43 @@ class Captioner(Network):
             InputError: The language model has no tokenizer, or too few positions.
         """
         return self.language.decode(self.generate_ids(features, decoding, seeds))
+
+    def write(
+        self, features: VisualFeatures, decoding: Decoding | None = None, seeds: Sequence[int] | None = None
+    ) -> list[Written]:
+        """One caption an image with its log-probability, which takes one more pass; see `generate_ids`.
+
+        Raises:
+            InputError: See `generate`.
+        """
+        decoding = decoding or Decoding()
+        ids = self.generate_ids(features, decoding, seeds)
+        ended = [self.language.has_ended(row, decoding) for row in ids]
+        scores = self.log_probs(features, ids, ended)
+        texts = self.language.decode(ids)
+        return [Written(text, tuple(row), score, end) for text, row, score, end in zip(texts, ids, scores, ended, strict=True)]
+
+    @torch.no_grad()
+    def log_probs(self, features: VisualFeatures, captions: Sequence[Sequence[int]], ended: Sequence[bool]) -> list[float]:
+        """log P(tokens | image) of a caption of each image, summed over its tokens; in fp32.
+
+        Args:
+            features: The images.
+            captions: Token ids, as `generate_ids` gives them.
+            ended: Whether the end token is one of a caption's, also where `generate_ids` has cut it off.
+        """
+        eos, device = self.language.eos, features.tokens_IVD.device
+        rows = [[*row, eos] if end and list(row[-1:]) != [eos] else list(row) for row, end in zip(captions, ended, strict=True)]
+        longest = max(map(len, rows))
+        tokens_BT = torch.tensor([row + [eos] * (longest - len(row)) for row in rows], device=device)
+        lengths_B = torch.tensor([len(row) for row in rows], device=device)
+        try:
+            states_BTW = self.states(features, tokens_BT, torch.arange(len(rows), device=device))
+        finally:
+            self.clear_images()
+        chosen_BT = -F.cross_entropy(self.language.logits(states_BTW).float().mT, tokens_BT, reduction="none")
+        real_BT = torch.arange(longest, device=device) < lengths_B[:, None]
+        return chosen_BT.where(real_BT, 0).sum(1).tolist()
 
     @torch.no_grad()
     def attention(
