@@ -171,5 +171,5 @@ def test_captions_of_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     together = model.caption(paths, batch_size=2)
     assert together == [model.caption([path])[0] for path in paths]
     assert len(model.caption(paths[:1], decoding=Decoding(num_beams=1, max_new_tokens=2))[0].split()) <= 2
-    with pytest.raises(InputError, match="a language model without an adapter sees no image"):
+    with pytest.raises(InputError, match="a language model without an adapter, which sees no image"):
         CaptioningModule(captioner(), tuning="head").caption(paths)
