@@ -24,6 +24,7 @@ ProblemKind = Literal[
     "broken text",
     "image in several splits",
     "unreadable annotation",
+    "unknown split",
 ]
 
 
@@ -64,7 +65,7 @@ def broken_rules(splits: Mapping[str, Sequence[ImageRecord]]) -> Iterator[tuple[
                 if caption.caption_id in caption_ids:
                     yield "duplicated id", f"caption {caption.caption_id} of image {image_id} is twice in {split}"
                 caption_ids.add(caption.caption_id)
-                if not caption.token_ids and not any(sign.isprintable() and not sign.isspace() for sign in caption.text):
+                if not caption.token_ids and not has_words(caption.text):
                     yield "empty caption", f"caption {caption.caption_id} of image {image_id}"
                 if not is_sound(caption.text):
                     yield "broken text", f"caption {caption.caption_id} of image {image_id} has half a character (a surrogate)"
@@ -75,6 +76,11 @@ def broken_rules(splits: Mapping[str, Sequence[ImageRecord]]) -> Iterator[tuple[
         for split in dict.fromkeys([first, *others]):
             if (count := others.count(split) + (split == first)) > 1:
                 yield "duplicated id", f"image {image_id} is {count} times in {split}"
+
+
+def has_words(text: str) -> bool:
+    """Whether there is anything to read in a text."""
+    return any(sign.isprintable() and not sign.isspace() for sign in text)
 
 
 def is_sound(text: str) -> bool:

@@ -111,7 +111,7 @@ def test_long_lists_are_cut(flickr8k_root: Path) -> None:
 
 
 def test_unknown_kind_and_unreadable_annotations(tmp_path: Path) -> None:
-    kinds = "coco, flickr30k, flickr30k_entities, flickr8k, nocaps, visual_genome"
+    kinds = "coco, flickr30k, flickr30k_entities, flickr8k, nocaps, table, visual_genome"
     with pytest.raises(InputError, match=f"unknown kind of data 'imagenet'; choose one of {kinds}, or give the class path"):
         run_check("imagenet", tmp_path)
     with pytest.raises(InputError, match="Flickr8k is not complete"):

@@ -1,0 +1,154 @@
+"""Reader of tables: CSV, TSV, JSON lines and Parquet files with a row for each caption, or for each image.
+
+The columns are named by the first line of CSV and TSV files, by the keys of JSON lines, by a Parquet file itself. A row knows its
+place ("line 3"), so that every error about it can say where it is. What the values mean is for the caller
+(`datamodules/sources/table.py`).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import InputError, shown
+from datamodules.files.json_file import DECODER, why
+from datamodules.files.text import open_bytes, open_text
+
+EXPECTED = "a table whose rows name an image and its caption"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row: `place` is "line 3", or "row 3" of a Parquet file (which has no lines); `values` has the wanted columns, None where
+    there is nothing."""
+
+    place: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """What a table holds: the names of all its columns, and the wanted values of its rows."""
+
+    columns: tuple[str, ...]
+    rows: list[Row]
+
+
+def read_table(path: Path, wanted: Collection[str]) -> TableFile:
+    """The rows of a table, with those of the wanted columns that it has.
+
+    Raises:
+        InputError: the file is missing, cut short, empty, or of another format than its ending says; names the line.
+    """
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        raise InputError(f"{path} is no {EXPECTED.removeprefix('a ')}: its name ends in none of {', '.join(ENDINGS)}.")
+    table = read(path, wanted)
+    if not table.rows:
+        raise InputError(f"{path} has no rows; expected {EXPECTED}.")
+    return table
+
+
+def _read_csv(path: Path, wanted: Collection[str]) -> TableFile:
+    return _read_separated(path, wanted, ",")
+
+
+def _read_tsv(path: Path, wanted: Collection[str]) -> TableFile:
+    return _read_separated(path, wanted, "\t")
+
+
+def _read_separated(path: Path, wanted: Collection[str], separator: str) -> TableFile:
+    rows = []
+    with open_text(path, EXPECTED, newline="") as file:
+        lines = csv.reader(file, delimiter=separator, strict=True)
+        last = 0
+        try:
+            columns = tuple(name.strip() for name in next(lines, ()))
+            _require_distinct(path, columns)
+            last = lines.line_num
+            for fields in lines:
+                place, last = f"line {last + 1}", lines.line_num
+                if not fields:
+                    continue  # an empty line
+                if len(fields) != len(columns):
+                    remedy = " Put double quotes around a text that holds commas." if separator == "," else ""
+                    raise InputError(
+                        f"{path}: {place} has {len(fields)} fields, and the first line names {len(columns)} columns "
+                        f"({shown(', '.join(columns))}).{remedy}"
+                    )
+                values = {name: value or None for name, value in zip(columns, fields, strict=True) if name in wanted}
+                rows.append(Row(place, values))
+        except csv.Error as error:
+            raise InputError(
+                f"{path}: what begins at line {last + 1} is not sound CSV ({error}). Most often a double quote is not closed, "
+                "or not doubled within a text."
+            ) from None
+    return TableFile(columns, rows)
+
+
+def _require_distinct(path: Path, columns: tuple[str, ...]) -> None:
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise InputError(f"{path}: line 1 names the column {shown(twice[0])} twice; every column needs a name of its own.")
+
+
+def _read_json_lines(path: Path, wanted: Collection[str]) -> TableFile:
+    columns: dict[str, None] = {}
+    rows = []
+    with open_text(path, EXPECTED) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                value = DECODER.decode(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(
+                    f"{path}: line {number} is not valid JSON ({why(error)}): {shown(line.strip(), 60)}; expected an object on "
+                    'each line, such as {"path": "1.jpg", "caption": "a dog"}.'
+                ) from None
+            if not isinstance(value, dict):
+                raise InputError(
+                    f"{path}: line {number} is {shown(value, 60)}, not an object; expected one on each line, such as "
+                    '{"path": "1.jpg", "caption": "a dog"}.'
+                )
+            columns |= dict.fromkeys(value)
+            rows.append(Row(f"line {number}", {name: value[name] for name in wanted if name in value}))
+    return TableFile(tuple(columns), rows)
+
+
+def _read_parquet(path: Path, wanted: Collection[str]) -> TableFile:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise InputError(
+            f"{path} is a Parquet file, which needs pyarrow ({error}): uv pip install 'crosslight[parquet]', or save it as CSV."
+        ) from None
+    with open_bytes(path, EXPECTED, archives=True):  # empty files, web pages and the like
+        pass
+    try:
+        with ParquetFile(path) as file:
+            columns = tuple(file.schema_arrow.names)
+            chosen = [name for name in columns if name in wanted]
+            rows = [Row(f"row {number}", values) for number, values in enumerate(_parquet_rows(file, chosen), 1)]
+    except (ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a sound Parquet file ({reason:.200}). Write it again, or save it as CSV.") from None
+    return TableFile(columns, rows)
+
+
+def _parquet_rows(file: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for batch in file.iter_batches(columns=columns):
+        yield from batch.to_pylist() if columns else ({} for _ in range(batch.num_rows))
+
+
+_READERS: dict[str, Callable[[Path, Collection[str]], TableFile]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_json_lines,
+    ".parquet": _read_parquet,
+}
+ENDINGS = tuple(_READERS)
+"""Of the files that `read_table` reads."""

@@ -1,0 +1,83 @@
+"""Tables of any format give the same rows, and what is wrong with one is said with its line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from datamodules.errors import InputError
+from datamodules.formats.table import read_table
+
+WANTED = ("path", "caption")
+ROWS: list[dict[str, Any]] = [
+    {"path": "1.jpg", "caption": 'a "big" dog, wet', "score": "3"},
+    {"path": "2.jpg", "caption": "two\nlines", "score": "4"},
+    {"path": "3.jpg", "caption": None, "score": "5"},
+]
+
+
+def written(folder: Path, ending: str) -> Path:
+    path = folder / f"captions{ending}"
+    if ending == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+    elif ending == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    else:
+        cells = [["path", "caption", "score"], *([row["path"], row["caption"] or "", row["score"]] for row in ROWS)]
+        quoted = ['"' + cell.replace('"', '""') + '"' for line in cells for cell in line]
+        sign = "," if ending == ".csv" else "\t"
+        lines = [sign.join(quoted[start : start + 3]) for start in range(0, len(quoted), 3)]
+        path.write_text("\ufeff" + "\n".join(lines) + "\n\n", encoding="utf-8")  # as a spreadsheet saves it
+    return path
+
+
+@pytest.mark.parametrize(
+    ("ending", "places"),
+    [
+        (".csv", ["line 2", "line 3", "line 5"]),
+        (".tsv", ["line 2", "line 3", "line 5"]),
+        (".jsonl", ["line 1", "line 2", "line 3"]),
+        (".parquet", ["row 1", "row 2", "row 3"]),
+    ],
+)
+def test_a_table_of_any_format(tmp_path: Path, ending: str, places: list[str]) -> None:
+    table = read_table(written(tmp_path, ending), WANTED)
+    assert table.columns == ("path", "caption", "score")
+    assert [row.place for row in table.rows] == places
+    assert [row.values for row in table.rows] == [{name: row[name] for name in WANTED} for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.xlsx", "x", "ends in none of .csv, .tsv, .jsonl, .parquet"),
+        ("t.csv", "path,caption\n", "has no rows"),
+        ("t.csv", "path,caption,path\n", "line 1 names the column 'path' twice"),
+        ("t.csv", "path,caption\n1.jpg,a dog, wet\n", "line 2 has 3 fields, .* names 2 columns .*double quotes"),
+        ("t.csv", 'path,caption\n1.jpg,"a\nb"\n2.jpg\n', "line 4 has 1 fields"),
+        ("t.csv", 'path,caption\n1.jpg,a\n2.jpg,"a dog\n3.jpg,b\n', "begins at line 3 is not sound CSV .*quote is not closed"),
+        ("t.jsonl", '{"path": "1.jpg"}\n{"path": \n', "line 2 is not valid JSON"),
+        ("t.jsonl", '["1.jpg"]\n', r"line 1 is \['1.jpg'\], not an object"),
+        ("t.parquet", "PAR1 and no more", "is not a sound Parquet file"),
+        ("t.parquet", "<html><body>", "is a web page"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, name: str, content: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(InputError, match=message) as refused:
+        read_table(path, WANTED)
+    assert str(path) in str(refused.value)
+
+
+def test_parquet_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, ".parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"needs pyarrow .*uv pip install 'crosslight\[parquet\]', or save it as CSV"):
+        read_table(path, WANTED)
