@@ -61,15 +61,20 @@ def differing_options(configurations: Sequence[Configuration]) -> dict[str, str]
     return {each.digest: _words(each, differing) for each in configurations}
 
 
-def _words(configuration: Configuration, names: Sequence[str]) -> str:
-    told = [f"{_short(name)}={_value(configuration.options[name])}" for name in names if name in configuration.options]
-    more = [f"and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
-    return ", ".join([*told[:_SHOWN], *more, *([configuration.problem] if configuration.problem is not None else [])])
+def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides the result, by dotted name, without seeds. Trained runs that it names are not looked at."""
+    return dict(_leaves(without_seed(dict(config))))
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """model.optimization.lr for model.init_args.optimization.lr; an adapter's class is the adapter."""
     return name.replace(".init_args.", ".").removesuffix(".class_path")
+
+
+def _words(configuration: Configuration, names: Sequence[str]) -> str:
+    told = [f"{short_name(name)}={_value(configuration.options[name])}" for name in names if name in configuration.options]
+    more = [f"and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
+    return ", ".join([*told[:_SHOWN], *more, *([configuration.problem] if configuration.problem is not None else [])])
 
 
 def _value(value: Any) -> str:
