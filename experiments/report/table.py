@@ -14,23 +14,10 @@ from typing import Any
 
 from datamodules.errors import InputError
 from experiments.report.escape import csv_value, markdown_text
+from experiments.runs.headings import DISTANCES, DOMAINS, NONE, RECALLS, factor_and_form
 from experiments.runs.results import Evaluation, Results
 from experiments.runs.seeds import Configuration, configuration_of, differing_options
 from experiments.runs.store import Run, arrays_of, read_run, run_folders_below
-
-# Columns by metric; a table has those of which a run has a value, and those that an evaluation's notes name: {metric: heading}.
-RECALLS = {
-    "i2t_r1": "i2t R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "t2i R@1", "t2i_r5": "R@5", "t2i_r10": "R@10",
-    "rsum": "rsum",
-}  # fmt: skip
-# Relation distances, where a run measured them (pairs with objects): ISDa, and both IAIS losses.
-DISTANCES = {"isda": "ISDa", "iais_singular": "L(s)", "iais_distributed": "L(d)"}
-# Of NoCaps, as in Table 2 of I-Tuning.
-DOMAINS = {
-    f"{domain}-domain/{metric}": f"{domain} {heading}"
-    for domain in ("in", "near", "out")
-    for metric, heading in (("cider", "CIDEr"), ("spice", "SPICE"))
-}
 
 COSTS = ("tunable_parameters", "tunable_percent", "peak_memory_bytes", "seconds_per_epoch", "pairs_per_second")
 
@@ -162,7 +149,7 @@ def markdown(table: list[dict[str, Any]]) -> str:
 
 def metric_text(row: dict[str, Any], key: str) -> str:
     """A metric of a row as papers print it, with its standard deviation over seeds."""
-    factor, form = (1, "{:.3f}") if key in DISTANCES else (1 if key.removeprefix("folds_") in RECALLS else 100, "{:.1f}")
+    factor, form = factor_and_form(key, row["columns"])
     value, spread = (None if row.get(name) is None else factor * row[name] for name in (key, f"{key}_sd"))
     count = row.get(f"{key}_n")
     some = f" ({count} of {row['seeds']})" if count is not None and count < row["seeds"] else ""
@@ -183,10 +170,10 @@ def _cell(text: str) -> str:
 
 
 def _or_dash(value: Any, form: str) -> str:
-    return "–" if value is None else form.format(value)
+    return NONE if value is None else form.format(value)
 
 
 def bytes_text(value: float | None) -> str:
     if value is None:
-        return "–"
+        return NONE
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"

@@ -45,7 +45,9 @@ def train_or_evaluate(command: str, arguments: list[str], announce: bool = True)
     if CrosslightCLI.opened is not None:
         CrosslightCLI.opened.finish("finished")
         if announce and CrosslightCLI.opened.ours:
-            print(f"results: {CrosslightCLI.opened.path / 'results.json'}")
+            from experiments.training.closing import closing
+
+            print(closing(CrosslightCLI.opened))
     return 0
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import OmegaConf
@@ -45,6 +45,7 @@ from experiments.training.loggers import MetricsCSV, make_wandb
 from experiments.training.loops import FitLoop
 from experiments.training.monitors import Waiting, require_logged
 from experiments.training.parse_errors import explain, explain_interpolation
+from experiments.training.progress import Bar, Progress, on_a_terminal
 from experiments.training.ranges import require_values
 from experiments.training.trainer import Trainer, data_name, describe_data
 from experiments.training.trainer_options import require_trainer
@@ -247,10 +248,13 @@ class CrosslightCLI(LightningCLI):
             callbacks = [Waiting(), point, *callbacks, Best(self.run_folder.checkpoints, options.monitor, options.mode)]
             if trainer_config.get("logger") is not False:
                 callbacks.append(LearningRateMonitor("step"))
-        if trainer_config.get("enable_progress_bar") is not False and not any(
-            isinstance(callback, RichProgressBar) for callback in callbacks
-        ):
-            callbacks.append(RichProgressBar(leave=False))
+        bars = trainer_config.get("enable_progress_bar") is not False
+        if bars and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            if on_a_terminal():
+                callbacks.append(Bar(config.checkpoint.monitor))
+            else:  # Lightning would add one of its own
+                kwargs["enable_progress_bar"] = False
+        callbacks.append(Progress(config.checkpoint.monitor, lines=bars and not on_a_terminal()))
         trainer = super().instantiate_trainer(callbacks=callbacks, logger=self._loggers(trainer_config.get("logger")), **kwargs)
         assert isinstance(trainer, Trainer)
         trainer.run_folder = self.run_folder

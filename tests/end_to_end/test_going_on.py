@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from end_to_end import STEPS, arguments, crosslight, metrics, results, succeed
 
@@ -12,7 +13,7 @@ from experiments.runs.results import read_results
 from experiments.runs.seeds import configuration_of
 
 
-def test_a_finished_run_goes_on_in_a_folder_of_its_own(head_run: Path, tmp_path: Path) -> None:
+def test_a_finished_run_goes_on_in_a_folder_of_its_own(head_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = crosslight("run", *arguments("head", "--trainer.max_epochs=2", f"--run_dir={head_run}"))
     assert answer.status == 2
     last = head_run / "checkpoints" / "last.ckpt"
@@ -21,7 +22,15 @@ def test_a_finished_run_goes_on_in_a_folder_of_its_own(head_run: Path, tmp_path:
     assert f"--model.init_args.init_from={head_run} starts new training from its best weights" in answer.error
 
     more = tmp_path / "more"
-    succeed("run", "-c", str(head_run / "config.yaml"), "--trainer.max_epochs=2", f"--ckpt_path={last}", f"--run_dir={more}")
+    monkeypatch.chdir(tmp_path)
+    answer = succeed(
+        "run", "-c", str(head_run / "config.yaml"), "--trainer.max_epochs=2", f"--ckpt_path={last}", "--run_dir=more"
+    )
+    first, *rest = answer.out.splitlines()
+    said = f"training: {STEPS} steps an epoch, 2 epochs, {2 * STEPS} steps in all; {STEPS} of them are done; "
+    assert first.startswith(said)
+    assert first.endswith(" parameters train")
+    assert rest[-1] == "results:  more/results.json"
     found = results(more)
     assert (found["fit"]["steps"], found["resumed_from"]) == (2 * STEPS, str(last))
     assert {step for step, _ in metrics(more, "train/loss")} == set(range(STEPS, 2 * STEPS))  # the optimizer's steps go on

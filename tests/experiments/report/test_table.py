@@ -16,7 +16,8 @@ from fresh_process import modules_after
 
 from datamodules.errors import InputError
 from experiments.cli import main as cli
-from experiments.report.table import RECALLS, find_runs, markdown, rows, to_csv
+from experiments.report.table import find_runs, markdown, rows, to_csv
+from experiments.runs.headings import RECALLS
 from experiments.runs.results import Evaluation, Results, ResultsStatus, now, write_results
 from lightning_modules.callbacks.cost_record import Cost
 from lightning_modules.checkpoints.run_folder import Fit
