@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datamodules.errors import InputError
 from experiments.cli._parser import Parser, require_writable
-from experiments.papers.schema import PAPERS, SCALES
+from experiments.papers.schema import SCALES
 
 RUNS = Path("runs/papers")  # of `crosslight sweep run EXHIBIT`
 
@@ -80,17 +80,18 @@ def chosen(what: Sequence[str]) -> tuple[list[str], list[Path]]:
         InputError: A word is none of them.
     """
     from experiments.papers.catalogue import exhibit_names
+    from experiments.papers.places import paper_folders
 
-    known = exhibit_names()
+    known, papers = exhibit_names(), paper_folders()
     names: list[str] = []
     folders: list[Path] = []
     for word in what:
-        if word in PAPERS or word in known:
+        if word in papers or word in known:
             names += [name for name in known if name == word or name.startswith(f"{word}/")]
         elif Path(word).is_dir():
             folders.append(Path(word))
         else:
             raise InputError(
-                f"{word!r} is no paper, exhibit or folder. Papers: {', '.join(PAPERS)}; exhibits: {', '.join(known)}"
+                f"{word!r} is no paper, exhibit or folder. Papers: {', '.join(papers)}; exhibits: {', '.join(known)}"
             )
     return (list(dict.fromkeys(names)) if what else known), folders

@@ -20,7 +20,7 @@ from typing import Literal
 
 from datamodules.errors import InputError
 from experiments.cli._parser import Parser, add_fields, given_fields, refuse_given
-from experiments.papers.schema import PAPERS, SCALES, Scale
+from experiments.papers.schema import SCALES, Scale
 from experiments.sweep.slurm_script import SlurmOptions
 
 PAPERS_ROOT = Path("runs/papers")
@@ -94,13 +94,14 @@ def _plan(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from experiments.papers.catalogue import exhibit_names
+    from experiments.papers.places import paper_folders
     from experiments.report.power_plan import COLUMNS, hours_words, images_words, plan_exhibits, reasons, rows, to_json
     from experiments.runs.store import RunFolders
     from experiments.sweep.display import plain
 
     names = [name for name in exhibit_names() if options.target in ("all", name, name.partition("/")[0])]
     if not names:
-        known = f"Exhibits: {', '.join(exhibit_names())}; papers: {', '.join(PAPERS)}, all."
+        known = f"Exhibits: {', '.join(exhibit_names())}; papers: {', '.join(paper_folders())}, all."
         raise InputError(f"there is no exhibit or paper {options.target!r}. {known}")
     source: Scale = options.from_scale or options.scale
     roots = options.runs if options.runs is not None else [PAPERS_ROOT] if PAPERS_ROOT.is_dir() else []

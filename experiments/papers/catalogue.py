@@ -4,6 +4,8 @@
     experiments/papers/PAPER/runs.yaml           all runs of a paper, by name, in two scales; most are of several exhibits
     experiments/papers/PAPER/exhibits/NAME.yaml     a table or figure: its variants (runs), columns (metrics, costs), claims
 
+Papers of one's own lie in folders that CROSSLIGHT_PAPERS names; each has its own numbers.yaml (`places.py`).
+
 Scales: "full" is the paper's models, data and recipe; "small" the same variants and code on photographs, with small pre-trained
 models, on a processor; "miniature" on the embedded world, likewise. A scale that a run does not have is a run that this scale
 leaves out.
@@ -27,6 +29,7 @@ from datamodules.errors import InputError
 from datamodules.formats.typed import read_typed
 from experiments.papers import strict_yaml
 from experiments.papers.inputs import read_inputs
+from experiments.papers.places import paper_folders
 from experiments.papers.schema import (
     PAPERS,
     SCALES,
@@ -49,7 +52,11 @@ COSTS = tuple(field.name for field in fields(Cost))
 
 def exhibit_names() -> list[str]:
     """All exhibits as PAPER/NAME, in the papers' order."""
-    return [f"{paper}/{file.stem}" for paper in PAPERS for file in sorted((strict_yaml.HERE / paper / "exhibits").glob("*.yaml"))]
+    return [
+        f"{paper}/{file.stem}"
+        for paper, folder in paper_folders().items()
+        for file in sorted((folder / "exhibits").glob("*.yaml"))
+    ]
 
 
 def read_exhibit(name: str) -> Exhibit:
@@ -59,10 +66,10 @@ def read_exhibit(name: str) -> Exhibit:
         InputError: There is no such exhibit, or its file is wrong: a mistyped key, a run or published row that does not exist.
     """
     paper, _, stem = name.partition("/")
-    file = strict_yaml.HERE / paper / "exhibits" / f"{stem}.yaml"
-    if paper not in PAPERS or not file.is_file():
+    folder = paper_folders().get(paper)
+    if folder is None or not (file := folder / "exhibits" / f"{stem}.yaml").is_file():
         raise InputError(f"there is no exhibit {name!r}; there are {', '.join(exhibit_names())}")
-    beside = (strict_yaml.HERE / paper / "runs.yaml", strict_yaml.HERE / "numbers.yaml")
+    beside = (folder / "runs.yaml", *_number_files().values())
     return _read_exhibit(paper, file, file_age(file), tuple(map(file_age, beside)))
 
 
@@ -147,7 +154,7 @@ def read_runs(paper: str) -> dict[str, dict[Scale, Recipe]]:
     Raises:
         InputError: The file is wrong.
     """
-    file = strict_yaml.HERE / paper / "runs.yaml"
+    file = paper_folders()[paper] / "runs.yaml"
     return _read_runs(file, file_age(file))
 
 
@@ -173,7 +180,8 @@ def _read_runs(file: Path, age: tuple[int, int]) -> dict[str, dict[Scale, Recipe
             for scale in (scale for scale in SCALES if scale in entry):
                 if scale in of_run:
                     raise InputError(f"{file}: two runs are called {run} at scale {scale}")
-                of_run[scale] = _recipe(common.get(scale) or {}, _filled(entry[scale] or {}, names), f"{where} ({scale})")
+                own = _filled(entry[scale] or {}, names)
+                of_run[scale] = _recipe(common.get(scale) or {}, own, file.parent, f"{where} ({scale})")
     for run, scales in runs.items():
         for scale, recipe in scales.items():
             for needed in needs_of(recipe):
@@ -205,7 +213,7 @@ def _combinations(matrix: Any, where: str) -> Iterable[dict[str, Any]]:
         yield {f"{{{name}}}": value for part in combination for name, value in part.items()}
 
 
-def _recipe(common: Any, own: Any, where: str) -> Recipe:
+def _recipe(common: Any, own: Any, folder: Path, where: str) -> Recipe:
     for part in (common, own):
         if (
             not isinstance(part, dict)
@@ -216,10 +224,12 @@ def _recipe(common: Any, own: Any, where: str) -> Recipe:
     whole = {**common, **own}
     whole["configs"] = [*common.get("configs", []), *own.get("configs", [])]
     whole["options"] = {**common.get("options", {}), **own.get("options", {})}
+    # a file of the paper's own is named from its folder
+    whole["configs"] = [str(folder / name) if (folder / str(name)).is_file() else name for name in whole["configs"]]
     recipe: Recipe = read_typed(Recipe, whole, where)
     for name in recipe.configs:
         if not packaged(name).is_file():
-            raise InputError(f"{where}: configuration {name} does not exist")
+            raise InputError(f"{where}: configuration {name} does not exist, neither in {folder} nor in the package")
     for name in recipe.reads:
         if name not in (inputs := read_inputs()):
             raise InputError(f"{where}: reads {name!r}, which inputs.yaml does not have{did_you_mean(name, inputs)}")
@@ -227,14 +237,24 @@ def _recipe(common: Any, own: Any, where: str) -> Recipe:
 
 
 def published_numbers() -> dict[str, Any]:
-    """paper_numbers.yaml. Do not change what it gives: it is read once."""
-    file = strict_yaml.HERE / "numbers.yaml"
-    return _published_numbers(file, file_age(file))
+    """numbers.yaml, and below the name of each paper of one's own what its numbers.yaml has. Do not change what it gives: it is
+    read once."""
+    files = _number_files()
+    return _published_numbers(tuple(files.items()), tuple(map(file_age, files.values())))
 
 
 @lru_cache(maxsize=2)
-def _published_numbers(file: Path, age: tuple[int, int]) -> dict[str, Any]:
-    return read_yaml(file)
+def _published_numbers(files: tuple[tuple[str, Path], ...], ages: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    numbers: dict[str, Any] = {}
+    for paper, file in files:
+        numbers |= {paper: read_yaml(file)} if paper else read_yaml(file)
+    return numbers
+
+
+def _number_files() -> dict[str, Path]:
+    """numbers.yaml of our papers, by "", and of each paper of one's own that has one, by its name."""
+    own = {paper: folder / "numbers.yaml" for paper, folder in paper_folders().items() if paper not in PAPERS}
+    return {"": strict_yaml.HERE / "numbers.yaml", **{paper: file for paper, file in own.items() if file.is_file()}}
 
 
 def published_table(exhibit: Exhibit) -> list[dict[str, Any]]:

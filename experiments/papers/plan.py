@@ -11,7 +11,8 @@ from typing import Any
 
 from datamodules.errors import InputError
 from experiments.papers.catalogue import read_exhibit, read_runs
-from experiments.papers.schema import PAPERS, Recipe, Scale, needs_of, replace_runs
+from experiments.papers.places import paper_folders
+from experiments.papers.schema import Recipe, Scale, needs_of, replace_runs
 from experiments.papers.strict_yaml import yaml_content
 from experiments.papers.worlds import world_arguments
 from lightning_modules.checkpoints.miniatures import sums_named_in
@@ -71,8 +72,8 @@ def plan_runs(names: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[
 
     def add(name: str, seed: int, above: tuple[str, ...] = ()) -> str | None:
         paper, _, run = name.partition("/")
-        if paper not in PAPERS:
-            raise InputError(f"{name}: there is no paper {paper!r}; there are {', '.join(PAPERS)}")
+        if paper not in (papers := paper_folders()):
+            raise InputError(f"{name}: there is no paper {paper!r}; there are {', '.join(papers)}")
         book = books.setdefault(paper, read_runs(paper))
         if run not in book:
             raise InputError(f"there is no run {name}; {paper}/runs.yaml has {', '.join(book)}")

@@ -14,7 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from datamodules.files.atomic import write_atomically
-from experiments.papers.schema import PAPERS, SCALES, Scale
+from experiments.papers.places import paper_folders
+from experiments.papers.schema import SCALES, Scale
 from experiments.report import exports
 from experiments.report.bootstrap import interval
 from experiments.report.captions import captions, thumbnail
@@ -164,8 +165,9 @@ def build(
     made_of = provenance(runs)
     where = Counter(str(run.folder.parent) for run in runs if run.folder is not None).most_common()
     environment = _environment()
-    common: dict[str, Any] = {"scale": scale, "pages": pages, "runs": runs, "titles": TITLES, "marks": MARKS}
-    papers = [(paper, [page for page in pages if page.view.name.partition("/")[0] == paper]) for paper in PAPERS]
+    common: dict[str, Any] = {"scale": scale, "pages": pages, "runs": runs, "marks": MARKS}
+    names = paper_folders()
+    papers = [(paper, [page for page in pages if page.view.name.partition("/")[0] == paper]) for paper in names]
     own = side_of_runs(scale, [(page.view, page.verdicts) for page in pages])
     sides = sorted([own, *others], key=lambda side: SCALES.index(side.scale))
     claims = lines([page.view for page in pages], sides)
@@ -174,6 +176,7 @@ def build(
     ]
     index = environment.get_template("index.html").render(
         **common,
+        titles={paper: TITLES.get(paper, paper) for paper in names},
         papers=[
             (paper, found, [line for line in claims if line.view.name.partition("/")[0] == paper])
             for paper, found in papers

@@ -9,8 +9,9 @@ from typing import Literal
 
 from datamodules.errors import InputError
 from experiments.papers.catalogue import exhibit_names, read_exhibit, read_runs
+from experiments.papers.places import paper_folders
 from experiments.papers.plan import PlannedRun, plan_runs
-from experiments.papers.schema import PAPERS, Scale
+from experiments.papers.schema import Scale
 from experiments.papers.worlds import world_folder
 from experiments.runs.store import folder_of
 from experiments.sweep.launches import Launch, split_options
@@ -23,17 +24,17 @@ def exhibit_launches(target: str, scale: Scale, seeds: Sequence[int], root: Path
     Raises:
         InputError: There is no such target.
     """
-    exhibits = exhibit_names()
-    if target == "all" or target in PAPERS:
+    exhibits, papers = exhibit_names(), paper_folders()
+    if target == "all" or target in papers:
         names = [name for name in exhibits if target in ("all", name.partition("/")[0])]
     elif target in exhibits:
         names = [target]
     else:
         paper, _, run = target.partition("/")
-        if paper not in PAPERS or run not in read_runs(paper):
+        if paper not in papers or run not in read_runs(paper):
             raise InputError(
                 f"there is no exhibit, run, paper or sweep file {target!r}. Exhibits: {', '.join(exhibits)}; papers: "
-                f"{', '.join(PAPERS)}, all."
+                f"{', '.join(papers)}, all."
             )
         return launches_of(plan_runs([target], scale, seeds), root)
     runs = {name: _runs_of(name) for name in names}

@@ -24,7 +24,9 @@ DOCUMENTS = [
     if "_build" not in file.parts
 ]
 TRAINING = ("run", "fit", "validate", "test", "predict", "params")
-BLOCK = re.compile(r"^(?:\$|   ) (?:srun )?crosslight (.+)$", re.MULTILINE)  # a console line or an indented one, also in helps
+BLOCK = re.compile(
+    r"^(?:\$|   ) (?:srun |[A-Z_]+=\S+ )?crosslight (.+)$", re.MULTILINE
+)  # a console line or an indented one, also in helps
 INLINE = re.compile(r"`(?:srun )?crosslight ([^`]+)`")
 
 
@@ -104,7 +106,7 @@ def test_training_options_of_documents_and_help_exist() -> None:
             if not word.startswith("--") or option in ("help", "help-all", "config"):
                 continue
             head = option.split(".")[0]
-            inside = head in ("model", "data", "evaluate")
+            inside = head in ("model", "data", "evaluate") or option.startswith("trainer.callbacks.")
             assert option in known or (inside and head in known) or any(name.startswith(f"{option}.") for name in known), (
                 f"{document}: crosslight {command} has no option {word}"
             )
@@ -116,6 +118,7 @@ def test_whole_training_lines_compose(document: Path, tmp_path: Path, monkeypatc
     from experiments.training.lightning_cli import ParsedCLI
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(REPOSITORY / "tests" / "end_to_end" / "own")  # the examples of docs/extend
     for name in ("WORLD", "DATA", "WEIGHTS", "REGIONS"):
         monkeypatch.setenv(f"CROSSLIGHT_{name}", f"/roots/{name.lower()}")
     for words, whole in commands(document.read_text()):
