@@ -21,7 +21,7 @@ def paper_folders() -> dict[str, Path]:
     Raises:
         InputError: CROSSLIGHT_PAPERS names a folder that is no paper, or two papers of one name.
     """
-    folders = {paper: strict_yaml.HERE / paper for paper in PAPERS}
+    folders: dict[str, Path] = {paper: strict_yaml.HERE / paper for paper in PAPERS}
     for text in filter(None, os.environ.get("CROSSLIGHT_PAPERS", "").split(os.pathsep)):
         folder = Path(text).expanduser().absolute()
         if not (folder / "runs.yaml").is_file():
