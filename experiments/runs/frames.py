@@ -25,8 +25,9 @@ from datamodules.errors import InputError, some
 from experiments.runs.beside import read_beside
 from experiments.runs.metrics_csv import FILE, read_rows
 from experiments.runs.results import Evaluation, Results
-from experiments.runs.seeds import configuration_of, short_name
+from experiments.runs.seeds import configuration_of, differing, short_name
 from experiments.runs.store import Run, arrays_of, folders_holding, read_run
+from experiments.runs.validation import best_validation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,10 +93,14 @@ class Runs:
         return Runs(tuple(run for run in self.runs if run.folder is not None and run.folder.match(pattern)), self.without)
 
     def frame(self) -> pd.DataFrame:
-        """A row a run: run, name, seed, status; DATA/SPLIT/METRIC of every test, and the best validation under the name of its
-        metric; the options in which runs differ that have them (`model.optimization.lr`); cost, seconds, device, revision; folder
-        and error. Values that a run does not have are missing (NaN or None)."""
-        return frame_of([_row(run, label) for label, run in self._labelled()])
+        """A row a run: run, name, seed, status; DATA/SPLIT/METRIC of every test, val/METRIC of the best validation; the options
+        in which runs differ that have them (`model.optimization.lr`); cost, seconds, device, revision; folder and error. Values
+        that a run does not have are missing (NaN or None)."""
+        return frame_of(self.rows())
+
+    def rows(self) -> list[Row]:
+        """What `frame` is made of."""
+        return [_row(run, label) for label, run in self._labelled()]
 
     def per_query(self) -> pd.DataFrame:
         """A row a query of every test of finished runs: run, name, seed, data, split, kind, query, image, and
@@ -228,14 +233,15 @@ def _row(run: Run, label: str) -> Row:
         return Row({**identity, "seed": None}, further={"folder": str(run.folder), "error": run.error or None})
     configuration = configuration_of(run.folder, results)
     options = {name: value for name, value in configuration.options.items() if name not in _NO_OPTIONS}
-    return Row({**identity, "seed": results.seed}, _metrics(results), options, _further(run, results, configuration.problem))
-
-
-def _metrics(results: Results) -> dict[str, float]:
-    found = {f"{test.data}/{test.split}/{name}": value for test in results.evaluations for name, value in test.metrics.items()}
-    if results.fit is not None and results.fit.monitor is not None and results.fit.best_value is not None:
-        found[results.fit.monitor] = results.fit.best_value
-    return found
+    problem = configuration.problem
+    try:
+        best = best_validation(run.folder, results)
+    except InputError as error:
+        best, problem = None, problem or str(error)
+    metrics = {f"{test.data}/{test.split}/{name}": value for test in results.evaluations for name, value in test.metrics.items()}
+    if best is not None and results.fit is not None and results.fit.monitor is not None:
+        metrics |= {results.fit.monitor: best.value, **{f"val/{name}": value for name, value in best.metrics.items()}}
+    return Row({**identity, "seed": results.seed}, metrics, options, _further(run, results, problem))
 
 
 def _further(run: Run, results: Results, problem: str | None) -> dict[str, Any]:
@@ -253,24 +259,25 @@ def _further(run: Run, results: Results, problem: str | None) -> dict[str, Any]:
 
 def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
     """Rows as a frame, with the options in which they differ. Lists and the like are JSON."""
-    pandas = _pandas()
+    columns, lines = table_of(rows)
+    return _pandas().DataFrame(lines, columns=columns)
+
+
+def table_of(rows: Sequence[Row]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The frame's columns and rows, for who writes them without pandas."""
     options = [{short_name(name): _plain(value) for name, value in row.options.items()} for row in rows]
-    values: dict[str, set[str]] = {}
-    for each in options:
-        for name, value in each.items():
-            values.setdefault(name, set()).add(json.dumps(value, default=str))
     taken = {name for row in rows for part in (row.identity, row.metrics, row.further) for name in part}
-    differing = [name for name in values if len(values[name]) > 1]
-    columns = [f"option {name}" if name in taken else name for name in differing]
+    names = differing(options, absent=False)
+    columns = [f"option {name}" if name in taken else name for name in names]
     lines = [
-        {**row.identity, **row.metrics, **{column: each.get(name) for column, name in zip(columns, differing, strict=True)},
+        {**row.identity, **row.metrics, **{column: each.get(name) for column, name in zip(columns, names, strict=True)},
          **row.further}
         for row, each in zip(rows, options, strict=True)
     ]  # fmt: skip
     first = _in_order(row.identity for row in rows)
     last = _in_order(row.further for row in rows)
     metrics = _in_order(row.metrics for row in rows)
-    return pandas.DataFrame(lines, columns=[*first, *metrics, *columns, *last])
+    return [*first, *metrics, *columns, *last], lines
 
 
 def _in_order(parts: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -16,7 +16,7 @@ from experiments.papers.strict_yaml import read_yaml
 from experiments.runs.identity import SEED_AND_KEY, without_seed
 from experiments.runs.results import Results
 
-_SHOWN, _LONGEST = 6, 60  # options that a row names, and characters of each value
+_LONGEST = 60  # characters of an option's value in a table
 _STAGES = 8  # trained runs behind a run
 
 
@@ -54,11 +54,16 @@ def configuration_of(folder: Path, results: Results) -> Configuration:
     return Configuration(_digest(options), json.dumps(seeds, sort_keys=True, default=str), options)
 
 
-def differing_options(configurations: Sequence[Configuration]) -> dict[str, str]:
-    """What each configuration has that not all of them have, in words, by its digest."""
-    names = {name: None for each in configurations for name in each.options}
-    differing = [name for name in names if len({_digest(each.options.get(name)) for each in configurations}) > 1]
-    return {each.digest: _words(each, differing) for each in configurations}
+def differing(options: Sequence[Mapping[str, Any]], absent: bool = True) -> list[str]:
+    """Names of the options that are not alike in all.
+
+    Args:
+        options: Of each configuration.
+        absent: Whether one that lacks an option differs from one that has it.
+    """
+    names = {name: None for each in options for name in each}
+    values = {name: {_digest(each.get(name)) for each in options if absent or name in each} for name in names}
+    return [name for name, found in values.items() if len(found) > 1]
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,13 +76,8 @@ def short_name(name: str) -> str:
     return name.replace(".init_args.", ".").removesuffix(".class_path")
 
 
-def _words(configuration: Configuration, names: Sequence[str]) -> str:
-    told = [f"{short_name(name)}={_value(configuration.options[name])}" for name in names if name in configuration.options]
-    more = [f"and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
-    return ", ".join([*told[:_SHOWN], *more, *([configuration.problem] if configuration.problem is not None else [])])
-
-
-def _value(value: Any) -> str:
+def option_text(value: Any) -> str:
+    """An option's value as a table writes it."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= _LONGEST else f"...{text[-_LONGEST:]}"
 

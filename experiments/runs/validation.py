@@ -18,7 +18,7 @@ class BestValidation:
     Args:
         monitor: What chose it, without "val/".
         value: The monitor's.
-        metrics: All that it measured, by name without "val/"; the monitor alone where metrics.csv has no more of it.
+        metrics: All that it measured, by name without "val/"; at most the monitor where metrics.csv has no more of it.
         steps: Of the optimizer before it; None where metrics.csv does not have it.
         count: How many validations there were, this one included.
     """
@@ -48,5 +48,6 @@ def best_validation(folder: Path, results: Results) -> BestValidation | None:
         raise InputError(
             f"{folder / FILE} has something else than numbers ({error}): restore it, or run the run again."
         ) from None
-    monitor = fit.monitor.removeprefix("val/")
-    return BestValidation(monitor, fit.best_value, {monitor: fit.best_value, **found}, steps, len(rows))
+    if fit.monitor.startswith("val/"):
+        found = {fit.monitor[4:]: fit.best_value, **found}
+    return BestValidation(fit.monitor.removeprefix("val/"), fit.best_value, found, steps, len(rows))

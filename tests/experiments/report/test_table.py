@@ -16,7 +16,7 @@ from fresh_process import modules_after
 
 from datamodules.errors import InputError
 from experiments.cli import main as cli
-from experiments.report.table import find_runs, markdown, rows, to_csv
+from experiments.report.table import find_runs, markdown, rows, sort, to_csv
 from experiments.runs.headings import RECALLS
 from experiments.runs.results import Evaluation, Results, ResultsStatus, now, write_results
 from lightning_modules.callbacks.cost_record import Cost
@@ -82,13 +82,21 @@ def test_markdown_and_csv(runs: Path) -> None:
     assert len({line.count("|") for line in lines}) == 1
     text = "\n".join(lines)
     assert "| mwa | flickr8k | 2 | 33.8 ±0.7 | " in text
-    assert "| 203.0 ±4.2 | 186 | 1,234,567 | 2.50 | 512.0 MiB | 12.0 | – |" in text
+    assert f"| 203.0 ±4.2 | 186 | 1,234,567 | 2.50 | 512.0 MiB | 12.0 | – | {runs / 'mwa-0'} and 1 more |" in text
     assert "| head | flickr8k | 1 | 20.0 | " in text
     assert "| full | oom |" in text
     assert "| ae_only | failed |" in text
-    read = list(csv.DictReader(io.StringIO(to_csv(table))))
-    assert [row["name"] for row in read] == [row["name"] for row in table]
-    assert next(row for row in read if row["name"] == "full")["rsum"] == ""
+    read = {row["run"]: row for row in csv.DictReader(io.StringIO(to_csv(find_runs([runs]))))}
+    assert set(read) == {"mwa-0", "mwa-1", "head-0", "big", "bad", "pretrain"}, "a row a run"
+    assert (read["mwa-1"]["seed"], read["mwa-1"]["flickr8k/test/rsum"], read["mwa-1"]["coco/test/rsum"]) == (
+        "1",
+        "206.0",
+        "103.0",
+    )
+    assert (read["big"]["status"], read["big"]["flickr8k/test/rsum"]) == ("oom", "")
+    only = csv.DictReader(io.StringIO(to_csv(find_runs([runs]), "coco"))).fieldnames or ()
+    assert "coco/test/rsum" in only
+    assert not [name for name in only if name.startswith("flickr8k/")]
 
 
 def test_relation_distances_have_columns_where_a_run_measured_them(runs: Path) -> None:
@@ -114,8 +122,6 @@ def test_relation_distances_have_columns_where_a_run_measured_them(runs: Path) -
     assert found["iais"] == ["300.0 ±0.0", "0.300 ±0.141 (2 of 4)", "0.550 ±0.071 (2 of 4)", "0.300 ±0.000 (2 of 4)", "4"]
     assert found["few"] == ["60.0", "0.125", "–", "–", "1"]
     assert found["head"][1:4] == ["–", "–", "–"]
-    read = {row["name"]: row for row in csv.DictReader(io.StringIO(to_csv(table)))}
-    assert (float(read["iais"]["isda"]), read["head"]["isda"]) == (pytest.approx(0.3), "")
 
 
 def test_a_row_is_a_configuration_without_its_seed(tmp_path: Path) -> None:
@@ -128,13 +134,93 @@ def test_a_row_is_a_configuration_without_its_seed(tmp_path: Path) -> None:
     found = find_runs([tmp_path, f"{tmp_path}/../{tmp_path.name}/a"])
     table = rows(found)
     assert len(found) == 4
-    assert [(row["differs"], row["seeds"], row["runs"], row["rsum"], row["rsum_sd"]) for row in table] == [
-        ("model.optimization.lr=0.001", 2, 2, 203.0, pytest.approx(18**0.5)),
-        ("model.optimization.lr=0.002", 1, 2, 102.0, None),
+    assert [(row["options"], row["seeds"], row["runs"], row["rsum"], row["rsum_sd"]) for row in table] == [
+        ({"model.optimization.lr": 0.001}, 2, 2, 203.0, pytest.approx(18**0.5)),
+        ({"model.optimization.lr": 0.002}, 1, 2, 102.0, None),
     ]
     text = markdown(table)
-    assert "| lr (model.optimization.lr=0.001) | flickr8k | 2 | " in text
-    assert "| lr (model.optimization.lr=0.002) | flickr8k | 1 (2 runs) | " in text
+    assert "| lr | 0.001 | flickr8k | 2 | " in text
+    assert "| lr | 0.002 | flickr8k | 1 (2 runs) | " in text
+
+
+@pytest.fixture
+def rates(tmp_path: Path) -> Path:
+    """Four learning rates, one of which failed; the best validation is not the best test."""
+    validated = {1e-3: (250.0, 260.0), 2e-3: (280.0, 200.0), 4e-3: (270.0, 240.0)}
+    for lr in (1e-3, 2e-3, 4e-3, 8e-3):
+        val, test = validated.get(lr, (0.0, 0.0))
+        fit = Fit(20, 2, "val/rsum", val) if val else None
+        tests = (evaluation(test),) if val else ()
+        folder = write_run(tmp_path / f"{lr}", "lr", "finished" if val else "failed", seed=0, fit=fit, evaluations=tests)
+        (folder / "config.yaml").write_text(yaml.safe_dump(changed(model__init_args__optimization__lr=lr)))
+        curve = f"step,train/loss,val/i2t_r1,val/rsum\n9,1,10,{val - 20}\n19,1,12,{val}\n"
+        (folder / "metrics.csv").write_text(curve)
+    return tmp_path
+
+
+def column(text: str, name: str) -> list[str]:
+    """Of a Markdown table."""
+    header, _, *lines = ([cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|"))
+    return [line[header.index(name)] for line in lines]
+
+
+def test_the_best_validation_is_first_and_the_test_chooses_nothing(rates: Path) -> None:
+    table = rows(find_runs([rates]))
+    text = markdown(table)
+    assert column(text, "lr") == ["0.002", "0.004", "0.001", "0.008"]
+    assert column(text, "val rsum") == ["280.0", "270.0", "250.0", ""]
+    assert column(text, "rsum") == ["200.0", "240.0", "260.0", ""]
+    assert column(text, "test data")[-1] == "failed"
+    assert column(text, "folder")[0] == str(rates / "0.002")
+    for folder in rates.iterdir():  # of a loss less is better
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        (folder / "config.yaml").write_text(yaml.safe_dump({**config, "checkpoint": {"monitor": "val/rsum", "mode": "min"}}))
+    assert column(markdown(rows(find_runs([rates]))), "val rsum") == ["250.0", "270.0", "280.0", ""]
+    read = {row["run"]: row for row in csv.DictReader(io.StringIO(to_csv(find_runs([rates]))))}
+    assert (read["0.002"]["val/rsum"], read["0.002"]["val/i2t_r1"]) == ("280.0", "12.0")
+    assert (read["0.002"]["model.optimization.lr"], read["0.008"]["model.optimization.lr"]) == ("0.002", "0.008")
+
+
+@pytest.mark.parametrize(
+    ("by", "first"), [("rsum", "0.001"), ("val rsum", "0.002"), ("val/rsum", "0.002"), ("lr", "0.001"), ("folder", "0.001")]
+)
+def test_sorted_by_a_column(rates: Path, by: str, first: str) -> None:
+    table = sort(rows(find_runs([rates])), by)
+    assert column(markdown(table), "lr")[0] == first
+    assert table[-1]["status"] == "failed"
+
+
+def test_a_column_that_is_not_there_is_told_with_those_that_are(rates: Path) -> None:
+    table = rows(find_runs([rates]))
+    with pytest.raises(InputError, match=r"--sort lrr: the table has no such column\. Did you mean 'lr'\? It has: name, "):
+        sort(table, "lrr")
+    with pytest.raises(InputError, match=r"--sort R@5: 2 columns have that heading; they are i2t_r5 and t2i_r5"):
+        sort(table, "R@5")
+
+
+def test_a_validation_alone_is_a_row(tmp_path: Path) -> None:
+    """What `fit` and `validate` write."""
+    write_run(tmp_path / "fit", "fit", fit=Fit(20, 2, "val/loss", 0.125))
+    write_run(tmp_path / "val", "val", evaluations=(evaluation(60.0, split="val[:9]", stage="val"),))
+    text = markdown(rows(find_runs([tmp_path])))
+    assert column(text, "test data") == ["not tested", "flickr8k val\\[:9\\]"]
+    assert column(text, "val loss") == ["0.125", "–"]
+    assert column(text, "rsum") == ["–", "60.0"]
+
+
+def test_options_without_room_are_named(tmp_path: Path) -> None:
+    """Two models differ in all of their options; what differs within a name is shown before them."""
+    for name, lr, sizes in (("a", 1e-3, 1), ("a", 2e-3, 1), ("b", 1e-3, 2)):
+        folder = write_run(tmp_path / f"{name}-{lr}", name, seed=0, evaluations=(evaluation(60.0),))
+        network = {f"size_{number}": sizes for number in range(9)}
+        config = changed(model__init_args__optimization__lr=lr, model__init_args__network=network)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    text = markdown(rows(find_runs([tmp_path])))
+    assert column(text, "lr") == ["0.001", "0.002", "0.001"]
+    assert text.splitlines()[-1] == (
+        "They differ in 9 more options, which --csv has: model.network.size_0, model.network.size_1, model.network.size_2, "
+        "model.network.size_3 and 5 more."
+    )
 
 
 def test_one_data_set_and_cut_splits(runs: Path) -> None:

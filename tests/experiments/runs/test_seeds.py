@@ -11,7 +11,7 @@ from configurations import changed
 
 from experiments.runs.provenance import Device, Git, Provenance
 from experiments.runs.results import DataDescription, Results, now
-from experiments.runs.seeds import Configuration, configuration_of, differing_options
+from experiments.runs.seeds import Configuration, configuration_of, differing, option_text, short_name
 
 LR = "model__init_args__optimization__lr"
 
@@ -32,7 +32,7 @@ def test_seeds_are_one_configuration_and_the_same_seed_twice_is_one_seed(tmp_pat
     first, second, again = run(tmp_path / "a", 0), run(tmp_path / "b", 1), run(tmp_path / "c", 1)
     assert first.digest == second.digest == again.digest
     assert first.seed != second.seed == again.seed
-    assert differing_options([first, second]) == {first.digest: ""}
+    assert differing([first.options, second.options]) == []
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,15 @@ def test_what_decides_a_result_is_another_configuration_and_says_so(tmp_path: Pa
     known = {"data": {"coco": DataDescription("COCO", fingerprint="0")}, "provenance": provenance("f" * 40), "scale": "reduced"}
     first, second = run(tmp_path / "a", 0, **known), run(tmp_path / "b", 1, **{**known, **other})
     assert first.digest != second.digest
-    assert words in differing_options([first, second])[second.digest]
+    (name,) = differing([first.options, second.options])
+    assert f"{short_name(name)}={option_text(second.options[name])}" == words
+
+
+def test_an_option_that_one_has_not_differs_where_that_is_asked() -> None:
+    options = [{"lr": 0.1, "adapter": "a.Lora"}, {"lr": 0.1}, {"lr": 1e-1, "layers": [1, 2]}]
+    assert differing(options) == ["adapter", "layers"]
+    assert differing(options, absent=False) == []
+    assert differing([*options, {"layers": [1]}], absent=False) == ["layers"]
 
 
 def test_a_parent_is_what_it_was_trained_as_and_not_its_place(tmp_path: Path) -> None:
@@ -77,7 +85,7 @@ def test_a_damaged_configuration_stands_by_itself(tmp_path: Path) -> None:
     (tmp_path / "a" / "config.yaml").write_text("{")
     damaged = configuration_of(tmp_path / "a", Results("finished", "run", "mwa", "c", now()))
     assert damaged.digest != known.digest
-    assert "a/config.yaml, line 1, column 2: not YAML" in differing_options([known, damaged])[damaged.digest]
+    assert "a/config.yaml, line 1, column 2: not YAML" in str(damaged.problem)
 
 
 def test_parents_that_are_not_here_are_known_by_their_names_without_seed_and_key(tmp_path: Path) -> None:
