@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from datamodules.errors import InputError
 from datamodules.files.locks import is_held
 from experiments.runs.duration import readable_time
 from experiments.runs.folder import is_running
+from experiments.runs.headings import heading, number
 from experiments.runs.results import Results, read_results
 from experiments.runs.store import folders_holding
 from experiments.sweep import slurm
@@ -39,11 +41,12 @@ def show_launches(console: Console, launches: Sequence[Launch], root: Path, queu
     Returns their statuses."""
     numbers = {launch.key: str(number) for number, launch in enumerate(launches, 1)}
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("#", "run", "status", "after", "time", "cost", *(["slurm"] if queue else []), ""):
+    for column in ("#", "run", "status", "validation", "after", "time", "cost", *(["slurm"] if queue else []), ""):
         table.add_column(column, justify="right" if column in ("#", "time", "cost") else "left", overflow="fold")
     statuses: dict[str, str] = {}
     for launch in launches:
-        status, seconds, error = _status(launch, root)
+        status, results, error = _status(launch, root)
+        seconds = None if results is None else results.seconds
         broken = next((key for key in launch.after if statuses.get(key) in ("failed", "oom", "blocked")), None)
         if status == "waiting" and broken is not None:
             status, error = "blocked", f"starts from {numbers[broken]}, which is {statuses[broken]}"
@@ -51,13 +54,15 @@ def show_launches(console: Console, launches: Sequence[Launch], root: Path, queu
         cost = "" if launch.cost is None else _hours(launch.cost.hours, launch.cost.device)
         cost += f", {launch.cost.devices} at once" if launch.cost is not None and launch.cost.devices > 1 else ""
         table.add_row(
-            numbers[launch.key], plain(launch.title), Text(status, state_style(status)),
+            numbers[launch.key], plain(launch.title), Text(status, state_style(status)), plain(_validation(results)),
             " ".join(numbers[key] for key in launch.after), "" if seconds is None else readable_time(seconds), cost,
             *([plain(queue.get(launch.key, ""))] if queue else []), plain(error or "", 200),
         )  # fmt: skip
     rest = [launch for launch in launches if statuses[launch.key] not in ("finished", "stopped_early")]
     console.print(table)
-    console.print(plain(f"\n{len(launches)} runs in {root}, {len(launches) - len(rest)} finished"), soft_wrap=True)
+    finished = len(launches) - len(rest)
+    hint = f"; side by side, the best validation first: crosslight table {shlex.quote(str(root))}" if finished > 1 else ""
+    console.print(plain(f"\n{len(launches)} runs in {root}, {finished} finished{hint}"), soft_wrap=True)
     if rest:
         console.print(summed_cost(rest), highlight=False, soft_wrap=True)
     return list(statuses.values())
@@ -89,13 +94,22 @@ def _hours(hours: float, device: str) -> str:
     return f"{number} {device or 'device'}-{unit}"
 
 
-def _status(launch: Launch, root: Path) -> tuple[str, float | None, str | None]:
-    """What to say of a launch: its status, seconds and error."""
+def _validation(results: Results | None) -> str:
+    """The metric that chose the best checkpoint; a test chooses nothing."""
+    fit = None if results is None else results.fit
+    if fit is None or fit.monitor is None or fit.best_value is None:
+        return ""
+    metric = fit.monitor.removeprefix("val/")
+    return f"{heading(metric)} {number(metric, fit.best_value)}"
+
+
+def _status(launch: Launch, root: Path) -> tuple[str, Results | None, str | None]:
+    """What to say of a launch: its status, results and error."""
     state, results, error = known_state(launch)
     if results is None:
         held = state == "waiting" and is_held(root / ".locks" / launch.key)
         return "running" if held else state, None, error
-    return _unfinished(launch.folder, results) if state == "waiting" else state, results.seconds, results.error
+    return _unfinished(launch.folder, results) if state == "waiting" else state, results, results.error
 
 
 def _unfinished(folder: Path, results: Results) -> str:
@@ -103,12 +117,12 @@ def _unfinished(folder: Path, results: Results) -> str:
     return "running" if results.status == "running" and is_running(folder) else "interrupted"
 
 
-def _of_folder(folder: Path) -> tuple[str, float | None, str | None]:
-    """What to say of a run folder: its status, seconds and error."""
+def _of_folder(folder: Path) -> tuple[str, Results | None, str | None]:
+    """What to say of a run folder: its status, results and error."""
     try:
         results = read_results(folder)
         unfinished = results.status in ("running", "interrupted")
-        return _unfinished(folder, results) if unfinished else results.status, results.seconds, results.error
+        return _unfinished(folder, results) if unfinished else results.status, results, results.error
     except InputError as error:
         return "failed", None, str(error)
 
@@ -120,20 +134,21 @@ def status_of_folder(console: Console, root: Path) -> int:
     if not runs and not jobs:
         raise InputError(f"{root} holds no results.json: there is no run in it.")
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("run", "status", "time", ""):
+    for column in ("run", "status", "validation", "time", ""):
         table.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
     counts: dict[str, int] = {}
     for folder in runs:
-        status, seconds, error = _of_folder(folder)
+        status, results, error = _of_folder(folder)
+        seconds = None if results is None else results.seconds
         counts[status] = counts.get(status, 0) + 1
         table.add_row(
-            plain(folder.relative_to(root)), Text(status, state_style(status)),
+            plain(folder.relative_to(root)), Text(status, state_style(status)), plain(_validation(results)),
             "" if seconds is None else readable_time(seconds), plain(error or "", 200),
         )  # fmt: skip
     for key, job in jobs.items():
         if not (Path(job["folder"]) / "results.json").exists():
             counts["submitted"] = counts.get("submitted", 0) + 1
-            table.add_row(plain(Path(job["folder"]).name), "submitted", "", plain(queue[key]))
+            table.add_row(plain(Path(job["folder"]).name), "submitted", "", "", plain(queue[key]))
     console.print(table)
     console.print("\n" + ", ".join(f"{number} {status}" for status, number in sorted(counts.items())), highlight=False)
     return int(any(status in counts for status in ("failed", "oom")))

@@ -22,6 +22,7 @@ from experiments.sweep import targets
 from experiments.sweep.launches import Launch
 from experiments.sweep.status import summed_cost
 from experiments.sweep.targets import exhibit_launches, on_devices
+from lightning_modules.checkpoints.run_folder import Fit
 
 
 @pytest.fixture
@@ -66,16 +67,17 @@ def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.Capture
     groups = [launch.environment.get("WANDB_RUN_GROUP") for launch in launches]
     assert groups[1:] == ["mwa/table1", "mwa/table2"]
     launches[0].folder.mkdir()
-    write_results(launches[0].folder, Results("finished", "fit", "start", "c", now(), seconds=65.0))
+    fit = Fit(20, 2, "val/cider", 0.7525)
+    write_results(launches[0].folder, Results("finished", "fit", "start", "c", now(), seconds=65.0, fit=fit))
     assert run_command("sweep", ["run", "mwa", "--dry-run", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"1 +mwa/start s0 +finished +65 s", printed)
+    assert re.search(r"1 +mwa/start s0 +finished +CIDEr 75.2 +65 s", printed), "its best validation"
     assert re.search(r"2 +mwa/one s0 +waiting +1", printed)
     assert "3 runs" in printed
     assert "1 finished" in printed
     assert not (tmp_path / "logs").exists()
     assert run_command("sweep", ["status", str(tmp_path)]) == 0
-    assert re.search(r"mwa-start-s0-\w+ +finished", capsys.readouterr().out)
+    assert re.search(r"mwa-start-s0-\w+ +finished +CIDEr 75.2 +65 s", capsys.readouterr().out)
     (tmp_path / "a-broken").mkdir()
     (tmp_path / "a-broken" / "results.json").write_text("{")
     assert run_command("sweep", ["status", str(tmp_path)]) == 1
