@@ -31,8 +31,8 @@ a recorded row and stops only what starts from it. Ctrl-C stops the runs in orde
 --submit slurm: submit what is neither finished nor queued, as job arrays that wait for each other; preempted or at its time limit
 a run saves, is queued again and goes on. --dry-run prints the batch scripts. Not for bayes and early_terminate."""
 _STATUS = """\
-What is finished, with the best validation of each run; what is running or failed, and why; of submitted runs also what Slurm says.
-TARGET may be any folder of runs. `crosslight table` has the tests as well."""
+What is finished, with the best validation of each run; what is running or failed, and why; of submitted runs also what Slurm
+says. TARGET may be any folder of runs. `crosslight table` has the tests as well."""
 _CANCEL = "Cancel the submitted runs of TARGET. What was trained is kept: submitted again it goes on."
 _PLAN = """\
 How many seeds and test images would settle each claim of TARGET (supported or contradicted, four times in five), and what they
