@@ -12,6 +12,10 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
+from datamodules.formats.typed import read_typed
+from experiments.sweep.slurm_script import SlurmOptions
+from experiments.sweep.sweep_file import read_sweep
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SITE = REPOSITORY / "docs"
 PAGES = sorted(file for file in SITE.rglob("*.md") if "_build" not in file.parts)
@@ -101,3 +105,41 @@ def test_yaml_blocks_are_yaml_and_configurations_compose(file: Path, text: str, 
         (tmp_path / "own.yaml").write_text(text)
         words = ["-c", "configs/trainer/cpu.yaml", "-c", "configs/data/flickr30k.yaml", "-c", str(tmp_path / "own.yaml")]
         assert ParsedCLI(["run", *find_configs(words)]).plain["model"]
+    elif "method" in content:
+        (tmp_path / "rates.yaml").write_text(text)
+        assert read_sweep(tmp_path / "rates.yaml").name == content["name"]
+    elif "partition" in content:
+        assert read_typed(SlurmOptions, content, name_of(file)).partition == content["partition"]
+
+
+CODE = [file for room in ("datamodules", "lightning_modules", "experiments") for file in (REPOSITORY / room).rglob("*.py")]
+
+
+def texts(node: ast.AST) -> Iterator[str]:
+    """Every text in a file but its docstrings, with … where a value stands in it."""
+    docstrings = {each.value for each in ast.walk(node) if isinstance(each, ast.Expr)}
+    for each in set(ast.walk(node)) - docstrings:
+        if isinstance(each, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in each.values)
+        elif isinstance(each, ast.Constant) and isinstance(each.value, str):
+            yield each.value
+
+
+QUOTED = [text.strip() for _, text in blocks(SITE / "troubleshooting.md", "text")]
+
+
+def test_errors_that_are_quoted_stand_in_the_code() -> None:
+    def plain(text: str) -> str:
+        return re.sub(r"…+", "…", " ".join(text.split()))
+
+    code = "\n".join(plain(text) for file in CODE for text in texts(ast.parse(file.read_text())))
+    assert len(QUOTED) > 40
+    assert [text for text in QUOTED if plain(text) not in code] == []
+
+
+def test_every_environment_variable_is_listed() -> None:
+    internal = {"CROSSLIGHT_RANK0_RUN_FOLDER"}  # a rank tells it to the ranks that it starts
+    names = re.compile(r"CROSSLIGHT_[A-Z0-9_]+")
+    files = [*CODE, *(REPOSITORY / "configs").rglob("*.yaml"), *(REPOSITORY / "experiments").rglob("*.yaml")]
+    read = {name for file in files for name in names.findall(file.read_text())} - internal
+    assert set(names.findall((SITE / "reference" / "environment.md").read_text())) == read
