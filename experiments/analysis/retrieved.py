@@ -86,13 +86,25 @@ def draw_queries(model: Any, data: ImageTextDataModule, split: str, path: Path, 
     right_IT = torch.arange(len(records))[:, None] == owner_T.cpu()[None]
     to_images = answered(scores_IT.T.cpu(), right_IT.T, spread(len(captions), queries), found)
     to_texts = answered(scores_IT.cpu(), right_IT, spread(len(records), queries), found)
-    return draw_contact_sheet(path, records, captions, to_images, to_texts)
+    return _written_to(path, contact_sheet(records, captions, to_images, to_texts))
 
 
-def draw_contact_sheet(
-    path: Path, records: Sequence[ImageRecord], captions: Sequence[str], to_images: Sequence[Query], to_texts: Sequence[Query]
-) -> Path:
-    """Captions and their images on the left, images and their captions on the right."""
+def contact_sheet(
+    records: Sequence[ImageRecord],
+    captions: Sequence[str],
+    to_images: Sequence[Query],
+    to_texts: Sequence[Query],
+    chosen: str = "Queries spread evenly over the split: none is chosen by its result.",
+) -> Any:
+    """Captions and their images on the left, images and their captions on the right: a figure of matplotlib.
+
+    Args:
+        records: The images.
+        captions: Of all of them.
+        to_images: Queries that are captions.
+        to_texts: Queries that are images.
+        chosen: How the queries were chosen, in words.
+    """
     from matplotlib.figure import Figure
 
     rows = max(len(to_images), len(to_texts))
@@ -115,7 +127,7 @@ def draw_contact_sheet(
     bold: dict[str, Any] = {"fontsize": 15, "weight": "bold", "color": INK}
     say(left, 0.14, "A sentence, and the images found", **bold)
     say(right, 0.14, "An image, and the sentences found", **bold)
-    note = f"Queries spread evenly over the split: none is chosen by its result. {len(records):,} images."
+    note = f"{chosen} {len(records):,} images."
     say(left, 0.47, note, fontsize=10.5, color=NOTE)
     say(right, 0.47, f"Best first of {len(captions):,} sentences. Green: right, with its rank.", fontsize=10.5, color=NOTE)
     for row, query in enumerate(to_images):
@@ -140,20 +152,31 @@ def draw_contact_sheet(
             at += 0.18 * len(lines) + 0.07
         if not any(query.right):
             say(right, y + 0.11 + _QUERY, f"first right: rank {query.rank:,}", fontsize=10.5, color=NOTE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        figure.savefig(part, dpi=120)
-    return path
+    return figure
 
 
 def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, images: int = 8) -> Path:
-    """Images with what each run wrote about them, its CIDEr-D (times 100) and one reference.
+    """A picture of `captions_sheet`.
+
+    Args:
+        runs: Run folders that tested on the same images.
+        path: The picture.
+        data: Name of the evaluation (None: the first that the first run has).
+        images: Images.
+
+    Raises:
+        InputError: A run has no captions of this data, or of other images.
+    """
+    return _written_to(path, captions_sheet(runs, data, images))
+
+
+def captions_sheet(runs: Sequence[Path], data: str | None = None, images: int = 8) -> Any:
+    """Images with what each run wrote about them, its CIDEr-D (times 100) and one reference: a figure of matplotlib.
 
     The images are spread evenly over the split; none is chosen by its captions.
 
     Args:
         runs: Run folders that tested on the same images.
-        path: The picture.
         data: Name of the evaluation (None: the first that the first run has).
         images: Images.
 
@@ -200,6 +223,10 @@ def draw_captions(runs: Sequence[Path], path: Path, data: str | None = None, ima
                 say(x + width, y, f"CIDEr {100 * score:.0f}", fontsize=9.5, color=NOTE, ha="right")
             say(x, y + 0.18, "\n".join(_wrapped(caption, 11.5, width, 2)), fontsize=11.5, color=color)
             y += 0.62
+    return figure
+
+
+def _written_to(path: Path, figure: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
         figure.savefig(part, dpi=120)

@@ -40,6 +40,20 @@ def make_maps(folder: Path) -> Path:
     there = next((file for name in MAP_FILES if (file := folder / MAPS_FOLDER / name).is_file()), None)
     if there is not None:
         return there
+    maps = maps_of(folder)
+    return store_map(folder, "words.npz" if isinstance(maps, WordMaps) else "relations.npz", maps)
+
+
+def maps_of(folder: Path, example: int = 0) -> AttentionMaps | WordMaps:
+    """The maps of an example, by the run's model.
+
+    Args:
+        folder: The run's.
+        example: Of a captioner the row of an image in the test split; else a pair of its first batch, in the order of images.
+
+    Raises:
+        InputError: The run has neither kind of map or no such example, its test split is gone, or the model cannot be loaded.
+    """
     import lightning_modules
     from experiments.training.quiet import quiet
     from lightning_modules.networks.captioner import Captioner
@@ -48,9 +62,9 @@ def make_maps(folder: Path) -> Path:
     model: Any = lightning_modules.load(folder)
     data = data_of(folder)
     if isinstance(model.network, Captioner):
-        return store_map(folder, "words.npz", _word_maps(model, data))
+        return _word_maps(model, data, example)
     if hasattr(model.network, "relations"):
-        return store_map(folder, "relations.npz", _relation_maps(model, data, folder))
+        return _relation_maps(model, data, folder, example)
     raise InputError(f"{folder} is a run of {type(model.network).__name__}, which has no attention maps to show.")
 
 
@@ -83,8 +97,8 @@ def make_shares(folder: Path, images: int = 128) -> Path:
     return store_map(folder, SHARES_FILE, shares)
 
 
-def data_of(folder: Path) -> Any:
-    """The run's own data module, from its configuration.
+def data_of(folder: Path, name: str | None = None) -> Any:
+    """The run's own data module, from its configuration, or of what it was tested on the one of this name.
 
     Raises:
         InputError: It cannot be built, or names classes of modules that are neither ours nor trusted.
@@ -98,15 +112,16 @@ def data_of(folder: Path) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     try:
+        section = {**(config.get("evaluate") or {})}.get(name) or config["data"]
         with importing_only(str(folder / "config.yaml")):
-            return parser.instantiate_classes(parser.parse_object({"data": reveal(config["data"])})).data
+            return parser.instantiate_classes(parser.parse_object({"data": reveal(section)})).data
     except (ArgumentError, KeyError) as error:
         raise InputError(
             f"{folder / 'config.yaml'}: its data cannot be built ({error}). Use the version that wrote it."
         ) from error
 
 
-def _relation_maps(model: Any, data: Any, folder: Path) -> AttentionMaps:
+def _relation_maps(model: Any, data: Any, folder: Path, pair: int) -> AttentionMaps:
     import torch
     from transformers import AutoTokenizer
 
@@ -117,7 +132,10 @@ def _relation_maps(model: Any, data: Any, folder: Path) -> AttentionMaps:
     if len(loaders) < 3:
         raise InputError(f"{folder} was not tested on pairs with objects (Flickr30k Entities), which maps of relations need.")
     batch = next(iter(loaders[2]))
-    row = int(batch.images.index_B.argmin())
+    in_order = batch.images.index_B.argsort(stable=True).tolist()
+    if not 0 <= pair < len(in_order):
+        raise InputError(f"{folder}: pair {pair} of its test's first batch, which has pairs 0 to {len(in_order) - 1}.")
+    row = in_order[pair]
     layer = getattr(model, "isda_layer", model.network.num_layers - 1)
     with torch.no_grad():
         relations = model.network.relations(batch, [layer])
@@ -143,7 +161,7 @@ def _relation_maps(model: Any, data: Any, folder: Path) -> AttentionMaps:
     )
 
 
-def _word_maps(model: Any, data: Any) -> WordMaps:
+def _word_maps(model: Any, data: Any, image: int) -> WordMaps:
     import torch
 
     from datamodules.files.images import open_image
@@ -155,16 +173,22 @@ def _word_maps(model: Any, data: Any) -> WordMaps:
 
     network = model.network
     data.connect(network.inputs)
-    record = data.records("test")[0]
-    image = open_image(record)
+    records = data.records("test")
+    if not 0 <= image < len(records):
+        raise InputError(f"image {image} of the test split, which has images 0 to {len(records) - 1}.")
+    record = records[image]
+    picture = open_image(record)
     spec = network.vision.image_input
-    pixels_B3HW = normalize(evaluation_transform(spec)(image)[None], spec)
+    pixels_B3HW = normalize(evaluation_transform(spec)(picture)[None], spec)
     with torch.no_grad():
         features = network.encode_images(ImageBatch((record.image_id,), torch.zeros(1, dtype=torch.int64), pixels_B3HW))
     ids = network.generate_ids(features, model.decoding, [draw_seed((0, record.image_id))])
     maps = token_maps(network, features, ids)[0]
-    area = covered_area(spec, *image.size)
-    image.thumbnail((320, 320))
-    scale = image.size[0] / (open_image(record).size[0])
+    area = covered_area(spec, *picture.size)
+    width = picture.size[0]
+    picture.thumbnail((320, 320))
+    scale = picture.size[0] / width
     covered = (area.left * scale, area.top * scale, area.right * scale, area.bottom * scale)
-    return WordMaps(tuple(word.text for word in maps.words), maps.word_maps(), np.asarray(image), covered, maps.text, maps.shown)
+    return WordMaps(
+        tuple(word.text for word in maps.words), maps.word_maps(), np.asarray(picture), covered, maps.text, maps.shown
+    )

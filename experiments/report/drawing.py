@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ _FORMATS = (".svg", ".pdf", ".png")
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing and what it shows in words. A notebook shows it as SVG.
+    """A drawing and what it shows in words. A notebook shows it as SVG with its title and what its bars are.
 
     Args:
         drawing: matplotlib's.
@@ -86,14 +87,42 @@ class Picture:
             raise InputError(f"{file} cannot be written ({error.strerror or error}); give another folder.") from error
         return file
 
-    def _repr_svg_(self) -> str:
-        return self._svg(facecolor="white")
+    def _repr_html_(self) -> str:
+        """White behind it in a notebook of either light: it has the colors of a light page."""
+        lines = [f"<b>{escape(self.title)}</b>"] * bool(self.title) + [escape(each) for each in (self.scale, self.bars) if each]
+        lines += [f"{number}: {escape(name)}" for number, name in enumerate(self.key, 1)]
+        width = 96 * self.drawing.get_figwidth()
+        return (
+            f'<figure style="margin:0;padding:8px;width:{width:.0f}px;max-width:100%;background:#fff;color:{INK}">'
+            f"{inline(self._svg(dpi=150), self.name, self.text, {})}"
+            f'<figcaption style="font-size:85%">{". ".join(line.rstrip(".") for line in lines)}</figcaption></figure>'
+        )
 
     def _svg(self, **options: Any) -> str:
         stream = io.StringIO()
         with rc_context(STYLE):
             self.drawing.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, **options)
         return stream.getvalue()
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures that a notebook shows side by side."""
+
+    pictures: tuple[Picture, ...]
+
+    def save(self, folder: str | Path, kind: str = "pdf") -> list[Path]:
+        """Each as a file by its name.
+
+        Args:
+            folder: Where to.
+            kind: svg, pdf or png.
+        """
+        return [picture.save(Path(folder) / f"{picture.name}.{kind}") for picture in self.pictures]
+
+    def _repr_html_(self) -> str:
+        inside = "".join(picture._repr_html_() for picture in self.pictures)
+        return f'<div style="display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start">{inside}</div>'
 
 
 # ---------------------------------------------------------------------------------------------------------------- drawing
@@ -124,13 +153,14 @@ def legend(drawing: Drawing, *panels: Axes) -> None:
 def label_points(
     drawing: Drawing, axes: Axes, points: Sequence[tuple[str, float, float]], bands: Sequence[tuple[float, float, float]]
 ) -> None:
-    """Names beside points, each on the first side where it meets no earlier name, no point and no interval (x, low, high)."""
-    drawing.canvas.draw()  # settles the layout
+    """Names beside points, each on the first side where it meets no earlier name, no point, no interval (x, low, high) and no
+    edge of the axes."""
+    drawing.draw_without_rendering()  # settles the layout
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in (axes.transData.transform(point[1:]) for point in points)]
     for x, low, high in bands:
         (at, bottom), (_, top) = axes.transData.transform([(x, low), (x, high)])
         taken.append((at - 3, bottom, at + 3, top))
-    dot = drawing.dpi / 72
+    dot, inside = drawing.dpi / 72, axes.bbox
     for label, x, y in points:
         at_x, at_y = axes.transData.transform((x, y))
         width, height = 4.8 * dot * len(label), 9 * dot
@@ -138,7 +168,8 @@ def label_points(
         for right, up, side in sides:
             left = at_x + right * dot - (width if side == "right" else 0)
             box = (left, at_y + up * dot - height / 2, left + width, at_y + up * dot + height / 2)
-            if not any(box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken):
+            met = any(box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken)
+            if not met and inside.x0 < box[0] and box[2] < inside.x1:
                 break
         taken.append(box)
         where: dict[str, Any] = {"textcoords": "offset points", "ha": side, "va": "center", "fontsize": 8.5, "color": INK}
@@ -148,8 +179,8 @@ def label_points(
 # ------------------------------------------------------------------------------------------------------------------ pages
 
 
-def inline(svg: str, name: str, text: str) -> str:
-    """matplotlib's SVG for a page: no header, own ids, the page's colors and font, and a text alternative.
+def inline(svg: str, name: str, text: str, variables: Mapping[str, str] = _VARIABLES) -> str:
+    """matplotlib's SVG for a page: no header, own ids, the page's colors (`variables`) and font, and a text alternative.
 
     matplotlib writes the addresses of XML's name spaces, which HTML does not need and a strict reader takes for references.
     """
@@ -160,12 +191,8 @@ def inline(svg: str, name: str, text: str) -> str:
     svg = re.sub(r"\bxlink:href=", "href=", svg)
     svg = re.sub(r'(<[^>]*?\s)id="([^"]+)"', rf'\1id="{name}-\2"', svg)
     svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    for color, variable in _VARIABLES.items():
+    for color, variable in variables.items():
         svg = svg.replace(color, variable)
     svg = re.sub(r"(font-family: |font: [^;\"']*?px )[^;\"]*", r"\1system-ui, sans-serif", svg)
     svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
-    return f'<svg role="img" aria-label="{_escaped(text)}"' + svg.removeprefix("<svg")
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
+    return f'<svg role="img" aria-label="{escape(text)}"' + svg.removeprefix("<svg")

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import ScaledTranslation
 
 from experiments.analysis.draw_maps import color_scale, overlay
-from experiments.analysis.stored_maps import AttentionMaps, BoxedMaps, WordMaps, stored
+from experiments.analysis.stored_maps import AttentionMaps, BoxedMaps, Maps, WordMaps, stored
 from experiments.papers.schema import Column
 from experiments.report import exports
 from experiments.report.bootstrap import interval
@@ -280,17 +280,25 @@ def _maps(view: View) -> list[Picture]:
         for run in runs[:1]:
             assert run.folder is not None
             for found in stored(run.folder):
-                number = len(pictures)
-                if isinstance(found, AttentionMaps):
-                    pictures.append(_relation_maps(view, variant.label, found, number))
-                elif isinstance(found, WordMaps):
-                    pictures.append(_word_maps(view, variant.label, found, number))
-                else:
-                    pictures.append(_boxed_maps(view, variant.label, found, number))
+                name = f"{view.slug}-{len(pictures)}"
+                pictures.append(replace(draw_map(variant.label, found, name), scale=f"{view.scale.capitalize()} scale"))
     return pictures
 
 
-def _relation_maps(view: View, label: str, maps: AttentionMaps, number: int) -> Picture:
+def draw_map(label: str, maps: Maps, name: str = "map") -> Picture:
+    """Attention maps of one example.
+
+    Args:
+        label: Whose they are.
+        maps: From `experiments.analysis`.
+        name: Of the picture.
+    """
+    if isinstance(maps, AttentionMaps):
+        return _relation_maps(label, maps, name)
+    return _word_maps(label, maps, name) if isinstance(maps, WordMaps) else _boxed_maps(label, maps, name)
+
+
+def _relation_maps(label: str, maps: AttentionMaps, name: str) -> Picture:
     """Words among words and regions among regions, each row of attention summing to 1 over its side."""
     with rc_context({**STYLE, "axes.grid": False}):
         drawing = Drawing(figsize=(WIDTH, 3.3))
@@ -316,10 +324,10 @@ def _relation_maps(view: View, label: str, maps: AttentionMaps, number: int) -> 
         f"{len(maps.regions_RR)} regions of “{maps.caption}”. IAIS losses of the pair: singular {maps.singular:.3g}, distributed "
         f"{maps.distributed:.3g}."
     )
-    return _picture(view, drawing, text, label, number)
+    return Picture(drawing, text, name, label)
 
 
-def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
+def _word_maps(label: str, maps: WordMaps, name: str) -> Picture:
     """The photograph, then each word's map over it."""
     peaks = [map_YX.max() * map_YX.size / (map_YX.sum() or 1.0) for map_YX in maps.maps_KYX]
     heads = [f"{word}\npeak {peak:.0f}×" for word, peak in zip(maps.words, peaks, strict=True)]
@@ -328,11 +336,12 @@ def _word_maps(view: View, label: str, maps: WordMaps, number: int) -> Picture:
     text = (
         f"{label}: where each word of “{maps.caption}”, which it wrote, looks ({maps.shown}). Peaks over an even share: {told}."
     )
-    drawn = _picture(view, drawing, text, label, number)
-    return replace(drawn, bars=f"Each word of “{maps.caption}”, which it wrote; its peak in times an even share.")
+    return Picture(
+        drawing, text, name, label, bars=f"Each word of “{maps.caption}”, which it wrote; its peak in times an even share."
+    )
 
 
-def _boxed_maps(view: View, label: str, maps: BoxedMaps, number: int) -> Picture:
+def _boxed_maps(label: str, maps: BoxedMaps, name: str) -> Picture:
     """The photograph, then the map of each phrase that has boxes, with these and the share in them."""
     shares = [
         f"{100 * inside:.0f} % in {'its box' if (maps.word_B == word).sum() == 1 else 'its boxes'}"
@@ -347,8 +356,9 @@ def _boxed_maps(view: View, label: str, maps: BoxedMaps, number: int) -> Picture
     drawing = _panels(maps, ["image", *heads], boxes)
     told = "; ".join(f"“{thing}” {share}, {area}" for thing, share, area in zip(maps.words, shares, areas, strict=True))
     text = f"{label}: where the words look that name a thing with a box, of “{maps.caption}” ({maps.shown}). {told}."
-    drawn = _picture(view, drawing, text, label, number)
-    return replace(drawn, bars=f"“{maps.caption}”, as a person wrote it: the things named in it, and their boxes.")
+    return Picture(
+        drawing, text, name, label, bars=f"“{maps.caption}”, as a person wrote it: the things named in it, and their boxes."
+    )
 
 
 def _panels(maps: WordMaps | BoxedMaps, heads: Sequence[str], boxes: Mapping[int, Any]) -> Drawing:

@@ -363,7 +363,7 @@ def to_csv(runs: Mapping[Path, Run], data: str | None = None) -> str:
         runs: What `find_runs` gives.
         data: Of tests only those on this data set.
     """
-    columns, lines = table_of(Runs(tuple(runs.values())).rows())
+    columns, lines, _ = table_of(Runs(tuple(runs.values())).rows())
     columns = [name for name in columns if data is None or name.count("/") < 2 or name.startswith(f"{data}/")]
     text = io.StringIO()
     writer = csv.writer(text)

@@ -100,7 +100,7 @@ class Runs:
 
     def rows(self) -> list[Row]:
         """What `frame` is made of."""
-        return [_row(run, label) for label, run in self._labelled()]
+        return [_row(run, label) for label, run in self.labelled()]
 
     def per_query(self) -> pd.DataFrame:
         """A row a query of every test of finished runs: run, name, seed, data, split, kind, query, image, and
@@ -114,7 +114,7 @@ class Runs:
         """
         pandas = _pandas()
         parts = []
-        for label, run in self._labelled():
+        for label, run in self.labelled():
             for evaluation in run.results.tests() if run.results is not None and run.status == "finished" else ():
                 try:
                     found = _queries(run, evaluation)
@@ -137,7 +137,7 @@ class Runs:
         """
         pandas = _pandas()
         parts = []
-        for label, run in self._labelled():
+        for label, run in self.labelled():
             try:
                 rows = [] if run.folder is None else _numbers(run.folder)
             except InputError as error:
@@ -156,8 +156,8 @@ class Runs:
         table = table.reindex(columns=[*first, *metrics]).melt(first, metrics, "metric", "value")
         return table.dropna(subset="value").reset_index(drop=True)
 
-    def _labelled(self) -> list[tuple[str, Run]]:
-        """Each run with its folder's name; with the whole path where several have one name."""
+    def labelled(self) -> list[tuple[str, Run]]:
+        """What frames call each run: its folder's name, or the whole path where several have one name."""
         names = Counter(run.folder.name for run in self.runs if run.folder is not None)
         return [
             (str(run.folder) if run.folder is None or names[run.folder.name] > 1 else run.folder.name, run) for run in self.runs
@@ -258,13 +258,16 @@ def _further(run: Run, results: Results, problem: str | None) -> dict[str, Any]:
 
 
 def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as a frame, with the options in which they differ. Lists and the like are JSON."""
-    columns, lines = table_of(rows)
-    return _pandas().DataFrame(lines, columns=columns)
+    """Rows as a frame, with the options in which they differ; lists and the like are JSON. `frame.attrs["options"]` has the
+    columns that are options, with what they are called on a command line."""
+    columns, lines, options = table_of(rows)
+    frame = _pandas().DataFrame(lines, columns=columns)
+    frame.attrs["options"] = options
+    return frame
 
 
-def table_of(rows: Sequence[Row]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The frame's columns and rows, for who writes them without pandas."""
+def table_of(rows: Sequence[Row]) -> tuple[list[str], list[dict[str, Any]], dict[str, str]]:
+    """The frame's columns and rows, for who writes them without pandas, and the options by their columns."""
     options = [{short_name(name): _plain(value) for name, value in row.options.items()} for row in rows]
     taken = {name for row in rows for part in (row.identity, row.metrics, row.further) for name in part}
     names = differing(options, absent=False)
@@ -277,7 +280,12 @@ def table_of(rows: Sequence[Row]) -> tuple[list[str], list[dict[str, Any]]]:
     first = _in_order(row.identity for row in rows)
     last = _in_order(row.further for row in rows)
     metrics = _in_order(row.metrics for row in rows)
-    return [*first, *metrics, *columns, *last], lines
+    written = {short_name(name): name.removesuffix(".class_path") for row in rows for name in row.options}
+    return (
+        [*first, *metrics, *columns, *last],
+        lines,
+        {column: written[name] for column, name in zip(columns, names, strict=True)},
+    )
 
 
 def _in_order(parts: Iterable[Mapping[str, Any]]) -> list[str]:

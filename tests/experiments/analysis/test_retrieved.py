@@ -65,19 +65,14 @@ def assert_nothing_is_cut_or_hidden(figure: Any) -> None:
         assert not any(box.overlaps(other) for other in boxes[:row])
 
 
-def test_a_contact_sheet_marks_what_is_right_and_nothing_overlaps(
-    records: list[ImageRecord], tmp_path: Path, figures: list[Any]
-) -> None:
+def test_a_contact_sheet_marks_what_is_right_and_nothing_overlaps(records: list[ImageRecord]) -> None:
     captions = [caption.text for record in records for caption in record.captions]
     right_IT = torch.arange(6)[:, None] == torch.arange(12)[None] // 2
     scores_IT = torch.rand(6, 12, generator=torch.Generator().manual_seed(0)) - 5.0 * right_IT
     scores_IT[2, 4] = 9.0  # one that is found first, either way; all others come last
     to_images = retrieved.answered(scores_IT.T, right_IT.T, [4, 1, 11], 5)
     to_texts = retrieved.answered(scores_IT, right_IT, [2, 3, 0], 5)
-    path = retrieved.draw_contact_sheet(tmp_path / "new" / "sheet.png", records, captions, to_images, to_texts)
-    with Image.open(path) as picture:
-        assert picture.width > 1200
-    (figure,) = figures
+    figure = retrieved.contact_sheet(records, captions, to_images, to_texts)
     frames = [to_hex(axes.spines["left"].get_edgecolor()) for axes in figure.axes]
     assert frames.count(retrieved.RIGHT) == sum(sum(query.right) for query in to_images) == 1
     assert frames.count(retrieved.QUIET) == len(frames) - 1 == 14 + 3
@@ -96,7 +91,9 @@ def test_captions_stand_beside_their_images_with_their_scores(tmp_path: Path, fi
     for seed, run in enumerate(runs):
         run.mkdir()
         write_beside(run, "coco", np.random.default_rng(seed), tmp_path)
-    retrieved.draw_captions(runs, tmp_path / "captions.png", "coco", images=3)
+    path = retrieved.draw_captions(runs, tmp_path / "new" / "captions.png", "coco", images=3)
+    with Image.open(path) as picture:
+        assert picture.width > 1200
     (figure,) = figures
     texts = [text.get_text() for text in figure.texts]
     assert texts[0].startswith("3 of 4 images of coco, spread evenly: none is chosen by its captions.")
