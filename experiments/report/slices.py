@@ -34,7 +34,7 @@ def means_by(queries: pd.DataFrame, by: str, measure: str, factor: float = 100.0
     for (run, part), group in apart.groupby(["run", by], sort=False, observed=True):
         image_Q = np.unique(group["image"].to_numpy(), return_inverse=True)[1]
         count_I = np.bincount(image_Q).astype(np.float64)
-        total_I = np.bincount(image_Q, group[measure].to_numpy(np.float64))
+        total_I = np.bincount(image_Q, group[measure].to_numpy(np.float64)).astype(np.float64)
         found = PerImage(total_I[:, None], count_I[:, None], factor)
         low, high = interval(found.resamples()) if found.images > 1 else (float("nan"), float("nan"))
         rows.append({"run": run, by: part, "queries": len(group), "images": found.images, "mean": found.value(),
