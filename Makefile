@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs reproduce-miniature pretrain-miniature small report-check smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
+.PHONY: help setup demo test lint docs wheel-check reproduce-miniature pretrain-miniature small report-check smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ lint: $(READY)  ## ruff, mypy, and who may import whom (no circle of files)
 
 docs: $(READY)  ## the documentation as a site: docs/_build/html/index.html; a warning is an error (15 seconds)
 	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+
+wheel-check: $(READY)  ## the wheel in a fresh environment, used from an empty folder (fetches its dependencies; minutes)
+	$(BIN)/python tests/wheel/check.py
 
 PAPERS ?= runs/papers
 SEEDS ?= 0

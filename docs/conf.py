@@ -34,9 +34,10 @@ copybutton_only_copy_prompt_lines = True
 
 default_role = "code"  # docstrings have `name` in single backticks
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 100
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # those of Lightning and torch are theirs
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 python_use_unqualified_type_names = True
@@ -44,6 +45,8 @@ python_use_unqualified_type_names = True
 html_theme = "furo"
 html_title = f"crosslight {release}"
 html_math_renderer = "mathml"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_copy_source = False
 html_show_sphinx = False
 
@@ -76,7 +79,23 @@ def _link_outside(app: Any, name: str, source: list[str]) -> None:
     source[0] = OUTSIDE.sub(link, source[0])
 
 
+def _readable(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings as their authors mean them: an indented block is to be shown as it stands, and "Whether ...: ..." is no type."""
+    at = 1
+    while at < len(lines):
+        before = next((line for line in reversed(lines[:at]) if line), "    ")
+        if lines[at].startswith("    ") and not lines[at - 1] and not before.startswith(" "):
+            lines[at:at] = ["::", ""]
+            at += 2
+            while at < len(lines) and (not lines[at] or lines[at].startswith(" ")):
+                at += 1
+        at += 1
+    if what in ("property", "attribute"):
+        lines.insert(0, "")
+
+
 def setup(app: Any) -> None:
     """Equations become MathML, which browsers draw by themselves: no script is fetched from anywhere."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("source-read", _link_outside)
+    app.connect("autodoc-process-docstring", _readable, priority=400)  # before napoleon

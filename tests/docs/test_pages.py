@@ -143,3 +143,13 @@ def test_every_environment_variable_is_listed() -> None:
     files = [*CODE, *(REPOSITORY / "configs").rglob("*.yaml"), *(REPOSITORY / "experiments").rglob("*.yaml")]
     read = {name for file in files for name in names.findall(file.read_text())} - internal
     assert set(names.findall((SITE / "reference" / "environment.md").read_text())) == read
+
+
+NAMED = sorted({(file, found) for file in DOCUMENTS for found in re.findall(r"tests/[\w/]+\.py(?:::\w+)?", file.read_text())})
+
+
+@pytest.mark.parametrize(("file", "named"), NAMED, ids=[f"{name_of(file)}-{named}" for file, named in NAMED])
+def test_tests_that_pages_name_exist(file: Path, named: str) -> None:
+    path, _, function = named.partition("::")
+    assert (REPOSITORY / path).is_file(), path
+    assert not function or f"def {function}(" in (REPOSITORY / path).read_text(), function
