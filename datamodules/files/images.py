@@ -47,6 +47,32 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of a TIFF
 _WHITE_IS_ZERO = 0
 
 
+def image_files_below(folder: Path) -> tuple[list[str], list[str]]:
+    """The images in a folder and all folders below it, by their endings, and what else is there, or hidden: names below the
+    folder, in the order of their bytes. Links to folders are not followed.
+
+    Raises:
+        InputError: It is no folder, or one that cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; expected one of images.")
+    images: list[str] = []
+    others: list[str] = []
+    for path, folders, files in os.walk(folder, onerror=_refuse_folder):
+        hidden = [name for name in folders if name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(path, folder)
+        for name in (*files, *hidden):
+            whole = name if below == "." else f"{below}/{name}"
+            is_image = not name.startswith(".") and os.path.splitext(name)[1].lower() in ENDINGS
+            (images if is_image else others).append(whole)
+    return sorted(images, key=os.fsencode), sorted(others, key=os.fsencode)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise InputError(f"folder {error.filename} cannot be read ({error.strerror}).")
+
+
 def open_image(record: ImageRecord) -> Image.Image:
     """`read_image` of a record's file.
 

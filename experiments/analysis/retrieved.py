@@ -226,6 +226,48 @@ def captions_sheet(runs: Sequence[Path], data: str | None = None, images: int = 
     return figure
 
 
+def draw_found(path: Path, answers: Sequence[tuple[str | Path, Sequence[tuple[Path, float]]]]) -> Path:
+    """A picture of searches: a text or an image, and below it the images that were found, best first, each with its cosine.
+
+    Raises:
+        InputError: An image cannot be read.
+    """
+    return _written_to(path, found_sheet(answers))
+
+
+def found_sheet(answers: Sequence[tuple[str | Path, Sequence[tuple[Path, float]]]]) -> Any:
+    """The figure of `draw_found`."""
+    from matplotlib.figure import Figure
+
+    columns, side, gap, caption = 5, 1.9, 0.12, 0.45
+    lines = [-(-len(found) // columns) for _, found in answers]
+    heads = [0.42 if isinstance(query, str) else _QUERY + 0.35 for query, _ in answers]
+    width = 2 * _MARGIN + columns * side + (columns - 1) * gap
+    size = (width, 0.2 + sum(head + line * (side + caption) + 0.15 for head, line in zip(heads, lines, strict=True)))
+    figure = Figure(figsize=size)
+
+    def show(x: float, y: float, side: float, file: Path) -> None:
+        axes = figure.add_axes((x / size[0], 1 - (y + side) / size[1], side / size[0], side / size[1]), anchor="NW")
+        _picture(axes, ImageRecord(str(file), file, ()), QUIET, 0.8)
+
+    def say(x: float, y: float, text: str, **style: Any) -> None:
+        figure.text(x / size[0], 1 - y / size[1], text, va="top", parse_math=False, **style)
+
+    top = 0.2
+    for (query, found), head, line in zip(answers, heads, lines, strict=True):
+        asked = f"“{query}”" if isinstance(query, str) else f"like {query.name}"
+        say(_MARGIN, top, _wrapped(asked, 13, width - 2 * _MARGIN, 1, "bold")[0], fontsize=13, weight="bold", color=INK)
+        if isinstance(query, Path):
+            show(_MARGIN, top + 0.3, _QUERY, query)
+        for place, (file, score) in enumerate(found):
+            x, y = _MARGIN + (place % columns) * (side + gap), top + head + (place // columns) * (side + caption)
+            show(x, y, side, file)
+            name = file.name if len(file.name) <= 28 else f"{file.name[:10]}…{file.name[-17:]}"
+            say(x, y + side + 0.05, f"{place + 1}   {score:.3f}\n{name}", fontsize=8, color=NOTE)
+        top += head + line * (side + caption) + 0.15
+    return figure
+
+
 def _written_to(path: Path, figure: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:

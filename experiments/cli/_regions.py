@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from datamodules.errors import InputError, some
-from datamodules.files.images import ENDINGS
+from datamodules.files.images import ENDINGS, image_files_below
 from datamodules.formats.uniter.layout import Layout
 from datamodules.prepare.data_sets import open_source, source_of
 from datamodules.records import ImageRecord
@@ -66,16 +66,13 @@ def images(
         InputError: the data set is not complete.
     """
     if kind == "folder":
-        if not root.is_dir():
-            raise InputError(f"{root} is not a folder; expected one of images.")
-        files = sorted(path for path in root.rglob("*") if not path.is_dir())
-        other = [path for path in files if path.suffix.lower() not in ENDINGS]
-        if len(other) == len(files):
+        names, other = image_files_below(root)
+        if not names:
             raise InputError(f"{root} has no images ({', '.join(ENDINGS)}).")
         if other:
-            names = some(str(path.relative_to(root)) for path in other)
-            print(f"left out {len(other):,} files whose endings are not images' ({', '.join(ENDINGS)}): {names}", file=sys.stderr)
-        files = [path for path in files if path.suffix.lower() in ENDINGS]
+            what = f"{len(other):,} files whose endings are not images' ({', '.join(ENDINGS)}), or hidden"
+            print(f"left out {what}: {some(other)}", file=sys.stderr)
+        files = [root / name for name in names]
         return [ImageRecord(path.stem, path.absolute(), ()) for path in files]
     place = {} if image_dir is None else {"image_dir": image_dir}
     return open_source(kind, root, **{**source_of(kind).whole, **place, **own}).every_image()

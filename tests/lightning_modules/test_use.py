@@ -14,13 +14,12 @@ from PIL import Image
 from pretended_gpu import pretended_gpu
 from tiny_captioner import captioner, images
 from tiny_data import write_flickr8k, write_image
-from tiny_run import configuration, run_folder
+from tiny_run import reading_run
 
 import lightning_modules
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
 from datamodules.loading.tokens import TextWarning
-from datamodules.miniworld.write import write_tokenizer
 from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.captioning import CaptioningModule
 from lightning_modules.exporting import export_run
@@ -29,14 +28,7 @@ from lightning_modules.networks.language_model import Decoding
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two tiny towers that reads words."""
-    folder = tmp_path_factory.mktemp("runs")
-    write_tokenizer(folder / "words")
-    section = configuration()
-    text = section["init_args"]["network"]["init_args"]["text"]["init_args"]
-    text |= {"tokenizer": str(folder / "words"), "config": {**text["config"], "vocab_size": 320}}
-    run_folder(folder / "run", section=section)
-    return folder / "run"
+    return reading_run(tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +69,7 @@ def test_on_a_gpu_only_vectors_come_back(loaded: Any, tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg", 1)
     here = loaded.encode_images([tmp_path / "a.jpg"])
     with pretended_gpu():
-        there = lightning_modules.load(Path(loaded.network.inputs.text.tokenizer).parent / "run").to("cuda")
+        there = lightning_modules.load(Path(loaded.network.inputs.text.tokenizer).parent).to("cuda")
         found = there.encode_images([tmp_path / "a.jpg"]), there.encode_texts(["a cat"])
         assert {each.device.type for each in found} == {"cpu"}
         torch.testing.assert_close(torch.Tensor(found[0]), here)

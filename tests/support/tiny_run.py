@@ -48,3 +48,15 @@ def run_folder(folder: Path, seed: int = 7, section: dict[str, Any] | None = Non
     torch.save(checkpoint, folder / "checkpoints" / "best.ckpt")
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": seed, "model": section}))
     return model
+
+
+def reading_run(folder: Path, seed: int = 7) -> Path:
+    """A run folder of two tiny towers that read the words of the rendered world."""
+    from datamodules.miniworld.write import write_tokenizer
+
+    write_tokenizer(folder / "words")
+    section = configuration()
+    text = section["init_args"]["network"]["init_args"]["text"]["init_args"]
+    text |= {"tokenizer": str(folder / "words"), "config": {**BERT, "vocab_size": 320}}
+    run_folder(folder, seed, section)
+    return folder
