@@ -91,7 +91,7 @@ def _readable(app: Any, what: str, name: str, found: Any, options: Any, lines: l
                 at += 1
         at += 1
     if what in ("property", "attribute"):
-        lines.insert(0, "")
+        lines.insert(0, "\\ ")  # an empty word: napoleon takes what stands before a colon in the first line for a type
 
 
 def setup(app: Any) -> None:

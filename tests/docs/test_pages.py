@@ -145,11 +145,14 @@ def test_every_environment_variable_is_listed() -> None:
     assert set(names.findall((SITE / "reference" / "environment.md").read_text())) == read
 
 
-NAMED = sorted({(file, found) for file in DOCUMENTS for found in re.findall(r"tests/[\w/]+\.py(?:::\w+)?", file.read_text())})
+ROOMS = "tests|datamodules|lightning_modules|experiments|configs|benchmarks"
+FILE = re.compile(rf"\b((?:{ROOMS})/[a-z0-9_/]+\.(?:py|yaml|json|md))((?:::\w+)?)")
+NAMED = sorted({(file, *found) for file in DOCUMENTS for found in FILE.findall(file.read_text())})
 
 
-@pytest.mark.parametrize(("file", "named"), NAMED, ids=[f"{name_of(file)}-{named}" for file, named in NAMED])
-def test_tests_that_pages_name_exist(file: Path, named: str) -> None:
-    path, _, function = named.partition("::")
+@pytest.mark.parametrize(
+    ("file", "path", "test"), NAMED, ids=["-".join(map(str, (name_of(file), *rest))) for file, *rest in NAMED]
+)
+def test_files_and_tests_that_pages_name_exist(file: Path, path: str, test: str) -> None:
     assert (REPOSITORY / path).is_file(), path
-    assert not function or f"def {function}(" in (REPOSITORY / path).read_text(), function
+    assert not test or f"def {test.removeprefix('::')}(" in (REPOSITORY / path).read_text(), test
