@@ -17,7 +17,9 @@ options of every configuration:
   --trainer.KEY            Lightning's Trainer, for example --trainer.max_epochs=2 --trainer.precision=bf16-mixed
   --checkpoint.KEY         monitor (val/rsum), mode, every_n_steps
   --wandb.KEY              enabled, project, group, tags (offline unless you are logged in)
-  --model.help CLASS       arguments of a class; the same for --data.help
+  --model.help             what can be named there, with the packaged files; --data.help, --model.init_args.adapter.help,
+                           --trainer.callbacks.help and so on likewise. After -c FILE: the arguments of the class that it names
+  --model.help CLASS       arguments of a class
 """
 EVALUATE = "  --evaluate.NAME=CLASS    a further data module to test on, with --evaluate.NAME.init_args.KEY\n"
 CKPT_PATH = "  --ckpt_path FILE         checkpoint to take\n"

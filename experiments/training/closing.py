@@ -76,7 +76,8 @@ def _trained(results: Results) -> str:
     cost, took = results.cost, results.seconds
     size = f"{cost.tunable_parameters:,} of {cost.total_parameters:,} parameters, " if cost and cost.tunable_parameters else ""
     time = "" if took is None else f", {readable_time(took)} with all tests"
-    return f"{size}{results.fit.steps:,} steps, {results.fit.epochs:,} epochs{time}"
+    counts = ((results.fit.steps, "step"), (results.fit.epochs, "epoch"))
+    return size + ", ".join(f"{count:,} {what}" + "s" * (count != 1) for count, what in counts) + time
 
 
 def _files(folder: Path, where: str) -> list[tuple[str, str]]:

@@ -36,6 +36,14 @@ def train_or_evaluate(command: str, arguments: list[str], announce: bool = True)
         gc.freeze()  # what has been imported stays: no collection looks at it again
     CrosslightCLI.opened = None
     try:
+        if any(word.endswith(".help") for word in arguments):
+            from experiments.training.choices import answer
+
+            found = answer([command, *arguments])
+            if isinstance(found, str):
+                print(found)
+                return 0
+            arguments = found[1:]
         CrosslightCLI([command, *arguments])
     except BaseException as error:
         return settle_failure(error, CrosslightCLI.opened)

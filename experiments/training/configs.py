@@ -22,6 +22,12 @@ def packaged_configs() -> list[str]:
     return names
 
 
+def packaged_text(name: str) -> str:
+    """What is in a packaged YAML."""
+    package, _, rest = name.partition("/")
+    return (Path(str(resources.files(package))) / rest).read_text(encoding="utf-8")
+
+
 def find_configs(arguments: list[str]) -> list[str]:
     """Replace the file after each -c/--config by the packaged one when there is no such file here.
 

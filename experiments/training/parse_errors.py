@@ -16,6 +16,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, callbacks, loggers
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.training.choices import load_choices, offered
 from experiments.training.failures import one_line, own_reasons
 from experiments.training.given import all_given, find, holder
 
@@ -45,7 +46,7 @@ def explain(message: str, parser: Any, arguments: list[str]) -> str:
         arguments: The command line that it parsed, sub-command first.
     """
     given = list(all_given(arguments))
-    if "is abstract" in message and (lacking := _unwritten(message)):
+    if "is abstract" in message and (lacking := _unwritten(given)):
         return lacking
     if found := _UNRECOGNISED.search(message):
         return _unknown(found[1].split()[0], parser, arguments, given)
@@ -93,9 +94,9 @@ def explain_interpolation(error: OmegaConfBaseException, arguments: list[str]) -
     )
 
 
-def _unwritten(message: str) -> str | None:
-    """What classes of the user's own, which the parser has imported, do not write of what their base class asks for."""
-    for path in re.findall(r"[\w.]+\.\w+", message):
+def _unwritten(given: list[tuple[str, Any, str]]) -> str | None:
+    """What classes that were given, which the parser has imported, do not write of what their base class asks for."""
+    for path in (value for _, value, _ in given if isinstance(value, str)):
         module, _, name = path.rpartition(".")
         owner: Any = getattr(sys.modules.get(module), name, None)
         if inspect.isabstract(owner):
@@ -130,7 +131,7 @@ def _unknown(option: str, parser: Any, arguments: list[str], given: list[tuple[s
                 f"{name}{f' ({place})' if place else ''}: {_path(kind)} does not say of what type {tail} is. Annotate it there."
             )
         close = [f"{parent}.{argument}" for argument in difflib.get_close_matches(tail, takes, 1)]
-        hint = f"\n{kind.__name__} takes: {', '.join(takes)}."
+        hint = f"\n{kind.__name__} {'takes: ' + ', '.join(takes) if takes else 'takes no options'}."
     else:
         close = _closest(name, option_names(parser, command), _class_arguments())
     if close:
@@ -141,6 +142,7 @@ def _unknown(option: str, parser: Any, arguments: list[str], given: list[tuple[s
 def _bad_class(path: str, reason: str | None, given: list[tuple[str, Any, str]]) -> str:
     held = holder(path, given)
     option = f"{held[0]} ({held[1]}): " if held else ""
+    load_choices()  # what is not loaded can be meant too
     names = [_path(kind) for kind in _classes()]
     names += [f"{room.__name__}.{name}" for room in (callbacks, loggers) for name in room.__all__]
     tails = {name.split(".")[-1]: name for name in reversed(names)}
@@ -158,10 +160,13 @@ def _other_kind(kinds: list[str], tail: str, given: list[tuple[str, Any, str]]) 
     option = next(((name, value, place) for name, value, place in given if name == tail or name.endswith(f".{tail}")), None)
     name, value, place = option or (tail, "that class", "")
     value = value.get("class_path") if isinstance(value, dict) else value
-    fitting = [kind for kind in _classes() if {base.__name__ for base in kind.__mro__} & set(kinds)]
-    takes = [_path(kind) for kind in fitting if not inspect.isabstract(kind)]
-    takes += [f"your own that derives from {kind.__module__}.{kind.__qualname__}" for kind in fitting if inspect.isabstract(kind)]
+    bases = [kind for kind in _classes() if kind.__name__ in kinds]
+    takes = [_path(kind) for base in bases for kind in offered(base)]
+    takes += [f"your own that derives from {_path(base)}" for base in bases if inspect.isabstract(base)]
     choice = f"\nIt takes: {', '.join(takes)}." if takes else ""
+    module, _, tail = str(value).rpartition(".")
+    if inspect.isfunction(getattr(sys.modules.get(module), tail, None)):
+        choice += f"\n{tail} is a function: say in its annotation what it gives back (-> {kinds[0]})."
     return f"{name}{f' ({place})' if place else ''}: {value} is no {' or '.join(dict.fromkeys(kinds))}.{choice}"
 
 
@@ -195,10 +200,19 @@ def _bad_value(message: str, key: re.Match[str], given: list[tuple[str, Any, str
     text = f"{name}{f' ({place})' if place else ''} must be {' or '.join(dict.fromkeys(wanted))}, not {got[:80]!r}."
     if got in ("None", "none") and "null" in wanted:
         text += "\nYAML's word for nothing is null."
+    if misplaced := _misplaced(name, given):
+        where = f"{name}{f' ({place})' if place else ''}"
+        text = f"{where} has {', '.join(misplaced)} beside class_path: options of a class stand below init_args."
     choices = [choice for match in expected for choice in re.findall(r"'([^']*)'", match[1]) if "Literal" in match[1]]
     if close := difflib.get_close_matches(got, choices, 1):
         text += f"\nDid you mean {close[0]}?"
     return text
+
+
+def _misplaced(name: str, given: list[tuple[str, Any, str]]) -> list[str]:
+    """Options of a class that are written where its class_path is."""
+    value = next((value for key, value, _ in given if key == name and isinstance(value, dict)), {})
+    return [key for key in value if key not in ("class_path", "init_args", "dict_kwargs")] if "class_path" in value else []
 
 
 def _readable(kind: str) -> str:

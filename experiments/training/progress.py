@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from experiments.runs.duration import readable_time
 
+_SECONDS = 5  # between two lines: a log of a thousand short epochs is still read
+
 
 class Pace:
     """Steps and time of a training that is going on.
@@ -62,16 +64,17 @@ class Progress(Callback):
 
     def __init__(self, monitor: str, lines: bool) -> None:
         self.monitor, self.lines = monitor, lines
+        self._said = -math.inf
         self._pace: Pace | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
         self._pace = pace = Pace(trainer)
         known = math.isfinite(pace.per_epoch)
-        words = [f"{pace.per_epoch:,} steps an epoch"] if known else []
+        words = [f"{_counted(int(pace.per_epoch), 'step')} an epoch"] if known else []
         if known and trainer.accumulate_grad_batches > 1:
             words[0] += f" of {trainer.accumulate_grad_batches} batches each"
-        words += [f"{pace.epochs:,} epochs"] if pace.epochs is not None else []
-        words.append(f"{pace.total:,} steps in all" if math.isfinite(pace.total) else "no end of its own")
+        words += [_counted(pace.epochs, "epoch")] if pace.epochs is not None else []
+        words.append(f"{_counted(int(pace.total), 'step')} in all" if math.isfinite(pace.total) else "no end of its own")
         trained = sum(each.numel() for each in pl_module.parameters() if each.requires_grad)
         total = sum(each.numel() for each in pl_module.parameters())
         begun = f"; {trainer.global_step:,} of them are done" if trainer.global_step else ""
@@ -80,6 +83,10 @@ class Progress(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
         if self._pace is None or not self.lines or trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        now, last = time.monotonic(), trainer.global_step >= self._pace.total
+        if now - self._said < _SECONDS and not last:
+            return
+        self._said = now
         value = trainer.callback_metrics.get(self.monitor)
         measured = "" if value is None else f": {self.monitor} {float(value):.4g}"
         left = self._pace.left()
@@ -130,6 +137,10 @@ class Bar(RichProgressBar):
 def on_a_terminal() -> bool:
     """Whether a bar would be seen."""
     return sys.stdout.isatty()
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" + "s" * (count != 1)
 
 
 def _say(trainer: pl.Trainer, text: str) -> None:

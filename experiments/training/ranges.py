@@ -16,6 +16,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.workers import most_workers
+from experiments.training.untyped import unsaid
 
 _TRAINS = ("run", "fit")
 _WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
@@ -40,6 +41,7 @@ def require_values(command: str, config: Mapping[str, Any]) -> None:
 def _problems(command: str, config: Mapping[str, Any]) -> Iterator[str]:
     yield from _names(config)
     yield from _nulls(config)
+    yield from unsaid(config)
     seed = config.get("seed_everything")
     if isinstance(seed, bool) or seed is None or not 0 <= seed < _SEEDS:
         yield f"seed_everything is {_shown(seed)}: give a number from 0 to {_SEEDS - 1}, so that the run can be repeated."

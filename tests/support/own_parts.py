@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_modules.adapters.adapter import Adapter
+
 built: list[str] = []  # what was made, by class
 
 
@@ -60,6 +62,28 @@ class Data(LightningDataModule):
 class Unannotated(Callback):
     def __init__(self, patience=4) -> None:
         pass
+
+
+class Needs(Callback):
+    def __init__(self, patience) -> None:
+        self.patience = patience
+
+
+class Half(Adapter):
+    def __init__(self, rank=2) -> None:
+        self.rank = rank
+
+    def inject(self, network) -> None:
+        pass
+
+
+class Whole(Half):
+    def owns(self, parameter_name) -> bool:
+        return False
+
+
+def make(rank=2):
+    return Whole(rank)
 
 
 class Raises(Callback):

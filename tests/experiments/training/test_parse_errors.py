@@ -153,6 +153,42 @@ def test_an_argument_without_a_type_is_named() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            ["--trainer.callbacks=own_parts.Needs"],
+            "trainer.callbacks: own_parts.Needs needs patience, and its constructor does not say of what type that is: annotate "
+            "it there (patience: int, or what it is), and give --trainer.callbacks.init_args.patience.",
+        ),
+        (
+            ["--model.init_args.adapter=own_parts.Half"],
+            "own_parts.Half does not write owns, which lightning_modules.adapters.adapter.Adapter asks for.",
+        ),
+        (
+            ["--model.init_args.adapter=own_parts.make"],
+            "your own that derives from lightning_modules.adapters.adapter.Adapter.\nmake is a function: say in its annotation "
+            "what it gives back (-> Adapter).",
+        ),
+        (
+            ["-c", "beside.yaml"],
+            "model.init_args.adapter (in beside.yaml) has rank beside class_path: options of a class stand below init_args.",
+        ),
+    ],
+)
+def test_a_class_of_ones_own_is_told_what_it_lacks(options: list[str], says: str, fail: Fail, tmp_path: Path) -> None:
+    beside = "model: {init_args: {adapter: {class_path: own_parts.Whole, rank: 3}}}\n"
+    (tmp_path / "beside.yaml").write_text(beside)
+    assert fail(*TINY, "--model.init_args.tuning=adapter", *options).endswith(says)
+
+
+def test_a_class_whose_methods_have_no_annotations_is_taken() -> None:
+    adapter = "--model.init_args.adapter"
+    files = find_configs([*TINY, f"{adapter}=own_parts.Whole", f"{adapter}.init_args.rank=3"])
+    found = ParsedCLI(["fit", *files]).plain["model"]["init_args"]["adapter"]
+    assert found == {"class_path": "own_parts.Whole", "init_args": {"rank": 3}}
+
+
 def test_a_module_that_cannot_be_imported_is_named() -> None:
     dump = DUMP.format("invalid syntax (mine.py, line 1)").replace("own_parts.Unannotated", "mine.Mine")
     said = explain(dump, None, ["fit", "--trainer.callbacks=mine.Mine"])

@@ -62,6 +62,13 @@ def test_after_each_validation_there_is_a_line_where_no_bar_is(clock: list[float
     running.global_step, running.current_epoch, clock[0] = 14, 1, 120.0  # ten steps in 20 s, 26 are left
     told.on_validation_end(running, nn.Linear(2, 2))  # type: ignore[arg-type]
     assert capsys.readouterr().out == "epoch 2 of 4, step 14 of 40: val/rsum 301.2; 52 s left\n"
+    clock[0] = 124.0  # five seconds later at the earliest
+    told.on_validation_end(running, nn.Linear(2, 2))  # type: ignore[arg-type]
+    assert capsys.readouterr().out == ""
+    clock[0], running.global_step = 124.9, 40  # but the last one in any case
+    told.on_validation_end(running, nn.Linear(2, 2))  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "epoch 2 of 4, step 40 of 40: val/rsum 301.2; 0 s left\n"
+    clock[0] = 200.0
     for silent in (trainer(sanity_checking=True), trainer(is_global_zero=False), trainer(state=SimpleNamespace(fn="validate"))):
         told.on_validation_end(silent, nn.Linear(2, 2))  # type: ignore[arg-type]
     told.lines = False
