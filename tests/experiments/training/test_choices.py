@@ -47,7 +47,7 @@ def test_a_kind_is_offered_in_all_its_classes_and_not_as_itself() -> None:
             ["configs/data/table.yaml"],
             "LightningDataModule",
         ),
-        (["--evaluate.other.help"], ["coco.COCO"], ["configs/data/coco.yaml"], "LightningDataModule"),
+        (["--evaluate.other.help"], ["coco.COCO"], [], "LightningDataModule"),
         (
             ["-c", "configs/model/dual_tiny.yaml", "--model.init_args.adapter.help"],
             [f"adapters.{name}" for name in ADAPTERS],
