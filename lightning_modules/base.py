@@ -25,6 +25,7 @@ from lightning_modules.callbacks.gradients import EveryParameterLearns
 from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.fresh import note_brought, require_started
 from lightning_modules.checkpoints.init_from import require_backbone, short_fingerprint, start_from
+from lightning_modules.checkpoints.model_card import Task
 from lightning_modules.checkpoints.trainable import load_objective, load_trainable, split_objective, trainable_names
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.recalls import fold_notes
@@ -38,6 +39,7 @@ class TunedModule(pl.LightningModule):
 
     protocol: str | None = None  # how it is tested, in words, for results.json
     uses: str = "see the methods of its class"  # what a trained one is good for, where it was asked for something else
+    task: Task = Task()  # for the card of an export: what it is found by, and the lines that use it
     _queries: dict[str, Tensor]  # of the last evaluation, when there was one: a rank or score for each query, or image
     terms: dict[str, Tensor]  # of the batch that trains, on this process: what an error says of its loss
 

@@ -29,6 +29,7 @@ from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import Better, TunedModule, draw_seed
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
+from lightning_modules.checkpoints.model_card import Task
 from lightning_modules.extraction.feature_cache import FeatureCache
 from lightning_modules.metrics.captions.caption_metric import find_metric
 from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, Frequencies
@@ -179,6 +180,7 @@ class CaptioningModule(TunedModule):
     # ---------------------------------------------------------------------------------------------------- use
 
     uses = "it writes captions (caption; crosslight caption), and has no space in which images and texts lie"
+    task = Task("image-to-text", ("image-captioning",), 'print(model.caption(["a.jpg", "b.jpg"]))')
 
     def caption(
         self, paths: Sequence[str | Path], batch_size: int = 16, decoding: Decoding | None = None, seed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from datamodules.errors import InputError
 from datamodules.files.releases import TOKENIZER, tokenizer_file
 from lightning_modules.checkpoints.adapter_export import export_adapter, sha256_of
 from lightning_modules.checkpoints.fresh import brought_later
+from lightning_modules.checkpoints.model_card import Origins, Task
 from lightning_modules.checkpoints.places import (
     BACKBONE,
     EXPORT,
@@ -27,17 +29,27 @@ from lightning_modules.checkpoints.places import (
 from lightning_modules.checkpoints.trainable import trainable_names
 from lightning_modules.loading import build, load_run, run_section
 
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
-def export_run(run: str | Path, folder: str | Path, backbone: str | Path | None = None, trust: Collection[str] = ()) -> Path:
+def export_run(
+    run: str | Path,
+    folder: str | Path,
+    backbone: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    trust: Collection[str] = (),
+    origins: Origins = Origins(),  # noqa: B008 - frozen
+) -> Path:
     """Write the best model of a run as an export (adapter_export.py).
 
     Args:
         run: The run folder.
         folder: Where to; created, must be empty or not there. One that holds this very export is left as it is.
         backbone: Where what the run names by a path lies now, where it has moved (`lightning_modules.load`).
+        tokenizer: In place of the one that the run names.
         trust: Modules of your own whose classes the run may name.
+        origins: For the model card: what made the run, and what was measured (`crosslight export` reads it from the run).
 
     Returns:
         The folder.
@@ -45,10 +57,8 @@ def export_run(run: str | Path, folder: str | Path, backbone: str | Path | None 
     Raises:
         InputError: The run cannot be loaded, nothing of it trained, or `folder` holds something else.
     """
-    run = Path(run).expanduser()
-    if not (run / "config.yaml").exists():
-        raise InputError(f"{run} is no run folder (it has no config.yaml): give one.")
-    section, seed = run_section(run, backbone)
+    run = require_run(run)
+    section, seed = run_section(run, backbone, tokenizer)
     model: Any = load_run(run, section, seed, trust)
     # after full tuning all weights are in the export: the files that it began with are not needed
     dropped = (PARENT, "weights") if model.tuning == "full" else (PARENT,)
@@ -73,6 +83,7 @@ def export_run(run: str | Path, folder: str | Path, backbone: str | Path | None 
             return f"{BACKBONE}{weights[path]}{split_part(value)[1]}"
         return f"{EXPORT}files/{files[path]}"
 
+    built = replaced(start, portable)
     # Built without the run it started from, and with another seed: what differs then, no file of the backbone brings.
     with brought_later():
         fresh: Any = build(start, seed + 1, str(run / "config.yaml"), trust)
@@ -87,7 +98,7 @@ def export_run(run: str | Path, folder: str | Path, backbone: str | Path | None 
         model.network,
         model.adapter,
         folder,
-        backbone={"model": replaced(start, portable), "seed": seed},
+        backbone={"model": built, "seed": seed},
         objective=model.objective,
         description=None if model.adapter is None else replaced(model.adapter.describe(), portable),
         frozen=frozen,
@@ -97,7 +108,48 @@ def export_run(run: str | Path, folder: str | Path, backbone: str | Path | None 
             for path, name in sorted(weights.items())
             for file in weights_in(path)
         },
+        task=getattr(model, "task", Task()),
+        origins=origins,
+        base_models=_base_models(built),
     )
+
+
+def require_run(run: str | Path) -> Path:
+    """See that a folder is a run's, and no export.
+
+    Raises:
+        InputError: It is not.
+    """
+    folder = Path(run).expanduser()
+    if not (folder / "config.yaml").exists():
+        raise InputError(f"{folder} is no run folder (it has no config.yaml): give one.")
+    return folder
+
+
+def _base_models(section: Any) -> list[str]:
+    """The models of the Hugging Face Hub that a section names, in their order."""
+    found: list[str] = []
+
+    def look(part: Any) -> None:
+        for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            look(value)
+        path, options = (part.get("class_path"), part.get("init_args")) if isinstance(part, dict) else (None, None)
+        if not isinstance(path, str) or not path.startswith("lightning_modules.networks.") or not isinstance(options, dict):
+            return
+        name = options.get("name")
+        if path.endswith(".TimmImageTower"):
+            name = _timm_model(name) if options.get("pretrained") else None
+        if isinstance(name, str) and _HUB_NAME.fullmatch(name):
+            found.append(name)
+
+    look(section)
+    return list(dict.fromkeys(found))
+
+
+def _timm_model(name: str) -> str | None:
+    from timm.models import get_pretrained_cfg
+
+    return getattr(get_pretrained_cfg(name), "hf_hub_id", None)
 
 
 def _is_backbone(keys: Keys, path: Path) -> bool:

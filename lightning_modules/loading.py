@@ -21,7 +21,7 @@ from datamodules.formats.typed import read_typed
 from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, load_adapter, read_adapter_config
 from lightning_modules.checkpoints.fingerprint import Identity
 from lightning_modules.checkpoints.fresh import brought_later
-from lightning_modules.checkpoints.places import found_again, resolved
+from lightning_modules.checkpoints.places import found_again, resolved, with_tokenizer
 from lightning_modules.checkpoints.run_folder import best_checkpoint, fit_of
 from lightning_modules.checkpoints.trust import importing_only
 from lightning_modules.checkpoints.weights import read_torch, require_finite, unreadable
@@ -111,19 +111,24 @@ def read_checkpoint(path: str | Path, resumes: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
-def load_export_or_run(path: str | Path, trust: Collection[str] = (), backbone: str | Path | None = None) -> LightningModule:
+def load_export_or_run(
+    path: str | Path,
+    trust: Collection[str] = (),
+    backbone: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+) -> LightningModule:
     folder = Path(path).expanduser()
     if (folder / CONFIG_FILE).exists():
-        return _load_export(folder, trust, backbone)
+        return _load_export(folder, trust, backbone, tokenizer)
     if (folder / "config.yaml").exists():
-        section, seed = run_section(folder, backbone)
+        section, seed = run_section(folder, backbone, tokenizer)
         return load_run(folder, section, seed, trust)
     raise InputError(
         f"{folder} is neither a run folder (config.yaml) nor an adapter export (adapter_config.json). Give one of these."
     )
 
 
-def run_section(folder: Path, backbone: str | Path | None) -> tuple[dict[str, Any], int]:
+def run_section(folder: Path, backbone: str | Path | None, tokenizer: str | Path | None = None) -> tuple[dict[str, Any], int]:
     """What a run says of its model: the `model:` section of its configuration, with paths as they are now, and its seed.
 
     Raises:
@@ -134,7 +139,7 @@ def run_section(folder: Path, backbone: str | Path | None) -> tuple[dict[str, An
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise InputError(f"{file} has no section `model`: it is not the configuration of a run.")
     seed = read_typed(int | None, config.get("seed_everything"), f"{file}: seed_everything") or 0
-    return found_again(config["model"], folder, backbone), seed
+    return found_again(with_tokenizer(config["model"], tokenizer, str(file)), folder, backbone), seed
 
 
 def load_run(folder: Path, section: dict[str, Any], seed: int, trust: Collection[str]) -> LightningModule:
@@ -157,12 +162,15 @@ def load_run(folder: Path, section: dict[str, Any], seed: int, trust: Collection
     return model.eval()
 
 
-def _load_export(folder: Path, trust: Collection[str], backbone: str | Path | None) -> LightningModule:
+def _load_export(
+    folder: Path, trust: Collection[str], backbone: str | Path | None, tokenizer: str | Path | None
+) -> LightningModule:
     source = str(folder / CONFIG_FILE)
     origin = read_adapter_config(folder).backbone_config
     if origin is None:
         raise InputError(f"{source} does not say how its backbone is built. Use load_adapter(network, folder).")
     with brought_later():
-        model = build(resolved(origin.model, folder, source, backbone), origin.seed, source, trust)
+        section = with_tokenizer(resolved(origin.model, folder, source, backbone), tokenizer, source)
+        model = build(section, origin.seed, source, trust)
     load_adapter(model.network, folder, objective=model.objective, trust=trust, backbone=backbone)
     return model.eval()

@@ -24,6 +24,7 @@ from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import Better, TunedModule
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
+from lightning_modules.checkpoints.model_card import Task
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.full_rank import FullRank
 from lightning_modules.metrics.pair_batches import score_pairs_by_length
@@ -110,6 +111,7 @@ class RankingModule(TunedModule):
         "it looks at an image and a text together and scores the pair, so nothing of it can be indexed; `crosslight test` ranks "
         "all pairs of a split, and network.score_pairs scores pairs of region features and texts"
     )
+    task = Task(None, ("image-text-retrieval", "image-text-matching"), "print(model.uses)  # features of regions come first")
 
     # ----------------------------------------------------------------------------------------------- training
 

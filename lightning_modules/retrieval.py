@@ -22,6 +22,7 @@ from datamodules.records import Caption, ImageBatch, PairBatch, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import Better, TunedModule
+from lightning_modules.checkpoints.model_card import Task
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.recalls import BETTER, require_folds
 from lightning_modules.metrics.retrieval import RetrievalRecall
@@ -129,6 +130,13 @@ class RetrievalModule(TunedModule):
     # ---------------------------------------------------------------------------------------------------- use
 
     uses = "it has an encoder of images and one of texts (encode_images, encode_texts; crosslight index and search)"
+    task = Task(
+        "feature-extraction",
+        ("image-text-retrieval",),
+        'images_ND = model.encode_images(["a.jpg", "b.jpg"])  # unit vectors\n'
+        'texts_QD = model.encode_texts(["a dog in the snow"])\n'
+        "print((texts_QD @ images_ND.T).argmax(1))  # the best image of each text",
+    )
 
     def encode_images(self, paths: Sequence[str | Path], batch_size: int = 32) -> Tensor:
         """Unit vectors [N, D] (fp32, on the CPU) of image files in their order, as a validation makes them, on the device where

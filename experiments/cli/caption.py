@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
     quiet()
     map_options = None if options.maps is None else MapOptions(options.maps, **shown)
-    model: Any = lightning_modules.load(options.run, backbone=options.backbone)
+    model: Any = lightning_modules.load(options.run, backbone=options.backbone, tokenizer=options.tokenizer)
     network = captioner_of(model, options.run, maps=map_options is not None)
     decoding = replace(model.decoding, **given_fields(options, Decoding))
     network.to(_device(options.device))

@@ -1,6 +1,7 @@
 """A trained adapter as safetensors and JSON (a few MB), which any machine with the same backbone loads.
 
-Writes the run's best adapter and heads, its tokenizer and its configuration, without a path of this machine, and a model card.
+Writes the run's best adapter and heads, its tokenizer and its configuration, without a path of this machine, and a model card
+with what was measured: the folder is a complete repository of the Hugging Face Hub, and `crosslight push` puts it there.
 lightning_modules.load(DIR) gives the model back; weights of the backbone are not in it, but named by their checksums. After full
 tuning all weights go in.
 """
@@ -8,6 +9,7 @@ tuning all weights go in.
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from experiments.cli._parser import Parser, add_backbone
@@ -16,15 +18,27 @@ from experiments.cli._parser import Parser, add_backbone
 def add_options(parser: Parser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("folder", type=Path, metavar="DIR", help="where to")
+    parser.add_argument(
+        "--license", type=_license, metavar="ID", help="for the card, as the Hub writes it, such as apache-2.0 or cc-by-4.0"
+    )
     add_backbone(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    from experiments.report.origins import origins_of
     from experiments.training.quiet import quiet
-    from lightning_modules.exporting import export_run
+    from lightning_modules.exporting import export_run, require_run
 
     quiet()
-    folder = export_run(options.run, options.folder, options.backbone)
+    require_run(options.run)
+    origins = origins_of(options.run, options.license)
+    folder = export_run(options.run, options.folder, options.backbone, options.tokenizer, origins=origins)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{options.folder}: {size / 2**20:.2f} MiB")
     return 0
+
+
+def _license(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no license as the Hub writes them, such as apache-2.0")
+    return text

@@ -7,7 +7,7 @@ machine that wrote it (places.py):
     backbone_model.safetensors    frozen tensors that no file of the backbone brings: of another run of ours, or random; if any
     files/                        the tokenizer, and whatever else its configuration names that is no weights
     adapter_config.json           how to build all of it again, the backbone's fingerprint, checksums, versions
-    README.md                     a model card
+    README.md                     a model card (model_card.py): the folder is a whole repository of the Hugging Face Hub
 
 Nothing in it is executed when it is loaded; the adapter's class must be ours or of a trusted module (trust.py).
 """
@@ -19,7 +19,7 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -35,15 +35,15 @@ from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import count_parameters
 from lightning_modules.checkpoints.fingerprint import Fingerprint, backbone_fingerprint
 from lightning_modules.checkpoints.fresh import note_brought
+from lightning_modules.checkpoints.model_card import CARD_FILE, Origins, Task, card
 from lightning_modules.checkpoints.places import inside, resolved, texts
 from lightning_modules.checkpoints.trainable import OBJECTIVE, load_exactly, load_objective, split_objective, trainable_state_dict
-from lightning_modules.checkpoints.trust import require_trusted
+from lightning_modules.checkpoints.trust import is_ours, require_trusted
 from lightning_modules.checkpoints.weights import misfits, read_weights, write_weights
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 BACKBONE_FILE = "backbone_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-CARD_FILE = "README.md"
 FORMAT = 3  # 2 held paths of the machine that wrote it
 
 
@@ -124,22 +124,28 @@ def export_adapter(
     frozen: Mapping[str, Tensor] | None = None,
     files: Mapping[str, Path] | None = None,
     backbone_files: Mapping[str, str] | None = None,
+    task: Task = Task(),  # noqa: B008 - frozen
+    origins: Origins = Origins(),  # noqa: B008 - frozen
+    base_models: Sequence[str] = (),
 ) -> Path:
     """Write what trains in `network` (its tuning mode must still be set) with everything needed to load it again.
 
-    The folder is there whole or not at all. One that holds this very export already is left as it is.
+    The folder is there whole or not at all. One that holds this very export already, its card too, is left as it is.
 
     Args:
         network: The trained network.
         adapter: Its adapter; None after head-only or full tuning.
         folder: Where to; created, must be empty or not there.
         backbone: How the module is built (`Origin`); None leaves that to whoever calls load_adapter.
-        notes: Markdown for the model card: data, recalls, the run's command.
+        notes: Markdown for the end of the model card.
         objective: What it was trained by; its parameters go along.
         description: Of the adapter, where its own has paths of this machine.
         frozen: Tensors of the network that its backbone does not bring.
         files: What else goes in, by its path in the export: a file, or the small files of a folder.
         backbone_files: See `Export`.
+        task: For the model card: what the model does.
+        origins: For the model card: where it comes from.
+        base_models: For the model card: models of the Hub that it is made of.
 
     Returns:
         The folder.
@@ -177,7 +183,9 @@ def export_adapter(
             _copy(source, part / name)
         written = sorted(file for file in part.rglob("*") if file.is_file())
         config["files"] = {file.relative_to(part).as_posix(): sha256_of(file) for file in written}
-        (part / CARD_FILE).write_text(_card(network, adapter, state | learnt, config, notes), encoding="utf-8")
+        size = sum(tensor.numel() * tensor.element_size() for tensor in (state | learnt).values())
+        about = {"task": task, "origins": origins, "base_models": base_models, "trust": _own_modules(config), "notes": notes}
+        (part / CARD_FILE).write_text(card(config, count_parameters(network, adapter), size / 1e6, **about), encoding="utf-8")
         content = json.dumps(config, indent=1) + "\n"
         (part / CONFIG_FILE).write_text(content, encoding="utf-8")
         return content
@@ -188,19 +196,32 @@ def export_adapter(
                 write(part)
         else:
             with staging_folder(folder) as again:
-                _require_same(folder, write(again), config["files"])
+                _require_same(folder, write(again), config["files"], again / CARD_FILE)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror or error})") from error
     return folder
 
 
-def _require_same(folder: Path, content: str, files: Mapping[str, str]) -> None:
+def _own_modules(config: Mapping[str, Any]) -> list[str]:
+    """Modules that are not crosslight's and that a configuration names, which whoever loads it has to trust."""
+    named = [text for keys, text in texts(config) if keys[-1] == "class_path" or ("metrics" in keys and "." in text)]
+    return sorted({path.rpartition(".")[0] for path in named if not is_ours(path)})
+
+
+def _require_same(folder: Path, content: str, files: Mapping[str, str], card_file: Path) -> None:
     """A folder that is there already must hold this very export: it was written by a command that was stopped right after."""
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{folder} is not an empty folder; give another, or one that does not exist")
     if (folder / CONFIG_FILE).read_bytes() != content.encode():
         raise InputError(f"{folder} already holds an adapter export, of something else; choose another folder or remove it")
-    _require_files(folder, files)
+    require_files(folder, files)
+    if not (folder / CARD_FILE).exists():
+        shutil.copyfile(card_file, folder / CARD_FILE)
+    elif (folder / CARD_FILE).read_bytes() != card_file.read_bytes():
+        raise InputError(
+            f"{folder} holds this very export with another {CARD_FILE}. Remove that file to have it written anew, or keep it and "
+            "all is there."
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -234,43 +255,6 @@ def _copy(source: Path, target: Path) -> None:
                 (target / file.name).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
-def _card(network: nn.Module, adapter: Adapter | None, tensors: Mapping[str, Tensor], config: dict[str, Any], notes: str) -> str:
-    counts = count_parameters(network, adapter)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6
-    described = json.dumps(config["adapter"], indent=1) if adapter is not None else "no adapter"
-    backbone = json.dumps(config["backbone_config"], indent=1) if config["backbone_config"] else "not recorded"
-    brought = "\n".join(f"- {name}: sha256 {digest}" for name, digest in config["backbone_files"].items())
-    return f"""---
-library_name: crosslight
-tags: [image-text-retrieval, adapter]
----
-# Adapter for {type(network).__name__}
-
-{counts.trainable:,} trained parameters ({counts.percent:.2f} % of the network, {size:.1f} MB): {counts.adapter:,} adapter, \
-{sum(tensors[name].numel() for name in config["trained"]):,} beside it.
-
-```python
-import lightning_modules
-model = lightning_modules.load("path/to/this/folder")  # backbone="...": where the weights below lie, if there are any
-```
-
-## Adapter
-```json
-{described}
-```
-
-## Backbone
-Architecture {config["backbone"]["architecture"][:16]}, weights {config["backbone"]["weights"][:16]}, \
-{len(config["backbone"]["tensors"])} tensors; any other backbone is refused.
-
-{brought or "No file of weights is needed."}
-```json
-{backbone}
-```
-{notes}
-"""
-
-
 # --------------------------------------------------------------------------------------------------------------------- load
 
 
@@ -296,7 +280,7 @@ def read_adapter_config(folder: str | Path) -> Export:
     return export
 
 
-def _require_files(folder: Path, files: Mapping[str, str]) -> None:
+def require_files(folder: Path, files: Mapping[str, str]) -> None:
     """See that the files of an export are there and as they were written.
 
     Raises:
@@ -361,7 +345,7 @@ def load_adapter(
     """
     folder = Path(folder).expanduser()
     config = read_adapter_config(folder)
-    _require_files(folder, config.files)
+    require_files(folder, config.files)
     source = str(folder / CONFIG_FILE)
     state = read_weights(folder / WEIGHTS_FILE)
     if {name: list(tensor.shape) for name, tensor in state.items()} != config.tensors:

@@ -101,6 +101,36 @@ def inside(folder: Path, name: str, where: str) -> Path:
     return folder / name
 
 
+def with_tokenizer(section: Any, tokenizer: str | Path | None, source: str) -> Any:
+    """The section with another tokenizer in place of the one that it names (or leaves to its language model); None: as it is.
+
+    Args:
+        section: Of a run or an export.
+        tokenizer: A folder or file, or a name on the Hub.
+        source: The section's file, for errors.
+
+    Raises:
+        InputError: Nothing in the section takes a tokenizer.
+    """
+    if tokenizer is None:
+        return section
+    path = Path(tokenizer).expanduser()
+    value = str(path.absolute()) if path.exists() else str(tokenizer)
+    taken = []
+
+    def change(part: Any) -> Any:
+        if isinstance(part, dict):
+            taken.extend(key for key in part if key == "tokenizer")
+            return {key: value if key == "tokenizer" else change(inner) for key, inner in part.items()}
+        return [change(inner) for inner in part] if isinstance(part, list) else part
+
+    options = dict(section.get("init_args") or {})
+    options["network"] = change(options.get("network"))
+    if not taken:
+        raise InputError(f"{source}: the network takes no tokenizer, and {tokenizer} is given as one. Leave it out.")
+    return {**section, "init_args": options}
+
+
 # ----------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -156,7 +186,7 @@ def resolved(section: Any, folder: Path, source: str, backbone: str | Path | Non
 
     def change(keys: Keys, value: str) -> str:
         if value.startswith(EXPORT):
-            return str(inside(folder, value.removeprefix(EXPORT), source).resolve())
+            return str(inside(folder, value.removeprefix(EXPORT), source).absolute())  # links keep their names, and so endings
         if value.startswith(BACKBONE):
             name, part = split_part(value.removeprefix(BACKBONE))
             inside(folder, name, source)

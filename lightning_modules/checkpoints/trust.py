@@ -73,6 +73,11 @@ def require_trusted(path: str, source: str, trust: Collection[str] = ()) -> None
         raise _refusal(path, source)
 
 
+def is_ours(path: str) -> bool:
+    """Whether a class path is of crosslight itself."""
+    return path.partition(".")[0] in _OURS
+
+
 def _trusted(trust: Collection[str]) -> tuple[str, ...]:
     return (*_OURS, *trust, *filter(None, os.environ.get(VARIABLE, "").split(",")))
 

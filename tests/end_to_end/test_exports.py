@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from cards import what_it_prints
 from end_to_end import FORKS, arguments, captioner, succeed
 
 import lightning_modules
 from datamodules.loading.tokens import Tokenizer
 from datamodules.records import ImageBatch, Regions, TextBatch
+from lightning_modules.checkpoints.model_card import FOLDER
 from lightning_modules.networks.captioner import Captioner
 
 ONE_EPOCH = "--trainer.max_epochs=1"
@@ -54,6 +56,20 @@ def load_alone(folders: Sequence[Path], forbidden: Sequence[str], out: Path) -> 
     torch.save({folder.name: outputs(folder) for folder in folders}, out)
 
 
+def cards_say_how_to_use_them(exports: Path, world: Path, runs: Path) -> None:
+    """The Python of a card runs and gives what the run gives."""
+    images = sorted((world / "flickr30k" / "flickr30k-images").iterdir())[:2]
+    printed = {}
+    for name in ("mwa", "i_tuning"):
+        card = exports / name / "README.md"
+        card.write_text(card.read_text().replace(FOLDER, str(exports / name)))
+        printed[name] = what_it_prints(card, str(exports / name), images, exports.parent)
+    model = lightning_modules.load(runs / "mwa")
+    scores = model.encode_texts(["a dog in the snow"]) @ model.encode_images(images).T
+    assert printed["mwa"] == str(scores.argmax(1))
+    assert printed["i_tuning"] == str(lightning_modules.load(runs / "i_tuning").caption(images))
+
+
 @pytest.fixture(scope="module")
 def others(runs: Path, full_run: Path) -> list[Path]:
     """Runs of the methods that other tests do not train."""
@@ -73,6 +89,7 @@ def test_exports_of_every_method_load_where_nothing_else_is(
         succeed("export", str(runs / name), str(tmp_path / "here" / name))
         text = "".join(file.read_text(errors="replace") for file in (tmp_path / "here" / name).rglob("*") if file.is_file())
         assert not [place for place in (world, runs, tmp_path, Path.home()) if f"{place}/" in text], name
+    cards_say_how_to_use_them(tmp_path / "here", world, runs)
     copies = [Path(shutil.copytree(tmp_path / "here" / name, tmp_path / "there" / name)) for name in names]
     gone = [str(place) for place in (world, runs, tmp_path / "here")]
     process = FORKS.Process(target=load_alone, args=(copies, gone, tmp_path / "outputs.pt"))

@@ -15,8 +15,10 @@ from tiny_run import configuration, run_folder
 import lightning_modules
 from datamodules.errors import InputError
 from lightning_modules.checkpoints import miniatures
+from lightning_modules.checkpoints.model_card import Origins
+from lightning_modules.checkpoints.places import with_tokenizer
 from lightning_modules.checkpoints.weights import write_weights
-from lightning_modules.exporting import export_run
+from lightning_modules.exporting import _base_models, export_run
 from lightning_modules.loading import build
 
 
@@ -174,3 +176,44 @@ def test_an_export_names_nothing_outside_of_it(change: Any, words: str, tmp_path
         lightning_modules.load(folder)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_that_lies_elsewhere(tmp_path: Path) -> None:
+    section = configuration()
+    section["init_args"]["network"]["init_args"]["text"]["init_args"]["tokenizer"] = "/gone/words"
+    run_folder(tmp_path / "run", section=section)
+    with pytest.raises(InputError, match=r"/gone/words.*put it back"):
+        export_run(tmp_path / "run", tmp_path / "export")
+    words = tokenizer(tmp_path / "words")
+    folder = export_run(tmp_path / "run", tmp_path / "export", tokenizer=words)
+    assert (folder / "files" / "words" / "tokenizer.json").exists()
+    for place in (folder, tmp_path / "run"):
+        loaded: Any = lightning_modules.load(place, tokenizer=words)
+        assert loaded.network.inputs.text.tokenizer == str(words)
+    loaded = lightning_modules.load(folder, tokenizer="some-name/of-the-hub")
+    assert loaded.network.inputs.text.tokenizer == "some-name/of-the-hub"
+    without = {"class_path": "x.Y", "init_args": {"network": {"class_path": "x.Z", "init_args": {"size": 3}}}}
+    with pytest.raises(InputError, match=r"f\.json: the network takes no tokenizer, and words is given"):
+        with_tokenizer(without, "words", "f.json")
+
+
+def test_another_card_is_not_written_over(tmp_path: Path) -> None:
+    run_folder(tmp_path / "run")
+    folder = export_run(tmp_path / "run", tmp_path / "export")
+    export_run(tmp_path / "run", tmp_path / "export")
+    with pytest.raises(InputError, match=r"this very export with another README\.md\. Remove that file"):
+        export_run(tmp_path / "run", folder, origins=Origins(license="mit"))
+    (folder / "README.md").unlink()
+    export_run(tmp_path / "run", folder, origins=Origins(license="mit"))
+    assert "license: mit" in (folder / "README.md").read_text()
+
+
+def test_models_of_the_hub_are_named_as_base_models() -> None:
+    networks = "lightning_modules.networks."
+    parts = {
+        "timm": {"class_path": networks + "towers.timm.TimmImageTower", "init_args": {"name": "resnet18", "pretrained": True}},
+        "ours": {"class_path": networks + "towers.timm.TimmImageTower", "init_args": {"name": "resnet18", "weights": "a.pt"}},
+        "text": {"class_path": networks + "towers.hugging_face.HFTextTower", "init_args": {"name": "google/bert_uncased"}},
+        "moved": {"class_path": networks + "language_model.LanguageModel", "init_args": {"name": "backbone:smollm2"}},
+    }
+    assert _base_models({"network": parts}) == ["timm/resnet18.a1_in1k", "google/bert_uncased"]
