@@ -146,7 +146,7 @@ def _base_models(section: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _timm_model(name: str) -> str | None:
+def _timm_model(name: Any) -> str | None:
     from timm.models import get_pretrained_cfg
 
     return getattr(get_pretrained_cfg(name), "hf_hub_id", None)

@@ -184,7 +184,13 @@ def export_adapter(
         written = sorted(file for file in part.rglob("*") if file.is_file())
         config["files"] = {file.relative_to(part).as_posix(): sha256_of(file) for file in written}
         size = sum(tensor.numel() * tensor.element_size() for tensor in (state | learnt).values())
-        about = {"task": task, "origins": origins, "base_models": base_models, "trust": _own_modules(config), "notes": notes}
+        about: dict[str, Any] = {
+            "task": task,
+            "origins": origins,
+            "base_models": base_models,
+            "trust": _own_modules(config),
+            "notes": notes,
+        }
         (part / CARD_FILE).write_text(card(config, count_parameters(network, adapter), size / 1e6, **about), encoding="utf-8")
         content = json.dumps(config, indent=1) + "\n"
         (part / CONFIG_FILE).write_text(content, encoding="utf-8")

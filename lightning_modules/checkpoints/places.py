@@ -116,7 +116,7 @@ def with_tokenizer(section: Any, tokenizer: str | Path | None, source: str) -> A
         return section
     path = Path(tokenizer).expanduser()
     value = str(path.absolute()) if path.exists() else str(tokenizer)
-    taken = []
+    taken: list[str] = []
 
     def change(part: Any) -> Any:
         if isinstance(part, dict):
