@@ -67,6 +67,10 @@ def test_every_page_is_in_the_site_once() -> None:
     assert sorted(listed) == sorted(set(PAGES) - {SITE / "index.md"})
 
 
+def test_no_page_has_the_name_of_one_that_sphinx_writes() -> None:
+    assert not {page.stem for page in SITE.glob("*.md")} & {"search", "genindex", "py-modindex"}
+
+
 @pytest.mark.parametrize("file", PAGES, ids=name_of)
 def test_what_a_page_includes_is_there(file: Path) -> None:
     for directive in ("{literalinclude}", "{include}"):
