@@ -254,15 +254,9 @@ class CaptioningModule(TunedModule):
 
     def _job(self, records: Sequence[ImageRecord]) -> dict[str, Any]:
         """What the captions of a split depend on."""
-        language = self.network.language
-        return {
-            "images": len(records),
-            "photographs": image_fingerprint(records),
-            "weights": f"{backbone_fingerprint(self.network, set())['weights']} {self.trainer.precision}",
-            "transform": asdict(self.network.inputs.image),
-            "decoding": asdict(self.decoding) | ({"seed": _seed()} if self.decoding.sample else {}),
-            "language": {"prompt": list(language.prompt_ids), "bos": language.bos, "eos": language.eos},
-        }
+        about = caption_conditions(self.network, self.decoding, _seed())
+        images = {"images": len(records), "photographs": image_fingerprint(records)}
+        return images | about | {"weights": f"{about['weights']} {self.trainer.precision}"}
 
     @property
     def validation_metrics(self) -> Mapping[str, Better]:
@@ -370,6 +364,17 @@ class CaptioningModule(TunedModule):
                 key = f"test/{self._evaluated_name}/captions" if stage == "test" else "val/captions"
                 columns = ["image", "picture", "caption", "references"]
                 logger.log_table(key, columns, table, step=self.global_step)
+
+
+def caption_conditions(network: Captioner, decoding: Decoding, seed: int) -> dict[str, Any]:
+    """What a caption depends on beside its image, as JSON."""
+    language = network.language
+    return {
+        "weights": backbone_fingerprint(network, set())["weights"],
+        "transform": asdict(network.inputs.image) if network.inputs.image is not None else None,
+        "decoding": asdict(decoding) | ({"seed": seed} if decoding.sample else {}),
+        "language": {"prompt": list(language.prompt_ids), "bos": language.bos, "eos": language.eos},
+    }
 
 
 def _seed() -> int:

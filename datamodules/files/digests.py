@@ -68,6 +68,14 @@ def digests(files: Iterable[Path]) -> dict[Path, str]:
     return found
 
 
+def readable_digests(files: Iterable[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """`digests` of those files that can be read, and what is wrong with the others, a sentence each."""
+    files = list(files)
+    wrong = {file: f"{file} cannot be opened." for file in files if file.exists() and not os.access(file, os.R_OK)}
+    found = digests(file for file in files if file not in wrong)
+    return found, wrong | {file: f"{file} does not exist." for file in files if file not in found and file not in wrong}
+
+
 def digest(file: Path) -> str:
     """`digests` of one file.
 

@@ -71,7 +71,8 @@ def read_image_files(
         raise InputError(f"batch size {batch_size}, workers {workers}: give at least 1, and 0 to {most_workers()}.")
     files = [Path(path).expanduser() for path in paths]
     rows = [list(range(first, min(first + batch_size, len(files)))) for first in range(0, len(files), batch_size)]
-    loader = BatchLoader(_ImageFiles(files, spec), batch_size=None, sampler=rows, num_workers=min(workers, len(rows)))
+    workers = min(workers, len(rows)) if len(rows) > 1 else 0
+    loader = BatchLoader(_ImageFiles(files, spec), batch_size=None, sampler=rows, num_workers=workers)
     batches = iter(loader)
     with workers_of(batches):
         yield from batches

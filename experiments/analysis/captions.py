@@ -11,13 +11,12 @@ import torch
 
 from datamodules.errors import InputError
 from datamodules.files.images import read_image
-from datamodules.loading.images import evaluation_transform, normalize
-from datamodules.records import ImageBatch
+from datamodules.loading.image_files import read_image_files
 from experiments.analysis.draw_maps import draw_maps
 from experiments.analysis.grid import covered_area, find_grid
 from experiments.analysis.word_maps import Position, token_maps
 from lightning_modules.base import draw_seed
-from lightning_modules.networks.captioner import Captioner
+from lightning_modules.networks.captioner import Captioner, Written
 from lightning_modules.networks.language_model import Decoding
 
 
@@ -52,6 +51,15 @@ def captioner_of(model: Any, run: Path, maps: bool) -> Captioner:
     return network
 
 
+@dataclass(frozen=True)
+class Captioned:
+    """A batch of image files: their captions, in order, and what is wrong with those that cannot be read, by file."""
+
+    captions: tuple[tuple[Path, Written], ...]
+    broken: dict[Path, str]
+
+
+@torch.no_grad()
 def write_captions(
     network: Captioner,
     paths: Sequence[Path],
@@ -59,30 +67,31 @@ def write_captions(
     maps: MapOptions | None = None,
     batch_size: int = 16,
     seed: int = 0,
-) -> Iterator[tuple[Path, str]]:
-    """Each image with its caption, in order; with `maps` a picture of them is there by then, `maps.folder`/stem.png. Where tokens
-    are sampled, a caption depends on `seed` and the image's name alone.
+    workers: int = 0,
+) -> Iterator[Captioned]:
+    """Captions of image files, a batch at a time; with `maps` a picture of each is there by then, `maps.folder`/stem.png. Where
+    tokens are sampled, a caption depends on `seed` and the image's name alone.
 
     Images are as evaluation sees them.
 
     Raises:
-        InputError: An image cannot be read, or what `token_maps` and the language model refuse.
+        InputError: What `token_maps` and the language model refuse.
     """
     spec = network.vision.image_input
-    transform = evaluation_transform(spec)
     device = next(network.parameters()).device
     grid = find_grid(network) if maps is not None else None
-    for first in range(0, len(paths), batch_size):
-        chosen = paths[first : first + batch_size]
-        opened = [read_image(path) for path in chosen]
-        pixels_B3HW = normalize(torch.stack([transform(image) for image in opened]), spec).to(device)
-        batch = ImageBatch(tuple(path.stem for path in chosen), torch.arange(len(chosen), device=device), pixels_B3HW)
-        with torch.no_grad():
-            features = network.encode_images(batch)
-        ids = network.generate_ids(features, decoding, [draw_seed((seed, path.stem)) for path in chosen])
-        captions = network.language.decode(ids)
+    for read in read_image_files(paths, spec, batch_size, workers):
+        broken = {paths[row]: reason for row, reason in read.broken.items()}
+        if read.images is None:
+            yield Captioned((), broken)
+            continue
+        chosen = [paths[row] for row in read.images.index_B.tolist()]
+        features = network.encode_images(read.images.to(device))
+        written = network.write(features, decoding, [draw_seed((seed, path.stem)) for path in chosen])
         if maps is not None:
+            ids = [each.ids for each in written]
             found = token_maps(network, features, ids, grid=grid, layer=maps.layer, head=maps.head, position=maps.position)
-            for path, image, drawn in zip(chosen, opened, found, strict=True):
+            for path, drawn in zip(chosen, found, strict=True):
+                image = read_image(path)
                 draw_maps(maps.folder / f"{path.stem}.png", image, drawn, covered_area(spec, *image.size))
-        yield from zip(chosen, captions, strict=True)
+        yield Captioned(tuple(zip(chosen, written, strict=True)), broken)

@@ -1,38 +1,44 @@
-"""What a trained captioner writes about any images; --maps draws where it looks (I-Tuning).
+"""What a trained captioner writes about images and folders of images; --maps draws where it looks (I-Tuning).
 
-Photographs are as in training and evaluation: upright where their EXIF data say how they were held.
+  crosslight caption runs/coco-i-tuning photos --out captions.jsonl
+
+Photographs are as in training and evaluation: upright where their EXIF data say how they were held. Images that cannot be
+read are named at the end (exit status 1), and the rest is captioned.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datamodules.errors import InputError, printable
 from datamodules.formats.caption_results import image_id_of, write_caption_results
 from datamodules.formats.problems import is_sound
-from experiments.cli._parser import Parser, add_backbone, add_fields, given_fields, number_or
+from experiments.cli._parser import Parser, add_fields, given_fields, number_or, require_writable
+from experiments.cli._serving import add_model_options, tell, tell_broken, tell_others
+from experiments.serving.caption_file import ENDINGS, CaptionFile, Row
 from lightning_modules.networks.decoding import Decoding
-
-if TYPE_CHECKING:
-    import torch
 
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder (its best checkpoint) or an adapter export")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image")
-    add_backbone(parser)
+    parser.add_argument(
+        "images", nargs="+", type=Path, metavar="IMAGE", help="an image, or a folder with images in folders of any depth"
+    )
+    add_model_options(parser, batch_size=16)
     option = parser.add_argument
     option(
-        "--out", type=Path, metavar="FILE.json",
-        help="the captions as coco-caption's results; image_id is a file's name without its ending (of COCO's names the number)",
+        "--out", type=Path, metavar="FILE",
+        help=".jsonl or .csv: a row an image, with the log-probability of its caption; there already, it is gone on with. .json: "
+        "coco-caption's results; image_id is a file's name without its ending (of COCO's names the number)",
     )  # fmt: skip
-    option("--batch-size", type=int, default=16, metavar="N", help="images at once")
-    option("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:N (default: cuda where there is one)")
     option("--seed", type=int, default=0, metavar="N", help="of --sample")
     maps = parser.add_argument_group("where the words look (I-Tuning only)").add_argument
     maps(
@@ -59,10 +65,13 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--{next(iter(shown))} chooses what --maps shows; give --maps DIR too.")
     if options.batch_size < 1:
         raise InputError(f"--batch-size is {options.batch_size}; give at least 1.")
-    _require_files(options.images, options.out, options.maps)
+    paths, others = _listed(options.images)
+    _require_files(paths, options.out, options.maps)
 
     import lightning_modules
     from experiments.analysis.captions import MapOptions, captioner_of, write_captions
+    from experiments.serving.models import find_device
+    from experiments.serving.progress import progress_bar
     from experiments.training.quiet import quiet
 
     quiet()
@@ -70,15 +79,88 @@ def run(options: argparse.Namespace) -> int:
     model: Any = lightning_modules.load(options.run, backbone=options.backbone, tokenizer=options.tokenizer)
     network = captioner_of(model, options.run, maps=map_options is not None)
     decoding = replace(model.decoding, **given_fields(options, Decoding))
-    network.to(_device(options.device))
-    captions: dict[str, str] = {}
-    for path, caption in write_captions(network, options.images, decoding, map_options, options.batch_size, options.seed):
-        print(printable(f"{path}: {caption}"), flush=True)
-        captions[image_id_of(path.stem)] = caption
-        whole_batch = len(captions) % options.batch_size == 0 or len(captions) == len(options.images)
-        if options.out is not None and whole_batch:  # an image that cannot be read ends the command, and loses no other's
-            write_caption_results(options.out, captions, list(captions))
-    return 0
+    network.to(find_device(options.device))
+    kept = _Kept(options.out, network, decoding, options.seed, paths, options.maps)
+    todo = [path for path in paths if str(path) not in kept.there]
+    broken: list[str] = []
+    with progress_bar(sys.stderr.isatty() and not sys.stdout.isatty()) as bar:  # on a terminal the captions say how far it is
+        task = bar.add_task("captions", total=len(todo))
+        for batch in write_captions(network, todo, decoding, map_options, options.batch_size, options.seed, options.workers):
+            for path, written in batch.captions:
+                print(printable(f"{path}: {written.text}"), flush=True)
+            kept.add(batch.captions)
+            broken += batch.broken.values()
+            bar.advance(task, len(batch.captions) + len(batch.broken))
+    if options.out is not None:
+        tell(f"{options.out}: {len(todo) - len(broken):,} captions more, {len(kept.there):,} were there")
+    tell_others(others)
+    return tell_broken(broken)
+
+
+class _Kept:
+    """The captions in --out, where there is one.
+
+    Args:
+        out: The file.
+        network: What writes.
+        decoding: How.
+        seed: Of sampling.
+        paths: Images that are captioned.
+        maps: Where the pictures of maps are; an image without one is captioned again.
+
+    Raises:
+        InputError: The file has captions of another model or decoding.
+    """
+
+    def __init__(
+        self, out: Path | None, network: Any, decoding: Decoding, seed: int, paths: Sequence[Path], maps: Path | None
+    ) -> None:
+        from datamodules.files.digests import readable_digests
+        from lightning_modules.captioning import caption_conditions
+
+        self._out, self._results, self._file = out, dict[str, str](), None
+        self.there: set[str] = set()  # files that have a caption already
+        if out is not None and out.suffix.lower() in ENDINGS:
+            conditions = json.dumps(caption_conditions(network, decoding, seed), sort_keys=True)
+            self._file = CaptionFile(out, hashlib.sha256(conditions.encode()).hexdigest()[:16])
+            self._contents = {str(path): content for path, content in readable_digests(paths)[0].items()}
+            undrawn = [path for path in paths if maps is not None and not (maps / f"{path.stem}.png").exists()]
+            self.there = self._file.keep(self._contents | dict.fromkeys(map(str, undrawn), ""))
+
+    def add(self, captions: Iterable[tuple[Path, Any]]) -> None:
+        """A batch, in the file when this returns."""
+        if self._file is not None:
+            rows = []
+            for path, each in captions:
+                content = self._contents[str(path)]
+                numbers = round(each.log_prob, 5), len(each.ids), each.ended
+                rows.append(Row(str(path), each.text, *numbers, content, self._file.job))
+            self._file.add(rows)
+        elif self._out is not None:
+            self._results |= {image_id_of(path.stem): each.text for path, each in captions}
+            write_caption_results(self._out, self._results, list(self._results))
+
+
+def _listed(given: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The images that are meant, folders opened, and what else is in these.
+
+    Raises:
+        InputError: A folder has no images.
+    """
+    from datamodules.files.images import image_files_below
+
+    paths: list[Path] = []
+    others: list[str] = []
+    for path in given:
+        if not path.is_dir():
+            paths.append(path)
+            continue
+        names, left = image_files_below(path)
+        if not names:
+            raise InputError(f"{path} has no images below it.")
+        paths += [path / name for name in names]
+        others += left
+    return list(dict.fromkeys(paths)), others
 
 
 def _require_files(paths: Sequence[Path], out: Path | None, maps: Path | None) -> None:
@@ -87,31 +169,19 @@ def _require_files(paths: Sequence[Path], out: Path | None, maps: Path | None) -
     Raises:
         InputError: A file does not exist, two have one name where names are ids, or a name that has to be written is no text.
     """
-    if out is not None and out.is_dir():
-        raise InputError(f"--out {out} is a folder; give the name of a file.")
+    if out is not None and out.suffix.lower() not in (*ENDINGS, ".json"):
+        raise InputError(f"--out {out}: give a name that ends in .jsonl, .csv or .json.")
+    require_writable(out, "--out")
     for path in paths:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; give the images in it, such as {path}/*.jpg.")
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():
             raise InputError(f"image {path} does not exist.")
-        if out is not None and not is_sound(path.stem):
+        if out is not None and not is_sound(str(path)):
             raise InputError(
                 f"image {path}: its name is not UTF-8, so --out cannot hold it; rename the file, or leave out --out."
             )
     stems = [path.stem for path in paths]
-    for option, names in (("--out", map(image_id_of, stems) if out else ()), ("--maps", stems if maps else ())):
+    by_id = out is not None and out.suffix.lower() == ".json"
+    for option, names in (("--out", map(image_id_of, stems) if by_id else ()), ("--maps", stems if maps else ())):
         for name, count in Counter(names).most_common(1):
             if count > 1:
                 raise InputError(f"{count} images are named {name}, which {option} knows them by; give them one by one.")
-
-
-def _device(name: str) -> torch.device:
-    """Raises InputError where there is no such device."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros((), device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); give cpu, cuda or cuda:N.") from error

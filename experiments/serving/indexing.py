@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_file, write_atomically
-from datamodules.files.digests import digests
+from datamodules.files.digests import readable_digests
 from datamodules.files.images import image_files_below
 from datamodules.files.locks import take_lock
 from datamodules.formats.caption_results import json_text
@@ -141,7 +141,8 @@ def _begin(index: Path, wanted: Label) -> Label:
 def _bring_up(index: Path, label: Label, names: Sequence[str], model: RetrievalModule, how: Encoding) -> Update:
     """Encode what is new, then write the generation of these files."""
     images = Path(label.images)
-    contents_N, unread = _contents(images, names)
+    found, unread = readable_digests(images / name for name in names)
+    contents_N = np.array([bytes.fromhex(found.get(images / name, "")) for name in names], _DIGEST)
     known = _Known(index, label.generation)
     there_N = known.rows_of(contents_N) >= 0
     missing = np.flatnonzero(~there_N & (contents_N != b""))
@@ -165,25 +166,14 @@ def _bring_up(index: Path, label: Label, names: Sequence[str], model: RetrievalM
         known.flush()  # what is interrupted loses nothing
     rows_N = known.rows_of(contents_N)
     there = np.flatnonzero(rows_N >= 0)
-    told = {row: unread.get(names[row]) or broken[contents_N[row]] for row in np.flatnonzero(rows_N < 0).tolist()}
-    lines = [reason if names[row] in reason else f"{images / names[row]}: as {reason}" for row, reason in told.items()]
+    told = {images / names[row]: broken.get(contents_N[row], "") for row in np.flatnonzero(rows_N < 0).tolist()} | unread
+    lines = [reason if str(path) in reason else f"{path}: as {reason}" for path, reason in sorted(told.items())]
     gone = known.of_generation(contents_N)
     if len(there):
         _write_generation(
             index, label, [names[row] for row in there.tolist()], contents_N[there], rows_N[there], known, how.progress
         )
     return Update(len(there), len(todo) - len(broken), int(there_N.sum()), gone, lines)
-
-
-def _contents(images: Path, names: Sequence[str]) -> tuple[Digests, dict[str, str]]:
-    """The digest of each file's content, and what is wrong with those that cannot be opened."""
-    paths = {name: images / name for name in names}
-    wrong = {name: f"{path} cannot be opened." for name, path in paths.items() if not os.access(path, os.R_OK)}
-    found = digests(path for name, path in paths.items() if name not in wrong)
-    for name, path in paths.items():
-        if path not in found:
-            wrong.setdefault(name, f"{path} is no file any more.")
-    return np.array([b"" if name in wrong else bytes.fromhex(found[paths[name]]) for name in names], _DIGEST), wrong
 
 
 class _Known:

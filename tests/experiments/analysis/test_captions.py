@@ -173,9 +173,8 @@ def test_a_picture_for_each_image(loaded: Any, images: list[Path], tmp_path: Pat
     ("arguments", "message"),
     [
         (["gone.jpg"], "image .*gone.jpg does not exist"),
-        (["."], "is a folder; give the images in it"),
-        (["12.jpg", "cut.jpg"], r"cut\.jpg cannot be decoded \(image file is truncated"),
-        (["words.jpg"], r"words\.jpg is not an image"),
+        (["empty"], "empty has no images below it"),
+        (["12.jpg", "--out", "captions.txt"], r"captions.txt: give a name that ends in .jsonl, .csv or .json"),
         (["12.jpg", "--layer", "1"], "--layer chooses what --maps shows; give --maps DIR"),
         (["12.jpg", "--maps", "maps", "--layer", "x"], "'x' is neither a number from 0 nor last or mean"),
         (
@@ -197,9 +196,8 @@ def test_what_cannot_be_done_is_said_in_one_line(
     loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.setattr(lightning_modules, "load", lambda run, **options: loaded)
-    (tmp_path / "cut.jpg").write_bytes(images[0].read_bytes()[:-600])
-    (tmp_path / "words.jpg").write_text("no image")
     (tmp_path / "b").mkdir()
+    (tmp_path / "empty").mkdir()
     (tmp_path / "b" / "12.jpg").write_bytes(images[0].read_bytes())
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message) as error:
@@ -255,15 +253,21 @@ def test_captions_of_cocos_files_are_scored_against_cocos_references(
         run_command("caption", ["run", str(coco[1]), str(other), "--out", str(out)])
 
 
-def test_a_batch_is_written_before_the_next_begins(
-    loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_broken_images_are_named_and_the_rest_is_captioned(
+    loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(lightning_modules, "load", lambda run, **options: loaded)
-    images[2].write_bytes(b"no picture")
+    images[0].write_bytes(b"no picture")
     out = tmp_path / "captions.json"
-    with pytest.raises(InputError, match=r"a dog\.jpg"):
-        run_command("caption", ["run", *map(str, images), "--out", str(out), "--batch-size", "2", "--device", "cpu"])
-    assert [entry["image_id"] for entry in json.loads(out.read_text())] == [12, "0034"]
+    asked = ["run", *map(str, images), "--out", str(out), "--batch-size", "2", "--device", "cpu", "--workers", "0"]
+    assert run_command("caption", asked) == 1
+    assert [entry["image_id"] for entry in json.loads(out.read_text())] == ["0034", "a dog"]
+    said = capsys.readouterr()
+    assert [line.partition(": ")[0] for line in said.out.splitlines()] == [str(path) for path in images[1:]]
+    assert said.err.splitlines()[1:] == [
+        "1 images cannot be read, and the rest is done:",
+        f"  {images[0]} is not an image that PIL can read.",
+    ]
 
 
 def test_names_that_are_no_text(
