@@ -57,6 +57,10 @@ reproduce-miniature: $(READY)  ## every table, figure and ablation on the embedd
 pretrain-miniature: $(READY)  ## the weights that the package ships anew: their world, runs, cards and sums (hours; the same command goes on)
 	@$(BIN)/crosslight pretrain --runs $(PAPERS) --jobs $(JOBS)
 
+notebooks: $(READY)  ## the notebooks executed on the demo's runs, with what they show (runs/notebooks; PAPERS=DIR)
+	@test -d $(PAPERS) || { echo "notebooks: $(PAPERS) is not there: make demo, or PAPERS=DIR"; exit 2; }
+	@$(BIN)/python notebooks/execute.py --runs $(PAPERS) --out runs/notebooks
+
 SMALL ?= runs/small
 CROSSLIGHT_SMOLLM2 ?= $(CURDIR)/weights/smollm2-135m
 small: export CROSSLIGHT_SMOLLM2 := $(CROSSLIGHT_SMOLLM2)

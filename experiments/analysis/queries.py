@@ -66,6 +66,8 @@ def tested_records(run: Run, data: str) -> Sequence[ImageRecord]:
 
 
 def _described(rows: pd.DataFrame, kind: str, records: Sequence[ImageRecord], where: str) -> pd.DataFrame:
+    import pandas
+
     captions = [caption for record in records for caption in record.captions]
     whose = captions if kind == "t2i" else records
     if int(rows["query"].max()) >= len(whose) or int(rows["image"].max()) >= len(records):
@@ -87,8 +89,8 @@ def _described(rows: pd.DataFrame, kind: str, records: Sequence[ImageRecord], wh
     found["categories"] = [tuple(sorted({phrase.category for phrase in phrases})) for phrases in named]
     joined = rows.assign(**found)
     if "caption" in joined:
-        words = [len(text.split()) if isinstance(text, str) and text else float("nan") for text in joined["caption"]]
-        joined["words"] = words
+        words = [len(text.split()) if isinstance(text, str) and text else None for text in joined["caption"]]
+        joined["words"] = pandas.array(words, dtype="Int64")
     return joined
 
 

@@ -72,9 +72,7 @@ def curves(history: pd.DataFrame, metrics: str | Sequence[str], smooth: int = 1)
             words.append(f"{labels[str(run)]} from {values.iloc[0]:.4g} to {values.iloc[-1]:.4g}")
         legend(drawing, axes)
         told = f"Means of {smooth} values that follow each other." if smooth > 1 else ""
-        pictures.append(
-            Picture(drawing, f"{metric} over steps: {'; '.join(words)}.", f"curves-{_slug(metric)}", metric, bars=told)
-        )
+        pictures.append(Picture(drawing, f"{metric} over steps: {'; '.join(words)}.", f"curves-{_slug(metric)}", bars=told))
     return Gallery(tuple(pictures))
 
 
@@ -102,10 +100,11 @@ def intervals(table: pd.DataFrame, label: str, name: str = "means") -> Picture:
             at, [row["low"] for _, row in places], [row["high"] for _, row in places], color=LINES[number % 8], linewidth=1.4
         )
         axes.plot([row["mean"] for _, row in places], at, MARKERS[number % 8], color=LINES[number % 8], label=short, markersize=5)
-        told = ", ".join(f"{parts[place]} {row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for place, row in places)
-        words.append(f"{short}: {told}")
-    counts = table.groupby(by, observed=True)["queries"].max()
-    axes.set_yticks(range(len(parts)), [f"{part} ({counts[part]:,})" for part in parts])
+        means = ", ".join(f"{parts[place]} {row['mean']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for place, row in places)
+        words.append(f"{short}: {means}")
+    counts = table.groupby(by, observed=True)["queries"].agg(["min", "max"])
+    told = [f"{low:,}" if low == high else f"{low:,}–{high:,}" for low, high in counts.loc[parts].to_numpy().tolist()]
+    axes.set_yticks(range(len(parts)), [f"{part} ({count})" for part, count in zip(parts, told, strict=True)])
     axes.set_ylim(len(parts) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     legend(drawing, axes)
@@ -164,7 +163,7 @@ def scatter(
         labels: Of the two columns.
         names: Of the runs; default: short ones.
     """
-    rows = frame.dropna(subset=[x, y])
+    rows = frame.dropna(subset=[x, y]) if {x, y} <= {*frame.columns} else frame[:0]
     if rows.empty:
         raise InputError(f"no run has both {x} and {y}.")
     names = short_labels(list(rows["run"])) if names is None else names
@@ -181,6 +180,38 @@ def scatter(
     return Picture(drawing, f"{told[y]} against {told[x]}: {words}.", f"scatter-{_slug(y)}")
 
 
+def relative(frame: pd.DataFrame, columns: Mapping[str, str], base: str) -> Picture:
+    """What runs cost in percent of what one of them costs: a row a cost and a point a run.
+
+    Args:
+        frame: Of runs.
+        columns: Columns of costs, with what they are called.
+        base: The run that is 100 %.
+
+    Raises:
+        InputError: There is no such run.
+    """
+    rows = frame.set_index("run")
+    if base not in rows.index:
+        raise InputError(f"no run is called {base}; there are {', '.join(rows.index)}.")
+    names = short_labels(list(rows.index))
+    drawing, axes = _axes(f"% of {names[base]}", "", height=1.0 + 0.5 * len(columns))
+    axes.axvline(100, color=INK, linewidth=1.0)
+    words = []
+    for number, run in enumerate(run for run in rows.index if run != base):
+        shares = [100 * rows.loc[run, column] / rows.loc[base, column] for column in columns]
+        at = np.arange(len(columns)) + 0.12 * (number - (len(rows) - 2) / 2)
+        axes.plot(shares, at, MARKERS[number % 8], color=LINES[number % 8], markersize=6, label=names[run])
+        told = ", ".join(f"{label} {share:.0f} %" for label, share in zip(columns.values(), shares, strict=True))
+        words.append(f"{names[run]}: {told}")
+    axes.set_yticks(range(len(columns)), list(columns.values()))
+    axes.set_ylim(len(columns) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.grid(visible=False, axis="y")
+    legend(drawing, axes)
+    return Picture(drawing, f"Costs in percent of {names[base]}. {'; '.join(words)}.", "relative-costs")
+
+
 def parallel(frame: pd.DataFrame, options: Sequence[str], metric: str) -> Picture:
     """A line a run through its options to its metric, which colors it: the best are light.
 
@@ -189,7 +220,7 @@ def parallel(frame: pd.DataFrame, options: Sequence[str], metric: str) -> Pictur
         options: Columns of options, from left to right.
         metric: The last axis.
     """
-    rows = frame.dropna(subset=[metric]).sort_values(metric, kind="stable")
+    rows = frame.dropna(subset=[metric]).sort_values(metric, kind="stable") if metric in frame else frame[:0]
     if rows.empty:
         raise InputError(f"no run has {metric}.")
     columns = [*options, metric]

@@ -89,13 +89,15 @@ class Picture:
 
     def _repr_html_(self) -> str:
         """White behind it in a notebook of either light: it has the colors of a light page."""
-        lines = [f"<b>{escape(self.title)}</b>"] * bool(self.title) + [escape(each) for each in (self.scale, self.bars) if each]
-        lines += [f"{number}: {escape(name)}" for number, name in enumerate(self.key, 1)]
+        keys = [f"{number}: {name}" for number, name in enumerate(self.key, 1)]
+        lines = [f"<b>{escape(self.title)}</b>"] * bool(self.title)
+        lines += [escape(each) for each in (self.scale, self.bars, *keys) if each]
+        told = " ".join(f"{line.rstrip('.')}." for line in lines)
         width = 96 * self.drawing.get_figwidth()
         return (
             f'<figure style="margin:0;padding:8px;width:{width:.0f}px;max-width:100%;background:#fff;color:{INK}">'
             f"{inline(self._svg(dpi=150), self.name, self.text, {})}"
-            f'<figcaption style="font-size:85%">{". ".join(line.rstrip(".") for line in lines)}</figcaption></figure>'
+            f'<figcaption style="font-size:85%">{told}</figcaption></figure>'
         )
 
     def _svg(self, **options: Any) -> str:

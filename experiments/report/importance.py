@@ -71,15 +71,17 @@ def proposals(frame: pd.DataFrame, metric: str, maximize: bool = True, count: in
     improvement are given, each as if the ones before had come out as expected.
 
     Raises:
-        InputError: Fewer than four runs have the metric, or nothing was varied.
+        InputError: Fewer than four runs have the metric, or no number was varied.
     """
     import pandas
 
     measured = _measured(frame, metric)
-    names = varied(frame, metric)
-    if len(measured) < _FEWEST or not names:
+    # an option that some runs lack (of an adapter that they have not) cannot be combined with all others
+    names = [name for name in varied(frame, metric) if not measured[name].isna().any()]
+    if len(measured) < _FEWEST or not any(is_numeric(list(measured[name])) for name in names):
         raise InputError(
-            f"{len(measured)} runs have {metric}, and {len(names)} options vary: {_FEWEST} runs and an option are needed."
+            f"{len(measured)} runs have {metric}, and {', '.join(names) or 'no option'} was varied in all of them: a proposal "
+            f"takes {_FEWEST} runs or more that differ in a number."
         )
     axes = [_Axis(measured[name]) for name in names]
     sign = 1.0 if maximize else -1.0
