@@ -38,9 +38,8 @@ def main() -> int:
     for name in options.names:
         began = time.perf_counter()
         notebook = read(name, options.runs)
-        client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(HERE)}})
-        client.create_kernel_manager().transport = "ipc"  # no port of this machine
-        client.execute()
+        quiet = ["--log-level=ERROR"]
+        NotebookClient(notebook, timeout=600, extra_arguments=quiet, resources={"metadata": {"path": str(HERE)}}).execute()
         nbformat.write(notebook, options.out / f"{name}.ipynb")
         print(f"{options.out / name}.ipynb: {time.perf_counter() - began:.0f} s")
     return 0
