@@ -22,7 +22,8 @@ RUNS = Path("runs/papers")  # of `crosslight sweep run EXHIBIT`
 def add_options(parser: Parser) -> None:
     parser.add_argument(
         "what", nargs="*", metavar="PAPER|EXHIBIT|FOLDER",
-        help="a paper (mwa), an exhibit (mwa/table1), or folders of other runs, which are listed as such",
+        help="a paper (mwa), an exhibit (mwa/table1), or folders of other runs: beside exhibits they are listed, alone they are "
+        "a report of their own, with scores and learning curves",
     )  # fmt: skip
     parser.add_argument(
         "--runs", nargs="+", type=Path, metavar="DIR",
@@ -32,6 +33,7 @@ def add_options(parser: Parser) -> None:
         "--scale", choices=SCALES, default="miniature",
         help="of the tables and figures: the embedded world, photographs with small models, or the papers' own",
     )  # fmt: skip
+    parser.add_argument("--title", metavar="TEXT", help="of a report of folders (default: their names)")
     parser.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="where to")
     parser.add_argument(
         "--maps", action="store_true",
@@ -45,6 +47,13 @@ def run(options: argparse.Namespace) -> int:
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file. Give a new folder, or that of an earlier report.")
     require_writable(options.out / "index.html", "--out")
+
+    if given and not names:
+        if options.maps:
+            raise InputError("--maps is of exhibits. `crosslight caption RUN IMAGE --maps DIR` draws those of a run.")
+        return _own(given, options)
+    if options.title is not None:
+        raise InputError("--title is of a report of folders alone; exhibits have titles of their own.")
 
     from experiments.report.collect import collect
     from experiments.report.scales import other_sides
@@ -70,6 +79,21 @@ def run(options: argparse.Namespace) -> int:
     rows = [variant for view in views for variant in view.variants]
     done = sum(variant.finished > 0 for variant in rows)
     print(f"report: {index} ({len(views)} exhibits, {done} of {len(rows)} rows measured, {options.scale} scale)")
+    return 0
+
+
+def _own(folders: Sequence[Path], options: argparse.Namespace) -> int:
+    """A report of folders of runs."""
+    from experiments.report.own import build_own
+    from experiments.report.table import find_runs
+
+    runs = find_runs(folders)
+    for why in {run.error: None for run in runs.values() if run.status == "unreadable"}:
+        print(f"cannot be read, and is shown so: {why}", file=sys.stderr)
+    title = options.title or f"Runs in {', '.join(str(folder) for folder in folders)}"
+    index = build_own(runs, options.out, title)
+    finished = sum(run.status == "finished" for run in runs.values())
+    print(f"report: {index} ({len(runs)} runs, {finished} finished)")
     return 0
 
 

@@ -16,6 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
@@ -150,6 +151,13 @@ def legend(drawing: Drawing, *panels: Axes) -> None:
         longest = max(map(len, labels))
         with rc_context(STYLE):
             drawing.legend(handles, labels, loc="outside upper left", ncols=max(1, min(4, len(handles), 72 // (longest + 8))))
+
+
+def thinned(line: Sequence[tuple[float, float]], most: int = 200) -> list[tuple[float, float]]:
+    """At most `most` points, means of equal stretches: a page need not carry 5,000."""
+    if len(line) <= most:
+        return list(line)
+    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in np.array_split(np.array(line), most)]
 
 
 def label_points(

@@ -36,6 +36,7 @@ from experiments.report.drawing import (
     label_points,
     legend,
     plain_ticks,
+    thinned,
 )
 from experiments.report.means import resamples
 from experiments.report.verdicts import checkpoints
@@ -176,19 +177,12 @@ def _curves(view: View) -> list[Picture]:
 
 def _of_seeds(lines: Sequence[Sequence[tuple[float, float]]]) -> list[list[tuple[float, float, float]]]:
     """The mean over seeds with its standard deviation at the steps that all have; each seed by itself where they share none."""
-    thin = [dict(_thinned(line)) for line in lines]
+    thin = [dict(thinned(line)) for line in lines]
     shared = sorted(set.intersection(*map(set, thin))) if len(thin) > 1 else []
     if not shared:
         return [[(x, y, 0.0) for x, y in line.items()] for line in thin]
     at_step = [[line[x] for line in thin] for x in shared]
     return [[(x, statistics.fmean(ys), statistics.stdev(ys)) for x, ys in zip(shared, at_step, strict=True)]]
-
-
-def _thinned(line: Sequence[tuple[float, float]], most: int = 200) -> list[tuple[float, float]]:
-    """At most `most` points, means of equal stretches: a page need not carry 5,000."""
-    if len(line) <= most:
-        return list(line)
-    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in np.array_split(np.array(line), most)]
 
 
 def _scatter(view: View) -> list[Picture]:

@@ -23,6 +23,7 @@ from experiments.report.collect import Cell, View
 from experiments.report.lines import lines
 from experiments.report.scales import Side, side_of_runs
 from experiments.report.verdicts import Outcome, Verdict, judge, paired_resamples
+from experiments.runs.headings import heading, number
 from experiments.runs.results import Results
 from experiments.runs.store import Run
 
@@ -164,7 +165,7 @@ def build(
     runs = list({run.folder: run for run in [*(run for page in pages for run in page.view.runs), *extra]}.values())
     made_of = provenance(runs)
     where = Counter(str(run.folder.parent) for run in runs if run.folder is not None).most_common()
-    environment = _environment()
+    pages_of = environment()
     common: dict[str, Any] = {"scale": scale, "pages": pages, "runs": runs, "marks": MARKS}
     names = paper_folders()
     papers = [(paper, [page for page in pages if page.view.name.partition("/")[0] == paper]) for paper in names]
@@ -174,7 +175,7 @@ def build(
     counts = [
         Counter(each.outcome or each.note for line in claims for each in line.said if each.scale == side.scale) for side in sides
     ]
-    index = environment.get_template("index.html").render(
+    index = pages_of.get_template("index.html").render(
         **common,
         titles={paper: TITLES.get(paper, paper) for paper in names},
         papers=[
@@ -188,7 +189,7 @@ def build(
     )
     write_atomically(out / "index.html", index)
     for page in pages:
-        rendered = environment.get_template("exhibit.html").render(
+        rendered = pages_of.get_template("exhibit.html").render(
             **common, page=page, view=page.view, differences=differences(page.view), captions=captions(page.view)
         )
         write_atomically(out / f"{page.view.slug}.html", rendered)
@@ -196,7 +197,7 @@ def build(
         if page.view.exhibit.columns and page.view.variants:
             write_atomically(out / f"{page.view.slug}.csv", exports.to_csv(page.view))
             write_atomically(out / f"{page.view.slug}.tex", exports.to_latex(page.view))
-    write_atomically(out / "runs.html", environment.get_template("runs.html").render(**common))
+    write_atomically(out / "runs.html", pages_of.get_template("runs.html").render(**common))
     write_atomically(out / "claims.csv", exports.claims_csv([(page.view, page.verdicts) for page in pages]))
     told = [(page.view, page.verdicts, page.words) for page in pages]
     write_atomically(out / "summary.md", exports.summary_markdown(told, made_of))
@@ -249,6 +250,29 @@ def device(results: Results | None) -> str:
     return f"{f'{used.world_size} x ' if used.world_size > 1 else ''}{used.name} {used.precision}".strip()
 
 
+def validation_text(results: Results | None) -> str:
+    """The best validation, by what chose the checkpoint."""
+    fit = None if results is None else results.fit
+    if fit is None or fit.monitor is None or fit.best_value is None:
+        return exports.NONE
+    metric = fit.monitor.removeprefix("val/")
+    return f"{heading(metric)} {number(metric, fit.best_value)}"
+
+
+def tests_text(results: Results | None) -> str:
+    """Of each test the metric that chose the checkpoint on validation, or its first one."""
+    if results is None or not results.evaluations:
+        return exports.NONE
+    monitor = (results.fit.monitor or "" if results.fit is not None else "").removeprefix("val/")
+    told = []
+    for test in results.evaluations:
+        metric = next((name for name in (monitor, "rsum", "cider") if name in test.metrics), next(iter(test.metrics), None))
+        if metric is not None:
+            named = test.columns.get(metric, heading(metric))
+            told.append(f"{test.data} {test.split}: {named} {number(metric, test.metrics[metric], test.columns)}")
+    return "; ".join(told) or exports.NONE
+
+
 def differences(view: View) -> dict[str, dict[str, Difference]]:
     """Every variant against the first: by variant and column. The paper's differences can be compared with ours at any scale, its
     numbers only at full scale."""
@@ -273,18 +297,19 @@ def _difference(cell: Cell, base: Cell) -> Difference:
     return Difference(ours, low, high, paper, cell.column.digits)
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Of the templates."""
+    found = Environment(
         loader=PackageLoader("experiments.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    assert environment.loader is not None
+    assert found.loader is not None
     for name in ("style.css", "script.js"):
-        source, _, _ = environment.loader.get_source(environment, name)
-        environment.globals[name.partition(".")[0]] = Markup(source)  # own text, nothing of a run
+        source, _, _ = found.loader.get_source(found, name)
+        found.globals[name.partition(".")[0]] = Markup(source)  # own text, nothing of a run
     filters: dict[str, Callable[..., Any]] = {
         "number": exports.number,
         "signed": exports.signed,
@@ -293,10 +318,12 @@ def _environment() -> Environment:
         "revision": revision,
         "device": device,
         "seeds": exports.seeds,
+        "validation": validation_text,
+        "tests": tests_text,
         "finite": lambda value: value is not None and math.isfinite(value),
         "svg": Markup,
     }
-    environment.filters.update(filters)
-    environment.globals["caption_of"] = exports.caption
-    environment.globals["made_of"] = exports.MADE_OF
-    return environment
+    found.filters.update(filters)
+    found.globals["caption_of"] = exports.caption
+    found.globals["made_of"] = exports.MADE_OF
+    return found

@@ -213,6 +213,7 @@ class Column(NamedTuple):
         text: A row's cell.
         value: By which rows are sorted; None comes last.
         falling: Whether more is better.
+        option: Whether it is an option of the runs.
     """
 
     title: str
@@ -220,6 +221,7 @@ class Column(NamedTuple):
     text: Callable[[dict[str, Any]], str]
     value: Callable[[dict[str, Any]], Any]
     falling: bool = False
+    option: bool = False
 
 
 def columns_of(table: Sequence[dict[str, Any]]) -> tuple[list[Column], list[str]]:
@@ -232,8 +234,8 @@ def columns_of(table: Sequence[dict[str, Any]]) -> tuple[list[Column], list[str]
     within = [name for name in options if _varies(table, name)]
     fitting = options if len(options) <= _OPTIONS else within[:_OPTIONS]
     columns = [Column("run", "name", _name, lambda row: row["name"])]
-    columns += [Column(short, name, *_option(name)) for name, short in _shortest(fitting).items()]
-    columns.append(Column("test data", "data", lambda row: _cell(row["data"]), lambda row: row["data"]))
+    columns += [Column(short, name, *_option(name), option=True) for name, short in _shortest(fitting).items()]
+    columns.append(Column("test data", "data", lambda row: row["data"], lambda row: row["data"]))
     columns.append(Column("seeds", "seeds", _seeds, lambda row: row["seeds"]))
     for monitor in dict.fromkeys(row["val"].monitor for row in table if row.get("val")):
         columns.append(_validation(monitor, next(row["val"].mode for row in table if row.get("val")) == "max"))
@@ -241,7 +243,7 @@ def columns_of(table: Sequence[dict[str, Any]]) -> tuple[list[Column], list[str]
         columns.append(Column(title, key, partial(metric_text, key=key), partial(_get, key=key), key not in DISTANCES))
     for title, key, form in _COSTS:
         columns.append(Column(title, key, partial(_cost, key=key, form=form), partial(_get, key=key), key == "pairs_per_second"))
-    columns.append(Column("folder", "folder", lambda row: _cell(row["folder"]), lambda row: row["folder"]))
+    columns.append(Column("folder", "folder", lambda row: row["folder"], lambda row: row["folder"]))
     return columns, [name for name in options if name not in fitting]
 
 
@@ -274,7 +276,7 @@ def sort(table: list[dict[str, Any]], column: str) -> list[dict[str, Any]]:
 def markdown(table: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table; recalls in percent, caption scores times 100, mean +- standard deviation over seeds."""
     columns, more = columns_of(table)
-    options = [place for place, column in enumerate(columns) if column.key in {name for row in table for name in row["options"]}]
+    options = [place for place, column in enumerate(columns) if column.option]
     lines = ["| " + " | ".join(_cell(column.title) for column in columns) + " |", "|" + " --- |" * len(columns)]
     for row in table:
         if row["status"] == "finished":
@@ -283,8 +285,8 @@ def markdown(table: list[dict[str, Any]]) -> str:
             why = f": {row['error']}" if row.get("error") else ""
             always = (0, *options, len(columns) - 1)
             cells = [column.text(row) if place in always else "" for place, column in enumerate(columns)]
-            cells[len(options) + 1] = _cell(row["status"] + why)
-        lines.append("| " + " | ".join(cells) + " |")
+            cells[len(options) + 1] = row["status"] + why
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     if more:
         lines += ["", f"They differ in {len(more)} more options, which --csv has: {some(map(_cell, more))}."]
     return "\n".join(lines) + "\n"
@@ -307,7 +309,7 @@ def _shortest(names: Sequence[str]) -> dict[str, str]:
 
 def _option(name: str) -> tuple[Callable[[dict[str, Any]], str], Callable[[dict[str, Any]], Any]]:
     def text(row: dict[str, Any]) -> str:
-        return _cell(option_text(row["options"][name])) if name in row["options"] else NONE
+        return option_text(row["options"][name]) if name in row["options"] else NONE
 
     return text, lambda row: row["options"].get(name)
 
@@ -332,7 +334,7 @@ def _validation(monitor: str, falling: bool) -> Column:
 
 
 def _name(row: dict[str, Any]) -> str:
-    return _cell(f"{row['name']} ({row['problem']})" if row.get("problem") else row["name"])
+    return f"{row['name']} ({row['problem']})" if row.get("problem") else str(row["name"])
 
 
 def _seeds(row: dict[str, Any]) -> str:

@@ -114,7 +114,7 @@ def _of_paths(value: Any, folder: Path, seed: Any, above: tuple[Path, ...]) -> A
                 options = _options(run, read_yaml(run / "config.yaml"), (*above, folder.resolve(), run.resolve()))
             except InputError:
                 break
-            return f"{path.relative_to(place)} of run {_digest(options)}"
+            return (f"{path.relative_to(place)} of " if path != place else "") + f"run {_digest(options)}"
     if SEED_AND_KEY.search(value):  # a planned run that is not here: `without_seed` takes both out
         return value
     # see-3.safetensors of seed 3 and see-4.safetensors of seed 4

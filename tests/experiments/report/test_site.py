@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_runs import fill, write_run
+from fake_runs import fill, ranks, write_run
 from fresh_process import modules_after
 
 from datamodules.errors import InputError
@@ -289,20 +289,24 @@ def test_numbers() -> None:
     assert exports.signed(0.5, 1) == "+0.5"
 
 
-def test_folders_that_belong_to_nothing_are_listed(home: Path, tmp_path: Path) -> None:
-    write_run(tmp_path / "mine" / "one", {}, name="my own", seed=7)
-    assert run_command("report", [str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
+def test_folders_that_belong_to_nothing_are_listed_beside_exhibits(home: Path, tmp_path: Path) -> None:
+    ranks_of = {"coco": ranks(np.random.default_rng(0), 0.5)}
+    write_run(tmp_path / "mine" / "one", ranks_of, name="my own", seed=7)
+    given = ["iais/figure6", str(tmp_path / "mine"), "--runs", str(tmp_path), "--out", str(tmp_path / "site")]
+    assert run_command("report", given) == 0
     text = (tmp_path / "site" / "runs.html").read_text()
     assert "my own" in text
+    assert re.search(r"coco test: rsum \d+\.\d<", text), "with its score"
     (tmp_path / "mine" / "two").mkdir()
     (tmp_path / "mine" / "two" / "results.json").write_text("{}")
-    assert run_command("report", [str(tmp_path / "mine"), "--out", str(tmp_path / "site")]) == 0
+    assert run_command("report", given) == 0
     text = (tmp_path / "site" / "runs.html").read_text()
     assert "my own" in text, "a broken run does not hide the others"
     assert "unreadable" in text
     with pytest.raises(InputError, match="there is no run in it"):
         run_command("report", [str(tmp_path / "site")])
-    assert sorted(each.name for each in (tmp_path / "site").glob("*.html")) == ["index.html", "runs.html"]
+    with pytest.raises(InputError, match="--title is of a report of folders alone"):
+        run_command("report", [*given, "--title", "x"])
 
 
 def test_what_is_chosen(home: Path, tmp_path: Path) -> None:
