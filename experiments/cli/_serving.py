@@ -39,7 +39,7 @@ def load_encoders(run: str, options: Any) -> RetrievalModule:
 
     quiet()
     device = find_device(options.device)
-    model = two_encoders(lightning_modules.load(run, backbone=options.backbone), run)
+    model = two_encoders(lightning_modules.load(run, backbone=options.backbone, tokenizer=options.tokenizer), run)
     model.to(device)
     return model
 
