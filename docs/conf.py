@@ -79,9 +79,13 @@ def _link_outside(app: Any, name: str, source: list[str]) -> None:
     source[0] = OUTSIDE.sub(link, source[0])
 
 
+SIGNS = re.compile(r"[*|]|(?<=\w)_(?=\W|$)")  # that reStructuredText would take for mark-up
+
+
 def _readable(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings as their authors mean them: an indented block is to be shown as it stands, and "Whether ...: ..." is no type."""
-    at = 1
+    """Docstrings as their authors mean them: an indented block is to be shown as it stands, signs are signs, and
+    "Whether ...: ..." is no type."""
+    at = 0
     while at < len(lines):
         before = next((line for line in reversed(lines[:at]) if line), "    ")
         if lines[at].startswith("    ") and not lines[at - 1] and not before.startswith(" "):
@@ -89,7 +93,10 @@ def _readable(app: Any, what: str, name: str, found: Any, options: Any, lines: l
             at += 2
             while at < len(lines) and (not lines[at] or lines[at].startswith(" ")):
                 at += 1
-        at += 1
+        else:
+            parts = lines[at].split("`")
+            lines[at] = "`".join(part if odd % 2 else SIGNS.sub(r"\\\g<0>", part) for odd, part in enumerate(parts))
+            at += 1
     if what in ("property", "attribute"):
         lines.insert(0, "\\ ")  # an empty word: napoleon takes what stands before a colon in the first line for a type
 

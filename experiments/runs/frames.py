@@ -89,7 +89,7 @@ class Runs:
         return Runs(tuple(run for run in self.runs if run.status == "finished"), self.without)
 
     def named(self, pattern: str) -> Runs:
-        """Those whose folder's name has the pattern, such as "mwa-*"."""
+        """Those whose folder's name has the pattern, such as `mwa-*`."""
         return Runs(tuple(run for run in self.runs if run.folder is not None and run.folder.match(pattern)), self.without)
 
     def frame(self) -> pd.DataFrame:

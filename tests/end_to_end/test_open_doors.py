@@ -13,8 +13,6 @@ from open_doors import OWN, killed_and_resumed_is_whole
 import lightning_modules
 from datamodules.errors import InputError
 
-MOST_LINES = {"own_network.py": 60}
-
 
 @pytest.fixture(autouse=True)
 def on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +22,7 @@ def on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("file", sorted(OWN.glob("*.py")), ids=lambda file: file.stem)
 def test_it_is_short(file: Path) -> None:
-    assert len(file.read_text().splitlines()) <= MOST_LINES.get(file.name, 40)
+    assert len(file.read_text().splitlines()) <= 40
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import Parameter
 
 from datamodules.inputs import ImageInput, Inputs, TextInput
 from datamodules.records import ImageBatch, TextBatch
@@ -16,9 +15,7 @@ from lightning_modules.networks.network import RetrievalNetwork
 
 class OwnNetwork(RetrievalNetwork):
     """Args:
-    tokenizer: Folder of the tokenizer.
-    width: Of the shared space.
-    vocabulary: Token ids.
+    tokenizer: Folder or hub name of the tokenizer, whose ids are below `vocabulary`.
     """
 
     def __init__(self, tokenizer: str, width: int = 16, vocabulary: int = 512) -> None:
@@ -28,7 +25,7 @@ class OwnNetwork(RetrievalNetwork):
         self.image = nn.Conv2d(3, width, 8, 8)
         self.text = nn.EmbeddingBag(vocabulary, width)
         self.projection = nn.Linear(width, width)
-        self.logit_scale = Parameter(torch.tensor(2.0))
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
 
     def encode_images(self, batch: ImageBatch) -> Tensor:
         assert batch.pixels_B3HW is not None
@@ -38,6 +35,6 @@ class OwnNetwork(RetrievalNetwork):
     def encode_texts(self, batch: TextBatch) -> Tensor:
         return F.normalize(self.text(batch.tokens_BT).float(), dim=-1)
 
-    def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
+    def head_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         heads = ("projection.", "logit_scale")
         return ((name, parameter) for name, parameter in self.named_parameters() if name.startswith(heads))
