@@ -30,7 +30,7 @@ def load(
     A module of a class of your own that is no `TunedModule` comes back as it is, with the methods that it has.
 
     Args:
-        run_or_export: The folder.
+        run_or_export: The folder; or an export's name on the Hugging Face Hub, OWNER/NAME or OWNER/NAME@REVISION.
         trust: Modules of your own whose classes it may name, such as ["my_adapter"]: loading imports, and so runs, them.
         backbone: Where the weights lie that it needs and does not hold: the file or folder, or a folder that holds them by their
             names. Of a run, where what it names by a path lies now. None = CROSSLIGHT_BACKBONE, or as it is named.

@@ -21,6 +21,7 @@ from datamodules.formats.typed import read_typed
 from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, load_adapter, read_adapter_config
 from lightning_modules.checkpoints.fingerprint import Identity
 from lightning_modules.checkpoints.fresh import brought_later
+from lightning_modules.checkpoints.hub_repository import is_hub_name, pulled
 from lightning_modules.checkpoints.places import found_again, resolved, with_tokenizer
 from lightning_modules.checkpoints.run_folder import best_checkpoint, fit_of
 from lightning_modules.checkpoints.trust import importing_only
@@ -117,14 +118,15 @@ def load_export_or_run(
     backbone: str | Path | None = None,
     tokenizer: str | Path | None = None,
 ) -> LightningModule:
-    folder = Path(path).expanduser()
+    folder = pulled(str(path)) if is_hub_name(str(path)) else Path(path).expanduser()
     if (folder / CONFIG_FILE).exists():
         return _load_export(folder, trust, backbone, tokenizer)
     if (folder / "config.yaml").exists():
         section, seed = run_section(folder, backbone, tokenizer)
         return load_run(folder, section, seed, trust)
     raise InputError(
-        f"{folder} is neither a run folder (config.yaml) nor an adapter export (adapter_config.json). Give one of these."
+        f"{folder} is neither a run folder (config.yaml) nor an adapter export (adapter_config.json). Give one of these, or the "
+        "name of an export on the Hugging Face Hub (OWNER/NAME)."
     )
 
 

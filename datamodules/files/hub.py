@@ -25,14 +25,15 @@ def without_waiting(name: str) -> None:
 
     if constants.is_offline_mode() or Path(name).expanduser().exists():
         return
-    if not _answers(constants.ENDPOINT):
+    if not answers(constants.ENDPOINT):
         constants.HF_HUB_OFFLINE = True
         log.warning("%s cannot be reached; only what is in its cache is used.", constants.ENDPOINT)
 
 
 @cache
-def _answers(endpoint: str) -> bool:
-    """Whether anything at all comes back, be it an error page or an unknown certificate. Through a proxy where one is set."""
+def answers(endpoint: str) -> bool:
+    """Whether anything at all comes back from an address, be it an error page or an unknown certificate. Asked once, through a
+    proxy where one is set."""
     try:
         urlopen(Request(endpoint, method="HEAD"), timeout=_SECONDS).close()
     except HTTPError:
