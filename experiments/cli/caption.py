@@ -28,7 +28,9 @@ from lightning_modules.networks.decoding import Decoding
 
 
 def add_options(parser: Parser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder (its best checkpoint) or an adapter export")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run folder (its best checkpoint), an export, or OWNER/NAME of the Hub"
+    )
     parser.add_argument(
         "images", nargs="+", type=Path, metavar="IMAGE", help="an image, or a folder with images in folders of any depth"
     )

@@ -20,7 +20,7 @@ from experiments.cli._serving import add_model_options, load_encoders, tell_brok
 def add_options(parser: Parser) -> None:
     option = parser.add_argument
     option("source", type=Path, metavar="DIR|FILE", help="a folder of images, in folders of any depth, or a text file")
-    option("--run", required=True, metavar="RUN", help="a run folder or an export, of two encoders")
+    option("--run", required=True, metavar="RUN", help="a run folder, an export, or OWNER/NAME of the Hub, of two encoders")
     option("--out", type=Path, required=True, metavar="FILE", help=".parquet (columns image or text, vector) or .npz")
     add_model_options(parser, batch_size=32)
 

@@ -23,7 +23,11 @@ INDEX = Path("crosslight-index")
 def add_options(parser: Parser) -> None:
     option = parser.add_argument
     option("images", nargs="?", type=Path, metavar="DIR", help="images, in folders of any depth (default: those of the index)")
-    option("--run", metavar="RUN", help="a run folder or an export, of two encoders (default: that of the index)")
+    option(
+        "--run",
+        metavar="RUN",
+        help="a run folder, an export, or OWNER/NAME of the Hub, of two encoders (default: that of the index)",
+    )
     option("--index", type=Path, default=INDEX, metavar="FOLDER", help="the index")
     option(
         "--ann", action="store_true",
