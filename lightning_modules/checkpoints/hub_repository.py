@@ -160,7 +160,7 @@ def _told(repository: str, revision: str | None) -> Iterator[None]:
         ) from error
     except errors.HfHubHTTPError as error:
         raise InputError(_answer(error, hub, repository, login)) from error
-    except errors.HTTPError as error:  # of the connection
+    except errors.HTTPError as error:  # type: ignore[attr-defined]  # of the connection: of httpx, or httpx2
         raise InputError(f"{hub} cannot be reached ({_line(error)}). Try again when it can.") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{hub}/{repository}: {_line(error)}") from error
