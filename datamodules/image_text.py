@@ -36,7 +36,6 @@ _STAGES: dict[str | None, tuple[str, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
     "test": ("test",),
-    "predict": ("test",),
 }
 
 
@@ -137,6 +136,7 @@ class ImageTextDataModule(Source, LightningDataModule):
         self.captioning = captioning
         self.file_splits = FileSplits(self)
         self.region_splits = RegionSplits(self, regions)
+        self.predict_split = "test"  # what `predict` is made of; `crosslight predict --split` sets it
         self._connected: tuple[Task, Batching] | None = None
         self._train_loader: TrainLoader | None = None
         self._position: dict[str, Any] | None = None
@@ -200,7 +200,7 @@ class ImageTextDataModule(Source, LightningDataModule):
                     f"{type(self).__name__} takes them from there."
                 )
             self.connect(network.inputs, trainer.global_rank, trainer.world_size)
-        for split in _STAGES.get(stage, ()):
+        for split in (self.predict_split,) if stage == "predict" else _STAGES.get(stage, ()):
             if split != "val" or stage != "fit" or "val" in self.splits():
                 self.records(split)
         if stage == "fit":
@@ -260,6 +260,14 @@ class ImageTextDataModule(Source, LightningDataModule):
         counts = {self.split_label(split): task.cut_captions(self._split(split), batching) for split in splits}
         return {label: count for label, count in counts.items() if count}
 
+    def unknown_words(self, split: str) -> dict[str, int]:
+        """Words of a split that the connected network's tokenizer does not know and how often they come, most frequent first.
+
+        Raises:
+            InputError: No network is known yet, or the data set has no such split.
+        """
+        return self._connection()[0].unknown_words(self._split(split))
+
     # ------------------------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> TrainLoader:
@@ -291,8 +299,8 @@ class ImageTextDataModule(Source, LightningDataModule):
         return self.evaluation_loaders("test")
 
     def predict_dataloader(self) -> list[DataLoader[Any]]:
-        """`evaluation_loaders("test")`."""
-        return self.evaluation_loaders("test")
+        """`evaluation_loaders` of `predict_split`."""
+        return self.evaluation_loaders(self.predict_split)
 
     def _connection(self) -> tuple[Task, Batching]:
         if self._connected is None:

@@ -109,6 +109,10 @@ class ImageCaptions(PixelTask):
         captions = (texts.joined([row for row in text if row != _NONE]) for text in order.texts(0).tolist())
         return cut_of([Caption("", self.tokenizer.before + caption.text) for caption in captions], self.tokenizer)
 
+    def unknown_words(self, split: Split) -> dict[str, int]:
+        """Of what the network reads: captions to train on, and no references."""
+        return super().unknown_words(split) if split.name == "train" else {}
+
     def order_options(self, batching: Batching) -> dict[str, Any]:
         return {f"captioning.{name}": value for name, value in asdict(self.captioning).items()}
 

@@ -102,6 +102,11 @@ class Task(ABC):
         """How many texts of a split the network's max_tokens cuts."""
         return cut_of([caption for record in split.records for caption in record.captions], self.tokenizer)
 
+    def unknown_words(self, split: Split) -> dict[str, int]:
+        """Words of the texts of a split that the network's tokenizer does not know, and how often they come."""
+        captions = (caption for record in split.records for caption in record.captions)
+        return self.tokenizer.unknown_words(caption.text for caption in captions if caption.token_ids is None)
+
     def foresee(self, split: Callable[[str], Split]) -> None:  # noqa: B027 - most tests bring nothing new
         """Before a fit begins: raise what would come up only in the test behind it."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -104,6 +105,15 @@ class Tokenizer:
             elif len(ids) > self.room:
                 lines.append(f"{shown(text)}: longer than the {self.max_tokens} tokens of the model, which reads {shown(kept)}")
         return lines
+
+    def unknown_words(self, texts: Iterable[str]) -> dict[str, int]:
+        """Words that the vocabulary lacks and how often they come, the most frequent first. Words are what stands between spaces:
+        each is looked at once, however long the texts are."""
+        if self._tokenizer is None or self._tokenizer.unk_token_id is None:
+            return {}
+        words = Counter(word for text in texts for word in text.split())
+        known = zip(words.most_common(), self.ids([word for word, _ in words.most_common()]) if words else (), strict=True)
+        return {word: count for (word, count), ids in known if self._tokenizer.unk_token_id in ids}
 
     def _encoded(self, texts: Sequence[str], **options: Any) -> Any:
         self.require_tokenizer()

@@ -23,6 +23,7 @@ options of every configuration:
 """
 EVALUATE = "  --evaluate.NAME=CLASS    a further data module to test on, with --evaluate.NAME.init_args.KEY\n"
 CKPT_PATH = "  --ckpt_path FILE         checkpoint to take\n"
+SPLIT = "  --split NAME             train, val, test or another of the data (default test)\n"
 GO_ON = "  --ckpt_path FILE         last.ckpt of another run: its training goes on here\n"
 
 

@@ -143,6 +143,8 @@ class CrosslightCLI(LightningCLI):
             default=None,
             help="More data modules to test on, by name (`run` and `test`): zero-shot transfer.",
         )
+        if self.arguments[0] == "predict":
+            parser.add_argument("--split", type=str, default="test", help="Whose images and captions are embedded.")
         parser.add_argument("--checkpoint", type=Checkpoints, default=Checkpoints())
         parser.add_argument("--wandb", type=WandB, default=WandB())
 
@@ -315,7 +317,7 @@ class CrosslightCLI(LightningCLI):
         elif subcommand == "validate":
             trainer.validate_one(self.model, self.datamodule, method.get("ckpt_path"))
         else:
-            trainer.write_embeddings(self.model, self.datamodule, method.get("ckpt_path"))
+            trainer.write_embeddings(self.model, self.datamodule, method.get("ckpt_path"), config.split)
         folder.update(cost=self.cost.summary())
 
 

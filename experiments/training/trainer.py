@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, printable, some
 from datamodules.files.atomic import whole_file
 from datamodules.formats.typed import read_typed
 from experiments.runs.folder import RunFolder
@@ -128,17 +129,30 @@ class Trainer(pl.Trainer):
         self._require_evaluable(model, ckpt_path)
         self._evaluate("validate", model, data_name(datamodule), datamodule, ckpt_path)
 
-    def write_embeddings(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
-        """Embed the test split into `embeddings.npz`: images [I, D] and texts [T, D] in the split's order, with their ids.
+    def write_embeddings(
+        self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None, split: str = "test"
+    ) -> None:
+        """Embed a split into `embeddings.npz`: images [I, D] and texts [T, D] in the split's order, with their ids.
 
         Raises:
-            InputError: More than one process: each would hold a part only.
+            InputError: More than one process, of which each would hold a part only; or the data has no such split.
         """
         if self.world_size > 1:
             raise InputError("predict writes one file from one process: set --trainer.devices=1.")
+        if split != "test":
+            if Path(split).is_dir():
+                raise InputError(
+                    f"--split {split} is a folder: `crosslight embed {split} --run RUN --out FILE` embeds any folder."
+                )
+            if not hasattr(datamodule, "predict_split"):
+                kind = type(datamodule).__name__
+                raise InputError(f"--split {split}: {kind} says by itself what is predicted (its predict_dataloader).")
+            datamodule.predict_split = split
+        _require_splits(datamodule, (split,))
         self._require_evaluable(model, ckpt_path)
         parts = self.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        arrays: dict[str, Any] = {}
+        tell_unknown_words(datamodule, split)
+        arrays: dict[str, Any] = {"split": np.array(getattr(datamodule, "split_label", str)(split))}
         for side, batches in zip(("image", "text"), parts or [], strict=True):
             order = np.concatenate([batch["index"].cpu().numpy() for batch in batches]).argsort()
             arrays[f"{side}_ids"] = np.array([name for batch in batches for name in batch["ids"]])[order]
@@ -164,6 +178,8 @@ class Trainer(pl.Trainer):
         }
         if not self.is_global_zero:
             return
+        if name != self.trained_data or stage == "test":
+            tell_unknown_words(datamodule, stage)
         per_query_file = None
         per_query: dict[str, Any] = getattr(model, "per_query", dict)()
         if per_query:
@@ -286,6 +302,20 @@ def _require_splits(datamodule: Any, splits: tuple[str, ...]) -> None:
     if hasattr(datamodule, "records"):
         for split in splits:
             datamodule.records(split)
+
+
+def tell_unknown_words(datamodule: Any, split: str) -> None:
+    """One line that names the words of a split which the network's tokenizer does not know, where there are any."""
+    unknown: dict[str, int] = datamodule.unknown_words(split) if hasattr(datamodule, "unknown_words") else {}
+    if not unknown:
+        return
+    times = sum(unknown.values())
+    print(
+        f"crosslight: {data_name(datamodule)} {datamodule.split_label(split)}: the network's tokenizer does not know "
+        f"{len(unknown):,} {'word' if len(unknown) == 1 else 'words'} of the captions, which come {times:,} "
+        f"{'time' if times == 1 else 'times'}: {some(map(printable, unknown))}.",
+        file=sys.stderr,
+    )
 
 
 def data_name(datamodule: pl.LightningDataModule) -> str:

@@ -1,13 +1,16 @@
-"""More of a run that is finished: further epochs from its last step, or new training from its weights."""
+"""What follows a run that is finished: further epochs, new training from its weights, the vectors of any split."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from end_to_end import STEPS, arguments, crosslight, metrics, results, succeed
+from end_to_end import STEPS, VAL, arguments, crosslight, metrics, results, succeed
 
 from experiments.runs.results import read_results
 from experiments.runs.seeds import configuration_of
@@ -54,3 +57,33 @@ def test_what_cannot_go_on_is_refused(head_run: Path, tmp_path: Path) -> None:
     answer = crosslight("run", *config, *frozen, f"--run_dir={tmp_path / 'run'}")
     assert answer.status == 2
     assert f"nothing trains in this model, so nothing goes on from {last}" in answer.error
+
+
+def test_predict_embeds_any_split_and_names_unknown_words(
+    head_run: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strange = tmp_path / "flickr30k"
+    shutil.copytree(world / "flickr30k", strange)
+    file = strange / "dataset_flickr30k.json"
+    content = json.loads(file.read_text())
+    image = next(image for image in content["images"] if image["split"] == "val")
+    image["sentences"][0]["raw"] = "a zebra beside a xylophone and a zebra"
+    file.write_text(json.dumps(content))
+    given = ("-c", str(head_run / "config.yaml"), "--ckpt_path", str(head_run / "checkpoints" / "best.ckpt"))
+    root = f"--data.init_args.root={strange}"
+    answer = succeed("predict", *given, root, "--split=val", f"--run_dir={tmp_path / 'val'}")
+    said = (
+        "crosslight: flickr30k val: the network's tokenizer does not know 2 words of the captions, which come 3 times: zebra, "
+        "xylophone."
+    )
+    assert said in answer.error
+    found = np.load(tmp_path / "val" / "embeddings.npz")
+    assert (found["images"].shape[0], found["texts"].shape[0], str(found["split"])) == (VAL, 5 * VAL, "val")
+    records = [image for image in content["images"] if image["split"] == "val"]
+    assert len(set(found["image_ids"])) == len(records)
+    assert np.allclose(np.linalg.norm(found["images"], axis=1), 1, atol=1e-3)
+
+    for split, says in (("trian", "flickr30k has no split 'trian'"), (str(tmp_path), f"crosslight embed {tmp_path} --run RUN")):
+        answer = crosslight("predict", *given, f"--split={split}", f"--run_dir={tmp_path / 'none'}")
+        assert answer.status == 2
+        assert says in answer.error

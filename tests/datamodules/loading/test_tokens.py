@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from datamodules.flickr8k import Flickr8k
 from datamodules.image_text import Limits
 from datamodules.inputs import ImageInput, Inputs, TextInput
 from datamodules.loading.captions import CaptionTokenizer
+from datamodules.loading.task import Split
 from datamodules.loading.tokens import Tokenizer
+from datamodules.records import Caption
 
 RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "mwa" / "tokenizer.json").read_text())
 TEXTS = [
@@ -141,6 +144,20 @@ def test_captions_that_are_cut_are_counted(spm: Path, folders: Path, flickr8k_ro
         found = data.cut_captions(("train",))
         assert found == ({"train[:9]": sum(long)} if any(long) else {})
         assert any(long) == (most == 6)
+
+
+def test_words_that_the_vocabulary_lacks_are_named_by_how_often_they_come(spm: Path, folders: Path, flickr8k_root: Path) -> None:
+    texts = ["a 漢字 runs", "漢字 and 文 sleep", "a dog", ""]
+    assert Tokenizer(TextInput(str(spm))).unknown_words(texts) == {"漢字": 2, "文": 1}
+    assert list(Tokenizer(TextInput(str(spm))).unknown_words(texts)) == ["漢字", "文"]
+    assert Tokenizer(TextInput(str(folders / "gpt2"))).unknown_words(texts) == {}, "bytes know every word"
+    half = (0.5, 0.5, 0.5)
+    data = Flickr8k(str(flickr8k_root), batch_size=4, num_workers=0)
+    data.connect(Inputs(ImageInput(16, half, half), TextInput(str(spm), 64)))
+    assert data.unknown_words("test") == {}
+    record = data.records("test")[0]
+    strange = replace(record, captions=(*record.captions, Caption("x", "a 漢字 runs"), Caption("y", "known by its ids", (3, 4))))
+    assert data.task.unknown_words(Split("test", "flickr8k test", [strange])) == {"漢字": 1}
 
 
 def _load(path: str) -> tuple[list[list[int]], list[str]]:
