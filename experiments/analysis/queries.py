@@ -41,12 +41,12 @@ def with_data(queries: pd.DataFrame, runs: Runs) -> pd.DataFrame:
         run = folders[label]
         key = (data, run.fingerprint(data), rows["split"].iloc[0])
         if key not in known:  # runs of one data set share it
-            known[key] = tested_records(run, data)
+            known[key] = records_of(run, data)
         parts.append(_described(rows, kind, known[key], f"{run.folder}, {data}"))
     return pandas.concat(parts).loc[queries.index] if parts else queries
 
 
-def tested_records(run: Run, data: str) -> Sequence[ImageRecord]:
+def records_of(run: Run, data: str) -> Sequence[ImageRecord]:
     """The images of a test in its order, with their captions.
 
     Raises:
@@ -101,13 +101,13 @@ def found_instead(
     `experiments.analysis.retrieved.contact_sheet`. From the scores that its folder keeps, or else by its model.
 
     Raises:
-        InputError: As `tested_records`, or the model cannot be loaded.
+        InputError: As `records_of`, or the model cannot be loaded.
     """
     import torch
 
     from experiments.analysis.retrieved import answered
 
-    records = tested_records(run, data)
+    records = records_of(run, data)
     texts = [caption.text for record in records for caption in record.captions]
     owner_T = torch.tensor([row for row, record in enumerate(records) for _ in record.captions])
     scores_IT = _scores(run, data, len(records), len(texts))
