@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,9 @@ from datamodules.errors import InputError
 from datamodules.files.json_file import read_json
 from datamodules.formats.typed import read_typed
 from experiments.serving import neighbors
-from experiments.serving.models import model_key
-from lightning_modules.retrieval import RetrievalModule
+
+if TYPE_CHECKING:
+    from lightning_modules.retrieval import RetrievalModule  # a search of vectors needs no torch
 
 Floats = NDArray[np.float32]
 
@@ -142,6 +143,8 @@ class ImageIndex:
         Raises:
             InputError: They do not.
         """
+        from experiments.serving.models import model_key
+
         require_key(self.folder, self.label, model_key(model), run)
 
     def search(self, queries_QD: Any, top: int = 10, ann: bool | None = None) -> tuple[NDArray[np.int64], Floats]:

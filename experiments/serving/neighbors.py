@@ -19,6 +19,8 @@ from datamodules.files.atomic import whole_file
 from experiments.serving.progress import progress_bar
 
 FILE = "ann.usearch"
+DTYPE = "i8"  # a quarter of float32: only which images are candidates depends on it
+_CANDIDATES = 512
 _BLOCK = 20_000  # vectors that are added at once
 _WORN = 0.2  # of the vectors removed, above which it is built anew: what is removed stays in the way
 
@@ -61,7 +63,7 @@ class Neighbors:
 
     def candidates(self, queries_QD: NDArray[np.float32], top: int) -> list[NDArray[np.int64]]:
         """For each query rows of images among which the `top` best are likely to be: at least as many."""
-        wanted = min(max(8 * top, 128), len(self._found))
+        wanted = min(max(16 * top, _CANDIDATES), len(self._found))
         rows = []
         for query_D in queries_QD:
             keys = np.asarray(self._found.search(query_D, wanted).keys, np.uint64)
@@ -93,7 +95,7 @@ def write(
         elif len(gone):
             index.remove(gone)
     if index is None:
-        index, there = kind(ndim=vectors_ND.shape[1], metric="ip", dtype="f16"), np.zeros(0, np.uint64)
+        index, there = kind(ndim=vectors_ND.shape[1], metric="ip", dtype=DTYPE), np.zeros(0, np.uint64)
     new = np.flatnonzero(~np.isin(keys, there))
     with progress_bar(progress) as bar:
         task = bar.add_task("approximate search", total=len(new))
