@@ -33,6 +33,10 @@ _OF_TYPES = (
 # What libraries say where it cannot be followed here, and what is said instead.
 _ADVICE = (
     (
+        r".*(?:Requirement '|`)(tensorboard|mlflow)\b.*(?:not met|is available).*",
+        r"\1 is not installed: pip install 'crosslight[\1]', or \1 alone.",
+    ),
+    (
         r".*argument after \*\* must be a mapping, not (\w+).*",
         r"an option that has options of its own (such as optimization or limits) was given as one value (\1): give them by name.",
     ),

@@ -26,7 +26,7 @@ from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -306,8 +306,7 @@ class CrosslightCLI(LightningCLI):
             self.datamodule.prepare_data()  # a download comes before the description of what was downloaded
             folder.describe(data_name(self.datamodule), describe_data(self.datamodule))
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(self.saved_config)
+            logger.log_hyperparams(self.saved_config)
         if subcommand == "run":
             trainer.run(self.model, self.datamodule, evaluate, method.get("ckpt_path"))
         elif subcommand == "fit":

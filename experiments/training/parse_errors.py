@@ -55,7 +55,7 @@ def explain(message: str, parser: Any, arguments: list[str]) -> str:
     if found := _CLASS.search(message):
         return _bad_class(found[1] or found[3], found[2], given)
     if found := _NEEDS.search(message):
-        owner, place = holder(found[1], given) or ("", "")
+        owner, place = holder(found[1], given) or holder(found[1].rpartition(".")[2], given) or ("", "")
         needed = ", ".join(f"--{owner}.init_args.{name.strip()}" if owner else name.strip() for name in found[2].split(","))
         return f"{found[1]}{f' ({place})' if place else ''} needs {needed}."
     if found := _REQUIRED.search(message):

@@ -59,12 +59,12 @@ class Progress(Callback):
     """Says what a training will be, and after each validation how it went, where no bar does.
 
     Args:
-        monitor: What chooses the best checkpoint.
+        shown: The metric that chooses the best checkpoint. (Not "monitor": callbacks with that wait for it.)
         lines: Whether to say the latter: there is no terminal that a bar could be on.
     """
 
-    def __init__(self, monitor: str, lines: bool) -> None:
-        self.monitor, self.lines = monitor, lines
+    def __init__(self, shown: str, lines: bool) -> None:
+        self.shown, self.lines = shown, lines
         self._said = -math.inf
         self._pace: Pace | None = None
 
@@ -90,8 +90,8 @@ class Progress(Callback):
         if now - self._said < _SECONDS and not last:
             return
         self._said = now
-        value = trainer.callback_metrics.get(self.monitor)
-        measured = "" if value is None else f": {self.monitor} {float(value):.4g}"
+        value = trainer.callback_metrics.get(self.shown)
+        measured = "" if value is None else f": {self.shown} {float(value):.4g}"
         left = self._pace.left()
         _say(trainer, f"{self._pace.place()}{measured}{'; ' if left else ''}{left}")
 
@@ -104,12 +104,12 @@ class Bar(RichProgressBar):
     """Lightning's, with epochs counted from 1, the time that the whole training still takes, and only the metrics that matter.
 
     Args:
-        monitor: What chooses the best checkpoint.
+        shown: The metric that chooses the best checkpoint. (Not "monitor": callbacks with that wait for it.)
     """
 
-    def __init__(self, monitor: str) -> None:
+    def __init__(self, shown: str) -> None:
         super().__init__(leave=False)
-        self.monitor = monitor
+        self.shown = shown
         self._pace: Pace | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
@@ -130,8 +130,8 @@ class Bar(RichProgressBar):
         metrics.pop("v_num", None)
         if "train/loss" in metrics:
             metrics = {"loss": metrics["train/loss"]}
-        if (value := trainer.callback_metrics.get(self.monitor)) is not None:
-            metrics[self.monitor] = f"{float(value):.4g}"
+        if (value := trainer.callback_metrics.get(self.shown)) is not None:
+            metrics[self.shown] = f"{float(value):.4g}"
         if self._pace is not None and (left := self._pace.seconds_left) is not None and trainer.training:
             metrics["all"] = f"{readable_time(left)} left"
         return metrics

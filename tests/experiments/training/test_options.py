@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import own_parts
@@ -10,6 +9,8 @@ import pytest
 import torch
 import yaml
 from end_to_end import crosslight, results
+from lightning_utilities.core.imports import RequirementCache
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_modules
 from experiments.training.configs import find_configs
@@ -198,15 +199,51 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("logger", "package"), [("TensorBoardLogger --trainer.logger.save_dir=x", "tensorboard"),
-                                                 ("CometLogger", "comet_ml"), ("MLFlowLogger", "mlflow")])  # fmt: skip
-def test_a_logger_whose_package_is_missing(logger: str, package: str, tmp_path: Path) -> None:
-    if importlib.util.find_spec(package):
-        pytest.skip(f"{package} is installed")
+@pytest.mark.parametrize(
+    ("logger", "module", "flags", "says"),
+    [
+        (
+            "TensorBoardLogger --trainer.logger.save_dir=x", "lightning.fabric.loggers.tensorboard",
+            ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"),
+            "tensorboard is not installed: pip install 'crosslight[tensorboard]'",
+        ),
+        (
+            "MLFlowLogger", "lightning.pytorch.loggers.mlflow", ("_MLFLOW_AVAILABLE",),
+            "mlflow is not installed: pip install 'crosslight[mlflow]'",
+        ),
+        ("CometLogger", "lightning.pytorch.loggers.comet", ("_COMET_AVAILABLE",), "comet"),
+    ],
+)  # fmt: skip
+def test_a_logger_whose_package_is_missing(
+    logger: str, module: str, flags: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flag in flags:
+        package = {"_MLFLOW_AVAILABLE": "mlflow", "_COMET_AVAILABLE": "comet-ml"}.get(flag, flag.split("_")[1].lower())
+        monkeypatch.setattr(f"{module}.{flag}", RequirementCache(f"{package}>=9999"))
     said = refused(f"--trainer.logger=lightning.pytorch.loggers.{logger}", tmp_path / "run", OWN)
     assert "trainer.logger (on the command line): lightning.pytorch.loggers." in said
+    assert says in said
     log = Path(said.rpartition("The traceback is in ")[2].strip().removesuffix("."))
     assert "Traceback" in log.read_text()
+
+
+def test_a_logger_that_is_named_has_metrics_and_options(tmp_path: Path) -> None:
+    said = refused("--trainer.logger=TensorBoardLogger", tmp_path / "run", OWN)
+    assert "TensorBoardLogger (on the command line) needs --trainer.logger.init_args.save_dir." in said
+    board = (
+        "--trainer.logger=TensorBoardLogger",
+        f"--trainer.logger.save_dir={tmp_path / 'run'}",
+        "--trainer.log_every_n_steps=1",
+    )
+    answer = crosslight("fit", *OWN, *board, f"--run_dir={tmp_path / 'run'}")
+    assert answer.status == 0, answer.error
+    events = EventAccumulator(str(tmp_path / "run" / "lightning_logs" / "version_0"))
+    events.Reload()
+    assert [each.step for each in events.Scalars("train/loss")] == list(range(8))
+    assert "val/loss" in events.Tags()["scalars"]
+    options = yaml.safe_load((tmp_path / "run" / "lightning_logs" / "version_0" / "hparams.yaml").read_text())
+    assert options["trainer"]["max_epochs"] == 2
+    assert (tmp_path / "run" / "metrics.csv").exists(), "beside it"
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
