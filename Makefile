@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs wheel-check reproduce-miniature pretrain-miniature small report-check smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning clean
+.PHONY: help setup demo test lint docs wheel-check reproduce-miniature pretrain-miniature small report-check smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning bench-search clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -108,6 +108,9 @@ bench-captioning: $(READY)  ## half dropped, image-grouped, cached, beams, each 
 	@set -e; for what in dropped grouped cached beams; do \
 	  OMP_NUM_THREADS=1 $(BIN)/python benchmarks/captioning.py $$what --out $(CAPTIONING_RESULTS)/captioning_$$what.json; \
 	done
+
+bench-search: $(READY)  ## search in 100,000 and 1,000,000 vectors, exact and approximate (fifteen minutes, 5 GB of disk)
+	$(BIN)/python benchmarks/search.py --out runs/bench-search/search.json
 
 clean:  ## remove the environment and caches, never runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -152,6 +152,17 @@ def test_the_probability_of_a_caption_is_that_of_its_tokens(decoding: Decoding, 
     assert all(math.isfinite(each.log_prob) for each in written)
 
 
+def test_captions_on_a_gpu_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = CaptioningModule(captioner(), ITuning(init_std=0.3), decoding=Decoding(num_beams=2, max_new_tokens=6))
+    monkeypatch.setattr(model.network.language, "decode", lambda ids: [" ".join(map(str, row)) for row in ids])
+    here = model.write(images(3))
+    with pretended_gpu():
+        there = model.to("cuda").write(images(3))
+    assert [each.text for each in there] == [each.text for each in here]
+    assert [each.log_prob for each in there] == pytest.approx([each.log_prob for each in here], abs=1e-4)
+
+
 def test_captions_of_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = CaptioningModule(captioner(), ITuning(init_std=0.3), decoding=Decoding(num_beams=2, max_new_tokens=6))
