@@ -185,6 +185,8 @@ def captions_sheet(runs: Sequence[Path], data: str | None = None, images: int = 
     """
     from matplotlib.figure import Figure
 
+    if not runs:
+        raise InputError("no run was given whose captions could be shown: none of them is finished.")
     if data is None:
         data = next((evaluation.data for evaluation in read_results(runs[0]).evaluations), None)
         if data is None:

@@ -94,7 +94,7 @@ def test_errors_are_found_by_category_length_and_domain(tmp_path: Path, uniter_r
     for name in ("iais-one", "iais-other"):
         copied(uniter_run, tmp_path / "runs" / name, name=name)
     copied(i_tuning_run, tmp_path / "runs" / "i_tuning-one")
-    _, html = shown(execute("error_analysis", tmp_path / "runs"))
+    _, html = shown(execute("error_analysis", tmp_path / "runs", RETRIEVAL=["iais-*"], CAPTIONERS=["i_tuning-*"]))
     assert html.count("<figure") == 6
     assert "R@1, % by categories" in html
     assert "CIDEr by domain. " in html

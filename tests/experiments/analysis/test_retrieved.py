@@ -100,5 +100,7 @@ def test_captions_stand_beside_their_images_with_their_scores(tmp_path: Path, fi
     assert (texts.count("one"), texts.count("people")) == (3, 3)
     assert sum(text.startswith("CIDEr ") for text in texts) == 6
     assert_nothing_is_cut_or_hidden(figure)
+    with pytest.raises(InputError, match="no run was given"):
+        retrieved.captions_sheet([])
     with pytest.raises(InputError, match="0 images are no picture; give 1 or more"):
         retrieved.draw_captions(runs, tmp_path / "captions.png", "coco", images=0)
