@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datamodules.errors import InputError, printable
+from datamodules.files.yaml_file import read_yaml
 from experiments.runs.duration import readable_time
 from experiments.runs.folder import RunFolder
 from experiments.runs.headings import DISTANCES, DOMAINS, RECALLS, heading, number
@@ -93,10 +94,18 @@ def _next(results: Results, folder: Path, where: str) -> list[tuple[str, str]]:
     commands = [f"crosslight table {run}"]
     if (folder / "captions").exists():
         commands.append(f"crosslight caption {run} IMAGE")
+    if _module(folder).endswith(".RetrievalModule"):
+        commands += [f"crosslight index IMAGES --run {run}", 'crosslight search "a dog in the snow"']
     commands.append(f"crosslight export {run} FOLDER")
     if not results.tests():
         commands.append(f"crosslight test -c {run}/config.yaml --ckpt_path {run}/checkpoints/best.ckpt")
     return [("" if place else "next", command) for place, command in enumerate(commands)]
+
+
+def _module(folder: Path) -> str:
+    """The class path of the run's module."""
+    model = read_yaml(folder / "config.yaml").get("model")
+    return str(model.get("class_path", "")) if isinstance(model, dict) else ""
 
 
 def _shown(folder: Path) -> str:

@@ -127,6 +127,8 @@ def make_wandb(folder: Path, *, project: str, name: str, run_id: str | None, gro
     offline = mode == "offline" or (mode is None and not wandb_logged_in())
     os.environ.setdefault("WANDB_SILENT", "true")
     known = None if run_id is None else re.sub(r"[^\w.-]", "_", run_id, flags=re.ASCII)
-    return WandbLogger(
+    logger = WandbLogger(
         project=project, name=name, id=known, group=group, tags=tags, save_dir=folder, offline=offline, resume="allow"
     )
+    logger._wandb_init.pop("anonymous", None)  # Lightning hands it on unset, and W&B warns of it all the same
+    return logger

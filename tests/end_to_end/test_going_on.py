@@ -33,6 +33,7 @@ def test_a_finished_run_goes_on_in_a_folder_of_its_own(head_run: Path, tmp_path:
     said = f"training: {STEPS} steps an epoch, 2 epochs, {2 * STEPS} steps in all; {STEPS} of them are done; "
     assert first.startswith(said)
     assert first.endswith(" parameters train")
+    assert "          crosslight index IMAGES --run more" in rest
     assert rest[-1] == "results:  more/results.json"
     found = results(more)
     assert (found["fit"]["steps"], found["resumed_from"]) == (2 * STEPS, str(last))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,10 +121,17 @@ def test_offline_unless_logged_in_and_wandb_mode_wins(
     mode: str | None, key: str | None, offline: bool, logged_out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(loggers, "WandbLogger", lambda **options: seen.update(options))
+    made = SimpleNamespace(_wandb_init={"anonymous": None})
+
+    def make(**options: Any) -> SimpleNamespace:
+        seen.update(options)
+        return made
+
+    monkeypatch.setattr(loggers, "WandbLogger", make)
     for name, value in (("WANDB_MODE", mode), ("WANDB_API_KEY", key)):
         if value is not None:
             monkeypatch.setenv(name, value)
     make_wandb(logged_out.parent, project="p", name="n", run_id="id", group="g", tags=["t"])
     assert seen["offline"] is offline
     assert (seen["save_dir"], seen["id"], seen["resume"]) == (logged_out.parent, "id", "allow")
+    assert made._wandb_init == {}, "W&B warns of a setting that nobody set"
