@@ -42,7 +42,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "own heads, no scale, lambda 1, lr 3e-3": {**OWN, ADAPTER + "lambda_": "1.0", RATE: "3e-3"},
     "own heads, no scale, Wo zero, lr 3e-3": {**OWN, ADAPTER + "init": "zero_up", RATE: "3e-3"},
 }
-SHOWN = (10, 50, 100, 200, 300)  # steps
+SHOWN = (10, 50, 100, 200, 290)  # steps
 
 
 def measure(settings: Mapping[str, str], folder: Path, world: Path, seed: int, images: int) -> dict[str, Any]:
