@@ -64,3 +64,10 @@ def test_what_extras_bring_is_pinned() -> None:
         for wanted in PROJECT["optional-dependencies"][extra]:
             name = re.split(r"[\s\[<>=!~]", wanted)[0].lower().replace("_", "-")
             assert name in {*pins, "crosslight"}, f"{name} of the extra {extra} is not in constraints.txt"
+
+
+def test_every_extra_is_explained() -> None:
+    page = (REPOSITORY / "docs" / "first_steps.md").read_text()
+    table = page[page.index("| extra |") : page.index("## Make data")]
+    named = {name for line in table.splitlines()[2:] for name in re.findall(r"`([a-z]+)`", line.split("|")[1] if line else "")}
+    assert named == set(PROJECT["optional-dependencies"])
