@@ -109,7 +109,7 @@ bench-captioning: $(READY)  ## half dropped, image-grouped, cached, beams, each 
 	  OMP_NUM_THREADS=1 $(BIN)/python benchmarks/captioning.py $$what --out $(CAPTIONING_RESULTS)/captioning_$$what.json; \
 	done
 
-bench-search: $(READY)  ## search in 100,000 and 1,000,000 vectors, exact and approximate (fifteen minutes, 5 GB of disk)
+bench-search: $(READY)  ## search in 100,000 and 1,000,000 vectors, exact and approximate (fifteen minutes, 3 GB of disk)
 	$(BIN)/python benchmarks/search.py --out runs/bench-search/search.json
 
 clean:  ## remove the environment and caches, never runs

@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     images_ND, texts_ND = trained(options.scenes)
     settings = {
         "statistics": f"miniature:beit3_base, {len(images_ND):,} images and {len(texts_ND):,} captions of rendered scenes",
-        "queries": options.queries, "rounds": options.rounds, "ann_dtype": neighbors.DTYPE,
+        "queries": options.queries, "rounds": options.rounds, "ann_dtype": neighbors.DTYPE, "candidates": neighbors.CANDIDATES,
     }  # fmt: skip
     result = harness.heading("search", "cpu", settings, ("OMP_NUM_THREADS",))
     result["note"] = "other work ran on the machine: the fastest round counts, and load averages stand beside each"
@@ -250,10 +250,10 @@ def command_line() -> argparse.ArgumentParser:
     parser = harness.command_line(__doc__, rounds=5)
     option = parser.add_argument
     option("--counts", type=int, nargs="+", default=[100_000, 1_000_000], metavar="N", help="images")
-    option("--widths", type=int, nargs="+", default=[96, 512], metavar="D", help="of vectors")
+    option("--widths", type=int, nargs="+", default=[96, 256], metavar="D", help="of vectors")
     option("--queries", type=int, default=50, metavar="N")
     option("--scenes", type=int, default=1000, metavar="N", help="rendered, for the statistics")
-    option("--folder", type=Path, metavar="DIR", help="where the indices are made: 5 GB for the defaults (default: the system's)")
+    option("--folder", type=Path, metavar="DIR", help="where the indices are made: 3 GB for the defaults (default: the system's)")
     option("--work", type=Path, help=argparse.SUPPRESS)
     option("--ann", action="store_true", help=argparse.SUPPRESS)
     return parser

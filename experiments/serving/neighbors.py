@@ -20,7 +20,7 @@ from experiments.serving.progress import progress_bar
 
 FILE = "ann.usearch"
 DTYPE = "i8"  # a quarter of float32: only which images are candidates depends on it
-_CANDIDATES = 512
+CANDIDATES = 2048  # a text is far from all images, so its neighbors are hard to find: docs/use_a_model.md has what more bring
 _BLOCK = 20_000  # vectors that are added at once
 _WORN = 0.2  # of the vectors removed, above which it is built anew: what is removed stays in the way
 
@@ -63,7 +63,7 @@ class Neighbors:
 
     def candidates(self, queries_QD: NDArray[np.float32], top: int) -> list[NDArray[np.int64]]:
         """For each query rows of images among which the `top` best are likely to be: at least as many."""
-        wanted = min(max(16 * top, _CANDIDATES), len(self._found))
+        wanted = min(max(16 * top, CANDIDATES), len(self._found))
         rows = []
         for query_D in queries_QD:
             keys = np.asarray(self._found.search(query_D, wanted).keys, np.uint64)
