@@ -66,7 +66,7 @@ def export_run(
     def begins(keys: Keys, value: str) -> str | None:
         return None if keys[-1] in dropped else value
 
-    start = replaced(section, begins)
+    start = _with_tokenizers_named(replaced(section, begins))
     found = {value: Path(split_part(value)[0]).expanduser().absolute() for keys, value in texts(start) if is_path(keys, value)}
     for keys, value in texts(start):
         if keys[-1] == "tokenizer" and (cached := _cached_tokenizer(value)) is not None:
@@ -124,6 +124,19 @@ def require_run(run: str | Path) -> Path:
     if not (folder / "config.yaml").exists():
         raise InputError(f"{folder} is no run folder (it has no config.yaml): give one.")
     return folder
+
+
+def _with_tokenizers_named(section: Any) -> Any:
+    """The section with the tokenizers written down that a tower or language model takes from where its weights are: the export
+    then has them."""
+    if isinstance(section, list):
+        return [_with_tokenizers_named(part) for part in section]
+    if not isinstance(section, dict):
+        return section
+    section = {key: _with_tokenizers_named(part) for key, part in section.items()}
+    if "tokenizer" in section and section["tokenizer"] is None and isinstance(section.get("name"), str):
+        section["tokenizer"] = section["name"]
+    return section
 
 
 def _base_models(section: Any) -> list[str]:

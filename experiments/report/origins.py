@@ -10,6 +10,7 @@ from pathlib import Path
 from experiments.report.bootstrap import interval, per_image
 from experiments.runs.per_query import read_per_query
 from experiments.runs.results import Evaluation, Results, read_results
+from experiments.training.configs import packaged_configs
 from lightning_modules.checkpoints.model_card import Measured, Origins
 
 _LIBRARIES = ("crosslight", "torch", "lightning", "transformers", "timm")
@@ -57,7 +58,7 @@ def _measured(run: Path, evaluation: Evaluation, rendered: bool) -> list[Measure
 
 def _facts(results: Results) -> dict[str, str]:
     facts = {"command": f"`{command(results)}`", "revision": results.code or "not known"}
-    if results.scale in ("miniature", "reduced", "small"):
+    if results.scale in ("miniature", "small"):
         facts["scale"] = f"{results.scale}; its numbers hold for nothing beyond"
     for name, data in results.data.items():
         splits = ", ".join(f"{split} {count.get('images', 0):,} images" for split, count in data.splits.items())
@@ -73,11 +74,13 @@ def _facts(results: Results) -> dict[str, str]:
 
 def command(results: Results) -> str:
     """The command of a run, with names in place of absolute paths, and without the folder that it wrote to."""
+    packaged = packaged_configs()
     arguments = iter(results.argv)
     kept = []
     for argument in arguments:
         if argument == "--run_dir":
             next(arguments, None)
         elif not argument.startswith("--run_dir="):
-            kept.append(_PLACE.sub("", argument))
+            ours = next((name for name in packaged if argument.endswith(f"/{name}")), None)
+            kept.append(ours or _PLACE.sub("", argument))
     return shlex.join(["crosslight", *kept]).replace("`", "'")

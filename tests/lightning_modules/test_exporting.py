@@ -18,7 +18,7 @@ from lightning_modules.checkpoints import miniatures
 from lightning_modules.checkpoints.model_card import Origins
 from lightning_modules.checkpoints.places import with_tokenizer
 from lightning_modules.checkpoints.weights import write_weights
-from lightning_modules.exporting import _base_models, export_run
+from lightning_modules.exporting import _base_models, _with_tokenizers_named, export_run
 from lightning_modules.loading import build
 
 
@@ -206,6 +206,12 @@ def test_another_card_is_not_written_over(tmp_path: Path) -> None:
     (folder / "README.md").unlink()
     export_run(tmp_path / "run", folder, origins=Origins(license="mit"))
     assert "license: mit" in (folder / "README.md").read_text()
+
+
+def test_a_tokenizer_that_comes_with_the_weights_goes_along() -> None:
+    given = {"parts": [{"name": "bert", "tokenizer": None}, {"name": "x", "tokenizer": "y"}, {"name": "x"}, {"tokenizer": None}]}
+    named = {"parts": [{"name": "bert", "tokenizer": "bert"}, *given["parts"][1:]]}
+    assert _with_tokenizers_named(given) == named
 
 
 def test_models_of_the_hub_are_named_as_base_models() -> None:

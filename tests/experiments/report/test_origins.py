@@ -12,7 +12,7 @@ from fake_runs import ranks, recalls, write_run
 from datamodules.errors import InputError
 from experiments.report.origins import origins_of
 
-ARGV = ["run", "-c", "configs/data/coco.yaml", "-c", "/home/me/mine.yaml", "--run_dir", "/home/me/runs/x",
+ARGV = ["run", "-c", "/site-packages/configs/data/coco.yaml", "-c", "/home/me/mine.yaml", "--run_dir", "/home/me/runs/x",
         "--run_dir=/home/me/y", "--data.init_args.root=/data/coco", "--model.init_args.x={a: ~/weights/big.pt, b: ../w.pt}",
         "--url=https://a.b/c"]  # fmt: skip
 
