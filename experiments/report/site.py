@@ -259,10 +259,10 @@ def validation_text(results: Results | None) -> str:
     return f"{heading(metric)} {number(metric, fit.best_value)}"
 
 
-def tests_text(results: Results | None) -> str:
+def tests_text(results: Results | None) -> list[str]:
     """Of each test the metric that chose the checkpoint on validation, or its first one."""
-    if results is None or not results.evaluations:
-        return exports.NONE
+    if results is None:
+        return []
     monitor = (results.fit.monitor or "" if results.fit is not None else "").removeprefix("val/")
     told = []
     for test in results.evaluations:
@@ -270,7 +270,7 @@ def tests_text(results: Results | None) -> str:
         if metric is not None:
             named = test.columns.get(metric, heading(metric))
             told.append(f"{test.data} {test.split}: {named} {number(metric, test.metrics[metric], test.columns)}")
-    return "; ".join(told) or exports.NONE
+    return told
 
 
 def differences(view: View) -> dict[str, dict[str, Difference]]:
