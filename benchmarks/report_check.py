@@ -22,6 +22,23 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cros
 MOST_MILLISECONDS = 3000
 
 
+def find_browser(who: str) -> str | None:
+    """Chromium, where it and the packages that drive it are there, or can be fetched; else None, after saying what is missing."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    missing = [
+        name for name, found in (("chromium", chromium), *((name, shutil.which(name)) for name in ("node", "npm"))) if not found
+    ]
+    if missing:
+        print(f"{who} needs {', '.join(missing)}: apt-get install chromium nodejs npm", file=sys.stderr)
+        return None
+    if not (CACHE / "node_modules" / "axe-core").is_dir():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        if subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--silent", *PACKAGES], cwd=CACHE).returncode:
+            print(f"npm could not fetch {' and '.join(PACKAGES)}, which {who} needs once", file=sys.stderr)
+            return None
+    return chromium
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("site", type=Path)
@@ -31,24 +48,15 @@ def main() -> int:
     if not (options.site / "index.html").is_file():
         print(f"{options.site} holds no index.html: give the folder that `crosslight report --out` wrote.", file=sys.stderr)
         return 2
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    missing = [
-        name for name, found in (("chromium", chromium), *((name, shutil.which(name)) for name in ("node", "npm"))) if not found
-    ]
-    if missing:
-        print(f"report_check needs {', '.join(missing)}: apt-get install chromium nodejs npm", file=sys.stderr)
+    chromium = find_browser("report_check")
+    if chromium is None:
         return 2
-    if not (CACHE / "node_modules" / "axe-core").is_dir():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        if subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--silent", *PACKAGES], cwd=CACHE).returncode:
-            print(f"npm could not fetch {' and '.join(PACKAGES)}, which report_check needs once", file=sys.stderr)
-            return 2
     if options.shots is not None:
         options.shots.mkdir(parents=True, exist_ok=True)
     script = Path(__file__).with_suffix(".mjs").resolve()
     shots = "" if options.shots is None else str(options.shots.resolve())
     visits = subprocess.run(
-        ["node", str(script), str(chromium), str(options.site.resolve()), shots, *options.pages],
+        ["node", str(script), chromium, str(options.site.resolve()), shots, *options.pages],
         cwd=CACHE,
         stdout=subprocess.PIPE,
         text=True,

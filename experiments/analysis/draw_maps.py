@@ -56,7 +56,7 @@ def draw_maps(path: Path, image: Image.Image, maps: TokenMaps, covered: Box, smo
     figure.text(0.5, 1 - 0.08 / size[1], "\n".join(title), va="top", fontsize=_fitting(title, 12, size[0]), **lines)
     at = 1 - (above - 0.02) / size[1]
     figure.text(0.5, at, "\n".join(note), va="bottom", fontsize=_fitting(note, 8.5, size[0]), color="#57606a", **lines)
-    word_maps, special = maps.word_maps(), maps.word_special().sum(1)
+    word_maps = maps.word_maps()
     for panel in range(panels):
         row, column = divmod(panel, columns)
         left = (column + 0.03) / columns
@@ -71,13 +71,10 @@ def draw_maps(path: Path, image: Image.Image, maps: TokenMaps, covered: Box, smo
             axes.add_patch(_rectangle(covered, **dashes))
         else:
             word, map_YX = maps.words[panel - 1], word_maps[panel - 1]
-            total = float(map_YX.sum())
             extent = (covered.left, covered.right, covered.bottom, covered.top)
             of_peak_YX = map_YX / (float(map_YX.max()) or 1.0)
             overlay(axes, of_peak_YX, extent, smooth)
-            peak = f"peak {map_YX.max() * map_YX.size / total:.1f}x even" if total else "no attention to patches"
-            if specials := maps.special_TS.shape[1]:
-                peak += f", {'class token' if specials == 1 else f'{specials} special tokens'} {special[panel - 1]:.0%}"
+            peak = peak_in_words(map_YX, maps.word_special()[panel - 1])
             _head(axes, word.text, peak, "black")
         axes.set_xlim(min(0, covered.left), max(width, covered.right))
         axes.set_ylim(max(height, covered.bottom), min(0, covered.top))
@@ -101,8 +98,27 @@ def overlay(axes: Any, of_peak_YX: np.ndarray[Any, Any], extent: tuple[float, fl
         cmap=COLORS,
         vmin=0.0,
         vmax=1.0,
-        alpha=0.42 + 0.25 * of_peak_YX,
+        alpha=opacity(of_peak_YX),
     )
+
+
+def opacity(of_peak_YX: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """How much of the image a map hides, of attention in parts of its peak; both 0 to 1."""
+    return 0.42 + 0.25 * of_peak_YX
+
+
+def peak_in_words(map_YX: np.ndarray[Any, Any], special_S: np.ndarray[Any, Any]) -> str:
+    """How high a word's map rises, and what of its attention is not in the image.
+
+    Args:
+        map_YX: Attention to the patches.
+        special_S: Attention to special tokens.
+    """
+    total = float(map_YX.sum())
+    peak = f"peak {map_YX.max() * map_YX.size / total:.1f}x even" if total else "no attention to patches"
+    if specials := len(special_S):
+        peak += f", {'class token' if specials == 1 else f'{specials} special tokens'} {special_S.sum():.0%}"
+    return peak
 
 
 def color_scale(axes: Any, **text: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,14 @@ class Encoding:
         workers: Processes that decode; 0 decodes in this one.
         progress: Whether a bar is shown on stderr.
         part_seconds: Of encoding, after which what there is is written.
+        tell: Called with how many images are encoded and how many have to be, from time to time.
     """
 
     batch_size: int = 32
     workers: int = 0
     progress: bool = False
     part_seconds: float = _PART_SECONDS
+    tell: Callable[[int, int], None] | None = None
 
 
 def update_index(
@@ -149,7 +151,7 @@ def _bring_up(index: Path, label: Label, names: Sequence[str], model: RetrievalM
     _, first = np.unique(contents_N[missing], return_index=True)
     todo = missing[np.sort(first)]  # each content once
     broken: dict[bytes, str] = {}
-    written = time.monotonic()
+    written, done = time.monotonic(), 0
     try:
         with progress_bar(how.progress) as bar:
             task = bar.add_task("encoding images", total=len(todo))
@@ -161,7 +163,10 @@ def _bring_up(index: Path, label: Label, names: Sequence[str], model: RetrievalM
                 if time.monotonic() - written >= how.part_seconds:
                     known.flush()
                     written = time.monotonic()
-                bar.advance(task, len(read.broken) + len(read.images or ()))
+                done += len(read.broken) + len(read.images or ())
+                bar.update(task, completed=done)
+                if how.tell is not None:
+                    how.tell(done, len(todo))
     finally:
         known.flush()  # what is interrupted loses nothing
     rows_N = known.rows_of(contents_N)
