@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.files.atomic import write_atomically
 from experiments.report.site import environment, provenance
 from experiments.report.table import Column, columns_of, markdown, rows, to_csv
@@ -45,7 +46,7 @@ def build_own(runs: Mapping[Path, Run], out: Path, title: str) -> Path:
     heads = [(each.title, each is says, any(isinstance(each.value(row), (int, float)) for row in done)) for each in columns]
     states = Counter(run.status for run in runs.values())
     page = environment().get_template("own.html").render(
-        title=title, runs=list(runs.values()), states=states, more=more, marks={},
+        title=title, runs=list(runs.values()), states=states, more=some(more) if more else "", count=len(more), marks={},
         heads=heads,
         rows=[_cells(row, columns) for row in table],
         pictures=_pictures(runs, table),
@@ -75,18 +76,14 @@ def _pictures(runs: Mapping[Path, Run], table: Sequence[dict[str, Any]]) -> list
     places = {row["folder"].partition(" and ")[0]: place for place, row in enumerate(table)}
     trained = [folder for folder, run in runs.items() if run.status != "finished" or (run.results and run.results.fit)]
     ordered = sorted(trained, key=lambda folder: places.get(str(folder), len(places)))
-    pictures = []
+    found: dict[str, dict[Path, list[tuple[int, float]]]] = {}
     for metric in ("train/loss", *filter(None, monitors)):
-        lines: dict[Path, list[tuple[int, float]]] = {}
         for folder in ordered:
-            try:
+            with suppress(InputError):  # its row says so
                 if line := logged(folder, metric):
-                    lines[folder] = line
-            except InputError:  # its row says so
-                continue
-        if lines:
-            pictures.append(_picture(metric, lines, _labels(runs)))
-    return pictures
+                    found.setdefault(metric, {})[folder] = line
+    drawn = [folder for folder in ordered if any(folder in lines for lines in found.values())]
+    return [_picture(metric, lines, _labels(runs), drawn) for metric, lines in found.items()]
 
 
 def _labels(runs: Mapping[Path, Run]) -> dict[Path, str]:
@@ -98,7 +95,10 @@ def _labels(runs: Mapping[Path, Run]) -> dict[Path, str]:
     }
 
 
-def _picture(metric: str, lines: Mapping[Path, Sequence[tuple[int, float]]], labels: Mapping[Path, str]) -> Picture:
+def _picture(
+    metric: str, lines: Mapping[Path, Sequence[tuple[int, float]]], labels: Mapping[Path, str], ordered: Sequence[Path]
+) -> Picture:
+    """A run has one color in all pictures: that of its place in `ordered`."""
     from matplotlib import rc_context  # it takes longer to import than a table to make
     from matplotlib.figure import Figure as Drawing
 
@@ -110,7 +110,8 @@ def _picture(metric: str, lines: Mapping[Path, Sequence[tuple[int, float]]], lab
     axes.set_xlabel("step")
     axes.set_ylabel(metric)
     words = []
-    for number, (folder, line) in enumerate(list(lines.items())[:_LINES]):
+    for folder, line in list(lines.items())[:_LINES]:
+        number = ordered.index(folder)
         few: dict[str, Any] = {"marker": MARKERS[number % 8], "markersize": 4} if len(line) <= 30 else {}
         style: dict[str, Any] = {"color": LINES[number % 8], "linestyle": DASHES[number // 8 % 4], "linewidth": 1.6}
         axes.plot(*zip(*thinned(line), strict=True), label=labels[folder], **style, **few)

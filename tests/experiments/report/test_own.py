@@ -92,6 +92,18 @@ def test_of_many_runs_the_best_have_lines(tmp_path: Path) -> None:
     assert "r1 from" not in page
 
 
+def test_a_run_has_one_color_in_all_pictures(runs: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "silent", {}, logged={"train/loss": [9.0, 8.0]}, name="silent", status="interrupted")
+    assert run_command("report", [str(runs), "--out", str(tmp_path / "site")]) == 0
+    loss, rsum = re.findall(r"<figure>(.*?)</figure>", (tmp_path / "site" / "index.html").read_text(), flags=re.DOTALL)
+    assert "silent from 9 at step 0" in loss
+    for color in ("var(--line-1)", "var(--line-2)"):
+        assert color in loss
+        assert color in rsum
+    assert "var(--line-3)" in loss, "the run that was not validated"
+    assert "var(--line-3)" not in rsum
+
+
 def test_it_needs_no_torch_and_no_pandas(runs: Path, tmp_path: Path) -> None:
     modules = modules_after("report", runs, "--out", tmp_path / "site", folder=tmp_path)
     assert "experiments.report.own" in modules
