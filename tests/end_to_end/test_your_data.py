@@ -39,6 +39,10 @@ def test_retrieval_is_that_of_the_same_images_in_another_format(root: Path, head
     for name, value in weights(root / "mine", "last.ckpt").items():
         torch.testing.assert_close(value, theirs[name], rtol=0, atol=0)
     assert recalls(root / "mine", "table") == recalls(head_run)
+    succeed("index", "photos", "--run=mine", "--index=found", "--workers=0", "--device=cpu")
+    found = succeed("search", "a red square", "--index=found", "--device=cpu").out
+    assert str(root / "photos") in found
+    assert found.startswith(f'"a red square", of {TRAIN + VAL + TEST} images:')
 
 
 def test_captioning_from_another_folder_with_drawn_splits(root: Path) -> None:
