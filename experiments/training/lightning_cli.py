@@ -16,6 +16,7 @@ import enum
 import gc
 import logging
 import os
+import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,6 +306,9 @@ class CrosslightCLI(LightningCLI):
         if folder.ours:
             self.datamodule.prepare_data()  # a download comes before the description of what was downloaded
             folder.describe(data_name(self.datamodule), describe_data(self.datamodule))
+            asked = config.trainer
+            if subcommand in ("fit", "run") and asked.max_epochs is None and asked.max_steps == -1 and asked.max_time is None:
+                print("crosslight: trainer.max_epochs is not set: at most Lightning's 1,000 epochs.", file=sys.stderr)
         for logger in trainer.loggers:
             logger.log_hyperparams(self.saved_config)
         if subcommand == "run":

@@ -39,6 +39,7 @@ def quiet() -> None:
         ".*Found .* module\\(s\\) in eval mode at the start of training.*",  # frozen parts are meant to be
         ".*was configured so that.*lr_scheduler.step.*",
         ".*when using `ckpt_path`, callbacks used to create the checkpoint need to be provided.*",  # evaluation keeps none
+        ".*`max_epochs` was not set.*",  # `CrosslightCLI` says it with the option's name
         "(?s).*Unable to serialize instance.*",  # refused where config.yaml would hold it
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -259,9 +259,12 @@ def test_an_unknown_mode_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_monitor_of_training_is_missed_after_the_first_step(tmp_path: Path) -> None:
     own_parts.built.clear()
-    answer = crosslight("run", *OWN, *f"{STOP}train/los".split(" "), f"--run_dir={tmp_path / 'run'}")
+    endless = ("--trainer.max_epochs=null", *f"{STOP}train/los".split(" "))
+    answer = crosslight("run", *OWN, *endless, f"--run_dir={tmp_path / 'run'}")
     assert (answer.status, own_parts.built.count("a step")) == (2, 1)
     assert "Did you mean train/loss?" in answer.error
+    assert "crosslight: trainer.max_epochs is not set: at most Lightning's 1,000 epochs.\n" in answer.error
+    assert "Setting it to" not in answer.error
 
 
 def test_a_module_that_derives_from_lightnings_alone(tmp_path: Path) -> None:
