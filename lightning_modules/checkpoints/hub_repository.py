@@ -7,6 +7,7 @@ Of a repository nothing is fetched but what its adapter_config.json lists, and n
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -97,10 +98,8 @@ def push(folder: str | Path, name: str, private: bool = False, message: str | No
     repository, branch = _split(name)
     config = read_adapter_config(folder)
     require_files(folder, config.files)
-    if constants.is_offline_mode():
-        raise InputError("push needs the Hub, and HF_HUB_OFFLINE says not to ask it. Unset it.")
-    if not answers(constants.ENDPOINT):
-        raise InputError(f"push: {constants.ENDPOINT} cannot be reached. Try again when it can.")
+    if constants.is_offline_mode() or not answers(constants.ENDPOINT):
+        raise InputError(f"push needs the Hub, and {_why_not(constants.ENDPOINT)}.")
     content: dict[str, Path | bytes] = {file: folder / file for file in (CONFIG_FILE, *config.files)}
     if (folder / CARD_FILE).exists():
         content[CARD_FILE] = (folder / CARD_FILE).read_text(encoding="utf-8").replace(f'"{FOLDER}"', f'"{name}"').encode()
@@ -154,16 +153,20 @@ def _told(repository: str, revision: str | None) -> Iterator[None]:
         nowhere = f"There is no folder {repository} here; {hub} has none of that name, or it is private and you are not logged in"
         raise InputError(f"{nowhere}. {login}.") from error
     except errors.LocalEntryNotFoundError as error:
-        why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the Hub cannot be reached or does not answer"
-        raise InputError(
-            f"{repository} is neither a folder here nor in the cache of {hub}, and {why}. Try again when it can be reached."
-        ) from error
+        raise InputError(f"{repository} is neither a folder here nor in the cache of {hub}, and {_why_not(hub)}.") from error
     except errors.HfHubHTTPError as error:
         raise InputError(_answer(error, hub, repository, login)) from error
     except errors.HTTPError as error:  # type: ignore[attr-defined]  # of the connection: of httpx, or httpx2
         raise InputError(f"{hub} cannot be reached ({_line(error)}). Try again when it can.") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{hub}/{repository}: {_line(error)}") from error
+
+
+def _why_not(hub: str) -> str:
+    """Why the Hub is not asked, and what to do; `without_waiting` goes offline by itself where nothing answers."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "HF_HUB_OFFLINE says not to ask it: unset it"
+    return f"{hub} cannot be reached or does not answer: try again when it does"
 
 
 def _answer(error: Any, hub: str, repository: str, login: str) -> str:
