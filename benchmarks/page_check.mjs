@@ -122,6 +122,20 @@ await step("captions-image", async () => {
   await page.select("#layer", "mean");
   await page.waitForFunction(() => [...document.querySelectorAll("dd")].some((each) => each.textContent.startsWith("mean of")));
 });
+if ((await (await fetch(`${address}/pairs`)).text()).includes("<option")) {
+  await step("pairs-empty", async () => {
+    await go("/pairs");
+    await page.waitForSelector("#browse, [role=alert]", { timeout: 300000 });
+    await settled();
+    expect(await count(".wall img") > 0, "images to begin with");
+  });
+  await step("pairs-maps", async () => {
+    await page.click(".wall a");
+    await page.waitForSelector(".heat[src]");
+    await settled();
+    expect(await count(".panels li") > 1, "a panel for each word");
+  });
+}
 await step("no-such-page", async () => {
   refusals = 1;
   await go("/search?run=none");

@@ -95,6 +95,10 @@ class Tokenizer:
         """All ids of each text, without special tokens, however many."""
         return self._encoded(texts, add_special_tokens=False, verbose=False)["input_ids"]  # it warns of long ones
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each id as the vocabulary writes it, such as ##ing; without a tokenizer its number."""
+        return list(map(str, ids)) if self._tokenizer is None else self._tokenizer.convert_ids_to_tokens(list(ids))
+
     def remarks(self, texts: Sequence[str]) -> list[str]:
         """What the network does not read as it stands, a line each: words that the vocabulary lacks, the end of long texts."""
         lines = []

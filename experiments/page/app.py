@@ -61,6 +61,8 @@ def make_app(shelf: Shelf, local: bool = True) -> Starlette:
         Route("/search", page.search_by_upload, methods=["POST"]),
         Route("/captions", page.captions),
         Route("/captions", page.caption_upload, methods=["POST"]),
+        Route("/pairs", page.pairs),
+        Route("/pairs/image", page.pair_image),
         Route("/progress", page.progress),
         Route("/image", page.image),
         Route("/style.css", page.style),
@@ -94,7 +96,8 @@ class Page:
 
     def home(self, request: Request) -> Response:
         """To what the first model is good for."""
-        return RedirectResponse("/search" if self.shelf.of("search") else "/captions")
+        uses: tuple[Use, ...] = ("search", "captions", "pairs")
+        return RedirectResponse("/" + next((use for use in uses if self.shelf.of(use)), uses[0]))
 
     def search(self, request: Request) -> Response:
         """A folder, searched by `text` or by an image of it, `like`; without them, some of its images."""
@@ -170,11 +173,42 @@ class Page:
         with self.shelf.using(offer):
             return write_caption(model, offer.name, file, name, layer, head)
 
+    # ------------------------------------------------------------------------------------------------------- pairs
+
+    def pairs(self, request: Request) -> Response:
+        """An image of a run's test split, `row`, with its caption or another text; without a row, some to choose from."""
+        asked = request.query_params
+        offer = self.shelf.offer(asked.get("run"), "pairs")
+        row, layer = number(asked.get("row"), -1), number(asked.get("layer"), -1)
+        shown = {"row": row, "text": asked.get("text", ""), "start": number(asked.get("start"), 0)}
+        if offer is None:
+            return self.show("pairs.html", "pairs", offer, **shown)
+        progress = self.shelf.progress(offer, "pairs")
+        if progress.state != "ready":
+            return self.show("pairs.html", "pairs", offer, progress=progress, **shown)
+        pairs, result = self.shelf.pairs(offer), None
+        if row >= 0:
+            with self.shelf.using(offer):
+                result = pairs.look(row, shown["text"][: lookups.LONGEST], None if layer < 0 else layer)
+        return self.show("pairs.html", "pairs", offer, progress=progress, pairs=pairs, result=result, layer=layer, **shown)
+
+    def pair_image(self, request: Request) -> Response:
+        """An image of a run's test split, made smaller."""
+        offer = self.shelf.offer(request.query_params.get("run"), "pairs")
+        if offer is None:
+            raise HTTPException(404, "no such image")
+        try:
+            content = jpeg(self.shelf.pairs(offer).image(number(request.query_params.get("row"), -1)), SIDES[0])
+        except InputError as error:
+            raise HTTPException(404, "no such image") from error
+        return Response(content, media_type="image/jpeg", headers={**_HEADERS, "Cache-Control": "private, max-age=300"})
+
     # ---------------------------------------------------------------------------------------------- parts of a page
 
     def progress(self, request: Request) -> Response:
         """How far a model is, and for searches its index."""
-        use: Use = "captions" if request.query_params.get("use") == "captions" else "search"
+        wanted = request.query_params.get("use")
+        use: Use = "captions" if wanted == "captions" else "pairs" if wanted == "pairs" else "search"
         offer = self.shelf.offer(request.query_params.get("run"), use)
         if offer is None:
             raise InputError("there is no such model here.")
@@ -217,7 +251,7 @@ class Page:
     def show(self, template: str, use: Use, offer: Offer | None, **values: Any) -> Response:
         """A page."""
         folder = None if offer is None else self.shelf.folder(offer)
-        values = {"progress": None, "result": None, "sent": None, **values}
+        values = {"progress": None, "result": None, "sent": None, "pairs": None, **values}
         shown = self.templates.get_template(template).render(use=use, offer=offer, folder=folder, **values)
         return HTMLResponse(shown, headers={**_HEADERS, "Cache-Control": "no-store"})
 

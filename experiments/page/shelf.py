@@ -21,6 +21,7 @@ from experiments.analysis.captions import captioner_of
 from experiments.analysis.run_maps import data_of
 from experiments.page.folder import ImageFolder
 from experiments.page.offers import Offer, Use
+from experiments.page.pairs import Pairs
 from experiments.serving.index import ImageIndex
 from experiments.serving.indexing import Encoding, update_index
 from experiments.serving.models import model_key, two_encoders
@@ -87,6 +88,7 @@ class Shelf:
         self._starting = threading.Lock()
         self._progress: dict[str, Progress] = {}
         self._indexes: dict[str, ImageIndex] = {}
+        self._pairs: dict[str, Pairs] = {}
 
     def of(self, use: Use) -> list[Offer]:
         """The offers that are good for something, as far as is known."""
@@ -164,11 +166,25 @@ class Shelf:
             raise InputError("the images are still being encoded; ask again when that is done.")
         return self._indexes[offer.name], self._models[offer.name]
 
+    def pairs(self, offer: Offer) -> Pairs:
+        """The pairs of a run.
+
+        Raises:
+            InputError: They are not there yet, or cannot be.
+        """
+        progress = self.progress(offer, "pairs")
+        if progress.state != "ready":
+            raise InputError(progress.error or "the model is still being loaded; ask again when that is done.")
+        return self._pairs[offer.name]
+
     def _prepare(self, offer: Offer, use: Use) -> None:
         name = f"{use} {offer.name}"
         try:
             if use == "search":
                 self._progress[name] = self._prepared(offer)
+            elif use == "pairs":
+                self._pairs[offer.name] = Pairs(self.model(offer), data_of(offer.place))
+                self._progress[name] = Progress("ready")
             else:
                 captioner_of(self.model(offer), Path(offer.name), maps=False)
                 self._progress[name] = Progress("ready")

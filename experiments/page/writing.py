@@ -24,7 +24,7 @@ from lightning_modules.captioning import CaptioningModule
 from lightning_modules.networks.captioner import Captioner, Written
 from lightning_modules.networks.modes import evaluating
 
-_LARGE, _SMALL = 720, 240  # pixels of the longer side: of the image, and of a word's own picture
+LARGE, _SMALL = 720, 240  # pixels of the longer side: of the image, and of a word's own picture
 
 Which = int | Literal["last", "mean"]
 Array = np.ndarray[Any, Any]
@@ -103,7 +103,7 @@ def write_caption(
     with evaluating(model), torch.no_grad():
         features = network.encode_images(batch.to(next(network.parameters()).device))
         written = network.write(features, model.decoding, [draw_seed((0, Path(name).stem))])[0]
-        large = data_uri(jpeg(image, _LARGE))
+        large = data_uri(jpeg(image, LARGE))
         if network.i_tuning is None or network.visual == "pooled":
             return Caption(
                 written, large, without="This captioner sees an image as a whole, so its words look at no place in it."
@@ -118,22 +118,37 @@ def write_caption(
 
 
 def _looks(image: Image.Image, maps: TokenMaps, covered: Box) -> tuple[Look, ...]:
-    small = image.copy()
-    small.thumbnail((_SMALL, _SMALL))
     looks, end = [], 0
     for word, map_YX, special_S in zip(maps.words, maps.word_maps(), maps.word_special(), strict=True):
+        row, column = np.unravel_index(int(map_YX.argmax()), map_YX.shape)
+        peak = ((column + 0.5) / map_YX.shape[1], (row + 0.5) / map_YX.shape[0])
         heat = heat_picture(map_YX, covered, image.size)
-        under = Image.alpha_composite(small.convert("RGBA"), heat.resize(small.size)).convert("RGB")
-        total = float(map_YX.sum())
-        times = float(map_YX.max()) * map_YX.size / total if total else 0.0
-        looks.append(
-            Look(
-                word.text, maps.text[end : word.start], data_uri(_webp(heat), "webp"), data_uri(jpeg(under, _SMALL)),
-                peak_in_words(map_YX, special_S), _place(map_YX), times,
-            )
-        )  # fmt: skip
+        looks.append(look_of(word.text, maps.text[end : word.start], image, heat, map_YX, special_S, peak))
         end = word.end
     return tuple(looks)
+
+
+def look_of(
+    text: str, before: str, image: Image.Image, heat: Image.Image, map_: Array, special_S: Array, peak: tuple[float, float]
+) -> Look:
+    """A word's look.
+
+    Args:
+        text: The word.
+        before: What stands before it.
+        image: What is looked at.
+        heat: The map over it.
+        map_: The map, of patches or regions.
+        special_S: Attention to special tokens.
+        peak: Where the map is highest: from the left and from the top, in parts of the image.
+    """
+    small = image.copy()
+    small.thumbnail((_SMALL, _SMALL))
+    under = Image.alpha_composite(small.convert("RGBA"), heat.resize(small.size)).convert("RGB")
+    total = float(map_.sum())
+    times = float(map_.max()) * map_.size / total if total else 0.0
+    pictures = data_uri(_webp(heat), "webp"), data_uri(jpeg(under, _SMALL))
+    return Look(text, before, *pictures, peak_in_words(map_, special_S), _place(*peak), times)
 
 
 def heat_picture(map_YX: Array, covered: Box, size: tuple[int, int], side: int = 320) -> Image.Image:
@@ -164,10 +179,8 @@ def _webp(picture: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def _place(map_YX: Array) -> str:
-    """Where in the image the peak of a map is, in thirds."""
-    row, column = np.unravel_index(int(map_YX.argmax()), map_YX.shape)
-    rows, columns = map_YX.shape
-    high = ("top", "middle", "bottom")[int(3 * (row + 0.5) / rows)]
-    wide = ("left", "center", "right")[int(3 * (column + 0.5) / columns)]
-    return "center" if (high, wide) == ("middle", "center") else f"{high} {wide}"
+def _place(wide: float, high: float) -> str:
+    """A place in an image, given in parts of it, in words: thirds."""
+    row = ("top", "middle", "bottom")[min(2, int(3 * high))]
+    column = ("left", "center", "right")[min(2, int(3 * wide))]
+    return "center" if (row, column) == ("middle", "center") else f"{row} {column}"
