@@ -180,7 +180,7 @@ class Page:
         asked = request.query_params
         offer = self.shelf.offer(asked.get("run"), "pairs")
         row, layer = number(asked.get("row"), -1), number(asked.get("layer"), -1)
-        shown = {"row": row, "text": asked.get("text", ""), "start": number(asked.get("start"), 0)}
+        shown: dict[str, Any] = {"row": row, "text": asked.get("text", ""), "start": number(asked.get("start"), 0)}
         if offer is None:
             return self.show("pairs.html", "pairs", offer, **shown)
         progress = self.shelf.progress(offer, "pairs")
