@@ -62,7 +62,10 @@
     };
     const take = (files) => {
       const image = [...files].find((each) => each.type.startsWith("image/"));
-      if (!image) return;
+      if (!image) {
+        if (files.length) say(`${files[0].name} is not an image.`);
+        return;
+      }
       const given = new DataTransfer();
       given.items.add(image);
       file.files = given.files;

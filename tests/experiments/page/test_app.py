@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 from tiny_captioning_run import captioning_run
+from tiny_run import reading_run
 
 from datamodules.errors import InputError
 from datamodules.records import Box
@@ -22,6 +24,8 @@ from experiments.page.offers import find_offers
 from experiments.page.server import bound
 from experiments.page.shelf import Loading, Shelf
 from experiments.page.writing import heat_picture
+from experiments.serving.index import ImageIndex
+from experiments.serving.indexing import update_index
 from experiments.serving.queries import ask
 
 PICTURES = re.compile(r'src="(/image\?[^"]+)"')
@@ -74,6 +78,7 @@ def test_text_and_image_find_what_search_finds(visitor: TestClient, shelf: Shelf
         assert visitor.get(picture.replace("&amp;", "&")).headers["content-type"] == "image/jpeg"
 
 
+@pytest.mark.filterwarnings("ignore::datamodules.loading.tokens.TextWarning")
 def test_words_that_the_model_does_not_know_are_said_on_the_page(visitor: TestClient) -> None:
     page = ready(visitor).get("/search", params={"text": "a zebra"}).text
     assert "the model does not know all of its words, and reads &#39;a [UNK]&#39;" in page
@@ -243,6 +248,33 @@ def test_a_captioner_without_maps_says_so(runs: Path, photos: Path, tmp_path: Pa
     assert "<h2" in page
     assert "None of the models here has an encoder" in visitor.get("/search").text
     assert visitor.get("/").url.path == "/captions"
+
+
+def test_visitors_at_once_get_what_each_would_get_alone(visitor: TestClient, photos: Path) -> None:
+    """A captioner keeps its maps in its modules while it writes."""
+    names = [f"{'abc'[number % 3]}/{number} & <b>.jpg" for number in range(6)]
+    asked = [("/captions", {"image": name}) for name in names] + [("/search", {"like": name}) for name in names]
+    ready(captioned(visitor))
+    alone = [visitor.get(path, params=given).text for path, given in asked]
+    with ThreadPoolExecutor(6) as visitors:
+        together = list(visitors.map(lambda each: visitor.get(each[0], params=each[1]).text, asked))
+    assert together == alone
+    assert len(set(alone)) == len(alone)
+
+
+def test_an_index_that_was_made_before_is_searched_as_it_is(shelf: Shelf, runs: Path, photos: Path, tmp_path: Path) -> None:
+    (offer,) = shelf.of("search")
+    update_index(tmp_path / "index", photos / "a", shelf.model(offer), runs / "search")
+    index = ImageIndex(tmp_path / "index")
+    reading_run(tmp_path / "other", seed=8)
+    offers = [offer, *find_offers([str(tmp_path / "other")], tmp_path)]
+    both = Shelf(offers, Path(index.label.images), index, Loading(), tmp_path / "kept")
+    visitor = ready(TestClient(make_app(both), base_url="http://localhost"))
+    assert len(found(visitor.get("/search", params={"text": "a hat"}).text)) == 2
+    assert not (tmp_path / "kept").exists()
+    while visitor.get("/progress", params={"run": "other"}).json()["state"] == "loading":
+        time.sleep(0.05)
+    assert "was made with another model" in visitor.get("/search", params={"run": "other"}).text
 
 
 def test_a_heat_map_lies_where_the_network_looks() -> None:
