@@ -89,7 +89,7 @@ def require_key(index: Path, label: Label, key: str, run: str | Path) -> None:
     if key != label.model:
         raise InputError(
             f"{index} was made with another model ({label.run}) than {run}: their vectors cannot be compared. Give that one as "
-            "--run, or another --index."
+            f"--run, give another --index, or remove the folder {index} to begin anew."
         )
 
 

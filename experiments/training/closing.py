@@ -73,7 +73,7 @@ def _trained(results: Results) -> str:
     if results.fit is None:
         return ""
     if results.fit.skipped is not None:
-        return f"nothing: {results.fit.skipped}"
+        return "nothing; the model was tested as it is"
     cost, took = results.cost, results.seconds
     size = f"{cost.tunable_parameters:,} of {cost.total_parameters:,} parameters, " if cost and cost.tunable_parameters else ""
     time = "" if took is None else f", {readable_time(took)} with all tests"

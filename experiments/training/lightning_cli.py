@@ -48,7 +48,7 @@ from experiments.training.monitors import Waiting, require_logged
 from experiments.training.parse_errors import explain, explain_interpolation
 from experiments.training.progress import Bar, Progress, on_a_terminal
 from experiments.training.ranges import require_values
-from experiments.training.trainer import Trainer, data_name, describe_data
+from experiments.training.trainer import Trainer, data_name, describe_data, trains
 from experiments.training.trainer_options import require_trainer
 from experiments.training.weight_callbacks import refuse_unsound, with_own_ema
 
@@ -307,7 +307,8 @@ class CrosslightCLI(LightningCLI):
             self.datamodule.prepare_data()  # a download comes before the description of what was downloaded
             folder.describe(data_name(self.datamodule), describe_data(self.datamodule))
             asked = config.trainer
-            if subcommand in ("fit", "run") and asked.max_epochs is None and asked.max_steps == -1 and asked.max_time is None:
+            endless = asked.max_epochs is None and asked.max_steps == -1 and asked.max_time is None
+            if subcommand in ("fit", "run") and endless and trains(self.model):
                 print("crosslight: trainer.max_epochs is not set: at most Lightning's 1,000 epochs.", file=sys.stderr)
         for logger in trainer.loggers:
             logger.log_hyperparams(self.saved_config)

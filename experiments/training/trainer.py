@@ -58,19 +58,19 @@ class Trainer(pl.Trainer):
         own = data_name(datamodule)
         if own in evaluate:
             raise InputError(f"--evaluate.{own} has the name of the run's own data. Give it another name: --evaluate.{own}_2=...")
-        trains = _trains(model)
+        something_trains = trains(model)
         if self.is_global_zero:
-            _require_splits(datamodule, ("train", "val", "test") if trains else ("test",))
+            _require_splits(datamodule, ("train", "val", "test") if something_trains else ("test",))
             for other in evaluate.values():
                 _require_splits(other, ("test",))
-        if trains:
+        if something_trains:
             self.trained_data = own
             self.fit_or_resume(model, datamodule, ckpt_path)
         elif ckpt_path is not None:
             raise InputError(f"nothing trains in this model, so nothing goes on from {ckpt_path}: leave --ckpt_path out.")
         else:
             self.run_folder.update(fit=Fit(steps=0, epochs=0, skipped="nothing trains"))
-        self.test_all(model, {own: datamodule, **evaluate}, str(self.best_checkpoint()) if trains else None)
+        self.test_all(model, {own: datamodule, **evaluate}, str(self.best_checkpoint()) if something_trains else None)
 
     def fit_or_resume(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None) -> None:
         """Fit from the beginning, or from the run folder's last checkpoint when an earlier attempt left one.
@@ -78,7 +78,7 @@ class Trainer(pl.Trainer):
         Raises:
             InputError: Nothing trains.
         """
-        if not _trains(model):
+        if not trains(model):
             raise InputError(
                 "nothing trains in this model (tuning frozen, or an adapter of size 0 beside heads that a checkpoint brought), "
                 "so there is nothing to fit. Use `crosslight run` or `crosslight test` to test it as it is, or set "
@@ -293,7 +293,8 @@ def _require_moments(trainer: pl.Trainer, checkpoint: dict[str, Any], where: str
                 raise InputError(f"{where}: the optimizer's {wrong[0]} (parameter {index}): it was changed.")
 
 
-def _trains(model: pl.LightningModule) -> bool:
+def trains(model: pl.LightningModule) -> bool:
+    """Whether any parameter is to be trained."""
     return any(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from datamodules.errors import InputError
 from datamodules.files.hub import without_waiting
@@ -28,6 +29,12 @@ def hugging_face(what: str, remedy: str, name: str | None = None) -> Iterator[No
         InputError: Whatever is raised inside.
     """
     if name is not None:
+        if _is_path(name) and not Path(name).expanduser().exists():
+            place = "" if Path(name).expanduser().is_absolute() else f" under {Path.cwd()}"
+            raise InputError(
+                f"{what} (there is no such folder{place}); {remedy}. "
+                "docs/data_and_weights.md says where each configuration of the package looks for its weights, and who has them."
+            )
         without_waiting(name)
     try:
         with quiet_loading():
@@ -37,6 +44,11 @@ def hugging_face(what: str, remedy: str, name: str | None = None) -> Iterator[No
     except Exception as error:  # of the library and of those below it: a damaged file can raise anything
         first = first_line(error)
         raise InputError(f"{what} ({first}); {remedy}") from error
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name cannot be one of the hub, which has OWNER/NAME at most."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def first_line(error: Exception) -> str:

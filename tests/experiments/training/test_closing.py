@@ -59,6 +59,11 @@ def test_a_training_without_a_test_names_the_command_that_tests_it(run: RunFolde
     )
 
 
+def test_a_run_in_which_nothing_trains_says_that_it_tested(run: RunFolder) -> None:
+    run.update(fit=Fit(steps=0, epochs=0, skipped="nothing trains"))
+    assert "trained:  nothing; the model was tested as it is" in closing(run)
+
+
 def test_metrics_that_cannot_be_read_are_told_beside_the_rest(run: RunFolder) -> None:
     (run.path / "metrics.csv").write_text("step,val/cider\n9,much\n")
     told = closing(run)

@@ -55,3 +55,16 @@ def test_damaged_settings_are_one_line(reader: str, content: str, tmp_path: Path
         READERS[reader](str(tmp_path))
     assert "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("reader", ["text tower", "image tower", "language model", "its tokenizer"])
+def test_a_path_without_a_folder_is_not_asked_for_on_the_hub(
+    reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightning_modules.networks.quiet_loading.without_waiting", lambda name: pytest.fail(name))
+    for name in ("./weights/all-MiniLM-L6-v2", str(tmp_path / "none"), "a/b/c"):
+        with pytest.raises(InputError, match=r"\(there is no such folder.*docs/data_and_weights\.md") as error:
+            READERS[reader](name)
+        assert name in str(error.value)
+        assert str(tmp_path) in str(error.value)
