@@ -20,7 +20,7 @@ from datamodules.loading.tokens import Tokenizer
 from datamodules.records import Box, Caption, ImageBatch
 from experiments.analysis.word_regions import RegionMaps, word_regions
 from experiments.page.folder import data_uri, jpeg
-from experiments.page.writing import LARGE, Array, Look, heat_picture, look_of
+from experiments.page.writing import LARGE, Array, Look, heat_picture, is_tall, look_of
 from lightning_modules.networks.modes import evaluating
 
 _CELLS = 96  # a side of the grid that regions are drawn on
@@ -34,6 +34,7 @@ class Pair:
         text: The text.
         score: Of the pair, as the network ranks by.
         picture: The image (data URI).
+        tall: Whether it is, so that the page makes it narrow.
         looks: Of the text's words.
         best: Of these the one whose map is the least even.
         shown: Which layer the maps are of, in words.
@@ -45,6 +46,7 @@ class Pair:
     text: str
     score: float
     picture: str
+    tall: bool
     looks: tuple[Look, ...]
     best: int
     shown: str
@@ -106,7 +108,9 @@ class Pairs:
         best = max(range(len(looks)), key=lambda word: looks[word].times)
         remarks = tuple(self._tokenizer.remarks([text]))
         picture = data_uri(jpeg(image, LARGE))
-        return Pair(text, score, picture, looks, best, maps.shown, self.network.num_layers, len(maps.boxes_R4), remarks)
+        return Pair(
+            text, score, picture, is_tall(image), looks, best, maps.shown, self.network.num_layers, len(maps.boxes_R4), remarks
+        )
 
 
 def _looks(image: Image.Image, maps: RegionMaps) -> tuple[Look, ...]:

@@ -60,6 +60,7 @@ class Caption:
     Args:
         written: Text, tokens, log-probability.
         picture: The image (data URI).
+        tall: Whether it is, so that the page makes it narrow.
         looks: Of its words, where there are maps.
         best: Of these the one whose map is the least even.
         rest: What stands behind the last word.
@@ -71,6 +72,7 @@ class Caption:
 
     written: Written
     picture: str
+    tall: bool
     looks: tuple[Look, ...] = ()
     best: int = 0
     rest: str = ""
@@ -106,7 +108,10 @@ def write_caption(
         large = data_uri(jpeg(image, LARGE))
         if network.i_tuning is None or network.visual == "pooled":
             return Caption(
-                written, large, without="This captioner sees an image as a whole, so its words look at no place in it."
+                written,
+                large,
+                is_tall(image),
+                without="This captioner sees an image as a whole, so its words look at no place in it.",
             )
         maps = token_maps(network, features, [written.ids], layer=layer, head="mean" if head == "last" else head)[0]
     covered = covered_area(spec, *image.size)
@@ -114,7 +119,9 @@ def write_caption(
     best = max(range(len(looks)), key=lambda row: looks[row].times, default=0)
     rest = maps.text[maps.words[-1].end :] if maps.words else ""
     modules = network.i_tuning
-    return Caption(written, large, looks, best, rest, maps.shown, layers=tuple(modules.layers), heads=modules.num_heads)
+    return Caption(
+        written, large, is_tall(image), looks, best, rest, maps.shown, layers=tuple(modules.layers), heads=modules.num_heads
+    )
 
 
 def _looks(image: Image.Image, maps: TokenMaps, covered: Box) -> tuple[Look, ...]:
@@ -149,6 +156,11 @@ def look_of(
     times = float(map_.max()) * map_.size / total if total else 0.0
     pictures = data_uri(_webp(heat), "webp"), data_uri(jpeg(under, _SMALL))
     return Look(text, before, *pictures, peak_in_words(map_, special_S), _place(*peak), times)
+
+
+def is_tall(image: Image.Image) -> bool:
+    """Whether an image would fill a page if it were as wide as others."""
+    return image.height > 1.2 * image.width
 
 
 def heat_picture(map_YX: Array, covered: Box, size: tuple[int, int], side: int = 320) -> Image.Image:
