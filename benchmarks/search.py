@@ -2,7 +2,7 @@
 
     python benchmarks/search.py --out benchmarks/results/search.json
 
-Vectors are random, with the statistics of trained ones: images and captions of 1,000 rendered scenes go through the miniature of
+Vectors are random, with the statistics of trained ones: images and captions of rendered scenes go through the miniature of
 BEiT-3 that the package ships, and images and queries are drawn from the normal distributions with their means and covariances,
 then made unit vectors. Width 96 is the miniature's own. For other widths the eigenvalues of both covariances are stretched over
 the dimensions, and the lengths of the means and their cosine are kept. Such vectors have no clusters beyond that.
