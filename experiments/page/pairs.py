@@ -124,7 +124,7 @@ def _looks(image: Image.Image, maps: RegionMaps) -> tuple[Look, ...]:
         draw = ImageDraw.Draw(heat)
         draw.rectangle(frame, outline="black", width=4)
         draw.rectangle(frame, outline="white", width=2)
-        looks.append(look_of(word, " ", image, heat, map_R, np.zeros(0), ((left + right) / 2, (top + bottom) / 2)))
+        looks.append(look_of(word, image, heat, map_R, np.zeros(0), ((left + right) / 2, (top + bottom) / 2)))
     return tuple(looks)
 
 

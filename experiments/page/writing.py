@@ -36,7 +36,6 @@ class Look:
 
     Args:
         text: The word.
-        before: What stands before it in the caption: spaces.
         heat: Its map as a picture with transparency, to be laid over the image (data URI).
         picture: The image under the map, small (data URI).
         peak: How high the map rises, in words.
@@ -45,7 +44,6 @@ class Look:
     """
 
     text: str
-    before: str
     heat: str
     picture: str
     peak: str
@@ -63,7 +61,6 @@ class Caption:
         tall: Whether it is, so that the page makes it narrow.
         looks: Of its words, where there are maps.
         best: Of these the one whose map is the least even.
-        rest: What stands behind the last word.
         shown: Which layer and head the maps are of, in words.
         without: Why there are no maps.
         layers: That have some.
@@ -75,7 +72,6 @@ class Caption:
     tall: bool
     looks: tuple[Look, ...] = ()
     best: int = 0
-    rest: str = ""
     shown: str = ""
     without: str = ""
     layers: tuple[int, ...] = field(default=())
@@ -117,32 +113,25 @@ def write_caption(
     covered = covered_area(spec, *image.size)
     looks = _looks(image, maps, covered)
     best = max(range(len(looks)), key=lambda row: looks[row].times, default=0)
-    rest = maps.text[maps.words[-1].end :] if maps.words else ""
     modules = network.i_tuning
-    return Caption(
-        written, large, is_tall(image), looks, best, rest, maps.shown, layers=tuple(modules.layers), heads=modules.num_heads
-    )
+    return Caption(written, large, is_tall(image), looks, best, maps.shown, layers=tuple(modules.layers), heads=modules.num_heads)
 
 
 def _looks(image: Image.Image, maps: TokenMaps, covered: Box) -> tuple[Look, ...]:
-    looks, end = [], 0
+    looks = []
     for word, map_YX, special_S in zip(maps.words, maps.word_maps(), maps.word_special(), strict=True):
         row, column = np.unravel_index(int(map_YX.argmax()), map_YX.shape)
         peak = ((column + 0.5) / map_YX.shape[1], (row + 0.5) / map_YX.shape[0])
         heat = heat_picture(map_YX, covered, image.size)
-        looks.append(look_of(word.text, maps.text[end : word.start], image, heat, map_YX, special_S, peak))
-        end = word.end
+        looks.append(look_of(word.text, image, heat, map_YX, special_S, peak))
     return tuple(looks)
 
 
-def look_of(
-    text: str, before: str, image: Image.Image, heat: Image.Image, map_: Array, special_S: Array, peak: tuple[float, float]
-) -> Look:
+def look_of(text: str, image: Image.Image, heat: Image.Image, map_: Array, special_S: Array, peak: tuple[float, float]) -> Look:
     """A word's look.
 
     Args:
         text: The word.
-        before: What stands before it.
         image: What is looked at.
         heat: The map over it.
         map_: The map, of patches or regions.
@@ -155,7 +144,7 @@ def look_of(
     total = float(map_.sum())
     times = float(map_.max()) * map_.size / total if total else 0.0
     pictures = data_uri(_webp(heat), "webp"), data_uri(jpeg(under, _SMALL))
-    return Look(text, before, *pictures, peak_in_words(map_, special_S), _place(*peak), times)
+    return Look(text, *pictures, peak_in_words(map_, special_S), _place(*peak), times)
 
 
 def is_tall(image: Image.Image) -> bool:
