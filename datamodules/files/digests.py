@@ -20,7 +20,7 @@ import re
 import stat
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -73,7 +73,32 @@ def readable_digests(files: Iterable[Path]) -> tuple[dict[Path, str], dict[Path,
     files = list(files)
     wrong = {file: f"{file} cannot be opened." for file in files if file.exists() and not os.access(file, os.R_OK)}
     found = digests(file for file in files if file not in wrong)
-    return found, wrong | {file: f"{file} does not exist." for file in files if file not in found and file not in wrong}
+    for file in files:
+        if file not in found and file not in wrong:
+            wrong[file] = f"{file} is no file." if file.exists() else f"{file} does not exist."
+    return found, wrong
+
+
+def changed_since(known: Mapping[Path, str], began: int) -> set[Path]:
+    """Files that are gone, or have another content now: what was made of them may be of either.
+
+    Args:
+        known: What `digests` gave.
+        began: `time.time_ns()` before it did. What was not touched since is not read again.
+    """
+    changed = set()
+    for file, content in known.items():
+        try:
+            status = file.stat()
+            same = (
+                status.st_ctime_ns < began - _SETTLED
+                or _whole([_part(file, start) for start in range(0, status.st_size or 1, _PART)]) == content
+            )
+        except (OSError, InputError):
+            same = False
+        if not same:
+            changed.add(file)
+    return changed
 
 
 def digest(file: Path) -> str:
@@ -123,9 +148,13 @@ def _read(folder: Path, states: Mapping[str, _State]) -> dict[str, tuple[_State,
             bar.advance(task, min(_PART, states[name][0] - start))
     read: dict[str, tuple[_State, str]] = {}
     for name, state in states.items():
-        whole = parts[name][0] if len(parts[name]) == 1 else hashlib.sha256(b"".join(parts[name])).digest()
-        read[name] = (state if state[2] < settled else (-1, -1, -1), whole.hex()[:32])
+        read[name] = (state if state[2] < settled else (-1, -1, -1), _whole(parts[name]))
     return read
+
+
+def _whole(parts: Sequence[bytes]) -> str:
+    whole = parts[0] if len(parts) == 1 else hashlib.sha256(b"".join(parts)).digest()
+    return whole.hex()[:32]
 
 
 def _part(file: Path, start: int) -> bytes:

@@ -48,8 +48,8 @@ _WHITE_IS_ZERO = 0
 
 
 def image_files_below(folder: Path) -> tuple[list[str], list[str]]:
-    """The images in a folder and all folders below it, by their endings, and what else is there, or hidden: names below the
-    folder, in the order of their bytes. Links to folders are not followed.
+    """The images in a folder and all folders below it, by their endings, and what else is there: other files, what is
+    hidden, and links to folders, which are not followed. Names below the folder, in the order of their bytes.
 
     Raises:
         InputError: It is no folder, or one that cannot be read.
@@ -59,12 +59,12 @@ def image_files_below(folder: Path) -> tuple[list[str], list[str]]:
     images: list[str] = []
     others: list[str] = []
     for path, folders, files in os.walk(folder, onerror=_refuse_folder):
-        hidden = [name for name in folders if name.startswith(".")]
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        left = {name for name in folders if name.startswith(".") or os.path.islink(os.path.join(path, name))}
+        folders[:] = [name for name in folders if name not in left]
         below = os.path.relpath(path, folder)
-        for name in (*files, *hidden):
+        for name in (*files, *left):
             whole = name if below == "." else f"{below}/{name}"
-            is_image = not name.startswith(".") and os.path.splitext(name)[1].lower() in ENDINGS
+            is_image = not name.startswith(".") and os.path.splitext(name)[1].lower() in ENDINGS and name not in left
             (images if is_image else others).append(whole)
     return sorted(images, key=os.fsencode), sorted(others, key=os.fsencode)
 

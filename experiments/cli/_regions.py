@@ -70,7 +70,7 @@ def images(
         if not names:
             raise InputError(f"{root} has no images ({', '.join(ENDINGS)}).")
         if other:
-            what = f"{len(other):,} files whose endings are not images' ({', '.join(ENDINGS)}), or hidden"
+            what = f"{len(other):,} files whose endings are not images' ({', '.join(ENDINGS)}), hidden ones, and links to folders"
             print(f"left out {what}: {some(other)}", file=sys.stderr)
         files = [root / name for name in names]
         return [ImageRecord(path.stem, path.absolute(), ()) for path in files]

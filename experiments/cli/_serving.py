@@ -62,7 +62,8 @@ def tell_others(others: Sequence[str]) -> None:
     if others:
         kinds = Counter(Path(name).suffix.lower() or "without an ending" for name in others)
         tell(
-            f"left out, no images by their endings or hidden: {some(f'{count:,} {kind}' for kind, count in kinds.most_common())}"
+            "left out, no images by their endings, hidden, or links to folders: "
+            + some(f"{count:,} {kind}" for kind, count in kinds.most_common())
         )
 
 

@@ -16,6 +16,8 @@ Legend: N images, D width, Q queries, K results of each.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 SCHEMA, LABEL = "crosslight.index/1", "index.json"
+_ROUGH = 1e-5  # more than a product of unit vectors in fp32 is wrong by
+_BLOCK = 10_000  # vectors that are copied at once
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,20 @@ class ImageIndex:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.label = read_label(self.folder)
-        if not self.label.generation:
-            raise InputError(f"{self.folder} is not finished: run `crosslight index --index {self.folder}`, which goes on.")
-        self.generation = generation_folder(self.folder, self.label.generation)
+        while True:
+            self.label = read_label(self.folder)
+            if not self.label.generation:
+                raise InputError(f"{self.folder} is not finished: run `crosslight index --index {self.folder}`, which goes on.")
+            self.generation = generation_folder(self.folder, self.label.generation)
+            damage = self._open()
+            if read_label(self.folder).generation == self.label.generation:
+                break  # else an update has removed this one meanwhile
+        if damage is not None:
+            raise InputError(f"{self.generation} is damaged ({damage}). Delete {self.folder} and index again.") from damage
+        self._neighbors: neighbors.Neighbors | None = None
+
+    def _open(self) -> Exception | None:
+        """Map the files of the generation, all of them: an update may remove them then. Gives what is wrong with them."""
         try:
             self.vectors_ND: Floats = np.load(self.generation / "vectors.npy", "r")
             self.digests_N = np.load(self.generation / "digests.npy", "r")
@@ -117,8 +131,12 @@ class ImageIndex:
             if not len(self.vectors_ND) == len(self.digests_N) == len(self._ends_N) == self.label.count:
                 raise ValueError(f"its files are not all of {self.label.count:,} images")
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{self.generation} is damaged ({error}). Delete {self.folder} and index again.") from error
-        self._neighbors: neighbors.Neighbors | None = None
+            return error
+        self._ann: NDArray[np.uint8] | None = None
+        if self.label.ann:
+            with suppress(OSError, ValueError):  # without it one can search yet
+                self._ann = np.memmap(self.generation / neighbors.FILE, np.uint8, "r")
+        return None
 
     def __len__(self) -> int:
         return len(self.vectors_ND)
@@ -167,10 +185,10 @@ class ImageIndex:
         if ann is None:
             ann = self.label.ann
         if not ann or top == 0:
-            found = [best(self.vectors_ND @ query_D, np.arange(len(self)), top) for query_D in queries]
+            found = [best(self.vectors_ND, query_D, top) for query_D in queries]
         else:
             near = zip(queries, self._near(queries, top), strict=True)
-            found = [best(self.vectors_ND[rows] @ query_D, rows, top) for query_D, rows in near]
+            found = [best(self.vectors_ND, query_D, top, rows if len(rows) >= top else None) for query_D, rows in near]
         rows_QK = np.array([rows for rows, _ in found], np.int64).reshape(len(queries), top)
         return rows_QK, np.array([scores for _, scores in found], np.float32).reshape(len(queries), top)
 
@@ -180,15 +198,37 @@ class ImageIndex:
                 raise InputError(
                     f"{self.folder} has no approximate search: `crosslight index --index {self.folder} --ann` adds it."
                 )
-            self._neighbors = neighbors.Neighbors(self.generation / neighbors.FILE, self.digests_N)
+            self._neighbors = neighbors.Neighbors(self.generation / neighbors.FILE, self._ann, self.digests_N)
         return self._neighbors.candidates(queries_QD, top)
 
 
-def best(scores_C: Floats, rows_C: NDArray[np.int64], top: int) -> tuple[NDArray[np.int64], Floats]:
-    """Of candidates with their scores the `top` best, best first; equal ones by their row."""
-    if top < len(scores_C):
-        least = np.partition(scores_C, -top)[-top]
-        inside = np.flatnonzero(scores_C >= least)  # all that equal the last one: the row decides
-        scores_C, rows_C = scores_C[inside], rows_C[inside]
-    order = np.lexsort((rows_C, -scores_C))[:top]
-    return rows_C[order], scores_C[order]
+def best(
+    vectors_ND: Floats, query_D: Floats, top: int, rows_C: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], Floats]:
+    """The rows with the `top` highest products, best first, and these; equal ones by their row.
+
+    A product of matrices in fp32 differs in its last digits with the row that a vector stands in, so copies of an image would
+    come in any order, and with other scores from all rows than from some. It only finds who may be among the best here; these
+    are compared by sums in fp64.
+
+    Args:
+        vectors_ND: Unit vectors.
+        query_D: Likewise.
+        top: At most as many as there are rows.
+        rows_C: Who is compared, in any order; None = all.
+    """
+    rough_C = (vectors_ND if rows_C is None else vectors_ND[rows_C]) @ query_D
+    inside = np.arange(len(rough_C))
+    if top < len(rough_C):
+        least = np.partition(rough_C, -top)[-top] if top else np.inf
+        inside = np.flatnonzero(rough_C >= least - _ROUGH)
+    rows = inside if rows_C is None else rows_C[inside]
+    scores = np.concatenate([np.zeros(0), *((vectors_ND[some].astype(np.float64) * query_D).sum(1) for some in _blocks(rows))])
+    order = np.lexsort((rows, -scores))[:top]
+    return rows[order], scores[order].astype(np.float32)
+
+
+def _blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Rows, a few at a time: of a folder of copies all are among the best."""
+    for start in range(0, len(rows), _BLOCK):
+        yield rows[start : start + _BLOCK]

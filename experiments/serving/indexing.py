@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_file, write_atomically
-from datamodules.files.digests import readable_digests
+from datamodules.files.digests import changed_since, readable_digests
 from datamodules.files.images import image_files_below
 from datamodules.files.locks import take_lock
 from datamodules.formats.caption_results import json_text
@@ -30,6 +30,7 @@ from experiments.serving.progress import progress_bar
 from lightning_modules.retrieval import RetrievalModule
 
 _DIGEST = "S16"  # bytes of a content's digest; none = it cannot be read
+_BLOCK = 10_000  # vectors that are copied at once
 _PART_SECONDS = 10.0  # of encoding: what an update that is killed may lose
 
 Digests = NDArray[np.bytes_]
@@ -93,20 +94,25 @@ def update_index(
 
     Raises:
         InputError: The index is of another model, or of another folder that is still there; another process updates it; or the
-            folder has no images (the index then stays as it is: a disk may not be mounted).
+            folder has no image that can be read (the index then stays as it is: a disk may not be mounted).
     """
     started = time.monotonic()
     if ann:
         neighbors.require_library()
     names, others = image_files_below(images)
     if not names:
-        raise InputError(f"{images} has no images below it, so {index} stays as it is. Give the folder that has them.")
+        raise InputError(
+            f"{images} has no images below it, so {index} stays as it is. Give the folder that has them: links to "
+            "folders are not followed."
+        )
     lock = take_lock(index / "lock")
     if lock is None:
         raise InputError(f"{index} is being updated by another process; wait for it, or give another --index.")
     try:
         with lock:
             label = _begin(index, Label(model_key(model), _place(run), str(images.absolute()), ann=ann))
+            if label.ann:
+                neighbors.require_library()  # before anything takes time
             update = _bring_up(index, label, names, model, how)
     except OSError as error:
         raise InputError(f"{index} cannot be written ({error.strerror or error}); what was encoded stays.") from error
@@ -142,7 +148,7 @@ def _begin(index: Path, wanted: Label) -> Label:
 
 def _bring_up(index: Path, label: Label, names: Sequence[str], model: RetrievalModule, how: Encoding) -> Update:
     """Encode what is new, then write the generation of these files."""
-    images = Path(label.images)
+    images, began = Path(label.images), time.time_ns()
     found, unread = readable_digests(images / name for name in names)
     contents_N = np.array([bytes.fromhex(found.get(images / name, "")) for name in names], _DIGEST)
     known = _Known(index, label.generation)
@@ -159,7 +165,12 @@ def _bring_up(index: Path, label: Label, names: Sequence[str], model: RetrievalM
             for read in read_image_files(paths, model.image_input, how.batch_size, how.workers):
                 broken |= {contents_N[todo[row]]: reason for row, reason in read.broken.items()}
                 if read.images is not None:
-                    known.add(contents_N[todo[read.images.index_B.numpy()]], model.encode_batch(read.images).numpy())
+                    rows_B, vectors_BD = read.images.index_B.numpy(), model.encode_batch(read.images).numpy()
+                    changed = changed_since({paths[row]: found[paths[row]] for row in rows_B}, began)
+                    same_B = np.array([paths[row] not in changed for row in rows_B])
+                    known.add(contents_N[todo[rows_B[same_B]]], vectors_BD[same_B])
+                    for row in rows_B[~same_B]:
+                        broken[contents_N[todo[row]]] = f"{paths[row]} changed while it was read: index the folder again."
                 if time.monotonic() - written >= how.part_seconds:
                     known.flush()
                     written = time.monotonic()
@@ -173,11 +184,10 @@ def _bring_up(index: Path, label: Label, names: Sequence[str], model: RetrievalM
     there = np.flatnonzero(rows_N >= 0)
     told = {images / names[row]: broken.get(contents_N[row], "") for row in np.flatnonzero(rows_N < 0).tolist()} | unread
     lines = [reason if str(path) in reason else f"{path}: as {reason}" for path, reason in sorted(told.items())]
+    if not len(there):
+        raise InputError(f"no image of {images} can be read, so {index} stays as it is. The first: {lines[0]}")
     gone = known.of_generation(contents_N)
-    if len(there):
-        _write_generation(
-            index, label, [names[row] for row in there.tolist()], contents_N[there], rows_N[there], known, how.progress
-        )
+    _write_generation(index, label, [names[row] for row in there.tolist()], contents_N[there], rows_N[there], known, how.progress)
     return Update(len(there), len(todo) - len(broken), int(there_N.sum()), gone, lines)
 
 
@@ -240,12 +250,13 @@ class _Known:
         with whole_file(file) as unfinished:
             target_MD = np.lib.format.open_memmap(unfinished, "w+", np.float32, (len(rows_M), width))
             order = np.argsort(source_M, kind="stable")
-            for places in np.split(order, np.flatnonzero(np.diff(source_M[order])) + 1):
-                number = int(source_M[places[0]])
-                inside = rows_M[places] - (ends[number] - len(self._digests[number]))
+            for of_source in np.split(order, np.flatnonzero(np.diff(source_M[order])) + 1):
+                number = int(source_M[of_source[0]])
                 is_part = number - len(sources)
                 vectors = sources[number] if is_part < 0 else np.load(self._files[is_part], "r")["vector"]
-                target_MD[places] = vectors[inside]
+                for start in range(0, len(of_source), _BLOCK):
+                    places = of_source[start : start + _BLOCK]
+                    target_MD[places] = vectors[rows_M[places] - (ends[number] - len(self._digests[number]))]
             target_MD.flush()
         return np.load(file, "r")
 

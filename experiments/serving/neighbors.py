@@ -39,20 +39,21 @@ def require_library() -> Any:
 
 
 class Neighbors:
-    """A written one, mapped into memory.
+    """A written one.
 
     Args:
-        file: What `write` wrote.
+        file: What `write` wrote, for errors.
+        content: The file's bytes, mapped into memory; None where it is not there.
         digests_N: Of the index's images.
 
     Raises:
         InputError: It is damaged, or usearch is not installed.
     """
 
-    def __init__(self, file: Path, digests_N: NDArray[np.bytes_]) -> None:
+    def __init__(self, file: Path, content: NDArray[np.uint8] | None, digests_N: NDArray[np.bytes_]) -> None:
         index = require_library()
         try:
-            self._found: Any = index.restore(str(file), view=True)
+            self._found: Any = None if content is None else index.restore(content, view=True)
         except Exception as error:  # of the library and of what is below it
             raise InputError(f"{file} cannot be read ({error}). Delete it and run `crosslight index --ann`.") from error
         if self._found is None:
@@ -62,7 +63,8 @@ class Neighbors:
         self._keys_N = keys_N[self._order_N]
 
     def candidates(self, queries_QD: NDArray[np.float32], top: int) -> list[NDArray[np.int64]]:
-        """For each query rows of images among which the `top` best are likely to be: at least as many."""
+        """For each query rows of images among which the `top` best are likely to be; seldom fewer than those, where the graph
+        does not lead to all."""
         wanted = min(max(16 * top, CANDIDATES), len(self._found))
         rows = []
         for query_D in queries_QD:

@@ -29,7 +29,7 @@ def test_index_then_search(here: Path, photos: Path, run: Path, capsys: pytest.C
     said = capsys.readouterr()
     assert said.out.startswith(f"crosslight-index: 9 images of {photos} (8 encoded, 0 kept, 0 gone) in ")
     assert said.err.splitlines() == [
-        "left out, no images by their endings or hidden: 1 .mp4",
+        "left out, no images by their endings, hidden, or links to folders: 1 .mp4",
         "1 images cannot be read, and the rest is done:",
         f"  {photos / 'broken.jpg'} is not an image that PIL can read.",
     ]

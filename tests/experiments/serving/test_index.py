@@ -15,7 +15,7 @@ from tiny_run import reading_run
 import lightning_modules
 from datamodules.errors import InputError
 from datamodules.files.locks import take_lock
-from experiments.serving import indexing
+from experiments.serving import indexing, neighbors
 from experiments.serving.index import ImageIndex, best
 from experiments.serving.indexing import Encoding, Update, update_index
 
@@ -144,6 +144,82 @@ def test_broken_images_are_named_and_the_rest_is_indexed(photos: Path, model: An
     assert len(done.broken) == 2
 
 
+def test_an_image_that_changes_while_it_is_read_is_no_vector_of_either_content(
+    photos: Path, model: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, file = tmp_path / "index", photos / "a" / "1.jpg"
+    before = file.read_bytes()
+    read = indexing.read_image_files
+
+    def replacing(*arguments: Any) -> Any:
+        write_image(file, 99)
+        return read(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexing, "read_image_files", replacing)
+        done = bring_up(index, photos, model, run)
+    assert counts(done) == (8, 7, 0, 0)
+    assert done.broken == [f"{file} changed while it was read: index the folder again."]
+    file.write_bytes(before)  # the content that its digest was of
+    assert counts(bring_up(index, photos, model, run)) == (9, 1, 8, 0)
+    np.testing.assert_allclose(ImageIndex(index).vectors_ND[0], model.encode_images([file])[0], atol=1e-6)
+
+
+def test_links_to_folders_are_named(photos: Path, model: Any, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (photos / "linked").symlink_to(tmp_path / "elsewhere")
+    (photos / "linked.jpg").symlink_to(tmp_path / "elsewhere")
+    assert bring_up(tmp_path / "index", photos, model, run).others == ["linked", "linked.jpg"]
+
+
+def test_where_no_image_can_be_read_the_index_stays(photos: Path, model: Any, run: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    bring_up(index, photos, model, run)
+    before = content(index)
+    for number, file in enumerate(photos.rglob("*.jpg")):
+        file.write_text(f"no image {number}")
+    with pytest.raises(
+        InputError, match=rf"no image of {photos} can be read, so {index} stays as it is. The first: {photos}/a/1"
+    ):
+        bring_up(index, photos, model, run)
+    assert content(index) == before
+
+
+def test_a_search_meanwhile_has_one_whole_generation(
+    photos: Path, model: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, load, loads = tmp_path / "index", np.load, []
+    bring_up(index, photos, model, run, ann=True)
+    query = model.encode_images([photos / "a" / "1.jpg"])
+
+    def updating(*arguments: Any) -> Any:
+        loads.append(arguments)
+        if len(loads) == 2:  # between two files of the generation that it opens
+            write_image(photos / "new.jpg", 82)
+            bring_up(index, photos, model, run)
+        return load(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "load", updating)
+        opened = ImageIndex(index)
+    assert len(opened) == 10
+    (photos / "new.jpg").unlink()
+    bring_up(index, photos, model, run)
+    assert not opened.generation.exists()
+    assert opened.name(int(opened.search(query, 1, ann=True)[0][0, 0])) == "a/1.jpg"  # what it has opened stays
+
+
+def test_too_few_candidates_are_no_end(
+    photos: Path, model: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring_up(tmp_path / "index", photos, model, run, ann=True)
+    index, query = ImageIndex(tmp_path / "index"), model.encode_texts(["a cat"])
+    whole = index.search(query, 5, ann=False)
+    monkeypatch.setattr(neighbors.Neighbors, "candidates", lambda self, queries_QD, top: [np.array([4, 2])] * len(queries_QD))
+    for found, expected in zip(index.search(query, 5, ann=True), whole, strict=True):
+        assert found.tolist() == expected.tolist()
+
+
 def test_another_model_folder_or_process_is_refused_in_one_line(photos: Path, model: Any, run: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     bring_up(index, photos, model, run)
@@ -223,9 +299,25 @@ def test_the_order_is_that_of_a_naive_search(photos: Path, model: Any, run: Path
 def test_equal_scores_come_in_the_order_of_their_rows() -> None:
     scores = np.array([0.5, 0.1, 0.5, 0.9, 0.5, 0.5], np.float32)
     for top in range(1, 7):
-        rows, found = best(scores, np.arange(6), top)
+        rows, found = best(scores[:, None], np.ones(1, np.float32), top)
         assert rows.tolist() == [3, 0, 2, 4, 5, 1][:top]
         assert found.tolist() == scores[rows].tolist()
+
+
+def test_copies_have_one_score_wherever_they_stand_and_whoever_is_compared() -> None:
+    draw = np.random.default_rng(0)
+    vectors_ND = draw.normal(size=(1003, 96)).astype(np.float32)
+    vectors_ND[::7] = vectors_ND[0]
+    vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    copies = np.arange(0, 1003, 7)
+    for _ in range(5):
+        query_D = vectors_ND[0] + draw.normal(size=96).astype(np.float32) / 20
+        query_D /= np.linalg.norm(query_D)
+        rows, scores = best(vectors_ND, query_D, 20)
+        assert rows.tolist() == copies[:20].tolist()
+        assert len(set(scores.tolist())) == 1
+        few = best(vectors_ND, query_D, 3, np.array([700, 5, 7, 14, 8]))
+        assert (few[0].tolist(), few[1].tolist()) == ([7, 14, 700], scores[:3].tolist())
 
 
 def test_approximate_search_is_kept_up_to_date(photos: Path, model: Any, run: Path, tmp_path: Path) -> None:
