@@ -28,6 +28,11 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() or sign in "\n " else ascii(sign)[1:-1] for sign in text)
 
 
+def line_of(text: object) -> str:
+    """`printable` on one line: of the name of a file, which may hold line ends."""
+    return printable(str(text)).replace("\n", "\\n")
+
+
 def shown(value: object, most: int = 80) -> str:
     """A value from a file, for an error message: on one line and not longer than that."""
     text = repr(value) if isinstance(value, str) else " ".join(repr(value).split())  # a tensor's has several lines

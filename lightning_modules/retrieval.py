@@ -163,10 +163,12 @@ class RetrievalModule(TunedModule):
             batch_size: Texts at once.
 
         Raises:
-            InputError: The network names no tokenizer, or there is no text.
+            InputError: The network names no tokenizer, there is no text, or the batch size is out of range.
         """
         if not texts:
             raise InputError("there are no texts to encode; give at least one.")
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size}: give at least 1.")
         for remark in self.tokenizer.remarks(texts):
             warnings.warn(remark, TextWarning, stacklevel=2)
         vectors = []

@@ -67,6 +67,8 @@ def _read_separated(path: Path, wanted: Collection[str], separator: str) -> Tabl
         last = 0
         try:
             columns = tuple(name.strip() for name in next(lines, ()))
+            if not columns:
+                raise InputError(f"{path}: line 1 is empty; it has to name the columns. Remove it.")
             _require_distinct(path, columns)
             last = lines.line_num
             for fields in lines:
@@ -91,7 +93,7 @@ def _read_separated(path: Path, wanted: Collection[str], separator: str) -> Tabl
 
 def _require_distinct(path: Path, columns: tuple[str, ...]) -> None:
     if twice := [name for name in columns if columns.count(name) > 1]:
-        raise InputError(f"{path}: line 1 names the column {shown(twice[0])} twice; every column needs a name of its own.")
+        raise InputError(f"{path} has the column {shown(twice[0])} twice; every column needs a name of its own.")
 
 
 def _read_json_lines(path: Path, wanted: Collection[str]) -> TableFile:
@@ -131,6 +133,7 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> TableFile:
     try:
         with ParquetFile(path) as file:
             columns = tuple(file.schema_arrow.names)
+            _require_distinct(path, columns)
             chosen = [name for name in columns if name in wanted]
             rows = [Row(f"row {number}", values) for number, values in enumerate(_parquet_rows(file, chosen), 1)]
     except (ArrowException, OSError) as error:

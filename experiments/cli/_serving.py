@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.errors import printable, some
+from datamodules.errors import line_of, printable, some
 from experiments.cli._parser import Parser, add_backbone
 
 if TYPE_CHECKING:
@@ -72,5 +72,5 @@ def tell_broken(broken: Sequence[str]) -> int:
     if broken:
         tell(f"{len(broken):,} images cannot be read, and the rest is done:")
         for line in broken:
-            tell(f"  {line}")
+            tell(f"  {line_of(line)}")
     return int(bool(broken))

@@ -12,13 +12,14 @@ import argparse
 import hashlib
 import json
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import InputError, printable
+from datamodules.errors import InputError, line_of, printable
 from datamodules.formats.caption_results import image_id_of, write_caption_results
 from datamodules.formats.problems import is_sound
 from experiments.cli._parser import Parser, add_fields, given_fields, number_or, require_writable
@@ -89,10 +90,10 @@ def run(options: argparse.Namespace) -> int:
         task = bar.add_task("captions", total=len(todo))
         for batch in write_captions(network, todo, decoding, map_options, options.batch_size, options.seed, options.workers):
             for path, written in batch.captions:
-                print(printable(f"{path}: {written.text}"), flush=True)
-            kept.add(batch.captions)
-            broken += batch.broken.values()
+                print(f"{line_of(path)}: {printable(written.text)}", flush=True)
+            broken += [*kept.add(batch.captions), *batch.broken.values()]
             bar.advance(task, len(batch.captions) + len(batch.broken))
+    kept.finish()
     if options.out is not None:
         tell(f"{options.out}: {len(todo) - len(broken):,} captions more, {len(kept.there):,} were there")
     tell_others(others)
@@ -121,26 +122,41 @@ class _Kept:
         from lightning_modules.captioning import caption_conditions
 
         self._out, self._results, self._file = out, dict[str, str](), None
+        self._began, self._written = time.time_ns(), 0
         self.there: set[str] = set()  # files that have a caption already
         if out is not None and out.suffix.lower() in ENDINGS:
             conditions = json.dumps(caption_conditions(network, decoding, seed), sort_keys=True)
             self._file = CaptionFile(out, hashlib.sha256(conditions.encode()).hexdigest()[:16])
-            self._contents = {str(path): content for path, content in readable_digests(paths)[0].items()}
+            self._digests = readable_digests(paths)[0]
+            self._contents = {str(path): content for path, content in self._digests.items()}
             undrawn = [path for path in paths if maps is not None and not (maps / f"{path.stem}.png").exists()]
             self.there = self._file.keep(self._contents | dict.fromkeys(map(str, undrawn), ""))
 
-    def add(self, captions: Iterable[tuple[Path, Any]]) -> None:
-        """A batch, in the file when this returns."""
+    def add(self, captions: Sequence[tuple[Path, Any]]) -> list[str]:
+        """A batch, of rows in the file when this returns; without images that have changed meanwhile: a line for each."""
         if self._file is not None:
+            from datamodules.files.digests import changed_since
+
             rows = []
+            changed = changed_since({path: self._digests.get(path, "") for path, _ in captions}, self._began)
             for path, each in captions:
+                if path in changed:
+                    continue
                 content = self._contents[str(path)]
                 numbers = round(each.log_prob, 5), len(each.ids), each.ended
                 rows.append(Row(str(path), each.text, *numbers, content, self._file.job))
             self._file.add(rows)
-        elif self._out is not None:
-            self._results |= {image_id_of(path.stem): each.text for path, each in captions}
+            return [f"{path} changed while it was read: caption it again." for path in changed]
+        self._results |= {image_id_of(path.stem): each.text for path, each in captions}
+        if len(self._results) >= 1.1 * self._written:  # all of it is written each time
+            self.finish()
+        return []
+
+    def finish(self) -> None:
+        """What is not in the file yet."""
+        if self._file is None and self._out is not None and len(self._results) > self._written:
             write_caption_results(self._out, self._results, list(self._results))
+            self._written = len(self._results)
 
 
 def _listed(given: Sequence[Path]) -> tuple[list[Path], list[str]]:

@@ -175,7 +175,7 @@ def read_runs(where: Sequence[str | Path]) -> Runs:
         some_run = False
         for root in roots:
             runs, empty = _search(root)
-            some_run = some_run or bool(runs)
+            some_run = some_run or any(os.path.lexists(folder / "results.json") for folder in runs)
             for folder in runs:
                 found.setdefault(folder.resolve(), _read(folder))
             without.update(dict.fromkeys(empty))
@@ -206,17 +206,21 @@ def _search(root: Path) -> tuple[list[Path], list[Path]]:
     finished = sorted(folders_holding(root, "results.json"))
     above = {parent for run in finished for parent in run.parents if parent == root or root in parent.parents}
     if not finished:
-        return [], [root]
+        return ([root], []) if _was_begun(root) else ([], [root])
     runs, empty = set(finished), []
     for folder in sorted(above - runs):
         for child in sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")):
             if child in above or child in runs:
                 continue
-            if any(os.path.lexists(child / name) for name in _BEGUN):
+            if _was_begun(child):
                 runs.add(child)
             else:
                 empty.append(child)
     return sorted(runs), empty
+
+
+def _was_begun(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in _BEGUN)
 
 
 def _read(folder: Path) -> Run:

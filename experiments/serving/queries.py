@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from datamodules.errors import line_of
 from datamodules.formats.caption_results import json_text
 from experiments.serving.index import ImageIndex
 from lightning_modules.retrieval import RetrievalModule
@@ -67,9 +68,9 @@ def as_text(index: ImageIndex, answers: Sequence[Answer]) -> list[str]:
     """A heading for each query, and a line for each image: rank, cosine, file."""
     lines = []
     for answer in answers:
-        asked = f'"{answer.query}"' if isinstance(answer.query, str) else f"like {answer.query}"
+        asked = f'"{line_of(answer.query)}"' if isinstance(answer.query, str) else f"like {line_of(answer.query)}"
         lines.append(f"{asked}, of {len(index):,} images:")
-        lines += [f"{rank:4}  {found.score:.3f}  {found.file}" for rank, found in enumerate(answer.found, 1)]
+        lines += [f"{rank:4}  {found.score:.3f}  {line_of(found.file)}" for rank, found in enumerate(answer.found, 1)]
     return lines
 
 

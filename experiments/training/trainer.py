@@ -88,8 +88,10 @@ class Trainer(pl.Trainer):
         if last is not None:
             ckpt_path = str(last)
         self._require_sound(ckpt_path, resumes=True)
-        if last is None and ckpt_path is not None:  # a resumed run keeps where its first attempt began
-            self.run_folder.update(resumed_from=str(Path(ckpt_path).resolve()))
+        begun_at = None if ckpt_path is None else str(Path(ckpt_path).resolve())
+        # a resumed run keeps where its first attempt began; one that kept nothing begins anew
+        if last is None and self.run_folder.results.resumed_from != begun_at:
+            self.run_folder.update(resumed_from=begun_at)
         self.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         best = self._best
         score = None if best is None else best.best_model_score

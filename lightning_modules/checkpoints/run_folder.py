@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -11,6 +12,7 @@ from typing import Any
 from datamodules.errors import InputError, shown
 from datamodules.files.json_file import DECODER, why
 from datamodules.files.text import read_text
+from datamodules.formats.problems import is_sound
 from datamodules.formats.typed import read_typed
 
 RESULTS_SCHEMA = "crosslight.results/2"
@@ -69,7 +71,8 @@ def require_inside(name: str, where: str) -> None:
         InputError: It is.
     """
     path = PurePath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name:
+    longest = max(map(len, map(os.fsencode, path.parts)), default=0) if is_sound(name) else math.inf
+    if path.is_absolute() or ".." in path.parts or "\0" in name or longest > 255:
         raise InputError(f"{where} is {shown(name)}, which is no file of this folder.")
 
 

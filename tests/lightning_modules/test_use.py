@@ -95,6 +95,9 @@ def test_files_and_lists_that_cannot_be_encoded(loaded: Any, tmp_path: Path) -> 
         loaded.encode_images([])
     with pytest.raises(InputError, match="there are no texts to encode"):
         loaded.encode_texts([])
+    for size in (0, -3):
+        with pytest.raises(InputError, match=f"batch size {size}: give at least 1"):
+            loaded.encode_texts(["a cat"], batch_size=size)
 
 
 def test_a_model_says_what_it_cannot_do_and_what_it_can(loaded: Any) -> None:

@@ -58,7 +58,8 @@ def test_a_table_of_any_format(tmp_path: Path, ending: str, places: list[str]) -
     [
         ("t.xlsx", "x", "ends in none of .csv, .tsv, .jsonl, .parquet"),
         ("t.csv", "path,caption\n", "has no rows"),
-        ("t.csv", "path,caption,path\n", "line 1 names the column 'path' twice"),
+        ("t.csv", "path,caption,path\n", "has the column 'path' twice"),
+        ("t.csv", "\npath,caption\n1.jpg,a dog\n", "line 1 is empty; it has to name the columns"),
         ("t.csv", "path,caption\n1.jpg,a dog, wet\n", "line 2 has 3 fields, .* names 2 columns .*double quotes"),
         ("t.csv", 'path,caption\n1.jpg,"a\nb"\n2.jpg\n', "line 4 has 1 fields"),
         ("t.csv", 'path,caption\n1.jpg,a\n2.jpg,"a dog\n3.jpg,b\n', "begins at line 3 is not sound CSV .*quote is not closed"),
@@ -74,6 +75,13 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, name: str, content:
     with pytest.raises(InputError, match=message) as refused:
         read_table(path, WANTED)
     assert str(path) in str(refused.value)
+
+
+def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    column = pyarrow.array(["a"])
+    pyarrow.parquet.write_table(pyarrow.table([column] * 3, names=["path", "caption", "caption"]), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"t.parquet has the column 'caption' twice"):
+        read_table(tmp_path / "t.parquet", WANTED)
 
 
 def test_parquet_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

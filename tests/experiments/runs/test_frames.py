@@ -89,6 +89,13 @@ def test_what_cannot_be_read_has_a_row_and_a_warning(broken: Path) -> None:
     assert frame["seed"].isna()["foreign"], "none is made up"
 
 
+def test_a_pattern_has_the_runs_that_its_folder_has(broken: Path) -> None:
+    with pytest.warns(UserWarning, match="2 of 6 runs cannot be read"):
+        runs = load_runs(f"{broken}/*")
+    assert runs.frame().set_index("run")["status"]["cut-off"] == "unreadable"
+    assert [path.name for path in runs.without] == ["logs"]
+
+
 def test_places_are_folders_runs_patterns_and_each_run_comes_once(root: Path) -> None:
     assert [run.name for run in load_runs(f"{root}/mwa-?")] == ["mwa-a", "mwa-b"]
     assert len(load_runs(root, root / "mwa-a", str(root / "mwa-*"))) == 4

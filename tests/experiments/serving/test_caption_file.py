@@ -15,6 +15,7 @@ from tiny_data import write_image
 
 import lightning_modules
 from datamodules.errors import InputError
+from experiments.cli import caption
 from experiments.cli.main import run_command
 from experiments.serving.caption_file import CaptionFile, Row
 from lightning_modules.adapters.i_tuning import ITuning
@@ -80,6 +81,41 @@ def test_a_row_is_of_the_image_and_model_that_are_there_now(writer: Any, photos:
     for other in (["--num-beams", "1"], ["--sample", "--seed", "2"]):
         with pytest.raises(InputError, match=r"has captions of another model or decoding. Give another --out"):
             run_command("caption", [*asked, *other])
+
+
+def test_an_image_that_changes_while_it_is_read_has_no_row(
+    writer: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out, file = tmp_path / "captions.jsonl", photos / "a" / "1.jpg"
+    encode = writer.network.encode_images
+
+    def replacing(images: Any) -> Any:
+        write_image(file, 99)
+        return encode(images)
+
+    monkeypatch.setattr(writer.network, "encode_images", replacing)
+    assert run_command("caption", ["run", str(photos), "--workers", "0", "--out", str(out)]) == 1
+    assert f"  {file} changed while it was read: caption it again." in capsys.readouterr().err
+    assert len(rows(out)) == 8
+
+
+def test_results_of_coco_are_not_written_with_every_batch(
+    writer: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = caption.write_caption_results
+
+    def counting(path: Path, captions: Any, image_ids: Any) -> None:
+        written.append(len(captions))
+        write(path, captions, image_ids)
+
+    monkeypatch.setattr(caption, "write_caption_results", counting)
+    for number in range(20, 36):
+        write_image(photos / f"{number}.jpg", number)
+    out = tmp_path / "captions.json"
+    assert run_command("caption", ["run", str(photos), "--workers", "0", "--batch-size", "1", "--out", str(out)]) == 0
+    assert len(json.loads(out.read_text())) == written[-1] == 25
+    assert len(written) < 21
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from kept_figures import keep_figures
+from tiny_data import write_image
 
 import lightning_modules
 from datamodules.errors import InputError
@@ -52,6 +53,17 @@ def test_index_then_search(here: Path, photos: Path, run: Path, capsys: pytest.C
     text, like = json.loads(capsys.readouterr().out)
     assert (text["text"], like["image"], text["images"]) == ("a cat", str(image), 9)
     assert [f"{one['rank']:4}  {one['score']:.3f}  {one['file']}" for one in text["found"]] == lines[1:4]
+
+
+def test_the_name_of_a_file_is_on_one_line(here: Path, model: Any, run: Path, capsys: Any) -> None:
+    photos = here / "photos"
+    write_image(photos / "a\nb.jpg", 1)
+    (photos / "no\nimage.jpg").write_text("words")
+    assert run_command("index", [str(photos), "--run", str(run), "--workers", "0"]) == 1
+    assert f"\n  {photos}/no\\nimage.jpg is not an image" in capsys.readouterr().err
+    assert run_command("search", ["--image", str(photos / "a\nb.jpg")]) == 0
+    name = f"{photos}/a\\nb.jpg"
+    assert capsys.readouterr().out == f"like {name}, of 1 images:\n   1  1.000  {name}\n"
 
 
 def test_words_that_the_model_does_not_know_are_said(here: Path, photos: Path, run: Path, capsys: Any) -> None:

@@ -156,6 +156,7 @@ def cut(folder: Any) -> None:
     (lambda f: edit(f, lambda c: c["adapter"].update(class_path="lightning_modules.adapters.adapter.inspect.Signature")),
      ["cannot be built", "adapter.inspect"]),
     (lambda f: edit(f, lambda c: c["adapter"]["init_args"].update(depth=1)), ["cannot be built", "depth"]),
+    (lambda f: edit(f, lambda c: c["files"].update({"a" * 256: "0"})), ["which is no file of this folder"]),
     (lambda f: edit(f, lambda c: c["files"].update({"../secret": "0"})), ["'../secret', which is no file of this folder"]),
     (lambda f: edit(f, lambda c: c["files"].update({"lost.json": "0"})), ["lacks lost.json"]),
     (drop_a_tensor, ["adapter_model.safetensors was damaged or changed"]),
