@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 
-SCHEMA, LABEL = "crosslight.index/1", "index.json"
+SCHEMA, LABEL = "crosslight.index/2", "index.json"
 _ROUGH = 1e-5  # more than a product of unit vectors in fp32 is wrong by
+_ALIKE = 1e-4  # 1 - cosine of a probe, on devices and in precisions that differ
 _BLOCK = 10_000  # vectors that are copied at once
 
 
@@ -46,6 +47,7 @@ class Label:
 
     Args:
         model: `model_key` of the model that made the vectors.
+        probe: Its `probe`.
         run: The folder that it was loaded from, absolute.
         images: The folder of images, absolute.
         generation: Which one counts; 0 = the first is not finished.
@@ -55,6 +57,7 @@ class Label:
     """
 
     model: str
+    probe: tuple[float, ...]
     run: str
     images: str
     generation: int = 0
@@ -84,13 +87,13 @@ def generation_folder(index: Path, generation: int) -> Path:
     return index / f"generation-{generation:06d}"
 
 
-def require_key(index: Path, label: Label, key: str, run: str | Path) -> None:
-    """See that a model, by its `model_key`, is the one that made an index.
+def require_key(index: Path, label: Label, key: str, probe: tuple[float, ...], run: str | Path) -> None:
+    """See that a model, by its `model_key` and `probe`, is the one that made an index.
 
     Raises:
         InputError: It is another.
     """
-    if key != label.model:
+    if key != label.model or len(probe) != len(label.probe) or 1 - np.dot(probe, label.probe) > _ALIKE:
         raise InputError(
             f"{index} was made with another model ({label.run}) than {run}: their vectors cannot be compared. Give that one as "
             f"--run, give another --index, or remove the folder {index} to begin anew."
@@ -161,9 +164,9 @@ class ImageIndex:
         Raises:
             InputError: They do not.
         """
-        from experiments.serving.models import model_key
+        from experiments.serving.models import model_key, probe
 
-        require_key(self.folder, self.label, model_key(model), run)
+        require_key(self.folder, self.label, model_key(model), probe(model), run)
 
     def search(self, queries_QD: Any, top: int = 10, ann: bool | None = None) -> tuple[NDArray[np.int64], Floats]:
         """The images with the highest cosine, best first; equal ones in the order of their names.

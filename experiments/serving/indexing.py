@@ -25,7 +25,7 @@ from datamodules.formats.caption_results import json_text
 from datamodules.loading.image_files import read_image_files
 from experiments.serving import neighbors
 from experiments.serving.index import LABEL, Floats, ImageIndex, Label, generation_folder, read_label, require_key
-from experiments.serving.models import model_key
+from experiments.serving.models import model_key, probe
 from experiments.serving.progress import progress_bar
 from lightning_modules.retrieval import RetrievalModule
 
@@ -110,7 +110,7 @@ def update_index(
         raise InputError(f"{index} is being updated by another process; wait for it, or give another --index.")
     try:
         with lock:
-            label = _begin(index, Label(model_key(model), _place(run), str(images.absolute()), ann=ann))
+            label = _begin(index, Label(model_key(model), probe(model), _place(run), str(images.absolute()), ann=ann))
             if label.ann:
                 neighbors.require_library()  # before anything takes time
             update = _bring_up(index, label, names, model, how)
@@ -137,7 +137,7 @@ def _begin(index: Path, wanted: Label) -> Label:
         _write_label(index, wanted)
         return wanted
     label = read_label(index)
-    require_key(index, label, wanted.model, wanted.run)
+    require_key(index, label, wanted.model, wanted.probe, wanted.run)
     if label.images != wanted.images and Path(label.images).is_dir():
         raise InputError(f"{index} is of the images in {label.images}. Give another --index for {wanted.images}, or delete it.")
     for folder in index.glob("generation-*"):  # of an update that was killed

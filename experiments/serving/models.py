@@ -8,9 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from datamodules.errors import InputError
+from datamodules.loading.images import evaluation_transform, normalize
+from datamodules.records import ImageBatch
 from lightning_modules.base import TunedModule
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.retrieval import RetrievalModule
@@ -44,7 +48,18 @@ def two_encoders(model: Any, run: str | Path) -> RetrievalModule:
 
 
 def model_key(model: RetrievalModule) -> str:
-    """32 hexadecimal digits that two models share only where they give an image the same vector: over weights and transform."""
+    """32 hexadecimal digits over a model's weights and transform. How these are put together (a pooling, a scale) is not in them:
+    see `probe`."""
     network = backbone_fingerprint(model.network, set())
     about = [network["architecture"], network["weights"], asdict(model.image_input)]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+
+
+def probe(model: RetrievalModule) -> tuple[float, ...]:
+    """The unit vector [D] of one image that is the same everywhere, by which models of equal weights are told apart."""
+    spec = model.image_input
+    side = np.arange(256, dtype=np.uint8)
+    across, down = np.meshgrid(side, side)
+    image = Image.fromarray(np.stack([across, down, across ^ down], axis=-1))
+    pixels = normalize(evaluation_transform(spec)(image)[None], spec)
+    return tuple(model.encode_batch(ImageBatch(("probe",), torch.tensor([0]), pixels))[0].tolist())
