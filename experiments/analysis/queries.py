@@ -34,6 +34,7 @@ def with_data(queries: pd.DataFrame, runs: Runs) -> pd.DataFrame:
     """
     import pandas
 
+    place, queries = queries.index, queries.reset_index(drop=True)  # frames that were put together have rows of one name
     folders = dict(runs.labelled())
     known: dict[Any, Sequence[ImageRecord]] = {}
     parts = []
@@ -43,7 +44,7 @@ def with_data(queries: pd.DataFrame, runs: Runs) -> pd.DataFrame:
         if key not in known:  # runs of one data set share it
             known[key] = records_of(run, data)
         parts.append(_described(rows, kind, known[key], f"{run.folder}, {data}"))
-    return pandas.concat(parts).loc[queries.index] if parts else queries
+    return (pandas.concat(parts).loc[queries.index] if parts else queries).set_axis(place)
 
 
 def records_of(run: Run, data: str) -> Sequence[ImageRecord]:

@@ -4,6 +4,7 @@ gives, and a proposal is one to check, not an answer."""
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def proposals(frame: pd.DataFrame, metric: str, maximize: bool = True, count: in
         expected_C, deviation_C = _process(point_NP, value_N, point_CP)
         chosen = int(np.argmax(_improvement(expected_C, deviation_C, float(value_N.max()))))
         values = [each[chosen] for each in drawn]
-        command = " ".join(f"--{written[name]}={_written(value)}" for name, value in zip(names, values, strict=True))
+        command = shlex.join(f"--{written[name]}={_written(value)}" for name, value in zip(names, values, strict=True))
         rows.append({**dict(zip(names, values, strict=True)), "expected": sign * (mean + scale * float(expected_C[chosen])),
                      "deviation": scale * float(deviation_C[chosen]), "command": command})  # fmt: skip
         point_NP, value_N = np.vstack([point_NP, point_CP[chosen]]), np.append(value_N, expected_C[chosen])

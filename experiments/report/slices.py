@@ -87,10 +87,19 @@ def disagreements(queries: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
 
 
 def beside(queries: pd.DataFrame) -> pd.DataFrame:
-    """A row a query, with the rank of each run in a column of its own."""
+    """A row a query, with the rank of each run in a column of its own.
+
+    Raises:
+        InputError: There are no ranks; or, where `with_data` has said the images, queries of one place are of different ones.
+    """
     ranked = queries.dropna(subset=["rank"])
     if ranked.empty:
         raise InputError("these queries have no ranks: they are of runs that write captions. Compare their scores instead.")
+    if "image_id" in ranked and (ranked.groupby(_QUERY, observed=True)["image_id"].nunique() > 1).any():
+        raise InputError(
+            "these runs were tested on data of one name that are not the same images, so their queries are no pairs: compare "
+            "runs of one data set."
+        )
     about = [column for column in ("image", "image_id", "file", "caption", "words", "categories") if column in ranked]
     first = ranked.drop_duplicates(_QUERY).set_index(_QUERY)[about]
     return first.join(ranked.pivot(index=_QUERY, columns="run", values="rank")).reset_index()

@@ -262,10 +262,14 @@ def _further(run: Run, results: Results, problem: str | None) -> dict[str, Any]:
 
 
 def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as a frame, with the options in which they differ; lists and the like are JSON. `frame.attrs["options"]` has the
-    columns that are options, with what they are called on a command line."""
+    """Rows as a frame, with the options in which they differ; lists and the like are JSON, and whole numbers stay whole where
+    runs lack them. `frame.attrs["options"]` has the columns that are options, with what they are called on a command line."""
     columns, lines, options = table_of(rows)
     frame = _pandas().DataFrame(lines, columns=columns)
+    for name in options:
+        values = [line.get(name) for line in lines]
+        if None in values and all(value is None or type(value) is int for value in values):
+            frame[name] = _pandas().Series(values, dtype=object)
     frame.attrs["options"] = options
     return frame
 

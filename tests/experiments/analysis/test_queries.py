@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import yaml
 from fake_runs import write_run
@@ -56,6 +57,13 @@ def test_a_query_has_its_caption_and_image(runs: Runs) -> None:
     assert [Path(name).stem for name in to_text["image_id"]] == ["0", "1", "2"]
     part = with_data(runs.per_query().iloc[[6, 4]], runs)
     assert part["caption"].tolist() == ["The sea.", "A wet dog runs."], "in the order that was given"
+
+
+def test_frames_that_were_put_together_keep_their_rows(runs: Runs) -> None:
+    queries = runs.per_query()
+    both = with_data(pandas.concat([queries.iloc[:2], queries.iloc[:3]]), runs)
+    assert both.index.tolist() == [0, 1, 0, 1, 2]
+    assert both["image_id"].tolist() == with_data(queries, runs)["image_id"].iloc[[0, 1, 0, 1, 2]].tolist()
 
 
 def test_what_was_found_is_by_the_scores_that_the_run_kept(runs: Runs) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
 import numpy as np
 import pandas
 import pytest
 
 from datamodules.errors import InputError
 from experiments.report.importance import importance, proposals, varied
+from experiments.runs.frames import Row, frame_of
 
 OPTIONS = {"lr": "model.init_args.optimization.lr", "decay": "model.init_args.optimization.weight_decay",
            "adapter": "model.init_args.adapter", "adapter.mid": "model.init_args.adapter.init_args.mid"}  # fmt: skip
@@ -66,3 +70,16 @@ def test_too_few_runs_are_an_error(frame: pandas.DataFrame) -> None:
         proposals(frame.assign(lr=0.1, decay=0.1), "val/rsum")
     with pytest.raises(InputError, match="no run has val/cider; the metrics are val/rsum"):
         varied(frame, "val/cider")
+
+
+def test_a_command_has_whole_numbers_and_can_be_copied_where_a_run_lacks_the_option() -> None:
+    def row(number: int, options: dict[str, object]) -> Row:
+        return Row({"run": f"run-{number}"}, {"coco/test/rsum": float(number * number % 7)} if options else {}, options)
+
+    runs = [row(number, {"model.mid": 2**number, "model.targets": ["a b", number % 2]}) for number in range(1, 7)]
+    frame = frame_of([*runs, row(7, {})])
+    assert frame["model.mid"].tolist() == [2, 4, 8, 16, 32, 64, None]
+    for command in proposals(frame, "coco/test/rsum")["command"]:
+        mid, targets = shlex.split(command)
+        assert str(int(mid.removeprefix("--model.mid="))) == mid.removeprefix("--model.mid=")
+        assert json.loads(targets.removeprefix("--model.targets="))[0] == "a b"

@@ -60,5 +60,8 @@ def test_disagreements_are_ratios_of_ranks(queries: pandas.DataFrame) -> None:
         slices.disagreements(queries, "one", "third")
     with pytest.raises(InputError, match="on no data that both have"):
         slices.disagreements(queries.assign(data=queries["run"]), "one", "other")
+    elsewhere = queries["run"] + queries["image"].astype(str)
+    with pytest.raises(InputError, match="data of one name that are not the same images"):
+        slices.disagreements(queries.assign(image_id=elsewhere), "one", "other")
     with pytest.raises(InputError, match="have no ranks"):
         slices.hardest(queries.assign(rank=np.nan))
