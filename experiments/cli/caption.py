@@ -153,8 +153,10 @@ class _Kept:
         return []
 
     def finish(self) -> None:
-        """What is not in the file yet."""
-        if self._file is None and self._out is not None and len(self._results) > self._written:
+        """What is not in the file yet; others may write it then."""
+        if self._file is not None:
+            self._file.close()
+        elif self._out is not None and len(self._results) > self._written:
             write_caption_results(self._out, self._results, list(self._results))
             self._written = len(self._results)
 

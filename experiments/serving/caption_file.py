@@ -16,6 +16,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
+from datamodules.files.locks import take_lock
 from datamodules.formats.caption_results import json_text
 from datamodules.formats.typed import read_typed
 
@@ -49,18 +50,34 @@ _COLUMNS = tuple(field.name for field in fields(Row))
 
 
 class CaptionFile:
-    """The rows of a file, JSON lines (.jsonl) or CSV.
+    """The rows of a file, JSON lines (.jsonl) or CSV, which this process alone writes until it is closed.
 
     Args:
         path: The file; made with the first row.
         job: Of the captions that are added.
 
     Raises:
-        InputError: It holds captions of another job, or no captions.
+        InputError: It holds captions of another job, or no captions; or another process writes it.
     """
 
     def __init__(self, path: Path, job: str) -> None:
         self.path, self.job = path, job
+        lock = take_lock(path.with_name(f".{path.name}.lock"))
+        if lock is None:
+            raise InputError(f"--out {path} is being written by another process; wait for it, or give another --out.")
+        self._lock = lock
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let others write."""
+        self._lock.close()
+
+    def _begin(self) -> None:
+        path, job = self.path, self.job
         self._csv = path.suffix.lower() == ".csv"
         content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]  # a killed process may have left half a row

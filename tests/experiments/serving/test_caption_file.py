@@ -118,6 +118,19 @@ def test_results_of_coco_are_not_written_with_every_batch(
     assert len(written) < 21
 
 
+def test_two_processes_never_write_one_file(writer: Any, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "captions.jsonl"
+    asked = ["run", str(photos), "--workers", "0", "--out", str(out)]
+    other = CaptionFile(out, "job")
+    with pytest.raises(InputError, match=f"--out {out} is being written by another process; wait for it, or give another --out"):
+        run_command("caption", asked)
+    assert not out.exists()
+    other.close()
+    assert run_command("caption", asked) == 0
+    assert run_command("caption", asked) == 0
+    assert len(rows(out)) == 9
+
+
 @pytest.mark.parametrize(
     ("name", "content", "row"),
     [("a.jsonl", '{"file": "a"}\n', 1), ("b.jsonl", "words\n", 1), ("a.csv", "file,caption\na,b\n", 1), ("b.csv", "\0\n", 1)],
