@@ -52,6 +52,7 @@ class Neighbors:
 
     def __init__(self, file: Path, content: NDArray[np.uint8] | None, digests_N: NDArray[np.bytes_]) -> None:
         index = require_library()
+        self._content = content  # what usearch looks into must stay
         try:
             self._found: Any = None if content is None else index.restore(content, view=True)
         except Exception as error:  # of the library and of what is below it
