@@ -11,7 +11,7 @@ import torch
 
 from datamodules.errors import InputError
 from datamodules.files.releases import TOKENIZER, tokenizer_file
-from lightning_modules.checkpoints.adapter_export import export_adapter, sha256_of
+from lightning_modules.checkpoints.adapter_export import export_adapter
 from lightning_modules.checkpoints.fresh import brought_later
 from lightning_modules.checkpoints.model_card import Origins, Task
 from lightning_modules.checkpoints.places import (
@@ -21,6 +21,7 @@ from lightning_modules.checkpoints.places import (
     Keys,
     is_path,
     replaced,
+    sha256_of,
     short_names,
     split_part,
     texts,

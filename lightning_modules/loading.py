@@ -168,11 +168,12 @@ def _load_export(
     folder: Path, trust: Collection[str], backbone: str | Path | None, tokenizer: str | Path | None
 ) -> LightningModule:
     source = str(folder / CONFIG_FILE)
-    origin = read_adapter_config(folder).backbone_config
+    config = read_adapter_config(folder)
+    origin = config.backbone_config
     if origin is None:
         raise InputError(f"{source} does not say how its backbone is built. Use load_adapter(network, folder).")
     with brought_later():
-        section = with_tokenizer(resolved(origin.model, folder, source, backbone), tokenizer, source)
+        section = with_tokenizer(resolved(origin.model, folder, source, backbone, config.backbone_files), tokenizer, source)
         model = build(section, origin.seed, source, trust)
     load_adapter(model.network, folder, objective=model.objective, trust=trust, backbone=backbone)
     return model.eval()

@@ -74,7 +74,7 @@ def add_backbone(parser: Parser) -> None:
     parser.add_argument(
         "--backbone", metavar="PATH",
         help="where the weights lie that an export needs, or what a run names by a path and that has moved (the run it started "
-        "from, weights): the file or folder itself, or a folder that holds all of them by their names",
+        "from, weights): the file or folder itself, or a folder that holds all of them",
     )  # fmt: skip
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="a tokenizer in place of the one that a run or an export names: a folder, or a name"

@@ -16,7 +16,7 @@ from experiments.pretraining.card import card, chosen_by
 from experiments.runs.results import read_results
 from experiments.sweep.launches import Launch
 from lightning_modules.checkpoints import miniatures
-from lightning_modules.checkpoints.adapter_export import sha256_of
+from lightning_modules.checkpoints.places import sha256_of
 from lightning_modules.checkpoints.stored import stored
 from lightning_modules.checkpoints.weights import require_finite, write_weights
 

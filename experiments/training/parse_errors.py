@@ -291,7 +291,7 @@ def _closest(name: str, options: list[str], class_arguments: dict[str, str]) -> 
     parent, _, tail = name.rpartition(".")
     if parent.split(".")[0] in ("model", "data", "evaluate"):  # inside a class
         begun = sorted((each for each in class_arguments if len(tail) > 2 and each.startswith(tail)), key=len)
-        close = begun[:1] or difflib.get_close_matches(tail, class_arguments, 1)
+        close = begun[:1] or difflib.get_close_matches(tail, class_arguments, 1, 0.7)
         if close and "init_args" not in parent.split("."):  # left out or mistyped
             return [class_arguments[close[0]]]
         return [f"{parent}.{each}" for each in close]

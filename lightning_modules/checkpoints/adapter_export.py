@@ -14,7 +14,6 @@ Nothing in it is executed when it is loaded; the adapter's class must be ours or
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -36,7 +35,7 @@ from lightning_modules.adapters.tuning import count_parameters
 from lightning_modules.checkpoints.fingerprint import Fingerprint, backbone_fingerprint
 from lightning_modules.checkpoints.fresh import note_brought
 from lightning_modules.checkpoints.model_card import CARD_FILE, Origins, Task, card
-from lightning_modules.checkpoints.places import inside, resolved, texts
+from lightning_modules.checkpoints.places import inside, resolved, sha256_of, texts
 from lightning_modules.checkpoints.trainable import OBJECTIVE, load_exactly, load_objective, split_objective, trainable_state_dict
 from lightning_modules.checkpoints.trust import is_ours, require_trusted
 from lightning_modules.checkpoints.weights import misfits, read_weights, write_weights
@@ -230,12 +229,6 @@ def _require_same(folder: Path, content: str, files: Mapping[str, str], card_fil
         )
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 _TEXTS = (".json", ".txt", ".model", ".spm", ".jinja")  # of a folder of Hugging Face's: its tokenizer and configuration
 _SETTINGS = ("config.json", "tokenizer_config.json")  # some of them remember where they lay
 
@@ -366,7 +359,7 @@ def load_adapter(
         )
     adapter = None
     if config.adapter is not None:
-        adapter = build_adapter(resolved(config.adapter, folder, source, backbone), source, trust)
+        adapter = build_adapter(resolved(config.adapter, folder, source, backbone, config.backbone_files), source, trust)
     frozen = read_weights(folder / BACKBONE_FILE) if BACKBONE_FILE in config.files else {}
     state, learnt = split_objective(state)
     own = network.state_dict()

@@ -101,7 +101,7 @@ def _weights_file(source: Path) -> Path:
     if not source.exists():
         raise InputError(
             f"init_from {source} does not exist (it is relative to {Path.cwd()}). If it was moved, say where it is now: "
-            "model.init_from of a training or test; `backbone` of load, --backbone of export and caption. If it is on the "
+            "model.init_from of a training or test; `backbone` of load, --backbone of a command. If it is on the "
             "Hugging Face Hub, fetch it first: `crosslight pull OWNER/NAME`."
         )
     raise InputError(f"init_from {source}: neither a weights file, a run folder, nor an adapter export.")

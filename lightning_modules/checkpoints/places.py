@@ -4,7 +4,7 @@ A section names the tokenizer, weights (files, or folders of Hugging Face's) and
 none of these is a path of the machine that wrote it:
 
     export:files/NAME        in the export itself: tokenizers, and whatever else is no weights
-    backbone:NAME            weights of the backbone: not in the export, found by their name or where the caller says
+    backbone:NAME            weights of the backbone: not in the export, found where the caller says, by their name or content
 
 A hub name, or that of an official file or of a miniature, stays as it is. A value may end in `#PREFIX`, a part of a weights file
 (weights.py).
@@ -12,8 +12,9 @@ A hub name, or that of an official file or of a miniature, stays as it is. A val
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,7 +31,7 @@ PARENT = "init_from"
 _NAMING = ("tokenizer", "weights", "name", PARENT)  # arguments whose value may be a path without looking like one
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz")
 _OFFICIAL = {name for whole in (*CHECKPOINTS, *UNITER_CHECKPOINTS, TOKENIZER) for name in (whole, Path(whole).stem)}
-_REMEDY = f"give `backbone` of load, --backbone of export and caption, or {VARIABLE}"
+_REMEDY = f"give `backbone` of load, --backbone of a command, or {VARIABLE}"
 
 Keys = tuple[str | int, ...]
 
@@ -175,8 +176,15 @@ def found_again(section: Any, folder: Path, backbone: str | Path | None) -> Any:
 # -------------------------------------------------------------------------------------------------------------- exports
 
 
-def resolved(section: Any, folder: Path, source: str, backbone: str | Path | None) -> Any:
+def resolved(section: Any, folder: Path, source: str, backbone: str | Path | None, sums: Mapping[str, str]) -> Any:
     """The section of an export with paths of this machine in it.
+
+    Args:
+        section: Of the export.
+        folder: The export.
+        source: The section's file, for errors.
+        backbone: Where the weights lie that it names: a file, or a folder that has them by their names, or by other names.
+        sums: SHA-256 of these files, as the export lists them.
 
     Raises:
         InputError: A path leads out of the export, or a part of the backbone is not found; says how to tell where it is.
@@ -190,12 +198,13 @@ def resolved(section: Any, folder: Path, source: str, backbone: str | Path | Non
         if value.startswith(BACKBONE):
             name, part = split_part(value.removeprefix(BACKBONE))
             inside(folder, name, source)
-            place = None if given is None else _place(given, name, alone=len(wanted) == 1)
+            files = {file: digest for file, digest in sums.items() if file == name or file.startswith(f"{name}/")}
+            place = None if given is None else _place(given, name, alone=len(wanted) == 1) or _same_content(given, name, files)
             if place is None and name not in _OFFICIAL:
                 where = f"not in {given}" if given is not None else "not in the export"
                 raise InputError(
-                    f"{source}: the backbone needs {name} ({'.'.join(map(str, keys))}), which is {where}. "
-                    f"Say where it is, the file or a folder that holds it by this name: {_REMEDY}."
+                    f"{source}: the backbone needs {', '.join(files) or name} ({'.'.join(map(str, keys))}), which is {where}. "
+                    f"Say where it is, the file or a folder that holds it (its name there does not matter): {_REMEDY}."
                 )
             return f"{place or name}{part}"
         if os.path.isabs(value) or value.startswith("~/") or ".." in PurePosixPath(value).parts:
@@ -219,3 +228,20 @@ def _place(given: Path, name: str, alone: bool) -> Path | None:
     if (given / name).exists():
         return given / name
     return given if alone else None
+
+
+def _same_content(folder: Path, name: str, files: Mapping[str, str]) -> Path | None:
+    """What has another name in a folder: the file, or the folder with the files, of these SHA-256."""
+
+    def same(path: Path, file: str) -> bool:  # the ending first: others need not be read
+        return path.suffix == Path(file).suffix and path.is_file() and sha256_of(path) == files[file]
+
+    entries = sorted(folder.iterdir()) if files and folder.is_dir() else []
+    places = (entry for entry in entries if all(same(entry / file[len(name) :].lstrip("/"), file) for file in files))
+    return next(places, None)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -74,8 +74,12 @@ def test_an_export_holds_all_but_the_backbones_weights(tmp_path: Path) -> None:
     loaded: Any = lightning_modules.load(folder, backbone=tmp_path / "gone")
     assert same(loaded, model)
     assert loaded.network.inputs.text.tokenizer == str(folder / "files" / "words")
-    with pytest.raises(InputError, match=r"image/tower.safetensors .* which is not in .*image"):
+    with pytest.raises(InputError, match=r"text/tower.safetensors .* which is not in .*image"):
         lightning_modules.load(folder, backbone=tmp_path / "gone" / "image")
+    (tmp_path / "weights").mkdir()
+    for name in ("image", "text"):  # as another person calls them
+        (tmp_path / "gone" / name / "tower.safetensors").rename(tmp_path / "weights" / f"my_{name}.safetensors")
+    assert same(lightning_modules.load(folder, backbone=tmp_path / "weights"), model)
 
 
 def test_a_backbone_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
