@@ -84,8 +84,8 @@ def summed_cost(launches: Sequence[Launch]) -> str:
     parts = [_hours(amount, device) for device, amount in hours.items()]
     parts += [f"up to {max(memory):g} GB of memory a device"] if memory else []
     parts += [f"{sum(disk.values()):.0f} GB of data and weights"] if any(disk.values()) else []
-    parts += [f"{unknown} runs without an estimate"] if unknown else []
-    return f"still to run: {len(launches)}: " + ", ".join(parts)
+    parts += [f"{unknown} of them without an estimate"] if unknown else []
+    return f"still to run: {len(launches)}; " + ", ".join(parts)
 
 
 def _hours(hours: float, device: str) -> str:

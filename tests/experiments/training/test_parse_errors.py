@@ -84,6 +84,12 @@ def test_unknown_option_on_the_command_line(wrong: str, meant: str, fail: Fail) 
     assert fail(*TINY, *MWA, wrong) == f"there is no option {name} (on the command line).\nDid you mean {meant}?"
 
 
+def test_nothing_far_fetched_is_proposed(fail: Fail) -> None:
+    name = "--model.init_args.optimization.lrate"
+    message = fail(*TINY, *MWA, f"{name}=1")
+    assert message == f"there is no option {name} (on the command line).\nSee crosslight fit --help-all."
+
+
 @pytest.mark.parametrize(
     ("wrong", "meant"),
     [
