@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import math
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -307,9 +308,13 @@ def _shortest(names: Sequence[str]) -> dict[str, str]:
     return {name: tail if tails[tail := name.rpartition(".")[2]] == 1 else name for name in names}
 
 
+# Shown by its name alone: the whole path would leave the scores no room.
+_OUR_CLASS = re.compile(r"^(?:lightning_modules|datamodules)(?:\.\w+)+\.([A-Z]\w*)$")
+
+
 def _option(name: str) -> tuple[Callable[[dict[str, Any]], str], Callable[[dict[str, Any]], Any]]:
     def text(row: dict[str, Any]) -> str:
-        return option_text(row["options"][name]) if name in row["options"] else NONE
+        return _OUR_CLASS.sub(r"\1", option_text(row["options"][name])) if name in row["options"] else NONE
 
     return text, lambda row: row["options"].get(name)
 

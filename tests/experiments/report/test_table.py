@@ -208,6 +208,13 @@ def test_a_validation_alone_is_a_row(tmp_path: Path) -> None:
     assert column(text, "rsum") == ["–", "60.0"]
 
 
+def test_a_class_of_ours_is_shown_by_its_name_and_anothers_by_its_path(tmp_path: Path) -> None:
+    for path in ("lightning_modules.networks.beit3.BEiT3Retrieval", "my_file.Network"):
+        folder = write_run(tmp_path / path, path[:3], seed=0, evaluations=(evaluation(60.0),))
+        (folder / "config.yaml").write_text(yaml.safe_dump(changed(model__init_args__network={"class_path": path})))
+    assert column(markdown(rows(find_runs([tmp_path]))), "network") == ["BEiT3Retrieval", "my_file.Network"]
+
+
 def test_options_without_room_are_named(tmp_path: Path) -> None:
     """Two models differ in all of their options; what differs within a name is shown before them."""
     for name, lr, sizes in (("a", 1e-3, 1), ("a", 2e-3, 1), ("b", 1e-3, 2)):
