@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
             bar.advance(task, len(batch.captions) + len(batch.broken))
     kept.finish()
     if options.out is not None:
-        tell(f"{options.out}: {len(todo) - len(broken):,} captions more, {len(kept.there):,} were there")
+        tell(f"{options.out}: {len(todo) - len(broken):,} captions written, {len(kept.there):,} were there")
     tell_others(others)
     return tell_broken(broken)
 

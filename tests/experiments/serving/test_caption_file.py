@@ -59,7 +59,7 @@ def test_a_folder_is_gone_on_with(writer: Any, photos: Path, tmp_path: Path, end
     run_command("caption", [*asked, "--out", str(out)])
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 9 - there
-    assert f"{out}: {9 - there} captions more, {there} were there" in said.err
+    assert f"{out}: {9 - there} captions written, {there} were there" in said.err
     alike = [{**row, "log_prob": round(float(row["log_prob"]), 3)} for row in rows(whole)]
     assert [{**row, "log_prob": round(float(row["log_prob"]), 3)} for row in rows(out)] == alike
 
