@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -151,6 +151,15 @@ def test_a_row_tells_of_its_own_attempt(fake: Callable[..., Launch], tmp_path: P
     assert "killed by signal 50;" in why_it_ended(log, -50, start=log.stat().st_size)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """A process that a shell starts in the background ignores Ctrl-C, and so would the tests in it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_stops_in_order_and_the_next_call_goes_on(fake: Callable[..., Launch], tmp_path: Path) -> None:
     go = tmp_path / "go"
     launches = [fake("a"), fake("b", until=go), fake("deaf", until=go, deaf=1), fake("c")]
