@@ -83,6 +83,7 @@ class Page:
 
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
+        self.report = report_environment().globals  # its style and scripts, read once
         self.templates = Environment(
             loader=PackageLoader("experiments.page", "templates"),
             autoescape=True,
@@ -231,15 +232,15 @@ class Page:
 
     def style(self, request: Request) -> Response:
         """The report's, and what the page adds to it."""
-        return Response(f"{report_environment().globals['style']}\n{self._source('page.css')}", media_type="text/css")
+        return Response(f"{self.report['style']}\n{self._source('page.css')}", media_type="text/css")
 
     def light(self, request: Request) -> Response:
-        """What must be known before the page is drawn."""
-        return Response(self._source("light.js"), media_type="text/javascript")
+        """The report's: what must be known before the page is drawn."""
+        return Response(str(self.report["light"]), media_type="text/javascript")
 
     def script(self, request: Request) -> Response:
         """The report's, and what the page adds to it."""
-        both = f"{report_environment().globals['script']}\n{self._source('page.js')}"
+        both = f"{self.report['script']}\n{self._source('page.js')}"
         return Response(both, media_type="text/javascript")
 
     def _source(self, name: str) -> str:

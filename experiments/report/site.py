@@ -307,7 +307,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     assert found.loader is not None
-    for name in ("style.css", "script.js"):
+    for name in ("style.css", "light.js", "script.js"):
         source, _, _ = found.loader.get_source(found, name)
         found.globals[name.partition(".")[0]] = Markup(source)  # own text, nothing of a run
     filters: dict[str, Callable[..., Any]] = {
