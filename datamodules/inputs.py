@@ -5,8 +5,12 @@ A network names these (`network.inputs`), data modules read them from there, so 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from datamodules.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -32,20 +36,68 @@ class RegionInput:
     feature_width: int
 
 
+class TextTokenizer(ABC):
+    """A tokenizer that is no folder and no file of those that `TextInput` knows: a library's own, say. A network gives an object
+    of it as `TextInput.tokenizer`. Data workers get a copy, so it must survive pickling.
+
+    Attributes:
+        name: What messages call it.
+        vocabulary_size: Number of ids, special tokens included.
+        special: How many special tokens `rows` puts around a text.
+        unknown: The id of words that the vocabulary lacks; None where every text has ids.
+    """
+
+    name: str
+    vocabulary_size: int
+    special: int
+    unknown: int | None = None
+
+    @abstractmethod
+    def rows(self, texts: Sequence[str], most: int) -> list[list[int]]:
+        """The ids of each text as the network reads them: cut to `most` with the special tokens, and not padded."""
+
+    @abstractmethod
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """All ids of each text, without special tokens, however many."""
+
+    @abstractmethod
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each id as the vocabulary writes it."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that has these ids."""
+
+
+PROMPT = "{}"  # the text as it is
+
+
 @dataclass(frozen=True)
 class TextInput:
-    """`tokenizer` is a Hugging Face name, a local folder, or a sentencepiece file of BEiT-3's kind (`.../beit3.spm`; the bare
-    name fetches the official one). None: captions must come as token ids, from files that name their special tokens.
+    """`tokenizer` is a Hugging Face name, a local folder, a sentencepiece file of BEiT-3's kind (`.../beit3.spm`; the bare
+    name fetches the official one), or an object (`TextTokenizer`). None: captions must come as token ids, from files that name
+    their special tokens.
 
     `max_tokens` counts special tokens, longer captions are cut. `vocabulary` is the number of rows of the network's token table:
     a tokenizer with more ids is refused (None: not checked). `before` is put before every caption that a language model learns to
     write: a space behind a prompt, since most tokenizers have other tokens for the first word of a text.
+
+    `prompt` is what two encoders read in place of every text, with the text at {}: "a photo of {}". The tokenizer puts texts into
+    it, so that training, tests, searches and whatever else reads texts have the same.
+
+    Raises:
+        InputError: The prompt has no {}, or several.
     """
 
-    tokenizer: str | None
+    tokenizer: str | TextTokenizer | None
     max_tokens: int = 64
     vocabulary: int | None = None
     before: str = ""
+    prompt: str = PROMPT
+
+    def __post_init__(self) -> None:
+        if self.prompt.count(PROMPT) != 1:
+            raise InputError(f'prompt is {self.prompt!r}; it needs {{}} once, where the text goes: "a photo of {{}}".')
 
 
 @dataclass(frozen=True)

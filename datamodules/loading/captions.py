@@ -144,7 +144,7 @@ class CaptionTokenizer(Tokenizer):
     """
 
     def __init__(self, spec: TextInput) -> None:
-        if spec.tokenizer is None:
+        if not isinstance(spec.tokenizer, str):
             raise InputError("the network writes captions and names no tokenizer: set that of its language model.")
         super().__init__(spec)
         end = self._tokenizer.eos_token_id

@@ -26,7 +26,10 @@ def require_ids(records: Sequence[ImageRecord], tokenizer: Tokenizer) -> None:
 def words_of(captions: Sequence[Caption], tokenizer: Tokenizer, enough: int = 0) -> list[int]:
     """Tokens of each caption without special ones; of captions whose characters are not more than `enough`, those (no tokenizer
     makes more tokens than bytes)."""
-    words = [len(caption.text.encode()) if caption.token_ids is None else len(caption.token_ids) for caption in captions]
+    words = [
+        len(tokenizer.as_read(caption.text).encode()) if caption.token_ids is None else len(caption.token_ids)
+        for caption in captions
+    ]
     unsure = [row for row, caption in enumerate(captions) if caption.token_ids is None and words[row] > enough]
     for first in range(0, len(unsure), 1000):
         rows = unsure[first : first + 1000]
@@ -40,7 +43,9 @@ def cut_of(captions: Sequence[Caption], tokenizer: Tokenizer) -> int:
     front; short texts of other letters are looked at, too, since some become several."""
     long = [
         caption for caption in captions
-        if caption.token_ids is not None or len(caption.text) >= tokenizer.room or not caption.text.isascii()
+        if caption.token_ids is not None
+        or len(text := tokenizer.as_read(caption.text)) >= tokenizer.room
+        or not text.isascii()
     ]  # fmt: skip
     return sum(words > tokenizer.room for words in words_of(long, tokenizer))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +19,7 @@ from datamodules.files.hub import without_waiting
 from datamodules.files.releases import RELEASE, TOKENIZER, tokenizer_file
 from datamodules.formats.beit3_index import BEIT3_IDS
 from datamodules.formats.problems import is_sound
-from datamodules.inputs import TextInput
+from datamodules.inputs import PROMPT, TextInput, TextTokenizer
 from datamodules.records import FileIds
 
 _SENTENCEPIECE = (".spm", ".model")
@@ -29,7 +30,8 @@ class TextWarning(UserWarning):
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer, by hub name or local folder, or BEiT-3's sentencepiece file; cuts and pads as `TextInput` says.
+    """A Hugging Face tokenizer, by hub name or local folder, BEiT-3's sentencepiece file, or the network's own object; puts texts
+    into the prompt, cuts and pads as `TextInput` says.
 
     Args:
         spec: What the network names. Without a tokenizer, captions have to be token ids.
@@ -42,8 +44,10 @@ class Tokenizer:
 
     def __init__(self, spec: TextInput, file_ids: FileIds = BEIT3_IDS) -> None:
         self.max_tokens = spec.max_tokens
+        self.prompt = spec.prompt
         self.file_ids = file_ids
-        self._tokenizer: Any = None
+        self._tokenizer: Any = None  # of Hugging Face
+        self._own: TextTokenizer | None = None
         if spec.tokenizer is None:
             if file_ids.size is None:
                 raise InputError(
@@ -51,6 +55,8 @@ class Tokenizer:
                     "regions.text_db of the data, or the network's tokenizer."
                 )
             self.name = file_ids.maker
+        elif isinstance(spec.tokenizer, TextTokenizer):
+            self._own, self.name = spec.tokenizer, spec.tokenizer.name
         else:
             self._load(spec.tokenizer)
         if spec.vocabulary is not None and self.vocabulary_size > spec.vocabulary:
@@ -76,6 +82,8 @@ class Tokenizer:
     @property
     def vocabulary_size(self) -> int:
         """Number of ids, special tokens included (64,002 for beit3.spm)."""
+        if self._own is not None:
+            return self._own.vocabulary_size
         if self._tokenizer is None:
             assert self.file_ids.size is not None
             return self.file_ids.size
@@ -84,27 +92,50 @@ class Tokenizer:
     @property
     def room(self) -> int:
         """Tokens of a text that are kept: those beyond are cut, and special ones put around the rest."""
+        if self._own is not None:
+            return self.max_tokens - self._own.special
         return self.max_tokens - (2 if self._tokenizer is None else self._tokenizer.num_special_tokens_to_add())
+
+    def as_read(self, text: str) -> str:
+        """The text in the prompt."""
+        return self.prompt.replace(PROMPT, text)
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (int64) and mask (bool, True = real token), both [B, T], T the longest of the batch."""
+        texts = list(map(self.as_read, texts))
+        if self._own is not None:
+            with self._sound(texts):
+                return _padded(self._own.rows(texts, self.max_tokens), 0)
         encoded = self._encoded(texts, padding="longest", truncation=True, max_length=self.max_tokens, return_tensors="pt")
         return encoded["input_ids"].to(torch.int64), encoded["attention_mask"].to(torch.bool)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """All ids of each text, without special tokens, however many."""
+        """All ids of each text in the prompt, without special tokens, however many."""
+        return self._ids(list(map(self.as_read, texts)))
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._own is not None:
+            with self._sound(texts):
+                return self._own.ids(texts)
         return self._encoded(texts, add_special_tokens=False, verbose=False)["input_ids"]  # it warns of long ones
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each id as the vocabulary writes it, such as ##ing; without a tokenizer its number."""
+        if self._own is not None:
+            return self._own.pieces(ids)
         return list(map(str, ids)) if self._tokenizer is None else self._tokenizer.convert_ids_to_tokens(list(ids))
+
+    @property
+    def _unknown(self) -> int | None:
+        """The id of words that the vocabulary lacks, where there is one."""
+        return self._own.unknown if self._own is not None else getattr(self._tokenizer, "unk_token_id", None)
 
     def remarks(self, texts: Sequence[str]) -> list[str]:
         """What the network does not read as it stands, a line each: words that the vocabulary lacks, the end of long texts."""
         lines = []
         for text, ids in zip(texts, self.ids(texts), strict=True):
-            kept = self._tokenizer.decode(ids[: self.room])
-            if self._tokenizer.unk_token_id in ids:
+            kept = (self._own or self._tokenizer).decode(ids[: self.room])
+            if self._unknown in ids:
                 lines.append(f"{shown(text)}: the model does not know all of its words, and reads {shown(kept)}")
             elif len(ids) > self.room:
                 lines.append(f"{shown(text)}: longer than the {self.max_tokens} tokens of the model, which reads {shown(kept)}")
@@ -113,16 +144,22 @@ class Tokenizer:
     def unknown_words(self, texts: Iterable[str]) -> dict[str, int]:
         """Words that the vocabulary lacks and how often they come, the most frequent first. Words are what stands between spaces:
         each is looked at once, however long the texts are."""
-        if self._tokenizer is None or self._tokenizer.unk_token_id is None:
+        if self._unknown is None:
             return {}
-        words = Counter(word for text in texts for word in text.split())
-        known = zip(words.most_common(), self.ids([word for word, _ in words.most_common()]) if words else (), strict=True)
-        return {word: count for (word, count), ids in known if self._tokenizer.unk_token_id in ids}
+        words = Counter(word for text in texts for word in self.as_read(text).split())
+        known = zip(words.most_common(), self._ids([word for word, _ in words.most_common()]) if words else (), strict=True)
+        return {word: count for (word, count), ids in known if self._unknown in ids}
 
     def _encoded(self, texts: Sequence[str], **options: Any) -> Any:
         self.require_tokenizer()
-        try:
+        with self._sound(texts):
             return self._tokenizer(list(texts), **options)
+
+    @contextmanager
+    def _sound(self, texts: Sequence[str]) -> Iterator[None]:
+        """What a tokenizer makes of half a character, as an `InputError`."""
+        try:
+            yield
         except (TypeError, UnicodeError):
             if (broken := next((text for text in texts if not is_sound(text)), None)) is None:
                 raise
@@ -134,7 +171,7 @@ class Tokenizer:
         Raises:
             InputError: the network names no tokenizer.
         """
-        if self._tokenizer is None:
+        if self._tokenizer is None and self._own is None:
             raise InputError(
                 f"captions are text, but the network names no tokenizer and takes only the ids of {self.name}: set the network's "
                 "tokenizer."
@@ -146,17 +183,25 @@ class Tokenizer:
         Official: `_get_text_segment` of unilm/beit3/datasets.py.
         """
         special = self.file_ids
-        rows = [[special.begin, *some[: self.max_tokens - 2], special.end] for some in ids]
-        longest = max(map(len, rows))
-        tokens_BT = torch.tensor([row + [special.padding] * (longest - len(row)) for row in rows], dtype=torch.int64)
-        return tokens_BT, torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
+        return _padded([[special.begin, *some[: self.max_tokens - 2], special.end] for some in ids], special.padding)
 
     def require_ids(self, largest: int) -> None:
         """See that the ids in the files, up to this one, are this tokenizer's.
 
         Raises:
-            InputError: the network's tokenizer is another one.
+            InputError: the network's tokenizer is another one, or texts go into a prompt.
         """
+        remedy = "captions: karpathy" if self.file_ids == BEIT3_IDS else "regions.text_db: null"
+        if self.prompt != PROMPT:
+            raise InputError(
+                f"the captions are token ids of {self.file_ids.maker}, which cannot be put into the prompt {self.prompt!r}. Read "
+                f"the captions as text ({remedy}), or set model.prompt to null."
+            )
+        if self._own is not None:
+            raise InputError(
+                f"the captions are token ids of {self.file_ids.maker}, but the network's tokenizer is {self.name}. Read the "
+                f"captions as text ({remedy})."
+            )
         if self._tokenizer is None:
             return  # the files are all that there is, and their readers have looked at every id
         its, theirs = self._tokenizer, self.file_ids
@@ -167,12 +212,18 @@ class Tokenizer:
         other_size = theirs.size is not None and theirs.size != self.vocabulary_size
         if special != expected or largest >= self.vocabulary_size or other_size:
             size = "" if theirs.size is None else f" of {theirs.size:,}"
-            remedy = "captions: karpathy" if theirs == BEIT3_IDS else "regions.text_db: null"
             raise InputError(
                 f"the captions are token ids of {theirs.maker} (up to {largest}{size}), but the network's tokenizer {self.name} "
                 f"has {self.vocabulary_size:,} ids, and begin, padding, end, unknown at {special} (theirs: {expected}). "
                 f"Use a network with that tokenizer, or read the captions as text ({remedy})."
             )
+
+
+def _padded(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """Ids (int64) and mask (bool, True = real token), both [B, T], T the longest."""
+    longest = max(map(len, rows))
+    tokens_BT = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows], dtype=torch.int64)
+    return tokens_BT, torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
 
 
 def take_text_as_text(tokenizer: Any) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_ranking
 import torch
+import yaml
 from PIL import Image
 from pretended_gpu import pretended_gpu
 from tiny_captioner import captioner, images
@@ -19,10 +22,11 @@ from tiny_run import reading_run
 import lightning_modules
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
-from datamodules.loading.tokens import TextWarning
+from datamodules.loading.tokens import TextWarning, Tokenizer
 from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.captioning import CaptioningModule
 from lightning_modules.exporting import export_run
+from lightning_modules.loading import build
 from lightning_modules.networks.language_model import Decoding
 
 
@@ -179,3 +183,32 @@ def test_captions_of_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert len(model.caption(paths[:1], decoding=Decoding(num_beams=1, max_new_tokens=2))[0].split()) <= 2
     with pytest.raises(InputError, match="a language model without an adapter, which sees no image"):
         CaptioningModule(captioner(), tuning="head").caption(paths)
+
+
+@pytest.mark.filterwarnings("ignore::datamodules.loading.tokens.TextWarning")
+def test_a_prompt_is_read_by_training_tests_searches_and_exports_alike(run: Path, loaded: Any, tmp_path: Path) -> None:
+    prompted = tmp_path / "run"
+    shutil.copytree(run, prompted)
+    config = yaml.safe_load((prompted / "config.yaml").read_text())
+    config["model"]["init_args"]["prompt"] = "the big {} here"
+    (prompted / "config.yaml").write_text(yaml.safe_dump(config))
+    model = lightning_modules.load(prompted)
+    text = "red cat"
+    vector = model.encode_texts([text])
+    assert torch.equal(vector, loaded.encode_texts(["the big red cat here"]))
+    assert not torch.allclose(vector, loaded.encode_texts([text]), atol=1e-3)
+    assert torch.equal(lightning_modules.load(export_run(prompted, tmp_path / "export")).encode_texts([text]), vector)
+    data = Flickr8k(str(write_flickr8k(tmp_path / "data")), num_workers=0, batch_size=4)
+    data.connect(model.network.inputs)
+    read = Tokenizer(replace(model.network.inputs.text, prompt="{}"))
+    for batch in (next(iter(data.train_dataloader())).texts, next(iter(data.evaluation_loaders("test")[1]))):
+        assert not any(caption.startswith("the big") for caption in batch.texts)  # what people see is what they wrote
+        assert torch.equal(batch.tokens_BT, read([f"the big {caption} here" for caption in batch.texts])[0])
+
+
+@pytest.mark.parametrize("prompt", ["a photo of", "{} and {}"])
+def test_a_prompt_without_one_place_for_the_text_is_refused(run: Path, tmp_path: Path, prompt: str) -> None:
+    section = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    section["init_args"]["prompt"] = prompt
+    with pytest.raises(InputError, match=r"prompt is .* needs \{\} once, where the text goes"):
+        build(section)

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
 from datamodules.image_text import Limits
-from datamodules.inputs import ImageInput, Inputs, TextInput
+from datamodules.inputs import ImageInput, Inputs, TextInput, TextTokenizer
 from datamodules.loading.captions import CaptionTokenizer
+from datamodules.loading.collate import cut_of, words_of
 from datamodules.loading.task import Split
 from datamodules.loading.tokens import Tokenizer
 from datamodules.records import Caption
@@ -215,3 +217,60 @@ def test_half_a_character_is_named(tokenizer_folder: Path, kind: type[Tokenizer]
     for call in (tokenizer, tokenizer.ids):
         with pytest.raises(InputError, match=r"the text 'a dog \\ud83d' has half a character"):
             call(["a dog", "a dog \ud83d"])
+
+
+def test_a_prompt_goes_around_every_text(folders: Path) -> None:
+    plain, prompted = (Tokenizer(TextInput(str(folders / "bert"), max_tokens=8, prompt=prompt)) for prompt in ("{}", "a {} [a"))
+    texts = ["dog", "dog dog dog"]
+    whole = [f"a {text} [a" for text in texts]
+    assert prompted.ids(texts) == plain.ids(whole)
+    assert [each.tolist() for each in prompted(texts)] == [each.tolist() for each in plain(whole)]
+    captions = [Caption(str(row), text) for row, text in enumerate(texts)]
+    assert words_of(captions, prompted) == [len(ids) for ids in plain.ids(whole)]
+    assert (cut_of(captions, plain), cut_of(captions, prompted)) == (0, 0)
+    assert cut_of([Caption("", "dog dog dog dog")], prompted) == 1
+    assert prompted.unknown_words(["a cat", "cat a"]) == {"cat": 2}
+    assert Tokenizer(TextInput(str(folders / "bert"), prompt="photo {}")).unknown_words(["a dog", "dog"]) == {"photo": 2}
+
+
+def test_token_ids_cannot_be_put_into_a_prompt(spm: Path) -> None:
+    with pytest.raises(InputError, match=r"token ids of .* cannot be put into the prompt 'a \{\}'.*model.prompt to null"):
+        Tokenizer(TextInput(str(spm), prompt="a {}")).require_ids(5)
+
+
+class Letters(TextTokenizer):
+    """A network's own: a letter is a token, 1 begins and 2 ends a text."""
+
+    name, vocabulary_size, special, unknown = "letters", 40, 2, 3
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[ord(letter) - 93 if "a" <= letter <= "z" else 3 for letter in text] for text in texts]
+
+    def rows(self, texts: Sequence[str], most: int) -> list[list[int]]:
+        return [[1, *ids[: most - 2], 2] for ids in self.ids(texts)]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [chr(number + 93) for number in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self.pieces(ids))
+
+
+def test_a_network_may_bring_its_own_tokenizer() -> None:
+    tokenizer = Tokenizer(TextInput(Letters(), max_tokens=5, vocabulary=40))
+    tokens_BT, mask_BT = tokenizer(["ab", "abcd"])
+    assert tokens_BT.tolist() == [[1, 4, 5, 2, 0], [1, 4, 5, 6, 2]]
+    assert mask_BT.tolist() == [[True] * 4 + [False], [True] * 5]
+    assert (tokenizer.room, tokenizer.name, tokenizer.pieces([4])) == (3, "letters", ["a"])
+    assert tokenizer.ids(["abcd"]) == [[4, 5, 6, 7]]
+    assert cut_of([Caption("", "abc"), Caption("", "abcd")], tokenizer) == 1
+    assert tokenizer.unknown_words(["a 1", "1"]) == {"1": 2}
+    assert tokenizer.remarks(["abcd", "a!", "ab"]) == [
+        "'abcd': longer than the 5 tokens of the model, which reads 'abc'",
+        "'a!': the model does not know all of its words, and reads 'a`'",
+    ]
+    tokenizer.require_tokenizer()
+    with pytest.raises(InputError, match="but the network's tokenizer is letters"):
+        tokenizer.require_ids(5)
+    with pytest.raises(InputError, match="letters has 40 ids, the network's token table 30 rows"):
+        Tokenizer(TextInput(Letters(), vocabulary=30))
