@@ -13,6 +13,7 @@ from typing import Any
 
 from experiments.report.collect import Cell, VariantView, View
 from experiments.report.escape import csv_value, latex_text, markdown_text
+from experiments.report.explanations import explanation
 from experiments.report.scales import absence, claim_key
 from experiments.report.verdicts import Verdict
 
@@ -81,7 +82,7 @@ def to_markdown(view: View, verdicts: Sequence[Verdict]) -> str:
     if view.incomplete:
         lines += ["What is missing runs with:", "", f"    {view.command}", ""]
     if verdicts:
-        lines += ["## Claims", "", *_markdown_claims(verdicts), ""]
+        lines += ["## Claims", "", *_markdown_claims(view, verdicts), ""]
     if view.exhibit.note:
         lines += [markdown_text(view.exhibit.note), ""]
     return "\n".join(lines)
@@ -109,11 +110,12 @@ def _markdown_table(view: View) -> list[str]:
     return [*lines, ""]
 
 
-def _markdown_claims(verdicts: Sequence[Verdict]) -> list[str]:
+def _markdown_claims(view: View, verdicts: Sequence[Verdict]) -> list[str]:
     return [
         f"- **{each.sentence}**: {markdown_text(each.claim.text)} — "
         + (f"tested: {markdown_text(each.tested)} — " if each.tested else "")
         + markdown_text(each.summary)
+        + (f" — *why:* {markdown_text(why)}" if (why := explanation(view.scale, view.name, each)) else "")
         for each in verdicts
     ]
 
@@ -216,7 +218,7 @@ def summary_markdown(
         lines += [f"- {markdown_text(text)}" for text in words] + [""] * bool(words)
         if view.incomplete:
             lines += [f"What is missing runs with `{view.command}`.", ""]
-        lines += _markdown_claims(verdicts)
+        lines += _markdown_claims(view, verdicts)
     if provenance:
         lines += ["", "## Where the numbers come from", "", "| what | value | runs |", "| --- | --- | ---: |"]
         lines += [f"| {what} | {markdown_text(value)} | {count} |" for what, values in provenance for value, count in values]
@@ -273,6 +275,7 @@ def _verdict_json(view: View, verdict: Verdict) -> Mapping[str, Any]:
         "text": verdict.claim.text, "test": verdict.claim.test, "verdict": verdict.outcome, "scope": verdict.scope,
         "summary": verdict.summary, "tested": verdict.tested, "comparisons": compared,
         "key": claim_key(verdict.claim), "absent": absence(view, verdict),
+        "why": explanation(view.scale, view.name, verdict),
     }  # fmt: skip
 
 

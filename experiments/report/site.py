@@ -20,6 +20,7 @@ from experiments.report import exports
 from experiments.report.bootstrap import interval
 from experiments.report.captions import captions, thumbnail
 from experiments.report.collect import Cell, View
+from experiments.report.explanations import explanation
 from experiments.report.lines import lines
 from experiments.report.scales import Side, side_of_runs
 from experiments.report.verdicts import Outcome, Verdict, judge, paired_resamples
@@ -325,5 +326,6 @@ def environment() -> Environment:
     }
     found.filters.update(filters)
     found.globals["caption_of"] = exports.caption
+    found.globals["why"] = explanation
     found.globals["made_of"] = exports.MADE_OF
     return found
