@@ -1,4 +1,4 @@
-"""Every contradiction that is committed is explained, and an explanation is shown where its claim is contradicted, nowhere else."""
+"""Every committed contradiction is explained, and an explanation is shown where its claim is contradicted, nowhere else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_committed_contradiction_is_explained_and_nothing_else(scale: Scal
     assert all(any(letter.isdigit() for letter in text) and text.endswith(".") for text in explained.values())  # with numbers
 
 
-def test_an_explanation_is_of_its_claim_and_only_while_it_is_contradicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explanation_is_of_its_claim_while_it_is_contradicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "miniature").mkdir()
     key = scales.claim_key(CLAIM)
     (tmp_path / "miniature" / "explanations.yaml").write_text(f"mwa/table1:\n  {key}: It is 3 less.\n", encoding="utf-8")
