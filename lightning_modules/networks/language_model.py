@@ -93,7 +93,7 @@ class LanguageModel(nn.Module):
             from transformers import AutoTokenizer
 
             source = self.text_input.tokenizer
-            if source is None:
+            if not isinstance(source, str):
                 raise InputError("language model: tokenizer is missing (a Hugging Face name or folder); captions as text need it")
             with hugging_face(f"language model: no tokenizer at {source}", "give a folder or hub name", source):
                 self._tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
