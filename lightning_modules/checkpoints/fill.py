@@ -18,6 +18,7 @@ from lightning_modules.checkpoints.miniatures import located
 from lightning_modules.checkpoints.weights import load_weights, read_weights, require_sound_model
 from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.dual_encoder import DualEncoder
+from lightning_modules.networks.hugging_face_scorer import HuggingFaceScorer
 from lightning_modules.networks.language_model import LanguageModel
 from lightning_modules.networks.towers.base import Tower
 from lightning_modules.networks.towers.timm import TimmImageTower
@@ -38,7 +39,7 @@ def fill(network: Network) -> Network:
         InputError: A file is missing or damaged, or does not fit its part.
     """
     for part in network.modules():
-        if isinstance(part, (Tower, LanguageModel)) and part.loaded_from is not None:
+        if isinstance(part, (Tower, LanguageModel, HuggingFaceScorer)) and part.loaded_from is not None:
             require_sound_model(part.model, part.loaded_from)
             part.loaded_from = None
         weights = getattr(part, "weights", None)
@@ -97,6 +98,13 @@ def _(part: BEiT3Retrieval, weights: str) -> None:
 @read_into.register
 def _(part: UniterRetrieval, weights: str) -> None:
     part.fresh = uniter.load(part, weights)
+
+
+@read_into.register
+def _(part: HuggingFaceScorer, weights: str) -> None:
+    what = f"{type(part.model).__name__} of the given config"
+    load_weights(part.model, weights, drop=lambda key: bool(part.without) and key.startswith(part.without), what=what)
+    part.loaded_heads = frozenset(head_names(part))
 
 
 @read_into.register

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_modules.checkpoints import beit3, uniter
 from lightning_modules.networks.beit3 import BEiT3Retrieval
+from lightning_modules.networks.hugging_face_scorer import HuggingFaceScorer
 from lightning_modules.networks.language_model import LanguageModel
 from lightning_modules.networks.towers.base import Tower
 from lightning_modules.networks.uniter import UniterRetrieval
@@ -28,6 +29,11 @@ def stored(part: nn.Module) -> dict[str, Tensor]:
 
 @stored.register
 def _(part: Tower) -> dict[str, Tensor]:
+    return part.model.state_dict()
+
+
+@stored.register
+def _(part: HuggingFaceScorer) -> dict[str, Tensor]:
     return part.model.state_dict()
 
 

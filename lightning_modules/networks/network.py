@@ -99,6 +99,10 @@ class RetrievalNetwork(Network):
 class RankingNetwork(Network):
     """A network that looks at an image and a caption together (`PairScorer`), and is trained to rank pairs."""
 
+    unrelated: str = ""
+    """Why it can give no attention of words and regions in one sequence; "" = it gives it, or says nothing. With a reason here, a
+    training with IAIS is refused before it begins."""
+
     @abstractmethod
     def embed_images(self, batch: ImageBatch) -> Ragged:
         """What of an image does not depend on a caption, computed once an image."""
@@ -117,6 +121,8 @@ class RankingNetwork(Network):
         Raises:
             InputError: The network gives no attention.
         """
+        if self.unrelated:
+            raise InputError(f"model.iais: {self.unrelated}. Set model.iais to null, or take a network with one sequence of both.")
         raise InputError(f"{type(self).__name__} has no score_related, which IAIS needs: set model.iais to null.")
 
 
@@ -126,6 +132,23 @@ class HasRelations(Protocol):
 
     def relations(self, batch: PairBatch, layers: Sequence[int]) -> Relations:
         """Attention of some layers (0-based) for every pair, and where its words and regions are."""
+        ...
+
+
+@runtime_checkable
+class FirstStage(Protocol):
+    """A pair scorer that has two encoders as well, whose cosines choose the pairs that are worth a score (`model.rerank`)."""
+
+    def image_vectors(self, images: Ragged) -> Tensor:
+        """Unit vectors [B, D], fp32, of embedded images."""
+        ...
+
+    def text_vectors(self, texts: Ragged) -> Tensor:
+        """Unit vectors [B, D], fp32, of embedded captions."""
+        ...
+
+    def first_stage_parameters(self) -> frozenset[str]:
+        """Names of what only these vectors need."""
         ...
 
 

@@ -56,6 +56,16 @@ class Ragged:
         index_N = torch.repeat_interleave(shift_P, lengths_P, output_size=tokens) + torch.arange(tokens, device=rows_P.device)
         return Ragged(self.states_ND[index_N], lengths_P)
 
+    def padded(self, rows_P: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """These sequences (by default all), padded at the end: [P, T, D], and [P, T] with True on real tokens (None: all are)."""
+        chosen = self if rows_P is None else self.take(rows_P)
+        place_T = torch.arange(int(chosen.lengths_B.max()), device=self.lengths_B.device)
+        mask_PT = place_T < chosen.lengths_B[:, None]
+        if bool(mask_PT.all()):
+            return chosen.states_ND.unflatten(0, mask_PT.shape), None
+        row_PT = torch.where(mask_PT, chosen.starts()[:, None] + place_T, 0)  # padding repeats the first: nothing looks at it
+        return chosen.states_ND.index_select(0, row_PT.flatten()).unflatten(0, row_PT.shape), mask_PT
+
 
 class PairScorer(Protocol):
     """What full-rank evaluation and the mining of hard negatives ask of a network."""
