@@ -19,6 +19,8 @@ from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import READINGS, MultiWayAdapter
 from lightning_modules.adapters.tuning import ParameterCounts, TuningMode, head_names, set_tuning
 from lightning_modules.networks.beit3 import BEiT3Retrieval
+from lightning_modules.networks.blip import BLIP
+from lightning_modules.networks.bridgetower import BridgeTower
 from lightning_modules.networks.captioner import Captioner
 from lightning_modules.networks.language_model import LanguageModel
 from lightning_modules.networks.start import RANDOM
@@ -26,6 +28,7 @@ from lightning_modules.networks.towers.base import ImageTower
 from lightning_modules.networks.towers.clip import ProjectedCLIPTower
 from lightning_modules.networks.towers.hugging_face import HFImageTower
 from lightning_modules.networks.uniter import UniterRetrieval
+from lightning_modules.networks.visual_bert import VisualBERT
 from lightning_modules.objectives.relation_alignment import IAIS, Kind, Reading
 
 BASE: dict[str, int] = {}  # the defaults of BEiT3Retrieval
@@ -157,6 +160,22 @@ def uniter() -> list[str]:
     return lines
 
 
+def pair_scorers() -> list[str]:
+    """Pair scorers of Hugging Face at the sizes of their base models, with their matching heads and what LoRA adds."""
+    with torch.device("meta"):
+        networks = {
+            "VisualBERT base": VisualBERT(config={"visual_embedding_dim": 2048}),
+            "BLIP base": BLIP(config={}, tokenizer="none"),
+            "BridgeTower base": BridgeTower(config={}, tokenizer="none"),
+        }
+    lines = [f"Pair scorers{'':<13}{'retrieval':>13}{'head':>13}{'LoRA, rank 8':>13}"]
+    for name, network in networks.items():
+        head = sum(parameter.numel() for _, parameter in network.head_parameters())
+        _, added = LoRAAdapter(rank=8).size(network)
+        lines.append(f"  {name:<23}{parameters(network):>13,}{head:>13,}{added:>13,}")
+    return lines
+
+
 def captioning() -> list[str]:
     """I-Tuning on the hidden states of CLIP-ViT B/16 and ClipCap on the vectors of B/32, with the three sizes of GPT-2."""
 
@@ -198,6 +217,8 @@ def report() -> list[str]:
         printed_large(),
         "",
         *uniter(),
+        "",
+        *pair_scorers(),
         "",
         *captioning(),
     ]

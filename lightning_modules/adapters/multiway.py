@@ -304,6 +304,8 @@ class LayerMultiWay(nn.Module):
 class MultiWayAdapter(Adapter):
     """MultiWay-Adapter for BEiT-3 layers and for blocks of timm ViT, CLIP, SigLIP, ViT, DINOv2, BERT, RoBERTa, GPT-2 and Llama.
 
+    Among the pair scorers, for blocks of VisualBERT, BLIP and BridgeTower.
+
     Args:
         reading: "printed" reproduces the printed parameter count (KE 64, AE 128 with sub-LN, starts as the identity);
             "released" is the published code (AE as wide as the FFN, not the identity at the start); "text" is Eq. 1-2 to the

@@ -74,7 +74,9 @@ class BLIP(HuggingFaceScorer):
         settings = self._build(BlipForImageTextRetrieval, name, config, weights, score)
         text: Any = settings.text_config
         if not text.is_decoder:
-            raise InputError("BLIP: text_config.is_decoder is false, which leaves out the cross-attention to the patches; set it true")
+            raise InputError(
+                "BLIP: text_config.is_decoder is false, which leaves out the cross-attention to the patches; set it true"
+            )
         if max_tokens > text.max_position_embeddings:
             raise InputError(f"BLIP: max_tokens {max_tokens} exceeds its {text.max_position_embeddings} text positions")
         if name is None and tokenizer is None:

@@ -59,8 +59,8 @@ class BridgeTower(HuggingFaceScorer):
     without = ("bridgetower.text_model.pooler", "bridgetower.vision_model.visual.ln_separate")
     matched = 1
     unrelated = (
-        "BridgeTower's words and patches look at each other by cross-attention with projections of its own, and no sequence holds "
-        "both, so it has no relations to align"
+        "BridgeTower's words and patches look at each other by cross-attention with projections of its own, and no sequence "
+        "holds both, so it has no relations to align"
     )
 
     def __init__(
@@ -80,8 +80,8 @@ class BridgeTower(HuggingFaceScorer):
         layers, blocks = len(self._tower.text_model.encoder.layer), len(self._blocks)
         if layers != blocks or not 0 < settings.num_hidden_layers <= layers:
             raise InputError(
-                f"BridgeTower: {layers} text layers, {blocks} image layers and {settings.num_hidden_layers} layers of both do not "
-                "fit; give both towers as many, and no more layers of both than these"
+                f"BridgeTower: {layers} text layers, {blocks} image layers and {settings.num_hidden_layers} layers of both do "
+                "not fit; give both towers as many, and no more layers of both than these"
             )
         positions = int(text.max_position_embeddings) - int(text.pad_token_id) - 1  # the table starts behind the padding index
         if max_tokens > positions:

@@ -122,7 +122,9 @@ class RankingNetwork(Network):
             InputError: The network gives no attention.
         """
         if self.unrelated:
-            raise InputError(f"model.iais: {self.unrelated}. Set model.iais to null, or take a network with one sequence of both.")
+            raise InputError(
+                f"model.iais: {self.unrelated}. Set model.iais to null, or take a network with one sequence of both."
+            )
         raise InputError(f"{type(self).__name__} has no score_related, which IAIS needs: set model.iais to null.")
 
 

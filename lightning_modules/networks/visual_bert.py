@@ -68,13 +68,16 @@ class VisualBERT(HuggingFaceScorer):
         super().__init__()
         settings = self._build(VisualBertForPreTraining, name, config, weights, score)
         if settings.bypass_transformer:
-            raise InputError("VisualBERT: bypass_transformer keeps regions out of its layers, so no layer aligns them; set it false")
+            raise InputError(
+                "VisualBERT: bypass_transformer keeps regions out of its layers, so no layer aligns them; set it false"
+            )
         positions = int(settings.max_position_embeddings)
         max_tokens = positions if max_tokens is None else max_tokens
         if max_tokens > positions:
             raise InputError(f"VisualBERT: max_tokens {max_tokens} exceeds its {positions} text positions")
         self.inputs = Inputs(
-            text=TextInput(tokenizer, max_tokens, int(settings.vocab_size)), regions=RegionInput(int(settings.visual_embedding_dim))
+            text=TextInput(tokenizer, max_tokens, int(settings.vocab_size)),
+            regions=RegionInput(int(settings.visual_embedding_dim)),
         )
 
     @property
@@ -125,7 +128,9 @@ class VisualBERT(HuggingFaceScorer):
     def _score(self, packed: Packed, layers: Sequence[int] = ()) -> tuple[Tensor, dict[int, Attended]]:
         """Scores [B], and queries and keys of these layers. The last layer computes only the token that is pooled."""
         if wrong := [i for i in layers if not 0 <= i < self.num_layers]:
-            raise InputError(f"attention of layers {wrong} was asked for, but this VisualBERT has layers 0 to {self.num_layers - 1}")
+            raise InputError(
+                f"attention of layers {wrong} was asked for, but this VisualBERT has layers 0 to {self.num_layers - 1}"
+            )
         bert, access = self._bert, {}
         # the last thing that embedding does; here every pair drops its own
         x_BSD = bert.embeddings.dropout(packed.x_BSD)

@@ -77,6 +77,18 @@ def test_the_report_explains_the_papers_17_40_million(capsys: pytest.CaptureFixt
         assert count in printed[printed.index("UNITER") :]
 
 
+def test_pair_scorers() -> None:
+    bert = (
+        (30522 + 512 + 2 + 2) * 768 + 12 * (12 * 768**2 + 13 * 768) + 768**2 + 768
+    )  # words, positions, types, norm; layers; pooler
+    visual = (2 + 512) * 768 + 2048 * 768 + 768  # types, positions, projection
+    counted = {" ".join(line.split()[:2]): line.split()[2:] for line in params.pair_scorers()[1:]}
+    rank_8 = 8 * 12 * (4 * 2 + 2 * 5) * 768
+    assert counted["VisualBERT base"] == [f"{bert + visual + 2 * 769:,}", "1,538", f"{rank_8:,}"]
+    assert counted["BLIP base"][:2] == ["223,744,258", "1,538"]
+    assert counted["BridgeTower base"][:2] == ["325,759,490", f"{2 * (2 * 768 + 1):,}"]
+
+
 def test_uniter_and_iais(monkeypatch: pytest.MonkeyPatch) -> None:
     assert params.uniter() == [
         "UNITER                       retrieval      encoder       layers",
