@@ -12,6 +12,7 @@ import torch
 from datamodules.errors import InputError
 from datamodules.files.releases import TOKENIZER, tokenizer_file
 from lightning_modules.checkpoints.adapter_export import export_adapter
+from lightning_modules.checkpoints.dial import Dialled
 from lightning_modules.checkpoints.fresh import brought_later
 from lightning_modules.checkpoints.model_card import Origins, Task
 from lightning_modules.checkpoints.places import (
@@ -28,7 +29,7 @@ from lightning_modules.checkpoints.places import (
     weights_in,
 )
 from lightning_modules.checkpoints.trainable import trainable_names
-from lightning_modules.loading import build, load_run, run_section
+from lightning_modules.loading import build, load_dial, load_run, run_section
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _TOKENIZER_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -41,6 +42,7 @@ def export_run(
     tokenizer: str | Path | None = None,
     trust: Collection[str] = (),
     origins: Origins = Origins(),  # noqa: B008 - frozen
+    dialled: Dialled | None = None,
 ) -> Path:
     """Write the best model of a run as an export (adapter_export.py).
 
@@ -51,6 +53,8 @@ def export_run(
         tokenizer: In place of the one that the run names.
         trust: Modules of your own whose classes the run may name.
         origins: For the model card: what made the run, and what was measured (`crosslight export` reads it from the run).
+        dialled: Write the weights at this place between the start of the training and its end (checkpoints/dial.py). None = as
+            trained.
 
     Returns:
         The folder.
@@ -60,7 +64,12 @@ def export_run(
     """
     run = require_run(run)
     section, seed = run_section(run, backbone, tokenizer)
-    model: Any = load_run(run, section, seed, trust)
+    model: Any
+    if dialled is None:
+        model = load_run(run, section, seed, trust)
+    else:
+        model, dial = load_dial(run, section, seed, trust)
+        dial.turn(model.network, dialled.alpha)
     # after full tuning all weights are in the export: the files that it began with are not needed
     dropped = (PARENT, "weights") if model.tuning == "full" else (PARENT,)
 
@@ -112,6 +121,7 @@ def export_run(
         task=getattr(model, "task", Task()),
         origins=origins,
         base_models=_base_models(built),
+        dialled=dialled,
     )
 
 

@@ -18,12 +18,15 @@ from datamodules.errors import InputError, find_input_error
 from datamodules.files.text import open_bytes
 from datamodules.files.yaml_file import read_yaml
 from datamodules.formats.typed import read_typed
+from lightning_modules.base import TunedModule
 from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, load_adapter, read_adapter_config
+from lightning_modules.checkpoints.dial import Dial
 from lightning_modules.checkpoints.fingerprint import Identity
-from lightning_modules.checkpoints.fresh import brought_later
+from lightning_modules.checkpoints.fresh import brought_later, fresh_parameters
 from lightning_modules.checkpoints.hub_repository import is_hub_name, pulled
 from lightning_modules.checkpoints.places import found_again, resolved, with_tokenizer
 from lightning_modules.checkpoints.run_folder import best_checkpoint, fit_of
+from lightning_modules.checkpoints.trainable import trainable_state_dict
 from lightning_modules.checkpoints.trust import importing_only
 from lightning_modules.checkpoints.weights import read_torch, require_finite, unreadable
 
@@ -153,15 +156,52 @@ def load_run(folder: Path, section: dict[str, Any], seed: int, trust: Collection
     fit = fit_of(folder)
     state = None
     if fit is None or fit.skipped is None:  # else nothing trained: the configuration is the model
-        best = best_checkpoint(folder)
-        if best is None:
-            raise InputError(f"{folder} holds no best checkpoint (checkpoints/best.ckpt): the run never reached a validation.")
-        state = read_checkpoint(best)
+        state = _best_state(folder)
     model = build(section, seed, str(folder / "config.yaml"), trust)
     if state is not None:
-        model.on_load_checkpoint(state)
-        model.load_state_dict(state["state_dict"], strict=False)
+        _take(model, state)
     return model.eval()
+
+
+def load_dial(folder: Path, section: dict[str, Any], seed: int, trust: Collection[str] = ()) -> tuple[TunedModule, Dial]:
+    """The trained model of a run folder as `load_run` gives it, and its dial: `dial.turn(model.network, alpha)`.
+
+    Raises:
+        InputError: As `load_run`; or nothing trained, the module is no `TunedModule`, or there is nothing to go back to.
+    """
+    fit = fit_of(folder)
+    if fit is not None and fit.skipped is not None:
+        raise InputError(f"{folder}: {fit.skipped}, so there is no training to take back a part of.")
+    checkpoint = _best_state(folder)
+    model = build(section, seed, str(folder / "config.yaml"), trust)
+    if not isinstance(model, TunedModule):
+        raise InputError(
+            f"{folder}: {type(model).__name__} does not derive from {TunedModule.__module__}.TunedModule, which knows what "
+            "trains and what it started from."
+        )
+    fresh = fresh_parameters(model.network)
+    start = _copies(trainable_state_dict(model.network))
+    _take(model, checkpoint)
+    try:
+        return model.eval(), Dial.of(model.adapter, start, _copies(trainable_state_dict(model.network)), fresh)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+
+
+def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def _best_state(folder: Path) -> dict[str, Any]:
+    best = best_checkpoint(folder)
+    if best is None:
+        raise InputError(f"{folder} holds no best checkpoint (checkpoints/best.ckpt): the run never reached a validation.")
+    return read_checkpoint(best)
+
+
+def _take(model: LightningModule, checkpoint: dict[str, Any]) -> None:
+    model.on_load_checkpoint(checkpoint)
+    model.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
 def _load_export(

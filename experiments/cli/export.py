@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from experiments.cli._parser import Parser, add_backbone
 
@@ -21,6 +22,11 @@ def add_options(parser: Parser) -> None:
     parser.add_argument(
         "--license", type=_license, metavar="ID", help="for the card, as the Hub writes it, such as apache-2.0 or cc-by-4.0"
     )
+    parser.add_argument(
+        "--alpha", type=_alpha, metavar="X|picked",
+        help="write the weights at alpha of what was learnt, from 0 (the start) to 1 (as trained), or at the alpha that "
+        "`crosslight dial` picked (default: as trained)",
+    )  # fmt: skip
     add_backbone(parser)
 
 
@@ -31,11 +37,36 @@ def run(options: argparse.Namespace) -> int:
 
     quiet()
     require_run(options.run)
-    origins = origins_of(options.run, options.license)
-    folder = export_run(options.run, options.folder, options.backbone, options.tokenizer, origins=origins)
+    dialled = _dialled(options)
+    origins = origins_of(options.run, options.license, dialled)
+    folder = export_run(options.run, options.folder, options.backbone, options.tokenizer, origins=origins, dialled=dialled)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{options.folder}: {size / 2**20:.2f} MiB")
     return 0
+
+
+def _dialled(options: argparse.Namespace) -> Any:
+    """Where on the dial the weights shall be; None = as trained, without a word of a dial."""
+    from experiments.runs.dial import require_picked
+    from lightning_modules.checkpoints.dial import Dialled
+
+    if options.alpha != "picked":
+        return None if options.alpha is None else Dialled(options.alpha)
+    dialling, alpha = require_picked(options.run)
+    print(f"alpha {alpha:g}, picked by {dialling.picked_by}")
+    return Dialled(alpha, dialling.picked_by)
+
+
+def _alpha(text: str) -> float | str:
+    if text == "picked":
+        return text
+    try:
+        alpha = float(text)
+    except ValueError:
+        alpha = -1.0
+    if not 0 <= alpha <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number from 0 to 1 nor picked")
+    return alpha
 
 
 def _license(text: str) -> str:

@@ -8,9 +8,11 @@ import shlex
 from pathlib import Path
 
 from experiments.report.bootstrap import interval, per_image
+from experiments.runs.dial import read_dial
 from experiments.runs.per_query import read_per_query
 from experiments.runs.results import Evaluation, Results, read_results
 from experiments.training.configs import packaged_configs
+from lightning_modules.checkpoints.dial import Dialled
 from lightning_modules.checkpoints.model_card import Measured, Origins
 
 _LIBRARIES = ("crosslight", "torch", "lightning", "transformers", "timm")
@@ -18,23 +20,28 @@ _PLACE = re.compile(r"(?<![\w.:/])(?:~|\.\.)?/(?:[^\s/'\",=\]}]+/)*(?=[^\s/'\",=
 """Of an absolute path all but its last part."""
 
 
-def origins_of(run: Path, license: str | None = None) -> Origins:
+def origins_of(run: Path, license: str | None = None, dialled: Dialled | None = None) -> Origins:
     """What a run folder says of its model, without a path of this machine.
 
     Args:
         run: The folder.
         license: Of what is exported.
+        dialled: Where on its dial the model is exported. What was measured is then what dial.json has of this place.
 
     Raises:
         InputError: results.json cannot be read, or a per-query file that it names.
     """
     results = read_results(run)
-    tests = [evaluation for evaluation in results.tests() if evaluation.metrics]
+    dialling = None if dialled is None else read_dial(run)
+    point = None if dialled is None or dialling is None else dialling.point(dialled.alpha)
+    at_alpha = () if point is None else tuple(each for each in point.evaluations if each.stage == "test")
+    trained = dialled is None or dialled.alpha == 1
+    tests = [each for each in (results.tests() if trained else at_alpha) if each.metrics]
     rendered = results.scale == "miniature"  # scenes of the embedded world, in files named as the real data's
     trained_on = [data for data, each in results.data.items() if "train" in each.splits]
     return Origins(
         name=results.name,
-        facts=_facts(results),
+        facts=_facts(results) | ({} if dialled is None else {"alpha": _alpha_text(dialled, measured=bool(tests))}),
         datasets=() if rendered else tuple(data for data in trained_on if data != "table"),  # a table is any data
         measured=tuple(measured for evaluation in tests for measured in _measured(run, evaluation, rendered)),
         license=license,
@@ -54,6 +61,12 @@ def _measured(run: Path, evaluation: Evaluation, rendered: bool) -> list[Measure
         sure = None if parts is None else interval(parts.resamples())
         found.append(Measured(data, evaluation.split, metric, value, sure))
     return found
+
+
+def _alpha_text(dialled: Dialled, measured: bool) -> str:
+    by = "given" if dialled.picked is None else f"picked by {dialled.picked}"
+    told = "" if measured else "; nothing was measured there"
+    return f"{dialled.alpha:g} of what was learnt, from 0 (the start) to 1 (as trained), {by}{told}"
 
 
 def _facts(results: Results) -> dict[str, str]:

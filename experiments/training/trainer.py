@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,9 +61,9 @@ class Trainer(pl.Trainer):
             raise InputError(f"--evaluate.{own} has the name of the run's own data. Give it another name: --evaluate.{own}_2=...")
         something_trains = trains(model)
         if self.is_global_zero:
-            _require_splits(datamodule, ("train", "val", "test") if something_trains else ("test",))
+            require_splits(datamodule, ("train", "val", "test") if something_trains else ("test",))
             for other in evaluate.values():
-                _require_splits(other, ("test",))
+                require_splits(other, ("test",))
         if something_trains:
             self.trained_data = own
             self.fit_or_resume(model, datamodule, ckpt_path)
@@ -150,7 +151,7 @@ class Trainer(pl.Trainer):
                 kind = type(datamodule).__name__
                 raise InputError(f"--split {split}: {kind} says by itself what is predicted (its predict_dataloader).")
             datamodule.predict_split = split
-        _require_splits(datamodule, (split,))
+        require_splits(datamodule, (split,))
         self._require_evaluable(model, ckpt_path)
         parts = self.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         tell_unknown_words(datamodule, split)
@@ -172,28 +173,16 @@ class Trainer(pl.Trainer):
         with preemption.leaving_at_once(self.world_size == 1):
             act(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
         stage: Literal["val", "test"] = "test" if verb == "test" else "val"
-        split = datamodule.split_label(stage) if hasattr(datamodule, "split_label") else stage
-        metrics = {
-            key.removeprefix(f"{stage}/"): float(value)
-            for key, value in self.callback_metrics.items()
-            if key.startswith(f"{stage}/")
-        }
         if not self.is_global_zero:
             return
         if name != self.trained_data or stage == "test":
             tell_unknown_words(datamodule, stage)
-        per_query_file = None
-        per_query: dict[str, Any] = getattr(model, "per_query", dict)()
-        if per_query:
-            per_query_file = f"per_query/{name}-{stage}.npz"
-            (self.run_folder.path / "per_query").mkdir(exist_ok=True)
-            with whole_file(self.run_folder.path / per_query_file) as part:
-                np.savez_compressed(part, **per_query)
-        notes: dict[str, Any] = {**getattr(model, "evaluation_notes", dict)(), **self._cut_captions(name, datamodule, stage)}
-        protocol = getattr(model, "protocol", None)
+        found = evaluation_of(self, model, name, datamodule, stage, self.run_folder.path, f"per_query/{name}-{stage}.npz")
+        found = replace(found, notes={**found.notes, **self._cut_captions(name, datamodule, stage)})
         for logger in self.loggers:  # before the results say that it is done: a run killed in between logs it again
-            logger.log_metrics({f"final/{name}/{split}/{key}": value for key, value in metrics.items()}, step=self.global_step)
-        self.run_folder.add(Evaluation(name, split, stage, metrics, protocol, per_query_file, notes), describe_data(datamodule))
+            final = {f"final/{name}/{found.split}/{key}": value for key, value in found.metrics.items()}
+            logger.log_metrics(final, step=self.global_step)
+        self.run_folder.add(found, describe_data(datamodule))
 
     def _cut_captions(self, name: str, datamodule: Any, stage: str) -> dict[str, Any]:
         """A note of captions of which the network read the beginning alone; of the data of training, for all splits."""
@@ -254,6 +243,33 @@ class Trainer(pl.Trainer):
         return str(Path(path).relative_to(self.run_folder.path)) if path else None
 
 
+def evaluation_of(
+    trainer: pl.Trainer, model: Any, name: str, datamodule: Any, stage: Literal["val", "test"], folder: Path, file: str
+) -> Evaluation:
+    """What a trainer has just measured, with the per-query ranks or scores written, where the model has some.
+
+    Args:
+        trainer: It has validated or tested.
+        model: What was evaluated.
+        name: Of the data.
+        datamodule: The data.
+        stage: Which split it was.
+        folder: Of the run.
+        file: In it, for the ranks or scores.
+    """
+    prefix = f"{stage}/"
+    logged = trainer.callback_metrics.items()
+    metrics = {key.removeprefix(prefix): float(value) for key, value in logged if key.startswith(prefix)}
+    split = datamodule.split_label(stage) if hasattr(datamodule, "split_label") else stage
+    per_query: dict[str, Any] = getattr(model, "per_query", dict)()
+    if per_query:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / file) as part:
+            np.savez_compressed(part, **per_query)
+    notes: dict[str, Any] = getattr(model, "evaluation_notes", dict)()
+    return Evaluation(name, split, stage, metrics, getattr(model, "protocol", None), file if per_query else None, dict(notes))
+
+
 def _name_failures(connector: Any, ckpt_path: str) -> None:
     """What Lightning raises while it takes a checkpoint up is of the file: a part has another type or is missing. Name it."""
     where = f"checkpoint {ckpt_path}"
@@ -300,7 +316,12 @@ def trains(model: pl.LightningModule) -> bool:
     return any(parameter.requires_grad for parameter in model.parameters())
 
 
-def _require_splits(datamodule: Any, splits: tuple[str, ...]) -> None:
+def require_splits(datamodule: Any, splits: tuple[str, ...]) -> None:
+    """See that splits and their images are there.
+
+    Raises:
+        InputError: One is not.
+    """
     datamodule.prepare_data()
     if hasattr(datamodule, "records"):
         for split in splits:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.errors import InputError
+from lightning_modules.adapters.line import line
 
 
 class Adapter(ABC):
@@ -35,6 +37,27 @@ class Adapter(ABC):
     def off(self) -> bool:
         """Whether its sizes leave nothing of it (mid dimension or rank 0, the origin of a sweep): `inject` then does nothing."""
         return False
+
+    def scaled(self, start: Mapping[str, Tensor], trained: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """Its tensors where it counts alpha of what it learnt: for `crosslight dial`, between a network without it and the run.
+
+        By default they lie on the straight line between the two states, for an adapter that is the identity at its start: at 0
+        the network is then as if it had none. An adapter whose output has a factor puts alpha there.
+
+        Args:
+            start: Its tensors when the training began, by their names in the network.
+            trained: When it was over, by the same names.
+            alpha: From 0 to 1; 1 must give `trained` to the last bit.
+
+        Raises:
+            InputError: It is not the identity at its start, and does not say what less of it is.
+        """
+        if not self.identity_at_start:
+            raise InputError(
+                f"{type(self).__name__} is not the identity at its start and has no method `scaled`, so nothing says what less "
+                "of it is: write that method, or set identity_at_start where it starts without effect."
+            )
+        return line(start, trained, alpha)
 
     def describe(self) -> dict[str, Any]:
         """`{"class_path", "init_args", ...}`: enough to build the adapter again, and readable; goes into the export.

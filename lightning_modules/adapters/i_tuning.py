@@ -23,7 +23,7 @@ Legend: I images, V visual tokens, D visual width, B rows of text, T tokens of a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.line import times
 from lightning_modules.networks.decoder_layers import find_language_model
 
 Reading = Literal["paper", "multihead"]
@@ -360,6 +361,10 @@ class ITuning(Adapter):
     def owns(self, parameter_name: str) -> bool:
         """Whether the name of a parameter, of a state-dict entry or of a module is this adapter's."""
         return NAME in parameter_name.split(".")
+
+    def scaled(self, start: Mapping[str, Tensor], trained: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """lambda of Eq. 5 times alpha: on Wo and its bias, so that at 0 the language model is the plain one."""
+        return times(trained, alpha, lambda name: name.split(".")[-2] == "o")
 
     def describe(self) -> dict[str, Any]:
         """Constructor arguments to build it again."""

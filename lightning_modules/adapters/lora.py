@@ -10,7 +10,7 @@ stays `qkv.weight`, and `qkv.lora_A.default.weight` is new. (Only state dicts ar
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from lightning_modules.adapters import multiway
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.line import times
 from lightning_modules.adapters.towers import Towers, chosen_towers, sides_of
 from lightning_modules.networks import beit3
 
@@ -96,6 +97,10 @@ class LoRAAdapter(Adapter):
             },
             "identity_at_start": self.identity_at_start,
         }
+
+    def scaled(self, start: Mapping[str, Tensor], trained: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """The scale alpha / rank times this alpha: on B, so that exports and merged weights have it too."""
+        return times(trained, alpha, lambda name: "lora_B" in name.split("."))
 
     def size(self, network: nn.Module) -> tuple[int, int]:
         """Rank in this network, and parameters that it adds; needs neither peft nor real tensors.

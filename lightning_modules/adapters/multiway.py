@@ -32,6 +32,7 @@ from torch.nn import Parameter
 
 from datamodules.errors import InputError
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.line import times
 from lightning_modules.adapters.towers import Towers, chosen_towers, sides_of
 from lightning_modules.networks import beit3
 
@@ -406,6 +407,20 @@ class MultiWayAdapter(Adapter):
     def owns(self, parameter_name: str) -> bool:
         """Whether the name of a parameter, of a state-dict entry or of a module is this adapter's."""
         return NAME in parameter_name.split(".")
+
+    def scaled(self, start: Mapping[str, Tensor], trained: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """What KE and AE add, times alpha: on the last layer of each, which is a norm where one follows the bottleneck. At 0
+        there is neither, also where the AE does not start as the identity ("released")."""
+        return times(trained, alpha, self._is_last)
+
+    def _is_last(self, name: str) -> bool:
+        """Whether a tensor is of the last layer of a KE or an AE."""
+        layer = name.split(".")[-2]
+        extracts = "knowledge_extractor" in name.split(".")
+        place = self.values.knowledge_extractor_norm if extracts else self.values.alignment_enhancer_norm
+        if not extracts and self.values.alignment_enhancer_form == "ffn":
+            return layer == "fc2"
+        return layer == ("norm" if place == "out" else "up")
 
     def describe(self) -> dict[str, Any]:
         """Constructor arguments to build it again, and the values that the reading resolved to."""

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from datamodules.files.json_file import read_json
 from datamodules.formats.typed import read_typed
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import count_parameters
+from lightning_modules.checkpoints.dial import Dialled
 from lightning_modules.checkpoints.fingerprint import Fingerprint, backbone_fingerprint
 from lightning_modules.checkpoints.fresh import note_brought
 from lightning_modules.checkpoints.model_card import CARD_FILE, Origins, Task, card
@@ -70,6 +71,8 @@ class Export:
         backbone_files: SHA-256 of the backbone's files, for whoever looks for them.
         files: SHA-256 of every file of the export but this one and the card.
         versions: Of the libraries that wrote it.
+        dial: Where the trained tensors are between the start of the training and its end; None = at its end. They are written as
+            they are there: whoever loads them has nothing to apply.
     """
 
     format: int
@@ -83,6 +86,7 @@ class Export:
     backbone_files: dict[str, str]
     files: dict[str, str]
     versions: dict[str, str]
+    dial: Dialled | None = None
 
 
 def _refuse_other_backbone(folder: Path, stored: Fingerprint, found: dict[str, Any], allow_other_weights: bool) -> None:
@@ -126,6 +130,7 @@ def export_adapter(
     task: Task = Task(),  # noqa: B008 - frozen
     origins: Origins = Origins(),  # noqa: B008 - frozen
     base_models: Sequence[str] = (),
+    dialled: Dialled | None = None,
 ) -> Path:
     """Write what trains in `network` (its tuning mode must still be set) with everything needed to load it again.
 
@@ -145,6 +150,7 @@ def export_adapter(
         task: For the model card: what the model does.
         origins: For the model card: where it comes from.
         base_models: For the model card: models of the Hub that it is made of.
+        dialled: Where on its dial the network was put; None = nowhere, it is as it was trained.
 
     Returns:
         The folder.
@@ -170,6 +176,8 @@ def export_adapter(
         "backbone_files": dict(backbone_files or {}),
         "versions": {name: version(name) for name in ("torch", "timm", "transformers", "safetensors")},
     }
+    if dialled is not None:
+        config["dial"] = asdict(dialled)
     if machines := [f"{'.'.join(map(str, keys))} is {text}" for keys, text in texts(config) if os.path.isabs(text)]:
         raise InputError(f"cannot export: {some(machines)}, a path of this machine that no other has.")
 

@@ -50,15 +50,29 @@ def results_content(folder: Path) -> dict[str, Any]:
     file = folder / "results.json"
     if not os.path.lexists(file):
         raise InputError(f"{file} does not exist: {folder} is not a run folder.")
+    return record_content(file, "the results of a run", RESULTS_SCHEMA)
+
+
+def record_content(file: Path, what: str, schema: str) -> dict[str, Any]:
+    """A JSON record of a run folder that holds metrics, its version checked.
+
+    Args:
+        file: The file.
+        what: It is, for errors.
+        schema: That this version reads.
+
+    Raises:
+        InputError: It cannot be read, is not JSON, no mapping, or of another schema.
+    """
     try:
-        content = _DECODER.decode(read_text(file, "the results of a run"))
+        content = _DECODER.decode(read_text(file, what))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON ({why(error)}). Restore or delete it.") from None
     if not isinstance(content, dict):
-        raise InputError(f"{file} is not the results of a run: it holds no mapping. Restore or delete it.")
-    if (schema := content.get("schema")) != RESULTS_SCHEMA:
+        raise InputError(f"{file} is not {what}: it holds no mapping. Restore or delete it.")
+    if (found := content.get("schema")) != schema:
         raise InputError(
-            f"{file} has schema {schema!r}; this version reads {RESULTS_SCHEMA!r}: it was written with other names, so run it "
+            f"{file} has schema {found!r}; this version reads {schema!r}: it was written with other names, so run it "
             "again, or read it with the version that wrote it."
         )
     return content
