@@ -175,6 +175,6 @@ def alphas_of(text: str) -> tuple[float, ...]:
         ValueError: It is something else.
     """
     found = sorted({round(float(part), 6) for part in text.replace(",", " ").split()})
-    if not found or found[0] < 0 or found[-1] > 1:
-        raise ValueError(text)
+    if not found or not all(0 <= alpha <= 1 for alpha in found):  # NaN is neither
+        raise ValueError(f"no numbers from 0 to 1: {text}")
     return tuple(found)

@@ -94,7 +94,7 @@ def test_killed_and_gone_on_with_it_is_the_same(
     assert "is of other weights" in answer.error
 
 
-def test_an_export_at_the_picked_alpha(dialled: Path, tmp_path: Path) -> None:
+def test_an_export_at_the_picked_alpha(dialled: Path, world: Path, tmp_path: Path) -> None:
     picked = read(dialled).picked
     answer = succeed("export", str(dialled), str(tmp_path / "out"), "--alpha", "picked")
     assert answer.out.startswith(f"alpha {picked:g}, picked by the best mean of the target and of what is to be retained (rsum ")
@@ -105,8 +105,8 @@ def test_an_export_at_the_picked_alpha(dialled: Path, tmp_path: Path) -> None:
     assert "- alpha: 0.4 of what was learnt, from 0 (the start) to 1 (as trained), given" in card
     metrics, _ = measured(read(dialled), 0.4, "flickr30k")
     assert f"| flickr30k (miniature) | test | rsum | {metrics['rsum']:.5g} |" in card, "measured there, and not at 1"
-    texts = ["a red square", "two circles"]
-    less, whole = (lightning_modules.load(place).encode_texts(texts) for place in (tmp_path / "less", dialled))
+    images = sorted((world / "flickr30k" / "flickr30k-images").iterdir())[:2]
+    less, whole = (lightning_modules.load(place).encode_images(images) for place in (tmp_path / "less", dialled))
     assert not np.allclose(less, whole, atol=1e-4)
     answer = succeed("export", str(dialled), str(tmp_path / "elsewhere"), "--alpha", "0.7")
     assert "nothing was measured there" in (tmp_path / "elsewhere" / CARD_FILE).read_text()
