@@ -46,8 +46,9 @@ from torch import Tensor
 from benchmarks import harness
 from benchmarks.flops import transformer_flops
 from lightning_modules.metrics.pair_batches import TOKENS, TOKENS_ELSEWHERE, UNIT_TOKENS, Plan, score_pairs_by_length
+from lightning_modules.networks.packing import Packed, pack
 from lightning_modules.networks.pair_scorer import Ragged
-from lightning_modules.networks.uniter import Packed, UniterRetrieval, pack
+from lightning_modules.networks.uniter import UniterRetrieval
 
 RELEASED_BATCH = 400
 GOALS = {"encoder": 0.9, "released": 1.0}

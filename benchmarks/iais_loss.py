@@ -274,7 +274,7 @@ class Step:
 
     def __call__(self, alignment: IAIS | None) -> float:
         """One step; the loss."""
-        from lightning_modules.networks.uniter import items_of, pack
+        from lightning_modules.networks.packing import items_of, pack
 
         self.network.zero_grad()
         with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):

@@ -9,7 +9,7 @@ from datamodules.errors import InputError
 from datamodules.files.digests import digests
 from datamodules.formats.flickr_entities import Annotation, read_annotation
 from datamodules.image_text import ImageTextDataModule
-from datamodules.loading.objects import ObjectRanking, PhraseRegions
+from datamodules.loading.objects import ObjectRanking, PatchObjectRanking, PhraseRegions
 from datamodules.loading.task import Task
 from datamodules.sources.flickr30k_entities import Flickr30kEntitiesSource
 
@@ -17,8 +17,10 @@ from datamodules.sources.flickr30k_entities import Flickr30kEntitiesSource
 class Flickr30kEntities(Flickr30kEntitiesSource, ImageTextDataModule):
     """Flickr30k with the captions and phrases of Flickr30k Entities.
 
-    With region features, evaluation has a third loader, of pairs with `objects`: what ISDa is measured on. Captions are those of
-    Entities then too; text databases (regions.text_db) are compared with them, and must have the same word pieces.
+    For a network that scores pairs, evaluation has a third loader, of pairs with `objects`: what ISDa is measured on. Of one that
+    takes pixels, patches show a phrase: those of which at least half lies under one of its boxes, or else the one with most.
+    With region features captions are those of Entities too; text databases (regions.text_db) are compared with them, and must
+    have the same word pieces.
 
     Args:
         place: Of the data set, as `Flickr30kEntitiesSource`.
@@ -39,16 +41,21 @@ class Flickr30kEntities(Flickr30kEntitiesSource, ImageTextDataModule):
         self.object_pairs = object_pairs
 
     def tasks(self) -> tuple[Task, ...]:
-        """Those of all data modules, but for regions one that also evaluates objects."""
-        objects = ObjectRanking(self.region_splits, self.ranking, self._read, self.phrase_regions, self.object_pairs)
-        return (objects, *super().tasks())
+        """Those of all data modules, but for networks that score pairs ones that also evaluate objects."""
+        pixels = (self.file_splits, self.augmentation, self.cache_pixels)
+        return (
+            ObjectRanking(self.region_splits, self.ranking, self._read, self.phrase_regions, self.object_pairs),
+            PatchObjectRanking(*pixels, self.ranking, self._read, self.object_pairs),
+            *super().tasks(),
+        )
 
     def _read(self, image_id: str) -> Annotation:
         return read_annotation(self.annotation(image_id))
 
     def describe(self) -> dict[str, Any]:
         """As of all data modules, and which objects are evaluated."""
-        return {**super().describe(), "objects": {"regions": self.phrase_regions, "pairs": self.object_pairs}}
+        regions = "patches" if isinstance(self.task, PatchObjectRanking) else self.phrase_regions
+        return {**super().describe(), "objects": {"regions": regions, "pairs": self.object_pairs}}
 
     def fingerprint(self) -> str:
         """As of all data modules, and over the contents of the Sentences and Annotations files."""

@@ -25,7 +25,7 @@ from datamodules.loading.images import Augment, Augmentation
 from datamodules.loading.loader import BatchLoader, TrainLoader
 from datamodules.loading.order import GlobalBatches, mix
 from datamodules.loading.pairs import Pairs, TrainUnit
-from datamodules.loading.ranking import Ranking, RegionRanking
+from datamodules.loading.ranking import PixelRanking, Ranking, RegionRanking
 from datamodules.loading.region_files import RegionFiles
 from datamodules.loading.splits import FileSplits, RegionSplits
 from datamodules.loading.task import Batching, Split, Task
@@ -66,16 +66,18 @@ class ImageTextDataModule(Source, LightningDataModule):
     """Images with captions, for retrieval as pixels and tokens, or region features and tokens, and for captioning.
 
     A data set says what its files are (`Source`); `tasks` make the batches, and the network chooses among them (`Inputs`): pairs
-    of pixels and text (`PairBatch`), regions and text for one that takes regions and no pixels (`RankingBatch`), captions for one
-    that writes them (`CaptionBatch`). Evaluation has two loaders, images once (`ImageBatch`) and captions once (`TextBatch`); for
-    a network that writes captions the first alone, with the references in `records`.
+    of pixels and text (`PairBatch`), positives with candidates (`RankingBatch`) for one that scores pairs, of regions and text if
+    it takes regions and no pixels, else of pixels and text, captions for one that writes them (`CaptionBatch`). Evaluation has
+    two loaders, images once (`ImageBatch`) and captions once (`TextBatch`); for a network that writes captions the first alone,
+    with the references in `records`.
     Without a Trainer: `module.connect(network.inputs)`, then `module.train_dataloader()`, `module.evaluation_loaders("test")`.
 
     Args:
         root: Folder of the data set.
         image_dir: Folder of the images, relative to root (or absolute).
         batch_size: Pairs in one training batch over all devices together: the number of candidates that the contrastive loss
-            sees. With regions: positives of each side in one batch over all devices. Must divide by the number of devices.
+            sees. For a network that scores pairs: positives of each side in one batch over all devices. Must divide by the number
+            of devices.
         eval_batch_size: Images, or captions, in one evaluation batch of one device.
         num_workers: Processes that decode images, for each loader; 0 decodes in the training process.
         train_unit: "pair" sees each caption once an epoch (the official recipe); "image" sees each image once an epoch with
@@ -89,7 +91,7 @@ class ImageTextDataModule(Source, LightningDataModule):
         cache_pixels: Keep resized uint8 images in memory (3 * size * size bytes each) after their first use. Applies to
             evaluation, and to training where augment is "none"; a random crop needs the original file.
         regions: The data set's databases of region features, for a network that takes those in place of pixels.
-        ranking: With regions: what a training batch consists of.
+        ranking: For a network that scores pairs: what a training batch consists of.
         captioning: For a network that writes captions: which of them it trains on, in what batches.
 
     Raises:
@@ -149,6 +151,7 @@ class ImageTextDataModule(Source, LightningDataModule):
         return (
             ImageCaptions(*pixels, self.captioning),
             RegionRanking(self.region_splits, self.ranking),
+            PixelRanking(*pixels, self.ranking),
             Pairs(*pixels, self.train_unit),
         )
 

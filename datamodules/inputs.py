@@ -15,18 +15,32 @@ from datamodules.errors import InputError
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Size in pixels (square), how an image becomes that size at evaluation, and the normalization.
+    """Size in pixels, how an image becomes that size at evaluation, and the normalization.
 
     `resize="squash"` ignores the aspect ratio (BEiT-3's evaluation), `"crop"` resizes the shorter side to
-    `size / crop_fraction` and crops the centre (timm, CLIP). Mean and standard deviation are of RGB in [0, 1].
+    `size / crop_fraction` and crops the centre (timm, CLIP): both give squares. `"keep"` keeps the aspect ratio (ViLT): the
+    shorter side becomes `size`, or less where the longer one would be more than `longest`, and both are rounded down to whole
+    patches. Mean and standard deviation are of RGB in [0, 1].
+
+    `patch` is the side in pixels of the patches that a network reads, row by row, where it says so: what ties the phrases of a
+    caption to them. Only `"keep"` needs it and `longest`.
     """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    resize: Literal["squash", "crop"] = "crop"
+    resize: Literal["squash", "crop", "keep"] = "crop"
     crop_fraction: float = 1.0
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+    longest: int | None = None
+    patch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.resize == "keep" and (self.patch is None or self.longest is None or not self.patch <= self.size <= self.longest):
+            raise InputError(
+                f"an image transform that keeps the aspect ratio needs a patch ({self.patch}) of at most its size ({self.size}), "
+                f"and a longest side ({self.longest}) of at least that."
+            )
 
 
 @dataclass(frozen=True)
@@ -107,9 +121,13 @@ class Inputs:
 
     `captions`: the network writes captions. Data modules then give images once with all their captions of a batch, as tokens that
     end in the end token and have no begin token.
+
+    `ranking`: the network scores pairs of pixels and text. Data modules then give positives with candidates for hard negatives.
+    (A network that takes regions in place of pixels always gets these.)
     """
 
     image: ImageInput | None = None
     text: TextInput | None = None
     regions: RegionInput | None = None
     captions: bool = False
+    ranking: bool = False

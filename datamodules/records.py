@@ -135,7 +135,9 @@ class Regions(_Batch):
 @dataclass(frozen=True)
 class ImageBatch(_Batch):
     """Images, each once. `index_B` (int64) is the image's row in its split, the row used by relevance maps. `tokens_BVD` are
-    visual tokens as a frozen tower made them, in place of pixels (fp16 where stored so: networks cast)."""
+    visual tokens as a frozen tower made them, in place of pixels (fp16 where stored so: networks cast). `sizes_B2` (int64): where
+    images of several sizes share `pixels_B3HW`, the height and width of each, which is top left; the rest is 0. None = all
+    fill it."""
 
     image_ids: tuple[str, ...]
     index_B: Tensor
@@ -143,6 +145,7 @@ class ImageBatch(_Batch):
     regions: Regions | None = None
     domains: tuple[str | None, ...] | None = None
     tokens_BVD: Tensor | None = None
+    sizes_B2: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)

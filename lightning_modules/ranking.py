@@ -1,4 +1,5 @@
-"""Retrieval by a network that scores pairs (UNITER): margin ranking against hard negatives that the model mines itself, and IAIS.
+"""Retrieval by a network that scores pairs (UNITER, ViLT): margin ranking against hard negatives that the model
+mines itself, and IAIS.
 
 A step, for every positive of a side: score it and its candidates (no gradient, no dropout), keep the highest-scored candidates,
 score positive and kept again with gradient. Both sides are summed: hard texts for an image, hard images for a text; their
@@ -42,13 +43,13 @@ SIDES: tuple[Side, ...] = ("hard_texts", "hard_images")
 
 
 class RankingModule(TunedModule):
-    """Hard-negative fine-tuning of UNITER, with or without IAIS, and its exact evaluation on all pairs.
+    """Hard-negative fine-tuning of UNITER, ViLT or another pair scorer, with or without IAIS, and exact evaluation on all pairs.
 
     The data module decides how many positives a step has and how many candidates (its `ranking` option). The released recipe
     accumulates eight micro-batches of one positive a side: batch_size = number of devices, trainer.accumulate_grad_batches=8.
 
     Args:
-        network: UNITER, or another `RankingNetwork`.
+        network: UNITER, ViLT, or another `RankingNetwork`.
         adapter: What is put into the network; needed for (and only for) `tuning: adapter`.
         tuning: full = everything learns; adapter = the adapter and heads that are new; head = the ranking head; frozen = nothing:
             `crosslight run` then tests the network as it is.
@@ -56,7 +57,7 @@ class RankingModule(TunedModule):
             none.
         objective: A `MatchingObjective`: margin ranking (default), or matching, to get a network started.
         hard_negatives: How many of the candidates are kept for each positive: the highest-scored ones.
-        iais: IAIS; null is plain UNITER.
+        iais: IAIS; null is plain ranking.
         optimization: AdamW and the schedule.
         init_from: Start from these weights (a run folder, a checkpoint, or an adapter export). To resume an interrupted run, use
             --run_dir instead.
@@ -109,9 +110,9 @@ class RankingModule(TunedModule):
 
     uses = (
         "it looks at an image and a text together and scores the pair, so nothing of it can be indexed; `crosslight test` ranks "
-        "all pairs of a split, and network.score_pairs scores pairs of region features and texts"
+        "all pairs of a split, and network.score_pairs scores pairs of embedded images and texts"
     )
-    task = Task(None, ("image-text-retrieval", "image-text-matching"), "print(model.uses)  # features of regions come first")
+    task = Task(None, ("image-text-retrieval", "image-text-matching"), "print(model.uses)")
 
     # ----------------------------------------------------------------------------------------------- training
 
@@ -266,17 +267,21 @@ class RankingModule(TunedModule):
         Raises:
             InputError: Always; the message says where the scores are.
         """
-        raise InputError("UNITER scores pairs and has no embedding of an image alone; `test` keeps its score matrix in scores/")
+        raise InputError(
+            f"{type(self.network).__name__} scores pairs and has no embedding of an image alone; `test` keeps its score matrix "
+            "in scores/"
+        )
 
 
 def _images_at(batch: ImageBatch, rows: Tensor) -> ImageBatch:
-    """Regions of these images (`image_ids` and `index_B` stay behind: only embedding follows)."""
-    assert batch.regions is not None, "embed_images has seen them"
+    """Regions or pixels of these images (`image_ids` and `index_B` stay behind: only embedding follows)."""
     regions = batch.regions
-    return replace(
-        batch,
-        regions=Regions(regions.features_BRD[rows], regions.boxes_BR7[rows], regions.confidences_BR[rows], regions.mask_BR[rows]),
-    )
+    if regions is not None:
+        regions = Regions(
+            regions.features_BRD[rows], regions.boxes_BR7[rows], regions.confidences_BR[rows], regions.mask_BR[rows]
+        )
+    pixels_B3HW, sizes_B2 = (None if each is None else each[rows] for each in (batch.pixels_B3HW, batch.sizes_B2))
+    return replace(batch, regions=regions, pixels_B3HW=pixels_B3HW, sizes_B2=sizes_B2)
 
 
 def _texts_at(batch: TextBatch, rows: Tensor) -> TextBatch:

@@ -63,7 +63,8 @@ def shown_batch(
     """The images at `rows` of a split with their pixels (`seeds` as of `SplitImages.pixels`), or visual tokens as stored."""
     if isinstance(images, FeatureFile):
         return image_batch(records, rows, tokens_BVD=torch.from_numpy(images.read(rows)))
-    return image_batch(records, rows, images.pixels(rows, seeds))
+    pixels_B3HW, sizes_B2 = images.batch(rows, seeds)
+    return image_batch(records, rows, pixels_B3HW, sizes_B2=sizes_B2)
 
 
 def image_batch(
@@ -72,8 +73,9 @@ def image_batch(
     pixels_B3HW: Tensor | None = None,
     regions: Regions | None = None,
     tokens_BVD: Tensor | None = None,
+    sizes_B2: Tensor | None = None,
 ) -> ImageBatch:
-    """The images at `rows` of a split, with these pixels, regions or visual tokens."""
+    """The images at `rows` of a split, with these pixels (and their sizes), regions or visual tokens."""
     chosen = [records[row] for row in rows]
     domains = tuple(record.domain for record in chosen)
     return ImageBatch(
@@ -83,6 +85,7 @@ def image_batch(
         regions=regions,
         domains=domains if any(domain is not None for domain in domains) else None,
         tokens_BVD=tokens_BVD,
+        sizes_B2=sizes_B2,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from datamodules.errors import InputError
 from datamodules.files.images import read_image
 from datamodules.inputs import ImageInput
-from datamodules.loading.images import evaluation_transform, normalize
+from datamodules.loading.images import evaluation_transform, stacked
 from datamodules.loading.loader import BatchDataset, BatchLoader, workers_of
 from datamodules.records import ImageBatch
 from datamodules.workers import most_workers
@@ -48,9 +48,8 @@ class _ImageFiles(BatchDataset):
         if not pixels:
             return ReadImages(None, broken)
         names = tuple(str(self.paths[row]) for row in pixels)
-        return ReadImages(
-            ImageBatch(names, torch.tensor(list(pixels)), normalize(torch.stack(list(pixels.values())), self.spec)), broken
-        )
+        pixels_B3HW, sizes_B2 = stacked(list(pixels.values()), self.spec)
+        return ReadImages(ImageBatch(names, torch.tensor(list(pixels)), pixels_B3HW, sizes_B2=sizes_B2), broken)
 
 
 def read_image_files(

@@ -1,6 +1,6 @@
-"""Ranking by regions, evaluated also on pairs whose caption and image show the same things: what ISDa looks at.
+"""Ranking by regions or patches, evaluated also on pairs whose caption and image show the same things: what ISDa looks at.
 
-Legend: B pairs, K annotated boxes of an image, N objects of a caption, T tokens, R regions.
+Legend: B pairs, K annotated boxes of an image, N objects of a caption, T tokens, R regions or patches.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from torch import Tensor
 from datamodules.errors import InputError
 from datamodules.formats.flickr_entities import NOT_VISUAL, Annotation, word_pieces
 from datamodules.formats.uniter.text_database import TextDatabase
-from datamodules.loading.collate import image_batch, region_names, text_batch
+from datamodules.loading.collate import image_batch, region_names, shown_batch, text_batch
+from datamodules.loading.images import Augmentation, SplitImages, covered_area
 from datamodules.loading.loader import BatchDataset
 from datamodules.loading.order import GlobalBatches, evaluation_batches
-from datamodules.loading.ranking import Ranking, RegionRanking
+from datamodules.loading.ranking import PixelRanking, Ranking, RegionRanking
 from datamodules.loading.region_files import RegionReader
 from datamodules.loading.regions import padded
-from datamodules.loading.splits import RegionSplits
+from datamodules.loading.splits import RegionSplits, Splits
 from datamodules.loading.task import Batching, BatchRows, Split
 from datamodules.loading.tokens import Tokenizer
-from datamodules.records import Box, Caption, ImageRecord, Objects, PairBatch, Phrase, Regions
+from datamodules.records import Box, Caption, ImageBatch, ImageRecord, Objects, PairBatch, Phrase, Regions
 
 PhraseRegions = Literal["gt", "iou"]
 
@@ -103,6 +104,40 @@ class ObjectRanking(RegionRanking):
         self._compared.add(split.name)
 
 
+class PatchObjectRanking(PixelRanking):
+    """`PixelRanking` of a data set whose captions say where their phrases are, as `ObjectRanking` is of regions. What shows a
+    phrase are the patches under its boxes (`patches_under`).
+
+    Args:
+        splits: What networks that take pixels see of the data set.
+        augmentation: Of training images.
+        cache: Keep resized images in memory.
+        ranking: What a training batch consists of.
+        annotation: The annotation of an image id.
+        most_pairs: Of an evaluation split: the first so many; None is all.
+    """
+
+    def __init__(
+        self,
+        splits: Splits,
+        augmentation: Augmentation,
+        cache: bool,
+        ranking: Ranking,
+        annotation: Callable[[str], Annotation],
+        most_pairs: int | None,
+    ) -> None:
+        super().__init__(splits, augmentation, cache, ranking)
+        self.annotation, self.most_pairs = annotation, most_pairs
+
+    def evaluation(self, split: Split, batching: Batching) -> list[tuple[BatchDataset, BatchRows]]:
+        loaders = super().evaluation(split, batching)
+        if self.pixels.spec.patch is None:  # nothing of the network says where a phrase is
+            return loaders
+        images = self.pixels.evaluation(split.name, split.records)
+        pairs = ObjectPairs(split.records, self.annotation, images, self.tokenizer, "gt", self.most_pairs)
+        return [*loaders, (pairs, evaluation_batches(len(pairs), *batching.share, lengths=pairs.lengths()))]
+
+
 # ---------------------------------------------------------------------------------------------------------------- pairs
 
 
@@ -126,11 +161,11 @@ class ObjectPairs(BatchDataset):
     relations and are left out.
 
     Args:
-        records: The split; all have a name in the reader's databases, captions are text.
+        records: The split; captions are text, and where images are regions, all have a name in the reader's databases.
         annotation: The annotation of an image id.
-        reader: Of the regions.
+        images: What they are shown as: regions of databases, or pixels.
         tokenizer: Of the network.
-        phrase_regions: See `ObjectRanking`.
+        phrase_regions: Of regions, see `ObjectRanking`.
         most: The first so many pairs; None is all.
 
     Raises:
@@ -142,12 +177,12 @@ class ObjectPairs(BatchDataset):
         self,
         records: Sequence[ImageRecord],
         annotation: Callable[[str], Annotation],
-        reader: RegionReader,
+        images: RegionReader | SplitImages,
         tokenizer: Tokenizer,
         phrase_regions: PhraseRegions,
         most: int | None = None,
     ) -> None:
-        self.records, self.reader, self.tokenizer, self.phrase_regions = records, reader, tokenizer, phrase_regions
+        self.records, self.images, self.tokenizer, self.phrase_regions = records, images, tokenizer, phrase_regions
         self.pairs: list[_Pair] = []
         self.first_caption: list[int] = []
         self.annotations: dict[int, Annotation] = {}
@@ -173,28 +208,50 @@ class ObjectPairs(BatchDataset):
         return len(self.pairs)
 
     def lengths(self) -> list[int]:
-        """Tokens and regions of each pair, to sort by."""
+        """Tokens and regions of each pair, to sort by; of pixels tokens alone."""
+        words = [len(pair.pieces) for pair in self.pairs]
+        if isinstance(self.images, SplitImages):
+            return words
         names = region_names(self.records, [pair.image for pair in self.pairs])
-        return [len(pair.pieces) + self.reader.most_regions(name) for pair, name in zip(self.pairs, names, strict=True)]
+        return [count + self.images.most_regions(name) for count, name in zip(words, names, strict=True)]
 
     def make(self, keys: Sequence[int]) -> PairBatch:
         pairs = [self.pairs[key] for key in keys]
         image_rows, caption_rows = [pair.image for pair in pairs], [pair.caption for pair in pairs]
         captions = [self.records[pair.image].captions[pair.caption - self.first_caption[pair.image]] for pair in pairs]
-        regions = padded(self.reader, region_names(self.records, image_rows))
+        images, shown = self._images_of(pairs)
         texts = text_batch(captions, caption_rows, image_rows, self.tokenizer)
         shape = (len(pairs), max(len(pair.chains) for pair in pairs))
         words_BNT = torch.zeros(*shape, texts.tokens_BT.shape[1], dtype=torch.bool)
-        regions_BNR = torch.zeros(*shape, regions.mask_BR.shape[1], dtype=torch.bool)
+        regions_BNR = torch.zeros(*shape, max(shown_NR.shape[1] for shown_NR in shown), dtype=torch.bool)
         mask_BN = torch.zeros(shape, dtype=torch.bool)
-        for row, pair in enumerate(pairs):
+        for row, (pair, shown_NR) in enumerate(zip(pairs, shown, strict=True)):
             self._require_pieces(pair, texts.tokens_BT[row], captions[row])
-            shown_NR = self._shown(pair, regions, row)
             regions_BNR[row, : len(shown_NR), : shown_NR.shape[1]] = shown_NR
             for number, positions in enumerate(pair.words):
                 words_BNT[row, number, torch.tensor(positions) + 1] = True  # after the token that begins the caption
             mask_BN[row, : len(pair.chains)] = True
-        return PairBatch(image_batch(self.records, image_rows, regions=regions), texts, Objects(words_BNT, regions_BNR, mask_BN))
+        return PairBatch(images, texts, Objects(words_BNT, regions_BNR, mask_BN))
+
+    def _images_of(self, pairs: Sequence[_Pair]) -> tuple[ImageBatch, list[Tensor]]:
+        """The pairs' images, and which of each one's regions or patches show which of its objects, bool [N, R]."""
+        rows = [pair.image for pair in pairs]
+        if isinstance(self.images, SplitImages):
+            images = shown_batch(self.records, self.images, rows, [0] * len(rows))
+            return images, [self._patches(pair, images, row) for row, pair in enumerate(pairs)]
+        regions = padded(self.images, region_names(self.records, rows))
+        images = image_batch(self.records, rows, regions=regions)
+        return images, [self._shown(pair, regions, row) for row, pair in enumerate(pairs)]
+
+    def _patches(self, pair: _Pair, images: ImageBatch, row: int) -> Tensor:
+        assert isinstance(self.images, SplitImages)
+        assert images.pixels_B3HW is not None
+        size = images.pixels_B3HW.shape[2:] if images.sizes_B2 is None else images.sizes_B2[row].tolist()
+        annotation, spec = self.annotations[pair.image], self.images.spec
+        assert spec.patch is not None
+        rows, columns = (side // spec.patch for side in size)
+        covered = covered_area(spec, annotation.width, annotation.height)
+        return patches_under([annotation.boxes_of(chain) for chain in pair.chains], covered, rows, columns)
 
     def _require_pieces(self, pair: _Pair, tokens_T: Tensor, caption: Caption) -> None:
         pieces = list(pair.pieces)
@@ -207,6 +264,7 @@ class ObjectPairs(BatchDataset):
 
     def _shown(self, pair: _Pair, regions: Regions, row: int) -> Tensor:
         """Which regions show which objects, bool [N, R] (R without padding; "gt": annotated ones only)."""
+        assert isinstance(self.images, RegionReader)
         annotation, identity = self.annotations[pair.image], self.records[pair.image].image_id
         boxes_R4 = regions.boxes_BR7[row, regions.mask_BR[row], :4]
         size = (annotation.width, annotation.height)
@@ -219,7 +277,7 @@ class ObjectPairs(BatchDataset):
             what = f"are {len(boxes_R4)}" if off_K is None else f"differ, first region {int((off_K > _PIXELS_OFF).nonzero()[0])}"
             raise InputError(
                 f'image {identity}: phrase_regions "gt" takes region k for box k of the {len(annotated_K4)} in {identity}.xml, '
-                f"but its regions in {self.reader.databases[0].path} {what}. Give features that were extracted from the "
+                f"but its regions in {self.images.databases[0].path} {what}. Give features that were extracted from the "
                 'annotated boxes, in their order (layout "all"), or set phrase_regions to "iou".'
             )
         return annotated_regions(annotation, pair.chains)
@@ -285,7 +343,43 @@ def overlapping_regions(
     iou_MR = box_iou(pixels_M4 / torch.tensor([width, height, width, height]), regions_R4.double())
     best_NR = iou_MR.new_zeros(len(boxes), len(regions_R4))
     best_NR.scatter_reduce_(0, owner_M[:, None].expand_as(iou_MR), iou_MR, "amax")
-    shown_NR = best_NR >= threshold
+    return _enough_or_largest(best_NR, threshold)
+
+
+def patches_under(boxes: Sequence[Sequence[Box]], covered: Box, rows: int, columns: int, least: float = 0.5) -> Tensor:
+    """Which patches show which objects: those of which at least the share `least` lies under one of the object's boxes, or else
+    the patch with the largest share.
+
+    Args:
+        boxes: Of N objects (one or more each), in pixels of the image.
+        covered: The part of the image under the patches, see `covered_area`.
+        rows: Of patches.
+        columns: Likewise.
+        least: See above.
+
+    Returns:
+        bool [N, rows * columns], row by row; an object outside of what is covered has none.
+    """
+    owner_M = torch.tensor([row for row, its_boxes in enumerate(boxes) for _ in its_boxes], dtype=torch.long)
+    boxes_M4 = _box_tensor([box for its_boxes in boxes for box in its_boxes])
+
+    def overlap(low_M: Tensor, high_M: Tensor, start: float, end: float, count: int) -> Tensor:
+        """[M, count]: how much of every patch is in the box, along one axis."""
+        low_M1, high_M1 = ((side_M[:, None] - start) * count / (end - start) for side_M in (low_M, high_M))
+        place_C = torch.arange(count, dtype=torch.float64)
+        return (high_M1.minimum(place_C + 1) - low_M1.maximum(place_C)).clamp_min(0)
+
+    down_MR = overlap(boxes_M4[:, 1], boxes_M4[:, 3], covered.top, covered.bottom, rows)
+    across_MC = overlap(boxes_M4[:, 0], boxes_M4[:, 2], covered.left, covered.right, columns)
+    share_MP = (down_MR[:, :, None] * across_MC[:, None]).flatten(1)
+    best_NP = share_MP.new_zeros(len(boxes), rows * columns)
+    best_NP.scatter_reduce_(0, owner_M[:, None].expand_as(share_MP), share_MP, "amax")
+    return _enough_or_largest(best_NP, least)
+
+
+def _enough_or_largest(best_NR: Tensor, least: float) -> Tensor:
+    """bool [N, R]: those of at least `least`, or where an object has none the largest, if it is anything at all."""
+    shown_NR = best_NR >= least
     largest_N1 = best_NR.max(dim=1, keepdim=True)
     alone_NR = torch.zeros_like(shown_NR).scatter_(1, largest_N1.indices, largest_N1.values > 0)
     return torch.where(shown_NR.any(dim=1, keepdim=True), shown_NR, alone_NR)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from datamodules.inputs import Inputs
-from datamodules.loading.collate import image_batch, require_ids, text_batch
+from datamodules.loading.collate import require_ids, shown_batch, text_batch
 from datamodules.loading.evaluation import EvaluationImages, EvaluationTexts
 from datamodules.loading.images import Augmentation, SplitImages
 from datamodules.loading.loader import BatchDataset
@@ -36,7 +36,9 @@ class Pairs(PixelTask):
         self.unit = unit
 
     def takes(self, inputs: Inputs | None) -> bool:
-        return inputs is None or (inputs.image is not None and inputs.text is not None and not inputs.captions)
+        return inputs is None or (
+            inputs.image is not None and inputs.text is not None and not inputs.captions and not inputs.ranking
+        )
 
     def connect(self, inputs: Inputs) -> None:
         super().connect(inputs)
@@ -97,6 +99,6 @@ class TrainPairs(BatchDataset):
         image_rows = [image for image, _ in chosen]
         captions = [self.records[image].captions[row - self.first_caption[image]] for image, row in chosen]
         return PairBatch(
-            images=image_batch(self.records, image_rows, self.images.pixels(image_rows, seeds)),
+            images=shown_batch(self.records, self.images, image_rows, seeds),
             texts=text_batch(captions, [row for _, row in chosen], image_rows, self.tokenizer),
         )

@@ -20,16 +20,17 @@ import torch
 
 from datamodules.errors import InputError
 from datamodules.inputs import Inputs
-from datamodules.loading.collate import image_batch, region_names, require_ids, text_batch, words_of
-from datamodules.loading.evaluation import EvaluationRegions, EvaluationTexts
+from datamodules.loading.collate import image_batch, region_names, require_ids, shown_batch, text_batch, words_of
+from datamodules.loading.evaluation import EvaluationImages, EvaluationRegions, EvaluationTexts
+from datamodules.loading.images import Augmentation, SplitImages
 from datamodules.loading.loader import BatchDataset
-from datamodules.loading.order import GlobalBatches, evaluation_batches, mix
+from datamodules.loading.order import PIXELS, GlobalBatches, evaluation_batches, mix
 from datamodules.loading.region_files import RegionReader
 from datamodules.loading.regions import padded
-from datamodules.loading.splits import RegionSplits
-from datamodules.loading.task import Batching, BatchRows, Split, Task
+from datamodules.loading.splits import RegionSplits, Splits
+from datamodules.loading.task import Batching, BatchRows, PixelTask, Split, Task
 from datamodules.loading.tokens import Tokenizer
-from datamodules.records import Candidates, ImageRecord, RankingBatch
+from datamodules.records import Candidates, ImageBatch, ImageRecord, RankingBatch
 
 Rows = npt.NDArray[np.int64]
 
@@ -108,23 +109,69 @@ class RegionRanking(Task):
         images = EvaluationRegions(split.records, self.reader)
         return [
             (images, evaluation_batches(len(images), *batching.share, lengths=images.lengths())),
-            (texts, evaluation_batches(len(texts), *batching.share, lengths=self._words(split, texts))),
+            (texts, evaluation_batches(len(texts), *batching.share, lengths=_words(split, texts))),
         ]
 
-    def _words(self, split: Split, texts: EvaluationTexts) -> list[int]:
-        """Tokens of each caption; says so if some are cut, which may change a result."""
-        words, most = texts.words(), self.tokenizer.max_tokens
-        cut = sum(length > self.tokenizer.room for length in words)
-        if cut:
-            warnings.warn(
-                f"{split.label}: {cut:,} of {len(words):,} captions have more than the network's max_tokens {most} and are cut.",
-                stacklevel=2,
-            )
-        return words
+    def order_options(self, batching: Batching) -> dict[str, Any]:
+        return _order_options(self.ranking, batching)
+
+
+class PixelRanking(PixelTask):
+    """As `RegionRanking`, of pixels: for networks that look at patches and a caption together.
+
+    Args:
+        splits: What networks that take pixels see of the data set.
+        augmentation: Of training images. An image of a batch looks the same in all of its pairs.
+        cache: Keep resized images in memory.
+        ranking: What a training batch consists of.
+    """
+
+    def __init__(self, splits: Splits, augmentation: Augmentation, cache: bool, ranking: Ranking) -> None:
+        super().__init__(splits, augmentation, cache)
+        self.ranking = ranking
+
+    def takes(self, inputs: Inputs | None) -> bool:
+        return inputs is not None and inputs.ranking and inputs.image is not None and inputs.text is not None
+
+    def connect(self, inputs: Inputs) -> None:
+        super().connect(inputs)
+        assert inputs.text is not None
+        self.tokenizer = Tokenizer(inputs.text, self.splits.file_ids)
+
+    def training(self, split: Split, batching: Batching) -> tuple[BatchDataset, GlobalBatches]:
+        place = (batching.seed, batching.rank, batching.world_size)
+        images = self.pixels.training(split.name, split.records)
+        samples = TrainRanking(split.records, images, self.tokenizer, self.ranking, *place)
+        return samples, RankingBatches(self.ranking.sides, len(samples), batching.size, *place)
+
+    def evaluation(self, split: Split, batching: Batching) -> list[tuple[BatchDataset, BatchRows]]:
+        texts = EvaluationTexts(split.records, self.tokenizer)
+        images = EvaluationImages(split.records, self.pixels.evaluation(split.name, split.records))
+        return [
+            (images, evaluation_batches(len(images), *batching.share)),
+            (texts, evaluation_batches(len(texts), *batching.share, lengths=_words(split, texts))),
+        ]
 
     def order_options(self, batching: Batching) -> dict[str, Any]:
-        options = {f"ranking.{name}": value for name, value in asdict(self.ranking).items()}
-        return options | ({"world_size": batching.world_size} if self.ranking.caption_pool == "rank" else {})
+        return _order_options(self.ranking, batching)
+
+
+def _words(split: Split, texts: EvaluationTexts) -> list[int]:
+    """Tokens of each caption; says so if some are cut, which may change a result."""
+    words, tokenizer = texts.words(), texts.tokenizer
+    cut = sum(length > tokenizer.room for length in words)
+    if cut:
+        warnings.warn(
+            f"{split.label}: {cut:,} of {len(words):,} captions have more than the network's max_tokens "
+            f"{tokenizer.max_tokens} and are cut.",
+            stacklevel=3,
+        )
+    return words
+
+
+def _order_options(ranking: Ranking, batching: Batching) -> dict[str, Any]:
+    options = {f"ranking.{name}": value for name, value in asdict(ranking).items()}
+    return options | ({"world_size": batching.world_size} if ranking.caption_pool == "rank" else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +207,8 @@ class TrainRanking(BatchDataset):
     """Positives with candidates. A sample is a caption of the training split that is short enough, with its image.
 
     Args:
-        records: The training split; all have a name in the reader's databases.
-        reader: Of the regions.
+        records: The training split; where images are regions, all have a name in the reader's databases.
+        images: What they are shown as: regions of databases, or pixels.
         tokenizer: Of the network.
         ranking: Candidates, pools and the longest caption.
         seed: Seed of the candidates.
@@ -175,14 +222,14 @@ class TrainRanking(BatchDataset):
     def __init__(
         self,
         records: Sequence[ImageRecord],
-        reader: RegionReader,
+        images: RegionReader | SplitImages,
         tokenizer: Tokenizer,
         ranking: Ranking,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.records, self.reader, self.tokenizer, self.ranking, self.seed = records, reader, tokenizer, ranking, seed
+        self.records, self.images, self.tokenizer, self.ranking, self.seed = records, images, tokenizer, ranking, seed
         counts = np.array([len(record.captions) for record in records], dtype=np.int64)
         self.first_caption: Rows = np.concatenate([[0], counts.cumsum()])  # caption rows of image i: [i] up to [i + 1]
         self.image_of_caption: Rows = np.repeat(np.arange(len(records)), counts)
@@ -260,10 +307,15 @@ class TrainRanking(BatchDataset):
             self.records[image].captions[row - self.first_caption[image]]
             for row, image in zip(caption_rows.tolist(), owners.tolist(), strict=True)
         ]
-        rows = image_rows.tolist()
         return RankingBatch(
-            images=image_batch(self.records, rows, regions=padded(self.reader, region_names(self.records, rows))),
+            images=self._shown(image_rows.tolist(), keys.epoch),
             texts=text_batch(texts, caption_rows.tolist(), owners.tolist(), self.tokenizer),
             hard_texts=places(sides[0]),
             hard_images=places(sides[1]),
         )
+
+    def _shown(self, rows: list[int], epoch: int) -> ImageBatch:
+        if isinstance(self.images, SplitImages):
+            seeds = [mix(self.seed, epoch, PIXELS, row) for row in rows]
+            return shown_batch(self.records, self.images, rows, seeds)
+        return image_batch(self.records, rows, regions=padded(self.images, region_names(self.records, rows)))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.errors import InputError
-from datamodules.inputs import ImageInput
+from datamodules.loading.images import covered_area as covered_area  # beside what it is for
 from datamodules.records import Box
 from lightning_modules.networks.captioner import Captioner
 
@@ -47,31 +47,6 @@ def find_grid(network: Captioner) -> Grid:
             "how they lie in the image is unknown"
         )
     return Grid(side, side, special if network.visual == "tokens" else 0)
-
-
-def covered_area(spec: ImageInput, width: int, height: int) -> Box:
-    """The part of a image (pixels) that the network sees: everything with "squash", the middle with "crop".
-
-    The arithmetic is that of torchvision's Resize and CenterCrop, their rounding included. With a `crop_fraction` over 1, where
-    the crop is larger than the resized image, it reaches beyond the image.
-
-    Args:
-        spec: The network's transform.
-        width: Of the image as it is stored.
-        height: Likewise.
-    """
-    if spec.resize == "squash":
-        return Box(0.0, 0.0, float(width), float(height))
-    shorter = math.floor(spec.size / spec.crop_fraction)
-    longer = int(shorter * max(width, height) / min(width, height))
-    new_width, new_height = (shorter, longer) if width <= height else (longer, shorter)
-
-    def middle(new: int, old: int) -> tuple[float, float]:
-        start = round((new - spec.size) / 2) if new >= spec.size else -((spec.size - new) // 2)
-        return start * old / new, (start + spec.size) * old / new
-
-    (left, right), (top, bottom) = middle(new_width, width), middle(new_height, height)
-    return Box(left, top, right, bottom)
 
 
 @dataclass(frozen=True)

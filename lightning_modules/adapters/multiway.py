@@ -209,6 +209,7 @@ SITES: dict[tuple[str, str], Site] = {
     ("transformers.models.dinov2.modeling_dinov2", "Dinov2Layer"): Site("norm2", _HF),
     ("transformers.models.dinov2_with_registers.modeling_dinov2_with_registers", "Dinov2WithRegistersLayer"): Site("norm2", _HF),
     ("transformers.models.vit.modeling_vit", "ViTLayer"): Site("layernorm_after", _HF),
+    ("transformers.models.vilt.modeling_vilt", "ViltLayer"): Site("layernorm_after", _HF),
     ("transformers.models.bert.modeling_bert", "BertLayer"): _BERT,
     ("transformers.models.roberta.modeling_roberta", "RobertaLayer"): _BERT,
     ("transformers.models.xlm_roberta.modeling_xlm_roberta", "XLMRobertaLayer"): _BERT,
@@ -303,7 +304,7 @@ class LayerMultiWay(nn.Module):
 
 
 class MultiWayAdapter(Adapter):
-    """MultiWay-Adapter for BEiT-3 layers and for blocks of timm ViT, CLIP, SigLIP, ViT, DINOv2, BERT, RoBERTa, GPT-2 and Llama.
+    """MultiWay-Adapter for BEiT-3 layers and blocks of timm ViT, CLIP, SigLIP, ViT, DINOv2, ViLT, BERT, RoBERTa, GPT-2, Llama.
 
     Among the pair scorers, for blocks of VisualBERT, BLIP and BridgeTower.
 

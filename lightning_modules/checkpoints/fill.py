@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from lightning_modules.adapters.tuning import head_names
-from lightning_modules.checkpoints import beit3, clip, uniter
+from lightning_modules.checkpoints import beit3, clip, uniter, vilt
 from lightning_modules.checkpoints.language_model import load_language_weights
 from lightning_modules.checkpoints.miniatures import located
 from lightning_modules.checkpoints.weights import load_weights, read_weights, require_sound_model
@@ -23,6 +23,7 @@ from lightning_modules.networks.language_model import LanguageModel
 from lightning_modules.networks.towers.base import Tower
 from lightning_modules.networks.towers.timm import TimmImageTower
 from lightning_modules.networks.uniter import UniterRetrieval
+from lightning_modules.networks.vilt import ViLT
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -105,6 +106,11 @@ def _(part: HuggingFaceScorer, weights: str) -> None:
     what = f"{type(part.model).__name__} of the given config"
     load_weights(part.model, weights, drop=lambda key: bool(part.without) and key.startswith(part.without), what=what)
     part.loaded_heads = frozenset(head_names(part))
+
+
+@read_into.register
+def _(part: ViLT, weights: str) -> None:
+    part.fresh = vilt.load(part, weights)
 
 
 @read_into.register

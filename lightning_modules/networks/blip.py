@@ -85,6 +85,7 @@ class BLIP(HuggingFaceScorer):
         self.inputs = Inputs(
             image=clip_image_input(name, int(settings.vision_config.image_size), "squash"),
             text=TextInput(str(tokenizer or expanded(name)), max_tokens, int(text.vocab_size)),
+            ranking=True,
         )
 
     @property

@@ -93,6 +93,7 @@ class BridgeTower(HuggingFaceScorer):
         self.inputs = Inputs(
             image=clip_image_input(name, int(settings.vision_config.image_size), "crop"),
             text=TextInput(str(tokenizer or expanded(name)), max_tokens, int(text.vocab_size)),
+            ranking=True,
         )
 
     @property

@@ -273,9 +273,9 @@ def test_predict_says_why_not(uniter_run: Path, tmp_path: Path) -> None:
 def test_help_of_the_module_and_the_data_names_their_options() -> None:
     model = " ".join(succeed("run", "--model.help", "lightning_modules.ranking.RankingModule").out.split())
     for part in (
-        "Hard-negative fine-tuning of UNITER",
+        "Hard-negative fine-tuning of UNITER, ViLT",
         "--model.hard_negatives HARD_NEGATIVES How many of the candidates",
-        "IAIS; null is plain UNITER.",
+        "IAIS; null is plain ranking.",
         "relation_alignment.IAIS",
         "--model.optimization.algorithm {adamw,uniter_adamw}",
     ):
@@ -284,7 +284,7 @@ def test_help_of_the_module_and_the_data_names_their_options() -> None:
     for part in (
         "--data.phrase_regions {gt,iou} Which regions show a phrase.",
         "--data.ranking.candidates CANDIDATES Random",
-        "With regions: what a training batch consists of",
+        "For a network that scores pairs: what a training batch consists of",
         "--data.regions REGIONS The data set's databases",
     ):
         assert part in data  # fmt: skip

@@ -49,6 +49,13 @@ UNITER = (
     "--trainer.max_epochs=-1", "--trainer.max_steps=6", "--trainer.check_val_every_n_epoch=null",
     "--trainer.val_check_interval=6",
 )  # fmt: skip
+# A ViLT below the demo's size on the same data and steps, of 16 patches a photograph.
+VILT = (
+    *UNITER[:2], "-c", "configs/model/vilt_tiny.yaml", "-c", "configs/data/world_patches.yaml",
+    f"{_NETWORK}.config={{hidden_size: 24, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 48, image_size: 32, "
+    "patch_size: 8, vocab_size: 320, max_position_embeddings: 64, initializer_range: 0.2}",
+    f"{_NETWORK}.weights=random", *UNITER[UNITER.index("--model.init_args.hard_negatives=3"):],
+)  # fmt: skip
 # A captioner below the demo's size: the 135 training captions in batches of 20, each image of a batch once, and 6 steps of two
 # such batches, a validation after the third and the last; 7 images to validate, 11 to test.
 CAPTIONER = (
@@ -76,6 +83,11 @@ def arguments(row: str, *more: str) -> list[str]:
 def uniter(row: str, *more: str) -> list[str]:
     """Options of a row of IAIS's tables on the tiny world."""
     return [*UNITER, "-c", f"experiments/papers/iais/variants/{row}.yaml", *more]
+
+
+def vilt(row: str, *more: str) -> list[str]:
+    """The same with ViLT."""
+    return [*VILT, "-c", f"experiments/papers/iais/variants/{row}.yaml", *more]
 
 
 def captioner(row: str, *more: str) -> list[str]:

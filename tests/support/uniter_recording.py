@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lightning_modules.checkpoints.uniter import official_names
-from lightning_modules.networks.uniter import Packed, UniterRetrieval, pack
+from lightning_modules.networks.packing import Packed, pack
+from lightning_modules.networks.uniter import UniterRetrieval
 
 FOLDER = Path(__file__).parents[1] / "recordings" / "iais"
 

@@ -23,7 +23,8 @@ from experiments.parity.compare import (
 from experiments.parity.uniter.build import Ledger, gradients
 from experiments.parity.uniter.mining import KINDS
 from lightning_modules.networks.attention import Attended, Items, Relations
-from lightning_modules.networks.uniter import UniterRetrieval, items_of, pack
+from lightning_modules.networks.packing import items_of, pack
+from lightning_modules.networks.uniter import UniterRetrieval
 from lightning_modules.objectives.matching import MarginRanking
 from lightning_modules.objectives.relation_alignment import Anchor, RelationAlignment, Scores
 

@@ -36,8 +36,9 @@ from experiments.parity.uniter.build import (
     load,
     text_batch,
 )
+from lightning_modules.networks.packing import Packed, items_of, pack
 from lightning_modules.networks.pair_scorer import Ragged
-from lightning_modules.networks.uniter import Packed, UniterRetrieval, items_of, pack
+from lightning_modules.networks.uniter import UniterRetrieval
 from lightning_modules.objectives.annealing import Annealing
 from lightning_modules.objectives.matching import MarginRanking, hardest
 from lightning_modules.objectives.relation_alignment import Anchor, Kind, RelationAlignment

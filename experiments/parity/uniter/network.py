@@ -22,8 +22,9 @@ from experiments.parity.uniter import losses as uniter_losses
 from experiments.parity.uniter import mining as uniter_mining
 from experiments.parity.uniter import schedules as uniter_schedules
 from experiments.parity.uniter.build import Ledger, Unsupported, build, pair_batch, weight_rows
+from lightning_modules.networks.packing import Packed, pack
 from lightning_modules.networks.pair_scorer import Ragged
-from lightning_modules.networks.uniter import Packed, UniterRetrieval, pack
+from lightning_modules.networks.uniter import UniterRetrieval
 
 
 def check(recording: Recording) -> list[GroupCheck]:

@@ -15,7 +15,8 @@ from datamodules.errors import InputError
 from datamodules.files import releases as official
 from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.uniter import load, load_official, official_names, to_official, write_official
-from lightning_modules.networks.uniter import EPS, Packed, UniterRetrieval
+from lightning_modules.networks.packing import Packed
+from lightning_modules.networks.uniter import EPS, UniterRetrieval
 
 SIZES = {
     "width": 16,

@@ -10,8 +10,9 @@ from torch import Tensor
 from uniter_recording import Recorded, recorded
 
 from datamodules.errors import InputError
+from lightning_modules.networks.packing import Packed, items_of, pack
 from lightning_modules.networks.pair_scorer import Ragged
-from lightning_modules.networks.uniter import Packed, UniterRetrieval, items_of, pack
+from lightning_modules.networks.uniter import UniterRetrieval
 
 
 @pytest.fixture(scope="module")

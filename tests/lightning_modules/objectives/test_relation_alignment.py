@@ -14,7 +14,7 @@ from uniter_recording import Recorded, recorded
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.uniter import to_official
 from lightning_modules.networks.attention import Attended, Items
-from lightning_modules.networks.uniter import items_of
+from lightning_modules.networks.packing import items_of
 from lightning_modules.objectives.annealing import Annealing
 from lightning_modules.objectives.relation_alignment import IAIS, RelationAlignment
 
