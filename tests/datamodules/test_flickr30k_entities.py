@@ -22,6 +22,7 @@ from datamodules.formats.uniter.image_database import ImageDatabase
 from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
 from datamodules.formats.uniter.layout import Layout
 from datamodules.inputs import ImageInput, Inputs, RegionInput, TextInput
+from datamodules.loading.objects import patches_under
 from datamodules.loading.ranking import Ranking
 from datamodules.loading.region_files import RegionFiles
 from datamodules.miniworld.write import write_world
@@ -225,6 +226,35 @@ def test_pixels_come_without_objects_but_with_phrases(world: Path) -> None:
         image_id, _, number = caption_id.partition("#")
         expected = read_entities(world / "flickr30k/flickr30k_entities", image_id).captions[int(number)]
         assert (batch.texts[row], batch.phrases[row]) == (expected.text, expected.phrases)
+
+
+def test_a_scorer_of_pixels_gets_the_same_objects_and_patches_under_their_boxes(world: Path) -> None:
+    half = (0.5, 0.5, 0.5)
+    image = ImageInput(32, half, half, resize="keep", longest=53, patch=8)
+    module = Flickr30kEntities(str(world / "flickr30k"), num_workers=0, augment="none", ranking=Ranking(candidates=3))
+    module.connect(Inputs(image, TextInput(str(world / "tokenizer")), ranking=True))
+    pairs = pairs_of(module)
+    regions = as_read(pairs_of(connected(world)))
+    found = as_read(pairs)
+    assert found.keys() == regions.keys()
+    for batch in pairs:
+        assert batch.objects is not None
+        assert batch.images.pixels_B3HW is not None
+        for row, caption_id in enumerate(batch.texts.caption_ids):
+            image_id = batch.images.image_ids[row]
+            annotation = read_entities(world / "flickr30k/flickr30k_entities", image_id).annotation
+            size = batch.images.pixels_B3HW.shape[2:] if batch.images.sizes_B2 is None else batch.images.sizes_B2[row].tolist()
+            chains = list(dict.fromkeys(phrase.chain for phrase in batch.texts.phrases[row] if phrase.boxes))
+            whole = Box(0, 0, annotation.width, annotation.height)
+            expected = patches_under([annotation.boxes_of(chain) for chain in chains], whole, size[0] // 8, size[1] // 8)
+            shown = batch.objects.regions_BNR[row, : len(chains)]
+            assert torch.equal(shown[:, : expected.shape[1]], expected), caption_id
+            assert not shown[:, expected.shape[1] :].any()
+    assert module.describe()["objects"] == {"regions": "patches", "pairs": None}
+    batch = next(iter(module.train_dataloader()))
+    assert batch.images.pixels_B3HW is not None
+    assert batch.images.regions is None
+    assert batch.hard_images.image_PX.shape[1] == 4
 
 
 # ---------------------------------------------------------------------------------------------------------------- splits

@@ -16,7 +16,13 @@ from tiny_data import write_image
 
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput
-from datamodules.loading.images import Augmentation, SplitImages, evaluation_transform, normalize, training_transform
+from datamodules.loading.images import (
+    Augmentation,
+    SplitImages,
+    evaluation_transform,
+    normalize,
+    training_transform,
+)
 from datamodules.records import Caption, ImageRecord
 
 HALF = (0.5, 0.5, 0.5)
@@ -76,6 +82,51 @@ def test_crop_resizes_the_shorter_side_and_takes_the_centre() -> None:
     image.paste("blue", (10, 10, 30, 30))
     spec = ImageInput(20, HALF, HALF, resize="crop", crop_fraction=0.5, interpolation="nearest")
     assert evaluation_transform(spec)(image).flatten(1).float().mean(1).tolist() == [0, 0, 255]
+
+
+VILT = ImageInput(64, HALF, HALF, resize="keep", longest=106, patch=16)
+
+
+@pytest.mark.parametrize("size", [(100, 80), (80, 100), (90, 90), (300, 60), (61, 200), (50, 333), (97, 64), (40, 30)])
+def test_an_image_that_keeps_its_aspect_ratio_is_as_the_library_makes_it(size: tuple[int, int]) -> None:
+    from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
+
+    pixels = np.random.default_rng(size[0]).integers(0, 256, (size[1] // 9 + 1, size[0] // 9 + 1, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    processor = ViltImageProcessorPil(size={"shortest_edge": 64}, size_divisor=16, image_mean=HALF, image_std=HALF)
+    expected = torch.as_tensor(np.asarray(processor(image)["pixel_values"][0]))
+    found = normalize(evaluation_transform(VILT)(image)[None], VILT)[0]
+    assert found.shape == expected.shape
+    assert not any(side % 16 for side in found.shape[1:])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_images_of_several_sizes_share_a_batch(tmp_path: Path, cache: bool) -> None:
+    rows = records(tmp_path, 3)
+    for row, size in enumerate([(100, 64), (64, 100), (64, 64)]):
+        write_image(rows[row].path, row, size)
+    images = SplitImages(rows, VILT, cache=cache)
+    pixels, sizes = images.batch([0, 1, 2], [0, 0, 0])
+    assert sizes is not None
+    assert sizes.tolist() == [[64, 96], [96, 64], [64, 64]]
+    assert pixels.shape == (3, 3, 96, 96)
+    for row, (height, width) in enumerate(sizes.tolist()):
+        alone, none = images.batch([row], [0])
+        assert none is None
+        assert torch.equal(pixels[row, :, :height, :width], alone[0])
+        assert pixels[row].count_nonzero() <= 3 * height * width  # the rest is 0
+    if cache:  # then the files are not needed again
+        for record in rows:
+            record.path.unlink()
+    assert torch.equal(images.batch([0, 1, 2], [0, 0, 0])[0], pixels)
+
+
+def test_a_transform_that_cannot_keep_the_ratio_says_so() -> None:
+    with pytest.raises(InputError, match="needs a patch"):
+        ImageInput(64, HALF, HALF, resize="keep", longest=106)
+    with pytest.raises(InputError, match=r"a longest side \(60\)"):
+        ImageInput(64, HALF, HALF, resize="keep", longest=60, patch=16)
 
 
 def test_augmentation_depends_on_the_seed_alone_and_leaves_the_global_generator(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from datamodules.formats.flickr_entities import Annotation
-from datamodules.loading.objects import annotated_regions, overlapping_regions
+from datamodules.loading.objects import annotated_regions, overlapping_regions, patches_under
 from datamodules.records import Box
 
 
@@ -68,3 +68,36 @@ def test_half_is_enough_and_nothing_is_not() -> None:
     regions = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.25, 0.5], [0.5, 0.5, 1.0, 1.0]])
     found = overlapping_regions(regions, [[Box(0, 0, 4, 4)], [Box(0, 6, 1, 8)], []], (8, 8))
     assert found.tolist() == [[True, True, False], [False] * 3, [False] * 3]
+
+
+def naive_patches(boxes: list[Box], covered: Box, rows: int, columns: int) -> list[bool]:
+    """By counting a hundred points of each patch."""
+    height, width = (covered.bottom - covered.top) / rows, (covered.right - covered.left) / columns
+    shares = []
+    for row in range(rows):
+        for column in range(columns):
+            points = [
+                (covered.left + (column + (i + 0.5) / 10) * width, covered.top + (row + (j + 0.5) / 10) * height)
+                for i in range(10)
+                for j in range(10)
+            ]
+            inside = [sum(b.left <= x < b.right and b.top <= y < b.bottom for x, y in points) / 100 for b in boxes]
+            shares.append(max(inside, default=0.0))
+    shown = [share >= 0.5 for share in shares]
+    if not any(shown) and max(shares) > 0:
+        shown[shares.index(max(shares))] = True
+    return shown
+
+
+def test_patches_under_boxes_equal_counted_points() -> None:
+    covered = Box(40, 0, 240, 160)  # a crop: 4 x 5 patches of 40 pixels
+    objects = [
+        [Box(40, 0, 120, 80)],  # four patches, exactly
+        [Box(60, 0, 100, 36)],  # 45 % of each of two: neither is half, the first is as good as the other
+        [Box(130, 90, 146, 98)],  # a small one
+        [Box(0, 0, 64, 160), Box(200, 120, 240, 160)],  # reaches out of what is seen; a second box
+        [Box(0, 0, 30, 160)],  # wholly outside
+    ]
+    found = patches_under(objects, covered, 4, 5)
+    assert found.tolist() == [naive_patches(boxes, covered, 4, 5) for boxes in objects]
+    assert found.sum(1).tolist() == [4, 1, 1, 5, 0]
