@@ -249,7 +249,7 @@ class ViLT(HuggingFaceScorer):
                 access[i] = seen
         return x_BSD, access
 
-    def score(self, packed: Packed, attention: Sequence[int] = ()) -> tuple[Tensor, dict[int, Attended]]:
+    def score_packed(self, packed: Packed, attention: Sequence[int] = ()) -> tuple[Tensor, dict[int, Attended]]:
         """Raw ranking scores [B] (fp32) of packed pairs, and the queries and keys of some layers."""
         first_B1D, access = self.encode(packed, pooled=True, attention=attention)
         # In fp32 whatever autocast says: eight bits of a bf16 score leave a gallery full of ties, which count as misses.
@@ -260,12 +260,12 @@ class ViLT(HuggingFaceScorer):
 
     def score_pairs(self, images: Ragged, texts: Ragged, image_P: Tensor, text_P: Tensor) -> Tensor:
         """Raw ranking scores [P] (fp32) of the pairs (image_P[p], text_P[p])."""
-        return self.score(pack(texts, images, text_P, image_P))[0]
+        return self.score_packed(pack(texts, images, text_P, image_P))[0]
 
     def score_related(self, images: Ragged, texts: Ragged, layers: Sequence[int]) -> tuple[Tensor, Relations]:
         """See `RankingNetwork`."""
         packed = pack(texts, images)
-        scores_P, access = self.score(packed, layers)
+        scores_P, access = self.score_packed(packed, layers)
         return scores_P, items_of(packed, access, special=_SPECIAL)
 
     def relations(self, batch: PairBatch, layers: Sequence[int]) -> Relations:
