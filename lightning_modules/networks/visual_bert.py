@@ -26,8 +26,8 @@ from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.networks.attention import Attended, Relations
 from lightning_modules.networks.bert_layers import feed_forward, self_attention
 from lightning_modules.networks.hugging_face_scorer import HuggingFaceScorer, Score
+from lightning_modules.networks.packing import Packed, items_of, pack
 from lightning_modules.networks.pair_scorer import Ragged
-from lightning_modules.networks.uniter import Packed, items_of, pack
 
 
 class VisualBERT(HuggingFaceScorer):
