@@ -25,11 +25,12 @@ from datamodules.loading.images import Augment, Augmentation
 from datamodules.loading.loader import BatchLoader, TrainLoader
 from datamodules.loading.order import GlobalBatches, mix
 from datamodules.loading.pairs import Pairs, TrainUnit
+from datamodules.loading.positives import split_positives
 from datamodules.loading.ranking import PixelRanking, Ranking, RegionRanking
 from datamodules.loading.region_files import RegionFiles
 from datamodules.loading.splits import FileSplits, RegionSplits
 from datamodules.loading.task import Batching, Split, Task
-from datamodules.records import ImageRecord
+from datamodules.records import ImageRecord, Positives
 from datamodules.source import Source
 
 _STAGES: dict[str | None, tuple[str, ...]] = {
@@ -208,6 +209,7 @@ class ImageTextDataModule(Source, LightningDataModule):
                 self.records(split)
         if stage == "fit":
             self.task.foresee(self._split)
+            self.split_positives("test")
 
     # ------------------------------------------------------------------------------------------------------------- splits
 
@@ -239,6 +241,18 @@ class ImageTextDataModule(Source, LightningDataModule):
 
     def _split(self, split: str) -> Split:
         return Split(split, f"{self.name} {self.split_label(split)}", self.records(split))
+
+    def split_positives(self, split: str) -> dict[str, Positives]:
+        """Right answers of a split beyond its own captions, by the name of their set (`positives`); of the test split alone.
+
+        Raises:
+            InputError: Their files are missing, damaged, or of other images or captions.
+        """
+        if split != "test" or not self.positives:
+            return {}
+        label, cut = f"{self.name} {self.split_label(split)}", self.split_label(split) != self.split_name(split)
+        records = self.records(split)
+        return {name: split_positives(name, folder, label, records, cut) for name, folder in self.positives.items()}
 
     def fingerprint(self) -> str:
         """What the splits hold, after limits, as 16 hexadecimal digits: see `loading.fingerprint`."""

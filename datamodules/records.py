@@ -198,6 +198,21 @@ class PairBatch(_Batch):
 
 
 @dataclass(frozen=True)
+class Positives(_Batch):
+    """Which captions and images of a split match by somebody's word, where a query may have several right answers: pairs of rows
+    of the split, int64. Only what is here is asked.
+
+    Of image queries `i2t_image_P` and their right captions `i2t_text_P`; of caption queries `t2i_text_P` and their right images
+    `t2i_image_P`. The two directions may have different queries.
+    """
+
+    i2t_image_P: Tensor
+    i2t_text_P: Tensor
+    t2i_text_P: Tensor
+    t2i_image_P: Tensor
+
+
+@dataclass(frozen=True)
 class Candidates(_Batch):
     """Positive pairs with the candidates for their hard negatives, as rows of a batch's images and texts, int64 [P, 1 + N].
 

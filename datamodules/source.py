@@ -78,6 +78,11 @@ class Source(ABC):
         """What `parse` left out of the files, for a report of them."""
         return []
 
+    @property
+    def positives(self) -> Mapping[str, Path]:
+        """Sets of right answers of the test split beyond its own captions, by name, and the folder of each one's files."""
+        return {}
+
     def split_name(self, split: str) -> str:
         """What results call a split."""
         return split

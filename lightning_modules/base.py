@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.errors import InputError, some
+from datamodules.records import Positives
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import TrainHeads, TuningMode, count_parameters, set_mode, set_tuning
@@ -28,6 +29,7 @@ from lightning_modules.checkpoints.init_from import require_backbone, short_fing
 from lightning_modules.checkpoints.model_card import Task
 from lightning_modules.checkpoints.trainable import load_objective, load_trainable, split_objective, trainable_names
 from lightning_modules.contract import require_signatures
+from lightning_modules.metrics.positives import positive_notes
 from lightning_modules.metrics.recalls import fold_notes
 from lightning_modules.objectives.objective import Objective
 
@@ -64,6 +66,7 @@ class TunedModule(pl.LightningModule):
         self.eval_frozen = eval_frozen
         self._queries = {}
         self._notes: dict[str, Any] = {}
+        self._positives: Mapping[str, Positives] = {}  # of the test that is going on
         self.terms = {}
         if adapter is not None:
             require_signatures(adapter, Adapter, "model.adapter")
@@ -205,6 +208,21 @@ class TunedModule(pl.LightningModule):
         """Have results.json say how the recalls over folds of so many images were made; None: there are none."""
         self._notes = {} if folds is None else fold_notes(folds, images)
         self.protocol = type(self).protocol if folds is None else f"{type(self).protocol}; folds_...: {self._notes['folds']}"
+
+    def _take_positives(self) -> None:
+        """Further right answers of the data that are about to be tested, before anything takes time.
+
+        Raises:
+            InputError: Their files cannot be used.
+        """
+        find = getattr(getattr(self.trainer, "datamodule", None), "split_positives", None)
+        self._positives = {} if find is None else find("test")
+
+    def _note_positives(self) -> None:
+        """Have results.json say which further right answers there are."""
+        notes: dict[str, Any] = positive_notes(self._positives)
+        columns = {**self._notes.get("columns", {}), **notes.get("columns", {})}
+        self._notes = {**self._notes, **notes, **({"columns": columns} if columns else {})}
 
     def evaluation_notes(self) -> dict[str, Any]:
         """What results.json says of the last evaluation beside its metrics."""

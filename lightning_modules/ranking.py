@@ -227,6 +227,10 @@ class RankingModule(TunedModule):
         with self.trainer.precision_plugin.forward_context():
             values = self.full_rank.compute(self.network, self._store(stage), weights=weights)
         self._note_folds(self.folds if stage == "test" else None, len(loaders[0].dataset))
+        if stage == "test":
+            self._note_positives()
+            device = next(iter(values.values())).device
+            values |= {name: value.to(device) for name, value in self.full_rank.positives(self._positives).items()}
         if stage == "test" and self.folds is not None:
             values |= {f"folds_{name}": value for name, value in self.full_rank.recalls(folds=self.folds).items()}
         if self.compat:
@@ -256,10 +260,11 @@ class RankingModule(TunedModule):
         """Hours before the recalls would say it.
 
         Raises:
-            InputError: The images do not divide into `folds`.
+            InputError: The images do not divide into `folds`, or further right answers cannot be read.
         """
         if self.folds is not None:
             require_folds(self.folds, len(self.trainer.test_dataloaders[0].dataset))
+        self._take_positives()
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """A pair scorer has no embeddings of its own to write.

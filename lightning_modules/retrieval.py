@@ -236,6 +236,9 @@ class RetrievalModule(TunedModule):
         if self.prompt is not None:
             self._notes = {**self._notes, "prompt": self.prompt}
             self.protocol = f"{self.protocol}; each text read as {self.prompt!r}"
+        self.recall.positives = self._positives if stage == "test" else {}
+        if stage == "test":
+            self._note_positives()
         values = self.recall.compute()
         self._queries = self.recall.query_ranks()
         self.recall.reset()
@@ -245,10 +248,11 @@ class RetrievalModule(TunedModule):
         """Before all images are encoded.
 
         Raises:
-            InputError: The images do not divide into `folds`.
+            InputError: The images do not divide into `folds`, or further right answers cannot be read.
         """
         if self.folds is not None:
             require_folds(self.folds, len(self.trainer.test_dataloaders[0].dataset))
+        self._take_positives()
 
     def predict_step(self, batch: ImageBatch | TextBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Embeddings with their ids: of images from the first loader, of captions from the second."""

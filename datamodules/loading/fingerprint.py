@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datamodules.files.digests import digest, digests
+from datamodules.formats.positives import positive_files
 from datamodules.loading.splits import Splits
 from datamodules.records import ImageRecord
 
@@ -25,6 +26,9 @@ def fingerprint(splits: Splits, limits: Mapping[str, int | None]) -> str:
     over = hashlib.sha256()
     for path in splits.source.annotation_files() if splits.needs_annotation_files else ():
         over.update(f"{path.name} {digest(path)}\n".encode())
+    for name, folder in sorted(splits.source.positives.items()):
+        for path in positive_files(folder, name):
+            over.update(f"{path.name} {digest(path)}\n".encode())
     over.update(json.dumps([splits.options(), limits], sort_keys=True).encode())
     splits.update(over)
     limited = {split: records[: limits.get(split)] for split, records in sorted(splits.read().items())}

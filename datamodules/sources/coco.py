@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,10 +15,13 @@ from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files
 from datamodules.formats.coco_captions import parse_coco_captions
 from datamodules.formats.karpathy import KARPATHY_URL, parse_karpathy
 from datamodules.formats.parsing import Parsed, join
+from datamodules.formats.positives import positive_files
 from datamodules.records import ImageRecord
 from datamodules.source import Source
 
 IMAGES_URL = "http://images.cocodataset.org"
+POSITIVES_URL = "https://raw.githubusercontent.com/naver-ai/eccv-caption/main/eccv_caption/data"
+POSITIVES = "positives"  # the folder under root where they are put
 _OF_2014 = re.compile(r"COCO_(?:train|val)2014_([0-9]{12}\.jpg)")
 
 # Path under its server, bytes, MD5 as widely circulated (COCO publishes none).
@@ -39,6 +43,15 @@ _ARCHIVES: dict[str, tuple[str, str, int, str | None]] = {
         "f4bbac642086de4f52a3fdda2de5fa2c",
     ),
     "karpathy": (KARPATHY_URL, "caption_datasets.zip", 36_745_453, None),
+    **{
+        name: (POSITIVES_URL, f"{name}.json", size, md5)
+        for name, size, md5 in (
+            ("eccv_image_to_caption", 168_731, "a06d7737ad226e8b96ac42f33b8fe3cc"),
+            ("eccv_caption_to_image", 91_246, "03208c91a0739987105f0250db1be213"),
+            ("cxc_image_to_caption", 298_632, "ffba4e65679f489ba7c5a6da2ea9d64a"),
+            ("cxc_caption_to_image", 513_636, "4c7f9450922593db0cfc52c0db5e0e83"),
+        )
+    },
 }
 
 
@@ -62,6 +75,10 @@ class COCOSource(Source):
             train2014/ or val2014/ is found in train2017/ or val2017/, by its number.
         files: Official and index: which files make which split, relative to root; replaces `year` and the names above. Several
             files are joined: {test: [annotations/captions_train2017.json, annotations/captions_val2017.json]}.
+        positives: Right answers of the test split beyond its own captions, as name: folder, where the folder (relative to root,
+            or absolute) has NAME_image_to_caption.json and NAME_caption_to_image.json: {eccv: positives, cxc: positives} for ECCV
+            Caption and Crisscrossed Captions, as the package eccv_caption ships them. Tests of retrieval then also give
+            NAME_i2t_map_at_r, NAME_i2t_rprecision, NAME_i2t_r1 and so on.
         download: Fetch what is missing (Karpathy's or the official captions, and 20 GB of images).
         mirror: Base address to fetch from instead of the official servers, with the same paths under it; the environment
             variable CROSSLIGHT_COCO_MIRROR does the same.
@@ -79,6 +96,7 @@ class COCOSource(Source):
         restval: bool = True,
         year: Literal["2014", "2017"] = "2014",
         files: dict[str, list[str]] | None = None,
+        positives: dict[str, str] | None = None,
         download: bool = False,
         mirror: str | None = None,
         **loading: Any,
@@ -86,7 +104,13 @@ class COCOSource(Source):
         super().__init__(root, image_dir or ".", **loading)
         if files is not None and captions == "karpathy":
             raise InputError('files names the caption files of splits; set captions to "official" or "beit3_index" with it.')
+        if positives and captions == "beit3_index":
+            raise InputError(
+                "positives name captions by their ids, which BEiT-3's index files do not have: set captions to karpathy or "
+                "official."
+            )
         self.captions = captions
+        self._positives = {name: self.root / Path(folder).expanduser() for name, folder in (positives or {}).items()}
         self.restval = restval
         self.year = year
         self.files = files
@@ -94,10 +118,15 @@ class COCOSource(Source):
         self.download = download
         self.mirror = mirror or os.environ.get("CROSSLIGHT_COCO_MIRROR") or None
 
+    @property
+    def positives(self) -> Mapping[str, Path]:
+        return self._positives
+
     def options(self) -> dict[str, Any]:
+        further = {"positives": sorted(self.positives)} if self.positives else {}
         if self.captions == "karpathy":
-            return {"captions": self.captions, "restval": self.restval}
-        return {"captions": self.captions, "files": {s: [p.name for p in ps] for s, ps in self._files().items()}}
+            return {"captions": self.captions, "restval": self.restval, **further}
+        return {"captions": self.captions, "files": {s: [p.name for p in ps] for s, ps in self._files().items()}, **further}
 
     def annotation_files(self) -> list[Path]:
         if self.captions == "karpathy":
@@ -124,7 +153,15 @@ class COCOSource(Source):
     def _needed(self) -> dict[Path, str | None]:
         """The files and folders that must exist, and the archive that brings each (None: not one we can fetch)."""
         if not self.needs_annotation_files:
-            return {}
+            return self._needed_positives()
+        return {**self._needed_captions(), **self._needed_positives()}
+
+    def _needed_positives(self) -> dict[Path, str | None]:
+        files = [path for name, folder in self.positives.items() for path in positive_files(folder, name)]
+        own = self.root / POSITIVES
+        return {path: path.stem if path.parent == own and path.stem in _ARCHIVES else None for path in files}
+
+    def _needed_captions(self) -> dict[Path, str | None]:
         folders = (f"train{self.year}", f"val{self.year}")
         pictures = {self.image_dir / folder: folder if not self.flat else None for folder in folders}
         if not self.needs_image_files:
@@ -157,7 +194,10 @@ class COCOSource(Source):
         if self.download:
             for path, archive in self._needed().items():
                 if archive is not None and is_lacking(path):
-                    fetched = fetch(self.remote(archive), self.root)
+                    remote = self.remote(archive)
+                    fetched = fetch(remote, self.root / POSITIVES if remote.name == path.name else self.root)
+                    if fetched == path:
+                        continue
                     unpack(fetched, self.root / "annotations" if archive == "karpathy" else self.root)
                     if is_lacking(path):
                         raise InputError(f"{fetched} did not bring {path}; unpack it by hand and look.")

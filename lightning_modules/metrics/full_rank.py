@@ -12,7 +12,7 @@ Legend: I images, T texts (captions), P pairs, D width.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.records import Positives
 from lightning_modules.metrics.gather import gather_rows, joined, split_order
 from lightning_modules.metrics.pair_batches import UNIT_TOKENS, Plan, score_pairs_by_length
+from lightning_modules.metrics.positives import score_measures
 from lightning_modules.metrics.ranks import Ties, score_ranks
 from lightning_modules.metrics.recalls import recalls, score_fold_recalls
 from lightning_modules.metrics.score_store import Floats, Integers, Job, ScoreStore
@@ -200,6 +202,10 @@ class FullRank:
         if folds is not None:
             return score_fold_recalls(scores_IT, image_index_T, folds=folds, ties=self.ties, compat=compat)
         return recalls(score_ranks(scores_IT, image_index_T, ties=self.ties), compat=compat)
+
+    def positives(self, sets: Mapping[str, Positives]) -> dict[str, Tensor]:
+        """Of the last `compute`, with further right answers: the measures of metrics/positives.py."""
+        return score_measures(self.scores(), sets, self.ties)
 
     def query_ranks(self) -> dict[str, Tensor]:
         """Per-query ranks of the last `compute`, under the names of `RetrievalRecall.query_ranks`."""

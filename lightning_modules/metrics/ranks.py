@@ -136,6 +136,103 @@ def score_ranks(scores_IT: Tensor, image_index_T: Tensor, *, ties: Ties = "pessi
         return _ranks(rows, scores_IT.shape[0], image_index_T.to(scores_IT.device), ties, block_rows)
 
 
+def positive_ranks(
+    scores: Callable[[Tensor], Tensor],
+    query_P: Tensor,
+    candidate_P: Tensor,
+    *,
+    ties: Ties = "pessimistic",
+    block_rows: int = BLOCK_ROWS,
+) -> Tensor:
+    """Places of all right answers, 1 = first, of queries that may have several: those of a query have different places.
+
+    Right answers with equal scores stand in the order of their rows; where ties are pessimistic, wrong ones with that score stand
+    before them.
+
+    Args:
+        scores: Gives, of some queries by their rows [R], the scores [R, C] with all candidates.
+        query_P: int64, the query's row of each pair of a query and a right answer. Queries without one are not ranked.
+        candidate_P: int64, the right answer's row. A pair is there once.
+        ties: How equal scores of right and wrong answers are placed (metrics/retrieval.py).
+        block_rows: Queries scored and counted at a time.
+
+    Returns:
+        int64 [P], on the device of the scores.
+
+    Raises:
+        InputError: There is no pair, or a NaN score.
+    """
+    if not len(query_P):
+        raise InputError("there is no right answer to rank: no query of these positives has one")
+    _require_ties(ties)
+    query_Q, place_P = torch.unique(query_P, return_inverse=True)
+    order_P = torch.argsort(place_P, stable=True)
+    ends = torch.bincount(place_P).cumsum(0)
+    found: list[Tensor] = []
+    with torch.no_grad():
+        for start in range(0, len(query_Q), block_rows):
+            stop = min(start + block_rows, len(query_Q))
+            pairs = order_P[(int(ends[start - 1]) if start else 0) : int(ends[stop - 1])]
+            block_RC = scores(query_Q[start:stop])
+            if bool(block_RC.isnan().any()):
+                raise InputError(
+                    "a score is NaN, which no ranking can order: the model has diverged (lower the learning rate) or runs in too "
+                    "small a precision"
+                )
+            row, column = (place_P[pairs] - start).to(block_RC.device), candidate_P[pairs].to(block_RC.device)
+            found.append((_places if ties == "index" else _pessimistic_places)(block_RC, row, column))
+    ranks_P = torch.empty_like(torch.cat(found))
+    ranks_P[order_P.to(ranks_P.device)] = torch.cat(found)
+    return ranks_P
+
+
+def embedding_positive_ranks(
+    queries_QD: Tensor, candidates_CD: Tensor, query_P: Tensor, candidate_P: Tensor, *, ties: Ties = "pessimistic"
+) -> Tensor:
+    """`positive_ranks` where scores are dot products of embeddings, in fp32 as in `embedding_ranks`."""
+    dtype = torch.float64 if torch.float64 in (queries_QD.dtype, candidates_CD.dtype) else torch.float32
+    queries_QD, candidates_CD = queries_QD.detach().to(dtype), candidates_CD.detach().to(dtype)
+    with _full_precision(queries_QD.device):
+        return positive_ranks(
+            lambda rows: queries_QD[rows.to(queries_QD.device)] @ candidates_CD.T, query_P, candidate_P, ties=ties
+        )
+
+
+def _places(scores_RC: Tensor, row_P: Tensor, column_P: Tensor) -> Tensor:
+    """[P]: places in a stable descending sort of each row."""
+    order_RC = scores_RC.argsort(dim=1, descending=True, stable=True)
+    place_RC = torch.empty_like(order_RC).scatter_(
+        1, order_RC, torch.arange(1, scores_RC.shape[1] + 1).to(order_RC).expand_as(order_RC)
+    )
+    return place_RC[row_P, column_P]
+
+
+def _pessimistic_places(scores_RC: Tensor, row_P: Tensor, column_P: Tensor) -> Tensor:
+    """[P]: places of the right answers `row_P, column_P` (rows ascending). Each wrong one is counted once, at the best right
+    answer that it is not behind, and is then ahead of all right answers from there on."""
+    own_P = scores_RC[row_P, column_P]
+    ascending_P = torch.argsort(-column_P, stable=True)  # of equal ones the later row is the worse place
+    ascending_P = ascending_P[own_P[ascending_P].argsort(stable=True)]
+    ascending_P = ascending_P[row_P[ascending_P].argsort(stable=True)]
+    count_R = torch.bincount(row_P, minlength=len(scores_RC))
+    within_P = torch.arange(len(row_P), device=row_P.device) - (count_R.cumsum(0) - count_R)[row_P]  # of `ascending_P`
+    right_RK = scores_RC.new_full((len(scores_RC), int(count_R.max())), torch.inf)
+    right_RK[row_P, within_P] = own_P[ascending_P]
+    reached_RC = torch.searchsorted(right_RK, scores_RC.contiguous(), right=True).clamp_max_(count_R[:, None])
+    reached_RC[row_P, column_P] = 0  # right answers are no competitors
+    wrong_RM = torch.zeros(len(scores_RC), right_RK.shape[1] + 1, dtype=torch.int64, device=row_P.device)
+    wrong_RM.scatter_add_(1, reached_RC, torch.ones_like(reached_RC))
+    ahead_RM = wrong_RM.flip(1).cumsum(1).flip(1)
+    ranks_P = torch.empty_like(row_P)
+    ranks_P[ascending_P] = ahead_RM[row_P, within_P + 1] + count_R[row_P] - within_P
+    return ranks_P
+
+
+def _require_ties(ties: Ties) -> None:
+    if ties not in ("pessimistic", "index"):
+        raise InputError(f"ties={ties!r} is not known: choose 'pessimistic' or 'index'")
+
+
 def check_index(image_index_T: Tensor, images: int, texts: int) -> None:
     if images == 0 or texts == 0:
         raise InputError(f"nothing to rank: {images} images and {texts} captions (is the split empty?)")
@@ -173,8 +270,7 @@ def _ranks(rows: Callable[[int, int], Tensor], images: int, index_T: Tensor, tie
     round differently, and a target could then lose against (or win over) itself. Hence two passes: the first reads the
     targets and finishes image-to-text, the second, which needs all targets, counts text-to-image.
     """
-    if ties not in ("pessimistic", "index"):
-        raise InputError(f"ties={ties!r} is not known: choose 'pessimistic' or 'index'")
+    _require_ties(ties)
     device = index_T.device
     texts = len(index_T)
     blocks = [(start, min(start + block_rows, images)) for start in range(0, images, block_rows)]

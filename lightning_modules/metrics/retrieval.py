@@ -23,12 +23,16 @@ R rows of one block of images.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.errors import InputError
+from datamodules.records import Positives
 from lightning_modules.metrics.gather import gather_rows, joined, split_order
+from lightning_modules.metrics.positives import embedding_measures
 from lightning_modules.metrics.ranks import Ties, embedding_ranks
 from lightning_modules.metrics.recalls import fold_recalls, recalls
 
@@ -74,6 +78,7 @@ class RetrievalRecall(Metric):
         self.expected_texts = expected_texts
         self.ties: Ties = ties
         self.folds = folds
+        self.positives: Mapping[str, Positives] = {}  # sets of further right answers, which `compute` measures too
         self._last: dict[str, Tensor] | None = None
         self.add_state("image_embeddings", default=[], dist_reduce_fx="cat")
         self.add_state("image_index", default=[], dist_reduce_fx="cat")
@@ -109,7 +114,8 @@ class RetrievalRecall(Metric):
             self.text_image_index.append(image_index.long())
 
     def compute(self) -> dict[str, Tensor]:
-        """Recalls of everything added so far, as `recalls` names them, and with `folds` the same over folds.
+        """Recalls of everything added so far, as `recalls` names them, with `folds` the same over folds, and with `positives`
+        the measures of metrics/positives.py.
 
         Raises:
             InputError: Rows that are missing or there more than once, or what `embedding_ranks` refuses.
@@ -129,6 +135,7 @@ class RetrievalRecall(Metric):
         if self.folds is not None:
             folded = fold_recalls(images_ID, texts_TD, text_image_index, folds=self.folds, ties=self.ties)
             values |= {f"folds_{name}": value for name, value in folded.items()}
+        values |= embedding_measures(images_ID, texts_TD, self.positives, self.ties)
         self._last = {
             "i2t_image_index": ranks.i2t_image_Q.cpu(),
             "i2t_rank": ranks.i2t_Q.cpu(),

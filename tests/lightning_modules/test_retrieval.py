@@ -14,7 +14,7 @@ from tiny_beit3 import beit3, beit3_pairs
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from datamodules.records import PairBatch
+from datamodules.records import PairBatch, Positives
 from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.checkpoints.adapter_export import export_adapter, load_adapter, read_adapter_config
@@ -315,4 +315,36 @@ def test_a_test_gives_recalls_over_folds_and_says_how(tiny: Any) -> None:
     model.on_test_start()
     model.folds = 3
     with pytest.raises(InputError, match="folds is 3, and 10 images do not divide"):
+        model.on_test_start()
+
+
+def test_a_test_measures_further_right_answers_of_its_data(tiny: Any) -> None:
+    """A validation does not; what the data refuse is refused before any image is encoded."""
+    model = module(tiny, "full")
+    logged: dict[str, Tensor] = {}
+    model.log_dict = lambda values, **_: logged.update(values)  # type: ignore[method-assign,assignment]
+    sets = [SimpleNamespace(dataset=range(4)), SimpleNamespace(dataset=range(8))]
+    answer = torch.tensor([0, 1, 2])
+    found = {"eccv": Positives(torch.tensor([0, 0, 1]), answer, answer, torch.tensor([0, 0, 3]))}
+    data = SimpleNamespace(split_positives=lambda split: found)
+    model._trainer = SimpleNamespace(sanity_checking=False, val_dataloaders=sets, test_dataloaders=sets, datamodule=data)
+    model.on_test_start()
+    for stage in ("test", "val"):
+        logged.clear()
+        model.recall.update_images(torch.eye(4), torch.arange(4))
+        model.recall.update_texts(torch.eye(4).repeat_interleave(2, 0), torch.arange(8), torch.arange(8) // 2)
+        model._evaluation_end(stage)
+        measured = {name for name in logged if "eccv" in name}
+        assert len(measured) == (10 if stage == "test" else 0)
+        assert ("positives" in model.evaluation_notes()) == (stage == "test")
+        if stage == "test":
+            # of image 0 both right captions come first; the first of image 1's two own ones is right
+            assert float(logged["test/eccv_i2t_map_at_r"]) == 50
+            assert float(logged["test/eccv_t2i_r1"]) == pytest.approx(200 / 3)
+
+    def refused(split: str) -> None:
+        raise InputError(f"no such file for {split}")
+
+    data.split_positives = refused
+    with pytest.raises(InputError, match="no such file for test"):
         model.on_test_start()
