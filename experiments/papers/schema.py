@@ -174,7 +174,8 @@ class Figure:
     Args:
         kind: lines (columns over `x` of the variants, a panel a unit), curves (a logged metric of each over steps), scatter
             (`x_column` against `y_column` of the variants, or with `logged` the first of its columns against the second over each
-            one's checkpoints), schedules (annealing functions, no runs), maps (attention maps), captions (beside images).
+            one's checkpoints), schedules (annealing functions, no runs), maps (attention maps), captions (beside images), dial
+            (what `crosslight dial` measured of each variant's runs).
         x_label: Of the axis.
         y_label: Of the axis.
         x_column: Of a scatter.
@@ -184,7 +185,7 @@ class Figure:
         categories: The variants of `lines` are no numbers: they stand side by side in order, labelled and with no line between.
     """
 
-    kind: Literal["lines", "curves", "scatter", "schedules", "maps", "captions"]
+    kind: Literal["lines", "curves", "scatter", "schedules", "maps", "captions", "dial"]
     x_label: str = ""
     y_label: str = ""
     x_column: str | None = None

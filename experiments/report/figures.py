@@ -24,6 +24,7 @@ from experiments.papers.schema import Column
 from experiments.report import exports
 from experiments.report.bootstrap import interval
 from experiments.report.collect import Cell, View
+from experiments.report.dials import dial_picture, dials_of
 from experiments.report.drawing import (
     DASHES,
     INK,
@@ -57,6 +58,9 @@ def draw(view: View) -> list[Picture]:
         return []
     if figure.kind == "maps":
         return _maps(view)
+    if figure.kind == "dial":
+        drawn = dial_picture(dials_of(view), f"{view.slug}-0", f"{view.scale.capitalize()} scale")
+        return [] if drawn is None else [drawn]
     if figure.kind == "schedules":
         return [_schedules(view)]
     if figure.kind == "curves":

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import InputError, some
 from datamodules.files.atomic import write_atomically
+from experiments.report.dials import Curve, curve_of, dial_csv, dial_picture, dial_rows
 from experiments.report.site import environment, provenance
 from experiments.report.table import Column, columns_of, markdown, rows, to_csv
 from experiments.runs.metrics_csv import logged
+from experiments.runs.seeds import configuration_of
 from experiments.runs.store import Run
 
 if TYPE_CHECKING:
@@ -45,16 +47,19 @@ def build_own(runs: Mapping[Path, Run], out: Path, title: str) -> Path:
     done = [row for row in table if row["status"] == "finished"]
     heads = [(each.title, each is says, any(isinstance(each.value(row), (int, float)) for row in done)) for each in columns]
     states = Counter(run.status for run in runs.values())
+    dials = _dials(runs)
     page = environment().get_template("own.html").render(
         title=title, runs=list(runs.values()), states=states, more=some(more) if more else "", count=len(more), marks={},
         heads=heads,
         rows=[_cells(row, columns) for row in table],
-        pictures=_pictures(runs, table),
+        pictures=_pictures(runs, table), dial=dial_picture(dials, "dial"), dials=dials, dial_rows=dial_rows(dials),
         provenance=[*provenance(runs.values()), ("folder", Counter(str(folder.parent) for folder in runs).most_common())],
     )  # fmt: skip
     write_atomically(out / "index.html", page)
     write_atomically(out / "runs.md", markdown(table))
     write_atomically(out / "runs.csv", to_csv(runs))
+    if dials:
+        write_atomically(out / "dial.csv", dial_csv(dials))
     return out / "index.html"
 
 
@@ -84,6 +89,17 @@ def _pictures(runs: Mapping[Path, Run], table: Sequence[dict[str, Any]]) -> list
                     found.setdefault(metric, {})[folder] = line
     drawn = [folder for folder in ordered if any(folder in lines for lines in found.values())]
     return [_picture(metric, lines, _labels(runs), drawn) for metric, lines in found.items()]
+
+
+def _dials(runs: Mapping[Path, Run]) -> list[Curve]:
+    """Of the runs that `crosslight dial` has measured; seeds of one configuration are one curve."""
+    of_configuration: dict[str, list[Run]] = {}
+    for folder, run in runs.items():
+        if run.results is not None and run.status == "finished":
+            of_configuration.setdefault(configuration_of(folder, run.results).digest, []).append(run)
+    labels = _labels(runs)
+    found = [curve_of(labels[each[0].folder or Path()], each) for each in of_configuration.values()]
+    return [curve for curve in found if curve is not None]
 
 
 def _labels(runs: Mapping[Path, Run]) -> dict[Path, str]:

@@ -20,6 +20,7 @@ from experiments.report import exports
 from experiments.report.bootstrap import interval
 from experiments.report.captions import captions, thumbnail
 from experiments.report.collect import Cell, View
+from experiments.report.dials import dial_csv, dial_rows, dials_of
 from experiments.report.explanations import explanation
 from experiments.report.lines import lines
 from experiments.report.scales import Side, side_of_runs
@@ -190,9 +191,13 @@ def build(
     )
     write_atomically(out / "index.html", index)
     for page in pages:
+        dials = dials_of(page.view)
         rendered = pages_of.get_template("exhibit.html").render(
-            **common, page=page, view=page.view, differences=differences(page.view), captions=captions(page.view)
-        )
+            **common, page=page, view=page.view, differences=differences(page.view), captions=captions(page.view),
+            dials=dials, dial_rows=dial_rows(dials),
+        )  # fmt: skip
+        if dials:
+            write_atomically(out / f"{page.view.slug}-dial.csv", dial_csv(dials))
         write_atomically(out / f"{page.view.slug}.html", rendered)
         write_atomically(out / f"{page.view.slug}.md", exports.to_markdown(page.view, page.verdicts))
         if page.view.exhibit.columns and page.view.variants:

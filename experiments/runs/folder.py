@@ -5,6 +5,7 @@
     metrics.csv     everything logged, one row a step (`metrics_csv.py`)
     per_query/      ranks of every query of every evaluation (.npz)
     checkpoints/    best and last
+    dial.json       what `crosslight dial` measured, with dial/ (`dial.py`)
     wandb/          W&B's files
     traceback.log   of an error that was not foreseen
 
