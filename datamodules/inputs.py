@@ -18,9 +18,10 @@ class ImageInput:
     """Size in pixels, how an image becomes that size at evaluation, and the normalization.
 
     `resize="squash"` ignores the aspect ratio (BEiT-3's evaluation), `"crop"` resizes the shorter side to
-    `size / crop_fraction` and crops the centre (timm, CLIP): both give squares. `"keep"` keeps the aspect ratio (ViLT): the
-    shorter side becomes `size`, or less where the longer one would be more than `longest`, and both are rounded down to whole
-    patches. Mean and standard deviation are of RGB in [0, 1].
+    `size / crop_fraction` and crops the centre (timm, CLIP), `"squash_crop"` resizes both sides to that and crops the centre
+    (ALIGN): these give squares. `"keep"` keeps the aspect ratio (ViLT): the shorter side becomes `size`, or less where the longer
+    one would be more than `longest`, and both are rounded down to whole patches. Mean and standard deviation are of RGB in
+    [0, 1].
 
     `patch` is the side in pixels of the patches that a network reads, row by row, where it says so: what ties the phrases of a
     caption to them. Only `"keep"` needs it and `longest`.
@@ -29,7 +30,7 @@ class ImageInput:
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    resize: Literal["squash", "crop", "keep"] = "crop"
+    resize: Literal["squash", "crop", "squash_crop", "keep"] = "crop"
     crop_fraction: float = 1.0
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
     longest: int | None = None
@@ -97,7 +98,8 @@ class TextInput:
     write: a space behind a prompt, since most tokenizers have other tokens for the first word of a text.
 
     `prompt` is what two encoders read in place of every text, with the text at {}: "a photo of {}". The tokenizer puts texts into
-    it, so that training, tests, searches and whatever else reads texts have the same.
+    it, so that training, tests, searches and whatever else reads texts have the same. `padding`: texts become as long as the
+    longest of their batch, or all `max_tokens` long, for a network that reads the padding (SigLIP).
 
     Raises:
         InputError: The prompt has no {}, or several.
@@ -108,6 +110,7 @@ class TextInput:
     vocabulary: int | None = None
     before: str = ""
     prompt: str = PROMPT
+    padding: Literal["longest", "max_length"] = "longest"
 
     def __post_init__(self) -> None:
         if self.prompt.count(PROMPT) != 1:

@@ -20,7 +20,7 @@ from datamodules.errors import InputError, some
 from datamodules.records import Positives
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
-from lightning_modules.adapters.tuning import TrainHeads, TuningMode, count_parameters, set_mode, set_tuning
+from lightning_modules.adapters.tuning import TrainHeads, TuningMode, count_parameters, freeze_encoder, set_mode, set_tuning
 from lightning_modules.callbacks.finite_loss import FiniteLoss
 from lightning_modules.callbacks.gradients import EveryParameterLearns
 from lightning_modules.checkpoints.fill import fill
@@ -31,6 +31,7 @@ from lightning_modules.checkpoints.trainable import load_objective, load_trainab
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.positives import positive_notes
 from lightning_modules.metrics.recalls import fold_notes
+from lightning_modules.networks.half_weights import halve_frozen
 from lightning_modules.objectives.objective import Objective
 
 Better = Literal["max", "min"] | None
@@ -55,6 +56,8 @@ class TunedModule(pl.LightningModule):
         init_from: str | None,
         eval_frozen: bool,
         objective: Objective | None = None,
+        frozen_tower: Literal["image", "text"] | None = None,
+        frozen_dtype: Literal["bfloat16"] | None = None,
     ) -> None:
         super().__init__()
         self.network: Any = network
@@ -64,6 +67,7 @@ class TunedModule(pl.LightningModule):
         self.optimization = optimization
         self.init_from = init_from
         self.eval_frozen = eval_frozen
+        self.frozen_tower = frozen_tower
         self._queries = {}
         self._notes: dict[str, Any] = {}
         self._positives: Mapping[str, Positives] = {}  # of the test that is going on
@@ -79,14 +83,19 @@ class TunedModule(pl.LightningModule):
             start_from(network, adapter, init_from, objective)
         self.counts = set_tuning(network, adapter, tuning, train_heads)
         self.objective: Any = objective
-        if unscaled := not getattr(objective, "uses_scale", True):
-            self.network.logit_scale.requires_grad_(False)
-            self.counts = count_parameters(network, adapter)
-        require_started(network, tuning, {"logit_scale"} if unscaled else frozenset())
+        if frozen_tower is not None:
+            self.counts = freeze_encoder(network, adapter, frozen_tower)
+        unread = _unread(self.network, objective)
+        for name in unread:
+            network.get_parameter(name).requires_grad_(False)
+        self.counts = count_parameters(network, adapter) if unread else self.counts
+        require_started(network, tuning, unread)
         if objective is not None:
             if self.counts.trainable == 0:  # a loss alone has nothing to learn
                 objective.requires_grad_(False)
             self.counts = self.counts.with_objective(objective)
+        if frozen_dtype is not None:
+            halve_frozen(network)
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing
 
     def configure_callbacks(self) -> list[Callback]:
@@ -99,7 +108,7 @@ class TunedModule(pl.LightningModule):
 
     def train(self, mode: bool = True) -> TunedModule:
         super().train(mode)
-        if mode and self.eval_frozen and self.tuning != "full":
+        if mode and self.eval_frozen and (self.tuning != "full" or self.frozen_tower is not None):
             set_mode(self.network, True, self.adapter)
         return self
 
@@ -263,6 +272,14 @@ class TunedModule(pl.LightningModule):
         load_trainable(self.network, state, source)
         note_brought(self.network, state.keys())
         load_objective(self.objective, objective, source)
+
+
+def _unread(network: Any, objective: Any) -> set[str]:
+    """Temperature and bias of a network, where its objective does not look at them."""
+    unread = set() if getattr(objective, "uses_scale", True) else {"logit_scale"}
+    if getattr(network, "logit_bias", None) is not None and not getattr(objective, "uses_bias", False):
+        unread.add("logit_bias")
+    return unread
 
 
 def _require_effect(network: nn.Module, adapter: Adapter) -> None:

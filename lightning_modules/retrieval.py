@@ -35,6 +35,10 @@ from lightning_modules.objectives.objective import ContrastiveObjective
 from lightning_modules.objectives.relation_alignment import IAIS
 
 
+def _bias_of(network: RetrievalNetwork) -> Parameter | None:
+    return getattr(network, "logit_bias", None)
+
+
 class RetrievalModule(TunedModule):
     """Contrastive image-text retrieval with two encoders, tuned fully, through adapters, at its heads only, or not at all.
 
@@ -58,6 +62,10 @@ class RetrievalModule(TunedModule):
         folds: Also give recalls over this many galleries of equal size, averaged, in tests (COCO's 1K protocol: 5): `folds_...`.
         prompt: What the text encoder reads in place of every text, with the text at {}: "a photo of {}", as CLIP's authors test
             on Flickr30k. It holds for training, tests, searches and exports alike. Null: the text as it is.
+        frozen_tower: image or text: this encoder does not train whatever else does, nor does its projection ("LiT" freezes the
+            image tower and trains the text tower: tuning full). Null = both as `tuning` says.
+        frozen_dtype: bfloat16 = keep frozen weights of linear layers, embeddings and convolutions in 16 bits: half of their
+            memory, and the same outputs up to that rounding. What trains, and the computation, stay as they are. Null = fp32.
     """
 
     protocol = "every image against every caption of the split, pessimistic ties"
@@ -77,6 +85,8 @@ class RetrievalModule(TunedModule):
         compile: bool = False,
         folds: int | None = None,
         prompt: str | None = None,
+        frozen_tower: Literal["image", "text"] | None = None,
+        frozen_dtype: Literal["bfloat16"] | None = None,
     ) -> None:
         require_attributes(network, inputs=Inputs, logit_scale=Parameter)
         if prompt is not None:
@@ -86,8 +96,13 @@ class RetrievalModule(TunedModule):
             raise InputError(f"gradient_cache_chunk is {gradient_cache_chunk}; give at least 1, or null for the whole batch.")
         objective = objective or ContrastiveLoss()
         require_signatures(objective, ContrastiveObjective, "model.objective")
-        super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen, objective)
+        if _bias_of(network) is not None and objective.uses_bias:
+            objective.leave_bias()
+        super().__init__(
+            network, adapter, tuning, train_heads, optimization, init_from, eval_frozen, objective, frozen_tower, frozen_dtype
+        )
         self._start_temperature(objective.init_temperature)
+        self._start_bias(objective.init_bias if objective.uses_bias else None)
         self.iais = iais
         self.aligned_layers: list[int] = []
         if iais is not None:
@@ -112,13 +127,21 @@ class RetrievalModule(TunedModule):
             with torch.no_grad():
                 scale.fill_(-math.log(temperature))
 
+    def _start_bias(self, bias: float | None) -> None:
+        """Likewise."""
+        own = _bias_of(self.network)
+        if own is not None and bias is not None and own.requires_grad and "logit_bias" not in self.network.loaded_heads:
+            with torch.no_grad():
+                own.fill_(bias)
+
     # ----------------------------------------------------------------------------------------------- training
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         chunk = self.gradient_cache_chunk
         images_BD = encode_in_chunks(self.network.encode_images, batch.images, chunk)
         texts_BD = encode_in_chunks(self.network.encode_texts, batch.texts, chunk)
-        terms = self.objective(images_BD, texts_BD, self.network.logit_scale.exp(), batch.texts.image_index_B)
+        bias = {"bias": own} if self.objective.uses_bias and (own := _bias_of(self.network)) is not None else {}
+        terms = self.objective(images_BD, texts_BD, self.network.logit_scale.exp(), batch.texts.image_index_B, **bias)
         if self.iais is not None:
             terms = self._aligned(self.iais, terms, batch)
         self.log_terms(terms, len(batch))

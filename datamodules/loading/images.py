@@ -83,8 +83,8 @@ class _Keep:
 
 
 def evaluation_transform(spec: ImageInput) -> Transform:
-    """PIL image to uint8 [3, H, W]: "squash" is Resize((S, S)), "crop" resizes the shorter side and crops the centre, "keep"
-    keeps the aspect ratio."""
+    """PIL image to uint8 [3, H, W]: "squash" is Resize((S, S)), "crop" resizes the shorter side and crops the centre,
+    "squash_crop" resizes both sides and crops the centre, "keep" keeps the aspect ratio."""
     from torchvision.transforms import InterpolationMode, v2
 
     interpolation = InterpolationMode(spec.interpolation)
@@ -94,7 +94,8 @@ def evaluation_transform(spec: ImageInput) -> Transform:
         steps: list[Any] = [v2.Resize((spec.size, spec.size), interpolation, antialias=True)]
     else:
         shorter = math.floor(spec.size / spec.crop_fraction)  # timm's rounding
-        steps = [v2.Resize(shorter, interpolation, antialias=True), v2.CenterCrop(spec.size)]
+        before: Any = shorter if spec.resize == "crop" else (shorter, shorter)
+        steps = [v2.Resize(before, interpolation, antialias=True), v2.CenterCrop(spec.size)]
     return v2.Compose([*steps, v2.PILToTensor()])
 
 
@@ -139,7 +140,7 @@ def stacked(pixels: Sequence[Tensor], spec: ImageInput) -> tuple[Tensor, Tensor 
 
 
 def covered_area(spec: ImageInput, width: int, height: int) -> Box:
-    """The part of an image (pixels) that the network sees: the middle with "crop", else everything.
+    """The part of an image (pixels) that the network sees: the middle with "crop" and "squash_crop", else everything.
 
     The arithmetic is that of torchvision's Resize and CenterCrop, their rounding included. With a `crop_fraction` over 1, where
     the crop is larger than the resized image, it reaches beyond the image.
@@ -149,11 +150,13 @@ def covered_area(spec: ImageInput, width: int, height: int) -> Box:
         width: Of the image as it is stored.
         height: Likewise.
     """
-    if spec.resize != "crop":
+    if spec.resize not in ("crop", "squash_crop"):
         return Box(0.0, 0.0, float(width), float(height))
     shorter = math.floor(spec.size / spec.crop_fraction)
     longer = int(shorter * max(width, height) / min(width, height))
     new_width, new_height = (shorter, longer) if width <= height else (longer, shorter)
+    if spec.resize == "squash_crop":
+        new_width = new_height = shorter
 
     def middle(new: int, old: int) -> tuple[float, float]:
         start = round((new - spec.size) / 2) if new >= spec.size else -((spec.size - new) // 2)

@@ -45,6 +45,8 @@ class Tokenizer:
     def __init__(self, spec: TextInput, file_ids: FileIds = BEIT3_IDS) -> None:
         self.max_tokens = spec.max_tokens
         self.prompt = spec.prompt
+        self.padding = spec.padding
+        self._least = spec.max_tokens if spec.padding == "max_length" else 0
         self.file_ids = file_ids
         self._tokenizer: Any = None  # of Hugging Face
         self._own: TextTokenizer | None = None
@@ -101,12 +103,15 @@ class Tokenizer:
         return self.prompt.replace(PROMPT, text)
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids (int64) and mask (bool, True = real token), both [B, T], T the longest of the batch."""
+        """Token ids (int64) and mask (bool, True = real token), both [B, T], T the longest of the batch, or `max_tokens`."""
         texts = list(map(self.as_read, texts))
         if self._own is not None:
             with self._sound(texts):
-                return _padded(self._own.rows(texts, self.max_tokens), 0)
-        encoded = self._encoded(texts, padding="longest", truncation=True, max_length=self.max_tokens, return_tensors="pt")
+                return _padded(self._own.rows(texts, self.max_tokens), 0, self._least)
+        encoded = self._encoded(
+            texts, padding=self.padding, truncation=True, max_length=self.max_tokens, return_tensors="pt",
+            return_attention_mask=True,
+        )  # fmt: skip
         return encoded["input_ids"].to(torch.int64), encoded["attention_mask"].to(torch.bool)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -183,7 +188,8 @@ class Tokenizer:
         Official: `_get_text_segment` of unilm/beit3/datasets.py.
         """
         special = self.file_ids
-        return _padded([[special.begin, *some[: self.max_tokens - 2], special.end] for some in ids], special.padding)
+        rows = [[special.begin, *some[: self.max_tokens - 2], special.end] for some in ids]
+        return _padded(rows, special.padding, self._least)
 
     def require_ids(self, largest: int) -> None:
         """See that the ids in the files, up to this one, are this tokenizer's.
@@ -219,9 +225,9 @@ class Tokenizer:
             )
 
 
-def _padded(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
-    """Ids (int64) and mask (bool, True = real token), both [B, T], T the longest."""
-    longest = max(map(len, rows))
+def _padded(rows: Sequence[Sequence[int]], padding: int, least: int) -> tuple[Tensor, Tensor]:
+    """Ids (int64) and mask (bool, True = real token), both [B, T], T the longest, and at least `least`."""
+    longest = max(least, *map(len, rows))
     tokens_BT = torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows], dtype=torch.int64)
     return tokens_BT, torch.arange(longest) < torch.tensor([[len(row)] for row in rows])
 

@@ -21,6 +21,7 @@ from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.line import times
 from lightning_modules.adapters.towers import Towers, chosen_towers, sides_of
 from lightning_modules.networks import beit3
+from lightning_modules.networks.towers.base import find_blocks
 
 Targets = Literal["all", "attention", "ffn"]
 
@@ -200,18 +201,23 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _blocks(network: nn.Module, towers: Towers | None) -> Iterator[tuple[str, nn.Module]]:
-    """Transformer blocks by name: BEiT-3's layers, those that a tower of ours lists, or of another part those that are known."""
+    """Transformer blocks by name: BEiT-3's layers, those that a tower of ours lists, or of another part those that are known, or
+    what stands in its list of blocks."""
     names = {module: name for name, module in network.named_modules()}
     blocks: list[nn.Module] = [module for module in names if isinstance(module, beit3.Layer)]
     for part in [] if blocks else chosen_towers(network, towers, "LoRA").values():
         listed = getattr(part, "blocks", None)
-        blocks += listed if isinstance(listed, list) and listed else _known_blocks(part)
+        blocks += listed if isinstance(listed, list) and listed else _known_blocks(part) or _listed_blocks(part)
     for block in blocks:
         yield names[block], block
 
 
 def _known_blocks(part: nn.Module) -> list[nn.Module]:
     return [module for module in part.modules() if multiway.site_of(module) is not None]
+
+
+def _listed_blocks(part: nn.Module) -> list[nn.Module]:
+    return list(part.get_submodule(path).children()) if (path := find_blocks(part)) else []
 
 
 def _is_attention(path: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import nn
 from torch.nn import Parameter
@@ -97,6 +97,31 @@ def set_tuning(network: nn.Module, adapter: Adapter | None, mode: TuningMode, tr
         why = "a checkpoint brought them" if train_heads == "new" else "train_heads is none"
         log.info("%s parameters train; heads that stay frozen, because %s: %s", f"{counts.trainable:,}", why, frozen)
     return counts
+
+
+def freeze_encoder(network: nn.Module, adapter: Adapter | None, side: Literal["image", "text"]) -> ParameterCounts:
+    """After `set_tuning`: nothing of one encoder trains, its projection included.
+
+    Args:
+        network: A retrieval network.
+        adapter: The injected adapter, if any.
+        side: Whose encoder.
+
+    Raises:
+        InputError: The network has no such tower, the adapter is in it, or nothing is left to train.
+    """
+    untyped: Any = network
+    names = untyped.encoder_parameters(side)
+    if adapter is not None and any(adapter.owns(name) for name in names):
+        other = "text" if side == "image" else "image"
+        raise InputError(f"frozen_tower is {side}, and the adapter is in that tower: set adapter.towers to {other}")
+    trained = any(parameter.requires_grad for parameter in network.parameters())
+    for name, parameter in network.named_parameters():
+        if name in names:
+            parameter.requires_grad = False
+    if trained and not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError(f"frozen_tower is {side}, and nothing else was to train: set it to null, or let more train (tuning)")
+    return count_parameters(network, adapter)
 
 
 def count_parameters(network: nn.Module, adapter: Adapter | None = None) -> ParameterCounts:

@@ -20,6 +20,7 @@ from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.dual_encoder import DualEncoder
 from lightning_modules.networks.hugging_face_scorer import HuggingFaceScorer
 from lightning_modules.networks.language_model import LanguageModel
+from lightning_modules.networks.pretrained_dual_encoder import HFDualEncoder, own_names
 from lightning_modules.networks.towers.base import Tower
 from lightning_modules.networks.towers.timm import TimmImageTower
 from lightning_modules.networks.uniter import UniterRetrieval
@@ -40,7 +41,7 @@ def fill(network: Network) -> Network:
         InputError: A file is missing or damaged, or does not fit its part.
     """
     for part in network.modules():
-        if isinstance(part, (Tower, LanguageModel, HuggingFaceScorer)) and part.loaded_from is not None:
+        if isinstance(part, (Tower, LanguageModel, HuggingFaceScorer, HFDualEncoder)) and part.loaded_from is not None:
             require_sound_model(part.model, part.loaded_from)
             part.loaded_from = None
         weights = getattr(part, "weights", None)
@@ -116,3 +117,12 @@ def _(part: ViLT, weights: str) -> None:
 @read_into.register
 def _(part: DualEncoder, weights: str) -> None:
     clip.load_heads(part, weights)
+
+
+@read_into.register
+def _(part: HFDualEncoder, weights: str) -> None:
+    load_weights(
+        part, weights, drop=lambda key: key.endswith(".position_ids"), spare=part.unused_parameters(), translate=own_names,
+        what=f"{type(part.model).__name__} of the given config",
+    )  # fmt: skip
+    part.loaded_heads = head_names(part)

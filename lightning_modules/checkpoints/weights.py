@@ -208,6 +208,7 @@ def load_weights(
     *,
     drop: Callable[[str], bool] | None = None,
     spare: Collection[str] = (),
+    translate: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     what: str,
 ) -> None:
     """Put a weights file into `module`, strictly; half precision tensors take the module's own dtype.
@@ -217,12 +218,14 @@ def load_weights(
         path: The file.
         drop: Tells which of the file's keys the module has no use for by design (a classifier that was left out).
         spare: Names that the file may lack: nothing uses them (a run that trains them not keeps them not).
+        translate: Makes the module's names and shapes of the file's.
         what: The module in words, for messages.
 
     Raises:
         InputError: The file cannot be read, keys are missing or left over, or a shape or kind of number differs.
     """
     state = {key: value for key, value in read_weights(path).items() if drop is None or not drop(key)}
+    state = state if translate is None else translate(state)
     wanted = module.state_dict()
     state |= {name: wanted[name] for name in spare if name in wanted and name not in state}
     missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())

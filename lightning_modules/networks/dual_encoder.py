@@ -96,6 +96,11 @@ class DualEncoder(RetrievalNetwork):
             f"{side}.{name}" for side, tower in (("image", self.image), ("text", self.text)) for name in tower.unused_parameters()
         )
 
+    def encoder_parameters(self, side: Literal["image", "text"]) -> frozenset[str]:
+        """Names of the parameters that only this side's vectors depend on: its tower and its projection."""
+        parts = (f"{side}.", f"{side}_projection.")
+        return frozenset(name for name, _ in self.named_parameters() if name.startswith(parts))
+
     def compile_encoders(self, backend: str = "inductor") -> None:
         """`torch.compile` both towers in place (keys stay as they are). Inject adapters before: hooks are compiled in."""
         self.image.compile(backend=backend)

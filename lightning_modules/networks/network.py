@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -75,6 +75,8 @@ class RetrievalNetwork(Network):
 
     Attributes to set in the constructor, beside those of `Network`:
         logit_scale: The log of the factor on cosines (1 / temperature), a Parameter of no dimension.
+        logit_bias: Only where the network has one (SigLIP): what is added to scaled cosines, a Parameter of no dimension, one of
+            its heads. An objective that needs a bias then has none of its own.
     """
 
     logit_scale: Parameter
@@ -86,6 +88,17 @@ class RetrievalNetwork(Network):
     @abstractmethod
     def encode_texts(self, batch: TextBatch) -> Tensor:
         """Unit vectors [B, D], fp32."""
+
+    def encoder_parameters(self, side: Literal["image", "text"]) -> frozenset[str]:
+        """Names of the parameters that only this side's vectors depend on, its projection too. By default those of the tower.
+
+        Raises:
+            InputError: The network has no tower of that name.
+        """
+        if (tower := self.towers().get(side)) is None:
+            raise InputError(f"{type(self).__name__} has no {side} tower that could be frozen: set frozen_tower to null.")
+        own = {id(parameter) for parameter in tower.parameters()}
+        return frozenset(name for name, parameter in self.named_parameters() if id(parameter) in own)
 
     def compile_encoders(self, backend: str = "inductor") -> None:
         """`torch.compile` what encodes, in place (keys stay as they are). By default nothing is to be gained.

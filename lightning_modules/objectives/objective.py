@@ -17,16 +17,25 @@ class Objective(nn.Module, ABC):
 
 
 class ContrastiveObjective(Objective):
-    """Of image and text vectors of one batch, for two encoders. B pairs on this process. A class may set both attributes.
+    """Of image and text vectors of one batch, for two encoders. B pairs on this process. A class may set these attributes.
 
     Attributes:
         uses_scale: Whether the loss looks at `scale`. Where it does not, the network's temperature does not train.
+        uses_bias: Whether `forward` takes `bias`, which is added to scaled cosines. Where the network has one (`logit_bias`),
+            `leave_bias` is called at the start and that one is given; an objective that does not use it keeps it from training.
         init_temperature: Where the network's temperature starts, unless something brings one or the network was given another;
             None = where the network has it.
     """
 
     uses_scale: bool = True
+    uses_bias: bool = False
     init_temperature: float | None = None
+
+    init_bias: float | None = None
+    """Where a network's bias starts that nothing brings, if `uses_bias`."""
+
+    def leave_bias(self) -> None:
+        """The network has a bias: have none here. Called before anything trains, if `uses_bias`."""
 
     @abstractmethod
     def forward(self, images_BD: Tensor, texts_BD: Tensor, scale: Tensor, image_index_B: Tensor) -> dict[str, Tensor]:

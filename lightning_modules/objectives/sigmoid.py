@@ -19,10 +19,12 @@ from lightning_modules.objectives.objective import ContrastiveObjective
 class SigmoidLoss(ContrastiveObjective):
     """-1/G sum_ij log sigmoid(z_ij (t x_i y_j + b)), z_ij = 1 for a pair and -1 for any other. The bias b is learned.
 
-    The factor t is the network's, 1 / temperature; it starts at the paper's 10 where no checkpoint brings it.
+    The factor t is the network's, 1 / temperature; it starts at the paper's 10 where no checkpoint brings it. So is b where the
+    network has one (`logit_bias` of a SigLIP): then it trains when the temperature does. Any other network learns b here.
 
     Args:
-        init_bias: Start of b. A batch has far more negatives than pairs; at -10 they weigh next to nothing at the start.
+        init_bias: Start of b where nothing brings it. A batch has far more negatives than pairs; at -10 they weigh next to
+            nothing at the start.
         init_temperature: Start of the network's temperature, unless something brings one or the network is given another (a dual
             encoder's `init_temperature`); null = where the network has it.
         same_image: Another caption of the same image is a "positive" (z = 1), a "negative", or left out ("ignore").
@@ -38,17 +40,31 @@ class SigmoidLoss(ContrastiveObjective):
         if init_temperature is not None and init_temperature <= 0:
             raise InputError(f"sigmoid loss: init_temperature is {init_temperature}; it must be positive")
         self.init_temperature = init_temperature
-        self.bias = nn.Parameter(torch.tensor(float(init_bias)))
+        self.init_bias = float(init_bias)
+        self.bias: nn.Parameter | None = nn.Parameter(torch.tensor(self.init_bias))
         self.same_image = same_image
 
+    uses_bias = True
+
+    def leave_bias(self) -> None:
+        """The network has a bias: it is given to `forward`."""
+        self.bias = None
+
     def forward(
-        self, images_BD: Tensor, texts_BD: Tensor, scale: Tensor, image_index_B: Tensor | None = None
+        self,
+        images_BD: Tensor,
+        texts_BD: Tensor,
+        scale: Tensor,
+        image_index_B: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`loss`, and its parts `positive_pairs` and `negative_pairs`; fp32, also under autocast. See `ContrastiveObjective`."""
+        if (bias := self.bias if bias is None else bias) is None:
+            raise ValueError("the bias is the network's, and it was not given")
         if self.same_image != "negative" and image_index_B is None:
             raise ValueError(f"same_image={self.same_image!r} needs image_index_B")
         with torch.autocast(images_BD.device.type, enabled=False):
-            logits_BG = scale.float() * images_BD.float() @ gather(texts_BD.float()).T + self.bias.float()
+            logits_BG = scale.float() * images_BD.float() @ gather(texts_BD.float()).T + bias.float()
             rows_B = torch.arange(len(images_BD), device=images_BD.device)
             own_BG = torch.zeros_like(logits_BG, dtype=torch.bool)
             own_BG[rows_B, first_row(len(images_BD)) + rows_B] = True

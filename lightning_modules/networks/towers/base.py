@@ -10,7 +10,7 @@ A tower without any trainable parameter runs without recording a graph, so a fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -29,12 +29,26 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, 
 _BLOCK_LISTS = ("blocks", "layers", "layer", "stages", "resblocks")
 
 
-def _find_blocks(model: nn.Module) -> str:
+def find_blocks(model: nn.Module) -> str:
     """Path of the list of blocks inside a library's model ("" if it has none), e.g. "encoder.layer" or "blocks"."""
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in _BLOCK_LISTS and isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module):
             return name
     return ""
+
+
+def stem_of(names: Sequence[str], blocks_path: str) -> frozenset[str]:
+    """Of a model's parameters those that are registered before its blocks: patch, token and position embeddings."""
+    first = next((i for i, name in enumerate(names) if blocks_path and name.startswith(blocks_path + ".")), 0)
+    return frozenset(names[:first])
+
+
+def layer_of(name: str, blocks_path: str, stem: Collection[str], num_layers: int) -> int:
+    """Layer of a parameter for layer-wise decay: embeddings 0, block i -> i + 1 (its adapters too), the rest num_layers + 1."""
+    if blocks_path and name.startswith(blocks_path + "."):
+        return int(name[len(blocks_path) + 1 :].split(".")[0]) + 1
+    # some libraries keep shared position tables behind the blocks; they belong to the embeddings all the same
+    return 0 if name in stem or "embed" in name or "relative_attention_bias" in name else num_layers + 1
 
 
 class Tower(nn.Module):
@@ -58,11 +72,10 @@ class Tower(nn.Module):
             brought: Whether weights have been loaded already.
         """
         self.weights, self.fresh = to_read(weights), fresh_names(self, weights, brought)
-        path = _find_blocks(self.model)
+        path = find_blocks(self.model)
         self._blocks_path = f"model.{path}" if path else ""
         names = [name for name, _ in self.named_parameters()]
-        first = next((i for i, name in enumerate(names) if path and name.startswith(self._blocks_path + ".")), 0)
-        self._stem = frozenset(names[:first])  # registered before the blocks: patch, token and position embeddings
+        self._stem = stem_of(names, self._blocks_path)
         self._unused = frozenset(name for name in names if any(part in name.split(".") for part in unused))
         self._pooled = frozenset(name for name in names if any(part in name.split(".") for part in pooled))
 
@@ -77,10 +90,7 @@ class Tower(nn.Module):
 
     def layer_id(self, name: str) -> int:
         """Layer of a parameter for layer-wise decay: embeddings 0, block i -> i + 1 (its adapters too), the rest after."""
-        if self._blocks_path and name.startswith(self._blocks_path + "."):
-            return int(name[len(self._blocks_path) + 1 :].split(".")[0]) + 1
-        # some libraries keep shared position tables behind the blocks; they belong to the embeddings all the same
-        return 0 if name in self._stem or "embed" in name or "relative_attention_bias" in name else self.num_layers + 1
+        return layer_of(name, self._blocks_path, self._stem, self.num_layers)
 
     def unused_parameters(self, pooled: bool = True) -> frozenset[str]:
         """Names of parameters that the tower never touches (a mask token, an unused pooler): they never get a gradient.

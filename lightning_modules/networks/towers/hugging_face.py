@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import InputError, some
+from datamodules.errors import InputError
 from datamodules.inputs import ImageInput, TextInput
-from lightning_modules.networks.quiet_loading import hugging_face, quiet_loading
+from lightning_modules.networks.library_model import build_model, read_settings, require_one
+from lightning_modules.networks.quiet_loading import quiet_loading
 from lightning_modules.networks.towers.base import NORMALIZATIONS, ImageTower, TextTower, pool_tokens, triple
 
 
@@ -27,49 +28,12 @@ def _hugging_face_model(
 
     Of a two-tower checkpoint (CLIP, SigLIP) only the asked-for side is built and loaded.
     """
-    from transformers import AutoConfig, AutoModel
-    from transformers.models.auto.modeling_auto import MODEL_MAPPING
-
     where = f"{side} tower {name or config}"
-    if (name is None) == (config is None):
-        raise InputError(f"{side} tower: give either name (a hub name or local folder) or config (model_type and sizes)")
-    if name is not None and weights is not None:
-        raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
-    remedy = "give a folder with config.json, a hub name (with network), or config: {model_type: ..., sizes}"
-    with hugging_face(f"{where}: no usable configuration", remedy, name):
-        if name is not None:
-            settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        else:
-            sizes = dict(config or {})
-            settings = AutoConfig.for_model(sizes.pop("model_type", "(none given)"), **sizes)
-            unknown = sorted(sizes.keys() - set(inspect.signature(type(settings)).parameters) - set(dir(type(settings)())))
-            if unknown:
-                raise InputError(f"{where}: {type(settings).__name__} has no option {some(unknown)}")
-    part = "vision_config" if side == "image" else "text_config"
-    settings = getattr(settings, part, settings)
-    model_class = MODEL_MAPPING.get(type(settings), None)
-    if model_class is None:
-        raise InputError(f"{where}: transformers has no bare model for {type(settings).__name__}")
+    require_one(where if name or config else f"{side} tower", name, config, weights)
+    settings = read_settings(where, name, config)
+    settings = getattr(settings, "vision_config" if side == "image" else "text_config", settings)
     # Poolers that exist as a separate option are left out when unused: they would be trainable and never get a gradient.
-    keeps_pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    extra: dict[str, Any] = {"add_pooling_layer": pooler} if keeps_pooler else {}
-    if name is not None and torch.get_default_device().type == "meta":  # only to count: weights stay unread
-        return model_class._from_config(settings, attn_implementation=attention, **extra).float()
-    if name is None:
-        return AutoModel.from_config(settings, attn_implementation=attention, trust_remote_code=False, **extra).float()
-    with hugging_face(f"{where}: weights cannot be loaded", "check that the folder is complete, or online", name):
-        model, report = model_class.from_pretrained(
-            name, config=settings, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False,
-            output_loading_info=True, **extra,
-        )  # fmt: skip
-    missing = sorted(report["missing_keys"])
-    wrong = sorted(str(item[0]) for item in report.get("mismatched_keys", ()))
-    if missing or wrong:
-        raise InputError(
-            f"{where}: its weights do not fill {type(model).__name__} (missing: {some(missing) or 'none'}; wrong shape: "
-            f"{some(wrong) or 'none'}); the folder's config.json belongs to another model"
-        )
-    return model
+    return build_model(where, settings, name, attention, add_pooling_layer=pooler)
 
 
 class HFImageTower(ImageTower):
