@@ -20,7 +20,7 @@ from lightning_modules.checkpoints.model_card import CARD_FILE
 ALPHAS = "--alphas=0,0.4,1"
 
 
-def without_what_it_lay_in(run: Path, copy: Path) -> Path:
+def copied(run: Path, copy: Path) -> Path:
     shutil.copytree(run, copy)
     return copy
 
@@ -28,7 +28,7 @@ def without_what_it_lay_in(run: Path, copy: Path) -> Path:
 @pytest.fixture(scope="module")
 def dialled(mwa_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The MWA run, dialled: what is retained is the second data set that it was tested on."""
-    run = without_what_it_lay_in(mwa_run, tmp_path_factory.mktemp("dial") / "mwa")
+    run = copied(mwa_run, tmp_path_factory.mktemp("dial") / "mwa")
     answer = succeed("dial", "--run", str(run), "--evaluate", "other", ALPHAS)
     assert "rsum; alpha is the output of MultiWayAdapter\n" in answer.out
     assert "<- picked" in answer.out
@@ -65,7 +65,7 @@ def test_at_1_it_is_the_run_and_at_0_what_it_started_from(dialled: Path, full_ru
 def test_killed_and_gone_on_with_it_is_the_same(
     dialled: Path, mwa_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = without_what_it_lay_in(mwa_run, tmp_path / "mwa")
+    run = copied(mwa_run, tmp_path / "mwa")
     real, done = analysis._measured, []
 
     def killed(*given: Any) -> Any:
@@ -113,13 +113,21 @@ def test_an_export_at_the_picked_alpha(dialled: Path, world: Path, tmp_path: Pat
 
 
 def test_captioners_are_dialled_by_cider(i_tuning_run: Path, tmp_path: Path) -> None:
-    run = without_what_it_lay_in(i_tuning_run, tmp_path / "i_tuning")
+    run = copied(i_tuning_run, tmp_path / "i_tuning")
     answer = succeed("dial", "--run", str(run), "--alphas=0.5,1")
     assert "; alpha is the output of ITuning\n" in answer.out
     found = read(run)
     metrics, _ = measured(found, 1.0, found.target)
     assert metrics == recalls(run, found.target)
     assert found.rule == "target"
+
+
+def test_scorers_of_pairs_are_dialled_and_keep_ranks_but_no_scores(uniter_run: Path, tmp_path: Path) -> None:
+    run = copied(uniter_run, tmp_path / "uniter")
+    succeed("dial", "--run", str(run), "--alphas=1")
+    assert measured(read(run), 1.0, "flickr30k_entities")[0] == recalls(run, "flickr30k_entities")
+    kept = sorted(file.name for file in (run / "dial" / "1").iterdir())
+    assert kept == ["flickr30k_entities-test.npz", "flickr30k_entities-val.npz"]
 
 
 @pytest.mark.parametrize(("options", "words"), [
