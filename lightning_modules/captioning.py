@@ -31,7 +31,7 @@ from lightning_modules.base import Better, TunedModule, draw_seed
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.checkpoints.model_card import Task
 from lightning_modules.extraction.feature_cache import FeatureCache
-from lightning_modules.metrics.captions.caption_metric import find_metric
+from lightning_modules.metrics.captions.caption_metric import CaptionMetric, find_metric
 from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, Frequencies
 from lightning_modules.metrics.captions.gathered import CaptionScores
 from lightning_modules.metrics.captions.store import CaptionStore
@@ -55,6 +55,8 @@ class Scoring:
             my_file.MyMetric. One whose program is not installed is left out and named in results.json (`crosslight score
             --install` installs it).
         val_metrics: Of a validation; by default those that need no Java and take seconds.
+        further: Of a test as well: metrics with options, each a class path with its init_args, such as
+            lightning_modules.clip_score.CLIPScore with its `model`.
         required: Metrics that must be there: before captions are made, not after, a missing program is an error.
         tokenizer: "ptb" = coco-caption's (Java), "simple" = without Java; "auto" = ptb where it is installed.
         domain_frequencies: CIDEr's document frequencies for a domain of NoCaps: of the "whole" set, or of its own "subset".
@@ -65,6 +67,7 @@ class Scoring:
 
     metrics: tuple[str, ...] = NAMES
     val_metrics: tuple[str, ...] = JAVA_FREE
+    further: tuple[CaptionMetric, ...] = ()
     required: tuple[str, ...] = ()
     tokenizer: Literal["auto", "ptb", "simple"] = "auto"
     domain_frequencies: Frequencies = "whole"
@@ -130,6 +133,7 @@ class CaptioningModule(TunedModule):
         self._scores: CaptionScores | None = None
         self._records: Sequence[ImageRecord] = ()
         self._store = CaptionStore(None)
+        self._tests = False  # of a test, not of a validation: captions then have their log-probability, which takes one more pass
         self._remarked: set[str] = set()  # metrics that an evaluation had a remark on
 
     def setup(self, stage: str) -> None:
@@ -231,18 +235,23 @@ class CaptioningModule(TunedModule):
         """
         loaders: Any = self.trainer.val_dataloaders if stage == "val" else self.trainer.test_dataloaders
         records = loaders[0].dataset.records
-        metrics = self.scoring.val_metrics if stage == "val" else self.scoring.metrics
+        metrics: Sequence[str | CaptionMetric] = self.scoring.val_metrics
+        if stage == "test":
+            metrics = (*self.scoring.metrics, *self.scoring.further)
         required = () if stage == "val" else self.scoring.required
         if not any(record.captions for record in records):  # NoCaps' test split: its captions are on the server alone
             metrics = required = ()
-        if self._scores is None or self._records is not records or set(self._scores.scorer.metrics) != {*metrics, *required}:
+        names = {each if isinstance(each, str) else each.name for each in (*metrics, *required)}
+        if self._scores is None or self._records is not records or set(self._scores.scorer.metrics) != names:
             references = [[caption.text for caption in record.captions] for record in records]
             domains = [record.domain for record in records]
-            settings = (self.scoring.tokenizer, required, domains, self.scoring.domain_frequencies)
+            files = [record.path for record in records]
+            settings = (self.scoring.tokenizer, required, domains, self.scoring.domain_frequencies, files)
             self._scores = CaptionScores(references, metrics, *settings).to(self.device)  # tokenized once for all validations
             self._records = records
         self._scores.reset()
-        if stage == "test":
+        self._tests = stage == "test"
+        if self._tests:
             folder = self._captions_folder / f"{self._evaluated_name}-test.parts"
             self._store = CaptionStore(folder, self.global_rank)
             if self.trainer.is_global_zero:
@@ -269,9 +278,15 @@ class CaptioningModule(TunedModule):
         if captions is None:
             seeds = [draw_seed((_seed(), image_id)) for image_id in batch.image_ids]  # whenever, and beside whatever, it comes
             language: LanguageModel = self.network.language
-            ids = self.network.generate_ids(self._encode(batch), self.decoding, seeds)
-            captions = language.decode(ids)
-            self._store.add(rows, captions, [language.has_ended(each, self.decoding) for each in ids])
+            features = self._encode(batch)
+            if self._tests:
+                written = self.network.write(features, self.decoding, seeds)
+                captions = [each.text for each in written]
+                self._store.add(rows, captions, [each.ended for each in written], [each.log_prob for each in written])
+            else:
+                ids = self.network.generate_ids(features, self.decoding, seeds)
+                captions = language.decode(ids)
+                self._store.add(rows, captions, [language.has_ended(each, self.decoding) for each in ids])
         assert self._scores is not None
         self._scores.update(captions, batch.index_B)
 
@@ -287,6 +302,7 @@ class CaptioningModule(TunedModule):
         self._queries = scores.per_image()
         self._notes = {"tokenizer": found.tokenizer, "unavailable": found.unavailable, "columns": found.columns}
         self._store.read()  # of all processes
+        log_probs = [self._store.log_probs[row] for row in range(len(self._records))] if stage == "test" else None
         remarks = dict(found.remarks)
         if unended := len(self._store.unended):
             remarks["decoding"] = f"{unended:,} captions reached max_new_tokens ({self.decoding.max_new_tokens}) before an end"
@@ -300,7 +316,9 @@ class CaptioningModule(TunedModule):
                     print(f"crosslight: {stage}, {name}: {remark}")
             self._remarked |= remarks.keys()
         if self.trainer.is_global_zero:
-            self._write(stage, scores.written)
+            self._write(stage, scores.written, log_probs)
+        if log_probs is not None:
+            self._queries = {**self._queries, "log_prob": torch.tensor(log_probs, dtype=torch.float64)}
         self._store.close()
         self.trainer.strategy.barrier()  # every process has let go of the store before it goes
         if stage == "test" and self.trainer.is_global_zero:
@@ -331,13 +349,14 @@ class CaptioningModule(TunedModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         return str(getattr(self.trainer, "evaluated_data", None) or getattr(data, "name", "data"))
 
-    def _write(self, stage: str, captions: Sequence[str]) -> None:
-        """The captions of a split to the run folder, and some of them to W&B."""
+    def _write(self, stage: str, captions: Sequence[str], log_probs: Sequence[float] | None) -> None:
+        """The captions of a split to the run folder, with the log-probability of each, and some of them to W&B."""
         rows: list[dict[str, Any]] = [
             {
                 "image_id": record.image_id,
                 "file": None if record.path is None else str(record.path),
                 "caption": caption,
+                **({} if log_probs is None else {"log_prob": round(log_probs[row], 5)}),
                 "references": [each.text for each in record.captions],
                 "scores": {name: round(float(values[row]), 6) for name, values in self._queries.items()},
             }

@@ -149,6 +149,31 @@ def choose(
     return chosen, [f"{len(missing)} images of the references have no caption and are left out (--partial)"] if missing else []
 
 
+def with_files(records: Sequence[ImageRecord], beside: Path, images: Path | None) -> list[ImageRecord]:
+    """The records, each with the file of its image.
+
+    Args:
+        records: As `read_references` gives them, with paths beside the references' file.
+        beside: The folder of that file.
+        images: Where the images are; None = beside it. A file is found by its path there, or by its name alone.
+
+    Raises:
+        InputError: A file is not there.
+    """
+    found: list[ImageRecord] = []
+    for record in records:
+        path = record.path or Path(record.image_id)
+        places = [path] if images is None else [images / path.relative_to(beside.absolute()), images / path.name]
+        file = next((place for place in places if place.is_file()), None)
+        if file is None:
+            raise InputError(
+                f"--clip looks at the images, and {' or '.join(map(str, dict.fromkeys(places)))} is not there: give their "
+                "folder with --images DIR."
+            )
+        found.append(replace(record, path=file))
+    return found
+
+
 # --------------------------------------------------------------------------------------------------------------- report
 
 
@@ -157,14 +182,15 @@ def report(scores: Scores, images_of: Mapping[str, int], images: int, said: Sequ
     columns = {"": f"all ({images})"} | {name: f"{name} ({count})" for name, count in images_of.items()}
     width = max(10, *(len(title) for title in columns.values())) + 2
     names = [name for name in scores.values if "/" not in name]
+    long = max(10, *map(len, [*names, *scores.unavailable, *scores.remarks, ""]))
     lines = [f"{images} images, tokenizer {scores.tokenizer}; fractions (papers print 100 times that)", *said, ""]
     if images_of:
-        lines.append(f"{'':10}" + "".join(f"{title:>{width}}" for title in columns.values()))
+        lines.append(f"{'':{long}}" + "".join(f"{title:>{width}}" for title in columns.values()))
     for name in names:
         cells = [scores.values[f"{domain}/{name}" if domain else name] for domain in columns]
-        lines.append(f"{name:10}" + "".join(f"{cell:{width}.4f}" for cell in cells))
-    lines += [f"{name:10}  unavailable: {remedy}" for name, remedy in scores.unavailable.items()]
-    lines += [f"{name:10}  note: {remark}" for name, remark in scores.remarks.items()]
+        lines.append(f"{name:{long}}" + "".join(f"{cell:{width}.4f}" for cell in cells))
+    lines += [f"{name:{long}}  unavailable: {remedy}" for name, remedy in scores.unavailable.items()]
+    lines += [f"{name:{long}}  note: {remark}" for name, remark in scores.remarks.items()]
     return lines
 
 

@@ -5,7 +5,7 @@
 
 BLEU-1..4, METEOR, ROUGE-L, CIDEr(-D) and SPICE of a results file, a list of {"image_id", "caption"}, equal to coco-caption's. A
 metric whose program is not installed is reported as unavailable, and the others computed. Scores are fractions; papers print 100
-times that.
+times that. With --clip also CLIPScore and RefCLIPScore, by any dual encoder that looks at the images.
 """
 
 from __future__ import annotations
@@ -26,6 +26,15 @@ def add_options(parser: Parser) -> None:
     )  # fmt: skip
     option("--split", default="test", metavar="NAME", help="of a Karpathy file")
     option("--metrics", type=comma_list, metavar="LIST", help="of bleu,meteor,rouge_l,cider,spice (default: all)")
+    option(
+        "--clip", metavar="MODEL",
+        help="CLIPScore and RefCLIPScore by this dual encoder: a run, an export, or a Hugging Face model by folder or name",
+    )  # fmt: skip
+    option(
+        "--clip-reading", choices=("paper", "torchmetrics"), default="paper",
+        help="paper: 2.5 * max(cosine, 0), texts begin with 'A photo depicts'; torchmetrics: the cosine (default: paper)",
+    )  # fmt: skip
+    option("--images", type=Path, metavar="DIR", help="folder of the images for --clip (default: that of the references)")
     option("--require", type=comma_list, default=[], metavar="LIST", help="fail where one of these is unavailable")
     option(
         "--tokenizer", choices=("auto", "ptb", "simple"), default="auto",
@@ -65,7 +74,16 @@ def run(options: argparse.Namespace) -> int:
 
     from datamodules.files.atomic import write_atomically
     from datamodules.formats.caption_results import json_text
-    from experiments.analysis.caption_scores import as_json, by_reference, choose, read_references, read_results, report
+    from experiments.analysis.caption_scores import (
+        as_json,
+        by_reference,
+        choose,
+        read_references,
+        read_results,
+        report,
+        with_files,
+    )
+    from lightning_modules.metrics.captions.caption_metric import CaptionMetric
     from lightning_modules.metrics.captions.evaluation import NAMES, CaptionScorer
     from lightning_modules.metrics.captions.spice import SPICE
 
@@ -73,13 +91,20 @@ def run(options: argparse.Namespace) -> int:
     records = read_references(options.references, options.split)
     captions, matched = by_reference(captions, records, options.results, options.references, options.ids)
     chosen, left_out = choose(captions, records, options.results, options.references, options.partial)
+    looking: list[CaptionMetric] = []
+    if options.clip is not None:
+        from lightning_modules.clip_score import CLIPScore
+
+        chosen = with_files(chosen, options.references.parent, options.images)
+        looking.append(CLIPScore(options.clip, options.clip_reading))
     scorer = CaptionScorer(
         [[caption.text for caption in record.captions] for record in chosen],
-        [SPICE(options.spice_cache) if name == SPICE.name else name for name in options.metrics or NAMES],
+        [*(SPICE(options.spice_cache) if name == SPICE.name else name for name in options.metrics or NAMES), *looking],
         options.tokenizer,
         options.require,
         [record.domain for record in chosen],
         options.frequencies,
+        [record.path for record in chosen],
     )
     scores = scorer.score([captions[record.image_id] for record in chosen])
     sizes = {name: len(rows) for name, rows in scorer.rows_of.items()}

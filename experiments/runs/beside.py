@@ -22,6 +22,7 @@ class Beside:
         file: The image, on the machine of the run.
         references: What people wrote.
         scores: Of the caption, where it was scored.
+        log_prob: log P(caption | image), natural; None of a run of an earlier version.
     """
 
     image_id: str
@@ -29,6 +30,7 @@ class Beside:
     file: str | None = None
     references: tuple[str, ...] = ()
     scores: dict[str, float] = field(default_factory=dict)
+    log_prob: float | None = None
 
 
 def beside_file(folder: Path, data: str) -> Path:

@@ -32,11 +32,15 @@ class References:
         sentences: Tokenized sentences of each image (words separated by white space), at least one an image.
         rows_of: Rows of the images of each domain.
         own_frequencies: Whether a domain has document frequencies of its own, in place of those of the whole split.
+        raw: The same sentences as people wrote them, for a metric with a tokenizer of its own.
+        files: The images, for a metric that looks at them; None where there is no file.
     """
 
     sentences: list[list[str]]
     rows_of: Mapping[str, Integers] = field(default_factory=dict)
     own_frequencies: bool = False
+    raw: Sequence[Sequence[str]] = ()
+    files: Sequence[Path | None] = ()
 
     @cached_property
     def ngrams(self) -> ReferenceNgrams:
@@ -45,10 +49,11 @@ class References:
 
 @dataclass(frozen=True)
 class Captions:
-    """One tokenized caption an image of the references."""
+    """One tokenized caption an image of the references; `raw` as it was written."""
 
     sentences: list[str]
     references: References
+    raw: Sequence[str] = ()
 
     @cached_property
     def matched(self) -> Candidates:
@@ -112,8 +117,12 @@ class CaptionMetric:
         """
         raise NotImplementedError(f"{type(self).__name__} gives neither score_images nor score")
 
-    def means(self, scores: Floats | Sequence[float]) -> MetricScores:
+    def means(self, scores: Floats | Sequence[float], key: str | None = None) -> MetricScores:
         """What is found where sets are scored by the mean over their images.
+
+        Args:
+            scores: A number an image.
+            key: Of a metric that has several; None = its name.
 
         Raises:
             InputError: Not one number an image.
@@ -122,9 +131,10 @@ class CaptionMetric:
         images = len(self.references.sentences)
         if scores_I.shape != (images,):
             raise InputError(f"caption metric {self.name}: {images} images need one number each, it gives {scores_I.shape}")
-        values = {self.name: float(scores_I.mean())}
-        values |= {f"{domain}/{self.name}": float(scores_I[rows].mean()) for domain, rows in self.references.rows_of.items()}
-        return MetricScores(values, {self.name: scores_I})
+        key = key or self.name
+        values = {key: float(scores_I.mean())}
+        values |= {f"{domain}/{key}": float(scores_I[rows].mean()) for domain, rows in self.references.rows_of.items()}
+        return MetricScores(values, {key: scores_I})
 
     def columns(self) -> dict[str, str]:
         """Headings of a table by key."""

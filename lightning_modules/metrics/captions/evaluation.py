@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -63,6 +64,7 @@ class CaptionScorer:
         required: Metrics that must be there.
         domains: Domain of each image (None: of none; it counts in the whole only).
         domain_frequencies: CIDEr's document frequencies for a domain: of the "whole" set, or of its own "subset".
+        files: Of each image, for metrics that look at images.
 
     Raises:
         InputError: No images, an image without references, or names that do not exist.
@@ -77,6 +79,7 @@ class CaptionScorer:
         required: Sequence[str] = (),
         domains: Sequence[str | None] | None = None,
         domain_frequencies: Frequencies = "whole",
+        files: Sequence[Path | None] = (),
     ) -> None:
         _among("tokenizer", tokenizer, get_args(Tokenizer))
         _among("domain_frequencies", domain_frequencies, get_args(Frequencies))
@@ -107,7 +110,7 @@ class CaptionScorer:
         if tokenizer == "ptb":
             ptb_jar()
             find_java()
-        self._raw = references
+        self._raw, self._files = references, files
         self._kind: Tokenizer = tokenizer
         self._counted: _Counted | None = None
 
@@ -115,7 +118,8 @@ class CaptionScorer:
     def counted(self) -> _Counted:
         """The references, tokenized and counted when they are first needed: of many processes, only one needs them."""
         if self._counted is None:
-            self._counted = _Counted(self._raw, self._kind, self.rows_of, self.domain_frequencies == "subset")
+            own = self.domain_frequencies == "subset"
+            self._counted = _Counted(self._raw, self._kind, self.rows_of, own, self._files)
             for metric in self.metrics.values():
                 metric.count(self._counted.references)
         return self._counted
@@ -132,7 +136,7 @@ class CaptionScorer:
         if not self.metrics:
             return Scores({}, {}, {}, "none")
         counted = self.counted
-        tokenized = Captions(counted.tokenize(captions), counted.references)
+        tokenized = Captions(counted.tokenize(captions), counted.references, captions)
         values: dict[str, float] = {}
         per_image: dict[str, Floats] = {}
         unavailable = dict(counted.missing)
@@ -167,13 +171,18 @@ class _Counted:
     """The references, tokenized, and how captions are: `missing` says what "auto" did without."""
 
     def __init__(
-        self, raw: Sequence[Sequence[str]], tokenizer: Tokenizer, rows_of: dict[str, Integers], own_frequencies: bool
+        self,
+        raw: Sequence[Sequence[str]],
+        tokenizer: Tokenizer,
+        rows_of: dict[str, Integers],
+        own_frequencies: bool,
+        files: Sequence[Path | None],
     ) -> None:
         self.missing: dict[str, str] = {}
         self.tokenize, self.tokenizer = self._choose(tokenizer)
         flat = iter(self.tokenize([sentence for sentences in raw for sentence in sentences]))
         tokenized = [[next(flat) for _ in sentences] for sentences in raw]
-        self.references = References(tokenized, rows_of, own_frequencies)
+        self.references = References(tokenized, rows_of, own_frequencies, raw, files)
 
     def _choose(self, kind: Tokenizer) -> tuple[Callable[[Sequence[str]], list[str]], str]:
         if kind == "none":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.errors import InputError
+from lightning_modules.metrics.captions.caption_metric import CaptionMetric
 from lightning_modules.metrics.captions.evaluation import JAVA_FREE, CaptionScorer, Frequencies, Scores, Tokenizer
 from lightning_modules.metrics.gather import gather_rows, joined, split_order
 
@@ -28,6 +30,7 @@ class CaptionScores(Metric):
         required: See `CaptionScorer`.
         domains: See `CaptionScorer`.
         domain_frequencies: See `CaptionScorer`.
+        files: See `CaptionScorer`.
 
     Raises:
         InputError: See `CaptionScorer`.
@@ -44,14 +47,15 @@ class CaptionScores(Metric):
     def __init__(
         self,
         references: Sequence[Sequence[str]],
-        metrics: Sequence[str] = JAVA_FREE,
+        metrics: Sequence[str | CaptionMetric] = JAVA_FREE,
         tokenizer: Tokenizer = "auto",
         required: Sequence[str] = (),
         domains: Sequence[str | None] | None = None,
         domain_frequencies: Frequencies = "whole",
+        files: Sequence[Path | None] = (),
     ) -> None:
         super().__init__(dist_sync_fn=gather_rows)
-        self.scorer = CaptionScorer(references, metrics, tokenizer, required, domains, domain_frequencies)
+        self.scorer = CaptionScorer(references, metrics, tokenizer, required, domains, domain_frequencies, files)
         self.scores: Scores | None = None
         self.written: list[str] = []  # the captions of the last `compute`, in the split's order
         self.add_state("characters", default=[], dist_reduce_fx="cat")  # code points of all captions in a row

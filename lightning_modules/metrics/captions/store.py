@@ -1,13 +1,15 @@
 """Captions on disk while they are made: a process may be killed at any moment, and no finished batch is made again.
 
 A folder holds `job.json`, what the captions belong to, and one `part-00000.jsonl` a process with a line a batch, a list of
-[row, caption, whether it ended by itself]. Rows are those of the split, so any number of processes may go on. A batch counts only
-as a whole: rounding may depend on its size, and a caption that is made again should come out as it would have.
+[row, caption, whether it ended by itself, its log-probability]. Rows are those of the split, so any number of processes may go
+on. A batch counts only as a whole: rounding may depend on its size, and a caption that is made again should come out as it would
+have.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,7 @@ from typing import IO, Any, Self
 from datamodules.errors import InputError, shown
 from datamodules.files.ownership import take_up, write_label
 
-VERSION = 2
+VERSION = 3
 
 
 class CaptionStore:
@@ -33,6 +35,7 @@ class CaptionStore:
         self.folder, self.rank = folder, rank
         self._captions: dict[int, str] = {}
         self.unended: set[int] = set()  # rows of captions that were as long as captions may be, and had no end
+        self.log_probs: dict[int, float] = {}
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -70,23 +73,33 @@ class CaptionStore:
                 if not line.endswith(b"\n"):  # the last one of a killed process may be half
                     continue
                 try:
-                    batch = [(int(row), "" + caption, bool(ended)) for row, caption, ended in json.loads(line)]
+                    batch = [(int(row), "" + text, bool(end), float(log)) for row, text, end, log in json.loads(line)]
                 except (ValueError, TypeError, RecursionError):
                     what = f"has a line that is no batch of captions: {shown(line.decode(errors='replace').strip())}"
                     raise InputError(f"{path} {what}. Delete {self.folder} to write all captions anew.") from None
-                self._captions |= {row: caption for row, caption, _ in batch}
-                self.unended |= {row for row, _, ended in batch if not ended}
+                self._captions |= {row: caption for row, caption, _, _ in batch}
+                self.unended |= {row for row, _, ended, _ in batch if not ended}
+                self.log_probs |= {row: log_prob for row, _, _, log_prob in batch}
 
     def found(self, rows: Sequence[int]) -> list[str] | None:
         """The captions of a batch, or None where one of them is missing."""
         captions = [self._captions[row] for row in rows if row in self._captions]
         return captions if len(captions) == len(rows) else None
 
-    def add(self, rows: Sequence[int], captions: Sequence[str], ended: Sequence[bool] | None = None) -> None:
-        """Keep a batch, all of it or, where the process is killed now, nothing; `ended` None: all captions did."""
-        batch = list(zip(rows, captions, ended or [True] * len(rows), strict=True))
+    def add(
+        self,
+        rows: Sequence[int],
+        captions: Sequence[str],
+        ended: Sequence[bool] | None = None,
+        log_probs: Sequence[float] | None = None,
+    ) -> None:
+        """Keep a batch, all of it or, where the process is killed now, nothing; `ended` None: all captions did; `log_probs` None:
+        they are not known (nan)."""
+        known = log_probs or [math.nan] * len(rows)
+        batch = list(zip(rows, captions, ended or [True] * len(rows), known, strict=True))
         self._captions |= dict(zip(rows, captions, strict=True))
-        self.unended |= {row for row, _, end in batch if not end}
+        self.unended |= {row for row, _, end, _ in batch if not end}
+        self.log_probs |= dict(zip(rows, known, strict=True))
         if self.folder is None:
             return
         if self._file is None:

@@ -272,3 +272,40 @@ def test_results_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str) 
     (tmp_path / "r.json").write_text('[{"image_id": 1, "caption": "caf\u00e9"}]', encoding)
     asked = ["--references", named(tmp_path, [(1, "1.jpg")]), "--metrics", "rouge_l"]
     assert run_command("score", [str(tmp_path / "r.json"), *asked]) == 0
+
+
+def test_clip_scores_by_a_dual_encoder_beside_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images are found beside the references, or where --images says, by their names."""
+    import torch
+
+    from lightning_modules import clip_score
+
+    class Encoder:
+        def to(self, device: Any) -> Encoder:
+            return self
+
+        def encode_images(self, paths: list[Path], batch_size: int) -> torch.Tensor:
+            return torch.eye(4)[[len(path.stem) % 4 for path in paths]]
+
+        def encode_texts(self, texts: list[str], batch_size: int) -> torch.Tensor:
+            assert all(text.startswith("A photo depicts ") for text in texts)
+            return torch.eye(4)[[len(text) % 4 for text in texts]]
+
+    monkeypatch.setattr(clip_score, "load_dual_encoder", lambda model: Encoder())
+    images = tmp_path / "images"
+    images.mkdir()
+    arguments = [results(tmp_path), "--references", coco(tmp_path), "--metrics", "rouge_l", "--clip", str(images)]
+    with pytest.raises(InputError, match=r"\.jpg is not there: give their folder with --images DIR"):
+        run_command("score", arguments)
+    for image in IDS:
+        (images / f"{image}.jpg").touch()
+    out = tmp_path / "scores.json"
+    assert run_command("score", [*arguments, "--images", str(images), "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    captions = RAW["results"]
+    expected = {image: 2.5 * (len(image) % 4 == (16 + len(captions[image])) % 4) for image in IDS}
+    assert {image: each["clip_score"] for image, each in found["per_image"].items()} == expected
+    assert found["metrics"]["clip_score"] == pytest.approx(sum(expected.values()) / len(IDS))
+    assert "ref_clip_score " in capsys.readouterr().out
