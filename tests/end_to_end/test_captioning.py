@@ -35,6 +35,7 @@ import lightning_modules
 from datamodules.errors import InputError
 from datamodules.flickr30k import Flickr30k
 from lightning_modules.metrics.captions.store import CaptionStore
+from lightning_modules.networks.captioner import Written
 
 STEPPED = 6
 NAMES = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"}
@@ -72,7 +73,8 @@ def test_results_have_caption_metrics_of_every_data_set(i_tuning_run: Path, worl
     domains = {f"{domain}/{name}" for domain in ("in-domain", "near-domain", "out-domain") for name in NAMES}
     assert nocaps["metrics"].keys() == NAMES | domains
     hidden = evaluation(i_tuning_run, "nocaps_test")  # its references are not public
-    assert (hidden["metrics"], hidden["per_query_file"]) == ({}, None)
+    assert hidden["metrics"] == {}
+    assert np.load(i_tuning_run / hidden["per_query_file"]).files == ["log_prob"]
     images = json.loads((world / "nocaps" / "nocaps_test_image_info.json").read_text())["images"]
     assert sorted(captions(i_tuning_run, "nocaps_test")) == sorted(image["id"] for image in images)  # what EvalAI wants
 
@@ -85,10 +87,16 @@ def test_captions_are_the_models_and_their_scores_those_of_score(i_tuning_run: P
     data = Flickr30k(str(world / "flickr30k"), num_workers=0, eval_batch_size=3)
     data.connect(model.network.inputs)
     again: dict[Any, str] = {}
+    batches: list[Written] = []
     for batch in data.evaluation_loaders("test")[0]:
         ids = [int(each) for each in batch.image_ids]
-        again |= dict(zip(ids, model.network.generate(model.network.encode_images(batch), model.decoding), strict=True))
+        batches += model.network.write(model.network.encode_images(batch), model.decoding)
+        again |= dict(zip(ids, [each.text for each in batches[-len(ids) :]], strict=True))
     assert again == written
+    rows = json.loads((i_tuning_run / "captions" / "flickr30k-test.beside.json").read_text())
+    log_probs = np.load(i_tuning_run / evaluation(i_tuning_run)["per_query_file"])["log_prob"].tolist()
+    assert [row["log_prob"] for row in rows] == pytest.approx(log_probs, abs=1e-5)
+    assert [each.log_prob for each in batches] == pytest.approx(log_probs, abs=1e-4)
     out = tmp_path / "scores.json"
     file = i_tuning_run / "captions" / "flickr30k-test.json"
     references = world / "flickr30k" / "dataset_flickr30k.json"
