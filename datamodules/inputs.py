@@ -57,15 +57,24 @@ class TextTokenizer(ABC):
 
     Attributes:
         name: What messages call it.
-        vocabulary_size: Number of ids, special tokens included.
-        special: How many special tokens `rows` puts around a text.
-        unknown: The id of words that the vocabulary lacks; None where every text has ids.
     """
 
     name: str
-    vocabulary_size: int
-    special: int
-    unknown: int | None = None
+
+    @property
+    @abstractmethod
+    def vocabulary_size(self) -> int:
+        """Number of ids, special tokens included."""
+
+    @property
+    @abstractmethod
+    def special(self) -> int:
+        """How many special tokens `rows` puts around a text."""
+
+    @property
+    def unknown(self) -> int | None:
+        """The id of words that the vocabulary lacks; None where every text has ids."""
+        return None
 
     @abstractmethod
     def rows(self, texts: Sequence[str], most: int) -> list[list[int]]:

@@ -228,6 +228,8 @@ SITES: dict[tuple[str, str], Site] = {
     ("transformers.models.bridgetower.modeling_bridgetower", "BridgeTowerTextLayer"): _BERT,
     ("transformers.models.bridgetower.modeling_bridgetower", "BridgeTowerBertCrossLayer"): _BERT,
     ("transformers.models.gpt2.modeling_gpt2", "GPT2Block"): Site("ln_2", ("mlp.c_fc",)),
+    ("open_clip.transformer", "ResidualAttentionBlock"): Site("ln_2", ("mlp.c_fc",)),
+    ("open_clip.transformer", "CustomResidualAttentionBlock"): Site("ln_2", ("mlp.c_fc",)),
     ("transformers.models.llama.modeling_llama", "LlamaDecoderLayer"): _LLAMA,
     ("transformers.models.mistral.modeling_mistral", "MistralDecoderLayer"): _LLAMA,
     ("transformers.models.qwen2.modeling_qwen2", "Qwen2DecoderLayer"): _LLAMA,

@@ -69,5 +69,5 @@ def test_what_extras_bring_is_pinned() -> None:
 def test_every_extra_is_explained() -> None:
     page = (REPOSITORY / "docs" / "first_steps.md").read_text()
     table = page[page.index("| extra |") : page.index("## Make data")]
-    named = {name for line in table.splitlines()[2:] for name in re.findall(r"`([a-z]+)`", line.split("|")[1] if line else "")}
+    named = {name for line in table.splitlines()[2:] for name in re.findall(r"`([a-z_]+)`", line.split("|")[1] if line else "")}
     assert named == set(PROJECT["optional-dependencies"])
