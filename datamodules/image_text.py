@@ -26,6 +26,7 @@ from datamodules.loading.loader import BatchLoader, TrainLoader
 from datamodules.loading.order import GlobalBatches, mix
 from datamodules.loading.pairs import Pairs, TrainUnit
 from datamodules.loading.positives import split_positives
+from datamodules.loading.pretraining import Pretraining, RegionPretraining
 from datamodules.loading.ranking import PixelRanking, Ranking, RegionRanking
 from datamodules.loading.region_files import RegionFiles
 from datamodules.loading.splits import FileSplits, RegionSplits
@@ -68,9 +69,10 @@ class ImageTextDataModule(Source, LightningDataModule):
 
     A data set says what its files are (`Source`); `tasks` make the batches, and the network chooses among them (`Inputs`): pairs
     of pixels and text (`PairBatch`), positives with candidates (`RankingBatch`) for one that scores pairs, of regions and text if
-    it takes regions and no pixels, else of pixels and text, captions for one that writes them (`CaptionBatch`). Evaluation has
-    two loaders, images once (`ImageBatch`) and captions once (`TextBatch`); for a network that writes captions the first alone,
-    with the references in `records`.
+    it takes regions and no pixels, else of pixels and text, captions for one that writes them (`CaptionBatch`), pairs with
+    something hidden for one that learns from that (`MaskedBatch`). Evaluation has two loaders, images once (`ImageBatch`) and
+    captions once (`TextBatch`); for a network that writes captions the first alone, with the references in `records`; for one
+    that is pre-trained one a task, with all captions.
     Without a Trainer: `module.connect(network.inputs)`, then `module.train_dataloader()`, `module.evaluation_loaders("test")`.
 
     Args:
@@ -93,6 +95,7 @@ class ImageTextDataModule(Source, LightningDataModule):
             evaluation, and to training where augment is "none"; a random crop needs the original file.
         regions: The data set's databases of region features, for a network that takes those in place of pixels.
         ranking: For a network that scores pairs: what a training batch consists of.
+        pretraining: For a network that is pre-trained on what is hidden of pairs: what that is.
         captioning: For a network that writes captions: which of them it trains on, in what batches.
 
     Raises:
@@ -117,6 +120,7 @@ class ImageTextDataModule(Source, LightningDataModule):
         cache_pixels: bool = False,
         regions: RegionFiles | None = None,
         ranking: Ranking = Ranking(),  # noqa: B008 - frozen
+        pretraining: Pretraining = Pretraining(),  # noqa: B008 - frozen
         captioning: Captioning = Captioning(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__(root, image_dir)
@@ -136,6 +140,7 @@ class ImageTextDataModule(Source, LightningDataModule):
         self.seed = seed
         self.cache_pixels = cache_pixels
         self.ranking = ranking
+        self.pretraining = pretraining
         self.captioning = captioning
         self.file_splits = FileSplits(self)
         self.region_splits = RegionSplits(self, regions)
@@ -151,6 +156,7 @@ class ImageTextDataModule(Source, LightningDataModule):
         pixels = (self.file_splits, self.augmentation, self.cache_pixels)
         return (
             ImageCaptions(*pixels, self.captioning),
+            RegionPretraining(self.region_splits, self.pretraining, self.train_unit),
             RegionRanking(self.region_splits, self.ranking),
             PixelRanking(*pixels, self.ranking),
             Pairs(*pixels, self.train_unit),

@@ -46,9 +46,11 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class RegionInput:
-    """Region features of `feature_width` in place of pixels."""
+    """Region features of `feature_width` in place of pixels, and the probabilities of `classes` classes where the network learns
+    them too (None: it does not)."""
 
     feature_width: int
+    classes: int | None = None
 
 
 class TextTokenizer(ABC):
@@ -136,6 +138,8 @@ class Inputs:
 
     `ranking`: the network scores pairs of pixels and text. Data modules then give positives with candidates for hard negatives.
     (A network that takes regions in place of pixels always gets these.)
+
+    `masked`: the network is pre-trained on pairs in which words, regions or the image are hidden or exchanged (`MaskedBatch`).
     """
 
     image: ImageInput | None = None
@@ -143,3 +147,4 @@ class Inputs:
     regions: RegionInput | None = None
     captions: bool = False
     ranking: bool = False
+    masked: bool = False

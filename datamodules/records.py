@@ -84,6 +84,8 @@ class FileIds:
         end: id that ends one.
         unknown: id of what the vocabulary lacks.
         size: Number of ids; None where the files do not say.
+        mask: id of a hidden word; None where the files do not say.
+        first_word: The first id that is a word's and not special; None likewise.
     """
 
     maker: str
@@ -92,6 +94,8 @@ class FileIds:
     end: int
     unknown: int
     size: int | None = None
+    mask: int | None = None
+    first_word: int | None = None
 
     def __str__(self) -> str:
         size = "" if self.size is None else f", {self.size:,} ids"
@@ -124,12 +128,13 @@ class _Batch:
 class Regions(_Batch):
     """Regions, padded to the longest image: features [B, R, D] (fp16 where stored so: networks cast), boxes [B, R, 7] (left, top,
     right, bottom, width, height, area as fractions of the image), confidences [B, R], mask [B, R] (True = a region; real regions
-    come first)."""
+    come first). Where they were asked for, probabilities of the detector's classes [B, R, C], class 0 the background."""
 
     features_BRD: Tensor
     boxes_BR7: Tensor
     confidences_BR: Tensor
     mask_BR: Tensor
+    classes_BRC: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,10 @@ class TextBatch(_Batch):
 
     def __len__(self) -> int:
         return len(self.caption_ids)
+
+    def with_tokens(self, tokens_BT: Tensor) -> Self:
+        """The captions read otherwise, such as with hidden words."""
+        return replace(self, tokens_BT=tokens_BT)
 
 
 @dataclass(frozen=True)
@@ -239,6 +248,30 @@ class RankingBatch(_Batch):
 
     def __len__(self) -> int:
         return sum(len(side.image_PX) for side in (self.hard_texts, self.hard_images) if side is not None)
+
+
+@dataclass(frozen=True)
+class MaskedBatch(_Batch):
+    """Pairs for one task of masked pre-training: caption row i is shown with image row i. Of these three one is given:
+
+    `labels_BT` int64: the token that was there where a word is hidden, -1 elsewhere (`texts.tokens_BT` has what is read instead);
+    `hidden_BR` bool: True = the network must not see this region's feature (`images.regions` has it, to compare with);
+    `matched_B` bool: False = the image is exchanged, and not the one that the caption describes.
+    """
+
+    images: ImageBatch
+    texts: TextBatch
+    task: str
+    labels_BT: Tensor | None = None
+    hidden_BR: Tensor | None = None
+    matched_B: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def replaced(self, **fields: Any) -> Self:
+        """The batch with other values of these fields."""
+        return replace(self, **fields)
 
 
 @dataclass(frozen=True)

@@ -41,16 +41,27 @@ log = logging.getLogger("crosslight")
 
 @dataclass(frozen=True)
 class Release:
-    """Where a model's official files come from, the environment variable that names a mirror, and their folder of the cache."""
+    """Where a model's official files come from, the environment variable that names a mirror, and their folder of the cache.
+    `closed`: where the official server gives them no more, why, and what to do instead."""
 
     name: str
     url: str
     variable: str
     folder: str
+    closed: str = ""
 
 
 BEIT3 = Release("BEiT-3", RELEASE, URL_VARIABLE, "beit3")
-UNITER = Release("UNITER", UNITER_RELEASE, "CROSSLIGHT_UNITER_URL", "uniter")
+UNITER = Release(
+    "UNITER",
+    UNITER_RELEASE,
+    "CROSSLIGHT_UNITER_URL",
+    "uniter",
+    "UNITER's official server has given nothing since November 2024 (HTTP 409, Public access is not permitted; ChenRocks/UNITER "
+    "issue 96). Instead: pre-train one (`crosslight sweep run uniter/pretrain`, docs/iais.md) and give its checkpoint, "
+    "RUN/checkpoints/best.ckpt#network.; or use a pair scorer that the Hugging Face Hub has (ViLT, docs/iais.md); or, where "
+    "you know a mirror, name the address of its folder in the environment variable CROSSLIGHT_UNITER_URL; or give a copy's path",
+)
 
 
 def tokenizer_file(source: str | Path) -> Path:
@@ -82,6 +93,8 @@ def uniter_checkpoint_file(source: str | Path) -> Path:
 
 def _resolve(source: str | Path, release: Release, names: Sequence[str], what: str) -> Path:
     path = Path(source).expanduser()
+    if release.closed and "://" in str(source):
+        raise InputError(f"{what} {source}: an address is not fetched here, only a file or an official name. {release.closed}")
     if path.is_file():  # a local file comes first, even one with an official name
         return path
     if path.is_dir():
@@ -91,7 +104,10 @@ def _resolve(source: str | Path, release: Release, names: Sequence[str], what: s
         return official_file(by_name[str(source)], release)
     near = difflib.get_close_matches(path.name, by_name, n=1, cutoff=0.7)
     hint = f"did you mean {near[0]}?" if near else f"official names: {', '.join(names)}"
-    raise InputError(f"{what} {source}: there is no such file in {Path.cwd()}, and it is no official {release.name} file; {hint}")
+    closed = f". {release.closed}" if release.closed else ""
+    raise InputError(
+        f"{what} {source}: there is no such file in {Path.cwd()}, and it is no official {release.name} file; {hint}{closed}"
+    )
 
 
 def cache_folder() -> Path:
@@ -127,10 +143,13 @@ def official_file(name: str, release: Release = BEIT3) -> Path:
             try:
                 fetch(Remote(url), folder)
             except InputError as error:
-                raise InputError(
-                    f"{str(error).rstrip('.')}. Without a network: fetch {url} on another machine and put it at {target}, or "
-                    f"give the file's path; {release.variable} names a mirror"
-                ) from error
+                remedy = (
+                    f"Without a network: fetch {url} on another machine and put it at {target}, or give the file's path; "
+                    f"{release.variable} names a mirror"
+                )
+                if release.closed and url.startswith(release.url):
+                    remedy = release.closed
+                raise InputError(f"{str(error).rstrip('.')}. {remedy}") from error
         digest = _sha256(target)
         if name in SHA256 and digest != SHA256[name] and not here:
             target.unlink()

@@ -91,7 +91,8 @@ class RegionRanking(Task):
     def takes(self, inputs: Inputs | None) -> bool:
         if inputs is None:
             return self.splits.is_set
-        return inputs.image is None and inputs.regions is not None and inputs.text is not None and not inputs.captions
+        wants_pairs = inputs.text is not None and not (inputs.captions or inputs.masked)
+        return inputs.image is None and inputs.regions is not None and wants_pairs
 
     def connect(self, inputs: Inputs) -> None:
         assert inputs.regions is not None

@@ -157,13 +157,13 @@ class RegionReader:
         """
         return self._database(name).most_regions(name)
 
-    def read(self, name: str) -> RegionFeatures:
-        """The regions of an image as its database stores them.
+    def read(self, name: str, classes: int | None = None) -> RegionFeatures:
+        """The regions of an image as its database stores them, with the probabilities of so many classes where that is given.
 
         Raises:
-            InputError: no database has the image, or its value is damaged.
+            InputError: no database has the image, its value is damaged, or it has no such probabilities.
         """
-        return self._database(name).read(name, as_stored=True)
+        return self._database(name).read(name, as_stored=True, classes=classes)
 
     def photograph(self, name: str) -> str | None:
         """Digest (`files.digests`) of the photograph that an image's regions were made of, where its database says so."""
@@ -266,7 +266,8 @@ def read_text_databases(files: Mapping[str, Sequence[Path]], root: Path) -> tupl
 
 def _file_ids(database: TextDatabase) -> FileIds:
     words = database.vocabulary
-    return FileIds(f"{database.path} ({words.tokenizer})", words.cls, _PADDING, words.sep, words.unk, words.size)
+    special = (words.cls, _PADDING, words.sep, words.unk)
+    return FileIds(f"{database.path} ({words.tokenizer})", *special, words.size, words.mask, words.first_word)
 
 
 def update_with_texts(digest: hashlib._Hash, files: Mapping[str, Sequence[Path]]) -> None:

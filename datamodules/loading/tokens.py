@@ -7,10 +7,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,6 +25,7 @@ from datamodules.formats.problems import is_sound
 from datamodules.inputs import PROMPT, TextInput, TextTokenizer
 from datamodules.records import FileIds
 
+_UNUSED = re.compile(r"\[unused\d+\]")  # BERT's vocabularies have such pieces, which no text gives
 _SENTENCEPIECE = (".spm", ".model")
 
 
@@ -101,6 +105,40 @@ class Tokenizer:
     def as_read(self, text: str) -> str:
         """The text in the prompt."""
         return self.prompt.replace(PROMPT, text)
+
+    @property
+    def mask_id(self) -> int:
+        """id of a hidden word.
+
+        Raises:
+            InputError: there is none.
+        """
+        found = self.file_ids.mask if self._tokenizer is None else self._tokenizer.mask_token_id
+        if found is None or self._own is not None:
+            raise InputError(
+                f"tokenizer {self.name} has no token for a hidden word ([MASK]), which the guessing of words needs: give BERT's "
+                "tokenizer, or leave that task out (pretraining.tasks of the data, objectives of the model)."
+            )
+        return int(found)
+
+    @cached_property
+    def word_ids(self) -> npt.NDArray[np.int64]:
+        """All ids that stand for a piece of a word: neither special nor unused. (bert-base-cased: 106 to 28,995, as released.)"""
+        if self._tokenizer is None:
+            return np.arange(self.file_ids.first_word or 0, self.vocabulary_size)
+        special = set(self._tokenizer.all_special_ids)
+        pieces = self._tokenizer.convert_ids_to_tokens(list(range(self.vocabulary_size)))
+        words = [i for i, piece in enumerate(pieces) if i not in special and piece and not _UNUSED.fullmatch(piece)]
+        return np.array(words, dtype=np.int64)
+
+    def require_mask(self) -> None:
+        """See that words can be hidden.
+
+        Raises:
+            InputError: the tokenizer has no token for a hidden word, or no words.
+        """
+        if self.mask_id < 0 or not len(self.word_ids):
+            raise InputError(f"tokenizer {self.name} has no words: give BERT's tokenizer.")
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (int64) and mask (bool, True = real token), both [B, T], T the longest of the batch, or `max_tokens`."""

@@ -12,6 +12,7 @@ from lightning_modules.networks.hugging_face_scorer import HuggingFaceScorer
 from lightning_modules.networks.language_model import LanguageModel
 from lightning_modules.networks.towers.base import Tower
 from lightning_modules.networks.uniter import UniterRetrieval
+from lightning_modules.networks.uniter_pretraining import UniterPretraining
 
 
 @singledispatch
@@ -56,3 +57,8 @@ def _(part: BEiT3Retrieval) -> dict[str, Tensor]:
 @stored.register
 def _(part: UniterRetrieval) -> dict[str, Tensor]:
     return uniter.to_official(part.state_dict())
+
+
+@stored.register
+def _(part: UniterPretraining) -> dict[str, Tensor]:
+    return uniter.pretraining_to_official(part.state_dict())

@@ -1,5 +1,6 @@
 """Official UNITER checkpoints: a flat dictionary of tensors, of pre-training (`uniter-base.pt`) or of a fine-tuned ranking model.
-And BERT of Hugging Face as a start, as UNITER itself started.
+A checkpoint of our own runs in their place (RUN/checkpoints/best.ckpt#network.), and BERT of Hugging Face as a start, as UNITER
+itself started.
 
 Official files: ChenRocks/UNITER `model/model.py` (`from_pretrained`), `model/itm.py`. Every tensor of ours has one official name,
 except the packed `qkv`, which is three.
@@ -17,9 +18,11 @@ from torch import Tensor
 from datamodules.errors import InputError, some
 from datamodules.files.atomic import whole_file
 from datamodules.files.releases import UNITER_CHECKPOINTS, uniter_checkpoint_file
+from lightning_modules.checkpoints.places import split_part
 from lightning_modules.checkpoints.weights import misfits, read_weights, require_sound_model
 from lightning_modules.networks.quiet_loading import hugging_face
 from lightning_modules.networks.uniter import EPS, UniterRetrieval
+from lightning_modules.networks.uniter_pretraining import UniterPretraining
 
 log = logging.getLogger("crosslight")
 
@@ -42,12 +45,29 @@ _LAYER = {
     "fc2": "output.dense",
     "ffn_norm": "output.LayerNorm",
 }
-_HEADS = {"itm": "itm_output", "rank": "rank_output"}
+_HEADS = {
+    "itm": "itm_output",
+    "rank": "rank_output",
+    "words": "cls.predictions",  # its bias; likewise below
+    "words.dense": "cls.predictions.transform.dense",
+    "words.norm": "cls.predictions.transform.LayerNorm",
+    "features": "feat_regress",
+    "features.dense": "feat_regress.net.0",
+    "features.norm": "feat_regress.net.2",
+    "classes.dense": "region_classifier.net.0",
+    "classes.norm": "region_classifier.net.2",
+    "classes.out": "region_classifier.net.3",
+}
+_TIED = {  # what a pre-training file has twice: its second name, and its first
+    "cls.predictions.decoder.weight": "uniter.embeddings.word_embeddings.weight",
+    "feat_regress.weight": "uniter.img_embeddings.img_linear.weight",
+}
+_REGIONS = "encoder.region_embed."
 _QKV = ("query", "key", "value")
 
 
 def official_names(name: str) -> tuple[str, ...]:
-    """Official name of one of our tensors (a state-dict name of `UniterRetrieval`); three for `qkv`.
+    """Official name of one of our tensors (a state-dict name of `UniterRetrieval` or `UniterPretraining`); three for `qkv`.
 
     Raises:
         InputError: The official layout has no place for it.
@@ -71,12 +91,29 @@ def official_names(name: str) -> tuple[str, ...]:
 
 
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors (weights or gradients) under our names -> under the official ones; `qkv` becomes three views."""
+    """Tensors (weights or gradients) under our names -> under the official ones; `qkv` becomes three views.
+
+    Raises:
+        InputError: The official layout has no place for one.
+    """
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         names = official_names(name)
         out.update(zip(names, tensor.chunk(len(names)) if len(names) > 1 else (tensor,), strict=True))
     return out
+
+
+def pretraining_to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a `UniterPretraining` as the released pre-training files have it: no ranking head, and what is tied twice."""
+    out = to_official({name: tensor for name, tensor in state.items() if not name.startswith("rank.")})
+    return out | {name: out[first] for name, first in _TIED.items()}
+
+
+def _official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file under official names, which those of our runs' checkpoints have not."""
+    if any(name.startswith("encoder.layers.") for name in state):
+        return to_official(state)
+    return {_modern(name): tensor for name, tensor in state.items()}
 
 
 def _modern(name: str) -> str:
@@ -86,7 +123,8 @@ def _modern(name: str) -> str:
 
 
 def load(network: UniterRetrieval, source: str) -> frozenset[str]:
-    """Fill a network from an official checkpoint (a file, or an official name), or else from a BERT of Hugging Face.
+    """Fill a network from an official checkpoint (a file, or an official name) or one of our runs, or else from a BERT of Hugging
+    Face.
 
     Returns:
         Names of the parameters that it did not bring.
@@ -95,9 +133,9 @@ def load(network: UniterRetrieval, source: str) -> frozenset[str]:
         InputError: There is no such thing, or it does not fit.
     """
     names = {Path(name).stem for name in UNITER_CHECKPOINTS} | set(UNITER_CHECKPOINTS)
-    if Path(source).expanduser().is_file() or source in names or source.endswith((".pt", ".safetensors")):
-        load_official(network, source)
-        return frozenset(name for name, _ in network.head_parameters()) - network.loaded_heads
+    file, _ = split_part(source)
+    if Path(file).expanduser().is_file() or file in names or file.endswith((".pt", ".ckpt", ".safetensors")) or "://" in file:
+        return _load_file(network, source)[0]
     return load_bert(network, source)
 
 
@@ -121,14 +159,17 @@ def load_bert(network: UniterRetrieval, source: str) -> frozenset[str]:
         bert = BertModel.from_pretrained(name, trust_remote_code=False)
     require_sound_model(bert, name)
     state = {f"uniter.{key}": tensor for key, tensor in bert.state_dict().items()}
+    guesses = isinstance(network, UniterPretraining)
+    if guesses:
+        state |= _head_of_bert(name)
     own = network.state_dict()
     taken, wrong, missing = {}, [], []
     for ours, target in own.items():
-        if ours.startswith(("rank.", "itm.", "encoder.region_embed.")):
+        if ours.startswith(("rank.", "itm.", "features.", "classes.", _REGIONS)):
             continue
         names = official_names(ours)
         if lost := [each for each in names if each not in state]:
-            missing += lost
+            missing += [] if ours.startswith("words.") else lost  # many a BERT comes without its head
             continue
         wrong += _misfits(state, names, target)
         taken[ours] = names
@@ -147,8 +188,20 @@ def load_bert(network: UniterRetrieval, source: str) -> frozenset[str]:
     if config.layer_norm_eps != EPS:
         log.info("%s has LayerNorm epsilon %g, UNITER %g", source, config.layer_norm_eps, EPS)
     network.load_state_dict({ours: _joined(state, names) for ours, names in taken.items()}, strict=False)
-    log.info("%s: %d tensors taken; regions and heads start from random weights", source, len(taken))
+    head = " but that of hidden words" if "words.bias" in taken else ""
+    log.info("%s: %d tensors taken; regions and heads%s start from random weights", source, len(taken), head)
     return frozenset(name for name, _ in network.named_parameters() if name not in taken)
+
+
+def _head_of_bert(name: str) -> dict[str, Tensor]:
+    """BERT's head for hidden words, under UNITER's names; nothing where it comes without."""
+    from transformers import BertForMaskedLM
+
+    model, told = BertForMaskedLM.from_pretrained(name, trust_remote_code=False, output_loading_info=True)
+    head = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("cls.predictions.")}
+    decoder = head.pop("cls.predictions.decoder.weight", None), head.pop("cls.predictions.decoder.bias", None)
+    del decoder  # the table of words once more, and the bias
+    return {} if any(key in head for key in told["missing_keys"]) else head
 
 
 def _misfits(state: Mapping[str, Tensor], names: tuple[str, ...], target: Tensor) -> list[str]:
@@ -162,10 +215,12 @@ def _joined(state: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
 
 
 def load_official(network: UniterRetrieval, source: str | Path) -> frozenset[str]:
-    """Fill a network from an official checkpoint, by path or by official name; fp16 tensors become the network's dtype.
+    """Fill a network from an official checkpoint, by path or by official name, or from one of our runs
+    (RUN/checkpoints/best.ckpt#network.); fp16 tensors become the network's dtype.
 
     A pre-training file brings no ranking head: it then starts from the matching head's row "matched" (`init_output`). The
-    ranking head of a fine-tuned file is kept (the official inference script overwrites it with the stale matching head).
+    ranking head of a fine-tuned file is kept (the official inference script overwrites it with the stale matching head). A file
+    that has learnt from texts alone brings no embedding of regions, which then stays as it is.
 
     Returns:
         Names of the file's tensors that have no place here (the heads of masked pre-training).
@@ -173,22 +228,31 @@ def load_official(network: UniterRetrieval, source: str | Path) -> frozenset[str
     Raises:
         InputError: No such file or name, encoder tensors missing, or other shapes. The network is unchanged then.
     """
-    path = uniter_checkpoint_file(source)
-    state = {_modern(name): tensor for name, tensor in read_weights(path).items()}
-    own = network.state_dict()
+    return _load_file(network, source)[1]
+
+
+def _load_file(network: UniterRetrieval, source: str | Path) -> tuple[frozenset[str], frozenset[str]]:
+    """See `load_official`. Returns the network's parameters that the file did not bring, and its tensors without a place here."""
+    name, part = split_part(str(source))
+    path = f"{uniter_checkpoint_file(name)}{part}"
+    state = _official(read_weights(path))
+    heads = {name for name, _ in network.head_parameters()} | {"rank.weight", "rank.bias"}
+    regions = {name: official_names(name) for name in network.state_dict() if name.startswith(_REGIONS)}
+    blind = not any(each in state for names in regions.values() for each in names)
+    unlearnt = {*regions, "encoder.pooler.weight", "encoder.pooler.bias"} if blind else {f"{_REGIONS}mask_feature.weight"}
+    spared = heads | network.unused_parameters() | unlearnt
     taken: dict[str, tuple[str, ...]] = {}
-    missing, wrong = [], []
-    used: set[str] = set()
-    for name, target in own.items():
+    lost, wrong = [], []
+    used: set[str] = set(_TIED) if isinstance(network, UniterPretraining) else set()
+    for name, target in network.state_dict().items():
         names = official_names(name)
         used.update(names)
         absent = [each for each in names if each not in state]
         if absent:
-            missing += [(name, each) for each in absent]
+            lost += [] if name in spared else absent
             continue
         wrong += _misfits(state, names, target)
         taken[name] = names
-    lost = [each for name, each in missing if not name.startswith(("rank.", "itm."))]
     if lost:
         raise InputError(
             f"{path} lacks {len(lost)} tensors of this UNITER ({some(lost)}); it is another model or a smaller one: check "
@@ -203,20 +267,23 @@ def load_official(network: UniterRetrieval, source: str | Path) -> frozenset[str
     network.load_state_dict(joined, strict=False)
     if "rank.weight" not in taken and "itm.weight" in taken:
         network.rank_from_itm()
-    network.loaded_heads = frozenset(name for name, _ in network.head_parameters() if name in taken or "itm.weight" in taken)
+    brought = taken.keys() | ({"rank.weight", "rank.bias"} if "itm.weight" in taken else set())
+    network.loaded_heads = frozenset(name for name, _ in network.head_parameters() if name in brought)
     extra = frozenset(state.keys() - used)
     log.info(
-        "%s: %d tensors taken%s%s",
+        "%s: %d tensors taken%s%s%s",
         path,
         len(taken),
         "" if "rank.weight" in taken else "; the ranking head starts from the matching head",
+        "; it has seen no regions, whose embedding stays random" if blind else "",
         f"; {len(extra)} of it have no place here ({some(sorted(extra))})" if extra else "",
     )
-    return extra
+    fresh = frozenset(name for name, _ in network.named_parameters() if name not in brought and (name in heads or name in spared))
+    return fresh, extra
 
 
 def write_official(network: UniterRetrieval, path: str | Path) -> Path:
-    """Write the network as the official `ModelSaver` does: a flat state dict.
+    """Write the network as the official `ModelSaver` does: a flat state dict, of a `UniterPretraining` that of pre-training.
 
     Raises:
         InputError: The file exists.
@@ -226,5 +293,7 @@ def write_official(network: UniterRetrieval, path: str | Path) -> Path:
         raise InputError(f"{path} exists already; choose another name or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
-        torch.save({name: tensor.detach().cpu().clone() for name, tensor in to_official(network.state_dict()).items()}, part)
+        state = pretraining_to_official(network.state_dict()) if isinstance(network, UniterPretraining) else None
+        state = to_official(network.state_dict()) if state is None else state
+        torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, part)
     return path

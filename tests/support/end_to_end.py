@@ -56,6 +56,16 @@ VILT = (
     "patch_size: 8, vocab_size: 320, max_position_embeddings: 64, initializer_range: 0.2}",
     f"{_NETWORK}.weights=random", *UNITER[UNITER.index("--model.init_args.hard_negatives=3"):],
 )  # fmt: skip
+# The same UNITER to be pre-trained: 27 training images in batches of 8, of one task each; 6 steps of two such batches.
+PRETRAINING = (
+    "-c", "configs/trainer/demo.yaml", "-c", "configs/model/uniter_pretraining_tiny.yaml",
+    "-c", "configs/data/world_entities.yaml",
+    f"{_NETWORK}.init_std=0.3", f"{_NETWORK}.width=24", f"{_NETWORK}.num_heads=2", f"{_NETWORK}.num_layers=2",
+    f"{_NETWORK}.ffn_width=48", "--checkpoint.monitor=val/loss", "--checkpoint.mode=min", f"--data.init_args.batch_size={BATCH}",
+    "--data.init_args.eval_batch_size=8", "--data.init_args.pretraining.consecutive=2", "--trainer.log_every_n_steps=1",
+    "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=-1", "--trainer.max_steps=6",
+    "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=6",
+)  # fmt: skip
 # A captioner below the demo's size: the 135 training captions in batches of 20, each image of a batch once, and 6 steps of two
 # such batches, a validation after the third and the last; 7 images to validate, 11 to test.
 CAPTIONER = (

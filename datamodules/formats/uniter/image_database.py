@@ -41,11 +41,12 @@ _OFF = 0.01  # how far a fraction may be outside of 0..1, and a width from right
 class RegionFeatures:
     """The regions of one image, float32: features [R, D] (fp16 where asked for as stored); boxes [R, 7] (left, top, right,
     bottom, width, height, area as fractions of the image; the first six as stored, the area is width * height); confidences [R]
-    in 0..1."""
+    in 0..1; where asked for, probabilities of the detector's classes [R, C], class 0 the background."""
 
     features_RD: Floats | npt.NDArray[np.float16]
     boxes_R7: Floats
     confidences_R: Floats
+    classes_RC: Floats | None = None
 
 
 class ImageDatabase:
@@ -140,22 +141,25 @@ class ImageDatabase:
             raise problem
         return self._feature_width
 
-    def read(self, name: str, as_stored: bool = False) -> RegionFeatures:
+    def read(self, name: str, as_stored: bool = False, classes: int | None = None) -> RegionFeatures:
         """The regions of an image: the first n of those stored, n as `number_of_regions`.
 
         Args:
             name: the image.
             as_stored: leave features that are stored as fp16 so; the array may then be read-only.
+            classes: also give the probabilities of so many classes (`soft_labels`; 1,601 as released).
 
         Raises:
             InputError: there is no such image, or its value is damaged, of another feature width, of fewer regions than the
-                region counts say, or holds numbers that are not finite, or boxes and confidences that are not fractions.
+                region counts say, or holds numbers that are not finite, or boxes and confidences that are not fractions; the
+                class probabilities that were asked for are not there, or of another number of classes.
         """
         value = self._environment.get(name.encode())
         if value is None or name == KEYS.decode() or (self._counts is not None and name not in self._counts):
             raise self._missing(name)
         place = f"{self.folder}: image {name}"
         arrays = read_arrays(value, self.layout.compressed, place)
+        classes_RC = None if classes is None else _class_probabilities(arrays, classes, place)
         features_RD, boxes_R6, confidences_R = decode_regions(arrays, place, as_stored)
         _require_sound(features_RD, boxes_R6, confidences_R, place)
         stored = len(confidences_R)
@@ -179,7 +183,10 @@ class ImageDatabase:
             )
         area_R1 = boxes_R6[:kept, 4:5] * boxes_R6[:kept, 5:6]
         return RegionFeatures(
-            features_RD[:kept], np.concatenate([boxes_R6[:kept], area_R1], axis=1), np.ascontiguousarray(confidences_R[:kept])
+            features_RD[:kept],
+            np.concatenate([boxes_R6[:kept], area_R1], axis=1),
+            np.ascontiguousarray(confidences_R[:kept]),
+            None if classes_RC is None else classes_RC[:kept],
         )
 
     def _missing(self, name: str) -> InputError:
@@ -237,7 +244,7 @@ def read_arrays(value: bytes, compressed: bool, place: str) -> dict[str, npt.NDA
             with np.load(io.BytesIO(value), allow_pickle=False) as archive:
                 # The released writer passes allow_pickle=True on to numpy of its day, which stored it as an array: so only
                 # what is wanted is taken.
-                return {key: archive[key] for key in ("features", "norm_bb", "conf") if key in archive}
+                return {key: archive[key] for key in ("features", "norm_bb", "conf", "soft_labels") if key in archive}
         decoded = msgpack.unpackb(value, raw=False, object_hook=_array)
     except Exception as error:  # msgpack, zipfile, zlib and numpy have each their own errors for damaged bytes
         kind = "an npz archive" if compressed else "msgpack"
@@ -284,6 +291,31 @@ def decode_regions(arrays: Mapping[str, object], place: str, as_stored: bool = F
     if not (as_stored and features.dtype == np.float16):
         features = features.astype(np.float32)
     return features, boxes.astype(np.float32), confidences.astype(np.float32).reshape(count)
+
+
+def _class_probabilities(arrays: Mapping[str, object], classes: int, place: str) -> Floats:
+    """soft_labels [R, classes] as float32.
+
+    Raises:
+        InputError: there are none, or they are not probabilities of so many classes.
+    """
+    found, features = arrays.get("soft_labels"), arrays.get("features")
+    if not isinstance(found, np.ndarray):
+        raise InputError(
+            f"{place} has no array 'soft_labels', the detector's class probabilities, which the task of region classes learns: "
+            "leave that task out (pretraining.tasks of the data, objectives of the model), or give databases of a detector that "
+            "has them."
+        )
+    rows = len(features) if isinstance(features, np.ndarray) and features.ndim else 0
+    if found.shape != (rows, classes):
+        raise InputError(
+            f"{place} has soft_labels {found.shape}; expected [{rows}, {classes}]: set region_classes of the network to the "
+            "detector's number of classes, background included."
+        )
+    values_RC = found.astype(np.float32)
+    if not (np.isfinite(values_RC).all() and (values_RC >= -_OFF).all() and (values_RC <= 1 + _OFF).all()):
+        raise InputError(f"{place}: array 'soft_labels' has values that are no probabilities (0..1). Extract the image again.")
+    return values_RC
 
 
 def _require_sound(
