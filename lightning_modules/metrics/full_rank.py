@@ -30,9 +30,11 @@ from datamodules.records import Positives
 from lightning_modules.metrics.gather import gather_rows, joined, split_order
 from lightning_modules.metrics.pair_batches import UNIT_TOKENS, Plan, score_pairs_by_length
 from lightning_modules.metrics.positives import score_measures
-from lightning_modules.metrics.ranks import Ties, score_ranks
+from lightning_modules.metrics.ranks import Ranks, Ties, score_ranks
 from lightning_modules.metrics.recalls import recalls, score_fold_recalls
+from lightning_modules.metrics.rerank import UNSCORED, Chosen, Rerank, choose
 from lightning_modules.metrics.score_store import Floats, Integers, Job, ScoreStore
+from lightning_modules.networks.network import FirstStage
 from lightning_modules.networks.pair_scorer import PairScorer, Ragged
 
 # Numbers of an item's fingerprint, see `Job`.
@@ -77,6 +79,7 @@ class FullRank:
         self._owners: list[Tensor] = []
         self._scores_IT: Tensor | None = None
         self._image_index_T: Tensor | None = None
+        self._chosen: Chosen | None = None
         self.scored = 0
 
     def add_images(self, images: Ragged, index: Tensor, ids: Sequence[str] = ()) -> None:
@@ -99,7 +102,13 @@ class FullRank:
     # ------------------------------------------------------------------------------------------------ scoring
 
     def compute(
-        self, scorer: PairScorer, store: Path | None = None, *, weights: str = "", tokens: int | None = None
+        self,
+        scorer: PairScorer,
+        store: Path | None = None,
+        *,
+        weights: str = "",
+        tokens: int | None = None,
+        rerank: Rerank | None = None,
     ) -> dict[str, Tensor]:
         """Scores what is not yet scored and gives the recalls, as `recalls` names them.
 
@@ -111,6 +120,7 @@ class FullRank:
                 memory.
             weights: Which weights and which precision these are (a fingerprint): kept with the scores and compared.
             tokens: Tokens of a mini-batch, as for `score_pairs_by_length`.
+            rerank: Score only what the scorer's own vectors put first (then it is a `FirstStage`). None = every pair.
 
         Raises:
             InputError: Rows that are missing or there more than once, a store that belongs to something else, a NaN score.
@@ -126,9 +136,17 @@ class FullRank:
             if bool(outside.any()):
                 row = int(outside.nonzero()[0])
                 raise InputError(f"caption row {row} points at image row {int(owners[row])}, but there are {len(images)} images")
-            plan = Plan(images.lengths_B.cpu().numpy(), texts.lengths_B.cpu().numpy(), self.unit_tokens)
+            unit_tokens, extra = self.unit_tokens, {}
+            self._chosen = None
+            if rerank is not None:
+                assert isinstance(scorer, FirstStage)
+                self._chosen = choose(scorer, images, texts, rerank)
+                # of a unit's pairs only those are scored that were chosen: as much work as without
+                unit_tokens = max(unit_tokens * len(images) * len(texts) // rerank.most(len(images), len(texts)), unit_tokens)
+                extra = {"k_test": rerank.k_test}
+            plan = Plan(images.lengths_B.cpu().numpy(), texts.lengths_B.cpu().numpy(), unit_tokens)
             with ScoreStore(store, plan.pairs, rank) as scores:
-                todo = _begun(scores, plan, images, texts, (image_ids, text_ids, owners), weights, world, rank)
+                todo = _begun(scores, plan, images, texts, (image_ids, text_ids, owners), weights, world, rank, extra)
                 self.scored = self._score(scorer, images, texts, plan, scores, todo, tokens, world, rank)
                 matrix = _finished(scores, plan, images.states_ND.device, world, rank)
         self._scores_IT, self._image_index_T = torch.from_numpy(matrix), owners.cpu()
@@ -166,14 +184,22 @@ class FullRank:
                 start, stop = int(plan.edges[unit]), int(plan.edges[unit + 1])
                 image_P, text_P = plan.rows(start, stop)
                 image_rows, text_rows = torch.from_numpy(image_P), torch.from_numpy(text_P)
-                found = score_pairs_by_length(scorer, images, texts, image_rows, text_rows, tokens=tokens).float().cpu().numpy()
+                if self._chosen is None:
+                    found = (
+                        score_pairs_by_length(scorer, images, texts, image_rows, text_rows, tokens=tokens).float().cpu().numpy()
+                    )
+                else:
+                    taken_P = self._chosen.pairs_IT[image_rows, text_rows]
+                    some = score_pairs_by_length(scorer, images, texts, image_rows[taken_P], text_rows[taken_P], tokens=tokens)
+                    found = np.full(stop - start, UNSCORED, np.float32)
+                    found[taken_P.numpy()] = some.float().cpu().numpy()
                 if (wrong := np.flatnonzero(np.isnan(found))).size:
                     raise InputError(
                         f"the score of image row {image_P[wrong[0]]} and caption row {text_P[wrong[0]]} is NaN, which no ranking "
                         "can order: the model has diverged (lower the learning rate) or runs in too small a precision"
                     )
                 scores.write(start, found)
-                pairs += stop - start
+                pairs += int((found != UNSCORED).sum())
                 if bar and task is not None:
                     # the others go about as fast
                     speed = world * pairs / (time.perf_counter() - begun)
@@ -188,7 +214,8 @@ class FullRank:
         return self._scores_IT, self._image_index_T
 
     def scores(self) -> Tensor:
-        """Scores of the last `compute`, float32 [images, captions] on the CPU (a memory map where there is a store)."""
+        """Scores of the last `compute`, float32 [images, captions] on the CPU (a memory map where there is a store). With
+        `rerank` the scorer's own, -inf where a pair was not scored."""
         return self._computed()[0]
 
     def recalls(self, folds: int | None = None, compat: bool = False) -> dict[str, Tensor]:
@@ -200,17 +227,28 @@ class FullRank:
         """
         scores_IT, image_index_T = self._computed()
         if folds is not None:
+            if self._chosen is not None:
+                raise InputError("folds: candidates were chosen from the whole gallery, so there are no scores of smaller ones")
             return score_fold_recalls(scores_IT, image_index_T, folds=folds, ties=self.ties, compat=compat)
-        return recalls(score_ranks(scores_IT, image_index_T, ties=self.ties), compat=compat)
+        return recalls(self._ranks(), compat=compat)
+
+    def _ranks(self) -> Ranks:
+        scores_IT, image_index_T = self._computed()
+        if self._chosen is not None:
+            return self._chosen.ranks(scores_IT, image_index_T, self.ties)
+        return score_ranks(scores_IT, image_index_T, ties=self.ties)
 
     def positives(self, sets: Mapping[str, Positives]) -> dict[str, Tensor]:
         """Of the last `compute`, with further right answers: the measures of metrics/positives.py."""
-        return score_measures(self.scores(), sets, self.ties)
+        if self._chosen is None:
+            return score_measures(self.scores(), sets, self.ties)
+        sides = zip(("i2t", "t2i"), self._chosen.values(self.scores()), strict=True)
+        found = {side: score_measures(values_IT, sets, self.ties) for side, values_IT in sides}
+        return {name: value for side, each in found.items() for name, value in each.items() if f"_{side}_" in name}
 
     def query_ranks(self) -> dict[str, Tensor]:
         """Per-query ranks of the last `compute`, under the names of `RetrievalRecall.query_ranks`."""
-        scores_IT, image_index_T = self._computed()
-        ranks = score_ranks(scores_IT, image_index_T, ties=self.ties)
+        ranks, image_index_T = self._ranks(), self._computed()[1]
         return {
             "i2t_image_index": ranks.i2t_image_Q,
             "i2t_rank": ranks.i2t_Q,
@@ -262,6 +300,7 @@ def _begun(
     weights: str,
     world: int,
     rank: int,
+    extra: dict[str, Any],
 ) -> Integers:
     """Units that are left to do; the first process looks into the store, the others believe it.
 
@@ -283,6 +322,7 @@ def _begun(
                 "image_of_caption": owners.tolist(),
                 "image_ids": image_ids,
                 "caption_ids": text_ids,
+                **extra,
             }
             if scores.folder is not None:
                 scores.prepare(Job(facts, np.concatenate([_prints(images), _prints(texts)])))

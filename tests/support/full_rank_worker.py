@@ -14,6 +14,7 @@ from torch import Tensor
 from datamodules.errors import InputError
 from datamodules.records import ImageBatch, TextBatch
 from lightning_modules.metrics.full_rank import FullRank
+from lightning_modules.metrics.rerank import Rerank
 from lightning_modules.networks.pair_scorer import Ragged
 
 IMAGES, TEXTS, WIDTH = 11, 23, 6
@@ -70,6 +71,19 @@ class Recorder:
         return torch.stack(scores)
 
 
+class TwoStage(Recorder):
+    """With vectors of its own, which see half of what the scores see."""
+
+    def image_vectors(self, images: Ragged) -> Tensor:
+        means = torch.stack([images.take(torch.tensor([row])).states_ND.mean(0)[1:4] for row in range(len(images))])
+        return means / means.norm(dim=1, keepdim=True)
+
+    text_vectors = image_vectors
+
+    def first_stage_parameters(self) -> frozenset[str]:
+        return frozenset()
+
+
 def owners() -> Tensor:
     return torch.arange(TEXTS) * IMAGES // TEXTS
 
@@ -99,6 +113,9 @@ def main(rank: int, world: int, folder: Path) -> None:
             "pairs": scorer.pairs,
             "tokens": metric.scored,
         }
+    metric, two_stage = filled(rank, world), TwoStage()
+    values = metric.compute(two_stage, folder / "reranked", weights="a", rerank=Rerank(3))
+    answers["reranked"] = {"values": values, "scores": metric.scores().clone(), "pairs": two_stage.pairs}
     # the first process has everything, the second nothing
     metric = filled() if rank == 0 else FullRank(IMAGES, TEXTS, progress=False, unit_tokens=UNIT_TOKENS)
     answers["one-sided"] = {"values": metric.compute(Recorder()), "scores": metric.scores()}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from full_rank_worker import IMAGES, TEXTS, UNIT_TOKENS, Recorder, filled, items, owners
+from full_rank_worker import IMAGES, TEXTS, UNIT_TOKENS, Recorder, TwoStage, filled, items, owners
 from torch import Tensor
 from uniter_recording import Recorded, recorded
 
@@ -25,6 +25,7 @@ from lightning_modules.metrics.full_rank import FullRank
 from lightning_modules.metrics.pair_batches import Plan, score_pairs_by_length
 from lightning_modules.metrics.ranks import score_ranks
 from lightning_modules.metrics.recalls import recalls, score_fold_recalls
+from lightning_modules.metrics.rerank import Rerank
 from lightning_modules.metrics.score_store import ScoreStore
 from lightning_modules.networks.pair_scorer import Ragged
 
@@ -423,6 +424,14 @@ def test_two_processes_equal_one_and_one_goes_on_where_they_were_killed(tmp_path
         regions, words = items(IMAGES, 9, 1).lengths_B, items(TEXTS, 5, 2).lengths_B
         loads = [sum(int(regions[image] + words[text]) for image, text in part) for part in pairs]
         assert abs(loads[0] - loads[1]) <= 2 * UNIT_TOKENS
+    alone = filled()
+    reranked = alone.compute(TwoStage(), rerank=Rerank(3))
+    for answer in answers:
+        assert torch.equal(answer["reranked"]["scores"], alone.scores())
+        assert answer["reranked"]["values"] == reranked
+    pairs = [set(answer["reranked"]["pairs"]) for answer in answers]
+    assert len(pairs[0] | pairs[1]) == sum(map(len, pairs)) == int(alone.scores().isfinite().sum())
+    assert min(map(len, pairs)) > 0
     for answer in answers:
         assert torch.equal(answer["one-sided"]["scores"], whole)
         assert "there more than once" in answer["repeat"]["error"]
