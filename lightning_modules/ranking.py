@@ -18,21 +18,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, some
 from datamodules.inputs import Inputs
 from datamodules.records import Candidates, ImageBatch, PairBatch, RankingBatch, Regions, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import Better, TunedModule
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
+from lightning_modules.checkpoints.fresh import fresh_parameters
 from lightning_modules.checkpoints.model_card import Task
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.full_rank import FullRank
 from lightning_modules.metrics.pair_batches import score_pairs_by_length
 from lightning_modules.metrics.recalls import BETTER, require_folds
 from lightning_modules.metrics.relation_distance import AlignmentDistance, RelationDistance
+from lightning_modules.metrics.rerank import Rerank
 from lightning_modules.networks.attention import Relations
-from lightning_modules.networks.network import HasRelations, RankingNetwork, require_attributes
+from lightning_modules.networks.network import FirstStage, HasRelations, RankingNetwork, require_attributes
 from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.objectives.matching import MarginRanking, hardest
 from lightning_modules.objectives.objective import MatchingObjective
@@ -65,6 +67,8 @@ class RankingModule(TunedModule):
         isda_layer: Layer whose attention ISDa compares, 0-based, negative counts from the last.
         folds: Also give recalls over this many galleries of equal size, averaged, in tests (COCO's 1K protocol: 5): `folds_...`.
         compat: Also give the recalls that the released code prints, which count some captions twice: `compat_...`.
+        rerank: Score only the pairs that the network's own vectors put first, in validation and tests: BLIP's protocol, for
+            networks that have such vectors. Null = every pair.
 
     Raises:
         InputError: A layer that does not exist, or an option out of range.
@@ -87,11 +91,20 @@ class RankingModule(TunedModule):
         isda_layer: int = -1,
         folds: int | None = None,
         compat: bool = False,
+        rerank: Rerank | None = None,
     ) -> None:
         require_attributes(network, inputs=Inputs)
         require_signatures(network, RankingNetwork, "model.network")
         objective = objective or MarginRanking()
         require_signatures(objective, MatchingObjective, "model.objective")
+        if iais is not None and network.unrelated:
+            raise InputError(network.no_relations())
+        if rerank is not None and (reason := rerank.refused(network)):
+            raise InputError(reason)
+        if rerank is not None and folds is not None:
+            raise InputError(
+                "model.folds: model.rerank chooses from the whole gallery, and not from parts of it; set one to null"
+            )
         super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen, objective)
         if hard_negatives < 1:
             raise InputError(f"hard_negatives is {hard_negatives}; give at least 1")
@@ -104,6 +117,7 @@ class RankingModule(TunedModule):
         self.isda_layer = isda_layer % layers if layers else isda_layer
         self.folds = folds
         self.compat = compat
+        self.rerank = rerank
         self.full_rank = FullRank()
         self.isda = RelationDistance()
         self.distances = AlignmentDistance()
@@ -225,12 +239,14 @@ class RankingModule(TunedModule):
         if stage == "test":  # of all tensors, trained or not, and of the precision they are used at
             weights = f"{backbone_fingerprint(self.network, set())['weights']} {self.trainer.precision}"
         with self.trainer.precision_plugin.forward_context():
-            values = self.full_rank.compute(self.network, self._store(stage), weights=weights)
+            values = self.full_rank.compute(self.network, self._store(stage), weights=weights, rerank=self.rerank)
         self._note_folds(self.folds if stage == "test" else None, len(loaders[0].dataset))
         if stage == "test":
             self._note_positives()
             device = next(iter(values.values())).device
             values |= {name: value.to(device) for name, value in self.full_rank.positives(self._positives).items()}
+        if self.rerank is not None:
+            self.protocol = self.rerank.protocol()
         if stage == "test" and self.folds is not None:
             values |= {f"folds_{name}": value for name, value in self.full_rank.recalls(folds=self.folds).items()}
         if self.compat:
@@ -256,12 +272,28 @@ class RankingModule(TunedModule):
         name = getattr(self.trainer, "evaluated_data", None) or getattr(data, "name", "data")
         return Path(self.trainer.default_root_dir) / "scores" / f"{name}-{stage}"
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._require_first_stage()
+
+    def _require_first_stage(self) -> None:
+        """Ranking does not train what only the first stage needs."""
+        if self.rerank is None or not isinstance(self.network, FirstStage):
+            return
+        if random := sorted(fresh_parameters(self.network) & self.network.first_stage_parameters()):
+            raise InputError(
+                f"model.rerank: {some(random)} are at their random start and ranking does not train them, so candidates would be "
+                "chosen by chance. Give weights that have them, or set model.rerank to null."
+            )
+
     def on_test_start(self) -> None:
         """Hours before the recalls would say it.
 
         Raises:
-            InputError: The images do not divide into `folds`, or further right answers cannot be read.
+            InputError: The images do not divide into `folds`, further right answers cannot be read, or the vectors that choose
+                pairs for `rerank` are random.
         """
+        self._require_first_stage()
         if self.folds is not None:
             require_folds(self.folds, len(self.trainer.test_dataloaders[0].dataset))
         self._take_positives()

@@ -134,11 +134,13 @@ class RankingNetwork(Network):
         Raises:
             InputError: The network gives no attention.
         """
+        raise InputError(self.no_relations())
+
+    def no_relations(self) -> str:
+        """What whoever asks for IAIS is told where there is no attention of both."""
         if self.unrelated:
-            raise InputError(
-                f"model.iais: {self.unrelated}. Set model.iais to null, or take a network with one sequence of both."
-            )
-        raise InputError(f"{type(self).__name__} has no score_related, which IAIS needs: set model.iais to null.")
+            return f"model.iais: {self.unrelated}. Set model.iais to null, or take a network with one sequence of both."
+        return f"{type(self).__name__} has no score_related, which IAIS needs: set model.iais to null."
 
 
 @runtime_checkable

@@ -100,6 +100,27 @@ def vilt(row: str, *more: str) -> list[str]:
     return [*VILT, "-c", f"experiments/papers/iais/variants/{row}.yaml", *more]
 
 
+_SCORERS = {
+    "visual_bert": "{hidden_size: 24, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 48, vocab_size: 320, "
+    "max_position_embeddings: 64, visual_embedding_dim: 108, pad_token_id: 0, initializer_range: 0.2}",
+    "blip": "{text_config: {hidden_size: 24, encoder_hidden_size: 24, num_hidden_layers: 2, num_attention_heads: 2, "
+    "intermediate_size: 48, vocab_size: 321, max_position_embeddings: 64, initializer_range: 0.2}, vision_config: "
+    "{hidden_size: 24, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 48, image_size: 32, patch_size: 16, "
+    "initializer_range: 0.2}, image_text_hidden_size: 8}",
+    "bridgetower": "{hidden_size: 24, num_hidden_layers: 2, num_attention_heads: 2, text_config: {hidden_size: 24, "
+    "num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 48, vocab_size: 320, max_position_embeddings: 64, "
+    "pad_token_id: 0}, vision_config: {hidden_size: 64, num_hidden_layers: 2, image_size: 32, patch_size: 16}}",
+}
+
+
+def scorer(name: str, *more: str) -> list[str]:
+    """Ranking on the tiny world by another pair scorer: one of the names in `_SCORERS`."""
+    data = "world_entities" if name == "visual_bert" else "world_patches"
+    rest = UNITER[UNITER.index("--model.init_args.hard_negatives=3") :]
+    files = ("-c", f"configs/model/{name}_tiny.yaml", "-c", f"configs/data/{data}.yaml")
+    return [*UNITER[:2], *files, f"{_NETWORK}.config={_SCORERS[name]}", *rest, *more]
+
+
 def captioner(row: str, *more: str) -> list[str]:
     """Options of a row of I-Tuning's tables on the tiny world."""
     return [*CAPTIONER, "-c", f"experiments/papers/i_tuning/variants/{row}.yaml", *more]
