@@ -64,8 +64,8 @@ def test_blip_reranks_and_two_processes_are_as_one(tmp_path: Path) -> None:
 
 def test_bridgetower_killed_and_resumed_is_as_if_nothing_had_happened(tmp_path: Path) -> None:
     def command(folder: str, *more: str) -> list[str]:
-        dropout = "--model.init_args.network.init_args.config.text_config.hidden_dropout_prob=0.1"
-        return scorer("bridgetower", *SHORT, "--checkpoint.every_n_steps=1", dropout, f"--run_dir={tmp_path / folder}", *more)
+        # its text side drops a tenth out
+        return scorer("bridgetower", *SHORT, "--checkpoint.every_n_steps=1", f"--run_dir={tmp_path / folder}", *more)
 
     switch = ("--trainer.callbacks=kill_switch.KillSwitch", "--trainer.callbacks.step=2",
               f"--trainer.callbacks.spent={tmp_path / 'power cut'}")  # fmt: skip
