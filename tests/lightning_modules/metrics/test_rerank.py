@@ -68,7 +68,9 @@ def test_further_right_answers_are_looked_for_among_a_querys_candidates() -> Non
     for side in ("i2t", "t2i"):
         for k in (1, 5, 10):
             assert float(found[f"own_{side}_r{k}"]) == pytest.approx(float(recalls[f"{side}_r{k}"]))
-    assert set(found) == {f"own_{side}_{name}" for side in ("i2t", "t2i") for name in ("map_at_r", "rprecision", "r1", "r5", "r10")}
+    assert set(found) == {
+        f"own_{side}_{name}" for side in ("i2t", "t2i") for name in ("map_at_r", "rprecision", "r1", "r5", "r10")
+    }
 
 
 def test_with_all_candidates_and_no_cosine_it_is_full_rank() -> None:
