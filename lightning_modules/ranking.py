@@ -278,9 +278,10 @@ class RankingModule(TunedModule):
 
     def _require_first_stage(self) -> None:
         """Ranking does not train what only the first stage needs."""
-        if self.rerank is None or not isinstance(self.network, FirstStage):
+        if self.rerank is None:
             return
-        if random := sorted(fresh_parameters(self.network) & self.network.first_stage_parameters()):
+        first: FirstStage = self.network  # the constructor has seen to it
+        if random := sorted(fresh_parameters(self.network) & first.first_stage_parameters()):
             raise InputError(
                 f"model.rerank: {some(random)} are at their random start and ranking does not train them, so candidates would be "
                 "chosen by chance. Give weights that have them, or set model.rerank to null."
