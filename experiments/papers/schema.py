@@ -155,6 +155,7 @@ class Claim:
         gain: Of mean, amount and relative, in place of high and low.
         than: Of relative, and of mean.
         reason: Why there is no test; with a test, what of the claim it tests, and what not.
+        beyond: It is a question of ours, not the paper's: `text` then says what is asked.
     """
 
     text: str
@@ -165,6 +166,7 @@ class Claim:
     gain: Gain | None = None
     than: Gain | None = None
     reason: str | None = None
+    beyond: bool = False
 
 
 @dataclass(frozen=True)
