@@ -18,8 +18,8 @@ Sizes: photographs as ViLT's transform leaves them, 384 pixels and 384 to 608, w
 
 How to read it
 - Rates are of real tokens (words and patches with their [CLS]), ratios of tokens/s (`harness.READING`).
-- FLOPs are counted by hand: 2 a multiplication and addition, all tokens in all layers but the last, which has its
-  query, attention and FFN for the first token alone. The share of peak is FLOPs / seconds / the data sheet's dense bf16 peak (GPU only).
+- FLOPs are counted by hand: 2 a multiplication and addition, all tokens in all layers but the last, which has its query,
+  attention and FFN for the first token alone. The share of peak is FLOPs / seconds / the data sheet's dense bf16 peak (GPU only).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported
 
 import pytest
 import torch
-from end_to_end import arguments, captioner, succeed, uniter
+from end_to_end import arguments, captioner, succeed, uniter, vilt
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +77,14 @@ def uniter_run(runs: Path, world: Path) -> Path:
     )  # fmt: skip
     succeed("run", *uniter("distributed", *options))
     return runs / "uniter"
+
+
+@pytest.fixture(scope="session")
+def vilt_run(runs: Path) -> Path:
+    """IAIS-singular on ViLT, with dropout."""
+    dropout = "--model.init_args.network.init_args.config.hidden_dropout_prob=0.1"
+    succeed("run", *vilt("singular", dropout, "--model.init_args.optimization.lr=0.005", f"--run_dir={runs / 'vilt'}"))
+    return runs / "vilt"
 
 
 @pytest.fixture(scope="session")

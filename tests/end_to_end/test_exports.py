@@ -38,6 +38,9 @@ def outputs(folder: Path) -> dict[str, Any]:
         return {"tokens": tokens, "scores": network.score_pairs(*embedded, index, index)}
     size = network.inputs.image.size
     images = ImageBatch(("0", "1"), index, torch.randn(2, 3, size, size, generator=draw))
+    if network.inputs.ranking:
+        embedded = network.embed_images(images), network.embed_texts(texts)
+        return {"tokens": tokens, "scores": network.score_pairs(*embedded, index, index)}
     if isinstance(network, Captioner):
         features = network.encode_images(images)
         return {"tokens": tokens, "features": features.tokens_IVD, "captions": network.generate(features, model.decoding)}
@@ -81,10 +84,10 @@ def others(runs: Path, full_run: Path) -> list[Path]:
 
 
 def test_exports_of_every_method_load_where_nothing_else_is(
-    others: list[Path], mwa_run: Path, head_run: Path, full_run: Path, uniter_run: Path, i_tuning_run: Path, world: Path,
-    runs: Path, tmp_path: Path,
+    others: list[Path], mwa_run: Path, head_run: Path, full_run: Path, uniter_run: Path, vilt_run: Path, i_tuning_run: Path,
+    world: Path, runs: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
-    names = [run.name for run in (*others, mwa_run, head_run, full_run, uniter_run, i_tuning_run)]
+    names = [run.name for run in (*others, mwa_run, head_run, full_run, uniter_run, vilt_run, i_tuning_run)]
     for name in names:
         succeed("export", str(runs / name), str(tmp_path / "here" / name))
         text = "".join(file.read_text(errors="replace") for file in (tmp_path / "here" / name).rglob("*") if file.is_file())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from end_to_end import (
     started,
     succeed,
     uniter,
+    vilt,
     wait,
     weights,
 )
@@ -104,12 +106,14 @@ def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_pa
         assert np.array_equal(queries[1][name], values), name
 
 
-def test_two_processes_mine_align_and_score_all_pairs_as_one(tmp_path: Path) -> None:
-    """UNITER, as torchrun starts it: two micro-batches of 8 positives a side a step; 7 images to validate, 11 to test."""
+@pytest.mark.parametrize("scorer", [uniter, vilt], ids=["uniter", "vilt"])
+def test_two_processes_mine_align_and_score_all_pairs_as_one(scorer: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Regions or patches, as torchrun starts it: two micro-batches of 8 positives a side a step; 7 images to validate, 11 to
+    test."""
     name = "flickr30k_entities"
 
     def command(folder: str, *more: str) -> list[str]:
-        return uniter(
+        return scorer(
             "distributed", "--trainer.max_steps=3", "--model.init_args.optimization.lr=0.005",
             "--model.init_args.optimization.eps=1e-4", "--data.init_args.eval_batch_size=3",
             f"--run_dir={tmp_path / folder}", *more,
