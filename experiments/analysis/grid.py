@@ -26,7 +26,6 @@ class Grid:
     special: int = 0
 
 
-@torch.no_grad()
 def find_grid(network: Captioner) -> Grid:
     """How the visual tokens of a captioner lie in the image. Runs the vision tower once, on a plain image.
 
@@ -37,6 +36,17 @@ def find_grid(network: Captioner) -> Grid:
         raise InputError(
             "attention maps: this captioner sees one vector of an image (visual: pooled), so there are no places to attend to"
         )
+    grid = tower_grid(network)
+    return grid if network.visual == "tokens" else Grid(grid.rows, grid.columns)
+
+
+@torch.no_grad()
+def tower_grid(network: Captioner) -> Grid:
+    """How the tokens of a captioner's vision tower lie in the image, whatever of them the captioner sees.
+
+    Raises:
+        InputError: The patches are no square.
+    """
     size, weight = network.vision.image_input.size, next(network.vision.parameters())
     tokens_1VD, special = network.vision.tokens(torch.zeros(1, 3, size, size, dtype=weight.dtype, device=weight.device))
     patches = tokens_1VD.shape[1] - special
@@ -46,7 +56,7 @@ def find_grid(network: Captioner) -> Grid:
             f"attention maps: the vision tower gives {patches} patches of a square image, which are not as many rows as columns; "
             "how they lie in the image is unknown"
         )
-    return Grid(side, side, special if network.visual == "tokens" else 0)
+    return Grid(side, side, special)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
-"""Whether a captioner's words attend to what they name: shares of their attention in the named object's box."""
+"""Whether a captioner's words attend to, or depend on, what they name: shares of their maps in the named object's boxes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,90 +14,157 @@ from datamodules.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from datamodules.records import Box, Caption
-    from experiments.analysis.stored_maps import BoxedMaps, WordShares
+    from datamodules.records import Box, Caption, ImageBatch
+    from experiments.analysis.grid import Grid
+    from experiments.analysis.stored_maps import BoxedMaps, By, WordShares
 
 Floats = NDArray[np.float64]
 
 
-def word_shares(network: Any, root: Path, images: int, drawn: int = 3) -> tuple[WordShares, list[BoxedMaps]]:
-    """How much of their attention the words of captions have in the boxes of what they name, at the position that predicts a
-    word: the maps that Figure 3 shows (those of the last I-Tuning module), over many images. And the maps themselves of a few of
-    the images, the first caption of each that names something; they are spread evenly, none is chosen by its maps.
+def word_shares(network: Any, data: Any, drawn: int = 3, by: By = "attention") -> tuple[WordShares, list[BoxedMaps]]:
+    """How much of their maps the words of captions have in the boxes of what they name, and whether their highest place is there
+    (the pointing game, Zhang et al. 2016, arXiv 1608.00507), over many images. By attention these are the maps that Figure 3
+    shows, at the position that predicts a word (those of the last I-Tuning module); by gradient those of gradient_maps.py. And
+    the maps themselves of a few of the images, the first caption of each that names something; they are spread evenly, none is
+    chosen by its maps.
 
     Args:
-        network: A captioner with I-Tuning modules.
-        root: Flickr30k with its Entities; the test split's reference captions are fed as they are.
-        images: So many of its images.
+        network: A captioner; for attention with I-Tuning modules.
+        data: An image-text data module whose captions have phrases with boxes; the test split's reference captions are fed as
+            they are.
         drawn: Images whose maps are given.
+        by: Which maps.
 
     Raises:
-        InputError: The data are not there, or the captioner has no maps.
+        InputError: The data are not there or have no boxes, or the captioner has no maps.
     """
-    import torch
-
     from datamodules.files.images import open_image
-    from datamodules.flickr30k_entities import Flickr30kEntities
-    from datamodules.image_text import Limits
-    from experiments.analysis.grid import covered_area, find_grid, part_in_boxes
+    from experiments.analysis.grid import covered_area, find_grid, part_in_boxes, tower_grid
     from experiments.analysis.stored_maps import WordShares
-    from experiments.analysis.word_maps import layer_maps
-    from lightning_modules.networks.captioner import VisualFeatures
 
-    limits = Limits(train=1, val=1, test=images)
-    data = Flickr30kEntities(root=str(root), split="karpathy", num_workers=0, eval_batch_size=16, limits=limits)
     data.connect(network.inputs)
-    (loader,), records, grid = data.evaluation_loaders("test"), data.records("test"), find_grid(network)
+    records = data.records("test")
+    if not any(phrase.boxes for record in records for caption in record.captions for phrase in caption.phrases):
+        raise InputError(
+            f"{data.name}: no caption of its test split says where a thing is; give a data set with phrases and boxes."
+        )
+    (loader,), grid = data.evaluation_loaders("test"), find_grid(network) if by == "attention" else tower_grid(network)
     named: list[_Named] = []
     layers: list[int] = []
-    shown = "mean over heads, where each token is predicted"
+    shown = (
+        "mean over heads, where each token is predicted"
+        if by == "attention"
+        else "gradient x input of each word's log-probability"
+    )
     pictures: dict[int, BoxedMaps] = {}
     chosen = set(spread(len(records), drawn))
     for batch in loader:
-        with torch.no_grad():
-            features = VisualFeatures(network.encode_images(batch).tokens_IVD)
         rows = [(row, image, *naming(network, caption), caption) for row, image in enumerate(batch.index_B.tolist())
                 for caption in records[image].captions]  # fmt: skip
-        found = layer_maps(network, features, [ids for _, _, ids, *_ in rows], [row for row, *_ in rows])
-        layers = list(found)
-        maps_LBTV = torch.stack([maps_BHTV.mean(1) for maps_BHTV in found.values()])
-        maps_LBTYX = maps_LBTV[..., grid.special :].unflatten(-1, (grid.rows, grid.columns)).float().cpu().numpy()
+        layers, maps_of = (_attended if by == "attention" else _differentiated)(
+            network, batch, [(row, ids, [token for token, _ in names]) for row, _, ids, names, _ in rows], grid
+        )
         areas = {image: covered_area(network.inputs.image, *open_image(records[image]).size) for image in batch.index_B.tolist()}
         for number, (_, image, _, names, caption) in enumerate(rows):
-            here = [(boxes, maps_LBTYX[:, number, token]) for token, boxes in names]
+            here = [(boxes, maps_LYX) for (_, boxes), maps_LYX in zip(names, maps_of[number], strict=True)]
             for boxes, maps_LYX in here:
                 part_YX = part_in_boxes(boxes, areas[image], grid.rows, grid.columns)
-                named.append(_Named(image, part_YX, _inside(maps_LYX, part_YX), maps_LYX[-1].copy()))
+                middle_YX = middles_in_boxes(boxes, areas[image], grid.rows, grid.columns)
+                named.append(_Named(image, part_YX, middle_YX, _inside(maps_LYX, part_YX), maps_LYX[-1].copy()))
             if here and image in chosen and image not in pictures:
                 things = [caption.text[phrase.start : phrase.end] for phrase in caption.phrases if phrase.boxes]
                 parts = [(thing, boxes, maps_LYX[-1]) for thing, (boxes, maps_LYX) in zip(things, here, strict=True)]
-                which = f"layer {layers[-1]}, {shown}"
+                which = f"layer {layers[-1]}, {shown}" if by == "attention" else shown
                 pictures[image] = _boxed(open_image(records[image]), areas[image], parts, caption.text, which)
     away = len(named) // 2  # words of an image follow each other
     rows_W = [
-        (word.image, word.inside_L, word.part_YX.mean(), _inside(named[at - away].map_YX, word.part_YX), *_spread_of(word.map_YX))
+        (
+            word.image,
+            word.inside_L,
+            word.part_YX.mean(),
+            _inside(named[at - away].map_YX, word.part_YX),
+            *_spread_of(word.map_YX),
+            word.middle_YX.flat[word.map_YX.argmax()],
+            word.middle_YX.mean(),
+        )
         for at, word in enumerate(named)
     ]
     kept = [row for row in rows_W if row[2] > 0 and np.isfinite([*row[1], row[3]]).all()]
     if not kept:
-        raise InputError(f"{root}: no word of its test captions names a thing with a box in the part of the image that is seen")
-    image_W, inside_WL, area_W, elsewhere_W, patches_W, peak_W = (np.array(each) for each in zip(*kept, strict=True))
+        raise InputError(
+            f"{data.name}: no word of its test captions names a thing with a box in the part of the image that is seen"
+        )
+    image_W, inside_WL, area_W, elsewhere_W, patches_W, peak_W, *pointed = (np.array(each) for each in zip(*kept, strict=True))
     patches = f"{grid.rows} x {grid.columns} patches, {shown}"
     measured = WordShares(
-        image_W, np.array(layers), inside_WL.T, area_W, elsewhere_W, patches_W, peak_W, data.fingerprint(), patches
+        image_W,
+        np.array(layers),
+        inside_WL.T,
+        area_W,
+        elsewhere_W,
+        patches_W,
+        peak_W,
+        data.fingerprint(),
+        patches,
+        *(each.astype(np.float64) for each in pointed),
     )
     return measured, [pictures[image] for image in sorted(pictures)]
 
 
 @dataclass(frozen=True)
 class _Named:
-    """A word that names a thing: its image, the part of each patch inside of the thing's boxes, the share of its map there in
-    each layer, its map in the last one."""
+    """A word that names a thing: its image, the part of each patch inside of the thing's boxes, whether its middle is there, the
+    share of its map there in each layer, its map in the last one."""
 
     image: int
     part_YX: Floats
+    middle_YX: NDArray[np.bool_]
     inside_L: Floats
     map_YX: NDArray[np.float32]
+
+
+_Rows = Sequence[tuple[int, Sequence[int], Sequence[int]]]
+"""Of each caption its image's row in the batch, its token ids, and the places of the tokens that name something."""
+
+
+def _attended(network: Any, batch: ImageBatch, rows: _Rows, grid: Grid) -> tuple[list[int], list[list[NDArray[np.float32]]]]:
+    """The layers, and [L, Y, X] of each token of each caption: attention, the mean over heads."""
+    import torch
+
+    from experiments.analysis.word_maps import layer_maps
+    from lightning_modules.networks.captioner import VisualFeatures
+
+    with torch.no_grad():
+        features = VisualFeatures(network.encode_images(batch).tokens_IVD)
+    found = layer_maps(network, features, [ids for _, ids, _ in rows], [row for row, *_ in rows])
+    maps_LBTV = torch.stack([maps_BHTV.mean(1) for maps_BHTV in found.values()])
+    maps_LBTYX = maps_LBTV[..., grid.special :].unflatten(-1, (grid.rows, grid.columns)).float().cpu().numpy()
+    return list(found), [[maps_LBTYX[:, number, token] for token in tokens] for number, (_, _, tokens) in enumerate(rows)]
+
+
+def _differentiated(
+    network: Any, batch: ImageBatch, rows: _Rows, grid: Grid
+) -> tuple[list[int], list[list[NDArray[np.float32]]]]:
+    """The same by gradient, which is of the whole network: one map, counted as layer 0."""
+    import torch
+
+    from experiments.analysis.gradient_maps import gradient_maps
+
+    assert batch.pixels_B3HW is not None, "a captioner's test images are pixels"
+    words = [(row, ids, token) for row, ids, tokens in rows for token in tokens]
+    pixels_N3HW = batch.pixels_B3HW[torch.tensor([row for row, *_ in words], dtype=torch.int64)]
+    found = iter(gradient_maps(network, pixels_N3HW, [ids for _, ids, _ in words], [token for *_, token in words], grid))
+    return [0], [[next(found)[None] for _ in tokens] for *_, tokens in rows]
+
+
+def middles_in_boxes(boxes: Sequence[Box], covered: Box, rows: int, columns: int) -> NDArray[np.bool_]:
+    """[Y, X]: whether the middle of each cell of a grid is in one of the boxes; see `part_in_boxes`."""
+    y = covered.top + (np.arange(rows) + 0.5) * (covered.bottom - covered.top) / rows
+    x = covered.left + (np.arange(columns) + 0.5) * (covered.right - covered.left) / columns
+    inside = np.zeros((rows, columns), bool)
+    for box in boxes:
+        inside |= np.outer((y >= box.top) & (y < box.bottom), (x >= box.left) & (x < box.right))
+    return inside
 
 
 def _inside(maps_LYX: NDArray[np.float32], part_YX: Floats) -> Floats:

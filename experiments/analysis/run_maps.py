@@ -23,8 +23,9 @@ from experiments.analysis.stored_maps import (
     BOXED_FILES,
     MAP_FILES,
     MAPS_FOLDER,
-    SHARES_FILE,
+    SHARES_FILES,
     AttentionMaps,
+    By,
     WordMaps,
     store_map,
     stored_shares,
@@ -68,7 +69,7 @@ def maps_of(folder: Path, example: int = 0) -> AttentionMaps | WordMaps:
     raise InputError(f"{folder} is a run of {type(model.network).__name__}, which has no attention maps to show.")
 
 
-def make_shares(folder: Path, images: int = 128) -> Path:
+def make_shares(folder: Path, images: int = 128, by: By = "attention") -> Path:
     """Measures the shares of a captioner's run, unless they are there, and keeps the maps of a few images: the shares' file. The
     data set is Flickr30k with its Entities, in the folder `flickr30k` beside that of the run's own data.
 
@@ -76,11 +77,25 @@ def make_shares(folder: Path, images: int = 128) -> Path:
         InputError: The run has no such maps, the data are not there, or the model cannot be loaded.
     """
     try:
-        there = stored_shares(folder) is not None
+        found = stored_shares(folder, by)
+        there = found is not None and found.pointed_W is not None
     except InputError:  # it is damaged
         there = False
-    if there:
-        return folder / MAPS_FOLDER / SHARES_FILE
+    return folder / MAPS_FOLDER / SHARES_FILES[by] if there else measure_shares(folder, images, by)
+
+
+def measure_shares(folder: Path, images: int = 128, by: By = "attention", data: Any = None) -> Path:
+    """As `make_shares`, anew.
+
+    Args:
+        folder: The run's.
+        images: Of the test split, where `data` is None.
+        by: What the maps of words are made of.
+        data: An image-text data module whose captions have phrases with boxes; None = as `make_shares` has it.
+
+    Raises:
+        InputError: See `make_shares`.
+    """
     import lightning_modules
     from experiments.analysis.grounding import word_shares
     from experiments.training.quiet import quiet
@@ -88,17 +103,44 @@ def make_shares(folder: Path, images: int = 128) -> Path:
 
     quiet()
     network: Any = lightning_modules.load(folder).network
-    root = getattr(data_of(folder), "root", None)
-    if not isinstance(network, Captioner) or root is None:
-        raise InputError(f"{folder} is no run of a captioner on a data set in a folder, which shares of attention need.")
-    shares, pictures = word_shares(network.eval(), Path(root).parent / "flickr30k", images, len(BOXED_FILES))
-    for name, maps in zip(BOXED_FILES, pictures, strict=False):
+    if not isinstance(network, Captioner):
+        raise InputError(
+            f"{folder} is a run of {type(network).__name__}, which writes no captions whose words could be looked at."
+        )
+    data = entities_beside(folder, images) if data is None else data
+    shares, pictures = word_shares(network.eval(), data, len(BOXED_FILES), by)
+    for name, maps in zip(BOXED_FILES if by == "attention" else (), pictures, strict=False):
         store_map(folder, name, maps)
-    return store_map(folder, SHARES_FILE, shares)
+    return store_map(folder, SHARES_FILES[by], shares)
+
+
+def entities_beside(folder: Path, images: int) -> Any:
+    """Flickr30k with its Entities, the first images of its test, in the folder `flickr30k` beside that of a run's own data.
+
+    Raises:
+        InputError: The run's data are in no folder.
+    """
+    from datamodules.flickr30k_entities import Flickr30kEntities
+    from datamodules.image_text import Limits
+
+    root = getattr(data_of(folder), "root", None)
+    if root is None:
+        raise InputError(f"{folder} is no run on a data set in a folder, beside which Flickr30k's Entities could be.")
+    place, limits = str(Path(root).parent / "flickr30k"), Limits(train=1, val=1, test=images)
+    return Flickr30kEntities(root=place, split="karpathy", num_workers=0, eval_batch_size=16, limits=limits)
 
 
 def data_of(folder: Path, name: str | None = None) -> Any:
     """The run's own data module, from its configuration, or of what it was tested on the one of this name.
+
+    Raises:
+        InputError: It cannot be built, or names classes of modules that are neither ours nor trusted.
+    """
+    return read_data(folder / "config.yaml", name)
+
+
+def read_data(file: Path, name: str | None = None) -> Any:
+    """The data module of a configuration's section `data`, or of its `evaluate` the one of this name.
 
     Raises:
         InputError: It cannot be built, or names classes of modules that are neither ours nor trusted.
@@ -108,17 +150,15 @@ def data_of(folder: Path, name: str | None = None) -> Any:
 
     from lightning_modules.checkpoints.trust import importing_only
 
-    config = read_yaml(folder / "config.yaml")
+    config = read_yaml(file)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     try:
         section = {**(config.get("evaluate") or {})}.get(name) or config["data"]
-        with importing_only(str(folder / "config.yaml")):
+        with importing_only(str(file)):
             return parser.instantiate_classes(parser.parse_object({"data": reveal(section)})).data
     except (ArgumentError, KeyError) as error:
-        raise InputError(
-            f"{folder / 'config.yaml'}: its data cannot be built ({error}). Use the version that wrote it."
-        ) from error
+        raise InputError(f"{file}: its data cannot be built ({error}). Use the version that wrote it.") from error
 
 
 def _relation_maps(model: Any, data: Any, folder: Path, pair: int) -> AttentionMaps:

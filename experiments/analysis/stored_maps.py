@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from datamodules.files.atomic import whole_file
 from experiments.runs.per_query import read_arrays
 
 Array = npt.NDArray[Any]
+By = Literal["attention", "gradient"]
+"""What the maps of words are made of."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class BoxedMaps:
 
 @dataclass(frozen=True)
 class WordShares:
-    """Of words of reference captions that name a thing with boxes: how much of their attention is in them. Shares are 0 to 1, and
-    of the last layer but where it says so.
+    """Of words of reference captions that name a thing with boxes: how much of their attention is in them, or of what else their
+    maps are made of (gradient x input, which has one layer). Shares are 0 to 1, and of the last layer but where it says so.
 
     Args:
         image_W: Image of each word, a row of the test split.
@@ -106,6 +108,9 @@ class WordShares:
         peak_W: Number of the patch with most of it.
         fingerprint: Of the data.
         shown: Patches, heads and position in words.
+        pointed_W: 1 where the middle of the patch with most of it is in a box (the pointing game), else 0; None in a file of an
+            earlier version.
+        pointed_even_W: What a random patch would have of it.
     """
 
     image_W: Array
@@ -117,6 +122,8 @@ class WordShares:
     peak_W: Array
     fingerprint: str
     shown: str
+    pointed_W: Array | None = None
+    pointed_even_W: Array | None = None
 
     @property
     def inside_W(self) -> Array:
@@ -125,6 +132,7 @@ class WordShares:
 
 
 SHARES_FILE = "shares.npz"
+SHARES_FILES: dict[By, str] = {"attention": SHARES_FILE, "gradient": "gradient.npz"}
 MAPS_FOLDER = "attention_maps"  # in a run folder
 _REMEDY = "Delete it: `report --maps` makes it again."
 MAP_FILES: dict[str, type[AttentionMaps] | type[WordMaps]] = {"relations.npz": AttentionMaps, "words.npz": WordMaps}
@@ -148,8 +156,10 @@ _DIMENSIONS: dict[Any, dict[str, tuple[int, str]]] = {
     WordShares: {
         "image_W": (1, "iu"), "layers_L": (1, "iu"), "inside_LW": (2, "f"), "area_W": (1, "f"), "elsewhere_W": (1, "f"),
         "patches_W": (1, "f"), "peak_W": (1, "iu"), "fingerprint": (0, "U"), "shown": (0, "U"),
+        "pointed_W": (1, "f"), "pointed_even_W": (1, "f"),
     },
 }  # fmt: skip
+_LATER = {"pointed_W", "pointed_even_W"}  # a file of an earlier version has none
 
 
 def stored(folder: Path) -> list[Maps]:
@@ -163,13 +173,13 @@ def stored(folder: Path) -> list[Maps]:
     return [kind(**_read(file, kind)) for file, kind in files if os.path.lexists(file)]
 
 
-def stored_shares(folder: Path) -> WordShares | None:
+def stored_shares(folder: Path, by: By = "attention") -> WordShares | None:
     """What `make_shares` has stored in a run folder; None where there is none.
 
     Raises:
         InputError: The file cannot be read.
     """
-    file = folder / MAPS_FOLDER / SHARES_FILE
+    file = folder / MAPS_FOLDER / SHARES_FILES[by]
     return WordShares(**_read(file, WordShares)) if os.path.lexists(file) else None
 
 
@@ -177,7 +187,8 @@ def store_map(folder: Path, name: str, maps: Maps | WordShares) -> Path:
     file = folder / MAPS_FOLDER / name
     file.parent.mkdir(exist_ok=True)
     with whole_file(file) as part:
-        np.savez_compressed(part, **{each.name: np.asarray(getattr(maps, each.name)) for each in fields(maps)})  # type: ignore[arg-type]
+        values = {each.name: getattr(maps, each.name) for each in fields(maps)}
+        np.savez_compressed(part, **{name: np.asarray(value) for name, value in values.items() if value is not None})  # type: ignore[arg-type]
     return file
 
 
@@ -187,15 +198,16 @@ def _is_finite(array: Array) -> bool:
 
 def _read(file: Path, kind: type[Any]) -> dict[str, Any]:
     values: dict[str, Any] = read_arrays(file, "attention maps of a run", _REMEDY)
-    right = values.keys() == _DIMENSIONS[kind].keys() and all(
+    right = _DIMENSIONS[kind].keys() - _LATER <= values.keys() <= _DIMENSIONS[kind].keys() and all(
         values[name].ndim == dimensions and values[name].dtype.kind in kinds and _is_finite(values[name])
         for name, (dimensions, kinds) in _DIMENSIONS[kind].items()
+        if name in values
     )
     shapes = {name: value.shape for name, value in values.items()}
     words = shapes.get("words", ())
     wanted = {"words_WW": words * 2, "regions_RR": shapes.get("regions_RR", ())[:1] * 2, "covered": (4,)}
     wanted |= dict.fromkeys(("inside_K", "area_K"), words) | {"boxes_B4": (*shapes.get("word_B", ()), 4)}
-    wanted |= dict.fromkeys(("area_W", "elsewhere_W", "patches_W", "peak_W"), shapes.get("image_W", ()))
+    wanted |= dict.fromkeys(("area_W", "elsewhere_W", "patches_W", "peak_W", *_LATER), shapes.get("image_W", ()))
     wanted |= {"inside_LW": shapes.get("layers_L", ()) + shapes.get("image_W", ())}
     wanted |= {"maps_KYX": words + shapes.get("maps_KYX", ())[1:], "image_YX3": (*shapes.get("image_YX3", ())[:2], 3)}
     right = right and bool(np.isin(values.get("word_B", ()), np.arange(len(values.get("words", ())))).all())

@@ -96,7 +96,7 @@ def _read_exhibit(paper: str, file: Path, age: tuple[int, int], of_others: tuple
                 raise InputError(f"{file}: variant {variant.label!r}: {error}") from None
     roles = {role for variant in exhibit.variants for role in variant.runs}
     for column in exhibit.columns:
-        sources = {name: getattr(column, name) for name in ("metric", "cost", "attention", "sum_of")}
+        sources = {name: getattr(column, name) for name in ("metric", "cost", "attention", "gradient", "sum_of")}
         if len(given := [name for name, value in sources.items() if value]) != 1:
             has = " and ".join(given) or "no source"
             raise InputError(f"{file}: column {column.name!r} has {has}; give one of {', '.join(sources)}")

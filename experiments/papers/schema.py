@@ -66,6 +66,9 @@ class Recipe:
     cost: Cost | None = None
 
 
+Grounding = Literal["inside", "area", "elsewhere", "patches", "pointed", "pointed_even"]
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table.
@@ -77,7 +80,10 @@ class Column:
         metric: A metric of the run's evaluations; or
         cost: A cost of the run (tunable_parameters, peak_memory_bytes, seconds_per_epoch, ...); or
         attention: A share of the attention of words that name a thing with boxes, which `report --maps` measures (`WordShares`):
-            inside of the boxes, their area, or that of other words there; or over how many patches it is spread; or
+            inside of the boxes, their area, or that of other words there; over how many patches it is spread; or how often its
+            highest place is in a box (pointed), and how often a random one would be (pointed_even); or
+        gradient: The same of how much the words depend on each place (experiments/analysis/gradient_maps.py), for any captioner;
+            or
         sum_of: Names of columns before it whose sum it is, of ours and of the paper's.
         data: Name of the evaluation (null: the run's own data, its first evaluation).
         factor: What the stored value is multiplied with to have the published unit.
@@ -90,7 +96,8 @@ class Column:
     run: str = "run"
     metric: str | None = None
     cost: str | None = None
-    attention: Literal["inside", "area", "elsewhere", "patches"] | None = None
+    attention: Grounding | None = None
+    gradient: Grounding | None = None
     sum_of: tuple[str, ...] = ()
     data: str | None = None
     factor: float = 1.0

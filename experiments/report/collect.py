@@ -17,11 +17,12 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from datamodules.errors import InputError
-from experiments.analysis.stored_maps import stored, stored_shares
+from experiments.analysis.stored_maps import SHARES_FILES, By, stored, stored_shares
 from experiments.papers.catalogue import published_row, published_table, read_exhibit
 from experiments.papers.plan import plan_runs
 from experiments.papers.schema import Column, Exhibit, Scale, Variant
 from experiments.report.bootstrap import Floats, PerImage, interval, mean_of, per_image
+from experiments.report.grounding import by_image as word_means
 from experiments.runs.beside import read_beside
 from experiments.runs.metrics_csv import require_whole
 from experiments.runs.provenance import Device
@@ -270,7 +271,8 @@ def _problem(run: Run, folder: Path, folders: RunFolders) -> str | None:
             read_beside(folder, evaluation.data)
         require_whole(folder)
         stored(folder)
-        stored_shares(folder)
+        for by in SHARES_FILES:
+            stored_shares(folder, by)
     except InputError as error:
         return str(error)
     return None
@@ -349,7 +351,9 @@ def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
         where = None if column.cost in COUNTED or origin is None else _conditions(origin.device)
         return Measured(run.seed, column.factor * value, seeded=seeded, conditions=where, code=code)
     if column.attention is not None:
-        return _attention(run, column, seeded, code)
+        return _grounding(run, column, "attention", column.attention, seeded, code)
+    if column.gradient is not None:
+        return _grounding(run, column, "gradient", column.gradient, seeded, code)
     evaluation = run.evaluation(column.data)
     value = None if evaluation is None else evaluation.metrics.get(str(column.metric))
     if evaluation is None or not _number(value) or not math.isfinite(value):
@@ -360,15 +364,13 @@ def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:
     return Measured(run.seed, column.factor * value, found, run.fingerprint(evaluation.data), evaluation.data, seeded, code=code)
 
 
-def _attention(run: Run, column: Column, seeded: bool, code: str | None) -> Measured | None:
-    """A share of attention, by image, where `report --maps` has measured it."""
-    shares = None if run.folder is None else stored_shares(run.folder)
-    if shares is None:
+def _grounding(run: Run, column: Column, by: By, name: str, seeded: bool, code: str | None) -> Measured | None:
+    """A share of the maps of words, by image, where `report --maps` or `crosslight ground` has measured it."""
+    shares = None if run.folder is None else stored_shares(run.folder, by)
+    values_W = getattr(shares, f"{name}_W", None)
+    if shares is None or values_W is None:
         return None
-    values_W = getattr(shares, f"{column.attention}_W")
-    count_I = np.bincount(shares.image_W).astype(np.float64)
-    total_I = np.bincount(shares.image_W, values_W, len(count_I)).astype(np.float64)
-    by_image = PerImage(total_I[count_I > 0, None], count_I[count_I > 0, None], column.factor)
+    by_image = word_means(values_W, shares.image_W, column.factor)
     return Measured(run.seed, by_image.value(), by_image, shares.fingerprint, "flickr30k_entities", seeded, code=code)
 
 

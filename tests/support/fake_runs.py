@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.analysis.stored_maps import SHARES_FILE, WordShares, store_map
+from experiments.analysis.stored_maps import SHARES_FILES, WordShares, store_map
 from experiments.papers.catalogue import exhibit_names, read_exhibit
 from experiments.papers.plan import PlannedRun, plan
 from experiments.papers.schema import SCALES, Scale
@@ -97,7 +97,7 @@ def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], s
     """Every planned run of the exhibits as a finished run; of names that end with one of `skip` it failed or is not there."""
     wanted: dict[str, dict[str, set[str]]] = {}
     logged: dict[str, set[str]] = {}
-    looked_into: set[str] = set()
+    looked_into: set[tuple[str, str]] = set()
     for name in names:
         paper, exhibit = name.partition("/")[0], read_exhibit(name)
         for variant in exhibit.variants:
@@ -106,8 +106,9 @@ def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], s
                 for column in exhibit.columns:
                     if column.run == role and column.metric is not None:
                         of_run.setdefault(column.data or "", set()).add(column.metric)
-                if any(column.attention for column in exhibit.columns):
-                    looked_into.add(f"{paper}/{run}")
+                for by in SHARES_FILES:
+                    if any(getattr(column, by) for column in exhibit.columns):
+                        looked_into.add((by, f"{paper}/{run}"))
                 if exhibit.figure is not None:
                     logged.setdefault(f"{paper}/{run}", set()).update(exhibit.figure.logged)
     planned = plan(names, scale, seeds)
@@ -150,13 +151,16 @@ def fill(root: Path, names: Sequence[str], scale: Scale, seeds: Sequence[int], s
             logged=lines,
             name=run.names[0].partition("/")[2],
         )
-        if not looked_into.isdisjoint(run.names):
+        for by, file in SHARES_FILES.items():
+            if looked_into.isdisjoint((by, name) for name in run.names):
+                continue
             inside_W = generator.uniform(0.2, 0.9, 40)
             image_W, inside_LW, patches_W = np.arange(40) // 4, np.stack([inside_W / 2, inside_W]), 2 + 20 * inside_W
             shares = WordShares(
-                image_W, np.arange(2), inside_LW, inside_W / 3, inside_W / 2, patches_W, image_W, "f", "6 x 6 patches, made up"
-            )
-            store_map(folder, SHARES_FILE, shares)
+                image_W, np.arange(2), inside_LW, inside_W / 3, inside_W / 2, patches_W, image_W, "f", "6 x 6 patches, made up",
+                (inside_W > 0.5).astype(float), inside_W / 3,
+            )  # fmt: skip
+            store_map(folder, file, shares)
         if any("cider" in metrics for metrics in needs.values()) or not needs:
             write_beside(folder, next(iter(data), "world"), generator, root)
     return planned

@@ -53,7 +53,7 @@ def test_it_ends_on_the_report_and_says_what_failed(
     (captioner / MAPS_FOLDER / SHARES_FILE).unlink()
     looked: list[Path] = []
     monkeypatch.setattr(run_maps, "make_maps", lambda folder: looked.append(folder) or folder)
-    monkeypatch.setattr(run_maps, "make_shares", lambda folder: store_map(folder, SHARES_FILE, shares))
+    monkeypatch.setattr(run_maps, "make_shares", lambda folder, by: store_map(folder, SHARES_FILE, shares))
     monkeypatch.setattr(demo, "QUERIES_OF", "no run")  # drawing wants a model, and nothing here is one
 
     assert demo.run_demo([], out, runs, [0]) == 1, "a run failed"

@@ -34,7 +34,11 @@ PAPERS_OWN = {
     "iais": ["figure3", "figure5", "figure6", "figure7", "figure8", "figure9", "table1", "table2", "table3"],
     "i_tuning": ["figure1", "figure3", "table1", "table2", "table3"],
 }
-BEYOND = {"mwa": ["dial", "equal_budgets", "iais_on_beit3"], "iais": ["vilt"], "i_tuning": ["language_models", "vision_towers"]}
+BEYOND = {
+    "mwa": ["dial", "equal_budgets", "iais_on_beit3"],
+    "iais": ["vilt"],
+    "i_tuning": ["grounding", "language_models", "vision_towers"],
+}
 NAMES = [f"{paper}/{name}" for paper in PAPERS for name in sorted([*PAPERS_OWN[paper], *BEYOND[paper]])]
 PARAMETERS = {"dropped_layers"}  # fields of a published row that say what was run, beside its texts and true or false
 SIZES = ("base.yaml", "medium.yaml", "large.yaml", "neox.yaml", "llama.yaml", "opt.yaml")  # overlays of nothing but sizes
