@@ -2,7 +2,7 @@
 
 A linear layer, embedding or convolution whose parameters are all frozen keeps its weight in bfloat16 and makes it as precise as
 its input at use, a layer at a time; what the backward pass keeps is the bfloat16 weight. Everything else stays in fp32: norms,
-biases, bare parameters, and all that trains. So the only difference is the rounding of these weights (8 bits of mantissa).
+biases, bare parameters, convolutions over pixels, and all that trains. So the only difference is the rounding of these weights (8 bits of mantissa).
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ def halve_frozen(network: nn.Module) -> int:
         untyped.__class__ = _halved_class(mixed, kind)
         halved += weight.numel()
     return halved
+
+
+_COLORS = 3
 
 
 class _Linear(torch.autograd.Function):
@@ -74,7 +77,6 @@ class _HalfEmbedding:
 class _HalfConv:
     def forward(self, x: Tensor) -> Tensor:
         own: Any = self
-        x = x.float()  # some models make their pixels what they find the weight to be
         result: Tensor = own._conv_forward(x, _as_precise(own.weight, x), own.bias)
         return result
 
@@ -87,7 +89,10 @@ _MIXINS: dict[Any, Any] = {
 
 
 def _mixin_of(module: nn.Module) -> Any:
-    """By what a layer computes, not by its class: a library's subclass may do the same. None for all others."""
+    """By what a layer computes, not by its class: a library's subclass may do the same. None for all others, and for what reads
+    pixels: it is small, and some models round their pixels to what they find its weight to be."""
+    if getattr(module, "in_channels", None) == _COLORS:
+        return None
     return _MIXINS.get(type(module).forward) if not getattr(module, "max_norm", None) else None
 
 

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from tiny_beit3 import beit3, beit3_pairs
+from tiny_library_models import dual_encoder
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
@@ -348,3 +349,48 @@ def test_a_test_measures_further_right_answers_of_its_data(tiny: Any) -> None:
     data.split_positives = refused
     with pytest.raises(InputError, match="no such file for test"):
         model.on_test_start()
+
+
+def network_of(kind: str, tiny: Any) -> Any:
+    return tiny.network() if kind == "two towers" else dual_encoder(kind)
+
+
+@pytest.mark.parametrize("kind", ["two towers", "clip", "siglip"])
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_one_encoder_can_stay_as_it_is(kind: str, side: Any, tiny: Any) -> None:
+    """Its projection too: its vectors are those of before after a step, and the other's are not. A checkpoint holds the rest."""
+    module = RetrievalModule(network_of(kind, tiny), tuning="full", frozen_tower=side)
+    network = module.network
+    module.train()
+    assert all(part.training is False for part in network.towers()[side].modules())  # no dropout in it
+    assert any(part.training for part in network.towers()[{"image": "text", "text": "image"}[side]].modules())
+    batch = PairBatch(tiny.images(), tiny.texts())
+    before = network.encode_images(batch.images).detach(), network.encode_texts(batch.texts).detach()
+    assert [side == "image", side == "text"] == [not rows.requires_grad for rows in (
+        network.encode_images(batch.images), network.encode_texts(batch.texts))]  # fmt: skip
+    module.log_terms = lambda terms, size: None  # type: ignore[method-assign] - outside a trainer
+    module.training_step(batch, 0).backward()
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    assert module.counts.trainable == sum(parameter.numel() for parameter in trained)
+    assert all(parameter.grad is not None for parameter in trained)
+    torch.optim.SGD(trained, 1.0).step()
+    after = network.encode_images(batch.images), network.encode_texts(batch.texts)
+    assert torch.equal(before[side == "text"], after[side == "text"])
+    assert not torch.equal(before[side != "text"], after[side != "text"])
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    again = RetrievalModule(network_of(kind, tiny), tuning="full", frozen_tower=side)
+    again.on_load_checkpoint(checkpoint)
+    assert torch.equal(again.network.encode_texts(batch.texts), after[1])
+    with pytest.raises(InputError, match="another architecture or tuning mode"):
+        RetrievalModule(network_of(kind, tiny), tuning="full").on_load_checkpoint(checkpoint)
+
+
+def test_an_encoder_that_cannot_be_frozen_is_refused(tiny: Any) -> None:
+    with pytest.raises(InputError, match="frozen_tower is image, and the adapter is in that tower: set adapter.towers to text"):
+        RetrievalModule(dual_encoder("clip"), MultiWayAdapter(), frozen_tower="image")
+    module = RetrievalModule(dual_encoder("clip"), LoRAAdapter(rank=1, towers="text"), frozen_tower="image")
+    assert module.counts.adapter > 0
+    with pytest.raises(InputError, match="has no image tower that could be frozen"):
+        beit3(frozen_tower="image")
+    assert RetrievalModule(tiny.network(), tuning="head", frozen_tower="text").counts.trainable > 0

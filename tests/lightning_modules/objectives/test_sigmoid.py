@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_library_models import dual_encoder
 
 from datamodules.errors import InputError
+from datamodules.records import PairBatch
 from lightning_modules.objectives.sigmoid import SigmoidLoss
 from lightning_modules.retrieval import RetrievalModule
 
@@ -89,3 +91,41 @@ def test_the_networks_temperature_starts_where_the_paper_has_it(
 def test_a_temperature_is_positive() -> None:
     with pytest.raises(InputError, match="init_temperature is 0"):
         SigmoidLoss(init_temperature=0.0)
+
+
+@pytest.mark.parametrize(("tuning", "brought", "starts", "trains"), [
+    ("full", False, (10.0, -10.0), True), ("head", False, (10.0, -10.0), True), ("head", True, (1.0, 0.0), True),
+    ("frozen", True, (1.0, 0.0), False),
+])  # fmt: skip
+def test_a_networks_own_bias_is_the_bias(
+    tiny: Any, tuning: Any, brought: bool, starts: tuple[float, float], trains: bool
+) -> None:
+    """The library starts both at 0 (factor 1); the paper's starts are for what nothing brings."""
+    network = dual_encoder("siglip")
+    if brought:
+        network.loaded_heads = frozenset(name for name, _ in network.head_parameters())
+    module = RetrievalModule(network, tuning=tuning, objective=SigmoidLoss())
+    assert list(module.objective.parameters()) == []
+    assert (network.logit_scale.exp().item(), network.logit_bias.item()) == pytest.approx(starts)
+    assert network.logit_bias.requires_grad is network.logit_scale.requires_grad is trains
+    module.log_terms = lambda terms, size: None  # type: ignore[method-assign] - outside a trainer
+    batch = PairBatch(tiny.images(), tiny.texts())
+    loss = module.training_step(batch, 0)
+    with torch.no_grad():
+        images, texts = network.encode_images(batch.images), network.encode_texts(batch.texts)
+    expected = naive(images, texts, float(network.logit_scale.exp()), float(network.logit_bias), "negative")
+    assert loss.item() == pytest.approx(expected["loss"], rel=1e-4)
+    if trains:
+        loss.backward()
+        assert network.logit_bias.grad is not None
+        assert network.logit_bias.grad != 0
+
+
+def test_a_softmax_leaves_the_networks_bias_alone() -> None:
+    module = RetrievalModule(dual_encoder("siglip"), tuning="full")
+    assert module.network.logit_scale.requires_grad
+    assert not module.network.logit_bias.requires_grad
+    with pytest.raises(ValueError, match="the bias is the network's"):
+        loss = SigmoidLoss()
+        loss.leave_bias()
+        loss(*vectors(), torch.tensor(1.0))
