@@ -2,7 +2,8 @@
 
 A linear layer, embedding or convolution whose parameters are all frozen keeps its weight in bfloat16 and makes it as precise as
 its input at use, a layer at a time; what the backward pass keeps is the bfloat16 weight. Everything else stays in fp32: norms,
-biases, bare parameters, convolutions over pixels, and all that trains. So the only difference is the rounding of these weights (8 bits of mantissa).
+biases, bare parameters, convolutions over pixels, and all that trains. So the only difference is the rounding of these weights
+(8 bits of mantissa).
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def _as_precise(weight: Tensor, x: Tensor) -> Tensor:
 class _HalfLinear:
     def forward(self, x: Tensor) -> Tensor:
         own: Any = self
+        if own.bias is not None and not torch.is_autocast_enabled(x.device.type):
+            x = x.to(own.bias.dtype)  # SigLIP 2 rounds its patches to what it finds the weight to be
         result: Tensor = _Linear.apply(x, own.weight, own.bias)
         return result
 

@@ -387,7 +387,7 @@ def test_one_encoder_can_stay_as_it_is(kind: str, side: Any, tiny: Any) -> None:
 
 
 def test_an_encoder_that_cannot_be_frozen_is_refused(tiny: Any) -> None:
-    with pytest.raises(InputError, match="frozen_tower is image, and the adapter is in that tower: set adapter.towers to text"):
+    with pytest.raises(InputError, match=r"frozen_tower is image, and the adapter is in that tower: set adapter\.towers to text"):
         RetrievalModule(dual_encoder("clip"), MultiWayAdapter(), frozen_tower="image")
     module = RetrievalModule(dual_encoder("clip"), LoRAAdapter(rank=1, towers="text"), frozen_tower="image")
     assert module.counts.adapter > 0
