@@ -203,7 +203,7 @@ def processors() -> dict[str, Any]:
 @pytest.mark.parametrize("kind", processors())
 def test_pixels_are_those_of_the_librarys_image_processor(kind: str) -> None:
     """Within one level of 255 of its PIL form; its torchvision form interpolates otherwise, by a few levels at edges. Where an
-    odd number of pixels is cropped away, it and torchvision (OpenAI's own transform is of that) may take one from another side."""
+    odd number of pixels is cropped away, it and torchvision (as OpenAI's transform) may take one from different sides."""
     import transformers
 
     name, options = processors()[kind]

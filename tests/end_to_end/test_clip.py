@@ -1,0 +1,96 @@
+"""docs/clip.md, command by command, on the tiny CLIP; and a SigLIP that two processes train, are killed and go on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from end_to_end import ROOT, arguments, recalls, results, succeed, weights
+from open_doors import killed_and_resumed_is_whole
+
+import lightning_modules
+
+PAGE = ROOT / "docs" / "clip.md"
+SMALL = {
+    "clip_vit_b32": "clip_tiny",
+    "trainer/gpu": "trainer/demo",
+    "a dog in the snow": "a red square",
+}
+# one epoch of small batches; nothing else of the page's commands is changed
+FEW = ("--trainer.max_epochs=1", "--data.init_args.batch_size=8", "--data.init_args.num_workers=0", "--trainer.precision=32-true")
+
+
+@pytest.fixture
+def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with `photos`, which holds images and a table."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world / "flickr30k" / "flickr30k-images", tmp_path / "photos" / "files")
+    with (tmp_path / "photos" / "captions.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "caption", "split"])
+        for image in json.loads((world / "flickr30k" / "dataset_flickr30k.json").read_text())["images"]:
+            rows.writerows([f"files/{image['filename']}", each["raw"], image["split"]] for each in image["sentences"])
+    return tmp_path
+
+
+def commands() -> list[list[str]]:
+    """What the page tells a reader to type, in its order."""
+    blocks = re.findall(r"```console\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    found = [shlex.split(line.removeprefix("$ "))[1:] for line in lines]
+    return [[_small(word) for word in words] for words in found]
+
+
+def _small(word: str) -> str:
+    for real, tiny in SMALL.items():
+        word = word.replace(real, tiny)
+    return word
+
+
+def test_the_page_goes_from_a_table_to_a_search(here: Path) -> None:
+    said = {}
+    for command, *options in commands():
+        few = FEW if command == "run" else ("--workers=0", "--device=cpu") if command == "index" else ()
+        said[command] = succeed(command, *options, *few).out
+    names = ["zero-shot", "lora", "mwa"]
+    assert all(f"runs/{name}" in said["table"] or name in said["table"] for name in names)
+    assert results(here / "runs" / "zero-shot")["fit"] is None or "skipped" in results(here / "runs" / "zero-shot")["fit"]
+    assert recalls(here / "runs" / "zero-shot", "table").keys() == recalls(here / "runs" / "lora", "table").keys()
+    assert all(
+        "lora" in name
+        for name in weights(here / "runs" / "lora", "best.ckpt")
+        if "projection" not in name and "logit" not in name
+    )
+    run, export = (lightning_modules.load(here / name) for name in ("runs/lora", "my-clip"))
+    texts = ["a red square", "two circles"]
+    assert torch.equal(run.encode_texts(texts), export.encode_texts(texts))
+    assert said["search"].startswith('"a red square", of ')
+
+
+SIGLIP = (
+    "-c", "configs/model/clip_tiny.yaml",
+    "--model.init_args.network.init_args.config={model_type: siglip, "
+    "text_config: {hidden_size: 24, intermediate_size: 48, num_hidden_layers: 1, num_attention_heads: 2, vocab_size: 320, "
+    "max_position_embeddings: 32, projection_size: 24}, vision_config: {hidden_size: 24, intermediate_size: 48, "
+    "num_hidden_layers: 1, num_attention_heads: 2, image_size: 32, patch_size: 16}}",
+    "--model.init_args.objective=lightning_modules.objectives.sigmoid.SigmoidLoss",
+    "--model.init_args.frozen_tower=image", "--model.init_args.frozen_dtype=bfloat16",
+    "--model.init_args.adapter.init_args.towers=text", "--model.init_args.optimization.lr=0.01",
+)  # fmt: skip
+
+
+def test_a_siglip_with_a_frozen_tower_in_16_bits_is_trained_killed_and_resumed(tmp_path: Path) -> None:
+    whole, _ = killed_and_resumed_is_whole(arguments("lora", *SIGLIP), tmp_path)
+    trained = weights(whole, "last.ckpt")
+    assert "network.logit_bias" in trained
+    assert not any(name.startswith("network.model.vision_model.") for name in trained)
+    assert {tensor.dtype for tensor in trained.values()} == {torch.float32}
+    bias = trained["network.logit_bias"].item()
+    assert bias != -10.0
+    assert bias == pytest.approx(-10.0, abs=0.2)  # six steps from where the paper starts it
