@@ -11,7 +11,6 @@ import torch
 from end_to_end import (
     RECALLS,
     TEST,
-    crosslight,
     ended,
     forked,
     metrics,
@@ -119,19 +118,3 @@ def test_visual_bert_learns_by_iais_and_lora_and_its_export_scores_the_same(tmp_
     there = found.isfinite()
     assert int(there.sum()) == TEST
     np.testing.assert_allclose(found[there], scores(run)[there], atol=1e-5)
-
-
-def test_what_a_network_cannot_do_is_refused_before_training(tmp_path: Path) -> None:
-    for name, option, words in (
-        ("blip", ("-c", "experiments/papers/iais/variants/singular.yaml"), "words look at patches by cross-attention"),
-        ("bridgetower", ("--model.init_args.rerank.k_test=4",), "BridgeTower has no vectors of its own to choose pairs by"),
-        ("blip", ("--model.init_args.rerank.k_test=4", "--model.init_args.folds=1"), "chooses from the whole gallery"),
-        (
-            "blip",
-            ("--model.init_args.rerank.k_test=4", "--model.init_args.network.init_args.weights=null"),
-            "vision_proj.weight are at their random start",
-        ),
-    ):
-        answer = crosslight("run", *scorer(name, *SHORT, *option, f"--run_dir={tmp_path / 'run'}"))
-        assert answer.status == 2
-        assert words in " ".join(answer.error.split()), answer.error

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import tiny_scorers
 import torch
 from tiny_ranking import CANDIDATES, HARD, WEIGHT, batch, module
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from datamodules.errors import InputError
 from datamodules.records import Candidates, ImageBatch, Objects, PairBatch, RankingBatch, Regions, TextBatch
 from lightning_modules import ranking
+from lightning_modules.metrics.rerank import Rerank
 from lightning_modules.objectives.annealing import Annealing
 from lightning_modules.objectives.matching import MarginRanking
 from lightning_modules.objectives.relation_alignment import IAIS, RelationAlignment
@@ -195,3 +197,26 @@ def test_bad_options_are_told() -> None:
         module().training_step(replace(data, hard_texts=None, hard_images=short), 0)
     with pytest.raises(InputError, match="carry none; set its regions option"):
         module().training_step(replace(data, images=replace(data.images, regions=None)), 0)
+
+
+def test_what_a_network_cannot_do_is_refused_before_training() -> None:
+    blip, bridgetower = tiny_scorers.network("blip"), tiny_scorers.network("bridgetower")
+    for network, options, words in (
+        (blip, {"iais": IAIS()}, r"words look at patches by cross-attention.* Set model\.iais to null"),
+        (bridgetower, {"iais": IAIS()}, "no sequence holds both"),
+        (
+            bridgetower,
+            {"rerank": Rerank()},
+            r"BridgeTower has no vectors of its own to choose pairs by.* Set model\.rerank to null",
+        ),
+        (blip, {"rerank": Rerank(), "folds": 5}, r"model\.folds: model\.rerank chooses from the whole gallery"),
+    ):
+        with pytest.raises(InputError, match=words):
+            RankingModule(network, **options)
+    model = RankingModule(blip, rerank=Rerank())
+    for start in (
+        model.on_fit_start,
+        model.on_test_start,
+    ):  # nothing has brought the projections, and ranking does not train them
+        with pytest.raises(InputError, match=r"text_proj\.bias.* are at their random start .* chosen by chance"):
+            start()
