@@ -28,6 +28,7 @@ from lightning_modules.networks.towers.base import ImageTower
 from lightning_modules.networks.towers.clip import ProjectedCLIPTower
 from lightning_modules.networks.towers.hugging_face import HFImageTower
 from lightning_modules.networks.uniter import UniterRetrieval
+from lightning_modules.networks.vilt import ViLT
 from lightning_modules.networks.visual_bert import VisualBERT
 from lightning_modules.objectives.relation_alignment import IAIS, Kind, Reading
 
@@ -165,6 +166,7 @@ def pair_scorers() -> list[str]:
     with torch.device("meta"):
         networks = {
             "VisualBERT base": VisualBERT(config={"visual_embedding_dim": 2048}),
+            "ViLT base": ViLT(config={}, tokenizer="none"),
             "BLIP base": BLIP(config={}, tokenizer="none"),
             "BridgeTower base": BridgeTower(config={}, tokenizer="none"),
         }

@@ -85,6 +85,7 @@ def test_pair_scorers() -> None:
     counted = {" ".join(line.split()[:2]): line.split()[2:] for line in params.pair_scorers()[1:]}
     rank_8 = 8 * 12 * (4 * 2 + 2 * 5) * 768
     assert counted["VisualBERT base"] == [f"{bert + visual + 2 * 769:,}", "1,538", f"{rank_8:,}"]
+    assert counted["ViLT base"] == ["111,595,777", "769", f"{rank_8:,}"]
     assert counted["BLIP base"][:2] == ["223,744,258", "1,538"]
     assert counted["BridgeTower base"][:2] == ["325,759,490", f"{2 * (2 * 768 + 1):,}"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.records import ImageBatch, PairBatch
+from lightning_modules.adapters.lora import LoRAAdapter
+from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.networks.packing import pack
 from lightning_modules.networks.vilt import ViLT
 
@@ -216,6 +219,22 @@ def test_what_it_cannot_read_says_so(network: ViLT) -> None:
     long = replace(words, tokens_BT=words.tokens_BT.repeat(1, 2), mask_BT=words.mask_BT.repeat(1, 2))
     with pytest.raises(InputError, match="12 text positions, got 20 tokens"):
         network.embed_texts(long)
+
+
+@pytest.mark.parametrize("adapter", [LoRAAdapter(rank=2), MultiWayAdapter()], ids=["lora", "multiway"])
+def test_adapters_start_without_effect_and_learn_in_every_layer(network: ViLT, adapter: LoRAAdapter | MultiWayAdapter) -> None:
+    adapted = deepcopy(network).train()
+    adapter.inject(adapted)
+
+    def score(of: ViLT) -> Tensor:
+        return of.score_pairs(of.embed_images(tiny_vilt.images()), of.embed_texts(tiny_vilt.texts()), PAIRS, PAIRS)
+
+    torch.testing.assert_close(score(adapted), score(network), atol=1e-5, rtol=0)
+    score(adapted).sum().backward()
+    owned = {name: p for name, p in adapted.named_parameters() if adapter.owns(name)}
+    assert {name.split(".layer.")[1][0] for name in owned} == {"0", "1", "2"}
+    assert all(p.grad is not None for p in owned.values())
+    assert all(any(p.grad.any() for name, p in owned.items() if f".layer.{i}." in name) for i in range(3))
 
 
 def test_layers_count_for_decay(network: ViLT) -> None:
