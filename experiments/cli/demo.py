@@ -15,7 +15,7 @@ import difflib
 from pathlib import Path
 
 from experiments.cli._parser import Parser
-from experiments.papers.schema import PAPERS
+from experiments.demo.headlines import EXHIBITS
 
 
 def add_options(parser: Parser) -> None:
@@ -24,7 +24,7 @@ def add_options(parser: Parser) -> None:
         nargs="*",
         type=_paper,
         metavar="PAPER",
-        help=f"only these, with all their rows: {', '.join(PAPERS)} (default: all)",
+        help=f"only these, with all their rows: {', '.join(EXHIBITS)} (default: all)",
     )
     parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help="seeds of every run (default: 0)")
     parser.add_argument(
@@ -41,8 +41,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _paper(text: str) -> str:
     """Not argparse's `choices`, with which no paper at all is refused by some versions of Python."""
-    if text not in PAPERS:
-        close = difflib.get_close_matches(text, PAPERS, 1)
+    if text not in EXHIBITS:
+        close = difflib.get_close_matches(text, EXHIBITS, 1)
         meant = f". Did you mean {close[0]}?" if close else ""
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(PAPERS)}{meant}")
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(EXHIBITS)}{meant}")
     return text

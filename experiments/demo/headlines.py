@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.papers.schema import PAPERS, Paper
+from experiments.papers.schema import Paper
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,7 +102,7 @@ def run_demo(papers: Sequence[Paper], out: Path, runs: Path, seeds: Sequence[int
 
 def exhibits_of(papers: Sequence[Paper]) -> list[str]:
     """What the demo of these papers shows, in the papers' order; of none, what that of all shows."""
-    shown = [name for paper in PAPERS if paper in (papers or PAPERS) for name in EXHIBITS[paper]]
+    shown = [name for paper, names in EXHIBITS.items() if paper in (papers or EXHIBITS) for name in names]
     return [name for name in shown if papers or name not in WITH_A_NAME]
 
 

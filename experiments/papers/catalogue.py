@@ -1,10 +1,10 @@
 """What the papers claim, as data: published numbers, the runs that re-make them, and the tables and figures that show them.
 
-    experiments/papers/numbers.yaml              every number that the papers print
+    experiments/papers/numbers.yaml              every number that the three papers print; other papers have PAPER/numbers.yaml
     experiments/papers/PAPER/runs.yaml           all runs of a paper, by name, in two scales; most are of several exhibits
     experiments/papers/PAPER/exhibits/NAME.yaml     a table or figure: its variants (runs), columns (metrics, costs), claims
 
-Papers of one's own lie in folders that CROSSLIGHT_PAPERS names; each has its own numbers.yaml (`places.py`).
+Papers of one's own lie in folders that CROSSLIGHT_PAPERS names (`places.py`).
 
 Scales: "full" is the paper's models, data and recipe; "small" the same variants and code on photographs, with small pre-trained
 models, on a processor; "miniature" on the embedded world, likewise. A scale that a run does not have is a run that this scale
@@ -31,7 +31,6 @@ from experiments.papers import strict_yaml
 from experiments.papers.inputs import read_inputs
 from experiments.papers.places import paper_folders
 from experiments.papers.schema import (
-    PAPERS,
     SCALES,
     Exhibit,
     Recipe,
@@ -252,8 +251,8 @@ def _published_numbers(files: tuple[tuple[str, Path], ...], ages: tuple[tuple[in
 
 
 def _number_files() -> dict[str, Path]:
-    """numbers.yaml of our papers, by "", and of each paper of one's own that has one, by its name."""
-    own = {paper: folder / "numbers.yaml" for paper, folder in paper_folders().items() if paper not in PAPERS}
+    """numbers.yaml of the three papers, by "", and of each other paper that has one in its folder, by its name."""
+    own = {paper: folder / "numbers.yaml" for paper, folder in paper_folders().items()}
     return {"": strict_yaml.HERE / "numbers.yaml", **{paper: file for paper, file in own.items() if file.is_file()}}
 
 

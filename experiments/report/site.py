@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from experiments.report.drawing import Picture
 from experiments.runs.duration import readable_time
 
-TITLES = {"mwa": "MultiWay-Adapter", "iais": "IAIS", "i_tuning": "I-Tuning"}
+TITLES = {"mwa": "MultiWay-Adapter", "iais": "IAIS", "i_tuning": "I-Tuning", "clip": "CLIP as it comes"}
 MARKS: dict[Outcome, str] = {"supported": "✓", "contradicted": "✗", "not decided": "?", "not tested": "–"}
 
 

@@ -29,12 +29,15 @@ from lightning_modules.checkpoints import miniatures
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 NUMBERS = yaml.safe_load((REPOSITORY / "experiments" / "papers" / "numbers.yaml").read_text())
+NUMBERS["clip"] = yaml.safe_load((REPOSITORY / "experiments" / "papers" / "clip" / "numbers.yaml").read_text())
 PAPERS_OWN = {
     "mwa": ["figure2", "table1", "table2", "table3"],
     "iais": ["figure3", "figure5", "figure6", "figure7", "figure8", "figure9", "table1", "table2", "table3"],
     "i_tuning": ["figure1", "figure3", "table1", "table2", "table3"],
+    "clip": ["zero_shot"],
 }
 BEYOND = {
+    "clip": ["adapt"],
     "mwa": ["dial", "equal_budgets", "iais_on_beit3"],
     "iais": ["vilt"],
     "i_tuning": ["grounding", "language_models", "vision_towers"],
@@ -163,7 +166,7 @@ def _recipe(paper: str, *names: str) -> dict[str, Any]:
 
 def test_recipes_have_what_the_papers_print() -> None:
     """Each printed set-up, in the recipes of full scale; where a recipe follows the release, in rows of their own."""
-    mwa, iais, i_tuning = (NUMBERS[paper]["setup"] for paper in PAPERS)
+    mwa, iais, i_tuning = (NUMBERS[paper]["setup"] for paper in ("mwa", "iais", "i_tuning"))
     for size in ("base", "large"):
         recipe = _recipe("mwa", f"recipes/paper_{size}")
         assert recipe["data.batch_size"] == mwa[f"batch_{size}"]
@@ -229,10 +232,12 @@ def test_the_miniature_has_the_papers_rows() -> None:
     small = {name for planned in planned_runs("miniature") for name in planned.names}
     large = {name for planned in planned_runs("full") for name in planned.names}
     # towers and fine-tuned weights that only a hub has
+    clips = {name for name in large if name.startswith("clip/zero_shot-") and "openai_b32" not in name}
     assert large - small == {
         "i_tuning/coco-vision-supervised", "i_tuning/coco-vision-dino", "iais/vilt-flickr30k-released", "iais/vilt-coco-released",
+        *clips,
     }  # fmt: skip
-    assert small - large == {"iais/pretrain-vilt"}  # of full scale the hub has it
+    assert small - large == {"iais/pretrain-vilt", "clip/pretrain-tiny"}  # of full scale the hub has them
 
 
 def test_the_small_scale_has_the_papers_variants() -> None:
@@ -297,7 +302,8 @@ def _options(planned: PlannedRun) -> set[str]:
     """What of its command line test_configs.py does not parse: its command and options with each kind of model, and the
     overlays of the scales below full."""
     files = {file.rpartition("/")[2] for file in planned.recipe.configs if file.startswith(("configs/model/", "configs/data/"))}
-    kind = min({file.split("_")[0] for file in files} & {"beit3", "uniter", "dual", "captioner", "vilt"})
+    kinds = {"beit3", "uniter", "dual", "captioner", "vilt", "clip", "siglip", "siglip2", "open"}
+    kind = min({file.split("_")[0] for file in files} & kinds)
     overlays = {
         file for file in planned.recipe.configs if re.search("/(miniature|small)/|coco_sample", file) and not file.endswith(SIZES)
     }
@@ -603,5 +609,5 @@ def test_unknown_names_list_the_known_ones(project: Path) -> None:
         plan(["mwa/table9"], "full", [0])
     with pytest.raises(InputError, match=r"no run mwa/child-z; mwa/runs\.yaml has start, child-x"):
         plan_runs(["mwa/child-z"], "full", [0])
-    with pytest.raises(InputError, match="no paper 'moa'; there are mwa, iais, i_tuning"):
+    with pytest.raises(InputError, match="no paper 'moa'; there are mwa, iais, i_tuning, clip"):
         plan_runs(["moa/start"], "full", [0])
