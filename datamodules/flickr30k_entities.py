@@ -52,6 +52,15 @@ class Flickr30kEntities(Flickr30kEntitiesSource, ImageTextDataModule):
     def _read(self, image_id: str) -> Annotation:
         return read_annotation(self.annotation(image_id))
 
+    def annotated_size(self, image_id: str) -> tuple[int, int]:
+        """Width and height of an image whose pixels its boxes are in: those of the original, also where the files are smaller.
+
+        Raises:
+            InputError: Its annotation is missing or damaged.
+        """
+        annotation = self._read(image_id)
+        return annotation.width, annotation.height
+
     def describe(self) -> dict[str, Any]:
         """As of all data modules, and which objects are evaluated."""
         regions = "patches" if isinstance(self.task, PatchObjectRanking) else self.phrase_regions

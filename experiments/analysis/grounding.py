@@ -14,7 +14,7 @@ from datamodules.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from datamodules.records import Box, Caption, ImageBatch
+    from datamodules.records import Box, Caption, ImageBatch, ImageRecord
     from experiments.analysis.grid import Grid
     from experiments.analysis.stored_maps import BoxedMaps, By, WordShares
 
@@ -64,7 +64,8 @@ def word_shares(network: Any, data: Any, drawn: int = 3, by: By = "attention") -
         layers, maps_of = (_attended if by == "attention" else _differentiated)(
             network, batch, [(row, ids, [token for token, _ in names]) for row, _, ids, names, _ in rows], grid
         )
-        areas = {image: covered_area(network.inputs.image, *open_image(records[image]).size) for image in batch.index_B.tolist()}
+        sizes = {image: _annotated_size(data, records[image]) for image in batch.index_B.tolist()}
+        areas = {image: covered_area(network.inputs.image, *size) for image, size in sizes.items()}
         for number, (_, image, _, names, caption) in enumerate(rows):
             here = [(boxes, maps_LYX) for (_, boxes), maps_LYX in zip(names, maps_of[number], strict=True)]
             for boxes, maps_LYX in here:
@@ -75,7 +76,7 @@ def word_shares(network: Any, data: Any, drawn: int = 3, by: By = "attention") -
                 things = [caption.text[phrase.start : phrase.end] for phrase in caption.phrases if phrase.boxes]
                 parts = [(thing, boxes, maps_LYX[-1]) for thing, (boxes, maps_LYX) in zip(things, here, strict=True)]
                 which = f"layer {layers[-1]}, {shown}" if by == "attention" else shown
-                pictures[image] = _boxed(open_image(records[image]), areas[image], parts, caption.text, which)
+                pictures[image] = _boxed(open_image(records[image]), sizes[image][0], areas[image], parts, caption.text, which)
     away = len(named) // 2  # words of an image follow each other
     rows_W = [
         (
@@ -121,6 +122,15 @@ class _Named:
     middle_YX: NDArray[np.bool_]
     inside_L: Floats
     map_YX: NDArray[np.float32]
+
+
+def _annotated_size(data: Any, record: ImageRecord) -> tuple[int, int]:
+    """Of the image whose pixels its boxes are in: files may be smaller than what was annotated."""
+    from datamodules.files.images import open_image
+
+    find = getattr(data, "annotated_size", None)
+    width, height = open_image(record).size if find is None else find(record.image_id)
+    return width, height
 
 
 _Rows = Sequence[tuple[int, Sequence[int], Sequence[int]]]
@@ -180,16 +190,21 @@ def _spread_of(map_YX: NDArray[np.float32]) -> tuple[float, int]:
 
 
 def _boxed(
-    image: Image.Image, covered: Box, named: Sequence[tuple[str, Sequence[Box], NDArray[np.float32]]], caption: str, shown: str
+    image: Image.Image,
+    width: int,
+    covered: Box,
+    named: Sequence[tuple[str, Sequence[Box], NDArray[np.float32]]],
+    caption: str,
+    shown: str,
 ) -> BoxedMaps:
-    """An image with phrases, their boxes and their maps, as it is stored."""
+    """An image with phrases, their boxes and their maps, as it is stored; `width` is of the image that they are pixels of."""
     from experiments.analysis.grid import share_in_box
     from experiments.analysis.stored_maps import BoxedMaps
 
     shares = [share_in_box(map_YX, boxes, covered) for _, boxes, map_YX in named]
     small = image.copy()
     small.thumbnail((320, 320))
-    scale = small.size[0] / image.size[0]
+    scale = small.size[0] / width
     boxes_B4 = [(box.left, box.top, box.right, box.bottom) for _, boxes, _ in named for box in boxes]
     return BoxedMaps(
         words=tuple(thing for thing, _, _ in named),

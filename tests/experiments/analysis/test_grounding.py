@@ -14,6 +14,7 @@ import torch
 from datamodules.errors import InputError
 from datamodules.files.images import open_image
 from datamodules.flickr30k_entities import Flickr30kEntities
+from datamodules.image_text import Limits
 from datamodules.miniworld.write import write_world
 from datamodules.records import Box, Caption, Phrase
 from experiments.analysis.gradient_maps import gradient_maps
@@ -209,3 +210,21 @@ def test_data_without_boxes_are_refused_in_a_line(world: Path) -> None:
     ITuning(init_std=0.1).inject(network)
     with pytest.raises(InputError, match="flickr30k: no caption of its test split says where a thing is"):
         word_shares(network, Flickr30k(str(world / "flickr30k"), num_workers=0))
+
+
+def test_boxes_are_in_the_pixels_that_were_annotated_where_the_files_are_smaller(world: Path, tmp_path: Path) -> None:
+    """The same photographs, half as large: the same shares, as far as resizing leaves the pixels alone."""
+    network = captioner(world, visual="pooled")
+    ClipCap(mapping="mlp", prefix_length=2).inject(network)
+    data = entities(world / "flickr30k")
+    shares, (boxed, *_) = word_shares(network, data, by="gradient")
+    for record in data.records("test"):
+        image = open_image(record)
+        image.resize((16, 16)).save(tmp_path / record.path.name)  # type: ignore[union-attr]
+    small = Flickr30kEntities(
+        root=str(world / "flickr30k"), image_dir=str(tmp_path), split="karpathy", num_workers=0, limits=Limits(train=1, val=1)
+    )
+    small.file_splits._located = lambda split, records: records  # type: ignore[method-assign] - of the test split alone
+    again, (picture, *_) = word_shares(network, small, by="gradient")
+    np.testing.assert_array_equal(again.area_W, shares.area_W)
+    np.testing.assert_allclose(picture.boxes_B4, boxed.boxes_B4 / 2)
