@@ -209,7 +209,7 @@ ADAPTERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("tuning", ADAPTERS)
-@pytest.mark.parametrize("kind", ["CLIP", "another block"])
+@pytest.mark.parametrize("kind", ["CLIP", "another block", "SigLIP"])
 def test_everything_that_is_to_train_gets_a_gradient(tuning: str, kind: str, bert: Path) -> None:
     adapter: Adapter | None = ADAPTERS[tuning]()
     built, plain = network(configurations(bert)[kind]), network(configurations(bert)[kind])
