@@ -1,4 +1,4 @@
-"""Captioning: wires a captioner, an adapter (I-Tuning, ClipCap), the token loss, caption metrics and AdamW.
+"""Captioning: wires a captioner, an adapter (I-Tuning, ClipCap, or LoRA beside one), the token loss, caption metrics and AdamW.
 
 Training minimises -sum log P(token | before, image) over the tokens of an optimizer step, divided by their number: of all its
 micro-batches on all devices. The sums are added up as gradients and divided once, before the step, so that a caption's tokens
@@ -78,12 +78,13 @@ class Scoring:
 
 
 class CaptioningModule(TunedModule):
-    """A captioner, tuned through I-Tuning or ClipCap. `tuning: head` without an adapter trains the language model alone, on
-    captions without their images.
+    """A captioner, tuned through I-Tuning or ClipCap, with another adapter beside it where `Combined` has both. `tuning: head`
+    without an adapter trains the language model alone, on captions without their images.
 
     Args:
         network: Vision tower and language model. It names the tokenizer and the image transform that the data must use.
-        adapter: What connects them; needed for (and only for) `tuning: adapter`.
+        adapter: What connects them; needed for (and only for) `tuning: adapter`. LoRA and others that connect nothing go beside
+            I-Tuning or ClipCap (`lightning_modules.adapters.combined.Combined`), or train blind (`captions_alone`).
         tuning: adapter = the adapter (and with ClipCap's tune_language_model the language model); full = everything; head = the
             language model alone; frozen = nothing trains: `crosslight run` then tests the captioner as it is.
         train_heads: With tuning adapter: new = the heads that no checkpoint brought; all; or none.
@@ -97,6 +98,11 @@ class CaptioningModule(TunedModule):
         show: Images whose captions go beside their references into a W&B table at each validation. All captions of a validation
             or test are in the run folder, in captions/.
         eval_frozen: Keep frozen parts in eval mode while training: no dropout in the language model.
+        captions_alone: Let an adapter that connects nothing (LoRA by itself) learn from captions without their images: what
+            captions score that know the data set and not the picture. Otherwise it is refused.
+
+    Raises:
+        InputError: The adapter connects nothing, or features on disk are of no use.
     """
 
     protocol = "one caption an image, coco-caption's metrics as fractions"
@@ -114,12 +120,20 @@ class CaptioningModule(TunedModule):
         features: FeatureCache | None = None,
         show: int = 16,
         eval_frozen: bool = True,
+        captions_alone: bool = False,
     ) -> None:
         if features is not None and not eval_frozen:
             raise InputError("features on disk are of a tower without dropout: set eval_frozen to true, or features to null")
         if tuning == "head":
             network.tunes_language = True  # the one thing that a captioner without an adapter can learn
         super().__init__(network, adapter, tuning, train_heads, optimization, init_from, eval_frozen)
+        if adapter is not None and not adapter.off and network.alone and not captions_alone:
+            raise InputError(
+                f"model.adapter: {type(adapter).__name__} changes the language model, and nothing shows it an image. Put "
+                "I-Tuning or ClipCap before it (lightning_modules.adapters.combined.Combined takes both), or set "
+                "model.captions_alone to true, to learn from captions without their images."
+            )
+        self.captions_alone = captions_alone
         if features is not None and network.alone:
             raise InputError("nothing looks at images here, so features on disk would be for nobody: set model.features to null")
         self.decoding = decoding

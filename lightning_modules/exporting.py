@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from datamodules.errors import InputError
 from datamodules.files.releases import TOKENIZER, tokenizer_file
@@ -43,6 +45,7 @@ def export_run(
     trust: Collection[str] = (),
     origins: Origins = Origins(),  # noqa: B008 - frozen
     dialled: Dialled | None = None,
+    merge: bool = False,
 ) -> Path:
     """Write the best model of a run as an export (adapter_export.py).
 
@@ -55,12 +58,15 @@ def export_run(
         origins: For the model card: what made the run, and what was measured (`crosslight export` reads it from the run).
         dialled: Write the weights at this place between the start of the training and its end (checkpoints/dial.py). None = as
             trained.
+        merge: Fold the adapter into the weights first, in fp32, as far as it can be (LoRA and most methods of peft). The export
+            then has the changed weights in its place, and needs no peft.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: The run cannot be loaded, nothing of it trained, or `folder` holds something else.
+        InputError: The run cannot be loaded, nothing of it trained, its adapter cannot be merged, or `folder` holds something
+            else.
     """
     run = require_run(run)
     section, seed = run_section(run, backbone, tokenizer)
@@ -70,6 +76,10 @@ def export_run(
     else:
         model, dial = load_dial(run, section, seed, trust)
         dial.turn(model.network, dialled.alpha)
+    merged: Any = None
+    if merge:
+        merged = _plain(model.adapter.describe()) if model.adapter is not None else None
+        section = _merged(model, section, run)
     # after full tuning all weights are in the export: the files that it began with are not needed
     dropped = (PARENT, "weights") if model.tuning == "full" else (PARENT,)
 
@@ -109,6 +119,7 @@ def export_run(
         model.adapter,
         folder,
         backbone={"model": built, "seed": seed},
+        notes=_merged_note(replaced(merged, portable)) if merge else "",
         objective=model.objective,
         description=None if model.adapter is None else replaced(model.adapter.describe(), portable),
         frozen=frozen,
@@ -123,6 +134,47 @@ def export_run(
         base_models=_base_models(built),
         dialled=dialled,
     )
+
+
+def _merged(model: Any, section: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Fold the adapter of a model into its weights. What was changed then counts as what was trained.
+
+    Returns:
+        The section of the model as it is now.
+
+    Raises:
+        InputError: There is no adapter, or it cannot be merged.
+    """
+    if model.adapter is None or model.adapter.off:
+        raise InputError(f"{run} has no adapter to merge (tuning {model.tuning}): export it without --merge.")
+    model.network.float()  # frozen weights in bfloat16 would round away what is added to them
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    trained = trainable_names(model.network)
+    model.adapter = model.adapter.merge(model.network)
+    after = model.network.state_dict(keep_vars=True)
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    for name, value in after.items():
+        if isinstance(value, nn.Parameter):
+            value.requires_grad_(name in trained | changed)
+    rest = None if model.adapter is None else _plain(model.adapter.describe())
+    options = {**section["init_args"], "adapter": rest, "tuning": "frozen" if rest is None else "adapter"}
+    if "frozen_dtype" in options:
+        options["frozen_dtype"] = None
+    return {**section, "init_args": options}
+
+
+def _merged_note(adapter: Any) -> str:
+    content = json.dumps(adapter, indent=1)
+    return f"## Merged\n\nThis is folded into the weights, as far as it is no adapter above:\n\n```json\n{content}\n```"
+
+
+def _plain(described: Any) -> Any:
+    """Of the description of an adapter what builds it."""
+    if isinstance(described, list):
+        return [_plain(part) for part in described]
+    if isinstance(described, dict) and "class_path" in described:
+        return {"class_path": described["class_path"], "init_args": {k: _plain(v) for k, v in described["init_args"].items()}}
+    return described
 
 
 def require_run(run: str | Path) -> Path:

@@ -27,6 +27,11 @@ def add_options(parser: Parser) -> None:
         help="write the weights at alpha of what was learnt, from 0 (the start) to 1 (as trained), or at the alpha that "
         "`crosslight dial` picked (default: as trained)",
     )  # fmt: skip
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="fold LoRA (or another method of peft) into the weights: the export has these in its place, and needs no peft",
+    )
     add_backbone(parser)
 
 
@@ -39,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
     require_run(options.run)
     dialled = _dialled(options)
     origins = origins_of(options.run, options.license, dialled)
-    folder = export_run(options.run, options.folder, options.backbone, options.tokenizer, origins=origins, dialled=dialled)
+    written: dict[str, Any] = {"origins": origins, "dialled": dialled, "merge": options.merge}
+    folder = export_run(options.run, options.folder, options.backbone, options.tokenizer, **written)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{options.folder}: {size / 2**20:.2f} MiB")
     return 0

@@ -59,6 +59,17 @@ class Adapter(ABC):
             )
         return line(start, trained, alpha)
 
+    def merge(self, network: nn.Module) -> Adapter | None:
+        """Fold it into the network's weights, in place, where that is possible: the network computes the same without it.
+
+        Returns:
+            What is left of it and still has to be kept; None = nothing.
+
+        Raises:
+            InputError: It is no change of weights (the default), or not in the network.
+        """
+        raise InputError(f"{type(self).__name__} is no change of the network's weights, so it cannot be merged into them.")
+
     def describe(self) -> dict[str, Any]:
         """`{"class_path", "init_args", ...}`: enough to build the adapter again, and readable; goes into the export.
 

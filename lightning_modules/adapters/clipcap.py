@@ -21,7 +21,7 @@ from lightning_modules.adapters.adapter import Adapter
 
 NAME = "prefix"  # the network's attribute that holds the mapper
 
-Mapping = Literal["mlp", "transformer"]
+Mapping = Literal["mlp", "transformer", "linear"]
 
 
 class MLPMapper(nn.Module):
@@ -35,6 +35,18 @@ class MLPMapper(nn.Module):
 
     def forward(self, vectors_IP: Tensor) -> Tensor:
         return self.model(vectors_IP).unflatten(-1, (self.prefix_length, -1))
+
+
+class LinearMapper(nn.Module):
+    """[I, P] -> [I, K, D] in one linear layer: the least that shows a language model an image (LiMBeR, arXiv 2209.15162)."""
+
+    def __init__(self, vector_width: int, width: int, prefix_length: int) -> None:
+        super().__init__()
+        self.prefix_length = prefix_length
+        self.linear = nn.Linear(vector_width, width * prefix_length)
+
+    def forward(self, vectors_IP: Tensor) -> Tensor:
+        return self.linear(vectors_IP).unflatten(-1, (self.prefix_length, -1))
 
 
 class _Attention(nn.Module):
@@ -120,7 +132,8 @@ class ClipCap(Adapter):
     The network has to show one vector an image (`visual: pooled` of the captioner).
 
     Args:
-        mapping: "mlp" (the paper's mapper for a tuned GPT-2) or "transformer" (for a frozen one).
+        mapping: "mlp" (the paper's mapper for a tuned GPT-2), "transformer" (for a frozen one), or "linear" (not the paper's: one
+            layer, a bridge for what tunes the language model beside it).
         prefix_length: K.
         clip_length: C, tokens that the vector becomes; transformer only.
         layers: Layers of the transformer.
@@ -155,8 +168,8 @@ class ClipCap(Adapter):
             "tune_language_model": tune_language_model,
             "normalize": normalize,
         }
-        if mapping not in ("mlp", "transformer"):
-            raise InputError(f"ClipCap: unknown mapping {mapping!r}; choose mlp or transformer")
+        if mapping not in ("mlp", "transformer", "linear"):
+            raise InputError(f"ClipCap: unknown mapping {mapping!r}; choose mlp, transformer or linear")
         if min(prefix_length, clip_length, layers, num_heads) < 1 or mlp_ratio <= 0:
             raise InputError(f"ClipCap: lengths, layers, num_heads and mlp_ratio must be positive, got {self._init_args}")
         self.mapping, self.prefix_length, self.clip_length = mapping, prefix_length, clip_length
@@ -185,7 +198,7 @@ class ClipCap(Adapter):
             "identity_at_start": self.identity_at_start,
         }
 
-    def mapper(self, vector_width: int, width: int) -> MLPMapper | TransformerMapper:
+    def mapper(self, vector_width: int, width: int) -> nn.Module:
         """A mapper for these widths.
 
         Raises:
@@ -193,6 +206,8 @@ class ClipCap(Adapter):
         """
         if self.mapping == "mlp":
             return MLPMapper(vector_width, width, self.prefix_length)
+        if self.mapping == "linear":
+            return LinearMapper(vector_width, width, self.prefix_length)
         if width % self.num_heads:
             raise InputError(f"ClipCap: {self.num_heads} heads do not divide the language model's width {width}; set num_heads")
         return TransformerMapper(
@@ -228,7 +243,7 @@ class ClipCap(Adapter):
 class Prefix(nn.Module):
     """Visual tokens [I, 1, P] -> prefix [I, K, D]."""
 
-    def __init__(self, mapper: MLPMapper | TransformerMapper, normalize: bool = False) -> None:
+    def __init__(self, mapper: nn.Module, normalize: bool = False) -> None:
         super().__init__()
         self.mapper = mapper
         self.normalize = normalize

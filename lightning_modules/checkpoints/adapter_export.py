@@ -304,13 +304,17 @@ def require_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def build_adapter(description: Mapping[str, Any], source: str = CONFIG_FILE, trust: Collection[str] = ()) -> Adapter:
-    """An adapter from its `describe()`. Nothing but a class of adapters is called.
+    """An adapter from its `describe()`, with those that it is made of. Nothing but a class of adapters is called.
 
     Raises:
         InputError: The class is neither ours nor of a trusted module, is no adapter, or does not take these arguments.
     """
     path: str = read_typed(str, description.get("class_path"), f"{source}: adapter: class_path")
     arguments = read_typed(dict[str, Any], description.get("init_args", {}), f"{source}: adapter: init_args")
+    for name, value in arguments.items():
+        if isinstance(value, list) and any(isinstance(part, dict) and "class_path" in part for part in value):
+            parts = read_typed(list[dict[str, Any]], value, f"{source}: adapter: {name}")
+            arguments[name] = [build_adapter(part, source, trust) for part in parts]
     module_name, _, class_name = path.rpartition(".")
     require_trusted(path, source, trust)
     remedy = "use the version that wrote it"

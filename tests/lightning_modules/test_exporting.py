@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,72 @@ def test_models_of_the_hub_are_named_as_base_models() -> None:
         "moved": {"class_path": networks + "language_model.LanguageModel", "init_args": {"name": "backbone:smollm2"}},
     }
     assert _base_models({"network": parts}) == ["timm/resnet18.a1_in1k", "google/bert_uncased"]
+
+
+# ------------------------------------------------------------------------------------------------------------- merged
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"class_path": "lightning_modules.adapters.lora.LoRAAdapter", "init_args": {"rank": 2}},
+        {
+            "class_path": "lightning_modules.adapters.peft_adapter.PEFTAdapter",
+            "init_args": {"method": "DoRA", "options": {"r": 2}},
+        },
+    ],
+    ids=["LoRA", "DoRA"],
+)
+def test_a_merged_export_is_the_model_without_its_adapter_and_needs_no_peft(
+    adapter: dict[str, Any], tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = parts(tmp_path)
+    section["init_args"]["adapter"] = adapter
+    model = run_folder(tmp_path / "run", section=section)
+    with torch.no_grad():
+        expected = model.network.eval().encode_images(tiny.images()), model.network.encode_texts(tiny.texts())
+    folder = export_run(tmp_path / "run", tmp_path / "merged", merge=True)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["adapter"] is None
+    assert config["backbone_config"]["model"]["init_args"]["tuning"] == "frozen"
+    assert all(name.endswith((".weight", "logit_scale")) and "lora" not in name for name in config["trained"])
+    assert adapter["class_path"] in (folder / "README.md").read_text()
+    assert str(tmp_path) not in texts_in(folder)
+    assert not (folder / "backbone_model.safetensors").exists()  # what is as it was, its files bring
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    loaded: Any = lightning_modules.load(folder, backbone=tmp_path)
+    assert loaded.adapter is None
+    assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
+    with torch.no_grad():
+        found = loaded.network.encode_images(tiny.images()), loaded.network.encode_texts(tiny.texts())
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_what_is_left_after_merging_is_the_adapter_of_the_export(tiny: Any, tmp_path: Path) -> None:
+    section = configuration()
+    kept = {"class_path": "lightning_modules.adapters.multiway.MultiWayAdapter"}
+    lora = {"class_path": "lightning_modules.adapters.lora.LoRAAdapter", "init_args": {"rank": 2, "towers": "text"}}
+    section["init_args"]["adapter"] = {
+        "class_path": "lightning_modules.adapters.combined.Combined",
+        "init_args": {"adapters": [kept, lora]},
+    }
+    model = run_folder(tmp_path / "run", section=section)
+    for merge in (False, True):
+        loaded: Any = lightning_modules.load(export_run(tmp_path / "run", tmp_path / f"export{merge}", merge=merge))
+        assert type(loaded.adapter).__name__ == ("MultiWayAdapter" if merge else "Combined")
+        with torch.no_grad():
+            found, expected = (each.network.eval().encode_texts(tiny.texts()) for each in (loaded, model))
+        torch.testing.assert_close(found, expected, atol=1e-5 if merge else 0, rtol=0)
+
+
+def test_nothing_to_merge_says_so(tmp_path: Path) -> None:
+    run_folder(tmp_path / "run")
+    with pytest.raises(InputError, match="MultiWayAdapter is no change of the network's weights"):
+        export_run(tmp_path / "run", tmp_path / "export", merge=True)
+    section = configuration()
+    section["init_args"] |= {"adapter": None, "tuning": "head"}
+    run_folder(tmp_path / "head", section=section)
+    with pytest.raises(InputError, match=r"has no adapter to merge \(tuning head\)"):
+        export_run(tmp_path / "head", tmp_path / "export", merge=True)

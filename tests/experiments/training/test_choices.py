@@ -13,7 +13,10 @@ from experiments.training.configs import find_configs
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.objectives.objective import Objective
 
-ADAPTERS = {"clipcap.ClipCap", "i_tuning.ITuning", "lora.LoRAAdapter", "multiway.MultiWayAdapter"}
+ADAPTERS = {
+    "clipcap.ClipCap", "combined.Combined", "i_tuning.ITuning", "lora.LoRAAdapter", "multiway.MultiWayAdapter",
+    "peft_adapter.PEFTAdapter",
+}  # fmt: skip
 
 
 def asked(*words: str) -> str | list[str]:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.combined import Combined
 from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
+from lightning_modules.adapters.peft_adapter import PEFTAdapter
 from lightning_modules.adapters.tuning import head_names, set_mode, set_tuning
 from lightning_modules.checkpoints.adapter_export import export_adapter, load_adapter
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
@@ -41,6 +43,20 @@ ADAPTERS: dict[str, tuple[Any, bool, int | None]] = {
     "LoRA attention": (lambda: LoRAAdapter(rank=2, alpha=4, targets="attention", dropout=0.1), True, None),
     "LoRA FFN": (lambda: LoRAAdapter(rank=2, targets="ffn"), True, None),
     "LoRA budget": (lambda: LoRAAdapter(budget=5000), True, None),
+    "DoRA": (lambda: PEFTAdapter("DoRA", {"r": 2}), True, None),
+    "IA3": (lambda: PEFTAdapter("IA3"), True, None),
+    "VeRA": (lambda: PEFTAdapter("VeRA", {"r": 3, "vera_dropout": 0.1}), True, None),
+    "printed + LoRA": (lambda: Combined([MultiWayAdapter(), LoRAAdapter(rank=3)]), True, None),
+}
+# method of peft -> what it calls its parts in a layer, and parameters of a layer with so many inputs and outputs
+METHODS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "LoRA": (("lora_A.default.weight", "lora_B.default.weight"), lambda i, o, attention: 3 * (i + o)),
+    "DoRA": (
+        ("lora_A.default.weight", "lora_B.default.weight", "lora_magnitude_vector.default.weight"),
+        lambda i, o, attention: 2 * (i + o) + o,
+    ),
+    "IA3": (("ia3_l.default",), lambda i, o, attention: o if attention else i),
+    "VeRA": (("vera_lambda_b.default", "vera_lambda_d.default"), lambda i, o, attention: 3 + o),
 }
 _SHARED = {"released": WIDE_AE, "text": TEXT_AE}  # in BEiT-3 one AE a layer there
 
@@ -138,6 +154,20 @@ def lora_keys(name: str, host_name: str) -> tuple[set[str], int]:
     return {f"{path}.lora_{x}.default.weight" for path in linears for x in "AB"}, sum(linears.values())
 
 
+def method_keys(name: str, host_name: str, bare: Any) -> tuple[set[str], int]:
+    """Keys of a method of peft in all linear layers, and its parameters."""
+    leaves, count = METHODS[name]
+    keys, parameters = set(), 0
+    for prefix, kinds in HOSTS[host_name]:
+        for block in range(2):
+            for part, linears in kinds.items():
+                for path in linears:
+                    keys |= {f"{prefix}.{block}.{path}.{leaf}" for leaf in leaves}
+                    outputs, inputs = bare.get_submodule(f"{prefix}.{block}.{path}").weight.shape
+                    parameters += count(inputs, outputs, part == "attention")
+    return keys, parameters
+
+
 @pytest.mark.parametrize("host_name", HOSTS)
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_contract_of_every_adapter_on_every_host(tiny: Any, name: str, host_name: str, tmp_path: Path) -> None:
@@ -162,6 +192,13 @@ def test_contract_of_every_adapter_on_every_host(tiny: Any, name: str, host_name
         parameters = rank * features
         assert adapter.size(host(tiny, host_name)) == (rank, parameters)
         assert name != "LoRA budget" or (rank > 1 and parameters <= 5000 < parameters + features)
+    elif name in METHODS:
+        expected, parameters = method_keys(name, host_name, host(tiny, host_name))
+        assert keys == expected
+    elif name == "printed + LoRA":
+        expected, parameters = method_keys("LoRA", host_name, host(tiny, host_name))
+        assert keys == expected | multiway_keys("printed", host_name)
+        parameters += 4 * (KE + SUB_LN_AE)
     else:
         assert keys == multiway_keys(name, host_name)
         parameters = 4 * each - (2 * _SHARED.get(name, 0) if host_name == "beit3" else 0)

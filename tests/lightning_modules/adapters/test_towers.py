@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.combined import Combined
 from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.adapters.lora import LoRAAdapter, merge
 from lightning_modules.adapters.multiway import MultiWayAdapter
@@ -104,10 +105,21 @@ def test_once_something_looks_at_images_both_towers_are_there() -> None:
 
 @pytest.mark.parametrize("adapter", [*adapters(), LoRAAdapter(rank=0)], ids=["LoRA", "MWA", "rank 0"])
 def test_beside_it_the_language_model_stays_frozen(adapter: Adapter) -> None:
-    module = CaptioningModule(captioner(), adapter)
+    module = CaptioningModule(captioner(), adapter, captions_alone=True)
     assert module.counts.trainable == module.counts.adapter
     assert (module.counts.trainable == 0) == adapter.off
     assert module.counts.heads == 0
+
+
+def test_what_never_sees_an_image_is_refused_unless_that_is_meant() -> None:
+    for adapter in adapters():
+        with pytest.raises(
+            InputError, match=r"nothing shows it an image. Put I-Tuning or ClipCap before it .*Combined.*captions_alone"
+        ):
+            CaptioningModule(captioner(), adapter)
+    CaptioningModule(captioner(), LoRAAdapter(rank=0))  # no adapter: the frozen language model, as with tuning frozen
+    bridge = CaptioningModule(captioner(), Combined([ITuning(bottleneck=4), *adapters()]))
+    assert bridge.counts.trainable == bridge.counts.adapter
 
 
 def test_a_side_of_somebody_elses_network(tiny: Any) -> None:
