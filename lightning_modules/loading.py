@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Collection
 from pathlib import Path
@@ -48,7 +49,7 @@ def build(
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     try:
         with importing_only(source, trust), isolate_rng():
-            config = parser.parse_object({"model": model_config})
+            config = parser.parse_object({"model": copy.deepcopy(model_config)})  # it parses lists in place
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)

@@ -244,11 +244,12 @@ def test_models_of_the_hub_are_named_as_base_models() -> None:
     ],
     ids=["LoRA", "DoRA"],
 )
+@pytest.mark.parametrize("frozen_dtype", [None, "bfloat16"])
 def test_a_merged_export_is_the_model_without_its_adapter_and_needs_no_peft(
-    adapter: dict[str, Any], tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapter: dict[str, Any], frozen_dtype: str | None, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     section = parts(tmp_path)
-    section["init_args"]["adapter"] = adapter
+    section["init_args"] |= {"adapter": adapter, "frozen_dtype": frozen_dtype}
     model = run_folder(tmp_path / "run", section=section)
     with torch.no_grad():
         expected = model.network.eval().encode_images(tiny.images()), model.network.encode_texts(tiny.texts())
@@ -259,11 +260,13 @@ def test_a_merged_export_is_the_model_without_its_adapter_and_needs_no_peft(
     assert all(name.endswith((".weight", "logit_scale")) and "lora" not in name for name in config["trained"])
     assert adapter["class_path"] in (folder / "README.md").read_text()
     assert str(tmp_path) not in texts_in(folder)
-    assert not (folder / "backbone_model.safetensors").exists()  # what is as it was, its files bring
+    # what is as it was, the backbone's files bring, but for what was rounded
+    assert (folder / "backbone_model.safetensors").exists() is (frozen_dtype is not None)
 
     monkeypatch.setitem(sys.modules, "peft", None)
     loaded: Any = lightning_modules.load(folder, backbone=tmp_path)
     assert loaded.adapter is None
+    assert {parameter.dtype for parameter in loaded.network.parameters()} == {torch.float32}
     assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
     with torch.no_grad():
         found = loaded.network.encode_images(tiny.images()), loaded.network.encode_texts(tiny.texts())

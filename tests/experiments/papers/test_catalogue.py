@@ -40,7 +40,7 @@ BEYOND = {
     "clip": ["adapt"],
     "mwa": ["dial", "equal_budgets", "iais_on_beit3"],
     "iais": ["vilt"],
-    "i_tuning": ["grounding", "language_models", "vision_towers"],
+    "i_tuning": ["equal_parameters", "grounding", "language_models", "vision_towers"],
 }
 NAMES = [f"{paper}/{name}" for paper in PAPERS for name in sorted([*PAPERS_OWN[paper], *BEYOND[paper]])]
 PARAMETERS = {"dropped_layers"}  # fields of a published row that say what was run, beside its texts and true or false

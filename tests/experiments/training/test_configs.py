@@ -26,7 +26,8 @@ BEIT3 = "configs/model/beit3_tiny.yaml"
 TINY, WORLD, CPU = "configs/model/dual_tiny.yaml", "configs/data/world.yaml", "configs/trainer/cpu.yaml"
 MODELS = [name for name in packaged_configs() if name.startswith("configs/model/")]
 ROWS = ["head", "mwa", "ke_only", "ae_only", "full"]
-MORE_ROWS = ["frozen", "mwa_released", "mwa_text", "lora"]
+MORE_ROWS = ["frozen", "mwa_released", "mwa_text", "lora", "dora", "ia3", "vera"]
+BY_PEFT = {"lora", "dora", "ia3", "vera"}
 MULTIWAY = "lightning_modules.adapters.multiway.MultiWayAdapter"
 LORA = "lightning_modules.adapters.lora.LoRAAdapter"
 RECIPES = {  # recipe -> model, data and row that its comment names
@@ -182,12 +183,12 @@ def test_rows_say_what_their_names_say() -> None:
         assert config["name"] == name
         arguments = config["model"]["init_args"]
         adapter = arguments["adapter"]
-        if adapter is not None and name != "lora":
+        if adapter is not None and name not in BY_PEFT:
             assert adapter["class_path"] == MULTIWAY
             adapter = tuple(adapter["init_args"][key] for key in ("reading", "knowledge_extractor", "alignment_enhancer"))
         found[name] = (arguments["tuning"], adapter)
         assert arguments["train_heads"] == "new"
-    lora = found.pop("lora")
+    lora, *methods = (found.pop(name) for name in ("lora", "dora", "ia3", "vera"))
     assert found == {
         "head": ("head", None),
         "full": ("full", None),
@@ -198,6 +199,8 @@ def test_rows_say_what_their_names_say() -> None:
         "ke_only": ("adapter", ("printed", True, False)),
         "ae_only": ("adapter", ("printed", False, True)),
     }
+    assert [tuning for tuning, _ in (lora, *methods)] == ["adapter"] * 4
+    assert [adapter["init_args"]["method"].lower() for _, adapter in methods] == ["dora", "ia3", "vera"]
     assert lora[1] is not None
     assert (lora[1]["class_path"], lora[1]["init_args"]["rank"], lora[1]["init_args"]["budget"]) == (LORA, 24, None)
 
