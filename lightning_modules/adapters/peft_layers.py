@@ -69,12 +69,12 @@ def wrap(network: nn.Module, config: Any, layers: Mapping[str, LinearLayer], ada
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            unwrap(network, _wrappers(network, without=there))
+            _put_back(network, _wrappers(network, without=there))
             reason = " ".join(str(error).split())
             raise InputError(f"{adapter}: peft refuses ({reason:.300}); set other options or choose other targets") from error
     wrapped = _wrappers(network, without=there)
     if otherwise := sorted(wrapped.keys() ^ layers.keys()):
-        unwrap(network, wrapped)
+        _put_back(network, wrapped)
         raise InputError(f"{adapter}: peft does not put it into {some(otherwise)}; choose another method or other targets")
     if changed := [name for name, wrapper in wrapped.items() if _sample(wrapper.get_base_layer()) != before[name]]:
         raise InputError(
@@ -120,12 +120,16 @@ def merge(network: nn.Module, owns: Callable[[str], bool]) -> int:
 
 
 def unwrap(network: nn.Module, wrapped: Mapping[str, Any]) -> None:
-    """Put the layers back that are in these wrappers."""
+    """Put the layers back that `wrap` has put into these, with what hooks them."""
+    for wrapper in wrapped.values():
+        _pass_hooks(wrapper, wrapper.get_base_layer())
+    _put_back(network, wrapped)
+
+
+def _put_back(network: nn.Module, wrapped: Mapping[str, Any]) -> None:
     for name, wrapper in wrapped.items():
         parent, _, leaf = name.rpartition(".")
-        base = wrapper.get_base_layer()
-        _pass_hooks(wrapper, base)
-        setattr(network.get_submodule(parent), leaf, base)
+        setattr(network.get_submodule(parent), leaf, wrapper.get_base_layer())
     if hasattr(network, "peft_config") and not _wrappers(network):
         del network.peft_config  # peft's note that it was here
 
