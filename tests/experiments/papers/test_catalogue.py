@@ -251,6 +251,7 @@ def test_the_small_scale_has_the_papers_variants() -> None:
         {f"base-coco-{row}" for row in tuned} | {f"large-zero_shot-{row}" for row in transferred}
         | {f"base-flickr30k-{row}" for row in rows} | {"pretrain-base"}
         | {f"{data}-{row}" for data in ("coco", "nocaps") for row in captioners} | {"coco-llama", "alone-llama"}
+        | {"coco-large-linear_prefix", "coco-large-lora_language"}
     )  # fmt: skip
     assert all(run.recipe.reads and run.recipe.cost and run.recipe.cost.device == "CPU core" for run in planned)
     starts = {run.key for run in planned if run.names == ("iais/pretrain-base",)}
