@@ -88,7 +88,7 @@ def test_normalized_vectors() -> None:
     ("options", "message"),
     [
         ({"num_heads": 3}, "3 heads do not divide"),
-        ({"mapping": "linear"}, "unknown mapping"),
+        ({"mapping": "cubic"}, "unknown mapping"),
         ({"prefix_length": 0}, "must be positive"),
     ],
 )
