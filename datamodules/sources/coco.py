@@ -18,6 +18,7 @@ from datamodules.formats.parsing import Parsed, join
 from datamodules.formats.positives import positive_files
 from datamodules.records import ImageRecord
 from datamodules.source import Source
+from datamodules.sources.held_out import FlickrHeldOut
 
 IMAGES_URL = "http://images.cocodataset.org"
 POSITIVES_URL = "https://raw.githubusercontent.com/naver-ai/eccv-caption/main/eccv_caption/data"
@@ -79,6 +80,8 @@ class COCOSource(Source):
             or absolute) has NAME_image_to_caption.json and NAME_caption_to_image.json: {eccv: positives, cxc: positives} for ECCV
             Caption and Crisscrossed Captions, as the package eccv_caption ships them. Tests of retrieval then also give
             NAME_i2t_map_at_r, NAME_i2t_rprecision, NAME_i2t_r1 and so on.
+        held_out: Training images that stay out because Flickr30k or Flickr8k evaluates on them, for who pre-trains here and
+            evaluates there; null leaves them in. Text databases are then not read: they cannot know.
         download: Fetch what is missing (Karpathy's or the official captions, and 20 GB of images).
         mirror: Base address to fetch from instead of the official servers, with the same paths under it; the environment
             variable CROSSLIGHT_COCO_MIRROR does the same.
@@ -97,6 +100,7 @@ class COCOSource(Source):
         year: Literal["2014", "2017"] = "2014",
         files: dict[str, list[str]] | None = None,
         positives: dict[str, str] | None = None,
+        held_out: FlickrHeldOut | None = None,
         download: bool = False,
         mirror: str | None = None,
         **loading: Any,
@@ -111,6 +115,8 @@ class COCOSource(Source):
             )
         self.captions = captions
         self._positives = {name: self.root / Path(folder).expanduser() for name, folder in (positives or {}).items()}
+        self.held_out = held_out
+        self.own_captions = held_out is not None  # type: ignore[misc] - text databases would bring the images back
         self.restval = restval
         self.year = year
         self.files = files
@@ -123,14 +129,21 @@ class COCOSource(Source):
         return self._positives
 
     def options(self) -> dict[str, Any]:
-        further = {"positives": sorted(self.positives)} if self.positives else {}
+        further: dict[str, Any] = {"positives": sorted(self.positives)} if self.positives else {}
+        if self.held_out is not None:
+            further["held_out"] = [*(Path(path).name for path in self.held_out.files()), *self.held_out.splits]
         if self.captions == "karpathy":
             return {"captions": self.captions, "restval": self.restval, **further}
         return {"captions": self.captions, "files": {s: [p.name for p in ps] for s, ps in self._files().items()}, **further}
 
     def annotation_files(self) -> list[Path]:
+        held_out = [] if self.held_out is None else [self.root / path for path in self.held_out.files()]
         if self.captions == "karpathy":
-            return [self.karpathy_file()]
+            return [self.karpathy_file(), *held_out]
+        return list(dict.fromkeys([*self._caption_files(), *held_out]))
+
+    def _caption_files(self) -> list[Path]:
+        """Official and index: the files of all splits."""
         return list(dict.fromkeys(path for paths in self._files().values() for path in paths))
 
     def karpathy_file(self) -> Path:
@@ -169,9 +182,9 @@ class COCOSource(Source):
         if self.captions == "karpathy":
             return {self.karpathy_file(): "karpathy", **pictures}
         if self.captions == "beit3_index":  # files of the user's own may name other folders
-            return {**dict.fromkeys(self.annotation_files()), **({} if self.files else pictures)}
+            return {**dict.fromkeys(self._caption_files()), **({} if self.files else pictures)}
         needed: dict[Path, str | None] = {}
-        for path in self.annotation_files():
+        for path in self._caption_files():
             folder = self._image_folder(path)
             standard = path.parent == self.root / "annotations" and path.stem.startswith("captions_")
             year = path.stem[-4:]
@@ -213,7 +226,7 @@ class COCOSource(Source):
         missing = {path: archive for path, archive in self._needed().items() if not path.exists()}
         if not missing:
             return
-        index = self.annotation_files() if self.captions == "beit3_index" else ()
+        index = self._caption_files() if self.captions == "beit3_index" else ()
 
         def source(path: Path, archive: str | None) -> str:
             if archive:
@@ -231,6 +244,13 @@ class COCOSource(Source):
         raise InputError("\n".join([f"COCO is not complete under {self.root}. {advice}", *lines]))
 
     def parse(self) -> Parsed:
+        parsed = self._parse()
+        if self.held_out is not None:
+            out = self.held_out.coco_ids(self.root)
+            parsed.splits["train"] = [record for record in parsed.splits.get("train", []) if record.image_id not in out]
+        return parsed
+
+    def _parse(self) -> Parsed:
         self.require_files()
         if self.captions == "karpathy":
             parsed = parse_karpathy(self.karpathy_file(), self.image_dir)
@@ -239,7 +259,7 @@ class COCOSource(Source):
                 parsed.splits["train"] = parsed.splits.get("train", []) + restval
             return self._of_year(parsed)
         if self.captions == "beit3_index":
-            require_current_index("coco", self.root, self.annotation_files(), self.karpathy_file())
+            require_current_index("coco", self.root, self._caption_files(), self.karpathy_file())
             files = {s: [parse_index(p, self.image_dir) for p in ps] for s, ps in self._files().items()}
             return self._of_year(join(self.root, files))
         files = {s: [parse_coco_captions(p, self._image_folder(p)) for p in ps] for s, ps in self._files().items()}

@@ -14,10 +14,10 @@ from datamodules.errors import InputError, shown
 from datamodules.files.download import Remote, fetch, is_lacking, unpack
 from datamodules.files.text import open_text, read_words
 from datamodules.formats import karpathy
-from datamodules.formats.json_stream import stream_list
-from datamodules.formats.parsing import Entry, Parsed
+from datamodules.formats.parsing import Parsed
 from datamodules.formats.visual_genome import Exclusion, GenomeCounts, parse_visual_genome
 from datamodules.source import Source
+from datamodules.sources.held_out import FLICKR_FILE, karpathy_ids
 
 ANNOTATIONS_URL = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset"
 IMAGES_URL = "https://cs.stanford.edu/people/rak248/VG_100K_2"
@@ -36,7 +36,6 @@ _SOURCES: dict[str, tuple[str, str, str | None]] = {
     "held_out/test-images-with-rotation.csv": (OPEN_IMAGES_URL, "test/test-images-with-rotation.csv", None),
 }
 _FLICKR_PAGE = re.compile(r"flickr\.com/photos/[^/]+/([0-9]+)")
-_FLICKR_FILE = re.compile(r"/([0-9]+)_[0-9a-f]+(?:_[a-z0-9]+)?\.[a-z]+$")
 
 
 @dataclass(frozen=True)
@@ -200,37 +199,17 @@ def _names(value: Any) -> Any:
 
 def _exclusions(held_out: HeldOut, root: Path) -> Iterator[Exclusion]:
     if held_out.coco is not None:
-        ids = _karpathy_ids(root / held_out.coco, held_out.splits, "cocoid")
+        ids = karpathy_ids(root / held_out.coco, held_out.splits, "cocoid")
         yield Exclusion("in an evaluation split of COCO", coco_ids=ids)
     for name, file in (("Flickr30k", held_out.flickr30k), ("Flickr8k", held_out.flickr8k)):
         if file is not None:
-            ids = _karpathy_ids(root / file, held_out.splits, "filename")
+            ids = karpathy_ids(root / file, held_out.splits, "filename")
             yield Exclusion(f"in an evaluation split of {name}", flickr_ids=ids)
     for path in held_out.flickr_ids:
         yield Exclusion(f"listed in {Path(path).name}", flickr_ids=_listed_ids(root / path))
     if held_out.open_images:
         open_images = frozenset[str]().union(*(open_images_flickr_ids(root / path) for path in held_out.open_images))
         yield Exclusion("in Open Images' validation or test set, as NoCaps", flickr_ids=open_images)
-
-
-def _karpathy_ids(path: Path, splits: tuple[str, ...], key: str) -> frozenset[str]:
-    """COCO ids, or the Flickr ids that file names begin with (Flickr30k: ID.jpg, Flickr8k: ID_SECRET.jpg), of these splits."""
-    ids, found = set(), set()
-    for row, value in enumerate(stream_list(path, karpathy.EXPECTED, "images")):
-        image = Entry(value, path, f"images[{row}]", karpathy.EXPECTED)
-        split = image.text("split")
-        found.add(split)
-        if split in splits:
-            ids.add(image.identity("cocoid") if key == "cocoid" else Path(image.text("filename")).stem.partition("_")[0])
-    absent = [split for split in splits if split not in found]
-    if absent and key == "cocoid":  # the others have no restval
-        raise InputError(
-            f"{path} has no split {absent[0]!r} (held_out.splits), only {', '.join(sorted(found)) or 'none'}; give those that "
-            "you evaluate on."
-        )
-    if not ids:
-        raise InputError(f"{path} has no images of the splits {', '.join(splits)} (held_out.splits): nothing would stay out.")
-    return frozenset(ids)
 
 
 def _listed_ids(path: Path) -> frozenset[str]:
@@ -267,5 +246,5 @@ def open_images_flickr_ids(path: Path) -> frozenset[str]:
 
 def _flickr_id(row: Mapping[str, str | None]) -> str | None:
     page = _FLICKR_PAGE.search(row["OriginalLandingURL"] or "")
-    found = page or _FLICKR_FILE.search((row["OriginalURL"] or "").lower())
+    found = page or FLICKR_FILE.search((row["OriginalURL"] or "").lower())
     return found.group(1) if found else None
