@@ -13,12 +13,12 @@ from datamodules.errors import InputError
 from datamodules.files.download import Remote, fetch, is_lacking, unpack
 from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files, parse_index, require_current_index
 from datamodules.formats.coco_captions import parse_coco_captions
+from datamodules.formats.held_out import FlickrHeldOut
 from datamodules.formats.karpathy import KARPATHY_URL, parse_karpathy
 from datamodules.formats.parsing import Parsed, join
 from datamodules.formats.positives import positive_files
 from datamodules.records import ImageRecord
 from datamodules.source import Source
-from datamodules.sources.held_out import FlickrHeldOut
 
 IMAGES_URL = "http://images.cocodataset.org"
 POSITIVES_URL = "https://raw.githubusercontent.com/naver-ai/eccv-caption/main/eccv_caption/data"

@@ -14,10 +14,10 @@ from datamodules.errors import InputError, shown
 from datamodules.files.download import Remote, fetch, is_lacking, unpack
 from datamodules.files.text import open_text, read_words
 from datamodules.formats import karpathy
+from datamodules.formats.held_out import FLICKR_FILE, karpathy_ids
 from datamodules.formats.parsing import Parsed
 from datamodules.formats.visual_genome import Exclusion, GenomeCounts, parse_visual_genome
 from datamodules.source import Source
-from datamodules.sources.held_out import FLICKR_FILE, karpathy_ids
 
 ANNOTATIONS_URL = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset"
 IMAGES_URL = "https://cs.stanford.edu/people/rak248/VG_100K_2"

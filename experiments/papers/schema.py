@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Scale = Literal["full", "small", "miniature"]
-Paper = Literal["mwa", "iais", "i_tuning", "clip"]
+Paper = Literal["mwa", "iais", "i_tuning", "clip", "uniter"]
 Style = Literal["source", "target", "web"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 PAPERS: tuple[Paper, ...] = get_args(Paper)

@@ -13,10 +13,10 @@ from tiny_regions import VOCABULARY, WIDTH, region_files, region_inputs, region_
 from datamodules.coco import COCO
 from datamodules.errors import InputError
 from datamodules.flickr30k import Flickr30k
+from datamodules.formats.held_out import FlickrHeldOut
 from datamodules.image_text import Limits
 from datamodules.inputs import Inputs, RegionInput, TextInput
 from datamodules.loading.region_files import RegionFiles
-from datamodules.sources.held_out import FlickrHeldOut
 from datamodules.together import Together
 
 MASKED = Inputs(text=TextInput(None, 64, VOCABULARY.size), regions=RegionInput(WIDTH), masked=True)
