@@ -116,7 +116,7 @@ class COCOSource(Source):
         self.captions = captions
         self._positives = {name: self.root / Path(folder).expanduser() for name, folder in (positives or {}).items()}
         self.held_out = held_out
-        self.own_captions = held_out is not None  # type: ignore[misc] - text databases would bring the images back
+        self.own_captions = held_out is not None  # type: ignore[misc]  # text databases would bring the images back
         self.restval = restval
         self.year = year
         self.files = files
