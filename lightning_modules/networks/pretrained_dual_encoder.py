@@ -11,6 +11,7 @@ import copy
 import inspect
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,13 +20,14 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from datamodules.errors import InputError, some
+from datamodules.files.hub import without_waiting
 from datamodules.inputs import ImageInput, Inputs, TextInput
 from datamodules.records import ImageBatch, TextBatch
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.image_processor import image_input, read_processor
 from lightning_modules.networks.library_model import build_model, read_settings, require_one
 from lightning_modules.networks.network import RetrievalNetwork
-from lightning_modules.networks.quiet_loading import quiet_loading
+from lightning_modules.networks.quiet_loading import is_path, quiet_loading
 from lightning_modules.networks.start import fresh_names, to_read
 from lightning_modules.networks.towers.base import find_blocks, layer_of, stem_of
 from lightning_modules.networks.towers.hugging_face import expanded
@@ -340,6 +342,9 @@ def _longest(tokenizer: str) -> int:
     """What a tokenizer's own configuration says of the longest text; very long where it says nothing."""
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+    if is_path(tokenizer) and not Path(tokenizer).expanduser().is_dir():
+        return _NO_LIMIT  # whoever reads texts with it says that it is not there; to count parameters needs none
+    without_waiting(tokenizer)
     with quiet_loading():
         stored = get_tokenizer_config(tokenizer)
     return int(min(stored.get("model_max_length") or _NO_LIMIT, _NO_LIMIT))

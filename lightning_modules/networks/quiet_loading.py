@@ -29,7 +29,7 @@ def hugging_face(what: str, remedy: str, name: str | None = None) -> Iterator[No
         InputError: Whatever is raised inside.
     """
     if name is not None:
-        if _is_path(name) and not Path(name).expanduser().exists():
+        if is_path(name) and not Path(name).expanduser().exists():
             place = "" if Path(name).expanduser().is_absolute() else f" under {Path.cwd()}"
             raise InputError(
                 f"{what} (there is no such folder{place}); {remedy}. "
@@ -46,7 +46,7 @@ def hugging_face(what: str, remedy: str, name: str | None = None) -> Iterator[No
         raise InputError(f"{what} ({first}); {remedy}") from error
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """Whether a name cannot be one of the hub, which has OWNER/NAME at most."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 

@@ -53,7 +53,7 @@ def _small(word: str) -> str:
     return word
 
 
-def test_the_page_goes_from_a_table_to_a_search(here: Path) -> None:
+def test_the_page_goes_from_a_table_to_a_search(here: Path, world: Path) -> None:
     said = {}
     for command, *options in commands():
         few = FEW if command == "run" else ("--workers=0", "--device=cpu") if command == "index" else ()
@@ -68,25 +68,36 @@ def test_the_page_goes_from_a_table_to_a_search(here: Path) -> None:
         if "projection" not in name and "logit" not in name
     )
     run, export = (lightning_modules.load(here / name) for name in ("runs/lora", "my-clip"))
-    texts = ["a red square", "two circles"]
-    assert torch.equal(run.encode_texts(texts), export.encode_texts(texts))
+    texts = json.loads((world / "flickr30k" / "dataset_flickr30k.json").read_text())["images"][0]["sentences"][:2]
+    assert torch.equal(*(model.encode_texts([each["raw"] for each in texts]) for model in (run, export)))
     assert said["search"].startswith('"a red square", of ')
 
 
-SIGLIP = (
-    "-c", "configs/model/clip_tiny.yaml",
-    "--model.init_args.network.init_args.config={model_type: siglip, "
-    "text_config: {hidden_size: 24, intermediate_size: 48, num_hidden_layers: 1, num_attention_heads: 2, vocab_size: 320, "
-    "max_position_embeddings: 32, projection_size: 24}, vision_config: {hidden_size: 24, intermediate_size: 48, "
-    "num_hidden_layers: 1, num_attention_heads: 2, image_size: 32, patch_size: 16}}",
-    "--model.init_args.objective=lightning_modules.objectives.sigmoid.SigmoidLoss",
-    "--model.init_args.frozen_tower=image", "--model.init_args.frozen_dtype=bfloat16",
-    "--model.init_args.adapter.init_args.towers=text", "--model.init_args.optimization.lr=0.01",
-)  # fmt: skip
+SIGLIP = """
+model:
+  init_args:
+    network:
+      init_args:
+        config:
+          model_type: siglip
+          text_config: {hidden_size: 24, intermediate_size: 48, num_hidden_layers: 1, num_attention_heads: 2, vocab_size: 320,
+                        max_position_embeddings: 32, projection_size: 24}
+          vision_config: {hidden_size: 24, intermediate_size: 48, num_hidden_layers: 1, num_attention_heads: 2, image_size: 32,
+                          patch_size: 16}
+    objective:
+      class_path: lightning_modules.objectives.sigmoid.SigmoidLoss
+    adapter: {init_args: {towers: text}}
+    frozen_tower: image
+    frozen_dtype: bfloat16
+    optimization: {lr: 0.01}
+"""
 
 
 def test_a_siglip_with_a_frozen_tower_in_16_bits_is_trained_killed_and_resumed(tmp_path: Path) -> None:
-    whole, _ = killed_and_resumed_is_whole(arguments("lora", *SIGLIP), tmp_path)
+    (tmp_path / "siglip.yaml").write_text(SIGLIP)
+    options = arguments("lora", "-c", str(tmp_path / "siglip.yaml"))
+    options[options.index("configs/model/dual_tiny.yaml")] = "configs/model/clip_tiny.yaml"
+    whole, _ = killed_and_resumed_is_whole(options, tmp_path)
     trained = weights(whole, "last.ckpt")
     assert "network.logit_bias" in trained
     assert not any(name.startswith("network.model.vision_model.") for name in trained)

@@ -14,6 +14,7 @@ import yaml
 from agent import agents_command, wandb_config, wandb_records
 from end_to_end import (
     BEIT3,
+    CLIP,
     arguments,
     metrics,
     recalls,
@@ -40,7 +41,7 @@ def identity(run: Path) -> str:
     return config_hash({"command": "run", **config})
 
 
-@pytest.mark.parametrize("network", [(), BEIT3], ids=["two_towers", "beit3"])
+@pytest.mark.parametrize("network", [(), BEIT3, CLIP], ids=["two_towers", "beit3", "clip"])
 def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_path: Path) -> None:
     """27 images, batches of 8 in chunks of 3, 7 images to validate and 11 to test. W&B's agent starts the two: they are a point
     of a sweep, whose values reach both ranks and the one W&B run."""

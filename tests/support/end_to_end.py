@@ -37,6 +37,8 @@ BEIT3 = (
     "--model.init_args.network.init_args.width=24", "--model.init_args.network.init_args.num_layers=2",
     "--model.init_args.network.init_args.ffn_width=48",
 )  # fmt: skip
+# A CLIP as Hugging Face's library builds it, on smaller images.
+CLIP = ("-c", "configs/model/clip_tiny.yaml", "--model.init_args.network.init_args.image_size=32")
 # A UNITER below the demo's size on the same photographs: their 135 training captions in batches of 8 positives a side with 6
 # candidates each, and 6 steps of two such batches, a validation after the third and the last.
 _NETWORK = "--model.init_args.network.init_args"

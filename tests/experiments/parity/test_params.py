@@ -125,6 +125,9 @@ def test_loras_row_is_what_peft_puts_in() -> None:
     (["-c", "configs/model/dual_tiny.yaml", "-c",
       "experiments/papers/mwa/variants/lora.yaml", "--model.init_args.init_from=/no/run"],
      24 * (3 * (16 * 96) + 2 * (18 * 96)), None, "If they are not: "),
+    (["-c", "configs/model/clip_tiny.yaml", "-c",
+      "experiments/papers/mwa/variants/lora.yaml", "--model.init_args.init_from=/no/run"],
+     24 * (5 * (18 * 96)), None, "If they are not: "),
 ])  # fmt: skip
 def test_counts_of_a_configuration(
     arguments: list[str], tunable: int, total: int | None, says: str | None, capsys: pytest.CaptureFixture[str],
