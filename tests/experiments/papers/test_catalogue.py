@@ -48,7 +48,10 @@ NUMBERED = [paper for paper in PAPERS if PAPERS_OWN[paper]]  # uniter is what ia
 NAMES = [f"{paper}/{name}" for paper in PAPERS for name in sorted([*PAPERS_OWN[paper], *BEYOND[paper]])]
 PARAMETERS = {"dropped_layers"}  # fields of a published row that say what was run, beside its texts and true or false
 SIZES = ("base.yaml", "medium.yaml", "large.yaml", "neox.yaml", "llama.yaml", "opt.yaml")  # overlays of nothing but sizes
-ALIKE = {"mwa/base-coco-ke32": "mwa/base-coco-ke-small", "clip/adapt-frozen": "clip/zero_shot-openai_b32-coco-plain"}  # at full scale
+ALIKE = {
+    "mwa/base-coco-ke32": "mwa/base-coco-ke-small",
+    "clip/adapt-frozen": "clip/zero_shot-openai_b32-coco-plain",
+}  # at full scale
 
 
 @cache
