@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 _SECTIONS = {"trainer", "data", "model", "checkpoint", "wandb"}
-_NO_OPTIONS = ("runs.yaml", "numbers.yaml", "inputs.yaml", "miniatures.yaml")
+_NO_OPTIONS = ("runs.yaml", "numbers.yaml", "inputs.yaml", "miniatures.yaml", "explanations.yaml")
 
 
 def packaged_configs() -> list[str]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from end_to_end import (
+    BRIDGED,
     TEST,
     VAL,
     captioner,
@@ -40,6 +41,7 @@ from lightning_modules.networks.captioner import Written
 
 STEPPED = 6
 NAMES = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"}
+ROWS = [("i_tuning", ()), ("lora_both", BRIDGED)]
 EXACT = ("--model.init_args.optimization.lr=0.005", "--model.init_args.optimization.eps=1e-4")
 
 
@@ -188,9 +190,10 @@ def test_other_rows_run(row: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ processes and kills
 
 
-def test_two_processes_train_and_caption_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("row", "options"), ROWS, ids=["i_tuning", "lora_both"])
+def test_two_processes_train_and_caption_as_one(row: str, options: tuple[str, ...], tmp_path: Path) -> None:
     def command(folder: str, *more: str) -> list[str]:
-        return captioner("i_tuning", *EXACT, "--trainer.max_steps=3", f"--run_dir={tmp_path / folder}", *more)
+        return captioner(row, *options, *EXACT, "--trainer.max_steps=3", f"--run_dir={tmp_path / folder}", *more)
 
     run_by_one_and_by_two(command, tmp_path)
     one, both = tmp_path / "one", tmp_path / "two"
@@ -213,8 +216,9 @@ def test_two_processes_train_and_caption_as_one(tmp_path: Path) -> None:
         assert same, name
 
 
+@pytest.mark.parametrize(("row", "options"), ROWS, ids=["i_tuning", "lora_both"])
 def test_killed_in_training_and_while_it_writes_captions_it_ends_as_if_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    row: str, options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, with sampled captions: killed when 5 of 6 steps are done, and in the test after 2 of 6 batches."""
     run, before, after, log = (tmp_path / name for name in ("run", "before", "after", "log"))
@@ -222,7 +226,7 @@ def test_killed_in_training_and_while_it_writes_captions_it_ends_as_if_left_alon
 
     def command(folder: Path) -> list[str]:
         return captioner(
-            "i_tuning", *sampled, "--checkpoint.every_n_steps=3", "--trainer.callbacks=kill_switch.KillSwitch",
+            row, *options, *sampled, "--checkpoint.every_n_steps=3", "--trainer.callbacks=kill_switch.KillSwitch",
             "--trainer.callbacks.step=5", f"--trainer.callbacks.spent={tmp_path / 'power cut'}", f"--run_dir={folder}",
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cards import what_it_prints
-from end_to_end import FORKS, arguments, captioner, succeed
+from end_to_end import BRIDGED, FORKS, arguments, captioner, succeed
 
 import lightning_modules
 from datamodules.loading.tokens import Tokenizer
@@ -80,7 +80,8 @@ def others(runs: Path, full_run: Path) -> list[Path]:
     succeed("run", *arguments("ke_only", ONE_EPOCH, started, f"--run_dir={runs / 'ke'}"))
     succeed("run", *arguments("lora", ONE_EPOCH, started, f"--run_dir={runs / 'lora'}"))
     succeed("run", *captioner("clipcap", f"--run_dir={runs / 'clipcap'}"))
-    return [runs / name for name in ("ke", "lora", "clipcap")]
+    succeed("run", *captioner("lora_both", *BRIDGED, f"--run_dir={runs / 'lora_both'}"))
+    return [runs / name for name in ("ke", "lora", "clipcap", "lora_both")]
 
 
 def test_exports_of_every_method_load_where_nothing_else_is(

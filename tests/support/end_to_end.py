@@ -82,6 +82,13 @@ CAPTIONER = (
     "--trainer.log_every_n_steps=1", "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=-1", "--trainer.max_steps=6",
     "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=6",
 )  # fmt: skip
+# Row lora_both: LoRA in both towers behind a linear prefix, as small as these towers.
+_ADAPTERS = "lightning_modules.adapters"
+BRIDGED = (
+    "--model.init_args.adapter.init_args.adapters="
+    f"[{{class_path: {_ADAPTERS}.clipcap.ClipCap, init_args: {{mapping: linear, prefix_length: 2}}}}, "
+    f"{{class_path: {_ADAPTERS}.lora.LoRAAdapter, init_args: {{rank: 2, towers: both}}}}]",
+)
 _WANDB_SERVICE = "WANDB_SERVICE"  # of a W&B run in the tests' own process: another process would write into that one's service
 RECALLS = {f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum"}
 

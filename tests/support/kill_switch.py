@@ -69,9 +69,9 @@ def note_captions(noted: Path, most: int | None = None) -> None:
 
     add, count = CaptionStore.add, 0
 
-    def add_and_note(store: CaptionStore, rows: Any, captions: Any, ended: Any) -> None:
+    def add_and_note(store: CaptionStore, rows: Any, *written: Any) -> None:
         nonlocal count
-        add(store, rows, captions, ended)
+        add(store, rows, *written)
         if store.folder is None:
             return
         with open(noted, "a") as file:
