@@ -29,7 +29,7 @@ from datamodules.files.leftovers import remove_leftovers
 from datamodules.files.locks import is_held, take_lock
 from datamodules.files.ownership import refuse_strangers
 from datamodules.files.yaml_file import read_yaml
-from experiments.runs.identity import config_hash, deciding, differing_keys
+from experiments.runs.identity import config_hash, deciding, differing_keys, without_new_options
 from experiments.runs.metrics_csv import FILE as METRICS
 from experiments.runs.results import DataDescription, Evaluation, Results, ResultsStatus, now, read_results, write_results
 
@@ -107,9 +107,10 @@ class RunFolder:
                     )
                     for file in (METRICS, "traceback.log"):
                         (folder / file).unlink(missing_ok=True)
-            if results.config_hash != digest:
-                old = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
-                names = differing_keys(deciding(config), deciding(old))
+            old = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
+            known = without_new_options(config, old)
+            if results.config_hash not in (digest, config_digest(command, known)):
+                names = differing_keys(deciding(known), deciding(old))
                 if results.command != command:
                     names.insert(0, f"the command ({results.command} there, {command} here)")
                 listed = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import json
 import re
 from contextlib import suppress
+from dataclasses import asdict, is_dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -84,6 +87,46 @@ def differing_keys(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
             names += differing_keys(ours.get(key), theirs.get(key), f"{prefix}{key}.")
         return names
     return [] if ours == theirs else [prefix.rstrip(".")]
+
+
+def without_new_options(config: Any, stored: Any) -> Any:
+    """A configuration without the options that a stored one has no word of and that are at their defaults here: those of a later
+    version, which a run of an earlier one is not another run for."""
+    if isinstance(config, list) and isinstance(stored, list) and len(config) == len(stored):
+        return [without_new_options(ours, theirs) for ours, theirs in zip(config, stored, strict=True)]
+    if not isinstance(config, dict) or not isinstance(stored, dict):
+        return config
+    kept = {key: without_new_options(value, stored.get(key)) for key, value in config.items()}
+    ours, theirs = kept.get("init_args"), stored.get("init_args")
+    if isinstance(ours, dict) and isinstance(theirs, dict) and kept.get("class_path") == stored.get("class_path"):
+        new = {key: value for key, value in ours.items() if key not in theirs}
+        if new:
+            defaults = _defaults(str(kept["class_path"]))
+            at_default = {key for key, value in new.items() if key in defaults and _plain(value) == _plain(defaults[key])}
+            kept["init_args"] = {key: value for key, value in ours.items() if key not in at_default}
+    return kept
+
+
+def _defaults(class_path: str) -> dict[str, Any]:
+    """Of a class's constructor, and of those that it hands options on to; nothing where it cannot be imported."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return {}
+    found: dict[str, Any] = {}
+    for one in reversed(kind.__mro__[:-1]):
+        if "__init__" in vars(one):
+            parameters = inspect.signature(one.__init__).parameters.values()
+            found |= {each.name: each.default for each in parameters if each.default is not each.empty}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """As a file of configurations has it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    return json.loads(json.dumps(value, default=str))
 
 
 def _without(value: Any, names: set[str]) -> Any:

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -182,6 +182,33 @@ def test_another_configuration_is_refused_by_the_keys_that_differ(trained: bool,
     assert (f"--model.init_args.init_from={failed.path} starts new training" in message) == trained
     assert (f"--ckpt_path={failed.path}/checkpoints/last.ckpt goes on" in message) == trained
     assert "the command (run there, fit here)" in refused(tmp_path / "run", command="fit")
+
+
+@dataclass(frozen=True)
+class _Limits:
+    val: int = 100
+    splits: tuple[str, ...] = ("val",)
+
+
+class _Later:
+    """A data module of a later version, which has two options more."""
+
+    def __init__(self, batch_size: int, prompt: str | None = None, limits: _Limits = _Limits()) -> None: ...  # noqa: B008
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_options_are_new(tmp_path: Path) -> None:
+    earlier = changed(data__class_path=f"{__name__}._Later")
+    first = open_run(tmp_path / "run", earlier)
+    first.checkpoints.mkdir()
+    (first.checkpoints / "last.ckpt").touch()
+    first.finish("interrupted")
+    new = {"batch_size": 64, "prompt": None, "limits": {"val": 100, "splits": ["val"]}}
+    later = changed(data__class_path=f"{__name__}._Later", data__init_args=new)
+    other = changed(data__class_path=f"{__name__}._Later", data__init_args={**new, "prompt": "a photo of {}"})
+    assert "it differs in: data.init_args.prompt)" in refused(tmp_path / "run", other)  # it was begun without one
+    resumed = open_run(tmp_path / "run", later)
+    assert (resumed.resumed, resumed.results.attempts) == (True, 2)
+    assert yaml.safe_load((resumed.path / "config.yaml").read_text()) == later
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
