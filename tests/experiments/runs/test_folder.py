@@ -193,7 +193,7 @@ class _Limits:
 class _Later:
     """A data module of a later version, which has two options more."""
 
-    def __init__(self, batch_size: int, prompt: str | None = None, limits: _Limits = _Limits()) -> None: ...  # noqa: B008
+    def __init__(self, batch_size: int, prompt: str | None = None, limits: _Limits = _Limits()) -> None: ...
 
 
 def test_a_run_of_an_earlier_version_goes_on_where_options_are_new(tmp_path: Path) -> None:
