@@ -120,13 +120,16 @@ class _Kept:
     ) -> None:
         from datamodules.files.digests import readable_digests
         from lightning_modules.captioning import caption_conditions
+        from lightning_modules.checkpoints.fingerprint import settings_digest
 
         self._out, self._results, self._file = out, dict[str, str](), None
         self._began, self._written = time.time_ns(), 0
         self.there: set[str] = set()  # files that have a caption already
         if out is not None and out.suffix.lower() in ENDINGS:
-            conditions = json.dumps(caption_conditions(network, decoding, seed), sort_keys=True)
-            self._file = CaptionFile(out, hashlib.sha256(conditions.encode()).hexdigest()[:16])
+            conditions = caption_conditions(network, decoding, seed) | {"settings": settings_digest(network)}
+            if isinstance(network.language.text_input.tokenizer, str):  # it makes words of ids
+                conditions["words"] = sorted(network.language.hf_tokenizer.get_vocab().items())
+            self._file = CaptionFile(out, hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:16])
             self._digests = readable_digests(paths)[0]
             self._contents = {str(path): content for path, content in self._digests.items()}
             undrawn = [path for path in paths if maps is not None and not (maps / f"{path.stem}.png").exists()]

@@ -37,6 +37,7 @@ def add_options(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from experiments.report.origins import origins_of
+    from experiments.runs.sizes import readable_bytes
     from experiments.training.quiet import quiet
     from lightning_modules.exporting import export_run, require_run
 
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     written: dict[str, Any] = {"origins": origins, "dialled": dialled, "merge": options.merge}
     folder = export_run(options.run, options.folder, options.backbone, options.tokenizer, **written)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{options.folder}: {size / 2**20:.2f} MiB")
+    print(f"{options.folder}: {readable_bytes(size)}")
     return 0
 
 

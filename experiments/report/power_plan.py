@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments.papers.catalogue import exhibit_names
+from experiments.papers.estimates import without_estimate
 from experiments.papers.plan import plan_runs
 from experiments.papers.schema import Claim, Exhibit, Scale
 from experiments.report.collect import View, collect
@@ -49,11 +50,11 @@ class Hours:
 
     Args:
         by_device: Device-hours; "" is a device without a name.
-        unknown: Runs without an estimate.
+        unknown: Runs whose recipe has no estimate, by name; one with several seeds as often.
     """
 
     by_device: Mapping[str, float]
-    unknown: int = 0
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,15 +203,15 @@ class _Exhibit:
     def _hours(self, runs: Iterable[str], seeds: int, images: float) -> Hours:
         """Of what is not finished; with another number of images nothing is."""
         hours: dict[str, float] = {}
-        unknown = 0
+        unknown: list[str] = []
         for run in plan_runs(sorted(runs), self.scale, self._seeds(seeds)):
             if images == 1 and self.folders.find(run, run.names[0]).status == "finished":
                 continue
             if (cost := run.recipe.cost) is None:
-                unknown += 1
+                unknown.append(run.names[0])
             else:
                 hours[cost.device] = hours.get(cost.device, 0.0) + cost.hours
-        return Hours(hours, unknown)
+        return Hours(hours, tuple(unknown))
 
     def _claim(self, verdict: Verdict) -> ClaimPlan:
         claim = verdict.claim
@@ -412,7 +413,7 @@ def hours_words(hours: Hours) -> str:
         f"{amount:,.1f} {device or 'device'}-hours" if amount >= 1 else f"{60 * amount:.0f} {device or 'device'}-minutes"
         for device, amount in hours.by_device.items()
     ]
-    parts += [f"{hours.unknown} runs without an estimate"] if hours.unknown else []
+    parts += [without_estimate(hours.unknown)] if hours.unknown else []
     return ", ".join(parts) or "nothing to run"
 
 
@@ -466,7 +467,11 @@ def _need_json(need: Need | None) -> Mapping[str, Any] | None:
 
 
 def _hours_json(hours: Hours) -> Mapping[str, Any]:
-    return {"hours": dict(hours.by_device), "runs_without_estimate": hours.unknown}
+    return {
+        "hours": dict(hours.by_device),
+        "runs_without_estimate": len(hours.unknown),
+        "without_estimate": sorted({*hours.unknown}),
+    }
 
 
 def _finite(value: float | None) -> float | None:

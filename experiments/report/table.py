@@ -21,6 +21,7 @@ from experiments.runs.frames import Runs, table_of
 from experiments.runs.headings import DISTANCES, DOMAINS, NONE, RECALLS, factor_and_form, heading
 from experiments.runs.results import Evaluation, Results
 from experiments.runs.seeds import Configuration, configuration_of, differing, option_text, short_name
+from experiments.runs.sizes import readable_bytes
 from experiments.runs.store import Run, arrays_of, read_run, run_folders_below
 from experiments.runs.validation import BestValidation, best_validation
 
@@ -103,7 +104,7 @@ def rows(runs: Mapping[Path, Run], data: str | None = None) -> list[dict[str, An
     table: list[dict[str, Any]] = []
     about: dict[str, dict[str, Any]] = {}
     for folder, run in told.items():
-        row: dict[str, Any] = {"name": run.name, "status": run.status, "folder": str(folder), "options": {}}
+        row: dict[str, Any] = {"name": run.name, "status": run.status, "folder": str(folder), "first": str(folder), "options": {}}
         if run.results is None:
             table.append({**row, "error": run.error})
             continue
@@ -125,7 +126,22 @@ def rows(runs: Mapping[Path, Run], data: str | None = None) -> list[dict[str, An
         {"name": name, "data": data_set, **about[digest], **_finished(members)}
         for (name, digest, data_set), members in grouped.items()
     ]
-    return _best_first(done) + table
+    return _labelled(_best_first(done) + table)
+
+
+def _labelled(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With a `label` for each row: its run's name, and where another row of that test has the same name its folder too, by
+    as many of its last parts as tell it from theirs. The runs of a sweep are all called by their variant."""
+    alike: dict[tuple[str, str | None], list[dict[str, Any]]] = defaultdict(list)
+    for row in table:
+        alike[row["name"], row.get("data")].append(row)
+    for (name, _), same in alike.items():
+        places = [Path(row["first"]).parts for row in same]
+        depth = next((n for n in range(1, max(map(len, places))) if len({each[-n:] for each in places}) == len(same)), 0)
+        for row, place in zip(same, places, strict=True):
+            tail = "/".join(place[-depth:])
+            row["label"] = name if len(same) == 1 else tail if place[-1].startswith(name) else f"{name} ({tail})"
+    return table
 
 
 def _differing(configurations: Mapping[Path, tuple[str, Configuration]]) -> dict[Path, dict[str, Any]]:
@@ -171,7 +187,8 @@ def _finished(members: Sequence[_Member]) -> dict[str, Any]:
         row[f"{key}_sd"] = statistics.stdev(values) if len(values) > 1 else None
         row[f"{key}_n"] = len(values)
     row["val"] = _validated(seeds)
-    row["folder"] = str(members[0].folder) + (f" and {len(members) - 1} more" if len(members) > 1 else "")
+    row["first"] = str(members[0].folder)
+    row["folder"] = row["first"] + (f" and {len(members) - 1} more" if len(members) > 1 else "")
     row["scale"] = members[0].run.scale
     row["steps"] = _mean(_of_seeds(seeds, lambda each: None if each.run.fit is None else each.run.fit.steps))
     for _, cost, _ in _COSTS[1:]:
@@ -339,7 +356,7 @@ def _validation(monitor: str, falling: bool) -> Column:
 
 
 def _name(row: dict[str, Any]) -> str:
-    return f"{row['name']} ({row['problem']})" if row.get("problem") else str(row["name"])
+    return f"{row['label']} ({row['problem']})" if row.get("problem") else str(row["label"])
 
 
 def _seeds(row: dict[str, Any]) -> str:
@@ -351,7 +368,9 @@ def _get(row: dict[str, Any], key: str) -> Any:
 
 
 def _cost(row: dict[str, Any], key: str, form: str) -> str:
-    return bytes_text(row[key]) if key == "peak_memory_bytes" else _or_dash(row[key], form)
+    if key == "peak_memory_bytes" and row[key] is not None:
+        return readable_bytes(row[key])
+    return _or_dash(row[key], form)
 
 
 def metric_text(row: dict[str, Any], key: str) -> str:
@@ -385,9 +404,3 @@ def _cell(text: str) -> str:
 
 def _or_dash(value: Any, form: str) -> str:
     return NONE if value is None else form.format(value)
-
-
-def bytes_text(value: float | None) -> str:
-    if value is None:
-        return NONE
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"

@@ -1,7 +1,7 @@
 """A file of captions with a row an image, which grows by batches: who is stopped goes on where the file ends.
 
-A row says what it was made of (`content`, the digest of the image's content) and by what (`job`: weights, transform, decoding),
-so that a caption that is there already is known, and captions of another model are never beside it.
+A row says what it was made of (`content`, the digest of the image's content) and by what (`job`: weights, settings, transform,
+decoding), so that a caption that is there already is known, and captions of another model are never beside it.
 """
 
 from __future__ import annotations

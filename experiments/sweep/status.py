@@ -12,6 +12,7 @@ from rich.text import Text
 
 from datamodules.errors import InputError
 from datamodules.files.locks import is_held
+from experiments.papers.estimates import without_estimate
 from experiments.runs.duration import readable_time
 from experiments.runs.folder import is_running
 from experiments.runs.headings import heading, number
@@ -80,11 +81,13 @@ def summed_cost(launches: Sequence[Launch]) -> str:
         hours[launch.cost.device] = hours.get(launch.cost.device, 0.0) + launch.cost.hours
         data = tuple(name.removesuffix("_captions") for name in launch.data)
         disk[data] = max(disk.get(data, 0.0), launch.cost.disk_gb or 0.0)
-    unknown = sum(launch.cost is None for launch in launches)
+    unknown = [launch.title for launch in launches if launch.cost is None and launch.scale is not None]
+    points = sum(launch.cost is None and launch.scale is None for launch in launches)
     parts = [_hours(amount, device) for device, amount in hours.items()]
     parts += [f"up to {max(memory):g} GB of memory a device"] if memory else []
     parts += [f"{sum(disk.values()):.0f} GB of data and weights"] if any(disk.values()) else []
-    parts += [f"{unknown} of them without an estimate"] if unknown else []
+    parts += [without_estimate(unknown)] if unknown else []
+    parts += [f"{points} of a sweep file, which says nothing of costs"] if points else []
     return f"still to run: {len(launches)}; " + ", ".join(parts)
 
 

@@ -75,3 +75,39 @@ def backbone_fingerprint(
         "weights": hashlib.sha256(digests.encode()).hexdigest(),
         "tensors": tensors,
     }
+
+
+def settings_digest(network: nn.Module) -> str:
+    """64 hexadecimal digits over what a network is beside its tensors: the class of every module, its numbers, words and
+    functions (heads, layers that are read, activations, scales), and the configuration of a library's model. Networks of equal
+    weights that compute something else differ here, as far as their modules keep what they do in such attributes. Where a model
+    was read from does not count."""
+    settings = {}
+    seen: set[int] = set()
+    for name, module in network.named_modules():
+        config = getattr(module, "config", None)
+        told = {} if config is None or id(config) in seen or not hasattr(config, "to_dict") else config.to_dict()
+        seen.add(id(config))
+        own = {key: _setting(value) for key, value in (vars(module) | told).items() if key not in _NO_SETTINGS}
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        settings[name] = [kind, {key: value for key, value in sorted(own.items()) if value is not None}]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+# What all modules have, where a model was read from, and by which version.
+_NO_SETTINGS = frozenset(vars(nn.Module())) | {"loaded_from", "weights", "_name_or_path", "transformers_version"}
+
+
+def _setting(value: Any) -> Any:
+    """As JSON; None where it is no setting (tensors, modules, objects, paths, nothing)."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return None if "/" in value else value
+    if isinstance(value, (tuple, list)):
+        parts = [_setting(each) for each in value]
+        return parts if parts and None not in parts else None
+    if isinstance(value, (nn.Module, type)) or not callable(value):
+        return None
+    name = getattr(value, "__qualname__", None)
+    return None if name is None else f"{getattr(value, '__module__', '')}.{name}"

@@ -27,11 +27,16 @@ from lightning_modules.networks.start import RANDOM
 
 EXPORT, BACKBONE = "export:", "backbone:"
 VARIABLE = "CROSSLIGHT_BACKBONE"
+FOLDERS = {  # variables of configs/model/*.yaml: a folder of weights files, or one model's and what it is called by default
+    "CROSSLIGHT_WEIGHTS": None,
+    "CROSSLIGHT_MINILM": "all-MiniLM-L6-v2",
+    "CROSSLIGHT_SMOLLM2": "smollm2-135m",
+}
 PARENT = "init_from"
 _NAMING = ("tokenizer", "weights", "name", PARENT)  # arguments whose value may be a path without looking like one
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".npz")
 _OFFICIAL = {name for whole in (*CHECKPOINTS, *UNITER_CHECKPOINTS, TOKENIZER) for name in (whole, Path(whole).stem)}
-_REMEDY = f"give `backbone` of load, --backbone of a command, or {VARIABLE}"
+_REMEDY = f"give `backbone` of load, --backbone of a command, or {VARIABLE}; {', '.join(FOLDERS)} are looked at too"
 
 Keys = tuple[str | int, ...]
 
@@ -138,7 +143,8 @@ def with_tokenizer(section: Any, tokenizer: str | Path | None, source: str) -> A
 def found_again(section: Any, folder: Path, backbone: str | Path | None) -> Any:
     """The section of a run's configuration, with what it names by a path looked up: as it is, from a folder above the run's
     (relative paths are of wherever the run was started), the run it started from beside it (they may have been moved together;
-    another run of that name has other weights, and is refused), or where the caller says that it lies now.
+    another run of that name has other weights, and is refused), where the caller says that it lies now, or where the variables of
+    our configurations say that weights lie (FOLDERS).
 
     Raises:
         InputError: Weights, or the run it started from, are not there; says how to tell where they are. A variable is not set.
@@ -162,6 +168,8 @@ def found_again(section: Any, folder: Path, backbone: str | Path | None) -> Any:
     for value, keys in gone.items():
         name, part = split_part(value)
         place = None if given is None else _place(given, Path(name).name, alone=len(gone) == 1)
+        if place is None and keys[-1] != PARENT:
+            place = _in_folders(Path(name))
         if place is not None:
             known[value] = f"{place}{part}"
         elif keys[-1] in _NAMING and keys[-1] != "tokenizer":  # a model is built without: whoever tokenizes says that it is gone
@@ -200,6 +208,7 @@ def resolved(section: Any, folder: Path, source: str, backbone: str | Path | Non
             inside(folder, name, source)
             files = {file: digest for file, digest in sums.items() if file == name or file.startswith(f"{name}/")}
             place = None if given is None else _place(given, name, alone=len(wanted) == 1) or _same_content(given, name, files)
+            place = place or _in_folders(Path(name))
             if place is None and name not in _OFFICIAL:
                 where = f"not in {given}" if given is not None else "not in the export"
                 raise InputError(
@@ -228,6 +237,19 @@ def _place(given: Path, name: str, alone: bool) -> Path | None:
     if (given / name).exists():
         return given / name
     return given if alone else None
+
+
+def _in_folders(gone: Path) -> Path | None:
+    """What has the name of a file or folder that is gone, where a variable says that weights lie. Whether its content is the same
+    is seen when it is loaded: a run and an export have its digests."""
+    for variable, model in FOLDERS.items():
+        if not (named := os.environ.get(variable)):
+            continue
+        folder = Path(named).expanduser().absolute()
+        place = folder / gone.name if model is None else folder
+        if place.exists() and (model is None or gone.name in (model, folder.name)):
+            return place
+    return None
 
 
 def _same_content(folder: Path, name: str, files: Mapping[str, str]) -> Path | None:

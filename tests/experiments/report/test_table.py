@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -139,8 +140,8 @@ def test_a_row_is_a_configuration_without_its_seed(tmp_path: Path) -> None:
         ({"model.optimization.lr": 0.002}, 1, 2, 102.0, None),
     ]
     text = markdown(table)
-    assert "| lr | 0.001 | flickr8k | 2 | " in text
-    assert "| lr | 0.002 | flickr8k | 1 (2 runs) | " in text
+    assert re.search(r"\| lr \([ab]\) \| 0\.001 \| flickr8k \| 2 \| ", text)
+    assert "| lr (c) | 0.002 | flickr8k | 1 (2 runs) | " in text
 
 
 @pytest.fixture
@@ -228,6 +229,20 @@ def test_options_without_room_are_named(tmp_path: Path) -> None:
         "They differ in 9 more options, which --csv has: model.network.size_0, model.network.size_1, model.network.size_2, "
         "model.network.size_3 and 5 more."
     )
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    """As a sweep's are, which are all called by their variant; where the folders have one name too, by those above."""
+    for place, lr in (("one/mwa-s0-0a", 1e-3), ("one/mwa-s0-0b", 2e-3), ("one/x", 3e-3), ("two/x", 4e-3)):
+        folder = write_run(tmp_path / place, "mwa", seed=0, evaluations=(evaluation(1e5 * lr),))
+        (folder / "config.yaml").write_text(yaml.safe_dump(changed(model__init_args__optimization__lr=lr)))
+    write_run(tmp_path / "other", "head", evaluations=(evaluation(120.0),))
+    told = {row["label"] for row in rows(find_runs([tmp_path]))}
+    assert told == {"head", "one/mwa-s0-0a", "one/mwa-s0-0b", "mwa (one/x)", "mwa (two/x)"}
+    told = {row["label"] for row in rows(find_runs([tmp_path / "one" / "mwa-s0-0a", tmp_path / "one" / "mwa-s0-0b"]))}
+    assert told == {"mwa-s0-0a", "mwa-s0-0b"}
+    printed = markdown(rows(find_runs([tmp_path / "one"])))
+    assert [line.split(" | ")[0] for line in printed.splitlines()[2:]] == ["| mwa-s0-0a", "| mwa-s0-0b", "| mwa (x)"]
 
 
 def test_one_data_set_and_cut_splits(runs: Path) -> None:

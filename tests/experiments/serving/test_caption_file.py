@@ -18,7 +18,7 @@ from datamodules.errors import InputError
 from experiments.cli import caption
 from experiments.cli.main import run_command
 from experiments.serving.caption_file import CaptionFile, Row
-from lightning_modules.adapters.i_tuning import ITuning
+from lightning_modules.adapters.i_tuning import ITuning, ITuningModule
 from lightning_modules.captioning import CaptioningModule
 from lightning_modules.networks.language_model import Decoding
 
@@ -81,6 +81,11 @@ def test_a_row_is_of_the_image_and_model_that_are_there_now(writer: Any, photos:
     for other in (["--num-beams", "1"], ["--sample", "--seed", "2"]):
         with pytest.raises(InputError, match=r"has captions of another model or decoding. Give another --out"):
             run_command("caption", [*asked, *other])
+    assert run_command("caption", [*asked, "--batch-size", "3"]) == 0  # which decides nothing
+    module = next(each for each in writer.network.modules() if isinstance(each, ITuningModule))
+    module.lambda_ += 1  # of equal weights
+    with pytest.raises(InputError, match=r"has captions of another model or decoding"):
+        run_command("caption", asked)
 
 
 def test_an_image_that_changes_while_it_is_read_has_no_row(
