@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.errors import InputError
+from datamodules.files.steps import Step, carry_out
 from datamodules.formats.beit3_index import IndexKind
 from datamodules.formats.parsing import Parsed
 from datamodules.records import ImageRecord
@@ -70,8 +71,21 @@ class Source(ABC):
         """The options that change what the splits are (not how they are loaded)."""
         return {}
 
+    def steps(self) -> list[Step]:
+        """What must be there, and how each comes to be there: here by hand."""
+        return [Step(path) for path in self.annotation_files()]
+
+    def fetch_files(self) -> None:
+        """Fetch what is missing, where that can be.
+
+        Raises:
+            InputError: something cannot be fetched.
+        """
+        for step in self.steps():
+            carry_out(step)
+
     def prepare_data(self) -> None:
-        """Fetch what is missing, where that can be: here nothing, so this is `require_files`."""
+        """Fetch what is missing, where the options say so: here they never do, so this is `require_files`."""
         self.require_files()
 
     def notes(self) -> list[str]:

@@ -24,7 +24,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -56,11 +56,22 @@ class FetchError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A file to fetch; `size` in bytes and `md5` where they are known (MD5 guards against accidents, not attackers)."""
+    """A file to fetch.
+
+    Args:
+        url: Where.
+        size: In bytes, where it is known.
+        md5: Where it is known (it guards against accidents, not attackers).
+        sha256: Where it is known.
+        others: Addresses of copies, tried in their order where the ones before give nothing. Only of a file with a sum: else
+            nobody knows that they are copies.
+    """
 
     url: str
     size: int | None = None
     md5: str | None = None
+    sha256: str | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -145,6 +156,23 @@ def fetch_as(
     Raises:
         InputError: as `fetch`; what has to do with the server or what it sends is a `FetchError`.
     """
+    places = [remote, *(replace(remote, url=url) for url in remote.others if remote.sha256 or remote.md5)]
+    failures: list[str] = []
+    for place in places:
+        try:
+            _fetch_from(place, target, pause, report)
+            return
+        except FetchError as error:
+            if len(places) == 1:
+                raise
+            failures.append(str(error))
+            if place is not places[-1]:
+                log.warning("%s The next address is tried.", error)
+    raise FetchError(f"none of {len(places)} addresses gives {remote.name}:\n" + "\n".join(f"  {each}" for each in failures))
+
+
+def _fetch_from(remote: Remote, target: Path, pause: float, report: Callable[[int, int | None], None]) -> None:
+    """From its first address alone."""
     part = target.with_name(f"{target.name}.part")
     with DiskErrors(part):
         for attempt in range(_ATTEMPTS):
@@ -250,13 +278,15 @@ def _verify(remote: Remote, part: Path) -> None:
             f"{remote.url}: what the server sent in place of the file {why}; it was removed. Open the address in a browser: it "
             "may ask you to log in, or have moved."
         )
-    if remote.md5 is not None:
+    for name, kind, known in (("MD5", "md5", remote.md5), ("SHA-256", "sha256", remote.sha256)):
+        if known is None:
+            continue
         with part.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
-        if found != remote.md5:
+            found = hashlib.file_digest(file, kind).hexdigest()
+        if found != known:
             part.unlink()
             raise FetchError(
-                f"{remote.url}: MD5 checksum {found}, expected {remote.md5}; the download was removed, start again (or the "
+                f"{remote.url}: {name} checksum {found}, expected {known}; the download was removed, start again (or the "
                 "mirror serves another file)."
             )
 

@@ -14,7 +14,6 @@ from datamodules.files.json_file import read_json
 from datamodules.formats.parsing import Entry, Parsed
 from datamodules.records import Caption, ImageRecord
 
-KARPATHY_URL = "https://cs.stanford.edu/people/karpathy/deepimagesent"
 SPLITS = ("train", "restval", "val", "test")
 EXPECTED = "a Karpathy split file (an object with images[].{filename, split, imgid, sentences[].{raw, sentid}})"
 

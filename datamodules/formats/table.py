@@ -17,6 +17,7 @@ from datamodules.errors import InputError, shown
 from datamodules.files.json_file import DECODER, why
 from datamodules.files.text import open_bytes, open_text
 
+_ROWS = 256  # of a Parquet file, read at once
 EXPECTED = "a table whose rows name an image and its caption"
 
 
@@ -121,6 +122,16 @@ def _read_json_lines(path: Path, wanted: Collection[str]) -> TableFile:
 
 
 def _read_parquet(path: Path, wanted: Collection[str]) -> TableFile:
+    columns, rows = parquet_rows(path, wanted)
+    return TableFile(columns, list(rows))
+
+
+def parquet_rows(path: Path, wanted: Collection[str]) -> tuple[tuple[str, ...], Iterator[Row]]:
+    """The columns of a Parquet file, and its rows one after the other: those of a file with images do not fit in memory.
+
+    Raises:
+        InputError: As `read_table`; of the rows when they are read.
+    """
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -130,21 +141,31 @@ def _read_parquet(path: Path, wanted: Collection[str]) -> TableFile:
         ) from None
     with open_bytes(path, EXPECTED, archives=True):  # empty files, web pages and the like
         pass
+
+    def damaged(error: Exception) -> InputError:
+        reason = " ".join(str(error).split())
+        return InputError(f"{path} is not a sound Parquet file ({reason:.200}). Write it again, or save it as CSV.")
+
     try:
         with ParquetFile(path) as file:
             columns = tuple(file.schema_arrow.names)
-            _require_distinct(path, columns)
-            chosen = [name for name in columns if name in wanted]
-            rows = [Row(f"row {number}", values) for number, values in enumerate(_parquet_rows(file, chosen), 1)]
     except (ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a sound Parquet file ({reason:.200}). Write it again, or save it as CSV.") from None
-    return TableFile(columns, rows)
+        raise damaged(error) from None
+    _require_distinct(path, columns)
 
+    def rows() -> Iterator[Row]:
+        number = 0
+        try:
+            with ParquetFile(path) as file:
+                chosen = [name for name in columns if name in wanted]
+                for batch in file.iter_batches(_ROWS, columns=chosen):
+                    for values in batch.to_pylist() if chosen else ({} for _ in range(batch.num_rows)):
+                        number += 1
+                        yield Row(f"row {number}", values)
+        except (ArrowException, OSError) as error:
+            raise damaged(error) from None
 
-def _parquet_rows(file: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for batch in file.iter_batches(columns=columns):
-        yield from batch.to_pylist() if columns else ({} for _ in range(batch.num_rows))
+    return columns, rows()
 
 
 _READERS: dict[str, Callable[[Path, Collection[str]], TableFile]] = {

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from datamodules.errors import InputError
-from datamodules.files.download import Remote, fetch, is_lacking, unpack
+from datamodules.files.addresses import KARPATHY
+from datamodules.files.download import Remote
+from datamodules.files.steps import Step
 from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files, parse_index, require_current_index
 from datamodules.formats.coco_captions import parse_coco_captions
 from datamodules.formats.held_out import FlickrHeldOut
-from datamodules.formats.karpathy import KARPATHY_URL, parse_karpathy
+from datamodules.formats.karpathy import parse_karpathy
 from datamodules.formats.parsing import Parsed, join
 from datamodules.formats.positives import positive_files
 from datamodules.records import ImageRecord
@@ -43,7 +45,7 @@ _ARCHIVES: dict[str, tuple[str, str, int, str | None]] = {
         252_907_541,
         "f4bbac642086de4f52a3fdda2de5fa2c",
     ),
-    "karpathy": (KARPATHY_URL, "caption_datasets.zip", 36_745_453, None),
+    "karpathy": (KARPATHY.url.rpartition("/")[0], KARPATHY.name, 36_745_453, None),
     **{
         name: (POSITIVES_URL, f"{name}.json", size, md5)
         for name, size, md5 in (
@@ -195,8 +197,22 @@ class COCOSource(Source):
 
     def remote(self, archive: str) -> Remote:
         """Where an archive is fetched from, and what it should be."""
+        if archive == "karpathy" and self.mirror is None:
+            return KARPATHY
         server, path, size, md5 = _ARCHIVES[archive]
         return Remote(f"{(self.mirror or server).rstrip('/')}/{path}", size, md5)
+
+    def steps(self) -> list[Step]:
+        return [self._step(path, archive) for path, archive in self._needed().items()]
+
+    def _step(self, path: Path, archive: str | None) -> Step:
+        if archive is None:
+            index = self.captions == "beit3_index" and path in self._caption_files()
+            return Step(path, by_hand=how_to_write("coco", self.root)) if index else Step(path)
+        remote = self.remote(archive)
+        if remote.name == path.name:
+            return Step(path, remote)
+        return Step(path, remote, self.root, self.root / "annotations" if archive == "karpathy" else self.root)
 
     def prepare_data(self) -> None:
         """Fetch what is missing if `download` allows it (never region features).
@@ -205,16 +221,7 @@ class COCOSource(Source):
             InputError: something is missing that may not or cannot be fetched; says what and how.
         """
         if self.download:
-            for path, archive in self._needed().items():
-                if archive is not None and is_lacking(path):
-                    remote = self.remote(archive)
-                    fetched = fetch(remote, self.root / POSITIVES if remote.name == path.name else self.root)
-                    if fetched == path:
-                        continue
-                    unpack(fetched, self.root / "annotations" if archive == "karpathy" else self.root)
-                    if is_lacking(path):
-                        raise InputError(f"{fetched} did not bring {path}; unpack it by hand and look.")
-                    fetched.unlink()  # what it held is unpacked
+            self.fetch_files()
         self.require_files()
 
     def require_files(self) -> None:
@@ -223,23 +230,16 @@ class COCOSource(Source):
         Raises:
             InputError: names each missing file or folder and where it comes from.
         """
-        missing = {path: archive for path, archive in self._needed().items() if not path.exists()}
+        missing = [step for step in self.steps() if not step.path.exists()]
         if not missing:
             return
-        index = self._caption_files() if self.captions == "beit3_index" else ()
-
-        def source(path: Path, archive: str | None) -> str:
-            if archive:
-                return f"from {self.remote(archive).url}"
-            return how_to_write("coco", self.root) if path in index else "put it there yourself, or correct the option"
-
-        lines = [f"  {path}: {source(path, archive)}" for path, archive in missing.items()]
-        fetchable = any(archive for archive in missing.values()) and not self.download
+        lines = [f"  {step.path}: {step.by_hand if step.remote is None else f'from {step.remote.url}'}" for step in missing]
+        fetchable = any(step.remote for step in missing) and not self.download
         advice = "Set download to true to fetch them, or put them there:" if fetchable else "Put them there:"
         if self.year == "2014" and (self.image_dir / "val2017").is_dir() and self.captions != "official":
             lines.append('  The images of 2017 are there: set year to "2017" to take those.')
         official = self.root / "annotations" / f"captions_val{self.year}.json"
-        if self.captions == "karpathy" and self.karpathy_file() in missing and official.exists():
+        if self.captions == "karpathy" and official.exists() and not self.karpathy_file().exists():
             lines.append('  COCO\'s own caption files are there: set captions to "official" to take those.')
         raise InputError("\n".join([f"COCO is not complete under {self.root}. {advice}", *lines]))
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from datamodules.errors import InputError, shown
+from datamodules.files.addresses import FLICKR30K_FORM, KARPATHY
+from datamodules.files.steps import Step
 from datamodules.files.text import read_words
 from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files, parse_index, require_current_index
 from datamodules.formats.karpathy import parse_karpathy
 from datamodules.formats.parsing import Parsed, join
 from datamodules.source import Source
-
-_SPLITS_PAGE = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 
 
 class Flickr30kSource(Source):
@@ -77,30 +77,29 @@ class Flickr30kSource(Source):
     def _lists(self) -> dict[str, Path]:
         return {split: self.root / "flickr30k_entities" / f"{split}.txt" for split in ("train", "val", "test")}
 
+    def steps(self) -> list[Step]:
+        found = []
+        for path in self.annotation_files() if self.needs_annotation_files else ():
+            if path == self.annotations:
+                found.append(Step(path, KARPATHY, self.root, self.root))
+            elif self.captions == "beit3_index":
+                found.append(Step(path, by_hand=how_to_write("flickr30k", self.root)))
+            else:
+                found.append(Step(path, by_hand="from https://github.com/BryanPlummer/flickr30k_entities"))
+        if self.needs_image_files:
+            found.append(Step(self.image_dir, by_hand=f"flickr30k-images.tar.gz, 4.4 GB, by the form at {FLICKR30K_FORM}"))
+        return found
+
     def require_files(self) -> None:
         """See that everything is there.
 
         Raises:
             InputError: says which files to put where.
         """
-        lists = self._lists() if self.split == "entities" else {}
-        needed = self.annotation_files() if self.needs_annotation_files else []
-        needed += [self.image_dir] if self.needs_image_files else []
-        missing = [str(path) for path in needed if not path.exists()]
-        if missing:
-            raise InputError(
-                f"Flickr30k is not complete under {self.root}: missing {', '.join(missing)}. It needs a form, so fetch it by "
-                "hand:\n"
-                + (f"  *.jsonl: {how_to_write('flickr30k', self.root)}\n" if self.captions == "beit3_index" else "")
-                + f"  {self.annotations}: from caption_datasets.zip, {_SPLITS_PAGE}\n"
-                f"  {self.image_dir}/*.jpg: flickr30k-images.tar.gz, by the form at https://shannon.cs.illinois.edu/DenotationGraph/"
-                + (
-                    f"\n  {self.root}/flickr30k_entities/{{train,val,test}}.txt: "
-                    "https://github.com/BryanPlummer/flickr30k_entities"
-                    if lists
-                    else ""
-                )
-            )
+        if missing := [step for step in self.steps() if not step.path.exists()]:
+            lines = [f"  {step.path}: {step.by_hand if step.remote is None else f'from {step.remote.url}'}" for step in missing]
+            advice = "`crosslight data get flickr30k` fetches what needs no form, or by hand:"
+            raise InputError("\n".join([f"Flickr30k is not complete under {self.root}. {advice}", *lines]))
 
     def parse(self) -> Parsed:
         self.require_files()

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from datamodules.errors import InputError
+from datamodules.files.addresses import FLICKR30K_FORM, KARPATHY
+from datamodules.files.steps import Step
 from datamodules.files.text import read_words
 from datamodules.formats.flickr_entities import read_entities, read_unrelated
 from datamodules.formats.karpathy import parse_karpathy
@@ -76,6 +78,16 @@ class Flickr30kEntitiesSource(Source):
     def _lists(self) -> dict[str, Path]:
         return {split: self.entities_dir / f"{split}.txt" for split in ("train", "val", "test")}
 
+    def steps(self) -> list[Step]:
+        folders = [self.entities_dir / "Sentences", self.entities_dir / "Annotations"]
+        copied = f"from a copy of {_REPOSITORY}, with annotations.zip unpacked in it"
+        found = [Step(path, by_hand=copied) for path in (*self.annotation_files(), *folders) if path.parent == self.entities_dir]
+        if self.split != "entities":
+            found.append(Step(self.root / "dataset_flickr30k.json", KARPATHY, self.root, self.root))
+        if self.needs_image_files:
+            found.append(Step(self.image_dir, by_hand=f"flickr30k-images.tar.gz, 4.4 GB, by the form at {FLICKR30K_FORM}"))
+        return found
+
     def require_files(self) -> None:
         """See that everything is there.
 
@@ -89,7 +101,7 @@ class Flickr30kEntitiesSource(Source):
             raise InputError(
                 f"Flickr30k Entities is not complete under {self.root}: missing {', '.join(missing)}. Fetch by hand:\n"
                 f"  {self.entities_dir}: a copy of {_REPOSITORY} with annotations.zip unpacked in it\n"
-                f"  {self.image_dir}/*.jpg: flickr30k-images.tar.gz, by the form at https://shannon.cs.illinois.edu/DenotationGraph/"
+                f"  {self.image_dir}/*.jpg: flickr30k-images.tar.gz, by the form at {FLICKR30K_FORM}"
             )
 
     def parse(self) -> Parsed:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.errors import InputError
+from datamodules.files.addresses import FLICKR8K_FORM, KARPATHY
+from datamodules.files.steps import Step
 from datamodules.formats.karpathy import parse_karpathy
 from datamodules.formats.parsing import Parsed
 from datamodules.source import Source
@@ -36,24 +38,22 @@ class Flickr8kSource(Source):
     def karpathy_file(self) -> Path:
         return self.annotations
 
+    def steps(self) -> list[Step]:
+        found = [Step(self.annotations, KARPATHY, self.root, self.root)] if self.needs_annotation_files else []
+        if self.needs_image_files:
+            found.append(Step(self.image_dir, by_hand=f"Flickr8k_Dataset.zip, 1.1 GB, by the form at {FLICKR8K_FORM}"))
+        return found
+
     def require_files(self) -> None:
         """See that everything is there.
 
         Raises:
             InputError: says which files to put where.
         """
-        needed = self.annotation_files() if self.needs_annotation_files else []
-        needed += [self.image_dir] if self.needs_image_files else []
-        missing = [str(path) for path in needed if not path.exists()]
-        if missing:
-            raise InputError(
-                f"Flickr8k is not complete under {self.root}: missing {', '.join(missing)}. It needs a form, so fetch it by "
-                "hand:\n"
-                f"  {self.annotations}: from caption_datasets.zip, "
-                "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip\n"
-                f"  {self.image_dir}/*.jpg: Flickr8k_Dataset.zip, by the form at "
-                "https://hockenmaier.cs.illinois.edu/8k-pictures.html"
-            )
+        if missing := [step for step in self.steps() if not step.path.exists()]:
+            lines = [f"  {step.path}: {step.by_hand if step.remote is None else f'from {step.remote.url}'}" for step in missing]
+            advice = "`crosslight data get flickr8k` fetches what needs no form, or by hand:"
+            raise InputError("\n".join([f"Flickr8k is not complete under {self.root}. {advice}", *lines]))
 
     def parse(self) -> Parsed:
         self.require_files()

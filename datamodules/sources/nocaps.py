@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import track
 
 from datamodules.errors import InputError
-from datamodules.files.download import DiskErrors, FetchError, Remote, fetch, fetch_as, is_lacking
+from datamodules.files.download import DiskErrors, FetchError, Remote, fetch_as, is_lacking
+from datamodules.files.steps import Step
 from datamodules.formats.nocaps import parse_nocaps, read_addresses
 from datamodules.formats.parsing import Parsed
 from datamodules.source import Source
@@ -89,6 +90,21 @@ class NoCapsSource(Source):
             for file, address in addresses.items()
         }
 
+    def steps(self) -> list[Step]:
+        found = [Step(self.annotations, self.remote() if self.annotations.name == self.remote().name else None)]
+        if self.needs_image_files:
+            size = {"val": "4,500 images, 1.5 GB", "test": "10,600 images, 3.5 GB"}[self.split]
+            found.append(Step(self.image_dir, by_hand=f"{size}, fetched one by one from {self._images_url()}"))
+        return found
+
+    def fetch_files(self) -> None:
+        super().fetch_files()
+        if self.annotations.exists() and self.needs_image_files:
+            fetch_images(self.image_remotes(), self.image_dir)
+
+    def _images_url(self) -> str:
+        return f"{self.mirror or 'https://s3.amazonaws.com/open-images-dataset'}/{_OPEN_IMAGES[self.split]}/ID.jpg"
+
     def prepare_data(self) -> None:
         """Fetch what is missing if `download` allows it.
 
@@ -96,10 +112,7 @@ class NoCapsSource(Source):
             InputError: something is missing that may not or cannot be fetched; says what and how.
         """
         if self.download:
-            if self.annotations.name == self.remote().name:
-                fetch(self.remote(), self.annotations.parent)
-            if self.annotations.exists():
-                fetch_images(self.image_remotes(), self.image_dir)
+            self.fetch_files()
         self.require_files()
 
     def require_files(self) -> None:
@@ -110,8 +123,7 @@ class NoCapsSource(Source):
         """
         sources = {self.annotations: self.remote().url}
         if self.needs_image_files:
-            where = f"{self.mirror or 'https://s3.amazonaws.com/open-images-dataset'}/{_OPEN_IMAGES[self.split]}/ID.jpg"
-            sources[self.image_dir] = f"{where} of each image"
+            sources[self.image_dir] = f"{self._images_url()} of each image"
         missing = [f"  {path}: from {source}" for path, source in sources.items() if not path.exists()]
         if missing:
             advice = "Put them there:" if self.download else "Set download to true to fetch them, or put them there:"

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.errors import InputError, shown
-from datamodules.files.download import Remote, fetch, is_lacking, unpack
+from datamodules.files.addresses import KARPATHY
+from datamodules.files.download import Remote
+from datamodules.files.steps import Step
 from datamodules.files.text import open_text, read_words
-from datamodules.formats import karpathy
 from datamodules.formats.held_out import FLICKR_FILE, karpathy_ids
 from datamodules.formats.parsing import Parsed
 from datamodules.formats.visual_genome import Exclusion, GenomeCounts, parse_visual_genome
@@ -21,6 +22,7 @@ from datamodules.source import Source
 
 ANNOTATIONS_URL = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset"
 IMAGES_URL = "https://cs.stanford.edu/people/rak248/VG_100K_2"
+_KARPATHY = KARPATHY.url.rpartition("/")[0]
 OPEN_IMAGES_URL = "https://storage.googleapis.com/openimages/2018_04"
 
 # What each thing under root comes from: server, path under it, and the folder to unpack in (None: the file itself).
@@ -29,12 +31,13 @@ _SOURCES: dict[str, tuple[str, str, str | None]] = {
     "region_descriptions.json": (ANNOTATIONS_URL, "region_descriptions.json.zip", "."),
     "VG_100K": (IMAGES_URL, "images.zip", "."),
     "VG_100K_2": (IMAGES_URL, "images2.zip", "."),
-    "held_out/dataset_coco.json": (karpathy.KARPATHY_URL, "caption_datasets.zip", "held_out"),
-    "held_out/dataset_flickr30k.json": (karpathy.KARPATHY_URL, "caption_datasets.zip", "held_out"),
-    "held_out/dataset_flickr8k.json": (karpathy.KARPATHY_URL, "caption_datasets.zip", "held_out"),
+    "held_out/dataset_coco.json": (_KARPATHY, KARPATHY.name, "held_out"),
+    "held_out/dataset_flickr30k.json": (_KARPATHY, KARPATHY.name, "held_out"),
+    "held_out/dataset_flickr8k.json": (_KARPATHY, KARPATHY.name, "held_out"),
     "held_out/validation-images-with-rotation.csv": (OPEN_IMAGES_URL, "validation/validation-images-with-rotation.csv", None),
     "held_out/test-images-with-rotation.csv": (OPEN_IMAGES_URL, "test/test-images-with-rotation.csv", None),
 }
+_SIZES = {"VG_100K": "about 9 GB", "VG_100K_2": "about 5 GB"}
 _FLICKR_PAGE = re.compile(r"flickr\.com/photos/[^/]+/([0-9]+)")
 
 
@@ -130,7 +133,20 @@ class VisualGenomeSource(Source):
     def remote(self, path: Path) -> Remote | None:
         """What a file or folder under root is fetched from; None where there is no public address."""
         source = _SOURCES.get(path.relative_to(self.root).as_posix()) if path.is_relative_to(self.root) else None
+        if source is not None and source[0] == _KARPATHY and self.mirror is None:
+            return KARPATHY
         return None if source is None else Remote(f"{(self.mirror or source[0]).rstrip('/')}/{source[1]}")
+
+    def steps(self) -> list[Step]:
+        return [self._step(path) for path in self._needed()]
+
+    def _step(self, path: Path) -> Step:
+        if (remote := self.remote(path)) is None:
+            return Step(path)
+        folder = _SOURCES[path.relative_to(self.root).as_posix()][2]
+        if folder is None:
+            return Step(path, remote)
+        return Step(path, remote, self.root, self.root / folder, _SIZES.get(path.name, ""))
 
     def prepare_data(self) -> None:
         """Fetch what is missing if `download` allows it.
@@ -139,19 +155,7 @@ class VisualGenomeSource(Source):
             InputError: something is missing that may not or cannot be fetched; says what and how.
         """
         if self.download:
-            for path in self._needed():
-                remote = self.remote(path)
-                if remote is None or not is_lacking(path):
-                    continue
-                folder = _SOURCES[path.relative_to(self.root).as_posix()][2]
-                if folder is None:
-                    fetch(remote, path.parent)
-                    continue
-                archive = fetch(remote, self.root)
-                unpack(archive, self.root / folder)
-                if is_lacking(path):
-                    raise InputError(f"{archive} did not bring {path}; unpack it by hand and look.")
-                archive.unlink()  # what it held is unpacked
+            self.fetch_files()
         self.require_files()
 
     def require_files(self) -> None:
@@ -160,20 +164,16 @@ class VisualGenomeSource(Source):
         Raises:
             InputError: names each missing file or folder and where it comes from.
         """
-        missing = [path for path in self._needed() if not path.exists()]
+        missing = [step for step in self.steps() if not step.path.exists()]
         if not missing:
             return
-        lines = []
-        for path in missing:
-            remote = self.remote(path)
-            source = "put it there yourself, or correct the option" if remote is None else f"from {remote.url}"
-            lines.append(f"  {path}: {source}")
-        if self.held_out is not None and any(self.root / path in missing for path in self.held_out.files()):
+        lines = [f"  {step.path}: {step.by_hand if step.remote is None else f'from {step.remote.url}'}" for step in missing]
+        if self.held_out is not None and any(not (self.root / path).exists() for path in self.held_out.files()):
             lines.append(
                 "Lists of held_out keep out what other data sets evaluate on; set one to null (held_out.open_images to []) only "
                 "if you never evaluate there."
             )
-        fetchable = not self.download and any(self.remote(path) is not None for path in missing)
+        fetchable = not self.download and any(step.remote is not None for step in missing)
         advice = "Set download to true to fetch them, or put them there:" if fetchable else "Put them there:"
         raise InputError("\n".join([f"Visual Genome is not complete under {self.root}. {advice}", *lines]))
 

@@ -1,6 +1,7 @@
-"""Check a data folder before you train on it, or write the files that others read.
+"""Get a data set, check its folder before you train on it, or write the files that others read.
 
-BEiT-3's index files, UNITER's text databases, UNITER's image databases (region features).
+BEiT-3's index files, Karpathy's split file from a copy in another layout, UNITER's text databases, UNITER's image databases
+(region features).
 """
 
 from __future__ import annotations
@@ -14,6 +15,14 @@ from typing import Any
 from datamodules.prepare.data_sets import names, open_source
 from experiments.cli._parser import Parser
 
+_GET = """\
+Fetch what can be fetched without asking anybody: Karpathy's split file and the archives of COCO, Visual Genome and NoCaps, with
+their sums checked where sums are known. What a form stands before is named. Exits 1 where something is left to do by hand."""
+_KARPATHY = """\
+Write Karpathy's split file (dataset_KIND.json) from a copy in another layout, fetched by hand: the Parquet files of
+yerevann/coco-karpathy, flickr_annotations_30k.csv or the Parquet files of nlphuji/flickr30k, or LAVIS's
+coco_karpathy_{train,val,test}.json and flickr30k_{train,val,test}.json. Kaggle's copy (shtvkumar/karpathy-splits) is Karpathy's
+own files: just put them in their place. `data get KIND --from NAME` does the same with what it fetches."""
 _CHECK = """\
 Counts per split, unreadable or missing images, captions without images, duplicated ids. Exits 1 when something is wrong. What it
 finds a run refuses too."""
@@ -39,18 +48,32 @@ def add_options(parser: Parser) -> None:
     kinds = f"the data set: {', '.join(names())}, or the class path of your own (my_module.MyData)"
 
     def action(
-        name: str, help_text: str, description: str, act: Callable[..., int], kinds: str = kinds, others: bool = False
+        name: str,
+        help_text: str,
+        description: str,
+        act: Callable[..., int],
+        kinds: str = kinds,
+        others: bool = False,
+        root: str | None = None,
     ) -> Any:
         below = actions.add_parser(name, help=help_text, description=description, epilog=_OTHERS if others else None)
         if others:
             below.keep_others("others")
         below.add_argument("kind", metavar="KIND", help=kinds)
-        below.add_argument("root", type=Path, metavar="ROOT", help="its folder")
+        default = " (default: KIND in CROSSLIGHT_DATA, which is ./data)" if root else ""
+        below.add_argument("root", type=Path, metavar="ROOT", help=f"its folder{default}", nargs=root)
         below.set_defaults(act=act)
         return below.add_argument
 
+    option = action("get", "fetch a data set", _GET, _get, others=True, root="?")
+    option("--from", dest="place", metavar="NAME", help="another place that has it in another layout; --dry-run lists them")
+    option("--dry-run", action="store_true", help="say the steps, addresses, sizes and sums, and fetch nothing")
     option = action("check", "verify a data folder", _CHECK, _check, others=True)
     option("--workers", type=int, default=2, metavar="N", help="processes that open images")
+    option = action("karpathy", "Karpathy's split file from a copy", _KARPATHY, _karpathy)
+    option("files", nargs="+", type=Path, metavar="FILE", help="the copy's files, of all splits")
+    option("--images", action="store_true", help="write the images that Parquet files hold, too, where they are not there yet")
+    option("--overwrite", action="store_true", help="replace a file that is there")
     option = action("index", "BEiT-3's index files", _INDEX, _index)
     option("--spm", required=True, metavar="FILE", help="BEiT-3's sentencepiece file; just beit3.spm fetches the official one")
     option("--overwrite", action="store_true", help="replace index files that are there")
@@ -126,6 +149,22 @@ def _add_region_options(option: Callable[..., Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     return int(options.act(options))
+
+
+def _get(options: argparse.Namespace) -> int:
+    from experiments.cli._data_get import get
+    from experiments.cli._data_options import data_options
+
+    own = data_options(options.kind, options.others, "get", ("from", "dry_run"))
+    return get(options.kind, options.root, options.place, options.dry_run, own)
+
+
+def _karpathy(options: argparse.Namespace) -> int:
+    from datamodules.prepare.karpathy_split import write_karpathy
+
+    counts = write_karpathy(options.kind, options.root, options.files, options.images, options.overwrite)
+    print(f"dataset_{options.kind}.json: {', '.join(f'{split} {count:,}' for split, count in counts.items())} images")
+    return 0
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from tiny_data import karpathy, write_image
 
 from datamodules.coco import COCO
 from datamodules.errors import InputError
+from datamodules.files import steps
 from datamodules.files.download import Remote
 from datamodules.image_text import ImageTextDataModule, Limits
 
@@ -157,8 +158,6 @@ def test_a_few_answers_that_the_split_lacks_are_said_and_left_out(
 
 
 def test_right_answers_are_fetched_like_the_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datamodules.sources import coco
-
     root, asked = coco_root(tmp_path / "coco"), []
 
     def fetched(remote: Remote, folder: Path) -> Path:
@@ -166,7 +165,7 @@ def test_right_answers_are_fetched_like_the_captions(tmp_path: Path, monkeypatch
         own_positives(folder, "eccv", {1: [2]}, {2: [1]})
         return folder / remote.name
 
-    monkeypatch.setattr(coco, "fetch", fetched)
+    monkeypatch.setattr(steps, "fetch", fetched)
     write_image(root / "train2014" / "0.jpg", 0)
     COCO(str(root), positives={"eccv": "positives"}, download=True, mirror="https://here").prepare_data()
     assert asked == [("https://here/eccv_image_to_caption.json", 168_731)]  # the second was there by then

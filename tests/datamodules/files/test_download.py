@@ -69,6 +69,21 @@ def test_a_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> 
     assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
 
 
+def test_a_copy_with_the_same_sum_is_taken_where_the_first_address_gives_nothing(server: Server, tmp_path: Path) -> None:
+    server.files |= {"/copy/a.bin": CONTENT, "/false/a.bin": CONTENT[::-1]}
+    known = hashlib.sha256(CONTENT).hexdigest()
+    others = (f"{server.url}/false/a.bin", f"{server.url}/copy/a.bin")
+    path = fetch(Remote(f"{server.url}/gone/a.bin", sha256=known, others=others), tmp_path, pause=0)
+    assert path.read_bytes() == CONTENT
+    assert [asked for asked, _ in server.requests] == ["/gone/a.bin", "/false/a.bin", "/copy/a.bin"]
+    with pytest.raises(
+        InputError, match=r"none of 2 addresses gives a.bin:\n.*gone/a.bin.* 404 .*\n.*SHA-256 checksum .*, expected"
+    ):
+        fetch(Remote(f"{server.url}/gone/a.bin", sha256=known, others=others[:1]), tmp_path / "new", pause=0)
+    with pytest.raises(InputError, match=r"^\S+gone/a.bin: the server answers 404"):  # without a sum nobody knows a copy
+        fetch(Remote(f"{server.url}/gone/a.bin", others=others), tmp_path / "newer", pause=0)
+
+
 @pytest.mark.parametrize("extra", [b"", b"of another file"])
 def test_a_part_at_or_past_the_end(server: Server, tmp_path: Path, extra: bytes) -> None:
     server.files["/a.bin"] = CONTENT

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
+from local_server import Server, server
 from PIL import Image
+from tiny_data import karpathy
 
+from datamodules.files.download import Remote
 from datamodules.miniworld.write import write_world
 from experiments.cli import main as cli
+
+__all__ = ["server"]  # the fixture
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int | str | None, str]:
@@ -147,3 +155,65 @@ def test_a_check_of_every_kind_and_of_regions(tmp_path: Path, capsys: pytest.Cap
     assert "--captions {karpathy,official,beit3_index}" in capsys.readouterr().out
     code, said = fails(capsys, "data", "index", "coco", str(world / "coco"), "--spm", "x", "--captions=official")
     assert (code, "unrecognized arguments: --captions=official" in said) == (2, True)
+
+
+def get(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int | str | None, str, str]:
+    """Exit status, and what stood on stdout and stderr."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["data", "get", *arguments])
+    return stop.value.code, *capsys.readouterr()
+
+
+def test_data_get_says_steps_sizes_and_sums_and_fetches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CROSSLIGHT_DATA", str(tmp_path))
+    code, said, _ = get(capsys, "coco", "--dry-run")
+    assert code == 0
+    assert f"1. {tmp_path}/coco/annotations/dataset_coco.json\n   caption_datasets.zip, 36.7 MB, SHA-256 4cfd7013" in said
+    assert "train2014.zip, 13.5 GB, MD5 0da8c0bd3d6becc4dcb32757491aca88; unpacked in" in said
+    assert "to fetch: 20.2 GB, at most 33.7 GB on disk while an archive is unpacked\n" in said
+    assert "or --from yerevann: " in said
+    assert not list(tmp_path.iterdir())
+    assert "train2017.zip, 19.3 GB" in get(capsys, "coco", "--dry-run", "--captions=official", "--year=2017")[1]
+    said = get(capsys, "coco", "--dry-run", "--from", "lavis")[1]
+    assert "coco_karpathy_val.json, MD5 b273847456ef5580e33713b1f7de52a0" in said
+    assert "caption_datasets.zip" not in said
+    said = get(capsys, "flickr30k", "--dry-run")[1]
+    assert "flickr30k-images.tar.gz, 4.4 GB, by the form at https://shannon" in said
+    said = get(capsys, "visual_genome", "--dry-run")[1]
+    assert said.count("caption_datasets.zip, 36.7 MB") == 1
+    assert said.count("in caption_datasets.zip too") == 2
+    code, _, error = get(capsys, "coco", "--dry-run", "--from", "kaggle")
+    assert code == 2
+    assert "also to be had from yerevann and lavis" in error
+
+
+def test_data_get_fetches_what_needs_no_form_and_names_the_rest(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as bundle:
+        bundle.writestr("dataset_flickr8k.json", json.dumps(karpathy({"train": 2, "val": 1, "test": 1})))
+    server.files["/copy/caption_datasets.zip"] = buffer.getvalue()
+    known = hashlib.sha256(buffer.getvalue()).hexdigest()
+    there = Remote(f"{server.url}/caption_datasets.zip", sha256=known, others=(f"{server.url}/copy/caption_datasets.zip",))
+    monkeypatch.setattr("datamodules.sources.flickr8k.KARPATHY", there)
+    root = tmp_path / "flickr8k"
+    code, said, _ = get(capsys, "flickr8k", str(root))
+    assert code == 1
+    assert f"{root}/images: Flickr8k_Dataset.zip, 1.1 GB, by the form at https://hockenmaier" in said
+    assert "is not complete" in said
+    assert [path.name for path in root.iterdir()] == ["dataset_flickr8k.json"]
+    (root / "images").mkdir()
+    code, said, _ = get(capsys, "flickr8k", str(root))
+    assert (code, said) == (0, f"flickr8k is complete; `crosslight data check flickr8k {root}` looks into it\n")
+
+
+def test_data_karpathy_writes_the_split_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "flickr30k_val.json"
+    copy.write_text(json.dumps([{"image": "flickr30k-images/1.jpg", "caption": ["a dog", "a cat"]}]))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["data", "karpathy", "flickr30k", str(tmp_path / "flickr30k"), str(copy)])
+    assert (stop.value.code, capsys.readouterr().out) == (0, "dataset_flickr30k.json: val 1 images\n")
+    assert (tmp_path / "flickr30k" / "dataset_flickr30k.json").exists()
