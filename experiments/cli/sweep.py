@@ -16,12 +16,16 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from datamodules.errors import InputError
 from experiments.cli._parser import Parser, add_fields, given_fields, refuse_given
 from experiments.papers.schema import SCALES, Scale
 from experiments.sweep.slurm_script import SlurmOptions
+
+if TYPE_CHECKING:
+    from experiments.runs.rehearsed import Rehearsed, Verdict
+    from experiments.sweep.launches import Launch
 
 PAPERS_ROOT = Path("runs/papers")
 _RUN = """\
@@ -40,6 +44,13 @@ cost by the recipes' estimates: from the runs that there are, before any more ar
 
 --from-scale miniature --scale full takes the miniature's differences and variances for those of the papers' models, which nothing
 here shows: an order of magnitude."""
+_REHEARSE = """\
+Take each run of TARGET through its whole life in minutes, before anyone pays for it: parse, devices, data, weights, disk, some
+optimizer steps of the real batch on the real model, SIGKILL and resume, validation and tests of a few images, memory, export,
+report. Each stage has a verdict, and where it fails one line with the remedy. Nothing of it can enter a report.
+
+Writes DIR/rehearsed.json and rehearsed.md. What was found sound by this very code is not repeated; Ctrl-C at any moment. On a GPU
+the measured costs take the place of the estimates in plan, run --dry-run and Slurm's time limits. docs/rehearsal.md says more."""
 _SLURM = "--slurm."
 
 
@@ -49,6 +60,9 @@ def add_options(parser: Parser) -> None:
     status = actions.add_parser("status", help="what is finished, running, failed, and why", description=_STATUS)
     cancel = actions.add_parser("cancel", help="cancel submitted runs", description=_CANCEL)
     _add_plan_options(actions.add_parser("plan", help="what would settle its claims, and what that costs", description=_PLAN))
+    _add_rehearse_options(
+        actions.add_parser("rehearse", help="take every run through its life, shortened", description=_REHEARSE)
+    )
     for action in (run, status, cancel):
         action.add_argument("target", metavar="TARGET", help="an exhibit, run, paper, all, or a sweep file")
         option = action.add_argument
@@ -79,6 +93,100 @@ def add_options(parser: Parser) -> None:
     group.add_argument("--submit", choices=("slurm",), help="instead of running here")
     group.add_argument("--slurm", type=Path, metavar="FILE.yaml", help="the options below, without `slurm.`; they win over it")
     add_fields(group, SlurmOptions, _SLURM)
+
+
+def _add_rehearse_options(rehearse: Parser) -> None:
+    rehearse.add_argument("target", metavar="TARGET", help="an exhibit, run, paper, or all")
+    option = rehearse.add_argument
+    option("--scale", choices=SCALES, default="full", help="of the runs")
+    option("--out", type=Path, metavar="DIR", help=f"where the runs will be (default: {PAPERS_ROOT}); rehearsals go into it")
+    option("--devices", type=_devices, metavar="N", help="GPUs of each run, as of run")
+    option("--on", metavar="8xA100", help="the machine that the runs are meant for: hours and memory there, by its data sheet")
+    option("--steps", type=_whole, metavar="N", help="optimizer steps (default: 3, on a GPU 8)")
+    option("--items", type=_whole, default=10, metavar="N", help="images of each validation and test")
+    option(
+        "--batch", type=_whole, metavar="N",
+        help="samples of a batch, where the real one takes too long on a processor; accumulation is then 2. What that takes is "
+        "computed back, and said",
+    )  # fmt: skip
+    option("--processes", type=_devices, default=1, metavar="N", help="on a processor: processes of each run (DDP)")
+    option(
+        "--set", action="append", default=[], metavar="OPTION=VALUE",
+        help="change an option of every run too, such as data.init_args.ranking.candidates=31; said in the table",
+    )  # fmt: skip
+    option("--keep", action="store_true", help="keep the run folders and logs (DIR/rehearsal)")
+    option("--json", action="store_true", help="print what was found as JSON, in place of the table")
+
+
+def _rehearse(options: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from experiments.rehearsal.changes import Settings
+    from experiments.rehearsal.devices import machine_of
+    from experiments.rehearsal.life import Place
+    from experiments.rehearsal.rehearse import SCRATCH, rehearse
+    from experiments.rehearsal.show import COLUMNS, limits, line, row, totals
+    from experiments.runs.rehearsed import FILE
+    from experiments.sweep.display import plain
+    from experiments.sweep.points import sweep_file
+    from experiments.sweep.processes import visible_gpus
+    from experiments.sweep.targets import exhibit_launches, on_devices
+
+    if sweep_file(options.target) is not None:
+        raise InputError(
+            f"rehearse is of exhibits, runs and papers, and {options.target} is a sweep file: start its first point."
+        )
+    if "all" in (options.processes, options.devices):
+        raise InputError("--devices and --processes of rehearse are numbers.")
+    if options.batch is not None and options.batch % options.processes:
+        raise InputError(f"--batch {options.batch} does not divide among {options.processes} processes.")
+    if wrong := next((word for word in options.set if "=" not in word), None):
+        raise InputError(f"--set {wrong}: give OPTION=VALUE, such as data.init_args.ranking.candidates=31.")
+    on = None if options.on is None else machine_of(options.on)
+    root = (options.out or PAPERS_ROOT).absolute()
+    scratch = root / SCRATCH
+    launches = exhibit_launches(options.target, options.scale, [0], scratch)
+    if not launches:
+        raise InputError(f"{options.target} has no run at scale {options.scale}.")
+    if options.devices is not None:
+        launches = on_devices(launches, options.devices)
+    gpus = len(visible_gpus()) if any(launch.gpus for launch in launches) else 0
+    words = tuple(f"--{word.removeprefix('--')}" for word in options.set)
+    settings = Settings(options.steps or (8 if gpus else 3), options.items, options.batch, options.processes, words, gpus)
+    place = Place(root, scratch, settings, on)
+    console = Console(width=None if sys.stdout.isatty() else 200, stderr=options.json)
+    numbers = {launch.key: number for number, launch in enumerate(launches, 1)}
+
+    def say(launch: Launch, record: Rehearsed, verdict: Verdict | None) -> None:
+        place = f"[{numbers[launch.key]}/{len(launches)}] {launch.title}"
+        if verdict is None:
+            console.print(plain(f"{place}: {row(launch, record, on)[1]}"), soft_wrap=True)
+        else:
+            console.print(
+                plain(f"{place}: {line(verdict)}"), soft_wrap=True, style="red" if verdict.outcome == "failed" else "dim"
+            )
+
+    found = rehearse(launches, place, say, keep=options.keep)
+    if options.json:
+        print(json.dumps({key: asdict(record) for key, record in found.items()}, indent=1))
+        return int(any(record.faults for record in found.values()))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold")
+    for launch in launches:
+        table.add_row(*map(plain, row(launch, found[launch.key], on)))
+    console.print(table)
+    for launch in launches:
+        for verdict in found[launch.key].faults:
+            console.print(plain(f"{launch.title}: {line(verdict)}"), soft_wrap=True, style="red")
+    for text in (f"{totals(list(found.values()))} ({root / FILE})", limits(place, launches)):
+        if text:
+            console.print(plain(text), soft_wrap=True)
+    return int(any(record.faults for record in found.values()))
 
 
 def _add_plan_options(plan: Parser) -> None:
@@ -140,6 +248,8 @@ def _plan(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     if options.action == "plan":
         return _plan(options)
+    if options.action == "rehearse":
+        return _rehearse(options)
     from rich.console import Console
 
     from experiments.papers.catalogue import exhibit_names, read_exhibit

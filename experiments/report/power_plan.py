@@ -51,10 +51,12 @@ class Hours:
     Args:
         by_device: Device-hours; "" is a device without a name.
         unknown: Runs whose recipe has no estimate, by name; one with several seeds as often.
+        measured: Runs whose cost a rehearsal measured on a GPU.
     """
 
     by_device: Mapping[str, float]
     unknown: tuple[str, ...] = ()
+    measured: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,14 +206,17 @@ class _Exhibit:
         """Of what is not finished; with another number of images nothing is."""
         hours: dict[str, float] = {}
         unknown: list[str] = []
+        measured = 0
         for run in plan_runs(sorted(runs), self.scale, self._seeds(seeds)):
             if images == 1 and self.folders.find(run, run.names[0]).status == "finished":
                 continue
-            if (cost := run.recipe.cost) is None:
+            cost, is_measured = self.folders.cost_of(run)
+            measured += is_measured
+            if cost is None:
                 unknown.append(run.names[0])
             else:
                 hours[cost.device] = hours.get(cost.device, 0.0) + cost.hours
-        return Hours(hours, tuple(unknown))
+        return Hours(hours, tuple(unknown), measured)
 
     def _claim(self, verdict: Verdict) -> ClaimPlan:
         claim = verdict.claim
@@ -414,6 +419,7 @@ def hours_words(hours: Hours) -> str:
         for device, amount in hours.by_device.items()
     ]
     parts += [without_estimate(hours.unknown)] if hours.unknown else []
+    parts += [f"{hours.measured} runs as rehearsed"] if hours.measured else []
     return ", ".join(parts) or "nothing to run"
 
 
@@ -471,6 +477,7 @@ def _hours_json(hours: Hours) -> Mapping[str, Any]:
         "hours": dict(hours.by_device),
         "runs_without_estimate": len(hours.unknown),
         "without_estimate": sorted({*hours.unknown}),
+        "runs_measured": hours.measured,
     }
 
 

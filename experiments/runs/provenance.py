@@ -15,6 +15,7 @@ PACKAGES = (
     "crosslight", "torch", "torchvision", "lightning", "transformers", "timm", "torchmetrics", "omegaconf", "jsonargparse",
     "wandb", "numpy", "pillow",
 )  # fmt: skip
+REHEARSAL_VARIABLE = "CROSSLIGHT_REHEARSAL"  # set in every process of a rehearsal
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,13 @@ class Provenance:
         git: Of the checkout that holds this code.
         versions: By package; None where it is not installed.
         device: That it was computed on.
+        rehearsal: It was made to see that the run works (`crosslight sweep rehearse`): none of its numbers is a result.
     """
 
     git: Git
     versions: dict[str, str | None]
     device: Device
+    rehearsal: bool = False
 
 
 def provenance(kind: str, precision: str, world_size: int) -> Provenance:
@@ -74,7 +77,8 @@ def provenance(kind: str, precision: str, world_size: int) -> Provenance:
         world_size: Processes.
     """
     device = Device(precision=precision, world_size=world_size, **device_state(kind))
-    return Provenance(Git(**git_state(Path(__file__).parent)), versions(), device)
+    rehearsal = REHEARSAL_VARIABLE in os.environ
+    return Provenance(Git(**git_state(Path(__file__).parent)), versions(), device, rehearsal)
 
 
 def git_state(folder: Path) -> dict[str, Any]:

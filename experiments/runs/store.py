@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from datamodules.errors import InputError
 from experiments.papers.plan import PlannedRun
+from experiments.papers.schema import Cost
 from experiments.runs.folder import is_running
 from experiments.runs.identity import SEED_AND_KEY
+from experiments.runs.rehearsed import Rehearsed, measured_cost, read_rehearsed
 from experiments.runs.results import Evaluation, Results, ResultsStatus, read_results
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 Status = ResultsStatus | Literal["unreadable", "missing", "not at this scale"]
+_REHEARSAL = "{} is a rehearsal (`crosslight sweep rehearse`): its numbers are of a few steps and images, and no results."
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ def read_run(folder: Path) -> Run:
         killed = results.status == "running" and not is_running(folder)
     except InputError as error:
         return Run(folder.name, 0, "unreadable", folder, error=str(error))
+    if results.provenance is not None and results.provenance.rehearsal:
+        return Run(results.name, results.seed or 0, "unreadable", folder, error=_REHEARSAL.format(folder))
     run = Run(results.name, results.seed or 0, results.status, folder, results, results.error or "")
     if killed:
         return replace(run, status="interrupted", error="its process was killed; the same sweep resumes it")
@@ -133,12 +139,24 @@ class RunFolders:
                     self._by_key.setdefault(named[2], []).append(folder)
                     seeds.add(int(named[1]))
         self.seeds = sorted(seeds) or [0]
+        self._roots = list(roots)
         self._read: dict[Path, Run] = {}
         self._arrays: dict[Path, dict[str, npt.NDArray[Any]]] = {}
 
     def of(self, planned: PlannedRun) -> list[Path]:
         """The folders of what was planned, in the order of the roots."""
         return self._by_key.get(planned.key[:8], [])
+
+    def cost_of(self, planned: PlannedRun) -> tuple[Cost | None, bool]:
+        """What a planned run costs: measured by a rehearsal on a GPU in one of the roots (and True), or its estimate."""
+        for rehearsed in self._rehearsed:
+            if planned.key in rehearsed and (cost := measured_cost(rehearsed[planned.key], planned.recipe.cost)) is not None:
+                return cost, True
+        return planned.recipe.cost, False
+
+    @cached_property
+    def _rehearsed(self) -> list[dict[str, Rehearsed]]:
+        return [read_rehearsed(root) for root in self._roots]
 
     def find(self, planned: PlannedRun, name: str) -> Run:
         """The run of what was planned: a finished one before any other."""

@@ -49,6 +49,8 @@ class Launch:
         cost: Estimate.
         world: Style of the embedded world that must be there first; `environment` says where.
         reads: Names of what the user must have first (experiments/papers/inputs.yaml).
+        names: PAPER/RUN, all that a run of papers is called.
+        measured: `cost` is no estimate: a rehearsal measured it on a GPU.
     """
 
     key: str
@@ -72,6 +74,8 @@ class Launch:
     cost: Cost | None = None
     world: Style | None = None
     reads: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    measured: bool = False
 
     @property
     def argv(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import sys
@@ -14,6 +15,7 @@ from experiments.sweep.launches import Launch
 from experiments.sweep.outcomes import log_of
 
 _VALUE = re.compile(r"[\w.,:;%+*&|!@/()\[\]=<>-]+")  # what sbatch takes for a value; a constraint may be [rack1*2&rack2]
+_MEASURED = "# the time limit is half as long again as `crosslight sweep rehearse` measured\n"
 MOST = 1000  # elements of an array; Slurm's MaxArraySize is 1001 unless configured
 
 
@@ -26,7 +28,8 @@ class SlurmOptions:
         account: Account.
         qos: Quality of service.
         constraint: Features that nodes must have.
-        time: Time limit, such as 8:00:00. A run that reaches it is queued again and goes on.
+        time: Time limit, such as 8:00:00 (default: of runs that were rehearsed on a GPU half as long again as measured, else the
+            partition's own). A run that reaches it is queued again and goes on.
         notice: Seconds before the limit at which a run is told to save. A validation in progress is completed first.
         nodes: Nodes of a run on GPUs (one on the processor says so itself: --trainer.num_nodes).
         gpus_per_node: GPUs a node, with a process each (default: as many as the run's estimate says).
@@ -122,12 +125,13 @@ def script_of(array: Array, root: Path, options: SlurmOptions, target: str, depe
     if not str(root).isprintable():
         raise InputError(f"{shown(str(root))} goes into a line of the script: choose a folder whose name can be printed.")
     shape, at_once = array.shape, f"%{options.at_once}" if options.at_once else ""
+    measured = None if options.time else measured_limit(array)
     header = {
         "job-name": re.sub(r"[^\w.-]+", "-", target), "array": f"0-{len(array.launches) - 1}{at_once}", "dependency": dependency,
         "kill-on-invalid-dep": "yes", "nodes": shape.nodes, "ntasks-per-node": shape.processes,
         "gpus-per-node": shape.gpus or None, "cpus-per-task": options.cpus_per_task, "mem": options.mem,
         "partition": options.partition, "account": options.account, "qos": options.qos, "constraint": options.constraint,
-        "time": options.time, "signal": f"USR1@{options.notice}", "requeue": "", "open-mode": "append",
+        "time": options.time or measured, "signal": f"USR1@{options.notice}", "requeue": "", "open-mode": "append",
         "output": _quoted(root / "slurm" / "%A_%a.out"),
     }  # fmt: skip
     lines = [f"--{name}={value}".rstrip("=") for name, value in header.items() if value is not None] + options.extra
@@ -142,7 +146,7 @@ def script_of(array: Array, root: Path, options: SlurmOptions, target: str, depe
     return f"""\
 #!/bin/bash
 # {_comment(target)}: {counted(len(array.launches), "run")}, an element each
-{"".join(f"#SBATCH {line}{chr(10)}" for line in lines)}
+{_MEASURED if measured else ""}{"".join(f"#SBATCH {line}{chr(10)}" for line in lines)}
 cd {_quoted(Path.cwd())}
 export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-${{SLURM_CPUS_PER_TASK:-1}}}}
 {"".join(line + chr(10) for line in options.setup)}
@@ -162,6 +166,16 @@ srun --ntasks-per-node={shape.processes}{cpus} --kill-on-bad-exit=1 \\
   bash -c 'trap "" USR1; exec "$@"' crosslight "$@"  # ignored until the program listens: its default would kill
 {shlex.join([sys.executable, "-m", "experiments.sweep.slurm", str(root)])} $key $?
 """
+
+
+def measured_limit(array: Array) -> str | None:
+    """A time limit for the longest of its launches, as sbatch takes it; None where one of them was not measured."""
+    if not all(launch.measured and launch.cost is not None for launch in array.launches):
+        return None
+    devices = array.shape.nodes * array.shape.gpus or 1
+    longest = max(3600 * launch.cost.hours / devices for launch in array.launches if launch.cost is not None)
+    minutes = math.ceil(1.5 * longest / 60) + 10  # and ten minutes to start and to read the data
+    return f"{minutes // 60}:{minutes % 60:02d}:00"
 
 
 def counted(number: int, what: str) -> str:

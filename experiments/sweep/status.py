@@ -16,6 +16,7 @@ from experiments.papers.estimates import without_estimate
 from experiments.runs.duration import readable_time
 from experiments.runs.folder import is_running
 from experiments.runs.headings import heading, number
+from experiments.runs.rehearsed import FILE as REHEARSED
 from experiments.runs.results import Results, read_results
 from experiments.runs.store import folders_holding
 from experiments.sweep import slurm
@@ -54,6 +55,7 @@ def show_launches(console: Console, launches: Sequence[Launch], root: Path, queu
         statuses[launch.key] = status
         cost = "" if launch.cost is None else _hours(launch.cost.hours, launch.cost.device)
         cost += f", {launch.cost.devices} at once" if launch.cost is not None and launch.cost.devices > 1 else ""
+        cost += ", measured" if launch.measured else ""
         table.add_row(
             numbers[launch.key], plain(launch.title), Text(status, state_style(status)), plain(_validation(results)),
             " ".join(numbers[key] for key in launch.after), "" if seconds is None else readable_time(seconds), cost,
@@ -66,6 +68,9 @@ def show_launches(console: Console, launches: Sequence[Launch], root: Path, queu
     console.print(plain(f"\n{len(launches)} runs in {root}, {finished} finished{hint}"), soft_wrap=True)
     if rest:
         console.print(summed_cost(rest), highlight=False, soft_wrap=True)
+    if count := sum(launch.measured for launch in rest):
+        told = f"{count} of these costs measured by `crosslight sweep rehearse` ({root / REHEARSED}), the others are estimates"
+        console.print(plain(told), soft_wrap=True)
     return list(statuses.values())
 
 

@@ -13,6 +13,7 @@ from experiments.papers.places import paper_folders
 from experiments.papers.plan import PlannedRun, plan_runs
 from experiments.papers.schema import Scale
 from experiments.papers.worlds import world_folder
+from experiments.runs.rehearsed import measured_cost, read_rehearsed
 from experiments.runs.store import folder_of
 from experiments.sweep.launches import Launch, split_options
 from experiments.sweep.processes import visible_gpus
@@ -52,12 +53,17 @@ def _runs_of(exhibit: str) -> list[str]:
 
 
 def launches_of(planned: Iterable[PlannedRun], root: Path, groups: Mapping[str, str] | None = None) -> list[Launch]:
-    """Launches of planned runs, in their order, with run folders in `root`. `groups` has W&B's group (an exhibit) of each key."""
+    """Launches of planned runs, in their order, with run folders in `root`. `groups` has W&B's group (an exhibit) of each key.
+
+    What a rehearsal measured there on a GPU stands in the place of the estimates.
+    """
     planned, root = list(planned), root.absolute()
     folders = {run.key: folder_of(run, [root]) for run in planned}
+    rehearsed = read_rehearsed(root)
     launches = []
     for run in planned:
         recipe, cost = run.recipe, run.recipe.cost
+        measured = measured_cost(rehearsed[run.key], cost) if run.key in rehearsed else None
         environment = {"WANDB_RUN_GROUP": groups[run.key]} if groups and run.key in groups else {}
         if recipe.world is not None:
             environment["CROSSLIGHT_WORLD"] = str(world_folder(root, recipe.world))
@@ -67,8 +73,9 @@ def launches_of(planned: Iterable[PlannedRun], root: Path, groups: Mapping[str, 
                 key=run.key, title=f"{run.names[0]} s{run.seed}" if recipe.seeded else run.names[0],
                 kind=f"{run.names[0]} ({run.scale})", folder=folders[run.key], command=recipe.command,
                 configs=tuple(recipe.configs), **split_options(run.options(folders)), environment=environment, after=run.after,
-                gpus=0 if on_processor else cost.devices if cost is not None else 1, cost=cost, world=recipe.world,
-                reads=recipe.reads,
+                gpus=0 if on_processor else cost.devices if cost is not None else 1,
+                cost=measured or cost, world=recipe.world, reads=recipe.reads, names=run.names,
+                measured=measured is not None,
             )
         )  # fmt: skip
     return launches

@@ -7,7 +7,9 @@ from importlib import resources
 from pathlib import Path
 
 _SECTIONS = {"trainer", "data", "model", "checkpoint", "wandb"}
-_NO_OPTIONS = ("runs.yaml", "numbers.yaml", "inputs.yaml", "miniatures.yaml", "explanations.yaml")
+_NO_OPTIONS = (
+    "runs.yaml", "numbers.yaml", "inputs.yaml", "miniatures.yaml", "explanations.yaml", "devices.yaml", "known_counts.yaml",
+)  # fmt: skip
 
 
 def packaged_configs() -> list[str]:

@@ -1,0 +1,116 @@
+"""What was rehearsed, as a table: on a terminal, and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from experiments.rehearsal.devices import Machine, device_named, translated
+from experiments.rehearsal.life import Place
+from experiments.runs.duration import readable_time
+from experiments.runs.rehearsed import Figures, Rehearsed, Verdict
+from experiments.sweep.launches import Launch
+
+COLUMNS = ("run", "verdict", "parameters", "memory", "a step", "whole run", "disk", "cut")
+
+
+def row(launch: Launch, record: Rehearsed, on: Machine | None) -> tuple[str, ...]:
+    """The cells of a configuration."""
+    found = record.figures
+    if found is None:
+        return (launch.title, verdict_of(record), "", "", "", hours(launch, None, on), "", "")
+    parameters = (
+        "" if found.parameters is None else f"{(found.tunable_parameters or 0) / 1e6:,.1f} of {found.parameters / 1e6:,.1f} M"
+    )
+    step = "" if found.seconds_per_step is None else f"{found.seconds_per_step:.3g} s"
+    disk = "" if found.disk_bytes is None else size(found.disk_bytes)
+    return (
+        launch.title, verdict_of(record), parameters, memory(launch, found), step, hours(launch, found, on), disk,
+        "; ".join(found.cut),
+    )  # fmt: skip
+
+
+def verdict_of(record: Rehearsed) -> str:
+    if record.faults:
+        return "fails: " + ", ".join(verdict.stage for verdict in record.faults)
+    unknown = [verdict.stage for verdict in record.verdicts if verdict.outcome == "unknown"]
+    return "sound" + (f"; not known here: {', '.join(unknown)}" if unknown else "") if record.whole else "not over"
+
+
+def memory(launch: Launch, found: Figures) -> str:
+    if found.peak_bytes:
+        return f"{size(found.peak_bytes)} measured"
+    if launch.gpus:
+        return "" if found.counted_bytes is None else f"{size(found.counted_bytes)} counted"
+    return "" if found.resident_bytes is None else f"{size(found.resident_bytes)} of the machine"
+
+
+def hours(launch: Launch, found: Figures | None, on: Machine | None) -> str:
+    """Device-hours of the whole run: measured on a GPU, or on a processor where the run belongs there; else its estimate. With
+    --on also what that would be there."""
+    measured = found is not None and found.hours is not None and (found.kind == "cuda" or not launch.gpus)
+    if measured and found is not None and found.hours is not None:
+        amount, device = found.hours * found.processes, found.device
+        text = f"{device_time(amount)} measured on {device}"
+    elif launch.cost is not None:
+        amount, device = launch.cost.hours, launch.cost.device
+        text = f"{device_time(amount)} of {device or 'a device'} estimated"
+    else:
+        return ""
+    if on is None or found is None or not launch.gpus or (source := device_named(device)) is None:
+        return text
+    there = translated(3600 * amount, on.device, source, found.precision)
+    return f"{text}; on {on} {readable_time(there / on.count)} by peak FLOPs"
+
+
+def device_time(amount: float) -> str:
+    return f"{amount:,.1f} h" if amount >= 0.1 else readable_time(3600 * amount)
+
+
+def size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 5e7 else f"{count / 1e6:,.1f} MB"
+
+
+def line(verdict: Verdict) -> str:
+    return f"{verdict.stage} {verdict.outcome}" + (f": {verdict.said}" if verdict.said else "")
+
+
+def totals(records: Sequence[Rehearsed]) -> str:
+    """How many are sound, and what all of them leave on the disk."""
+    disk = sum(record.figures.disk_bytes or 0 for record in records if record.figures is not None)
+    sound = sum(record.whole for record in records)
+    failed = sum(bool(record.faults) for record in records)
+    return f"{len(records)} configurations rehearsed: {sound} sound, {failed} would fail; their run folders take {size(disk)}"
+
+
+def limits(place: Place, launches: Sequence[Launch]) -> str:
+    """What this machine could not know."""
+    if place.settings.gpus or not any(launch.gpus for launch in launches):
+        return ""
+    return (
+        "Rehearsed on a processor: times on the device are not known here (hours are the recipes' estimates), and its memory is "
+        "counted: weights, gradients, optimizer state, what backward keeps; not the work space of single operations."
+    )
+
+
+def page(launches: Sequence[Launch], done: Mapping[str, Rehearsed], place: Place) -> str:
+    """rehearsed.md."""
+    over = [(launch, done[launch.key]) for launch in launches if launch.key in done]
+    lines = [
+        "# Rehearsed",
+        "",
+        f"Settings: {place.settings.words}.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "| --- " * len(COLUMNS) + "|",
+    ]
+    lines += ["| " + " | ".join(_cell(cell) for cell in row(launch, record, place.on)) + " |" for launch, record in over]
+    lines += ["", f"{totals([record for _, record in over])}.", *(["", told] if (told := limits(place, launches)) else [])]
+    wrong = [(launch, verdict) for launch, record in over for verdict in record.faults]
+    if wrong:
+        lines += ["", "## What would fail, and the remedy", ""]
+        lines += [f"- {_cell(launch.title)}: {_cell(line(verdict))}" for launch, verdict in wrong]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,157 @@
+"""Three runs rehearsed as a user does it, killed and resumed in processes of their own; and what of it others read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.cli.main import run_command
+from experiments.papers.plan import plan_runs
+from experiments.papers.schema import Cost
+from experiments.rehearsal.life import Life, Place
+from experiments.rehearsal.rehearse import code_revision
+from experiments.runs.rehearsed import FILE, STAGES, Figures, Rehearsed, Verdict, read_rehearsed, write_rehearsed
+from experiments.runs.results import read_results
+from experiments.runs.store import RunFolders, read_run
+from experiments.sweep.slurm_script import SlurmOptions, arrays_of, script_of
+from experiments.sweep.targets import exhibit_launches
+
+
+@pytest.fixture(scope="module")
+def rehearsed(place: Path) -> Path:
+    """The folder of runs in which all of the paper has been rehearsed, the run folders kept."""
+    command = ["rehearse", "tiny", "--scale", "small", "--out", str(place / "runs"), "--on", "2xH100", "--items", "4", "--keep"]
+    assert run_command("sweep", command) == 0
+    return place / "runs"
+
+
+def test_each_stage_has_a_verdict(rehearsed: Path) -> None:
+    runs = {run.title: run for run in read_rehearsed(rehearsed).values()}
+    assert runs.keys() == {"tiny/start s0", "tiny/tuned s0"}
+    for run in runs.values():
+        assert [verdict.stage for verdict in run.verdicts] == list(STAGES)
+        assert run.whole
+        assert run.revision == code_revision()
+    said = {verdict.stage: verdict for verdict in runs["tiny/tuned s0"].verdicts}
+    assert (said["devices"].outcome, "no GPU" in said["devices"].said) == ("unknown", True)
+    assert said["resume"].said == "at step 3, the same loss"
+    assert said["evaluation"].said == "tested on flickr30k test[:4]"
+    assert said["memory"].said.startswith("counted") and "H100" in said["memory"].said  # noqa: PT018
+    assert said["report"].said == "2 numbers of 1 exhibits"
+    found = runs["tiny/tuned s0"].figures
+    assert found is not None
+    assert found.kind == "cpu"
+    assert found.steps == 4 * 2  # epochs of 27 // 8 batches, two of which are a step
+    assert found.counted_bytes and found.weight_bytes and found.seconds_per_step and found.disk_bytes  # noqa: PT018
+    assert found.counted_bytes > found.weight_bytes
+    assert found.cut == ()
+    assert "| tiny/tuned s0 | sound; not known here: devices |" in (rehearsed / "rehearsed.md").read_text()
+
+
+def test_a_rehearsal_is_no_result(rehearsed: Path) -> None:
+    scratch = rehearsed / "rehearsal"
+    (folder,) = scratch.glob("tiny-tuned-*[0-9a-f]")
+    results = read_results(folder)
+    assert results.status == "finished"
+    assert results.attempts == 2
+    assert results.provenance is not None
+    assert results.provenance.rehearsal
+    assert "is a rehearsal" in read_run(folder).error
+    (planned,) = [run for run in plan_runs(["tiny/tuned"], "small", [0]) if run.names == ("tiny/tuned",)]
+    assert RunFolders([scratch]).find(planned, "tiny/tuned").status == "unreadable"
+
+
+def test_what_was_sound_is_not_repeated(rehearsed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = read_rehearsed(rehearsed)
+    command = [
+        "rehearse",
+        "tiny",
+        "--scale",
+        "small",
+        "--out",
+        str(rehearsed),
+        "--on",
+        "2xH100",
+        "--items",
+        "4",
+        "--json",
+        "--keep",
+    ]
+    assert run_command("sweep", command) == 0
+    assert json.loads(capsys.readouterr().out).keys() == before.keys()
+    assert read_rehearsed(rehearsed) == before
+
+
+def _life(place: Path, told: list[Verdict], *, gpus: int = 0, free: int = 10**12, batch: int = 8) -> Life:
+    from experiments.rehearsal.changes import Settings
+
+    launch = exhibit_launches("tiny/tuned", "small", [0], place / "none")[1]
+    where = Place(place / "none", place / "none", Settings(3, gpus=gpus), free=lambda _: free)
+    return Life(replace(launch, gpus=3 if gpus else 2), where, told.append)
+
+
+def _facts(batch: int = 8, **known: int) -> object:
+    from experiments.rehearsal.changes import Changes
+    from experiments.rehearsal.checks import Facts
+
+    config = {"data": {"init_args": {"batch_size": batch}}, "trainer": {"precision": "bf16-mixed"}, "model": {"init_args": {}}}
+    return Facts(config, Changes((), ()), tunable=1, **known)
+
+
+def test_wrong_number_of_gpus(place: Path) -> None:
+    life = _life(place, [], gpus=2)
+    few = life._devices(_facts(batch=9))  # type: ignore[arg-type]
+    assert few.outcome == "failed"
+    assert "wants 3 x A100 and here are 2: --devices 2" in few.said
+    uneven = life._devices(_facts(batch=8))  # type: ignore[arg-type]
+    assert uneven.outcome == "failed"
+    assert uneven.said == "batch_size 8 does not divide among 3 devices: --devices 2 or 4"
+
+
+def test_too_little_disk(place: Path) -> None:
+    told: list[Verdict] = []
+    assert not _life(place, told, free=2 * 10**9)._disk(_facts(checkpoint_bytes=5 * 10**9))  # type: ignore[arg-type]
+    (verdict,) = told
+    assert (verdict.stage, verdict.outcome) == ("disk", "failed")
+    assert "checkpoints 5.0 GB of 2.0 GB that are free: free 3.0 GB" in verdict.said
+
+
+def test_too_large_a_batch(place: Path) -> None:
+    from experiments.rehearsal.devices import machine_of
+    from experiments.rehearsal.life import memory_verdict
+
+    launch = _life(place, []).launch
+    found = Figures("processor", "cpu", counted_bytes=93 * 10**9)
+    verdict = memory_verdict(found, _facts(), launch, machine_of("A100").device)  # type: ignore[arg-type]
+    assert verdict.outcome == "failed"
+    assert "counted 93.0 GB of A100's 80 GB: half the batch_size" in verdict.said
+    assert memory_verdict(found, _facts(), launch, machine_of("H200").device).outcome == "passed"  # type: ignore[arg-type]
+
+
+def test_what_a_gpu_measured_replaces_the_estimates(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    launches = exhibit_launches("tiny", "small", [0], tmp_path)
+    assert [launch.measured for launch in launches] == [False, False]
+    figures = Figures("NVIDIA A100", "cuda", processes=2, hours=0.75, peak_bytes=31 * 10**9)
+    tuned = launches[1].key
+    write_rehearsed(tmp_path, {tuned: Rehearsed("tiny/tuned s0", "r", "s", figures=figures)})
+    launches = exhibit_launches("tiny", "small", [0], tmp_path)
+    assert launches[1].cost == Cost(1.5, devices=2, device="NVIDIA A100", memory_gb=31.0, disk_gb=1.0)
+    assert [launch.measured for launch in launches] == [False, True]
+    assert RunFolders([tmp_path]).cost_of(plan_runs(["tiny/tuned"], "small", [0])[1]) == (launches[1].cost, True)
+
+    assert run_command("sweep", ["run", "tiny", "--scale", "small", "--out", str(tmp_path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "1.5 NVIDIA A100-hours, 2 at once, measured" in shown
+    assert f"1 of these costs measured by `crosslight sweep rehearse` ({tmp_path / FILE})" in shown
+    first, second = (script_of(array, tmp_path, SlurmOptions(), "tiny", None) for array in arrays_of(launches, SlurmOptions()))
+    assert "--time" not in first
+    assert "#SBATCH --time=1:18:00\n" in second  # 45 minutes and half of that, and ten
+    limited = SlurmOptions(time="9:00:00")
+    assert "#SBATCH --time=9:00:00\n" in script_of(arrays_of(launches, limited)[1], tmp_path, limited, "tiny", None)
+
+    cut = replace(figures, cut=("batch 4 of 8",))
+    write_rehearsed(tmp_path, {tuned: Rehearsed("tiny/tuned s0", "r", "s", figures=cut)})
+    assert not any(launch.measured for launch in exhibit_launches("tiny", "small", [0], tmp_path))
