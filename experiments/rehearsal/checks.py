@@ -184,11 +184,15 @@ def zero_weights(module: Any) -> list[str]:
     from lightning_modules.checkpoints.fresh import fresh_parameters
 
     network, adapter = getattr(module, "network", module), getattr(module, "adapter", None)
-    fresh = fresh_parameters(network)
+    unused = getattr(network, "unused_parameters", frozenset)()
+    passed_by = fresh_parameters(network) | unused
     empty = [
         name
         for name, parameter in network.named_parameters()
-        if parameter.ndim > 1 and name not in fresh and not (adapter is not None and adapter.owns(name)) and not parameter.any()
+        if sum(size > 1 for size in parameter.shape) > 1  # a token or a bias may be zero
+        and name not in passed_by
+        and not (adapter is not None and adapter.owns(name))
+        and not parameter.any()
     ]
     if not empty:
         return []

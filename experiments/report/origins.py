@@ -36,7 +36,8 @@ def origins_of(run: Path, license: str | None = None, dialled: Dialled | None = 
     point = None if dialled is None or dialling is None else dialling.point(dialled.alpha)
     at_alpha = () if point is None else tuple(each for each in point.evaluations if each.stage == "test")
     trained = dialled is None or dialled.alpha == 1
-    tests = [each for each in (results.tests() if trained else at_alpha) if each.metrics]
+    rehearsal = results.provenance is not None and results.provenance.rehearsal  # whose numbers are none
+    tests = [each for each in (results.tests() if trained else at_alpha) if each.metrics and not rehearsal]
     rendered = results.scale == "miniature"  # scenes of the embedded world, in files named as the real data's
     trained_on = [data for data, each in results.data.items() if "train" in each.splits]
     return Origins(

@@ -33,22 +33,28 @@ _TABLE = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="package")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with the world and the paper, which the environment names."""
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the world and the paper."""
     from datamodules.miniworld.write import Splits, write_world
 
     folder = tmp_path_factory.mktemp("rehearsal")
     splits = Splits(coco=0.25, flickr_train=0.6, flickr_val=0.15)
-    world = write_world(folder / "world", scenes=60, image_size=32, splits=splits, workers=1)
+    write_world(folder / "world", scenes=60, image_size=32, splits=splits, workers=1)
     (folder / "tiny" / "exhibits").mkdir(parents=True)
     (folder / "tiny" / "runs.yaml").write_text(yaml.safe_dump(_RUNS))
     (folder / "tiny" / "exhibits" / "table.yaml").write_text(yaml.safe_dump(_TABLE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tiny: Path) -> Iterator[Path]:
+    """The same, which the environment names."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CROSSLIGHT_PAPERS", str(folder / "tiny"))
-        patch.setenv("CROSSLIGHT_WORLD", str(world))
+        patch.setenv("CROSSLIGHT_PAPERS", str(tiny / "tiny"))
+        patch.setenv("CROSSLIGHT_WORLD", str(tiny / "world"))
         patch.setenv("OMP_NUM_THREADS", "1")
-        yield folder
+        yield tiny
     torch.set_num_threads(threads)
