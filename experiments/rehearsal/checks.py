@@ -184,7 +184,7 @@ def zero_weights(module: Any) -> list[str]:
     from lightning_modules.checkpoints.fresh import fresh_parameters
 
     network, adapter = getattr(module, "network", module), getattr(module, "adapter", None)
-    unused = getattr(network, "unused_parameters", frozenset)()
+    unused: frozenset[str] = getattr(network, "unused_parameters", frozenset)()
     passed_by = fresh_parameters(network) | unused
     empty = [
         name
