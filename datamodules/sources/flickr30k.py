@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,8 +11,10 @@ from datamodules.files.addresses import FLICKR30K_FORM, KARPATHY
 from datamodules.files.steps import Step
 from datamodules.files.text import read_words
 from datamodules.formats.beit3_index import IndexKind, how_to_write, index_files, parse_index, require_current_index
+from datamodules.formats.flickr_tokens import read_tokens
 from datamodules.formats.karpathy import parse_karpathy
 from datamodules.formats.parsing import Parsed, join
+from datamodules.records import ImageRecord
 from datamodules.source import Source
 
 
@@ -19,7 +22,8 @@ class Flickr30kSource(Source):
     """Flickr30k: 31,014 photographs with five captions; 29,000/1,014/1,000 in Karpathy's split.
 
     Root holds dataset_flickr30k.json and the images in flickr30k-images/; the "entities" split also needs
-    flickr30k_entities/{train,val,test}.txt. BEiT-3's index: flickr30k.{train,val,test}.jsonl (`crosslight data index` writes
+    flickr30k_entities/{train,val,test}.txt, and of the 769 photographs that Karpathy's file lacks the data set's own captions,
+    results_20130124.token. BEiT-3's index: flickr30k.{train,val,test}.jsonl (`crosslight data index` writes
     them) in place of dataset_flickr30k.json.
 
     Args:
@@ -55,6 +59,7 @@ class Flickr30kSource(Source):
         self.split = split
         self.captions = captions
         self.annotations = self.root / "dataset_flickr30k.json"
+        self.tokens = self.root / "results_20130124.token"
         files = files or index_files("flickr30k")
         self.files = {split: [self.root / path for path in paths] for split, paths in files.items()}
 
@@ -66,7 +71,9 @@ class Flickr30kSource(Source):
     def annotation_files(self) -> list[Path]:
         if self.captions == "beit3_index":
             return list(dict.fromkeys(path for paths in self.files.values() for path in paths))
-        return [self.annotations, *(self._lists().values() if self.split == "entities" else ())]
+        if self.split == "karpathy":
+            return [self.annotations]
+        return [self.annotations, *self._lists().values(), *([self.tokens] if self.tokens.exists() else [])]
 
     def karpathy_file(self) -> Path:
         return self.annotations
@@ -111,13 +118,30 @@ class Flickr30kSource(Source):
         if self.split == "entities":
             by_id = {record.image_id: record for records in parsed.splits.values() for record in records}
             parsed = Parsed(self.root / "flickr30k_entities", problems=parsed.problems)
-            for split, path in self._lists().items():
-                identities = read_words(path, "the ids of a split's images, one a line")
-                unknown = [identity for identity in identities if identity not in by_id]
-                if unknown:
-                    raise InputError(
-                        f"{path} names {len(unknown):,} images that {self.annotations} does not have, first {shown(unknown[0])}; "
-                        "both must be of the whole Flickr30k."
-                    )
+            lists = {split: read_words(path, "the ids of a split's images, one a line") for split, path in self._lists().items()}
+            by_id |= self._beyond_karpathy([each for ids in lists.values() for each in ids if each not in by_id])
+            for split, identities in lists.items():
                 parsed.splits[split] = [by_id[identity] for identity in identities]
         return parsed
+
+    def _beyond_karpathy(self, images: Sequence[str]) -> dict[str, ImageRecord]:
+        """The images of Flickr30k Entities that Karpathy's file lacks (769 of 31,783), with the data set's own captions.
+
+        Raises:
+            InputError: That file is missing, or lacks them too.
+        """
+        if not images:
+            return {}
+        told = f"{len(images):,} images of flickr30k_entities/{{train,val,test}}.txt are not in {self.annotations}"
+        if not self.tokens.exists():
+            raise InputError(
+                f"{told}, first {shown(images[0])}; Karpathy's file lacks 769 of Flickr30k's 31,783. Put the data set's own "
+                f"captions there, {self.tokens} (it is in flickr30k.tar.gz, which the form gives); or take split karpathy."
+            )
+        captions = read_tokens(self.tokens, frozenset(images))
+        if lacking := [image for image in images if image not in captions]:
+            raise InputError(
+                f"{told}, and {len(lacking):,} of them neither in {self.tokens}, first {shown(lacking[0])}; all must be of the "
+                "whole Flickr30k."
+            )
+        return {image: ImageRecord(image, self.image_dir / f"{image}.jpg", captions[image]) for image in images}

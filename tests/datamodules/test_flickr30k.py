@@ -40,7 +40,19 @@ def test_flickr30k_splits(tmp_path: Path) -> None:
     assert counts(entities) == {"train": 3, "val": 1, "test": 2}
     assert entities.fingerprint() != Flickr30k(str(root)).fingerprint()
     (root / "flickr30k_entities" / "val.txt").write_text("1002\n77\n")
-    with pytest.raises(InputError, match=r"val\.txt names 1 images that .*dataset_flickr30k\.json does not have, first '77'"):
+    with pytest.raises(InputError, match=r"1 images of .* are not in .*, first '77'; .*results_20130124\.token \(it is"):
+        Flickr30k(str(root), split="entities").records("val")
+    tokens = root / "results_20130124.token"
+    tokens.write_text("1002.jpg#0\tof another\n78.jpg#0\tTwo dogs .\n")
+    with pytest.raises(InputError, match=r"1 of them neither in .*results_20130124\.token, first '77'"):
+        Flickr30k(str(root), split="entities").records("val")
+    tokens.write_text("77.jpg#0\tTwo dogs .\n77.jpg#1\tA # dog\n1002.jpg#0\tof another\n")
+    write_image(root / "flickr30k-images" / "77.jpg", 1)
+    beyond = Flickr30k(str(root), split="entities").records("val")[1]
+    assert (beyond.image_id, [caption.text for caption in beyond.captions]) == ("77", ["Two dogs .", "A # dog"])
+    assert [caption.caption_id for caption in beyond.captions] == ["77#0", "77#1"]
+    tokens.write_text("77.jpg Two dogs .\n")
+    with pytest.raises(InputError, match=r"results_20130124\.token, line 1: '77\.jpg Two dogs \.'; expected Flickr30k's"):
         Flickr30k(str(root), split="entities").records("val")
 
 
