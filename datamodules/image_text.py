@@ -17,6 +17,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from datamodules.errors import InputError
+from datamodules.files.stand_in import mark_of
 from datamodules.inputs import Inputs
 from datamodules.loading.captions import Captioning, ImageCaptions
 from datamodules.loading.evaluation import EvaluationImages
@@ -265,13 +266,14 @@ class ImageTextDataModule(Source, LightningDataModule):
         return fingerprint(self.task.splits, asdict(self.limits))
 
     def describe(self) -> dict[str, Any]:
-        """For results.json: name, options, counts of each split under its label, fingerprint."""
+        """For results.json: name, options, counts of each split under its label, fingerprint; `stand_in` where it is one."""
         counts = {}
         for split, all_records in self.task.splits.read().items():
             records = all_records[: self.limits.of(split)]
             captions = sum(len(record.captions) for record in records)
             counts[self.split_label(split)] = {"images": len(records), "captions": captions}
-        return {"name": self.name, "options": self.task.splits.options(), "splits": counts, "fingerprint": self.fingerprint()}
+        told = {"name": self.name, "options": self.task.splits.options(), "splits": counts, "fingerprint": self.fingerprint()}
+        return told if mark_of(self.root) is None else {**told, "stand_in": True}
 
     def cut_captions(self, splits: Sequence[str]) -> dict[str, int]:
         """Texts that the connected network's max_tokens cuts, by the splits' labels; splits without any are left out.

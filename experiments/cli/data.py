@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,13 @@ coco_retrieval.{train,val,test}.jsonl or flickr30k.{train,val,test}.jsonl. --dat
 _TEXT_DB = """\
 Write UNITER's text databases from Karpathy's split: itm_KIND_SPLIT.db with every caption's word pieces.
 --data.init_args.regions.text_db reads them, as it reads the released ones. Those of Flickr30k Entities are flickr30k's."""
+_STAND_IN = """\
+Files of the official layouts with the right counts, sizes and names and random contents, to rehearse runs on where the data or
+weights are not: COCO, Flickr30k with Entities, Visual Genome, NoCaps, UNITER's databases, BEiT-3's and UNITER's checkpoints, and
+models of the Hugging Face hub. All of it bears the mark STAND-IN, and no result of it can enter a report.
+
+Photographs are some dozen files with many names, and databases some hundred images, so that all data sets take 2 GB. What is
+there is not made again. It prints the variables that send runs to it: set them before you start crosslight."""
 _REGIONS = """\
 Extract region features to an image database of UNITER's layouts; --data.init_args.regions.image_db reads it. An interrupted run
 goes on with what is missing. docs/regions.md says more."""
@@ -89,9 +98,23 @@ def add_options(parser: Parser) -> None:
         "--names", choices=("released", "stem"), default="released",
         help="images' names in the image database: flickr30k_000000036979.npz, or the file's own, 36979.npz",
     )  # fmt: skip
+    _add_stand_in_options(actions.add_parser("stand-in", help="random files of the official layouts", description=_STAND_IN))
     _add_region_options(
         action("regions", "UNITER's image databases", _REGIONS, _regions, f"{kinds}; or folder, any images", True)
     )
+
+
+def _add_stand_in_options(below: Parser) -> None:
+    below.set_defaults(act=_stand_in)
+    option = below.add_argument
+    option(
+        "target", metavar="TARGET",
+        help="a data set (coco, flickr30k, nocaps, visual_genome); or an exhibit, run, paper or all: what its runs of full scale "
+        "read",
+    )  # fmt: skip
+    option("root", type=Path, metavar="DIR", help="where to put them, a folder of their own")
+    option("--share", type=float, default=1.0, metavar="X", help="of each data set (default: 1, all of it)")
+    option("--max-disk", type=float, default=20.0, metavar="GB", help="at most so much more; weights are cut to 16 bits for it")
 
 
 def _add_region_options(option: Callable[..., Any]) -> None:
@@ -199,6 +222,18 @@ def _text_db(options: argparse.Namespace) -> int:
     written = write_text_databases(file, source.name, Tokenizer(TextInput(options.tokenizer)), out, options.names)
     for path, texts in written.items():
         print(f"{path}: {texts:,} texts")
+    return 0
+
+
+def _stand_in(options: argparse.Namespace) -> int:
+    from experiments.papers.reads import Reads, reads_of, recipes_of
+    from experiments.papers.stand_ins import data_sets, environment_of, write_stand_ins
+
+    one = options.target in data_sets()
+    reads = Reads(data=(options.target,)) if one else reads_of(recipes_of(options.target))
+    os.environ |= environment_of(options.root)  # before transformers is imported
+    environment = write_stand_ins(reads, options.root, max_disk_gb=options.max_disk, share=options.share)
+    print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items()))
     return 0
 
 

@@ -103,7 +103,7 @@ def plan_runs(names: Iterable[str], scale: Scale, seeds: Sequence[int]) -> list[
 
 def _key(recipe: Recipe, scale: Scale, seed: int, starts: Mapping[str, str]) -> str:
     configs = [yaml_content(name) for name in recipe.configs]
-    miniatures = _miniatures(configs, recipe.options)
+    miniatures = sums_named_in(json.dumps(_whole(configs, recipe.options), default=str))
     text = json.dumps(
         {
             "command": recipe.command,
@@ -121,9 +121,16 @@ def _key(recipe: Recipe, scale: Scale, seed: int, starts: Mapping[str, str]) -> 
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _miniatures(configs: Sequence[dict[str, Any]], options: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of the shipped weights that a run reads. What a later file or an option puts another value over is not read: a
-    pre-training has the same key before and after its weights are shipped."""
+def configuration(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe's files and options give together, later ones over earlier ones; nothing is looked up or checked.
+
+    What a later file or an option puts another value over is not in it: a pre-training has the same key before and after its
+    weights are shipped.
+    """
+    return _whole([yaml_content(name) for name in recipe.configs], recipe.options)
+
+
+def _whole(configs: Sequence[dict[str, Any]], options: Mapping[str, Any]) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for content in configs:
         whole = _merged(whole, content)
@@ -131,7 +138,7 @@ def _miniatures(configs: Sequence[dict[str, Any]], options: Mapping[str, Any]) -
         for key in reversed(name.split(".")):
             value = {key: value}
         whole = _merged(whole, value)
-    return sums_named_in(json.dumps(whole, default=str))
+    return whole
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

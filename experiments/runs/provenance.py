@@ -6,11 +6,15 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from datamodules.files.stand_in import mark_of
+
+_LONGEST = 4000  # characters of a path
 PACKAGES = (
     "crosslight", "torch", "torchvision", "lightning", "transformers", "timm", "torchmetrics", "omegaconf", "jsonargparse",
     "wandb", "numpy", "pillow",
@@ -60,25 +64,48 @@ class Provenance:
         versions: By package; None where it is not installed.
         device: That it was computed on.
         rehearsal: It was made to see that the run works (`crosslight sweep rehearse`): none of its numbers is a result.
+        stand_in: Of data or weights that are stand-ins (datamodules/files/stand_in.py): none of its numbers is a result.
     """
 
     git: Git
     versions: dict[str, str | None]
     device: Device
     rehearsal: bool = False
+    stand_in: bool = False
 
 
-def provenance(kind: str, precision: str, world_size: int) -> Provenance:
+def provenance(kind: str, precision: str, world_size: int, stand_in: bool = False) -> Provenance:
     """Of what this process computes.
 
     Args:
         kind: Of the device that is used: "cpu" may be said on a machine with a GPU.
         precision: As the trainer calls it.
         world_size: Processes.
+        stand_in: See `reads_stand_ins`.
     """
     device = Device(precision=precision, world_size=world_size, **device_state(kind))
     rehearsal = REHEARSAL_VARIABLE in os.environ
-    return Provenance(Git(**git_state(Path(__file__).parent)), versions(), device, rehearsal)
+    return Provenance(Git(**git_state(Path(__file__).parent)), versions(), device, rehearsal, stand_in)
+
+
+def reads_stand_ins(config: Mapping[str, Any]) -> bool:
+    """Whether a run reads stand-ins, or a run that did: a file or folder that its configuration names has their mark, or a cache
+    that names are looked up in.
+
+    Args:
+        config: Of the run, as config.yaml has it.
+    """
+    named = [text.partition("#")[0] for text in _texts(config)]
+    caches = [os.environ[variable] for variable in ("CROSSLIGHT_CACHE", "HF_HOME") if os.environ.get(variable)]
+    return any(mark_of(Path(text).expanduser()) is not None for text in (*named, *caches) if "/" in text and len(text) < _LONGEST)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
 
 
 def git_state(folder: Path) -> dict[str, Any]:

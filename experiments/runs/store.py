@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Status = ResultsStatus | Literal["unreadable", "missing", "not at this scale"]
 _REHEARSAL = "{} is a rehearsal (`crosslight sweep rehearse`): its numbers are of a few steps and images, and no results."
+_STAND_IN = "{} is a run on stand-ins, data or weights of random contents: its numbers are no results."
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def read_run(folder: Path) -> Run:
         return Run(folder.name, 0, "unreadable", folder, error=str(error))
     if results.provenance is not None and results.provenance.rehearsal:
         return Run(results.name, results.seed or 0, "unreadable", folder, error=_REHEARSAL.format(folder))
+    if results.provenance is not None and results.provenance.stand_in:
+        return Run(results.name, results.seed or 0, "unreadable", folder, error=_STAND_IN.format(folder))
     run = Run(results.name, results.seed or 0, results.status, folder, results, results.error or "")
     if killed:
         return replace(run, status="interrupted", error="its process was killed; the same sweep resumes it")

@@ -36,7 +36,7 @@ import lightning_modules.retrieval
 from datamodules.errors import InputError, chain, find_input_error
 from datamodules.files.references import conceal, look_up, variable
 from experiments.runs.folder import RunFolder
-from experiments.runs.provenance import provenance
+from experiments.runs.provenance import provenance, reads_stand_ins
 from experiments.runs.results import RunScale
 from experiments.training import preemption
 from experiments.training.checkpoints import Best, Checkpoints, ResumePoint, WholeCheckpoints
@@ -296,12 +296,14 @@ class CrosslightCLI(LightningCLI):
         evaluate = self._get(self.config_init, "evaluate") or {}
         folder, trainer = self.run_folder, self.trainer
         init_from = getattr(self.model, "init_from", None)
+        if stand_in := reads_stand_ins({**self.saved_config, "ckpt_path": method.get("ckpt_path")}):
+            folder.mark_stand_in()
         folder.update(
             argv=tuple(self.arguments),
             scale=config.scale or _default_scale(self.saved_config),
             parent=config.parent or init_from,
             seed=config.seed_everything,
-            provenance=provenance(trainer.strategy.root_device.type, str(trainer.precision), trainer.world_size),
+            provenance=provenance(trainer.strategy.root_device.type, str(trainer.precision), trainer.world_size, stand_in),
         )
         if folder.ours:
             self.datamodule.prepare_data()  # a download comes before the description of what was downloaded

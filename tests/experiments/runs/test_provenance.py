@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from datamodules.files.stand_in import begin
 from datamodules.flickr30k import Flickr30k
-from experiments.runs.provenance import device_state
+from experiments.runs.provenance import device_state, reads_stand_ins
 
 
 @pytest.fixture
@@ -32,3 +34,18 @@ def test_memory_is_pinned_for_the_gpu_that_trains(device: str) -> None:
     assert data._loading()["pin_memory"]
     data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))  # type: ignore[assignment]
     assert data._loading()["pin_memory"] == (device == "cuda:0")
+
+
+def test_stand_ins_are_found_in_what_a_run_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("CROSSLIGHT_CACHE", "HF_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    begin(tmp_path / "made", {"of": "coco"})
+    (tmp_path / "made" / "best.ckpt").touch()
+    (tmp_path / "real").mkdir()
+    config = {"data": {"init_args": {"root": str(tmp_path / "real"), "x": ["words / with a slash", 3, None]}}}
+    assert not reads_stand_ins(config)
+    assert reads_stand_ins({**config, "model": [{"weights": f"{tmp_path}/made/best.ckpt#network."}]})
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "real"))
+    assert not reads_stand_ins(config)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "made"))
+    assert reads_stand_ins(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from datamodules.errors import InputError
 from datamodules.files.locks import locked
 from experiments.papers.plan import PlannedRun
 from experiments.papers.schema import Recipe
-from experiments.runs.results import Results, ResultsStatus, now, write_results
+from experiments.runs.provenance import Device, Git, Provenance
+from experiments.runs.results import Results, ResultsStatus, now, read_results, write_results
 from experiments.runs.store import RunFolders, folder_of, read_run, run_folders_below
 
 PLANNED = PlannedRun("0123456789ab", ("mwa/x",), "miniature", 2, Recipe([]), (), {})
@@ -63,3 +65,12 @@ def test_folders_below_folders(tmp_path: Path) -> None:
         run_folders_below([two], "metrics.csv")
     with pytest.raises(InputError, match=r"nowhere is not a folder\. Give run folders"):
         run_folders_below([tmp_path / "nowhere"])
+
+
+def test_a_run_on_stand_ins_is_no_result(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mwa-x-s2-01234567")
+    device = Device("cpu", "x", "32-true", 1, "here")
+    write_results(folder, replace(read_results(folder), provenance=Provenance(Git(), {}, device, stand_in=True)))
+    run = RunFolders([tmp_path]).find(PLANNED, "mwa/x")
+    assert (run.status, run.results) == ("unreadable", None)
+    assert run.error == f"{folder} is a run on stand-ins, data or weights of random contents: its numbers are no results."
