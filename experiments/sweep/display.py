@@ -51,7 +51,7 @@ class Display:
     def __enter__(self) -> None:
         entries = self.entries.values()
         done = sum(entry.state in ENDED for entry in entries)
-        self.console.print(plain(f"{len(entries)} runs, {done} of them done already, in {self.root}"))
+        self.console.print(plain(f"{len(entries)} runs, {done} of them done already, in {self.root}"), soft_wrap=True)
         if self.live is not None:
             self.live.start()
 

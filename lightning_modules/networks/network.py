@@ -74,9 +74,10 @@ class RetrievalNetwork(Network):
     """Two encoders that meet in one space.
 
     Attributes to set in the constructor, beside those of `Network`:
-        logit_scale: The log of the factor on cosines (1 / temperature), a Parameter of no dimension.
-        logit_bias: Only where the network has one (SigLIP): what is added to scaled cosines, a Parameter of no dimension, one of
-            its heads. An objective that needs a bias then has none of its own.
+
+    - `logit_scale`: The log of the factor on cosines (1 / temperature), a Parameter of no dimension.
+    - `logit_bias`: Only where the network has one (SigLIP): what is added to scaled cosines, a Parameter of no dimension, one of
+      its heads. An objective that needs a bias then has none of its own.
     """
 
     logit_scale: Parameter
