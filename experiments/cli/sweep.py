@@ -13,7 +13,9 @@ Without an account every run is written offline; `wandb sync DIR/*/wandb/offline
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -114,6 +116,12 @@ def _add_rehearse_options(rehearse: Parser) -> None:
         "--set", action="append", default=[], metavar="OPTION=VALUE",
         help="change an option of every run too, such as data.init_args.ranking.candidates=31; said in the table",
     )  # fmt: skip
+    option(
+        "--stand-in", type=Path, metavar="DIR",
+        help="of full scale: on data and weights of random contents in the official layouts, all of them, which are made in DIR "
+        "unless they are there (`crosslight data stand-in`)",
+    )  # fmt: skip
+    option("--max-disk", type=float, default=20.0, metavar="GB", help="of --stand-in: at most so much more in DIR")
     option("--keep", action="store_true", help="keep the run folders and logs (DIR/rehearsal)")
     option("--json", action="store_true", help="print what was found as JSON, in place of the table")
 
@@ -147,6 +155,9 @@ def _rehearse(options: argparse.Namespace) -> int:
     if wrong := next((word for word in options.set if "=" not in word), None):
         raise InputError(f"--set {wrong}: give OPTION=VALUE, such as data.init_args.ranking.candidates=31.")
     on = None if options.on is None else machine_of(options.on)
+    console = Console(width=None if sys.stdout.isatty() else 200, stderr=options.json)
+    if options.stand_in is not None:
+        _make_stand_ins(options, lambda text: console.print(plain(f"stand-in: {text}"), soft_wrap=True, style="dim"))
     root = (options.out or PAPERS_ROOT).absolute()
     scratch = root / SCRATCH
     launches = exhibit_launches(options.target, options.scale, [0], scratch)
@@ -156,9 +167,16 @@ def _rehearse(options: argparse.Namespace) -> int:
         launches = on_devices(launches, options.devices)
     gpus = len(visible_gpus()) if any(launch.gpus for launch in launches) else 0
     words = tuple(f"--{word.removeprefix('--')}" for word in options.set)
-    settings = Settings(options.steps or (8 if gpus else 3), options.items, options.batch, options.processes, words, gpus)
+    settings = Settings(
+        options.steps or (8 if gpus else 3),
+        options.items,
+        options.batch,
+        options.processes,
+        words,
+        gpus,
+        options.stand_in is not None,
+    )
     place = Place(root, scratch, settings, on)
-    console = Console(width=None if sys.stdout.isatty() else 200, stderr=options.json)
     numbers = {launch.key: number for number, launch in enumerate(launches, 1)}
 
     def say(launch: Launch, record: Rehearsed, verdict: Verdict | None) -> None:
@@ -187,6 +205,17 @@ def _rehearse(options: argparse.Namespace) -> int:
         if text:
             console.print(plain(text), soft_wrap=True)
     return int(any(record.faults for record in found.values()))
+
+
+def _make_stand_ins(options: argparse.Namespace, tell: Callable[[str], None]) -> None:
+    """From here on this process and those that it starts read stand-ins."""
+    from experiments.papers.reads import reads_of, recipes_of
+    from experiments.papers.stand_ins import environment_of, write_stand_ins
+
+    if options.scale != "full":
+        raise InputError(f"--stand-in is of full scale; what the {options.scale} one reads is here, or is made in seconds.")
+    os.environ |= environment_of(options.stand_in)  # before transformers is imported
+    write_stand_ins(reads_of(recipes_of(options.target)), options.stand_in, max_disk_gb=options.max_disk, tell=tell)
 
 
 def _add_plan_options(plan: Parser) -> None:

@@ -27,6 +27,7 @@ class Settings:
         processes: On a processor.
         options: Further words of the command line, the last say.
         gpus: Of this machine.
+        stand_in: Data and weights are stand-ins.
     """
 
     steps: int
@@ -35,13 +36,15 @@ class Settings:
     processes: int = 1
     options: tuple[str, ...] = ()
     gpus: int = 0
+    stand_in: bool = False
 
     @property
     def words(self) -> str:
         """Two rehearsals with the same ones show the same."""
         where = f"{self.gpus} GPUs" if self.gpus else f"{self.processes} processes"
         batch = "" if self.batch is None else f", batch {self.batch}"
-        return f"{where}, {self.steps} steps, {self.items} images{batch}{''.join(f', {word}' for word in self.options)}"
+        others = "".join(f", {word}" for word in (*self.options, *(["stand-ins"] if self.stand_in else [])))
+        return f"{where}, {self.steps} steps, {self.items} images{batch}{others}"
 
 
 @dataclass(frozen=True)

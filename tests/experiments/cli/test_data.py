@@ -217,3 +217,24 @@ def test_data_karpathy_writes_the_split_file(tmp_path: Path, capsys: pytest.Capt
         cli.main(["data", "karpathy", "flickr30k", str(tmp_path / "flickr30k"), str(copy)])
     assert (stop.value.code, capsys.readouterr().out) == (0, "dataset_flickr30k.json: val 1 images\n")
     assert (tmp_path / "flickr30k" / "dataset_flickr30k.json").exists()
+
+
+def test_data_stand_in_writes_a_data_set_and_says_where_runs_find_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("CROSSLIGHT_DATA", "CROSSLIGHT_WEIGHTS", "CROSSLIGHT_CACHE", "HF_HOME", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(variable, "before")  # put back behind the test
+    root = tmp_path / "made"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["data", "stand-in", "nocaps", str(root), "--share", "0.001"])
+    told = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 0
+    assert "nocaps: cut to 0.10%" in told
+    assert f"export CROSSLIGHT_DATA={root}/data" in told
+    assert f"export HF_HOME={root}/hub" in told
+    assert len(list((root / "data" / "nocaps" / "val").iterdir())) == 7
+    assert (root / "STAND-IN").is_file()
+    assert (
+        fails(capsys, "data", "stand-in", "mwa/table1", str(tmp_path / "made" / "data"))[1].count("made/data is not empty") == 1
+    )
+    assert "there is no paper 'mva'" in fails(capsys, "data", "stand-in", "mva/table1", str(root))[1]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from experiments.cli.main import run_command
+from experiments.cli.main import main, run_command
 from experiments.papers.plan import plan_runs
 from experiments.papers.schema import Cost
+from experiments.rehearsal.changes import Settings
 from experiments.rehearsal.life import Life, Place
 from experiments.rehearsal.rehearse import code_revision
 from experiments.runs.rehearsed import FILE, STAGES, Figures, Rehearsed, Verdict, read_rehearsed, write_rehearsed
@@ -155,3 +157,12 @@ def test_what_a_gpu_measured_replaces_the_estimates(place: Path, tmp_path: Path,
     cut = replace(figures, cut=("batch 4 of 8",))
     write_rehearsed(tmp_path, {tuned: Rehearsed("tiny/tuned s0", "r", "s", figures=cut)})
     assert not any(launch.measured for launch in exhibit_launches("tiny", "small", [0], tmp_path))
+
+
+def test_stand_ins_are_of_full_scale_and_told_apart(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", "before")
+    with pytest.raises(SystemExit):
+        main(["sweep", "rehearse", "mwa/table1", "--scale", "miniature", "--stand-in", "x"])
+    assert "--stand-in is of full scale" in capsys.readouterr().err
+    assert os.environ["HF_HOME"] == "before"
+    assert Settings(3, stand_in=True).words == f"{Settings(3).words}, stand-ins"
