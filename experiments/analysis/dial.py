@@ -19,7 +19,7 @@ from typing import Any
 from datamodules.errors import InputError
 from datamodules.files.locks import take_lock
 from datamodules.files.yaml_file import read_yaml
-from experiments.analysis.run_maps import data_of
+from experiments.analysis.data import data_of, read_data
 from experiments.runs.dial import (
     FILE,
     FOLDER,
@@ -122,7 +122,11 @@ def _data(run: Path, evaluate: Sequence[str], model: Any) -> dict[str, Any]:
         given, sign, rest = word.partition("=")
         place = rest if sign else word
         tested = place in (read_yaml(run / "config.yaml").get("evaluate") or {})
-        data = data_of(run, place) if tested else read_data(place)
+        if not tested and not place.endswith((".yaml", ".yml")):
+            raise InputError(
+                f"--evaluate {word}: give a YAML file with a section `data`, or the name of data that the run was tested on."
+            )
+        data = data_of(run, place) if tested else read_data("--evaluate", place)
         name = given if sign else place if tested else data_name(data)
         if name in found:
             raise InputError(
@@ -137,37 +141,6 @@ def _data(run: Path, evaluate: Sequence[str], model: Any) -> dict[str, Any]:
         if inputs is not None and hasattr(data, "connect"):
             data.connect(inputs)
     return found
-
-
-def read_data(file: str) -> Any:
-    """The data module of a YAML with a section `data`, here or packaged.
-
-    Args:
-        file: Its name, as `-c` of a training takes it.
-
-    Raises:
-        InputError: There is no such file, or it does not name a data module with its options.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-    from lightning.pytorch import LightningDataModule
-    from omegaconf.errors import OmegaConfBaseException
-
-    from experiments.training.configs import find_configs
-
-    if not file.endswith((".yaml", ".yml")):
-        raise InputError(
-            f"--evaluate {file}: give a YAML file with a section `data`, or the name of data that the run was tested on."
-        )
-    parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf+")
-    parser.add_argument("-c", action="config")
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    try:
-        return parser.instantiate_classes(parser.parse_args(find_configs(["-c", file]))).data
-    except (ArgumentError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"--evaluate {file}: it holds no section `data` that can be read, and nothing else may be in it ({reason:.300})."
-        ) from None
 
 
 def _require_splits(data: Mapping[str, Any], stages: Mapping[str, tuple[Stage, ...]]) -> None:

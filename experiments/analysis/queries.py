@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import InputError
-from experiments.analysis.run_maps import data_of
+from experiments.analysis.data import data_of
 from experiments.runs.store import Run
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import InputError
-from datamodules.files.references import reveal
-from datamodules.files.yaml_file import read_yaml
+from experiments.analysis.data import data_of
 from experiments.analysis.stored_maps import (
     BOXED_FILES,
     MAP_FILES,
@@ -128,37 +127,6 @@ def entities_beside(folder: Path, images: int) -> Any:
         raise InputError(f"{folder} is no run on a data set in a folder, beside which Flickr30k's Entities could be.")
     place, limits = str(Path(root).parent / "flickr30k"), Limits(train=1, val=1, test=images)
     return Flickr30kEntities(root=place, split="karpathy", num_workers=0, eval_batch_size=16, limits=limits)
-
-
-def data_of(folder: Path, name: str | None = None) -> Any:
-    """The run's own data module, from its configuration, or of what it was tested on the one of this name.
-
-    Raises:
-        InputError: It cannot be built, or names classes of modules that are neither ours nor trusted.
-    """
-    return read_data(folder / "config.yaml", name)
-
-
-def read_data(file: Path, name: str | None = None) -> Any:
-    """The data module of a configuration's section `data`, or of its `evaluate` the one of this name.
-
-    Raises:
-        InputError: It cannot be built, or names classes of modules that are neither ours nor trusted.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-    from lightning.pytorch import LightningDataModule
-
-    from lightning_modules.checkpoints.trust import importing_only
-
-    config = read_yaml(file)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    try:
-        section = {**(config.get("evaluate") or {})}.get(name) or config["data"]
-        with importing_only(str(file)):
-            return parser.instantiate_classes(parser.parse_object({"data": reveal(section)})).data
-    except (ArgumentError, KeyError) as error:
-        raise InputError(f"{file}: its data cannot be built ({error}). Use the version that wrote it.") from error
 
 
 def _relation_maps(model: Any, data: Any, folder: Path, pair: int) -> AttentionMaps:

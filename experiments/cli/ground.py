@@ -26,8 +26,8 @@ def add_options(parser: Parser) -> None:
         "(default: attention)",
     )  # fmt: skip
     option(
-        "--data", type=Path, metavar="FILE.yaml",
-        help="a configuration whose section `data` is a data set with phrases and boxes, such as "
+        "--data", metavar="FILE.yaml",
+        help="a configuration, here or packaged, whose section `data` is a data set with phrases and boxes, such as "
         "configs/data/flickr30k_entities.yaml (default: Flickr30k Entities in the folder flickr30k beside the run's own data)",
     )  # fmt: skip
     option("--images", type=int, metavar="N", help="of that default so many test images (default: 128)")
@@ -39,11 +39,12 @@ def run(options: argparse.Namespace) -> int:
     if options.images is not None and options.images < 1:
         raise InputError(f"--images is {options.images}; give at least 1.")
 
-    from experiments.analysis.run_maps import measure_shares, read_data
+    from experiments.analysis.data import read_data
+    from experiments.analysis.run_maps import measure_shares
     from experiments.analysis.stored_maps import stored_shares
     from experiments.report.grounding import lines
 
-    data = None if options.data is None else read_data(options.data)
+    data = None if options.data is None else read_data("--data", options.data)
     file = measure_shares(options.run, options.images or 128, options.by, data)
     shares = stored_shares(options.run, options.by)
     assert shares is not None, "it has just been written"

@@ -247,8 +247,8 @@ def _finished_run(views: Sequence[View], name: str) -> Path | None:
 def _draw_queries(run: Path, picture: Path) -> Path:
     """Queries of MWA's test split with what it finds for them."""
     import lightning_modules
+    from experiments.analysis.data import data_of
     from experiments.analysis.retrieved import draw_queries
-    from experiments.analysis.run_maps import data_of
 
     picture.parent.mkdir(parents=True, exist_ok=True)
     return draw_queries(lightning_modules.load(run), data_of(run), "test", picture)

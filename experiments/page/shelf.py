@@ -18,7 +18,7 @@ import torch
 import lightning_modules
 from datamodules.errors import InputError, find_input_error
 from experiments.analysis.captions import captioner_of
-from experiments.analysis.run_maps import data_of
+from experiments.analysis.data import data_of
 from experiments.page.folder import ImageFolder
 from experiments.page.offers import Offer, Use
 from experiments.page.pairs import Pairs
