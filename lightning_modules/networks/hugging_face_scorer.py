@@ -6,7 +6,6 @@ The library's model is `model`, under its own keys. A hub name or folder brings 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch.nn import Parameter
 
 from datamodules.errors import InputError, some
 from datamodules.inputs import ImageInput
+from lightning_modules.networks.library_model import require_known, require_one
 from lightning_modules.networks.network import RankingNetwork
 from lightning_modules.networks.quiet_loading import hugging_face
 from lightning_modules.networks.start import fresh_names, to_read
@@ -51,11 +51,8 @@ class HuggingFaceScorer(RankingNetwork):
             InputError: Not exactly one of name and config, options that the configuration does not know, or weights that lack
                 more than the matching head.
         """
-        where = f"{type(self).__name__} {name or config}"
-        if (name is None) == (config is None):
-            raise InputError(f"{type(self).__name__}: give either name (a hub name or local folder) or config (sizes)")
-        if name is not None and weights is not None:
-            raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
+        where = f"{type(self).__name__} {name or 'by config'}"
+        require_one(where, name, config, weights, described="sizes")
         remedy = f"give a folder with config.json of a {kind.config_class.model_type}, a hub name (with network), or config"
         missing: frozenset[str] = frozenset()
         with hugging_face(f"{where}: no usable {kind.__name__}", remedy, name):
@@ -104,12 +101,13 @@ def _settings(kind: Any, sizes: dict[str, Any], where: str) -> Any:
     """A configuration of these sizes.
 
     Raises:
-        InputError: It does not know one of them.
+        InputError: It, or a part of it, does not know one of them, or they are of another kind of model.
     """
-    known = set(inspect.signature(kind).parameters) | set(dir(kind()))
-    if unknown := sorted(sizes.keys() - known - {"model_type"}):
-        raise InputError(f"{where}: {kind.__name__} has no option {some(unknown)}")
-    return kind(**sizes)
+    if (model_type := sizes.pop("model_type", kind.model_type)) != kind.model_type:
+        raise InputError(f"{where}: its config is of a {model_type}, not of a {kind.model_type}; leave model_type out")
+    settings = kind(**sizes)
+    require_known(where, settings, sizes)
+    return settings
 
 
 def _own_config(kind: Any, name: str, where: str) -> Any:

@@ -1,7 +1,8 @@
-"""Models of Hugging Face by name (weights included) or by configuration (random), for the towers and for whole dual encoders."""
+"""Models of Hugging Face by name (weights included) or by configuration (random): towers, dual encoders, pair scorers."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from typing import Any
 
@@ -12,14 +13,23 @@ from datamodules.errors import InputError, some
 from lightning_modules.networks.quiet_loading import hugging_face
 
 
-def require_one(where: str, name: str | None, config: dict[str, Any] | None, weights: str | None) -> None:
+def require_one(
+    where: str, name: str | None, config: dict[str, Any] | None, weights: str | None, described: str = "model_type and sizes"
+) -> None:
     """See that a model is named or described, and not both.
+
+    Args:
+        where: What is built, for messages.
+        name: Hub name or folder.
+        config: Instead of it: options.
+        weights: A file for them.
+        described: What a configuration says.
 
     Raises:
         InputError: Both or neither, or weights beside a name.
     """
     if (name is None) == (config is None):
-        raise InputError(f"{where}: give either name (a hub name or local folder) or config (model_type and sizes)")
+        raise InputError(f"{where}: give either name (a hub name or local folder) or config ({described})")
     if name is not None and weights is not None:
         raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
 
@@ -43,20 +53,31 @@ def read_settings(where: str, name: str | None, config: dict[str, Any] | None) -
             return AutoConfig.from_pretrained(name, trust_remote_code=False)
         sizes = dict(config or {})
         settings = AutoConfig.for_model(sizes.pop("model_type", "(none given)"), **sizes)
-    _require_known(where, settings, sizes)
+        require_known(where, settings, sizes)
     return settings
 
 
-def _require_known(where: str, settings: Any, given: dict[str, Any]) -> None:
-    """The library takes any option and ignores those that it does not know."""
-    unknown = sorted(given.keys() - set(inspect.signature(type(settings)).parameters) - set(dir(type(settings)())))
-    if unknown:
-        raise InputError(f"{where}: {type(settings).__name__} has no option {some(unknown)}")
+def require_known(where: str, settings: Any, given: dict[str, Any]) -> None:
+    """See that a configuration has the options that it was made of, also in its parts: the library takes any, and ignores those
+    that it does not know. (It may warn of its own defaults: call this where it is quiet.)
+
+    Args:
+        where: What is built, for messages.
+        settings: The library's configuration object.
+        given: The options.
+
+    Raises:
+        InputError: It has not; names those that are near.
+    """
+    known = set(inspect.signature(type(settings)).parameters) | set(vars(type(settings)()))
+    if unknown := sorted(given.keys() - known - set(dir(type(settings)))):
+        near = [name for option in unknown for name in difflib.get_close_matches(option, known, 1)]
+        meant = f"; is {' and '.join(near)} meant?" if near else ""
+        raise InputError(f"{where}: {type(settings).__name__} has no option {some(unknown)}{meant}")
     for key, options in given.items():
         if isinstance(options, dict) and key in getattr(settings, "sub_configs", {}):
-            _require_known(
-                where, getattr(settings, key), {name: value for name, value in options.items() if name != "model_type"}
-            )
+            own = {name: value for name, value in options.items() if name != "model_type"}
+            require_known(where, getattr(settings, key), own)
 
 
 def build_model(where: str, settings: Any, name: str | None, attention: str | None, **extra: Any) -> nn.Module:

@@ -172,7 +172,7 @@ def _library(where: str) -> Iterator[None]:
         InputError: Whatever is raised inside.
     """
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         yield
     except InputError:

@@ -230,7 +230,8 @@ def test_a_folder_of_another_task_brings_all_but_the_head(tmp_path: Path) -> Non
         ({}, "either name .* or config"),
         ({"name": "here", "config": {}}, "either name .* or config"),
         ({"name": "here", "weights": "there"}, "a name brings its own weights"),
-        ({"config": {"hidden_sizes": 3}}, "VisualBertConfig has no option hidden_sizes"),
+        ({"config": {"hidden_sizes": 3}}, "VisualBertConfig has no option hidden_sizes; is hidden_size meant?"),
+        ({"config": {"model_type": "bert"}}, "its config is of a bert, not of a visual_bert"),
         ({"config": {**tiny.VISUAL_BERT, "bypass_transformer": True}}, "bypass_transformer"),
         ({"config": tiny.VISUAL_BERT, "max_tokens": 13}, "exceeds its 12 text positions"),
         ({"name": "./nowhere"}, "there is no such folder"),
@@ -239,6 +240,15 @@ def test_a_folder_of_another_task_brings_all_but_the_head(tmp_path: Path) -> Non
 def test_what_cannot_be_built_is_said(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         VisualBERT(**options)
+
+
+@pytest.mark.parametrize("name", ["blip", "bridgetower"])
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_a_mistyped_size_of_a_tower_is_said(name: str, part: str) -> None:
+    kind, sizes, _ = tiny.NETWORKS[name]
+    config = {**sizes, part: {**sizes[part], "num_hiden_layers": 1}}
+    with pytest.raises(InputError, match=r"Config has no option num_hiden_layers; is num_hidden_layers meant\?"):
+        kind(config=config, tokenizer="none")
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
