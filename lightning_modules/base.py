@@ -95,7 +95,7 @@ class TunedModule(pl.LightningModule):
                 objective.requires_grad_(False)
             self.counts = self.counts.with_objective(objective)
         if frozen_dtype is not None:
-            halve_frozen(network)
+            _halve(network, "" if tuning != "full" or frozen_tower else "tuning is full")
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint checks that nothing else is missing
 
     def configure_callbacks(self) -> list[Callback]:
@@ -280,6 +280,16 @@ def _unread(network: Any, objective: Any) -> set[str]:
     if getattr(network, "logit_bias", None) is not None and not getattr(objective, "uses_bias", False):
         unread.add("logit_bias")
     return unread
+
+
+def _halve(network: nn.Module, nothing: str) -> None:
+    """Frozen weights in 16 bits. Raises InputError: there are none, for the reason `nothing`, or because of their kind."""
+    if nothing or not halve_frozen(network):
+        why = nothing or "no linear layer, embedding or convolution is frozen"
+        raise InputError(
+            f"model.frozen_dtype: {why}, so there is nothing to keep in 16 bits. Set it to null, or let less train "
+            "(model.tuning, model.frozen_tower)."
+        )
 
 
 def _require_effect(network: nn.Module, adapter: Adapter) -> None:

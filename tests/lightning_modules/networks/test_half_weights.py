@@ -10,6 +10,7 @@ import torch
 from tiny_library_models import dual_encoder
 from torch import nn
 
+from datamodules.errors import InputError
 from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.checkpoints.init_from import short_fingerprint
@@ -106,5 +107,10 @@ def test_what_trains_stays_as_it_is(tiny: Any) -> None:
     assert {tensor.dtype for tensor in checkpoint["state_dict"].values()} == {torch.float32}
     again = RetrievalModule(tiny.network(), None, "head", frozen_dtype="bfloat16")
     again.on_load_checkpoint(checkpoint)
-    full = RetrievalModule(tiny.network(), None, "full", frozen_dtype="bfloat16")
-    assert {p.dtype for p in full.network.parameters() if p.requires_grad} == {torch.float32}
+    half = RetrievalModule(tiny.network(), None, "full", frozen_tower="image", frozen_dtype="bfloat16")
+    assert {p.dtype for p in half.network.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_where_nothing_is_frozen_it_is_refused(tiny: Any) -> None:
+    with pytest.raises(InputError, match=r"model.frozen_dtype: tuning is full, .* Set it to null, or let less train"):
+        RetrievalModule(tiny.network(), None, "full", frozen_dtype="bfloat16")
