@@ -122,21 +122,32 @@ def _unknown(option: str, parser: Any, arguments: list[str], given: list[tuple[s
     command = arguments[0] if arguments else ""
     dashes = "--" if place == "on the command line" else ""
     hint = f"\nSee crosslight {command} --help-all."
-    parent, _, tail = name.rpartition(".")
-    kind = _class_at(parent.removesuffix(".init_args"), given)
-    if kind is not None and parent.endswith(".init_args"):
+    parent, tail, kind = _taker(name, given)
+    if kind is not None:
         takes = _parameters(kind)
         if tail in takes:  # its type decides how a text is read
             return (
                 f"{name}{f' ({place})' if place else ''}: {_path(kind)} does not say of what type {tail} is. Annotate it there."
             )
-        close = [f"{parent}.{argument}" for argument in difflib.get_close_matches(tail, takes, 1)]
+        close = [f"{parent}.{argument}" for argument in difflib.get_close_matches(tail, takes, 1, 0.7)]
         hint = f"\n{kind.__name__} {'takes: ' + ', '.join(takes) if takes else 'takes no options'}."
     else:
         close = _closest(name, option_names(parser, command), _class_arguments())
     if close:
         hint = f"\nDid you mean {dashes}{close[0]}?"
     return f"there is no option {dashes}{name}{f' ({place})' if place else ''}.{hint}"
+
+
+def _taker(name: str, given: list[tuple[str, Any, str]]) -> tuple[str, str, type | None]:
+    """Where a name goes wrong: what is before, the part, and the class that does not take it, where that is known. Of
+    model.init_args.rerank.k_test it is `rerank` where the module has no such option."""
+    parts = name.split(".")
+    for place, part in enumerate(parts[:-1]):
+        kind = _class_at(".".join(parts[:place]), given) if part == "init_args" else None
+        if kind is not None and (place + 2 == len(parts) or parts[place + 1] not in _parameters(kind)):
+            return ".".join(parts[: place + 1]), parts[place + 1], kind
+    parent, _, tail = name.rpartition(".")
+    return parent, tail, None
 
 
 def _bad_class(path: str, reason: str | None, given: list[tuple[str, Any, str]]) -> str:
@@ -161,13 +172,22 @@ def _other_kind(kinds: list[str], tail: str, given: list[tuple[str, Any, str]]) 
     name, value, place = option or (tail, "that class", "")
     value = value.get("class_path") if isinstance(value, dict) else value
     bases = [kind for kind in _classes() if kind.__name__ in kinds]
-    takes = [_path(kind) for base in bases for kind in offered(base)]
+    takes = _listed([_path(kind) for base in bases for kind in offered(base)])
     takes += [f"your own that derives from {_path(base)}" for base in bases if inspect.isabstract(base)]
     choice = f"\nIt takes: {', '.join(takes)}." if takes else ""
     module, _, tail = str(value).rpartition(".")
     if inspect.isfunction(getattr(sys.modules.get(module), tail, None)):
         choice += f"\n{tail} is a function: say in its annotation what it gives back (-> {kinds[0]})."
     return f"{name}{f' ({place})' if place else ''}: {value} is no {' or '.join(dict.fromkeys(kinds))}.{choice}"
+
+
+def _listed(paths: list[str]) -> list[str]:
+    """Class paths; of more than three the room that all are in is told once."""
+    room = paths[0].rsplit(".", 2)[0] if paths else ""
+    if len(paths) <= 3 or not all(path.startswith(f"{room}.") for path in paths):
+        return paths
+    first, *others = (path.removeprefix(f"{room}.") for path in paths)
+    return [f"of {room} {first}", *others]
 
 
 def _bad_value(message: str, key: re.Match[str], given: list[tuple[str, Any, str]]) -> str:

@@ -192,9 +192,9 @@ def _method(name: str, options: Mapping[str, Any]) -> tuple[_Method, dict[str, A
     if method is None:
         there = sorted([*methods, *_SPOKEN])
         near = difflib.get_close_matches(peft_name, there, 1, 0.5)
-        meant = f"{near[0]}? There" if near and peft_name not in _ELSEWHERE else "There"
+        meant = f"Is {near[0]} meant? " if near and peft_name not in _ELSEWHERE else ""
         why = _ELSEWHERE.get(peft_name, "peft has none of this name that changes layers")
-        raise InputError(f"method {name}: {why}. {meant} are {', '.join(there)}.")
+        raise InputError(f"method {name}: {why}. {meant}There are {', '.join(there)}; docs/extend/peft.md says which go.")
     _require_options(name, method.config, options)
     if clash := [option for option in implied if option in options and options[option] != implied[option]]:
         raise InputError(f"{name} is {peft_name} with {clash[0]} {implied[clash[0]]}, and options say {options[clash[0]]}")
@@ -209,7 +209,9 @@ def _require_options(name: str, config: Any, options: Mapping[str, Any]) -> None
     for option in options:
         if option not in known:
             near = difflib.get_close_matches(option, free, 3, 0.5)
-            meant = f"is {' or '.join(near)} meant?" if near else f"it has {', '.join(sorted(free))}"
-            raise InputError(f"{name}: {config.__name__} of peft has no option {option!r}; {meant}")
+            meant = f"is {' or '.join(near)} meant? " if near else ""
+            raise InputError(
+                f"{name}: {config.__name__} of peft has no option {option!r}; {meant}it has {', '.join(sorted(free))}"
+            )
         if option not in free:
             raise InputError(f"{name}: leave out the option {option} of peft ({_OURS.get(option, 'it is set by itself')})")

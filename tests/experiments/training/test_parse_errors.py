@@ -84,6 +84,13 @@ def test_unknown_option_on_the_command_line(wrong: str, meant: str, fail: Fail) 
     assert fail(*TINY, *MWA, wrong) == f"there is no option {name} (on the command line).\nDid you mean {meant}?"
 
 
+def test_a_part_of_an_option_that_the_class_has_not(fail: Fail) -> None:
+    """The part that is wrong is told, and not one behind it."""
+    for wrong in ("--model.init_args.rerank.k_test=4", "--model.init_args.rerank={k_test: 4}"):
+        assert "\nRetrievalModule takes: network, adapter, tuning" in (message := fail(*TINY, *MWA, wrong)), message
+        assert "Did you mean" not in message
+
+
 def test_nothing_far_fetched_is_proposed(fail: Fail) -> None:
     name = "--model.init_args.optimization.lrate"
     message = fail(*TINY, *MWA, f"{name}=1")
@@ -111,11 +118,12 @@ def test_unknown_option_of_uniter_and_iais(wrong: str, meant: str, fail: Fail) -
 
 def test_class_of_another_kind(fail: Fail, tmp_path: Path) -> None:
     towers = "lightning_modules.networks.dual_encoder.DualEncoder"
-    assert fail(*UNITER, f"--model.init_args.network={towers}") == (
-        f"model.init_args.network (on the command line): {towers} is no RankingNetwork."
-        "\nIt takes: lightning_modules.networks.uniter.UniterRetrieval, "
-        "your own that derives from lightning_modules.networks.network.RankingNetwork."
+    message = fail(*UNITER, f"--model.init_args.network={towers}")
+    assert message.startswith(
+        f"model.init_args.network (on the command line): {towers} is no RankingNetwork.\nIt takes: of lightning_modules.networks "
     )
+    assert "uniter.UniterRetrieval, " in message
+    assert message.endswith(", your own that derives from lightning_modules.networks.network.RankingNetwork.")
     margin = "lightning_modules.objectives.matching.MarginRanking"
     (tmp_path / "mine.yaml").write_text(f"model: {{init_args: {{iais: {{class_path: {margin}}}}}}}\n")
     assert fail(*UNITER[:4], "-c", "mine.yaml") == (

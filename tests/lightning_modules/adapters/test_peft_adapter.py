@@ -120,10 +120,10 @@ def test_lora_by_name_is_the_adapter_of_that_name(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize(("method", "options", "words"), [
-    ("DoRRA", {}, ["method DoRRA: peft has none of this name", "DORA? There are", "IA3", "VERA"]),
+    ("DoRRA", {}, ["method DoRRA: peft has none of this name", "Is DORA meant? There are", "IA3", "VERA"]),
     ("prefix_tuning", {}, ["peft has none of this name that changes layers"]),
     ("LN_TUNING", {}, ["it tunes norms"]),
-    ("LoHa", {"rank": 2}, ["LoHaConfig of peft has no option 'rank'; is", "rank_dropout"]),
+    ("LoHa", {"rank": 2}, ["LoHaConfig of peft has no option 'rank'; is ", "rank_dropout", "it has alpha", " r, "]),
     ("IA3", {"zebra": 2}, ["no option 'zebra'; it has feedforward_modules, init_ia3_weights"]),
     ("LoRA", {"target_modules": ["qkv"]}, ["leave out the option target_modules", "targets"]),
     ("LoRA", {"bias": "all"}, ["leave out the option bias", "stay as they are"]),
