@@ -84,8 +84,7 @@ def test_sizes_are_the_published_ones() -> None:
     assert official_bytes("uniter-base.pt") == 2 * (112_938_887 + 769)
     counts = {
         "gpt2": 124_439_808, "gpt2-large": 774_030_080, "openai/clip-vit-base-patch32": 151_277_313,
-        "openai/clip-vit-large-patch14-336": 427_944_193, "EleutherAI/pythia-160m": 162_322_944,
-        "HuggingFaceTB/SmolLM2-135M": 134_515_008, "google/siglip-so400m-patch14-384": 877_960_498,
+        "openai/clip-vit-large-patch14-336": 427_944_193, "HuggingFaceTB/SmolLM2-135M": 134_515_008,
     }  # fmt: skip
     assert {name: hub.hub_bytes(name) // 4 for name in counts} == counts
 
