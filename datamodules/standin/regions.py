@@ -64,7 +64,8 @@ def _write_few(folder: Path, distinct: int, width: int, classes: int | None, lay
             random = generator("regions", number, width)
             count = int(np.clip(random.gamma(4.0, _MEAN / 4.0), 10, 100))
             corners_R4 = np.sort(random.random((count, 2, 2)), axis=1).reshape(count, 4)
-            features_RD = np.maximum(random.standard_normal((count, width), np.float32) * 0.8 + 0.3, 0)  # behind a ReLU, as the released ones
+            normal_RD = random.standard_normal((count, width), np.float32)
+            features_RD = np.maximum(0.8 * normal_RD + 0.3, 0)  # behind a ReLU, as the released ones
             peaked_RC = random.random((count, classes or 1), np.float32) ** 64  # as a detector that is nearly sure
             classes_RC = None if classes is None else peaked_RC / peaked_RC.sum(1, keepdims=True)
             writer.add(str(number), features_RD, corners_R4, random.uniform(0.21, 1.0, count), classes_RC)
