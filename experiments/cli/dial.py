@@ -55,6 +55,8 @@ def run(options: argparse.Namespace) -> int:
         if dialling.picked is not None:
             print(f"picked: alpha {dialling.picked:g}, {dialling.picked_by}")
             print(f"crosslight export {folder} DIR --alpha picked")
+        else:
+            print(f"nothing is picked, because a validation gave no {dialling.metric}; by rule it would be {dialling.picked_by}")
     return 0
 
 

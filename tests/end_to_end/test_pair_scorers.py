@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,7 @@ import torch
 from end_to_end import (
     RECALLS,
     TEST,
-    ended,
-    forked,
+    killed_and_resumed,
     metrics,
     recalls,
     results,
@@ -62,23 +60,11 @@ def test_blip_reranks_and_two_processes_are_as_one(tmp_path: Path) -> None:
 
 
 def test_bridgetower_killed_and_resumed_is_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    def command(folder: str, *more: str) -> list[str]:
-        # its text side drops a tenth out
-        return scorer("bridgetower", *SHORT, "--checkpoint.every_n_steps=1", f"--run_dir={tmp_path / folder}", *more)
+    def command(run: Path) -> list[str]:  # its text side drops a tenth out
+        return scorer("bridgetower", *SHORT, "--checkpoint.every_n_steps=1", f"--run_dir={run}")
 
-    switch = ("--trainer.callbacks=kill_switch.KillSwitch", "--trainer.callbacks.step=2",
-              f"--trainer.callbacks.spent={tmp_path / 'power cut'}")  # fmt: skip
-    with forked(tmp_path / "log", "run", *command("cut", *switch)) as process:
-        status, printed = ended(process, tmp_path / "log")
-    assert status == -signal.SIGKILL, printed
-    assert 0 < torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] < 3
-    succeed("run", *command("cut", *switch))
-    succeed("run", *command("whole"))
-    state, expected = weights(tmp_path / "cut", "last.ckpt"), weights(tmp_path / "whole", "last.ckpt")
-    assert state.keys() == expected.keys()
-    for key, tensor in expected.items():
-        assert torch.equal(state[key], tensor), key
-    assert torch.equal(scores(tmp_path / "cut"), scores(tmp_path / "whole"))
+    whole, cut = killed_and_resumed(command, tmp_path, 2)
+    assert torch.equal(scores(cut), scores(whole))
 
 
 @torch.no_grad()

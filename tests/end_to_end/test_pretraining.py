@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from end_to_end import (
     PRETRAINING,
-    ended,
-    forked,
+    killed_and_resumed,
     metrics,
     results,
     run_by_one_and_by_two,
@@ -72,25 +70,10 @@ def test_two_processes_pretrain_as_one_and_a_ranking_run_starts_from_them(tmp_pa
 def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """Killed in an epoch between two tasks; dropout is on."""
 
-    def command(folder: str) -> list[str]:
-        return [
-            *PRETRAINING, "--checkpoint.every_n_steps=2", f"{NETWORK}.dropout=0.1", f"--run_dir={tmp_path / folder}",
-            "--trainer.callbacks=kill_switch.KillSwitch", "--trainer.callbacks.step=3",
-            f"--trainer.callbacks.spent={tmp_path / 'power cut'}",
-        ]  # fmt: skip
+    def command(run: Path) -> list[str]:
+        return [*PRETRAINING, "--checkpoint.every_n_steps=2", f"{NETWORK}.dropout=0.1", f"--run_dir={run}"]
 
-    with forked(tmp_path / "log", "run", *command("cut")) as process:
-        status, printed = ended(process, tmp_path / "log")
-    assert status == -signal.SIGKILL, printed
-    assert results(tmp_path / "cut")["status"] == "running"
-    succeed("run", *command("cut"))
-    succeed("run", *command("whole"))
-    cut, whole = results(tmp_path / "cut"), results(tmp_path / "whole")
-    assert (cut["status"], cut["attempts"], whole["attempts"]) == ("finished", 2, 1)
-    ours, theirs = weights(tmp_path / "cut", "last.ckpt"), weights(tmp_path / "whole", "last.ckpt")
-    assert ours.keys() == theirs.keys()
-    for key in ours:
-        assert torch.equal(ours[key], theirs[key]), key
+    whole, cut = killed_and_resumed(command, tmp_path, 3)
     for column in ("loss", *TASKS):
-        assert metrics(tmp_path / "cut", f"train/{column}") == metrics(tmp_path / "whole", f"train/{column}")
-    assert cut["evaluations"][0]["metrics"] == whole["evaluations"][0]["metrics"]
+        assert metrics(cut, f"train/{column}") == metrics(whole, f"train/{column}")
+    assert results(cut)["evaluations"][0]["metrics"] == results(whole)["evaluations"][0]["metrics"]

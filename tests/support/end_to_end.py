@@ -8,6 +8,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -266,6 +267,39 @@ def run_by_one_and_by_two(command: Callable[..., list[str]], logs: Path) -> None
             status, printed = ended(process, log)
             assert status == 0, printed
             assert "rror" not in printed, printed
+
+
+def killed_and_resumed(command: Callable[[Path], list[str]], folder: Path, step: int) -> tuple[Path, Path]:
+    """`crosslight run` of `command(RUN)` to the end; and killed after a step and resumed by the same words: the weights must be
+    the same, to the bit.
+
+    Args:
+        command: Options with the run folder; with a checkpoint before the step.
+        folder: For both runs.
+        step: After which it is killed.
+
+    Returns:
+        The run folders: whole, resumed.
+    """
+    whole, cut, spent = folder / "whole", folder / "cut", folder / "power cut"
+    switch = (
+        "--trainer.callbacks=kill_switch.KillSwitch",
+        f"--trainer.callbacks.step={step}",
+        f"--trainer.callbacks.spent={spent}",
+    )
+    with forked(folder / "log", "run", *command(cut), *switch) as process:
+        status, printed = ended(process, folder / "log")
+    assert status == -signal.SIGKILL, printed
+    assert results(cut)["status"] == "running"
+    assert 0 < torch.load(cut / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] <= step
+    for run in (cut, whole):
+        succeed("run", *command(run), *switch)
+    assert [results(run)["attempts"] for run in (whole, cut)] == [1, 2]
+    ours, theirs = weights(cut, "last.ckpt"), weights(whole, "last.ckpt")
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        assert torch.equal(ours[key], tensor), key
+    return whole, cut
 
 
 def free_port() -> int:

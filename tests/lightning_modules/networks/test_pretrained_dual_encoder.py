@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.adapters.tuning import set_tuning
 from lightning_modules.checkpoints.fill import fill
 from lightning_modules.networks.image_processor import image_input
+from lightning_modules.networks.library_model import read_settings
 from lightning_modules.networks.pretrained_dual_encoder import HFDualEncoder, patches
 
 KINDS = sorted(CONFIGS)
@@ -352,3 +354,17 @@ def test_a_transform_by_both_sides_crops_the_middle() -> None:
     image = photograph(40, 20)
     whole = evaluation_transform(ImageInput(16, (0.5,) * 3, (0.5,) * 3, "squash"))(image)
     assert torch.equal(evaluation_transform(spec)(image), whole[:, 4:12, 4:12])
+
+
+def test_a_library_s_own_defaults_are_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an option's name its class is asked, whose defaults do not fit each other (SigLIP's text side)."""
+    heard: list[str] = []
+    logger: Any = logging.getLogger("transformers")
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: heard.append(record.getMessage()))
+    logger.addHandler(handler)
+    try:
+        read_settings("dual encoder", None, {"model_type": "siglip", "text_config": {"hidden_size": 24}})
+    finally:
+        logger.removeHandler(handler)
+    assert not heard
