@@ -18,6 +18,6 @@ def test_it_says_that_nothing_is_picked(monkeypatch: pytest.MonkeyPatch, capsys:
     options = Namespace(run=[Path("runs/mine")], alphas=(0.0, 1.0), evaluate=[], pick=None, backbone=None, tokenizer=None)
     assert run(options) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "nothing is picked, because a validation gave no cider; by rule it would be the best mean of the target and of what is to "
-        "be retained (cider on the validation split of coco and nocaps)"
+        "nothing is picked, because a validation gave no cider; by rule it would be the best mean of the target and of what "
+        "is to be retained (cider on the validation split of coco and nocaps)"
     )
