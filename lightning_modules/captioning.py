@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,7 @@ from lightning_modules.extraction.feature_cache import FeatureCache
 from lightning_modules.metrics.captions.caption_metric import CaptionMetric, find_metric
 from lightning_modules.metrics.captions.evaluation import JAVA_FREE, NAMES, Frequencies
 from lightning_modules.metrics.captions.gathered import CaptionScores
+from lightning_modules.metrics.captions.java import Unavailable
 from lightning_modules.metrics.captions.store import CaptionStore
 from lightning_modules.networks.captioner import Captioner, VisualFeatures, Written
 from lightning_modules.networks.language_model import Decoding, LanguageModel
@@ -151,8 +153,15 @@ class CaptioningModule(TunedModule):
         self._remarked: set[str] = set()  # metrics that an evaluation had a remark on
 
     def setup(self, stage: str) -> None:
-        """See that captions can be read and written, before anything takes time."""
+        """See that captions can be read, written and scored, before anything takes time.
+
+        Raises:
+            InputError: One of `scoring.further` lacks what it needs. (A program that is not installed is told with the scores.)
+        """
         _ = self.network.language.hf_tokenizer
+        for metric in self.scoring.further:
+            with suppress(Unavailable):
+                metric.require()
 
     # ----------------------------------------------------------------------------------------------- training
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,9 +45,22 @@ class CLIPScore(CaptionMetric):
         if batch_size < 1:
             raise InputError(f"CLIPScore: batch_size is {batch_size}; give at least 1.")
         self.model, self.reading, self.batch_size, self.device = model, reading, batch_size, device
+        self._encoder: Any = None
+
+    def require(self) -> None:
+        """Load the model, once. The random numbers of the process stay as they are: this is before a training, too.
+
+        Raises:
+            InputError: It cannot be loaded or is no dual encoder.
+        """
+        from lightning.pytorch.utilities.seed import isolate_rng
+
+        if self._encoder is None:
+            with isolate_rng():
+                self._encoder = load_dual_encoder(self.model)
 
     def count(self, references: References) -> None:
-        """Load the model, and encode images and references once.
+        """Encode images and references once.
 
         Raises:
             InputError: The model cannot be loaded or is no dual encoder, or an image has no file.
@@ -58,7 +72,7 @@ class CLIPScore(CaptionMetric):
                 "CLIPScore looks at the images, and not every one has a file here: give them (`crosslight score --images`), or "
                 "leave it out."
             )
-        self._encoder = load_dual_encoder(self.model)
+        self.require()
         self._encoder.to(_device(self.device))
         self._images_ID = self._encoder.encode_images(files, self.batch_size)
         self._image_S = [image for image, own in enumerate(references.raw) for _ in own]

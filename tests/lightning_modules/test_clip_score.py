@@ -12,6 +12,7 @@ import torch
 from tiny_data import write_image
 
 from datamodules.errors import InputError
+from lightning_modules.captioning import CaptioningModule, Scoring
 from lightning_modules.clip_score import CLIPScore
 from lightning_modules.metrics.captions.evaluation import CaptionScorer
 
@@ -149,3 +150,19 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(clip: Path, files: list[
         patch.setattr(loading, "load_export_or_run", lambda folder: SimpleNamespace(uses="it writes captions"))
         with pytest.raises(InputError, match="is no dual encoder: it writes captions"):
             scored(tmp_path, files)
+
+
+def test_before_a_training_its_model_is_there_or_the_training_does_not_begin(clip: Path, tmp_path: Path) -> None:
+    """And the random numbers that the training draws are the same with and without it."""
+    language = SimpleNamespace(hf_tokenizer=None)
+
+    def module(model: Path) -> Any:
+        return SimpleNamespace(network=SimpleNamespace(language=language), scoring=Scoring(further=(CLIPScore(str(model)),)))
+
+    torch.manual_seed(3)
+    CaptioningModule.setup(module(clip), "fit")
+    drawn = torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(3))
+    with pytest.raises(InputError, match=r"give a folder with config\.json"):
+        CaptioningModule.setup(module(tmp_path), "fit")
