@@ -137,7 +137,7 @@ def _rehearse(options: argparse.Namespace) -> int:
     from experiments.rehearsal.devices import machine_of
     from experiments.rehearsal.life import Place
     from experiments.rehearsal.rehearse import SCRATCH, rehearse
-    from experiments.rehearsal.show import COLUMNS, limits, line, row, totals
+    from experiments.rehearsal.show import COLUMNS, faults, limits, line, row, totals
     from experiments.runs.rehearsed import FILE
     from experiments.sweep.display import plain
     from experiments.sweep.points import sweep_file
@@ -198,9 +198,8 @@ def _rehearse(options: argparse.Namespace) -> int:
     for launch in launches:
         table.add_row(*map(plain, row(launch, found[launch.key], on)))
     console.print(table)
-    for launch in launches:
-        for verdict in found[launch.key].faults:
-            console.print(plain(f"{launch.title}: {line(verdict)}"), soft_wrap=True, style="red")
+    for fault in faults(launches, found):
+        console.print(plain(fault), soft_wrap=True, style="red")
     for text in (f"{totals(list(found.values()))} ({root / FILE})", limits(place, launches)):
         if text:
             console.print(plain(text), soft_wrap=True)

@@ -12,6 +12,7 @@ from experiments.papers.catalogue import exhibit_names, read_exhibit
 from experiments.papers.schema import Column, Scale
 from experiments.rehearsal.checks import one_line
 from experiments.runs.rehearsed import Stage, Verdict
+from experiments.runs.sizes import decimal_bytes
 
 Tell = Callable[[Verdict], None]
 
@@ -64,7 +65,7 @@ def _export(run: Path) -> Verdict:
         shutil.rmtree(folder, ignore_errors=True)
     if wrong:
         return Verdict("export", "failed", f"what comes back differs from what was trained: {some(wrong)}")
-    return Verdict("export", "passed", f"{size / 1e6:,.1f} MB")
+    return Verdict("export", "passed", decimal_bytes(size))
 
 
 def _same(ours: Any, theirs: Any) -> bool:

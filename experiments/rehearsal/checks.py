@@ -29,6 +29,7 @@ class Facts:
         weight_bytes: Of all parameters and buffers.
         checkpoint_bytes: Of the best checkpoint and the last, and of another last while it is written.
         pairwise: It scores pairs of images and captions, all of them.
+        complete: Its data and weights are there: it can start.
     """
 
     config: dict[str, Any]
@@ -39,6 +40,7 @@ class Facts:
     weight_bytes: int = 0
     checkpoint_bytes: int = 0
     pairwise: bool = False
+    complete: bool = False
 
 
 def check(launch: Launch, settings: Settings, gpus: int, watch: Path, whole: bool, tell: Tell) -> Facts | None:
@@ -53,7 +55,7 @@ def check(launch: Launch, settings: Settings, gpus: int, watch: Path, whole: boo
         tell: Given each verdict as soon as it is known.
 
     Returns:
-        What the run is; None where it cannot start.
+        What the run is, as far as it is known; None where its command line is wrong.
     """
     try:
         config = _parsed(launch).plain  # the sweep's own words: what they would refuse on this machine is not looked at
@@ -66,7 +68,8 @@ def check(launch: Launch, settings: Settings, gpus: int, watch: Path, whole: boo
     tell(Verdict("parse", "passed"))
     data = _told("data", lambda: _data(parts, facts, launch, whole), tell)
     network = _told("weights", lambda: _weights(parts, facts, data or []), tell)
-    return None if data is None or network is None else facts
+    facts.complete = data is not None and network is not None
+    return facts
 
 
 def one_line(error: object) -> str:

@@ -178,7 +178,7 @@ def figures(
     hours = None if training is None or evaluations is None else (training + evaluations) / 3600
     return Figures(
         device="" if device is None else device.name, kind="cuda" if gpus else "cpu", processes=processes,
-        precision=str((facts.config.get("trainer") or {}).get("precision")), parameters=facts.parameters,
+        precision=str((facts.config.get("trainer") or {}).get("precision")), parameters=facts.parameters or None,
         tunable_parameters=facts.tunable, weight_bytes=facts.weight_bytes, seconds_per_step=seconds, steps=steps,
         evaluation_seconds=evaluations, hours=hours, peak_bytes=notes.most("peak") or None, resident_bytes=notes.most("resident"),
         counted_bytes=None if gpus else counted_bytes(facts, results, processes, planned),

@@ -21,6 +21,7 @@ from experiments.rehearsal.watch import KILL_VARIABLE
 from experiments.runs.provenance import REHEARSAL_VARIABLE
 from experiments.runs.rehearsed import Figures, Stage, Verdict
 from experiments.runs.results import read_results
+from experiments.runs.sizes import decimal_bytes
 from experiments.sweep.launches import Launch
 
 ROOM = 0.92  # of a device's memory: the rest is the driver's, the libraries', and what lies between blocks
@@ -78,9 +79,10 @@ class Life:
         if self.launch.world is not None:
             write_miniature_world(world_folder(self.place.root, self.launch.world), self.launch.world)
         facts = self._check()
-        if facts is None or not self._disk(facts):
+        if facts is None:
             return None
-        return self._run(facts)
+        room = self._disk(facts)
+        return self._run(facts) if room and facts.complete else self._figures(facts)
 
     # ------------------------------------------------------------------------------------------------------------- before
 
@@ -149,13 +151,16 @@ class Life:
         return Verdict("devices", "passed", f"{wanted} x {kind}")
 
     def _disk(self, facts: Facts) -> bool:
-        """Whether its checkpoints have room."""
-        free, needed = self.place.free(self.place.scratch), facts.checkpoint_bytes
-        said = f"checkpoints {_gb(needed)} of {_gb(free)} that are free"
+        """Whether there is room for its checkpoints, and for what it lacks."""
+        free, needed, what = self.place.free(self.place.scratch), facts.checkpoint_bytes, ["checkpoints"]
+        if not facts.complete and self.launch.cost is not None and self.launch.cost.disk_gb:
+            needed += int(1e9 * self.launch.cost.disk_gb)  # of all its data and weights: which of them are there is not known
+            what = ["data, weights", *(what if facts.checkpoint_bytes else [])]
+        said = f"{' and '.join(what)} {decimal_bytes(needed)} of {decimal_bytes(free)} that are free"
         if free > needed:
             self.tell(Verdict("disk", "passed", said))
             return True
-        remedy = f"free {_gb(needed - free)} of {self.place.root}, or give --out on another disk"
+        remedy = f"free {decimal_bytes(needed - free)} of {self.place.root}, or give --out on another disk"
         self.tell(Verdict("disk", "failed", f"{said}: {remedy}"))
         return False
 
@@ -290,12 +295,12 @@ def memory_verdict(found: Figures, facts: Facts, launch: Launch, device: Device 
         device: That it is meant for; None = a processor, or a GPU that devices.yaml lacks.
     """
     if not launch.gpus:
-        return Verdict("memory", "passed", f"{_gb(found.resident_bytes or 0)} of the machine's")
+        return Verdict("memory", "passed", f"{decimal_bytes(found.resident_bytes or 0)} of the machine's")
     taken, how = (found.peak_bytes, "measured") if found.peak_bytes else (found.counted_bytes, "counted")
     if taken is None or device is None:
         why = "its memory was not counted" if taken is None else "devices.yaml does not know the device: --on 8xA100 names one"
-        return Verdict("memory", "unknown", f"{how} {_gb(taken)}; {why}" if taken is not None else why)
-    said = f"{how} {_gb(taken)} of {device.name}'s {device.memory_gb:g} GB"
+        return Verdict("memory", "unknown", f"{how} {decimal_bytes(taken)}; {why}" if taken is not None else why)
+    said = f"{how} {decimal_bytes(taken)} of {device.name}'s {device.memory_gb:g} GB"
     if taken <= ROOM * device.memory_gb * 1e9:
         return Verdict("memory", "passed", said)
     return Verdict("memory", "failed", f"{said}: {_smaller(facts)}")
@@ -307,7 +312,3 @@ def _smaller(facts: Facts) -> str:
     if "gradient_cache_chunk" in arguments:
         return "give a smaller --model.init_args.gradient_cache_chunk (the same gradients), more devices, or a larger GPU"
     return "half the batch_size with twice accumulate_grad_batches, more devices, or a larger GPU"
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 5e7 else f"{size / 1e6:,.1f} MB"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from datamodules.errors import some
 from experiments.rehearsal.devices import Machine, device_named, translated
 from experiments.rehearsal.life import Place
 from experiments.runs.duration import readable_time
 from experiments.runs.rehearsed import Figures, Rehearsed, Verdict
+from experiments.runs.sizes import decimal_bytes
 from experiments.sweep.launches import Launch
 
 COLUMNS = ("run", "verdict", "parameters", "memory", "a step", "whole run", "disk", "cut")
@@ -22,7 +24,7 @@ def row(launch: Launch, record: Rehearsed, on: Machine | None) -> tuple[str, ...
         "" if found.parameters is None else f"{(found.tunable_parameters or 0) / 1e6:,.1f} of {found.parameters / 1e6:,.1f} M"
     )
     step = "" if found.seconds_per_step is None else f"{found.seconds_per_step:.3g} s"
-    disk = "" if found.disk_bytes is None else size(found.disk_bytes)
+    disk = "" if not found.disk_bytes else decimal_bytes(found.disk_bytes)
     return (
         launch.title, verdict_of(record), parameters, memory(launch, found), step, hours(launch, found, on), disk,
         "; ".join(found.cut),
@@ -38,10 +40,10 @@ def verdict_of(record: Rehearsed) -> str:
 
 def memory(launch: Launch, found: Figures) -> str:
     if found.peak_bytes:
-        return f"{size(found.peak_bytes)} measured"
+        return f"{decimal_bytes(found.peak_bytes)} measured"
     if launch.gpus:
-        return "" if found.counted_bytes is None else f"{size(found.counted_bytes)} counted"
-    return "" if found.resident_bytes is None else f"{size(found.resident_bytes)} of the machine"
+        return "" if found.counted_bytes is None else f"{decimal_bytes(found.counted_bytes)} counted"
+    return "" if found.resident_bytes is None else f"{decimal_bytes(found.resident_bytes)} of the machine"
 
 
 def hours(launch: Launch, found: Figures | None, on: Machine | None) -> str:
@@ -66,10 +68,6 @@ def device_time(amount: float) -> str:
     return f"{amount:,.1f} h" if amount >= 0.1 else readable_time(3600 * amount)
 
 
-def size(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 5e7 else f"{count / 1e6:,.1f} MB"
-
-
 def line(verdict: Verdict) -> str:
     return f"{verdict.stage} {verdict.outcome}" + (f": {verdict.said}" if verdict.said else "")
 
@@ -79,7 +77,17 @@ def totals(records: Sequence[Rehearsed]) -> str:
     disk = sum(record.figures.disk_bytes or 0 for record in records if record.figures is not None)
     sound = sum(record.whole for record in records)
     failed = sum(bool(record.faults) for record in records)
-    return f"{len(records)} configurations rehearsed: {sound} sound, {failed} would fail; their run folders take {size(disk)}"
+    left = f"their run folders take {decimal_bytes(disk)}"
+    return f"{len(records)} configurations rehearsed: {sound} sound, {failed} would fail; {left}"
+
+
+def faults(launches: Sequence[Launch], done: Mapping[str, Rehearsed]) -> list[str]:
+    """What would fail, a line each, with the runs that it stops."""
+    stops: dict[str, list[str]] = {}
+    for launch in launches:
+        for verdict in done[launch.key].faults if launch.key in done else ():
+            stops.setdefault(line(verdict), []).append(launch.title)
+    return [f"{fault} [{some(titles)}]" for fault, titles in stops.items()]
 
 
 def limits(place: Place, launches: Sequence[Launch]) -> str:
@@ -105,10 +113,8 @@ def page(launches: Sequence[Launch], done: Mapping[str, Rehearsed], place: Place
     ]
     lines += ["| " + " | ".join(_cell(cell) for cell in row(launch, record, place.on)) + " |" for launch, record in over]
     lines += ["", f"{totals([record for _, record in over])}.", *(["", told] if (told := limits(place, launches)) else [])]
-    wrong = [(launch, verdict) for launch, record in over for verdict in record.faults]
-    if wrong:
-        lines += ["", "## What would fail, and the remedy", ""]
-        lines += [f"- {_cell(launch.title)}: {_cell(line(verdict))}" for launch, verdict in wrong]
+    if wrong := faults(launches, done):
+        lines += ["", "## What would fail, and the remedy", "", *(f"- {_cell(fault)}" for fault in wrong)]
     return "\n".join(lines) + "\n"
 
 

@@ -39,6 +39,7 @@ def test_a_sound_run_passes(launch: Launch) -> None:
     facts, told = checked(launch)
     assert {stage: verdict.outcome for stage, verdict in told.items()} == dict.fromkeys(("parse", "data", "weights"), "passed")
     assert facts is not None
+    assert facts.complete
     assert facts.counts == {"flickr30k": {"train": 27, "val": 7, "test": 11}}
     assert facts.parameters == facts.tunable
     assert facts.weight_bytes >= 4 * facts.parameters
@@ -67,7 +68,8 @@ def test_half_a_data_set(launch: Launch, place: Path, tmp_path: Path) -> None:
     for file in images[: len(images) // 2]:
         file.unlink()
     facts, told = checked(launch, f"--data.init_args.root={tmp_path / 'flickr30k'}")
-    assert facts is None
+    assert facts is not None
+    assert not facts.complete
     assert told["data"].outcome == "failed"
     assert images[0].name in told["data"].said
     assert told["weights"].outcome == "passed"

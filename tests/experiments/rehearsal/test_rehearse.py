@@ -95,12 +95,12 @@ def _life(place: Path, told: list[Verdict], *, gpus: int = 0, free: int = 10**12
     return Life(replace(launch, gpus=3 if gpus else 2), where, told.append)
 
 
-def _facts(batch: int = 8, **known: int) -> object:
+def _facts(batch: int = 8, complete: bool = True, **known: int) -> object:
     from experiments.rehearsal.changes import Changes
     from experiments.rehearsal.checks import Facts
 
     config = {"data": {"init_args": {"batch_size": batch}}, "trainer": {"precision": "bf16-mixed"}, "model": {"init_args": {}}}
-    return Facts(config, Changes((), ()), tunable=1, **known)
+    return Facts(config, Changes((), ()), tunable=1, complete=complete, **known)
 
 
 def test_wrong_number_of_gpus(place: Path) -> None:
@@ -119,6 +119,9 @@ def test_too_little_disk(place: Path) -> None:
     (verdict,) = told
     assert (verdict.stage, verdict.outcome) == ("disk", "failed")
     assert "checkpoints 5.0 GB of 2.0 GB that are free: free 3.0 GB" in verdict.said
+    told.clear()
+    assert not _life(place, told, free=10**8)._disk(_facts(complete=False))  # type: ignore[arg-type]
+    assert "data, weights 1.0 GB of 0.1 GB that are free" in told[0].said
 
 
 def test_too_large_a_batch(place: Path) -> None:
