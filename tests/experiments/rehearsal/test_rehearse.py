@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import pytest
 from experiments.cli.main import main, run_command
 from experiments.papers.plan import plan_runs
 from experiments.papers.schema import Cost
+from experiments.rehearsal import rehearse
 from experiments.rehearsal.changes import Settings
 from experiments.rehearsal.life import Life, Place
-from experiments.rehearsal.rehearse import code_revision
 from experiments.runs.rehearsed import FILE, STAGES, Figures, Rehearsed, Verdict, read_rehearsed, write_rehearsed
 from experiments.runs.results import read_results
 from experiments.runs.store import RunFolders, read_run
@@ -22,21 +23,29 @@ from experiments.sweep.slurm_script import SlurmOptions, arrays_of, script_of
 from experiments.sweep.targets import exhibit_launches
 
 
+@pytest.fixture(scope="module", autouse=True)
+def revision() -> Iterator[str]:
+    """One of the code, whatever is committed while the tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rehearse, "code_revision", lambda: "0123456789ab")
+        yield "0123456789ab"
+
+
 @pytest.fixture(scope="module")
-def rehearsed(place: Path) -> Path:
+def rehearsed(place: Path, revision: str) -> Path:
     """The folder of runs in which all of the paper has been rehearsed, the run folders kept."""
     command = ["rehearse", "tiny", "--scale", "small", "--out", str(place / "runs"), "--on", "2xH100", "--items", "4", "--keep"]
     assert run_command("sweep", command) == 0
     return place / "runs"
 
 
-def test_each_stage_has_a_verdict(rehearsed: Path) -> None:
+def test_each_stage_has_a_verdict(rehearsed: Path, revision: str) -> None:
     runs = {run.title: run for run in read_rehearsed(rehearsed).values()}
     assert runs.keys() == {"tiny/start s0", "tiny/tuned s0"}
     for run in runs.values():
         assert [verdict.stage for verdict in run.verdicts] == list(STAGES)
         assert run.whole
-        assert run.revision == code_revision()
+        assert run.revision == revision
     said = {verdict.stage: verdict for verdict in runs["tiny/tuned s0"].verdicts}
     assert (said["devices"].outcome, "no GPU" in said["devices"].said) == ("unknown", True)
     assert said["resume"].said == "at step 3, the same loss"
