@@ -30,7 +30,7 @@ from lightning_modules.checkpoints.model_card import Task
 from lightning_modules.checkpoints.trainable import load_objective, load_trainable, split_objective, trainable_names
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.positives import positive_notes
-from lightning_modules.metrics.recalls import fold_notes
+from lightning_modules.metrics.recalls import fold_notes, require_folds
 from lightning_modules.networks.half_weights import halve_frozen
 from lightning_modules.objectives.objective import Objective
 
@@ -105,6 +105,10 @@ class TunedModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.train()  # Lightning trains in whatever mode it is given: a network that was built by configuration is in train mode
+        if (folds := getattr(self, "folds", None)) is not None:
+            data: Any = getattr(self.trainer, "datamodule", None)
+            if hasattr(data, "splits") and "test" in data.splits():
+                require_folds(folds, len(data.records("test")))  # and not when the training is over
 
     def train(self, mode: bool = True) -> TunedModule:
         super().train(mode)

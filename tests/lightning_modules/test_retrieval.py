@@ -291,6 +291,18 @@ def test_a_network_that_is_called_otherwise_is_refused_before_it_is_touched(tiny
         RetrievalModule(network, None, "full")
 
 
+def test_folds_that_do_not_divide_the_test_split_are_refused_before_a_training(tiny: Any) -> None:
+    data = SimpleNamespace(splits=lambda: {"test": 11}, records=lambda split: range(11))
+    for folds in (11, 4):
+        model = module(tiny, "full", folds=folds)
+        model._trainer = SimpleNamespace(datamodule=data)
+        if folds == 11:
+            model.on_fit_start()
+            continue
+        with pytest.raises(InputError, match="folds is 4, and 11 images do not divide"):
+            model.on_fit_start()
+
+
 def test_a_test_gives_recalls_over_folds_and_says_how(tiny: Any) -> None:
     """A validation gives none; images that do not divide are refused before any is encoded."""
     model = module(tiny, "full", folds=5)
