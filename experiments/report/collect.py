@@ -160,8 +160,12 @@ class VariantView:
 
     @property
     def told(self) -> str:
-        """The status, and what its seeds differ in that should not differ."""
-        return "; ".join([self.status, *unlike(each for cell in self.cells.values() for each in cell.measured)])
+        """The status, and what its seeds differ in that should not differ. Its runs may: one may start from another world's."""
+        by_run: dict[str | None, list[Measured]] = {}
+        for cell in self.cells.values():
+            by_run.setdefault(cell.column.run, []).extend(cell.measured)
+        words = dict.fromkeys(each for measured in by_run.values() for each in unlike(measured))
+        return "; ".join([self.status, *words])
 
     @property
     def finished(self) -> int:
