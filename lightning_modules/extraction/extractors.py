@@ -312,8 +312,16 @@ def hugging_face_regions(
     try:
         tower = HFImageTower(name) if options is None else HFImageTower(config={"model_type": name, **options}, weights=weights)
     except (AttributeError, ValueError) as error:  # no image_size or patch_size, no fused attention
-        raise InputError(f"hf:{name} is not a vision transformer ({error}); take timm's model of this kind.") from error
+        raise _no_transformer(name, error) from error
+    except InputError as error:
+        if isinstance(error.__cause__, (AttributeError, ValueError)):  # the library's own refusal, told by the tower
+            raise _no_transformer(name, error.__cause__) from error
+        raise
     return BackboneRegions(fill(tower), f"hf:{name}", options=options, **pooling)
+
+
+def _no_transformer(name: str, error: BaseException) -> InputError:
+    return InputError(f"hf:{name} is not a vision transformer ({error}); take timm's model of this kind.")
 
 
 # ------------------------------------------------------------------------------------------------------------ a detector

@@ -262,7 +262,7 @@ def test_no_photograph_is_needed_and_with_text_databases_no_annotation(own_root:
     data.prepare_data()
     assert data.splits() == {"train": 12, "val": 5, "test": 3}
     (own_root / "dataset_flickr30k.json").unlink()
-    with pytest.raises(InputError, match=r"missing .*dataset_flickr30k\.json"):
+    with pytest.raises(InputError, match=r"(?s)not complete under .*dataset_flickr30k\.json"):
         Flickr30k(str(own_root), regions=region_files(texts=False)).prepare_data()
     data = Flickr30k(str(own_root), regions=region_files())
     data.prepare_data()

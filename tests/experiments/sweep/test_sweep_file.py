@@ -15,8 +15,8 @@ from sweeps import BAYES, LR, sweep_of
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from datamodules.errors import InputError
-from experiments.papers import catalogue as exhibits
 from experiments.papers import strict_yaml
+from experiments.papers.schema import PAPERS
 from experiments.sweep import search
 from experiments.sweep.points import points_of
 from experiments.sweep.request import Request
@@ -204,7 +204,7 @@ def test_files_are_read_as_wandbs_schema_reads_them(tmp_path: Path) -> None:
         read_sweep(tmp_path / "none.yaml")
 
 
-PAPERS_SWEEPS = sorted(file for paper in exhibits.PAPERS for file in (strict_yaml.HERE / paper / "sweeps").glob("*.yaml"))
+PAPERS_SWEEPS = sorted(file for paper in PAPERS for file in (strict_yaml.HERE / paper / "sweeps").glob("*.yaml"))
 
 
 def test_sweep_files_of_the_papers_are_wandbs_and_expand() -> None:

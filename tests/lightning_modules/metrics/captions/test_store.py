@@ -19,7 +19,7 @@ def kept(folder: Path) -> CaptionStore:
 
 
 def test_half_a_line_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / PART).write_bytes(b'[[0, "a cube", true], [1, "a", false]]\n[[2, "a du')
+    (tmp_path / PART).write_bytes(b'[[0, "a cube", true, -1.5], [1, "a", false, -2]]\n[[2, "a du')
     store = kept(tmp_path)
     assert store.found([0, 1]) == ["a cube", "a"]
     assert store.found([2]) is None
@@ -27,7 +27,7 @@ def test_half_a_line_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b'[[0, "a \xff\xfe', b"[[0, 1, true]]", b'{"a": 1}', b"[" * 5000, b"[[0]]", b'[["x", "a", true]]']
+    "line", [b'[[0, "a \xff\xfe', b"[[0, 1, true, -1]]", b'{"a": 1}', b"[" * 5000, b"[[0]]", b'[["x", "a", true, -1]]']
 )
 def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     (tmp_path / PART).write_bytes(line + b"\n")
