@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs wheel-check reproduce-miniature pretrain-miniature small report-check page-check smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning bench-search clean
+.PHONY: help setup demo test lint docs wheel-check reproduce-miniature pretrain-miniature small report-check page-check smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning bench-search clean test-kills notebooks
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
