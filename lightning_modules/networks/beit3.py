@@ -30,7 +30,7 @@ from datamodules.inputs import ImageInput, Inputs, TextInput
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.networks.attention import Attended, Items, Relations, attend
 from lightning_modules.networks.checkpointing import checkpoint_blocks
-from lightning_modules.networks.network import RetrievalNetwork
+from lightning_modules.networks.network import RetrievalNetwork, pixels_of
 from lightning_modules.networks.start import fresh_names, to_read
 
 Side = Literal["image", "text"]
@@ -431,9 +431,7 @@ class BEiT3Retrieval(RetrievalNetwork):
         Raises:
             InputError: The batch carries no pixels, or pixels of another size.
         """
-        if batch.pixels_B3HW is None:
-            raise InputError("BEiT-3 needs pixels, but the data module's images carry none; choose its pixels view")
-        pooled_BD = self.encoder(batch.pixels_B3HW, pooled=True).tokens_BTD[:, 0]
+        pooled_BD = self.encoder(pixels_of(batch, "BEiT-3 needs"), pooled=True).tokens_BTD[:, 0]
         return F.normalize(self.image_head(pooled_BD).float(), dim=-1)
 
     def encode_texts(self, batch: TextBatch) -> Tensor:
@@ -449,10 +447,9 @@ class BEiT3Retrieval(RetrievalNetwork):
         Raises:
             InputError: The batch carries no pixels, or a layer that does not exist.
         """
-        if batch.images.pixels_B3HW is None:
-            raise InputError("BEiT-3 needs pixels, but the data module's images carry none; choose its pixels view")
+        pixels_B3HW = pixels_of(batch.images, "BEiT-3 needs")
         tokens_BT, mask_BT = without_padding(batch.texts.tokens_BT, batch.texts.mask_BT)
-        encoded = self.encoder(batch.images.pixels_B3HW, tokens_BT, mask_BT, pooled=True, attention=layers)
+        encoded = self.encoder(pixels_B3HW, tokens_BT, mask_BT, pooled=True, attention=layers)
         device, rows = tokens_BT.device, len(tokens_BT)
         # the sequence is <image> patches <s> words </s>
         patches = encoded.image_tokens - 1

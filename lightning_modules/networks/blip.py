@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datamodules.errors import InputError
-from datamodules.inputs import Inputs, TextInput
+from datamodules.inputs import Inputs
 from datamodules.records import ImageBatch, TextBatch
 from lightning_modules.networks.bert_layers import Memory, cross_attention, feed_forward, self_attention
 from lightning_modules.networks.hugging_face_scorer import HuggingFaceScorer, Score, clip_image_input
+from lightning_modules.networks.network import pixels_of
 from lightning_modules.networks.pair_scorer import Ragged
-from lightning_modules.networks.towers.hugging_face import expanded
 
 CONTRAST = ("vision_proj.", "text_proj.")
 
@@ -77,14 +77,10 @@ class BLIP(HuggingFaceScorer):
             raise InputError(
                 "BLIP: text_config.is_decoder is false, which leaves out the cross-attention to the patches; set it true"
             )
-        if max_tokens > text.max_position_embeddings:
-            raise InputError(f"BLIP: max_tokens {max_tokens} exceeds its {text.max_position_embeddings} text positions")
-        if name is None and tokenizer is None:
-            raise InputError("BLIP: tokenizer is missing (a Hugging Face name or folder); it is needed with config")
         self.first_token = first_token
         self.inputs = Inputs(
             image=clip_image_input(name, int(settings.vision_config.image_size), "squash"),
-            text=TextInput(str(tokenizer or expanded(name)), max_tokens, int(text.vocab_size)),
+            text=self._text_input(name, tokenizer, max_tokens, int(text.max_position_embeddings), int(text.vocab_size)),
             ranking=True,
         )
 
@@ -98,11 +94,8 @@ class BLIP(HuggingFaceScorer):
         Raises:
             InputError: The batch carries no pixels.
         """
-        if batch.pixels_B3HW is None:
-            raise InputError("BLIP needs pixels, but the data module's images carry none; leave its regions option out")
-        states_BVD = self._blip.vision_model(pixel_values=batch.pixels_B3HW).last_hidden_state
-        lengths_B = torch.full(states_BVD.shape[:1], states_BVD.shape[1], device=states_BVD.device)
-        return Ragged(states_BVD.flatten(0, 1), lengths_B)
+        pixels_B3HW = pixels_of(batch, "BLIP needs", "leave its regions option out")
+        return Ragged.even(self._blip.vision_model(pixel_values=pixels_B3HW).last_hidden_state)
 
     def embed_texts(self, batch: TextBatch) -> Ragged:
         """Embedded words of every caption, from [CLS] on."""

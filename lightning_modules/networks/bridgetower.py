@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from datamodules.inputs import Inputs, TextInput
+from datamodules.inputs import Inputs
 from datamodules.records import ImageBatch, TextBatch
 from lightning_modules.networks.bert_layers import Memory, cross_attention, feed_forward, self_attention
 from lightning_modules.networks.hugging_face_scorer import HuggingFaceScorer, Score, clip_image_input
+from lightning_modules.networks.network import pixels_of
 from lightning_modules.networks.pair_scorer import Ragged
-from lightning_modules.networks.towers.hugging_face import expanded
 
 TEXT_TYPE, IMAGE_TYPE = 0, 1  # rows of the token type table
 
@@ -84,15 +84,11 @@ class BridgeTower(HuggingFaceScorer):
                 "not fit; give both towers as many, and no more layers of both than these"
             )
         positions = int(text.max_position_embeddings) - int(text.pad_token_id) - 1  # the table starts behind the padding index
-        if max_tokens > positions:
-            raise InputError(f"BridgeTower: max_tokens {max_tokens} exceeds its {positions} text positions")
-        if name is None and tokenizer is None:
-            raise InputError("BridgeTower: tokenizer is missing (a Hugging Face name or folder); it is needed with config")
         self.bridges = int(settings.num_hidden_layers)
         self.padding = int(text.pad_token_id)
         self.inputs = Inputs(
             image=clip_image_input(name, int(settings.vision_config.image_size), "crop"),
-            text=TextInput(str(tokenizer or expanded(name)), max_tokens, int(text.vocab_size)),
+            text=self._text_input(name, tokenizer, max_tokens, positions, int(text.vocab_size)),
             ranking=True,
         )
 
@@ -116,11 +112,10 @@ class BridgeTower(HuggingFaceScorer):
         Raises:
             InputError: The batch carries no pixels.
         """
-        if batch.pixels_B3HW is None:
-            raise InputError("BridgeTower needs pixels, but the data module's images carry none; leave its regions option out")
+        pixels_B3HW = pixels_of(batch, "BridgeTower needs", "leave its regions option out")
         tower = self._tower
         visual = tower.vision_model.visual
-        x_VBD = visual.forward_pre(batch.pixels_B3HW.to(tower.vision_model.dtype))
+        x_VBD = visual.forward_pre(pixels_B3HW.to(tower.vision_model.dtype))
         type_D = tower.token_type_embeddings.weight[IMAGE_TYPE]
         fed = []
         for i, block in enumerate(self._blocks):
@@ -128,9 +123,7 @@ class BridgeTower(HuggingFaceScorer):
             if (bridge := i + 1 - self._alone) >= 0:
                 fed.append(tower._apply_image_transform(visual.forward_post(x_VBD), bridge) + type_D)
         fed[0] = tower.cross_modal_image_layernorm(fed[0])
-        states_BVX = torch.cat(fed, dim=-1)
-        lengths_B = torch.full(states_BVX.shape[:1], states_BVX.shape[1], device=states_BVX.device)
-        return Ragged(states_BVX.flatten(0, 1), lengths_B)
+        return Ragged.even(torch.cat(fed, dim=-1))
 
     def embed_texts(self, batch: TextBatch) -> Ragged:
         """Every caption through RoBERTa, likewise."""

@@ -28,7 +28,7 @@ from datamodules.records import ImageBatch, TextBatch
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.decoder_layers import find_language_model
 from lightning_modules.networks.language_model import Decoding, LanguageModel
-from lightning_modules.networks.network import Network
+from lightning_modules.networks.network import Network, pixels_of
 from lightning_modules.networks.towers.base import ImageTower
 
 Visual = Literal["tokens", "patches", "pooled"]
@@ -156,9 +156,7 @@ class Captioner(Network):
         """
         if images.tokens_BVD is not None:
             return VisualFeatures(images.tokens_BVD.to(next(self.vision.parameters()).dtype))
-        if images.pixels_B3HW is None:
-            raise InputError("the captioner needs pixels, but the data module's images carry none; choose its pixels view")
-        return VisualFeatures(self.visual_tokens(images.pixels_B3HW))
+        return VisualFeatures(self.visual_tokens(pixels_of(images, "the captioner needs")))
 
     def no_features(self, images: ImageBatch) -> VisualFeatures:
         """No tokens [I, 0, D]: enough where there is no adapter that would attend to them."""

@@ -14,11 +14,9 @@ from torch.nn import Parameter
 from datamodules.errors import InputError
 from datamodules.inputs import Inputs
 from datamodules.records import ImageBatch, TextBatch
-from lightning_modules.networks.network import RetrievalNetwork
+from lightning_modules.networks.network import RetrievalNetwork, pixels_of
 from lightning_modules.networks.start import fresh_names, to_read
 from lightning_modules.networks.towers.base import ImageTower, TextTower
-
-HEADS = ("image_projection.", "text_projection.", "logit_scale")
 
 
 def _projection(kind: str, width: int, embed_dim: int) -> nn.Module:
@@ -27,7 +25,42 @@ def _projection(kind: str, width: int, embed_dim: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, embed_dim, bias=False))
 
 
-class DualEncoder(RetrievalNetwork):
+class TwoTowers(RetrievalNetwork):
+    """What networks share that are an image tower beside a text tower."""
+
+    image: ImageTower
+    text: TextTower
+    heads: tuple[str, ...]
+    """Beginnings of the names of heads: projections, temperature, bias."""
+
+    def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Projections, temperature and bias, with their names in this network."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if name.startswith(self.heads))
+
+    def compile_encoders(self, backend: str = "inductor") -> None:
+        """`torch.compile` both towers in place (keys stay as they are). Inject adapters before: hooks are compiled in."""
+        self.image.compile(backend=backend)
+        self.text.compile(backend=backend)
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the deeper tower."""
+        return max(self.image.num_layers, self.text.num_layers)
+
+    def layer_id(self, name: str) -> int:
+        """Layer of a parameter for layer-wise decay, 0 .. num_layers + 1.
+
+        Embeddings 0, block i -> i + 1, norms behind the blocks and heads num_layers + 1. Decay counts from the top, so the
+        shallower tower is aligned at the top: of 12 and 6 layers, the latter's embeddings are 6 and its last block is 12.
+        """
+        side, _, rest = name.partition(".")
+        if side not in ("image", "text") or name.startswith(self.heads):
+            return self.num_layers + 1
+        tower: ImageTower | TextTower = self.image if side == "image" else self.text
+        return tower.layer_id(rest) + self.num_layers - tower.num_layers
+
+
+class DualEncoder(TwoTowers):
     """Any image tower beside any text tower, each with a projection into a shared space.
 
     Args:
@@ -43,6 +76,8 @@ class DualEncoder(RetrievalNetwork):
     Raises:
         InputError: An option is out of range, or checkpointing finds no blocks.
     """
+
+    heads = ("image_projection.", "text_projection.", "logit_scale")
 
     def __init__(
         self,
@@ -67,7 +102,7 @@ class DualEncoder(RetrievalNetwork):
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought: an adapter run leaves them frozen
         self.weights = to_read(weights)
         own = fresh_names(self, weights)
-        self.fresh = frozenset(name for name in own if name.startswith(HEADS))  # the towers say it of themselves
+        self.fresh = frozenset(name for name in own if name.startswith(self.heads))  # the towers say it of themselves
         if checkpoint_activations:
             image.checkpoint_activations()
             text.checkpoint_activations()
@@ -78,17 +113,11 @@ class DualEncoder(RetrievalNetwork):
         Raises:
             InputError: The batch carries no pixels.
         """
-        if batch.pixels_B3HW is None:
-            raise InputError("the dual encoder needs pixels, but the data module's images carry none; choose its pixels view")
-        return F.normalize(self.image_projection(self.image(batch.pixels_B3HW)).float(), dim=-1)
+        return F.normalize(self.image_projection(self.image(pixels_of(batch, "the dual encoder needs"))).float(), dim=-1)
 
     def encode_texts(self, batch: TextBatch) -> Tensor:
         """Unit vectors [B, embed_dim] in fp32."""
         return F.normalize(self.text_projection(self.text(batch.tokens_BT, batch.mask_BT)).float(), dim=-1)
-
-    def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """What no pre-trained tower brings: both projections and the temperature, with their names in this network."""
-        return ((name, parameter) for name, parameter in self.named_parameters() if name.startswith(HEADS))
 
     def unused_parameters(self) -> frozenset[str]:
         """Parameters that take no part in either encoding (mask tokens, poolers): never trainable."""
@@ -100,25 +129,3 @@ class DualEncoder(RetrievalNetwork):
         """Names of the parameters that only this side's vectors depend on: its tower and its projection."""
         parts = (f"{side}.", f"{side}_projection.")
         return frozenset(name for name, _ in self.named_parameters() if name.startswith(parts))
-
-    def compile_encoders(self, backend: str = "inductor") -> None:
-        """`torch.compile` both towers in place (keys stay as they are). Inject adapters before: hooks are compiled in."""
-        self.image.compile(backend=backend)
-        self.text.compile(backend=backend)
-
-    @property
-    def num_layers(self) -> int:
-        """Blocks of the deeper tower."""
-        return max(self.image.num_layers, self.text.num_layers)
-
-    def layer_id(self, name: str) -> int:
-        """Layer of a parameter for layer-wise decay, 0 .. num_layers + 1.
-
-        Embeddings 0, block i -> i + 1, norms behind the blocks and heads num_layers + 1. Decay counts from the top, so the
-        shallower tower is aligned at the top: of 12 and 6 layers, the latter's embeddings are 6 and its last block is 12.
-        """
-        side, _, rest = name.partition(".")
-        if side not in ("image", "text"):
-            return self.num_layers + 1
-        tower: ImageTower | TextTower = self.image if side == "image" else self.text
-        return tower.layer_id(rest) + self.num_layers - tower.num_layers

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from datamodules.errors import InputError, some
-from datamodules.inputs import ImageInput
+from datamodules.inputs import ImageInput, TextInput
 from lightning_modules.networks.library_model import require_known, require_one
 from lightning_modules.networks.network import RankingNetwork
 from lightning_modules.networks.quiet_loading import hugging_face
 from lightning_modules.networks.start import fresh_names, to_read
 from lightning_modules.networks.towers.base import NORMALIZATIONS
-from lightning_modules.networks.towers.hugging_face import stored_normalization
+from lightning_modules.networks.towers.hugging_face import expanded, stored_normalization
 
 Score = Literal["logit", "log_odds"]
 
@@ -82,6 +82,19 @@ class HuggingFaceScorer(RankingNetwork):
         heads = frozenset(head for head, _ in self.head_parameters())
         self.loaded_heads = frozenset() if name is None else heads - own
         return self.model.config
+
+    def _text_input(self, name: str | None, tokenizer: str | None, max_tokens: int, positions: int, vocabulary: int) -> TextInput:
+        """What texts must be, with the tokenizer that a name brings unless another is given.
+
+        Raises:
+            InputError: There is no tokenizer, or more tokens are asked for than there are positions.
+        """
+        kind = type(self).__name__
+        if max_tokens > positions:
+            raise InputError(f"{kind}: max_tokens {max_tokens} exceeds its {positions} text positions")
+        if name is None and tokenizer is None:
+            raise InputError(f"{kind}: tokenizer is missing (a Hugging Face name or folder); it is needed with config")
+        return TextInput(str(tokenizer or expanded(name)), max_tokens, vocabulary)
 
     def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """The matching head, with its names."""

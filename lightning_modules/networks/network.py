@@ -22,6 +22,22 @@ from lightning_modules.networks.attention import Relations
 from lightning_modules.networks.pair_scorer import Ragged
 
 
+def pixels_of(batch: ImageBatch, who_needs: str, remedy: str = "choose its pixels view") -> Tensor:
+    """The pixels [B, 3, H, W] of a batch.
+
+    Args:
+        batch: Of images.
+        who_needs: "ViLT needs", for the message.
+        remedy: What to do, likewise.
+
+    Raises:
+        InputError: The batch carries none.
+    """
+    if batch.pixels_B3HW is None:
+        raise InputError(f"{who_needs} pixels, but the data module's images carry none; {remedy}")
+    return batch.pixels_B3HW
+
+
 class Network(nn.Module, ABC):
     """Any network that a module of ours tunes.
 

@@ -18,17 +18,17 @@ from datamodules.errors import InputError, some
 from datamodules.files.hub import without_waiting
 from datamodules.inputs import ImageInput, Inputs, TextInput
 from datamodules.records import ImageBatch, TextBatch
-from lightning_modules.networks.network import RetrievalNetwork
+from lightning_modules.networks.dual_encoder import TwoTowers
+from lightning_modules.networks.network import pixels_of
 from lightning_modules.networks.open_clip_tokenizer import OpenCLIPTokenizer
 from lightning_modules.networks.quiet_loading import first_line
 from lightning_modules.networks.start import RANDOM, fresh_names, to_read
 from lightning_modules.networks.towers.base import ImageTower, TextTower, triple
 
-_HEADS = ("image.model.proj", "image.model.head.", "text.model.text_projection", "text.model.proj.", "logit_")
 _SCHEMES = ("hf-hub:", "local-dir:")
 
 
-class OpenCLIPDualEncoder(RetrievalNetwork):
+class OpenCLIPDualEncoder(TwoTowers):
     """A model of the library open_clip (pip install 'crosslight[open_clip]'): OpenAI's, LAION's, DataComp's, SigLIP's ...
 
     Its outputs are the library's. Its own blocks hold their attention in one packed module, so LoRA finds the two layers of the
@@ -49,6 +49,8 @@ class OpenCLIPDualEncoder(RetrievalNetwork):
         InputError: open_clip is not installed or knows no such model or tag; the weights do not fit or are not there; the model
             is no pair of encoders (CoCa), or its transform is one that data modules cannot do.
     """
+
+    heads = ("image.model.proj", "image.model.head.", "text.model.text_projection", "text.model.proj.", "logit_")
 
     def __init__(
         self,
@@ -90,35 +92,11 @@ class OpenCLIPDualEncoder(RetrievalNetwork):
         Raises:
             InputError: The batch carries no pixels.
         """
-        if batch.pixels_B3HW is None:
-            raise InputError("open_clip's encoders need pixels, but the data module's images carry none; choose its pixels view")
-        return F.normalize(self.image(batch.pixels_B3HW).float(), dim=-1)
+        return F.normalize(self.image(pixels_of(batch, "open_clip's encoders need")).float(), dim=-1)
 
     def encode_texts(self, batch: TextBatch) -> Tensor:
         """Unit vectors [B, D] in fp32."""
         return F.normalize(self.text(batch.tokens_BT, batch.mask_BT).float(), dim=-1)
-
-    def head_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Projections, temperature and bias, with their names in this network."""
-        return ((name, parameter) for name, parameter in self.named_parameters() if name.startswith(_HEADS))
-
-    def compile_encoders(self, backend: str = "inductor") -> None:
-        """`torch.compile` both towers in place. Inject adapters before: hooks are compiled in."""
-        self.image.compile(backend=backend)
-        self.text.compile(backend=backend)
-
-    @property
-    def num_layers(self) -> int:
-        """Blocks of the deeper tower."""
-        return max(self.image.num_layers, self.text.num_layers)
-
-    def layer_id(self, name: str) -> int:
-        """Layer of a parameter for layer-wise decay, 0 .. num_layers + 1; the shallower tower is aligned at the top."""
-        if name.startswith(_HEADS):
-            return self.num_layers + 1
-        side, _, rest = name.partition(".")
-        tower: ImageTower | TextTower = self.image if side == "image" else self.text
-        return tower.layer_id(rest) + self.num_layers - tower.num_layers
 
 
 class OpenCLIPImageTower(ImageTower):

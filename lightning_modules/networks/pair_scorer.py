@@ -36,6 +36,12 @@ class Ragged:
         return cls(states_BTD[mask_BT], mask_BT.sum(1))
 
     @classmethod
+    def even(cls, states_BTD: Tensor) -> Ragged:
+        """Sequences of one length."""
+        lengths_B = torch.full(states_BTD.shape[:1], states_BTD.shape[1], device=states_BTD.device)
+        return cls(states_BTD.flatten(0, 1), lengths_B)
+
+    @classmethod
     def joined(cls, parts: Sequence[Ragged]) -> Ragged:
         """One after the other."""
         return cls(torch.cat([part.states_ND for part in parts]), torch.cat([part.lengths_B for part in parts]))

@@ -26,7 +26,7 @@ from datamodules.records import ImageBatch, TextBatch
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.image_processor import image_input, read_processor
 from lightning_modules.networks.library_model import build_model, read_settings, require_one
-from lightning_modules.networks.network import RetrievalNetwork
+from lightning_modules.networks.network import RetrievalNetwork, pixels_of
 from lightning_modules.networks.quiet_loading import is_path, quiet_loading
 from lightning_modules.networks.start import fresh_names, to_read
 from lightning_modules.networks.towers.base import find_blocks, layer_of, stem_of
@@ -205,9 +205,8 @@ class HFDualEncoder(RetrievalNetwork):
         Raises:
             InputError: The batch carries no pixels.
         """
-        if batch.pixels_B3HW is None:
-            raise InputError("the dual encoder needs pixels, but the data module's images carry none; choose its pixels view")
-        return F.normalize(self._image_features(self.model, batch.pixels_B3HW).float(), dim=-1)
+        pixels_B3HW = pixels_of(batch, "the dual encoder needs")
+        return F.normalize(self._image_features(self.model, pixels_B3HW).float(), dim=-1)
 
     def encode_texts(self, batch: TextBatch) -> Tensor:
         """Unit vectors [B, D] in fp32."""

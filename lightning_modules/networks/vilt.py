@@ -32,6 +32,7 @@ from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.networks.attention import Attended, Relations, attend
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.hugging_face_scorer import HuggingFaceScorer
+from lightning_modules.networks.network import pixels_of
 from lightning_modules.networks.packing import Packed, items_of, pack
 from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.networks.towers.base import NORMALIZATIONS, triple
@@ -169,9 +170,7 @@ class ViLT(HuggingFaceScorer):
         Raises:
             InputError: The batch carries no pixels.
         """
-        pixels_B3HW = batch.pixels_B3HW
-        if pixels_B3HW is None:
-            raise InputError("ViLT needs pixels, but the data module's images carry none; leave its regions option out")
+        pixels_B3HW = pixels_of(batch, "ViLT needs", "leave its regions option out")
         embed, sizes_B2 = self.model.vilt.embeddings, batch.sizes_B2
         x_BDRC = embed.patch_embeddings(pixels_B3HW)
         rows, columns = x_BDRC.shape[2:]
