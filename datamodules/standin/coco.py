@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.files.atomic import whole_file
-from datamodules.files.stand_in import begin
-from datamodules.standin.amounts import generator, part_of, require_share
+from datamodules.standin.amounts import begin_share, generator, part_of
 from datamodules.standin.flickr30k import flickr_numbers, write_held_out
 from datamodules.standin.karpathy import Captioned, counted, write_karpathy
 from datamodules.standin.pictures import size_of, write_pictures
@@ -34,8 +33,7 @@ def write_coco(root: Path, share: float = 1.0) -> None:
     Raises:
         InputError: `root` holds something else.
     """
-    require_share(share)
-    begin(root, {"of": "coco", "share": share})
+    begin_share(root, "coco", share)
     images = coco_images(share)
     write_karpathy(root / "annotations" / "dataset_coco.json", "coco", images)
     folders = {name: [image for image in images if image.folder == name] for name in ("train2014", "val2014")}

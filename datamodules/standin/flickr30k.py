@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.files.atomic import staging_folder, whole_file, write_atomically
-from datamodules.files.stand_in import begin
 from datamodules.formats.flickr_entities import write_entities
 from datamodules.records import Box, Caption, Phrase
-from datamodules.standin.amounts import generator, part_of, require_share
+from datamodules.standin.amounts import begin_share, generator, part_of
 from datamodules.standin.karpathy import Captioned, counted, write_karpathy
 from datamodules.standin.pictures import size_of, write_pictures
 from datamodules.standin.regions import RELEASED, write_image_database, write_text_database
@@ -40,8 +39,7 @@ def write_flickr30k(root: Path, share: float = 1.0) -> None:
     Raises:
         InputError: `root` holds something else.
     """
-    require_share(share)
-    begin(root, {"of": "flickr30k", "share": share})
+    begin_share(root, "flickr30k", share)
     images = flickr30k_images(share)
     of_karpathy = [image for image in images if image.split]
     write_karpathy(root / "dataset_flickr30k.json", "flickr30k", of_karpathy)

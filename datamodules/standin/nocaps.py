@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 from datamodules.files.atomic import write_atomically
-from datamodules.files.stand_in import begin
-from datamodules.standin.amounts import generator, part_of, require_share
+from datamodules.standin.amounts import begin_share, generator, part_of
 from datamodules.standin.pictures import size_of, write_pictures
 from datamodules.standin.words import sentences
 
@@ -25,8 +24,7 @@ def write_nocaps(root: Path, share: float = 1.0) -> None:
     Raises:
         InputError: `root` holds something else.
     """
-    require_share(share)
-    begin(root, {"of": "nocaps", "share": share})
+    begin_share(root, "nocaps", share)
     domains = [domain for domain, count in DOMAINS.items() for _ in range(part_of(count, share))]
     random = generator("nocaps")
     identities = [random.bytes(8).hex() for _ in domains]

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 from datamodules.files.atomic import whole_file, write_atomically
-from datamodules.files.stand_in import begin
-from datamodules.standin.amounts import generator, part_of, require_share
+from datamodules.standin.amounts import begin_share, generator, part_of
 from datamodules.standin.coco import coco_images
 from datamodules.standin.flickr30k import write_held_out
 from datamodules.standin.karpathy import write_karpathy
@@ -32,8 +31,7 @@ def write_visual_genome(root: Path, share: float = 1.0) -> None:
     Raises:
         InputError: `root` holds something else.
     """
-    require_share(share)
-    begin(root, {"of": "visual_genome", "share": share})
+    begin_share(root, "visual_genome", share)
     random = generator("visual genome")
     count, of_coco = part_of(IMAGES, share), part_of(OF_COCO, share, least=1)
     numbers = (random.permutation(_LARGEST_ID)[:count] + 1).tolist()
