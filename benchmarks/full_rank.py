@@ -89,12 +89,85 @@ def lengths(images: int, texts: int) -> tuple[Tensor, Tensor]:
     return regions_I, words_T
 
 
-def flops(size: Size, total: int) -> int:
-    """Of one pair's pass through the layers, `total` tokens long."""
-    return transformer_flops(size.width, size.ffn_width, size.layers, total, pooled=True)[0]
+class Job:
+    """Pieces of a whole job of full rank: each way takes them of the same network and items. See `World`, and vilt_full_rank.py.
+
+    Attributes:
+        network: The pair scorer.
+        width: Of its tokens.
+        images: Embedded once.
+        texts: Likewise.
+        lengths_I: Tokens of every image.
+        words_T: Tokens of every caption.
+        plan: The job's units.
+        tokens: Tokens of a mini-batch (ours and the encoder's).
+        device: "cpu" or "cuda".
+    """
+
+    network: Any
+    width: int
+    images: Ragged
+    texts: Ragged
+    lengths_I: Tensor
+    words_T: Tensor
+    plan: Plan
+    tokens: int
+    device: str
+
+    def flops(self, total: int) -> int:
+        """Of one pair's pass through the layers, `total` tokens long."""
+        raise NotImplementedError
+
+    def score(self, packed: Packed) -> Tensor:
+        """Of packed pairs."""
+        raise NotImplementedError
+
+    def unit(self, number: int, rounds: int) -> tuple[Tensor, Tensor]:
+        """Rows of the pairs of one of `rounds` units at equal distances in tokens."""
+        until = self.plan.unit_tokens().cumsum()
+        unit = int((until < until[-1] * (number + 0.5) / rounds).sum())
+        image_P, text_P = self.plan.rows(int(self.plan.edges[unit]), int(self.plan.edges[unit + 1]))
+        return torch.from_numpy(image_P), torch.from_numpy(text_P)
+
+    def count(self, image_P: Tensor, text_P: Tensor) -> dict[str, int]:
+        """Pairs, their real tokens, their FLOPs."""
+        total = (self.lengths_I[image_P] + self.words_T[text_P]).tolist()
+        return {"pairs": len(total), "tokens": sum(total), "flops": sum(self.flops(length) for length in total)}
+
+    def ours(self, image_P: Tensor, text_P: Tensor) -> Tensor:
+        return score_pairs_by_length(self.network, self.images, self.texts, image_P, text_P, tokens=self.tokens)
+
+    def ready(self, image_P: Tensor, text_P: Tensor) -> list[Packed]:
+        """The unit's mini-batches; what is in them costs nothing, so all are the same numbers."""
+        length = int(self.lengths_I[image_P[0]] + self.words_T[text_P[0]])
+        counts = [len(part) for part in image_P.split(max(self.tokens // length, 1))]
+        memory = torch.randn(counts[0], length, self.width, device=self.device)
+        one = torch.ones(1, dtype=torch.int64, device=self.device)
+        return [Packed(memory[:count], None, one, one) for count in counts]
+
+    def encoder(self, ready: Sequence[Packed]) -> Tensor:
+        return torch.cat([self.score(packed) for packed in ready])
+
+    def turn(self, step: Callable[[], Tensor], pairs: tuple[Tensor, Tensor]) -> harness.Turn:
+        """One way's part of a round."""
+
+        def taken() -> dict[str, float]:
+            if self.device == "cuda":
+                step()  # kernels are chosen (and compiled) by shape
+            return {**self.count(*pairs), **harness.timed(step, self.device)}
+
+        return taken
+
+    def turns_of_unit(self, number: int, rounds: int) -> dict[str, harness.Turn]:
+        """Ours and the encoder's, of one unit."""
+        unit = self.unit(number, rounds)
+        return {
+            "ours": self.turn(partial(self.ours, *unit), unit),
+            "encoder": self.turn(partial(self.encoder, self.ready(*unit)), unit),
+        }
 
 
-class World:
+class World(Job):
     """Network, items, and the three ways over pieces of the job.
 
     Args:
@@ -108,22 +181,22 @@ class World:
     """
 
     def __init__(self, size: Size, images: int, texts: int, device: str, tokens: int, unit_tokens: int, stride: int) -> None:
-        self.size, self.device, self.tokens, self.stride = size, device, tokens, stride
+        self.size, self.width, self.device, self.tokens, self.stride = size, size.width, device, tokens, stride
         torch.manual_seed(0)
         network = UniterRetrieval(
             size.width, size.layers, size.heads, size.ffn_width, size.vocab, feature_width=size.features, tokenizer=None
         )
         self.network = network.to(device).eval()
-        self.regions_I, self.words_T = lengths(images, texts)
-        self.regions_I = self.regions_I.sort().values  # as the released data set sorts them
-        most, longest = int(self.regions_I.max()), int(self.words_T.max())
+        self.lengths_I, self.words_T = lengths(images, texts)
+        self.lengths_I = self.lengths_I.sort().values  # as the released data set sorts them
+        most, longest = int(self.lengths_I.max()), int(self.words_T.max())
         # the same features for all images (they would take 1 GB); boxes tell images apart
         self.features_IRF = torch.randn(1, most, size.features, device=device).expand(images, -1, -1)
         self.boxes_IR7 = torch.rand(images, most, 7, device=device)
-        self.mask_IR = (torch.arange(most)[None] < self.regions_I[:, None]).to(device)
+        self.mask_IR = (torch.arange(most)[None] < self.lengths_I[:, None]).to(device)
         self.tokens_TW = torch.randint(1, size.vocab, (texts, longest), device=device)
         self.mask_TW = (torch.arange(longest)[None] < self.words_T[:, None]).to(device)
-        self.plan = Plan(self.regions_I.numpy(), self.words_T.numpy(), unit_tokens)
+        self.plan = Plan(self.lengths_I.numpy(), self.words_T.numpy(), unit_tokens)
         encoder = self.network.encoder
         with harness.autocast(device), torch.no_grad():
             rows = torch.arange(images).split(100)
@@ -131,43 +204,25 @@ class World:
             self.images = Ragged.joined(parts)
             self.texts = encoder.embed_texts(self.tokens_TW, self.mask_TW)
 
-    def unit(self, number: int, rounds: int) -> tuple[Tensor, Tensor]:
-        """Rows of the pairs of one of `rounds` units at equal distances in tokens."""
-        until = self.plan.unit_tokens().cumsum()
-        unit = int((until < until[-1] * (number + 0.5) / rounds).sum())
-        image_P, text_P = self.plan.rows(int(self.plan.edges[unit]), int(self.plan.edges[unit + 1]))
-        return torch.from_numpy(image_P), torch.from_numpy(text_P)
+    def flops(self, total: int) -> int:
+        """Of one pair's pass through the layers, `total` tokens long."""
+        return transformer_flops(self.size.width, self.size.ffn_width, self.size.layers, total, pooled=True)[0]
+
+    def score(self, packed: Packed) -> Tensor:
+        """Of packed pairs."""
+        return self.network.score(packed)[0]
 
     def released_pairs(self, number: int) -> tuple[Tensor, Tensor]:
         """Rows of the pairs that a round of the released way scores."""
-        batches = torch.arange(len(self.regions_I)).split(RELEASED_BATCH)
+        batches = torch.arange(len(self.lengths_I)).split(RELEASED_BATCH)
         # from the end: the mini-batch's longest image decides its padding
         images = batches[number % len(batches)].flip(0)[:: self.stride].flip(0)
         return images, torch.full_like(images, number * 997 % len(self.words_T))
 
-    def count(self, image_P: Tensor, text_P: Tensor) -> dict[str, int]:
-        """Pairs, their real tokens, their FLOPs."""
-        total = (self.regions_I[image_P] + self.words_T[text_P]).tolist()
-        return {"pairs": len(total), "tokens": sum(total), "flops": sum(flops(self.size, length) for length in total)}
-
-    def ours(self, image_P: Tensor, text_P: Tensor) -> Tensor:
-        return score_pairs_by_length(self.network, self.images, self.texts, image_P, text_P, tokens=self.tokens)
-
-    def ready(self, image_P: Tensor, text_P: Tensor) -> list[Packed]:
-        """The unit's mini-batches; what is in them costs nothing, so all are the same numbers."""
-        length = int(self.regions_I[image_P[0]] + self.words_T[text_P[0]])
-        counts = [len(part) for part in image_P.split(max(self.tokens // length, 1))]
-        memory = torch.randn(counts[0], length, self.size.width, device=self.device)
-        one = torch.ones(1, dtype=torch.int64, device=self.device)
-        return [Packed(memory[:count], None, one, one) for count in counts]
-
-    def encoder(self, ready: Sequence[Packed]) -> Tensor:
-        return torch.cat([self.network.score(packed)[0] for packed in ready])
-
     def released(self, images: Tensor, text: Tensor) -> Tensor:
         """A padded, masked mini-batch of one caption, everything embedded for every pair."""
         encoder, row = self.network.encoder, int(text[0])
-        rows, longest, words = images.to(self.device), int(self.regions_I[images].max()), int(self.words_T[row])
+        rows, longest, words = images.to(self.device), int(self.lengths_I[images].max()), int(self.words_T[row])
         tokens, mask = (each[row, :words].expand(len(images), -1) for each in (self.tokens_TW, self.mask_TW))
         features, boxes, real = (each[rows, :longest] for each in (self.features_IRF, self.boxes_IR7, self.mask_IR))
         # padded regions are embedded as well, there
@@ -178,20 +233,11 @@ class World:
 def measure(world: World, rounds: int, ways: Sequence[str]) -> dict[str, Any]:
     """All ways, round by round, each round with another unit and another caption."""
 
-    def turn(step: Callable[[], Tensor], pairs: tuple[Tensor, Tensor]) -> harness.Turn:
-        def taken() -> dict[str, float]:
-            if world.device == "cuda":
-                step()  # kernels are chosen (and compiled) by shape
-            return {**world.count(*pairs), **harness.timed(step, world.device)}
-
-        return taken
-
     def turns(number: int) -> dict[str, harness.Turn]:
-        unit, caption = world.unit(number, rounds), world.released_pairs(number)
+        caption = world.released_pairs(number)
         every = {
-            "ours": turn(partial(world.ours, *unit), unit),
-            "encoder": turn(partial(world.encoder, world.ready(*unit)), unit),
-            "released": turn(partial(world.released, *caption), caption),
+            **world.turns_of_unit(number, rounds),
+            "released": world.turn(partial(world.released, *caption), caption),
         }
         return {way: every[way] for way in ways}
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from torch import Tensor
 from benchmarks import full_rank, harness
 from benchmarks.flops import transformer_flops
 from datamodules.records import ImageBatch, TextBatch
-from lightning_modules.metrics.pair_batches import TOKENS, TOKENS_ELSEWHERE, UNIT_TOKENS, Plan, score_pairs_by_length
+from lightning_modules.metrics.pair_batches import TOKENS, TOKENS_ELSEWHERE, UNIT_TOKENS, Plan
 from lightning_modules.networks.packing import Packed
 from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.networks.vilt import ViLT
@@ -69,13 +69,7 @@ def photographs(images: int) -> list[tuple[int, int]]:
     return [(height, width) if row % 4 else (width, height) for row, (height, width) in enumerate(sizes)]
 
 
-def flops(size: Size, total: int) -> int:
-    """Of one pair's pass through the layers, `total` tokens long; the last layer makes one query only."""
-    whole = transformer_flops(size.width, size.ffn_width, size.layers, total, pooled=True)[0]
-    return whole - 2 * size.width**2 * (total - 1)
-
-
-class World:
+class World(full_rank.Job):
     """Network, items, and the three ways over pieces of the job.
 
     Args:
@@ -91,7 +85,7 @@ class World:
     def __init__(self, size: Size, images: int, texts: int, device: str, tokens: int, unit_tokens: int, batch: int) -> None:
         from transformers import ViltForImageAndTextRetrieval
 
-        self.size, self.device, self.tokens, self.batch = size, device, tokens, batch
+        self.size, self.width, self.device, self.tokens, self.batch = size, size.width, device, tokens, batch
         torch.manual_seed(0)
         config = {
             "hidden_size": size.width, "num_hidden_layers": size.layers, "num_attention_heads": size.heads,
@@ -102,7 +96,7 @@ class World:
         self.library.load_state_dict(self.network.model.state_dict())
         sizes = photographs(images)
         self.sizes_I2 = torch.tensor(sizes)
-        self.patches_I = (self.sizes_I2 // size.patch).prod(1) + 1
+        self.lengths_I = (self.sizes_I2 // size.patch).prod(1) + 1
         self.words_T = full_rank.lengths(1, texts)[1].clamp_max(40)
         draw = torch.Generator().manual_seed(1)
         longest = int(self.words_T.max())
@@ -111,7 +105,7 @@ class World:
             ("",) * texts, ("",) * texts, torch.arange(texts), torch.arange(texts), tokens_TW,
             torch.arange(longest)[None] < self.words_T[:, None],
         ).to(device)  # fmt: skip
-        self.plan = Plan(self.patches_I.numpy(), self.words_T.numpy(), unit_tokens)
+        self.plan = Plan(self.lengths_I.numpy(), self.words_T.numpy(), unit_tokens)
         with harness.autocast(device), torch.no_grad():
             parts = [self.network.embed_images(self.shown(rows)) for rows in torch.arange(images).split(20)]
             self.images = Ragged.joined(parts)
@@ -127,36 +121,19 @@ class World:
             pixels_B3HW[place, :, : size[0], : size[1]] = torch.randn(3, *size, generator=draw)
         return ImageBatch(("",) * len(rows), rows, pixels_B3HW, sizes_B2=sizes_B2).to(self.device)
 
-    def unit(self, number: int, rounds: int) -> tuple[Tensor, Tensor]:
-        """Rows of the pairs of one of `rounds` units at equal distances in tokens."""
-        until = self.plan.unit_tokens().cumsum()
-        unit = int((until < until[-1] * (number + 0.5) / rounds).sum())
-        image_P, text_P = self.plan.rows(int(self.plan.edges[unit]), int(self.plan.edges[unit + 1]))
-        return torch.from_numpy(image_P), torch.from_numpy(text_P)
+    def flops(self, total: int) -> int:
+        """Of one pair's pass through the layers, `total` tokens long; the last layer makes one query only."""
+        whole = transformer_flops(self.size.width, self.size.ffn_width, self.size.layers, total, pooled=True)[0]
+        return whole - 2 * self.size.width**2 * (total - 1)
+
+    def score(self, packed: Packed) -> Tensor:
+        """Of packed pairs."""
+        return self.network.score_packed(packed)[0]
 
     def library_pairs(self, number: int) -> tuple[Tensor, Tensor]:
         """Rows of the pairs that a round of the library scores: neighbours of the split, of several sizes."""
         images = (torch.arange(self.batch) + number * self.batch) % len(self.sizes_I2)
         return images, torch.full_like(images, number * 997 % len(self.words_T))
-
-    def count(self, image_P: Tensor, text_P: Tensor) -> dict[str, int]:
-        """Pairs, their real tokens, their FLOPs."""
-        total = (self.patches_I[image_P] + self.words_T[text_P]).tolist()
-        return {"pairs": len(total), "tokens": sum(total), "flops": sum(flops(self.size, length) for length in total)}
-
-    def ours(self, image_P: Tensor, text_P: Tensor) -> Tensor:
-        return score_pairs_by_length(self.network, self.images, self.texts, image_P, text_P, tokens=self.tokens)
-
-    def ready(self, image_P: Tensor, text_P: Tensor) -> list[Packed]:
-        """The unit's mini-batches; what is in them costs nothing, so all are the same numbers."""
-        length = int(self.patches_I[image_P[0]] + self.words_T[text_P[0]])
-        counts = [len(part) for part in image_P.split(max(self.tokens // length, 1))]
-        memory = torch.randn(counts[0], length, self.size.width, device=self.device)
-        one = torch.ones(1, dtype=torch.int64, device=self.device)
-        return [Packed(memory[:count], None, one, one) for count in counts]
-
-    def encoder(self, ready: Sequence[Packed]) -> Tensor:
-        return torch.cat([self.network.score_packed(packed)[0] for packed in ready])
 
     def pixels(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the library takes: pixels and their mask."""
@@ -177,20 +154,11 @@ class World:
 def measure(world: World, rounds: int, ways: Sequence[str]) -> dict[str, Any]:
     """All ways, round by round, each round with another unit and another caption."""
 
-    def turn(step: Callable[[], Tensor], pairs: tuple[Tensor, Tensor]) -> harness.Turn:
-        def taken() -> dict[str, float]:
-            if world.device == "cuda":
-                step()  # kernels are chosen (and compiled) by shape
-            return {**world.count(*pairs), **harness.timed(step, world.device)}
-
-        return taken
-
     def turns(number: int) -> dict[str, harness.Turn]:
-        unit, (images, text) = world.unit(number, rounds), world.library_pairs(number)
+        images, text = world.library_pairs(number)
         every = {
-            "ours": turn(partial(world.ours, *unit), unit),
-            "encoder": turn(partial(world.encoder, world.ready(*unit)), unit),
-            "library": turn(partial(world.as_it_comes, *world.pixels(images), text), (images, text)),
+            **world.turns_of_unit(number, rounds),
+            "library": world.turn(partial(world.as_it_comes, *world.pixels(images), text), (images, text)),
         }
         return {way: every[way] for way in ways}
 
@@ -255,9 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "precision": "bf16 autocast" if cuda else "fp32",
         "images": options.images,
         "texts": options.texts,
-        "mean_patches": world.patches_I.double().mean().item(),
+        "mean_patches": world.lengths_I.double().mean().item(),
         "mean_words": world.words_T.double().mean().item(),
-        "mean_tokens": world.patches_I.double().mean().item() + world.words_T.double().mean().item(),
+        "mean_tokens": world.lengths_I.double().mean().item() + world.words_T.double().mean().item(),
         "rounds": options.rounds,
         "unit_tokens": unit,
         "library_batch": batch,
