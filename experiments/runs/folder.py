@@ -108,17 +108,8 @@ class RunFolder:
                     )
                     for file in (METRICS, "traceback.log"):
                         (folder / file).unlink(missing_ok=True)
-            old = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
-            known = without_new_options(config, old)
-            if results.config_hash not in (digest, config_digest(command, known)):
-                names = differing_keys(deciding(known), deciding(old))
-                if results.command != command:
-                    names.insert(0, f"the command ({results.command} there, {command} here)")
-                listed = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
-                raise InputError(
-                    f"--run_dir {folder} holds a run of another configuration (it differs in: {listed}). "
-                    f"A changed configuration is a new run: give another --run_dir.{_how_to_go_on(folder)}"
-                )
+            if results.config_hash != digest:
+                _require_same_run(folder, results, command, config)
             if results.status == "finished":
                 raise InputError(
                     f"--run_dir {folder} holds this very run, finished. Read its results.json, or give another --run_dir "
@@ -220,6 +211,26 @@ def _how_to_go_on(folder: Path) -> str:
     return (
         f" There, --model.init_args.init_from={folder} starts new training from its best weights, and "
         f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'} goes on where it stopped, for more epochs."
+    )
+
+
+def _require_same_run(folder: Path, results: Results, command: str, config: dict[str, Any]) -> None:
+    """Refuse a folder that holds another run; one of an earlier version, without an option that is at its default, is the same.
+
+    Raises:
+        InputError: It is another; names what differs.
+    """
+    old = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
+    known = without_new_options(config, old)
+    if results.config_hash == config_digest(command, known):
+        return
+    names = differing_keys(deciding(known), deciding(old))
+    if results.command != command:
+        names.insert(0, f"the command ({results.command} there, {command} here)")
+    listed = ", ".join(names[:6]) + (" ..." if len(names) > 6 else "")
+    raise InputError(
+        f"--run_dir {folder} holds a run of another configuration (it differs in: {listed}). "
+        f"A changed configuration is a new run: give another --run_dir.{_how_to_go_on(folder)}"
     )
 
 
