@@ -19,7 +19,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("configs", "datamodules", "experiments", "lightning_modules")
-NOT_SHIPPED = {"experiments/results/miniature/summary.md"}  # for a reader of the repository
+NOT_SHIPPED = {
+    "experiments/results/miniature/summary.md",
+    "experiments/results/rehearsal/README.md",
+}  # for readers of the repository
 LOAD = """
 import lightning_modules
 model = lightning_modules.load("export")
