@@ -15,6 +15,7 @@ from pathlib import Path
 from datamodules.errors import InputError
 from experiments.cli._parser import Parser, require_writable
 from experiments.papers.schema import SCALES
+from experiments.runs.records import opened, require_records_name
 
 RUNS = Path("runs/papers")  # of `crosslight sweep run EXHIBIT`
 
@@ -27,7 +28,12 @@ def add_options(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--runs", nargs="+", type=Path, metavar="DIR",
-        help=f"where `crosslight sweep run` wrote to; several, also of several machines, merge (default: {RUNS})",
+        help=f"where `crosslight sweep run` wrote to, or files of --records; several, also of several machines, merge "
+        f"(default: {RUNS})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--records", type=Path, metavar="FILE.tar.xz",
+        help="write also what the report was made of: the finished runs without their weights, a file that --runs takes",
     )  # fmt: skip
     parser.add_argument(
         "--scale", choices=SCALES, default="miniature",
@@ -47,17 +53,29 @@ def run(options: argparse.Namespace) -> int:
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file. Give a new folder, or that of an earlier report.")
     require_writable(options.out / "index.html", "--out")
+    if options.records is not None:
+        require_records_name(options.records)
+        require_writable(options.records, "--records")
 
     if given and not names:
+        if options.records is not None:
+            raise InputError("--records is of exhibits: name a paper or an exhibit, or none for all of them.")
         if options.maps:
             raise InputError("--maps is of exhibits. `crosslight caption RUN IMAGE --maps DIR` draws those of a run.")
         return _own(given, options)
     if options.title is not None:
         raise InputError("--title is of a report of folders alone; exhibits have titles of their own.")
 
+    with opened(roots) as folders:
+        return _of_exhibits(names, given, folders, options)
+
+
+def _of_exhibits(names: Sequence[str], given: Sequence[Path], roots: Sequence[Path], options: argparse.Namespace) -> int:
+    """A report of exhibits, with folders of other runs listed beside them."""
     from experiments.report.collect import collect
     from experiments.report.scales import other_sides
     from experiments.report.site import build, judged
+    from experiments.runs.records import write_records
     from experiments.runs.store import RunFolders, read_run, run_folders_below
 
     folders = RunFolders(roots)
@@ -79,6 +97,9 @@ def run(options: argparse.Namespace) -> int:
     rows = [variant for view in views for variant in view.variants]
     done = sum(variant.finished > 0 for variant in rows)
     print(f"report: {index} ({len(views)} exhibits, {done} of {len(rows)} rows measured, {options.scale} scale)")
+    if options.records is not None:
+        finished = {run.folder for view in views for run in view.runs if run.status == "finished" and run.folder is not None}
+        print(f"records: {options.records} ({write_records(finished, options.records)} runs)")
     return 0
 
 

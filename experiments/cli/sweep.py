@@ -222,7 +222,13 @@ def _add_plan_options(plan: Parser) -> None:
     option = plan.add_argument
     option("--scale", choices=SCALES, default="miniature", help="of the runs that are planned")
     option("--from-scale", choices=SCALES, metavar="SCALE", help="of the runs that it is planned from (default: the same)")
-    option("--runs", nargs="+", type=Path, metavar="DIR", help=f"where `crosslight sweep run` wrote to (default: {PAPERS_ROOT})")
+    option(
+        "--runs",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help=f"where `crosslight sweep run` wrote to, or records (default: {PAPERS_ROOT})",
+    )
     option("--seeds", type=_whole, default=10, metavar="N", help="at most")
     option("--json", action="store_true", help="print it as JSON")
 
@@ -234,6 +240,7 @@ def _plan(options: argparse.Namespace) -> int:
     from experiments.papers.catalogue import exhibit_names
     from experiments.papers.places import paper_folders
     from experiments.report.power_plan import COLUMNS, hours_words, images_words, plan_exhibits, reasons, rows, to_json
+    from experiments.runs.records import opened
     from experiments.runs.store import RunFolders
     from experiments.sweep.display import plain
 
@@ -243,7 +250,8 @@ def _plan(options: argparse.Namespace) -> int:
         raise InputError(f"there is no exhibit or paper {options.target!r}. {known}")
     source: Scale = options.from_scale or options.scale
     roots = options.runs if options.runs is not None else [PAPERS_ROOT] if PAPERS_ROOT.is_dir() else []
-    plans = plan_exhibits(names, RunFolders(roots), options.scale, source, options.seeds)
+    with opened(roots) as folders:
+        plans = plan_exhibits(names, RunFolders(folders), options.scale, source, options.seeds)
     if not plans:
         raise InputError(f"{options.target} has no claim that is tested: there is nothing to settle.")
     if not any(plan.claims for plan in plans):

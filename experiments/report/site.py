@@ -27,6 +27,7 @@ from experiments.report.scales import Side, side_of_runs
 from experiments.report.verdicts import Outcome, Verdict, judge, paired_resamples
 from experiments.runs.headings import heading, number
 from experiments.runs.results import Results
+from experiments.runs.records import root_of
 from experiments.runs.store import Run
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     runs = list({run.folder: run for run in [*(run for page in pages for run in page.view.runs), *extra]}.values())
     made_of = provenance(runs)
-    where = Counter(str(run.folder.parent) for run in runs if run.folder is not None).most_common()
+    where = Counter(root_of(run.folder) for run in runs if run.folder is not None).most_common()
     pages_of = environment()
     common: dict[str, Any] = {"scale": scale, "pages": pages, "runs": runs, "marks": MARKS}
     names = paper_folders()
