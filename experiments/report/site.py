@@ -26,8 +26,8 @@ from experiments.report.lines import lines
 from experiments.report.scales import Side, side_of_runs
 from experiments.report.verdicts import Outcome, Verdict, judge, paired_resamples
 from experiments.runs.headings import heading, number
-from experiments.runs.results import Results
 from experiments.runs.records import root_of
+from experiments.runs.results import Results
 from experiments.runs.store import Run
 
 if TYPE_CHECKING:
