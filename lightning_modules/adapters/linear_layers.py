@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from torch import nn
 
 from datamodules.errors import InputError
 from lightning_modules.adapters import multiway
-from lightning_modules.adapters.towers import Towers, chosen_towers, sides_of
+from lightning_modules.adapters.towers import Towers, chosen_towers, require_all_reached, sides_of
 from lightning_modules.networks import beit3
 from lightning_modules.networks.towers.base import find_blocks
 
@@ -39,7 +39,7 @@ class LinearLayer(NamedTuple):
 def find_linear_layers(
     network: nn.Module, targets: Targets | list[str], towers: Towers | None, adapter: str
 ) -> dict[str, LinearLayer]:
-    """The layers by their whole names, in the network's order.
+    """The layers by their whole names.
 
     Args:
         network: The network.
@@ -48,9 +48,10 @@ def find_linear_layers(
         adapter: Its name, for messages.
 
     Raises:
-        InputError: Nothing matches, or the layers are wrapped already.
+        InputError: Nothing matches, or nothing of one of several towers; or the layers are wrapped already.
     """
-    inside = dict(_linear_layers(network, towers, adapter))
+    of_sides = _linear_layers(network, towers, adapter)
+    inside = {name: layer for layers in of_sides.values() for name, layer in layers.items()}
     if wrapped := next((name for name in inside if WRAPPED in name.split(".")), None):
         raise InputError(
             f"{adapter}: {wrapped.removesuffix(f'.{WRAPPED}')} of this network has LoRA or another method of peft already; "
@@ -61,6 +62,15 @@ def find_linear_layers(
             f"{adapter}: {type(network).__name__} has no linear layer inside a block of the {towers or 'both'} tower(s); "
             "choose towers with transformer blocks"
         )
+    chosen = _chosen(inside, targets, adapter)
+    reached = {side: not chosen.keys().isdisjoint(layers) for side, layers in of_sides.items()}
+    said = targets if isinstance(targets, str) else f"[{', '.join(targets)}]"
+    require_all_reached(network, reached, adapter, f"no linear layer inside a block that targets {said} names")
+    return chosen
+
+
+def _chosen(inside: Mapping[str, LinearLayer], targets: Targets | list[str], adapter: str) -> dict[str, LinearLayer]:
+    """Those that the option names. Raises InputError: it, or one of its names, names none."""
     if isinstance(targets, str):
         chosen = {
             name: layer for name, layer in inside.items() if targets == "all" or (targets == "attention") == layer.is_attention
@@ -80,16 +90,23 @@ def ends_with(name: str, target: str) -> bool:
     return f".{name}".endswith(f".{target}")
 
 
-def _linear_layers(network: nn.Module, towers: Towers | None, adapter: str) -> Iterator[tuple[str, LinearLayer]]:
-    """Whole name and layer of every linear layer inside a block of the chosen towers."""
-    sides = sides_of(towers)
-    for prefix, block in _blocks(network, towers, adapter):
+def _linear_layers(network: nn.Module, towers: Towers | None, adapter: str) -> dict[str, dict[str, LinearLayer]]:
+    """Of the chosen towers by side: whole name and layer of every linear layer inside a block. In BEiT-3 of the experts."""
+    names = {module: name for name, module in network.named_modules()}
+    experts = [module for module in names if isinstance(module, beit3.Layer)]
+    if experts:
+        return {side: dict(_inside(experts, names, side)) for side in sides_of(towers)}
+    parts = chosen_towers(network, towers, adapter)
+    return {side: dict(_inside(_blocks(part), names)) for side, part in parts.items()}
+
+
+def _inside(blocks: list[nn.Module], names: Mapping[nn.Module, str], part: str = "") -> Iterator[tuple[str, LinearLayer]]:
+    """Whole name and layer of every linear layer of blocks, or of the part of them of this name."""
+    for block in blocks:
+        prefix = names[block]
         for path, module in block.named_modules():
-            if not _is_linear(module) or multiway.NAME in path.split("."):
-                continue
-            if isinstance(block, beit3.Layer) and path.split(".")[0] not in sides:
-                continue
-            yield f"{prefix}.{path}" if prefix else path, LinearLayer(path, module)
+            if _is_linear(module) and multiway.NAME not in path.split(".") and part in ("", path.split(".")[0]):
+                yield f"{prefix}.{path}" if prefix else path, LinearLayer(path, module)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -98,16 +115,11 @@ def _is_linear(module: nn.Module) -> bool:
     return kind is nn.Linear or (kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils")
 
 
-def _blocks(network: nn.Module, towers: Towers | None, adapter: str) -> Iterator[tuple[str, nn.Module]]:
-    """Transformer blocks by name: BEiT-3's layers, those that a tower of ours lists, or of another part those that are known, or
-    what stands in its list of blocks."""
-    names = {module: name for name, module in network.named_modules()}
-    blocks: list[nn.Module] = [module for module in names if isinstance(module, beit3.Layer)]
-    for part in [] if blocks else chosen_towers(network, towers, adapter).values():
-        listed = getattr(part, "blocks", None)
-        blocks += listed if isinstance(listed, list) and listed else _known_blocks(part) or _listed_blocks(part)
-    for block in blocks:
-        yield names[block], block
+def _blocks(part: nn.Module) -> list[nn.Module]:
+    """Transformer blocks: those that a tower of ours lists, or of another part those that are known, or what stands in its list
+    of blocks."""
+    listed = getattr(part, "blocks", None)
+    return listed if isinstance(listed, list) and listed else _known_blocks(part) or _listed_blocks(part)
 
 
 def _known_blocks(part: nn.Module) -> list[nn.Module]:

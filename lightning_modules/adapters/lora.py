@@ -33,7 +33,7 @@ class LoRAAdapter(Adapter):
         dropout: Dropout on the input of A.
         targets: "attention" (projections), "ffn", "all", or names of linear layers as they end (["qkv", "fc1"]).
         towers: Which towers: of a dual encoder, in BEiT-3 whose experts; "text" is the language model of a captioner. Null = all
-            that take part in the task.
+            that take part in the task, and each of them must have targets.
 
     Raises:
         InputError: Not exactly one of rank and budget, or a value out of range.

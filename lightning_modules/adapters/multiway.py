@@ -323,7 +323,7 @@ class MultiWayAdapter(Adapter):
             "released" is the published code (AE as wide as the FFN, not the identity at the start); "text" is Eq. 1-2 to the
             letter.
         towers: Which towers are adapted: of a dual encoder, in BEiT-3 whose tokens; "text" is the language model of a captioner.
-            Null = all that take part in the task.
+            Null = all that take part in the task, and each of them must have blocks that it knows.
         knowledge_extractor: New Knowledge Extractor (KE) on or off.
         alignment_enhancer: Alignment Enhancer (AE) on or off.
         knowledge_extractor_mid: Bottleneck width of the KE; 0 = no KE; None = as the reading. Without KE and AE there is no

@@ -7,6 +7,7 @@ for every adapter here. `docs/extend/peft.md` lists what goes and what is refuse
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ _ELSEWHERE = {  # methods for something else than linear layers, which peft woul
     "TRAINABLE_TOKENS": "it tunes embeddings",
 }
 _INPUTS = "feedforward_modules"  # (IA)3: layers whose inputs, not outputs, are scaled
+_SEARCHES = {"OSFConfig"}  # whose patterns may be anywhere in a layer's name; of the others they are what it ends with
 _SHARED = "save_projection"  # whether one random matrix of all layers is kept; it is made again from `projection_prng_key`
 
 
@@ -60,7 +62,7 @@ class PEFTAdapter(Adapter):
             of layers as they end, and by default all targets that are not attention.
         targets: "attention" (projections), "ffn", "all", or names of linear layers as they end (["qkv", "fc2"]).
         towers: Which towers: of a dual encoder, in BEiT-3 whose experts; "text" is the language model of a captioner. Null = all
-            that take part in the task.
+            that take part in the task, and each of them must have targets.
 
     Raises:
         InputError: peft is not installed, has no such method or option, or the method cannot be kept as adapters are kept here.
@@ -106,11 +108,13 @@ class PEFTAdapter(Adapter):
         """Wrap every target, on its device; nothing if it is `off`.
 
         Raises:
-            InputError: Nothing matches, the layers are wrapped already, or peft refuses them.
+            InputError: Nothing matches (also a name in an option that names layers), the layers are wrapped already, or peft
+                refuses them.
         """
         if self.off:
             return
         layers = find_linear_layers(network, self.targets, self.towers, self.method)
+        self._require_named(layers)
         require_repeatable(self._config, next(iter(layers.values())), self.method)
         wrapped = wrap(network, self._config(layers), layers, self.method)
         try:
@@ -144,10 +148,35 @@ class PEFTAdapter(Adapter):
         except (ValueError, TypeError, ImportError) as error:
             raise InputError(f"{self.method}: peft refuses these options ({' '.join(str(error).split()):.300})") from error
 
-    def _inputs_of(self, layers: Mapping[str, LinearLayer], targets: Any) -> list[str]:
+    def _inputs_of(self, layers: Mapping[str, LinearLayer], targets: list[str] | str | None) -> list[str]:
         if targets is None:
             return [name for name, layer in layers.items() if not layer.is_attention]
-        return [name for name in layers if any(ends_with(name, str(target)) for target in targets)]
+        ends = [targets] if isinstance(targets, str) else targets
+        return [name for name in layers if any(ends_with(name, end) for end in ends)]
+
+    def _require_named(self, layers: Mapping[str, LinearLayer]) -> None:
+        """Raises InputError: an option of some layers by name (rank_pattern, feedforward_modules) names none of these; peft would
+        say nothing."""
+        from peft.utils.other import get_pattern_key
+
+        searches = self._method.config.__name__ in _SEARCHES
+        for option, names in self._given.items():
+            if option == _INPUTS and names is not None:
+                idle = [name for name in ([names] if isinstance(names, str) else names) if not self._inputs_of(layers, [name])]
+            elif option.endswith("_pattern") and names:
+                idle = [
+                    name
+                    for name in names
+                    if not any(re.search(name, at) if searches else get_pattern_key([name], at) == name for at in layers)
+                ]
+            else:
+                continue
+            if idle:
+                there = sorted({layer.path.rpartition(".")[2] for layer in layers.values()})
+                raise InputError(
+                    f"{self.method}: {option} names {some(idle)}, and no layer that it goes into is called so; there are "
+                    f"{', '.join(there)}"
+                )
 
     def _require_kept(self, wrapper: Any) -> None:
         """Raises InputError: it has more than trains under its names; files of adapters hold just that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from torch import nn
@@ -40,3 +41,24 @@ def chosen_towers(network: nn.Module, towers: Towers | None, adapter: str) -> di
             f"(a captioner looks at images through I-Tuning or ClipCap only); {advice}"
         )
     return {side: there[side] for side in sides_of(towers)}
+
+
+def require_all_reached(network: nn.Module, reached: Mapping[str, bool], adapter: str, lacks: str) -> None:
+    """See that an adapter that is to go to several towers does: in the others alone it would be another method.
+
+    Args:
+        network: The network.
+        reached: Of the chosen towers, by side, whether the adapter goes there.
+        adapter: Its name, for messages.
+        lacks: What a tower has not, where it does not.
+
+    Raises:
+        InputError: It reaches some of them, but not all; names the one and how to say that this is meant.
+    """
+    idle = [side for side, there in reached.items() if not there]
+    if idle and len(idle) < len(reached):
+        other = next(side for side, there in reached.items() if there)
+        raise InputError(
+            f"{adapter}: the {idle[0]} tower of {type(network).__name__} has {lacks}; to adapt the {other} tower alone, set "
+            f"adapter.towers to {other}"
+        )

@@ -158,6 +158,23 @@ def test_what_peft_or_our_files_cannot_do_is_refused_before_training(
         assert torch.equal(logits(network), before)  # I-Tuning's hooks too
 
 
+@pytest.mark.parametrize(("method", "options", "words"), [
+    ("IA3", {"feedforward_modules": ["fc9"]}, "feedforward_modules names fc9, and no layer .* there are dense, fc1, fc2"),
+    ("IA3", {"feedforward_modules": "fc9"}, "feedforward_modules names fc9"),
+    ("LoRA", {"r": 2, "rank_pattern": {"fc1": 3, "up": 4}}, "rank_pattern names up, and no layer"),
+    ("HiRA", {"r": 2, "rank_pattern": {"c_attn": 4}}, "rank_pattern names c_attn"),
+])  # fmt: skip
+def test_an_option_that_names_no_layer_is_refused(tiny: Any, method: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        PEFTAdapter(method, options).inject(tiny.network())
+
+
+def test_one_name_is_a_name(tiny: Any) -> None:
+    network = tiny.network()
+    PEFTAdapter("IA3", {"feedforward_modules": "fc2"}, towers="image").inject(network)
+    assert {n.rpartition(".")[2] for n, m in network.named_modules() if getattr(m, "is_feedforward", False)} == {"fc2"}
+
+
 def test_a_method_that_nothing_can_load_again_is_refused() -> None:
     from peft import VeraConfig
 

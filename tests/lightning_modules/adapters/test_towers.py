@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_captioner import FAMILIES, captioner, images, texts
+from tiny_library_models import dual_encoder
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
@@ -17,9 +18,11 @@ from lightning_modules.adapters.combined import Combined
 from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.adapters.lora import LoRAAdapter, merge
 from lightning_modules.adapters.multiway import MultiWayAdapter
+from lightning_modules.adapters.peft_adapter import PEFTAdapter
 from lightning_modules.adapters.tuning import set_tuning
 from lightning_modules.captioning import CaptioningModule
 from lightning_modules.checkpoints.adapter_export import export_adapter, load_adapter
+from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.captioner import Captioner
 
 ROWS = [0, 0, 1]
@@ -120,6 +123,38 @@ def test_what_never_sees_an_image_is_refused_unless_that_is_meant() -> None:
     CaptioningModule(captioner(), LoRAAdapter(rank=0))  # no adapter: the frozen language model, as with tuning frozen
     bridge = CaptioningModule(captioner(), Combined([ITuning(bottleneck=4), *adapters()]))
     assert bridge.counts.trainable == bridge.counts.adapter
+
+
+@pytest.mark.parametrize("adapter", [
+    LoRAAdapter(rank=2), LoRAAdapter(budget=2000, towers="both"), PEFTAdapter("IA3"), MultiWayAdapter(),
+    Combined([PEFTAdapter("DoRA", {"r": 2}, targets="ffn"), MultiWayAdapter(towers="text")]),
+], ids=["LoRA", "budget", "IA3", "MWA", "Combined"])  # fmt: skip
+@pytest.mark.parametrize("host", ["towers", "library", "captioner"])
+def test_both_towers_are_not_one_of_them(tiny: Any, adapter: Adapter, host: str) -> None:
+    """An image tower that is a CNN has nothing that it could go into."""
+    network: Any = {
+        "towers": lambda: tiny.network("cnn"), "library": lambda: dual_encoder("align"), "captioner": lambda: _bridged(tiny)
+    }[host]()  # fmt: skip
+    keys = list(network.state_dict())
+    with pytest.raises(InputError, match=r"the image tower.* has no .*set adapter\.towers to text"):
+        adapter.inject(network)
+    assert list(network.state_dict()) == keys
+
+
+def _bridged(tiny: Any) -> Captioner:
+    network = Captioner(tiny.image_tower("cnn"), captioner().language)
+    ITuning(bottleneck=4).inject(network)
+    return network
+
+
+def test_targets_that_one_tower_alone_has_are_refused_unless_it_is_named(tiny: Any) -> None:
+    with pytest.raises(InputError, match=r"the text tower of DualEncoder has no linear .* targets \[qkv\] .*\.towers to image"):
+        LoRAAdapter(rank=1, targets=["qkv"]).inject(tiny.network())
+    LoRAAdapter(rank=1, targets=["qkv"], towers="image").inject(tiny.network())
+    LoRAAdapter(rank=1, targets=["qkv", "query"]).inject(tiny.network())
+    beit3 = BEiT3Retrieval(image_size=16, width=16, num_layers=1, num_heads=2, ffn_width=32, vocab_size=40, weights="random")
+    with pytest.raises(InputError, match=r"the text tower of BEiT3Retrieval .* set adapter\.towers to image"):
+        LoRAAdapter(rank=1, targets=["image.fc1"]).inject(beit3)
 
 
 def test_a_side_of_somebody_elses_network(tiny: Any) -> None:
