@@ -65,6 +65,13 @@ class Limits:
         return getattr(self, split, None)
 
 
+BATCH_OPTIONS = (
+    "batch_size", "eval_batch_size", "num_workers", "train_unit", "augment", "min_scale", "flip", "limits", "seed",
+    "cache_pixels", "ranking", "pretraining", "captioning",
+)  # fmt: skip
+"""Options of `ImageTextDataModule` that say nothing of its files."""
+
+
 class ImageTextDataModule(Source, LightningDataModule):
     """Images with captions, for retrieval as pixels and tokens, or region features and tokens, and for captioning.
 
@@ -149,6 +156,12 @@ class ImageTextDataModule(Source, LightningDataModule):
         self._connected: tuple[Task, Batching] | None = None
         self._train_loader: TrainLoader | None = None
         self._position: dict[str, Any] | None = None
+
+    def batch_options(self) -> dict[str, Any]:
+        """How batches are made of its files: the options of the constructor that are not those of files, by their names."""
+        augmentation = asdict(self.augmentation)
+        own = {"augment": augmentation.pop("kind"), **augmentation, **vars(self)}
+        return {option: own[option] for option in BATCH_OPTIONS}
 
     # -------------------------------------------------------------------------------------------------------------- tasks
 
@@ -265,6 +278,11 @@ class ImageTextDataModule(Source, LightningDataModule):
         """What the splits hold, after limits, as 16 hexadecimal digits: see `loading.fingerprint`."""
         return fingerprint(self.task.splits, asdict(self.limits))
 
+    @property
+    def stand_in(self) -> bool:
+        """Whether its files are stand-ins, of which nothing is a result (datamodules/files/stand_in.py)."""
+        return mark_of(self.root) is not None
+
     def describe(self) -> dict[str, Any]:
         """For results.json: name, options, counts of each split under its label, fingerprint; `stand_in` where it is one."""
         counts = {}
@@ -273,7 +291,7 @@ class ImageTextDataModule(Source, LightningDataModule):
             captions = sum(len(record.captions) for record in records)
             counts[self.split_label(split)] = {"images": len(records), "captions": captions}
         told = {"name": self.name, "options": self.task.splits.options(), "splits": counts, "fingerprint": self.fingerprint()}
-        return told if mark_of(self.root) is None else {**told, "stand_in": True}
+        return {**told, "stand_in": True} if self.stand_in else told
 
     def cut_captions(self, splits: Sequence[str]) -> dict[str, int]:
         """Texts that the connected network's max_tokens cuts, by the splits' labels; splits without any are left out.

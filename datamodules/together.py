@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 from datamodules.errors import InputError
 from datamodules.formats.parsing import Parsed
 from datamodules.formats.uniter.image_database import RegionFeatures
-from datamodules.image_text import ImageTextDataModule, Limits
+from datamodules.image_text import ImageTextDataModule
 from datamodules.loading.region_files import RegionReader, named
 from datamodules.loading.splits import FileSplits, RegionSplits
 from datamodules.records import FileIds, ImageRecord
@@ -27,12 +28,12 @@ class Together(ImageTextDataModule):
     twice. What other data sets evaluate on is kept out by the parts (`held_out` of COCO and Visual Genome).
 
     Args:
-        parts: The data sets, by names of your choice, in this order. Of their options count those of their files (`root`,
-            `image_dir`, `regions`, splits, `held_out`); how batches are made is said here.
+        parts: The data sets, by names of your choice, in this order, with the options of their files (`root`, `image_dir`,
+            `regions`, splits, `held_out`); how batches are made is said here.
         options: Of all image-text data modules, but for root, image_dir and regions, which are the parts'.
 
     Raises:
-        InputError: no part, or one with limits of its own.
+        InputError: no part, or one with an option that acts on nothing here (`batch_size`, `limits`, `positives`).
     """
 
     def __init__(self, parts: dict[str, ImageTextDataModule], **options: Any) -> None:
@@ -42,12 +43,16 @@ class Together(ImageTextDataModule):
         for name, part in parts.items():
             if "/" in name or not name:
                 raise InputError(f"parts: {name!r} is no name of a part; give one without a slash.")
-            if part.limits != Limits():
-                raise InputError(f"parts.{name} has limits; give `limits` of the data sets together, or leave them out.")
+            _require_none_idle(name, part)
         self.parts = parts
         self.name = "+".join(part.name for part in parts.values())  # type: ignore[misc]
         self.file_splits = JoinedFiles(self, parts)
         self.region_splits = JoinedRegions(self, parts)
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether one of the parts is."""
+        return any(part.stand_in for part in self.parts.values())
 
     def prepare_data(self) -> None:
         """As each part."""
@@ -79,6 +84,28 @@ class Together(ImageTextDataModule):
         whole = Parsed(next(iter(parts.values())).path, joined({name: part.splits for name, part in parts.items()}))
         whole.problems = [problem for part in parts.values() for problem in part.problems]
         return whole
+
+
+def _require_none_idle(name: str, part: ImageTextDataModule) -> None:
+    """Raises InputError: a part has an option that acts on nothing, since batches are made, and tested, of the whole."""
+    idle = {option: value for option, value in part.batch_options().items() if value != _default(type(part), option)}
+    for option, value in idle.items():
+        said = f" ({value})" if isinstance(value, str | int | float) else ""
+        raise InputError(
+            f"parts.{name} has {option}{said}, which acts on nothing: batches are made of the data sets together. Give {option} "
+            "beside parts, or leave it out."
+        )
+    if part.positives:
+        raise InputError(
+            f"parts.{name} has positives ({', '.join(part.positives)}), which act on nothing among other data sets: leave them "
+            "out, and test on the data set by itself."
+        )
+
+
+def _default(kind: type, option: str) -> Any:
+    """What an option of a data set is where nothing is said, in the first of its classes that names it."""
+    named = (inspect.signature(vars(each)["__init__"]).parameters for each in kind.__mro__ if "__init__" in vars(each))
+    return next(parameters[option].default for parameters in named if option in parameters)
 
 
 def joined(parts: Mapping[str, Mapping[str, list[ImageRecord]]]) -> dict[str, list[ImageRecord]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,15 @@ from tiny_regions import VOCABULARY, WIDTH, region_files, region_inputs, region_
 
 from datamodules.coco import COCO
 from datamodules.errors import InputError
+from datamodules.files.stand_in import begin
 from datamodules.flickr30k import Flickr30k
 from datamodules.formats.held_out import FlickrHeldOut
-from datamodules.image_text import Limits
+from datamodules.image_text import BATCH_OPTIONS, ImageTextDataModule, Limits
 from datamodules.inputs import Inputs, RegionInput, TextInput
+from datamodules.loading.captions import Captioning
+from datamodules.loading.images import Augment
+from datamodules.loading.pretraining import Pretraining
+from datamodules.loading.ranking import Ranking
 from datamodules.loading.region_files import RegionFiles
 from datamodules.together import Together
 
@@ -68,8 +75,6 @@ def test_each_image_has_the_regions_of_its_own_part(roots: tuple[Path, Path]) ->
 def test_parts_that_do_not_fit_are_refused(roots: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="parts is empty"):
         Together({})
-    with pytest.raises(InputError, match=r"parts\.one has limits"):
-        Together({"one": Flickr30k(str(roots[0]), regions=region_files(), limits=Limits(train=3))})
     with pytest.raises(InputError, match="'a/b' is no name of a part"):
         Together({"a/b": Flickr30k(str(roots[0]))})
     texts = Flickr30k(str(roots[1]), regions=region_files(texts=False))
@@ -83,6 +88,49 @@ def test_parts_that_do_not_fit_are_refused(roots: tuple[Path, Path], tmp_path: P
     wide = Together({"one": Flickr30k(str(roots[0]), regions=region_files()), "two": other})
     with pytest.raises(InputError, match=r"parts\.two has region features of width 9, the part before it of 6"):
         wide.connect(MASKED)
+
+
+@pytest.mark.parametrize("option", [
+    {"batch_size": 8}, {"eval_batch_size": 2}, {"num_workers": 0}, {"train_unit": "image"}, {"augment": "none"},
+    {"min_scale": 0.9}, {"flip": 0.0}, {"limits": Limits(train=3)}, {"seed": 3}, {"cache_pixels": True},
+    {"ranking": Ranking(candidates=3)}, {"pretraining": Pretraining(consecutive=2)}, {"captioning": Captioning(group="none")},
+], ids=lambda option: next(iter(option)))  # fmt: skip
+def test_an_option_of_a_part_that_acts_on_nothing_is_refused(option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(InputError, match=rf"parts\.one has {name}.* acts on nothing.* Give {name} beside parts, or leave it out"):
+        Together({"one": Flickr30k("nowhere", **option)})
+
+
+def test_all_that_says_nothing_of_files_is_looked_at() -> None:
+    """Whatever option the base gets: it is of files, or of batches."""
+    options = set(inspect.signature(ImageTextDataModule.__init__).parameters) - {"self", "root", "image_dir", "regions"}
+    assert options == set(BATCH_OPTIONS) == Flickr30k("nowhere").batch_options().keys()
+
+
+def test_a_data_set_with_a_default_of_its_own_and_positives() -> None:
+    class Plain(Flickr30k):
+        def __init__(self, root: str, augment: Augment = "none", **options: Any) -> None:
+            super().__init__(root, augment=augment, **options)
+
+    Together({"one": Plain("nowhere")})
+    with pytest.raises(InputError, match=r"parts\.one has augment \(paper\)"):
+        Together({"one": Plain("nowhere", augment="paper")})
+    with pytest.raises(InputError, match=r"parts\.coco has positives \(eccv\), which act on nothing"):
+        Together({"coco": COCO("nowhere", positives={"eccv": "positives"})})
+
+
+def test_stand_ins_among_the_parts_are_said(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    assert "stand_in" not in _described(roots)
+    begin(tmp_path / "stand_in", {"of": "a test"})
+    copied = tmp_path / "stand_in" / "flickr30k"
+    shutil.copytree(roots[1], copied)
+    assert _described((roots[0], copied))["stand_in"] is True
+
+
+def _described(roots: tuple[Path, Path]) -> dict[str, Any]:
+    data = together(roots)
+    data.connect(MASKED)
+    return data.describe()
 
 
 def write_coco(root: Path) -> None:
