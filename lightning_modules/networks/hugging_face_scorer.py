@@ -15,7 +15,7 @@ from torch.nn import Parameter
 
 from datamodules.errors import InputError, some
 from datamodules.inputs import ImageInput, TextInput
-from lightning_modules.networks.library_model import require_known, require_one
+from lightning_modules.networks.library_model import read_settings, require_one
 from lightning_modules.networks.network import RankingNetwork
 from lightning_modules.networks.quiet_loading import hugging_face
 from lightning_modules.networks.start import fresh_names, to_read
@@ -53,15 +53,13 @@ class HuggingFaceScorer(RankingNetwork):
         """
         where = f"{type(self).__name__} {name or 'by config'}"
         require_one(where, name, config, weights, described="sizes")
-        remedy = f"give a folder with config.json of a {kind.config_class.model_type}, a hub name (with network), or config"
+        settings = read_settings(where, name, config, kind.config_class)
         missing: frozenset[str] = frozenset()
+        remedy = f"give a folder or hub name of a {kind.config_class.model_type}"
         with hugging_face(f"{where}: no usable {kind.__name__}", remedy, name):
-            if name is None:
-                self.model = kind(_settings(kind.config_class, dict(config or {}), where)).float()
-            elif torch.get_default_device().type == "meta":  # only to count: weights stay unread
-                self.model = kind(_own_config(kind, name, where)).float()
+            if name is None or torch.get_default_device().type == "meta":  # only to count: weights stay unread
+                self.model = kind(settings).float()
             else:
-                settings = _own_config(kind, name, where)
                 self.model, report = kind.from_pretrained(
                     name, config=settings, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
                 )
@@ -108,33 +106,6 @@ class HuggingFaceScorer(RankingNetwork):
             logits_P2: Tensor = head(pooled_PD.to(next(head.parameters()).dtype)).float()
         matched_P, other_P = logits_P2[:, self.matched], logits_P2[:, 1 - self.matched]
         return matched_P if self.score == "logit" else matched_P - other_P
-
-
-def _settings(kind: Any, sizes: dict[str, Any], where: str) -> Any:
-    """A configuration of these sizes.
-
-    Raises:
-        InputError: It, or a part of it, does not know one of them, or they are of another kind of model.
-    """
-    if (model_type := sizes.pop("model_type", kind.model_type)) != kind.model_type:
-        raise InputError(f"{where}: its config is of a {model_type}, not of a {kind.model_type}; leave model_type out")
-    settings = kind(**sizes)
-    require_known(where, settings, sizes)
-    return settings
-
-
-def _own_config(kind: Any, name: str, where: str) -> Any:
-    """The configuration in a folder or hub entry.
-
-    Raises:
-        InputError: It is of another kind of model.
-    """
-    from transformers import AutoConfig
-
-    settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if not isinstance(settings, kind.config_class):
-        raise InputError(f"{where}: it is a {settings.model_type}, not a {kind.config_class.model_type}")
-    return settings
 
 
 def clip_image_input(name: str | None, size: int, resize: Literal["squash", "crop"]) -> ImageInput:

@@ -11,7 +11,6 @@ Legend: B rows, T tokens, L tokens that lead in, D width.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from datamodules.errors import InputError, some
 from datamodules.inputs import TextInput
 from lightning_modules.networks.decoder_layers import find_language_model
 from lightning_modules.networks.decoding import Decoding as Decoding
+from lightning_modules.networks.library_model import read_settings, require_one
 from lightning_modules.networks.quiet_loading import hugging_face
 from lightning_modules.networks.start import fresh_names, to_read
 from lightning_modules.networks.towers.hugging_face import expanded
@@ -261,31 +261,22 @@ def _special(given: int | None, own: Any, fallback: Any, vocabulary: int, what: 
 
 def _causal_model(name: str | None, config: dict[str, Any] | None, weights: str | None, attention: str) -> nn.Module:
     """By name (weights included), or by configuration (random; a file of weights comes later)."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     where = f"language model {name or config}"
-    if (name is None) == (config is None):
-        raise InputError("language model: give either name (a hub name or local folder) or config (model_type and sizes)")
-    if name is not None and weights is not None:
-        raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
+    require_one(where if name or config else "language model", name, config, weights)
+    settings = read_settings(where, name, config)
     remedy = "give a folder with config.json and weights, a hub name (with network), or config: {model_type: ..., sizes}"
     with hugging_face(f"{where}: no usable causal language model", remedy, name):
-        if name is not None and torch.get_default_device().type == "meta":  # only to count: weights stay unread
-            settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if name is None or torch.get_default_device().type == "meta":  # only to count: weights stay unread
             model = AutoModelForCausalLM.from_config(settings, attn_implementation=attention, trust_remote_code=False).float()
-        elif name is not None:
+        else:
             model, report = AutoModelForCausalLM.from_pretrained(
-                name, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-            )
+                name, config=settings, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
             if missing := sorted(report["missing_keys"]):
                 raise InputError(f"{where}: its weights do not fill {type(model).__name__} (missing: {some(missing)})")
-        else:
-            sizes = dict(config or {})
-            settings = AutoConfig.for_model(sizes.pop("model_type", "(none given)"), **sizes)
-            known = set(inspect.signature(type(settings)).parameters) | set(dir(type(settings)()))
-            if unknown := sorted(sizes.keys() - known):
-                raise InputError(f"{where}: {type(settings).__name__} has no option {some(unknown)}")
-            model = AutoModelForCausalLM.from_config(settings, attn_implementation=attention, trust_remote_code=False).float()
     _fuse_gelu(model)
     model.generation_config = GenerationConfig()  # a folder's own (sampling, suppressed tokens) would slip into every caption
     return model

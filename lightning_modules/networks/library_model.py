@@ -34,25 +34,31 @@ def require_one(
         raise InputError(f"{where}: weights ({weights}) go with config; a name brings its own weights")
 
 
-def read_settings(where: str, name: str | None, config: dict[str, Any] | None) -> Any:
+def read_settings(where: str, name: str | None, config: dict[str, Any] | None, kind: Any = None) -> Any:
     """The library's configuration object of a folder or hub name, or of options with a `model_type`.
 
     Args:
         where: What is built, for messages.
         name: Hub name or folder.
         config: Instead of it: options.
+        kind: The library's class that it must be of; options need not say `model_type` then. None = any.
 
     Raises:
-        InputError: There is none of that name, or an option that the library does not know.
+        InputError: There is none of that name, or it is of another kind, or has an option that the library does not know.
     """
     from transformers import AutoConfig
 
-    remedy = "give a folder with config.json, a hub name (with network), or config: {model_type: ..., sizes}"
+    folder = "a folder with config.json" if kind is None else f"a folder with config.json of a {kind.model_type}"
+    remedy = f"give {folder}, a hub name (with network), or config: {{{'' if kind else 'model_type: ..., '}sizes}}"
+    sizes = dict(config or {})
+    model_type = sizes.pop("model_type", "(none given)" if kind is None else kind.model_type)
     with hugging_face(f"{where}: no usable configuration", remedy, name):
         if name is not None:
-            return AutoConfig.from_pretrained(name, trust_remote_code=False)
-        sizes = dict(config or {})
-        settings = AutoConfig.for_model(sizes.pop("model_type", "(none given)"), **sizes)
+            settings = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        else:
+            settings = AutoConfig.for_model(model_type, **sizes)
+        if kind is not None and not isinstance(settings, kind):
+            raise InputError(f"{where}: it is a {settings.model_type}, not a {kind.model_type}")
         require_known(where, settings, sizes)
     return settings
 

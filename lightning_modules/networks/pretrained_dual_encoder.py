@@ -151,7 +151,8 @@ class HFDualEncoder(RetrievalNetwork):
         accepts, vision = inspect.signature(self.model.get_image_features).parameters, _vision(settings)
         native, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
         self._patch = int(patch) if "spatial_shapes" in accepts and patch else None
-        if patch and spec.size % int(patch):
+        if patch and spec.size % int(patch) and (self._patch is not None or spec.size != native):
+            # of its own size a model may leave a rest unread (SigLIP So400m: 384 px in patches of 14)
             raise InputError(f"{where}: image_size {spec.size} is not a multiple of the patch size {patch}")
         other = bool(patch) and self._patch is None and native not in (None, spec.size)  # a CNN takes any size
         self._resample = other and "interpolate_pos_encoding" in accepts

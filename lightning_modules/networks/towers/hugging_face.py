@@ -77,7 +77,7 @@ class HFImageTower(ImageTower):
         native = int(settings.image_size)
         patch = int(settings.patch_size)
         size = image_size or native
-        if size % patch:
+        if size % patch and size != native:  # of its own size a model may leave a rest unread (SigLIP So400m: 384 px in 14)
             raise InputError(f"{where}: image_size {size} is not a multiple of the patch size {patch}")
         accepts = inspect.signature(self.model.forward).parameters
         self._resample = size != native and "interpolate_pos_encoding" in accepts

@@ -231,7 +231,7 @@ def test_a_folder_of_another_task_brings_all_but_the_head(tmp_path: Path) -> Non
         ({"name": "here", "config": {}}, "either name .* or config"),
         ({"name": "here", "weights": "there"}, "a name brings its own weights"),
         ({"config": {"hidden_sizes": 3}}, "VisualBertConfig has no option hidden_sizes; is hidden_size meant?"),
-        ({"config": {"model_type": "bert"}}, "its config is of a bert, not of a visual_bert"),
+        ({"config": {"model_type": "bert"}}, "it is a bert, not a visual_bert"),
         ({"config": {**tiny.VISUAL_BERT, "bypass_transformer": True}}, "bypass_transformer"),
         ({"config": tiny.VISUAL_BERT, "max_tokens": 13}, "exceeds its 12 text positions"),
         ({"name": "./nowhere"}, "there is no such folder"),

@@ -316,6 +316,18 @@ def test_checkpointed_and_resized_networks_compute_what_they_should() -> None:
         assert torch.equal(larger.encode_images(images(larger)), nn.functional.normalize(expected, dim=-1))
 
 
+def test_of_its_own_size_a_model_may_leave_a_rest_unread() -> None:
+    """SigLIP So400m: 384 px in patches of 14."""
+    sizes = {**CONFIGS["siglip"], "vision_config": {**CONFIGS["siglip"]["vision_config"], "image_size": 20}}
+    network = HFDualEncoder(config={"model_type": "siglip", **sizes}, weights="random", tokenizer="none").eval()
+    batch = images(network)
+    assert batch.pixels_B3HW.shape[-1] == 20
+    with torch.no_grad():
+        seen = network.encode_images(batch)
+        batch.pixels_B3HW[..., 16:, :] = batch.pixels_B3HW[..., 16:] = 9.0
+        assert torch.equal(network.encode_images(batch), seen)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"config": {"model_type": "bert"}, "tokenizer": "t"}, "BertModel has no get_image_features and get_text_features"),
     ({}, "give either name"),

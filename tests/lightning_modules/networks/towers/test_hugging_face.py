@@ -111,6 +111,12 @@ def test_bad_weights_files_are_named_with_their_keys(tmp_path, file, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+def test_of_its_own_size_a_tower_may_leave_a_rest_unread() -> None:
+    tower = HFImageTower(config={**DINO, "image_size": 20}, weights="random").eval()
+    with torch.no_grad():
+        assert tower(torch.zeros(2, 3, 20, 20)).shape == (2, tower.width)
+
+
 @pytest.mark.parametrize(("build", "words"), [
     (lambda: HFImageTower(), ["either name", "config"]),
     (lambda: HFImageTower(config={**DINO, "hiden_size": 3}), ["hiden_size"]),
