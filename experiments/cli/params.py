@@ -1,7 +1,8 @@
 """Tunable and total parameters of every configuration, counted in seconds without weights.
 
-From the meta device: of BEiT-3 base and large at 224 and 384 px under every row of MultiWay-Adapter's tables, or of the
-configuration given (any of `run`; it needs no data, and weights stay unread).
+From the meta device: of BEiT-3 base and large at 224 and 384 px and of CLIP ViT-B/32 under every row of MultiWay-Adapter's
+tables, of UNITER and its pre-training, of pair scorers, dual encoders and captioners; or of the configuration given (any of
+`run`; it needs no data, and weights stay unread; a model that it names is looked up at the hub).
 """
 
 from __future__ import annotations

@@ -1,33 +1,40 @@
 """`crosslight params`: tunable and total parameters, counted on networks of the real classes on the meta device.
 
 Nothing is loaded and no memory is taken, so that BEiT-3 large costs no more than a tiny one. Heads count as brought by the
-checkpoint, as official retrieval and ITC weights bring them.
+checkpoint, as official retrieval and ITC weights bring them. Sizes of models that the hub has are those of the stand-ins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from datamodules.errors import InputError
 from lightning_modules.adapters.clipcap import ClipCap
 from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import READINGS, MultiWayAdapter
-from lightning_modules.adapters.tuning import ParameterCounts, TuningMode, head_names, set_tuning
+from lightning_modules.adapters.tuning import ParameterCounts, TuningMode, count_parameters, head_names, set_tuning
+from lightning_modules.checkpoints.standin.hub import hub_config, hub_names
 from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.blip import BLIP
 from lightning_modules.networks.bridgetower import BridgeTower
 from lightning_modules.networks.captioner import Captioner
 from lightning_modules.networks.language_model import LanguageModel
+from lightning_modules.networks.network import Network, RetrievalNetwork
+from lightning_modules.networks.open_clip_dual_encoder import OpenCLIPDualEncoder
+from lightning_modules.networks.pretrained_dual_encoder import HFDualEncoder
 from lightning_modules.networks.start import RANDOM
 from lightning_modules.networks.towers.base import ImageTower
 from lightning_modules.networks.towers.clip import ProjectedCLIPTower
 from lightning_modules.networks.towers.hugging_face import HFImageTower
 from lightning_modules.networks.uniter import UniterRetrieval
+from lightning_modules.networks.uniter_pretraining import UniterPretraining
 from lightning_modules.networks.vilt import ViLT
 from lightning_modules.networks.visual_bert import VisualBERT
 from lightning_modules.objectives.relation_alignment import IAIS, Kind, Reading
@@ -38,6 +45,10 @@ SIZES: dict[str, dict[str, Any]] = {
     f"{name} {px}": {**sizes, "image_size": px} for name, sizes in (("base", BASE), ("large", LARGE)) for px in (224, 384)
 }
 UNITER: dict[str, dict[str, Any]] = {"base": {}, "large": LARGE}  # its sizes are BERT's, and so BEiT-3's
+REGION_CLASSES = 1601  # of the released features' detector
+OWN_REGIONS = {"feature_width": 1024}  # of our extractor (configs/model/uniter_pretraining_base.yaml), which gives no classes
+ADAPTED_CLIP = "openai/clip-vit-base-patch32"  # clip/adapt
+OPEN_CLIP = ("ViT-B-32", "ViT-L-14", "ViT-H-14")  # clip/zero_shot
 GPT2: dict[str, dict[str, int]] = {
     "base": {},
     "medium": {"n_embd": 1024, "n_layer": 24, "n_head": 16},
@@ -96,28 +107,32 @@ def build(size: str) -> BEiT3Retrieval:
     return network
 
 
-def table(size: str) -> list[Count]:
-    """Every configuration of one network."""
+def table(built: Network) -> list[Count]:
+    """Every configuration of one network, which stays as it is.
+
+    Args:
+        built: The network, without memory.
+    """
 
     def plain(name: str, mode: TuningMode) -> Count:
-        return Count(name, set_tuning(build(size), None, mode), exported=mode != "full")
+        return Count(name, set_tuning(copy.deepcopy(built), None, mode), exported=mode != "full")
 
     def adapted(name: str, **options: Any) -> Count:
-        network, adapter = build(size), MultiWayAdapter(**options)
+        network, adapter = copy.deepcopy(built), MultiWayAdapter(**options)
         adapter.inject(network)
         return Count(name, set_tuning(network, adapter, "adapter"), exported=True)
 
     rows = [plain("full", "full"), plain("head", "head"), plain("frozen", "frozen")]
     rows += [adapted(name, **options) for name, options in MULTIWAY.items()]
     budget = next(row.counts.adapter for row in rows if row.name == "mwa (printed)")
-    rows += [lora(build(size), LoRAAdapter(budget=budget, targets="all"), "lora")]
-    rows += [lora(build(size), LoRAAdapter(budget=budget, targets="attention"), "lora, attention")]
+    rows += [lora(built, LoRAAdapter(budget=budget, targets="all"), "lora")]
+    rows += [lora(built, LoRAAdapter(budget=budget, targets="attention"), "lora, attention")]
     return rows
 
 
 def lora(network: nn.Module, adapter: LoRAAdapter, name: str) -> Count:
     """LoRA's row, without peft: its parameters follow from the layers it would go to."""
-    counts = set_tuning(network, None, "frozen")
+    counts = count_parameters(network)
     rank, added = adapter.size(network)
     return Count(
         f"{name}, rank {rank}",
@@ -148,13 +163,15 @@ def printed_large() -> str:
 
 
 def uniter() -> list[str]:
-    """UNITER with its two heads, and what IAIS adds in any of its forms."""
-    lines = [f"UNITER{'':<19}{'retrieval':>13}{'encoder':>13}{'layers':>13}"]
-    for size, sizes in UNITER.items():
+    """UNITER with its two heads, what it is pre-trained with, and what IAIS adds in any of its forms."""
+    lines = [f"UNITER{'':<19}{'retrieval':>13}{'encoder':>13}{'layers':>13}{'pre-training':>14}"]
+    sizes = {size: (options, REGION_CLASSES) for size, options in UNITER.items()}
+    for name, (options, classes) in {**sizes, "base, own regions": (OWN_REGIONS, None)}.items():
         with torch.device("meta"):
-            network = UniterRetrieval(**sizes)
+            network, whole = UniterRetrieval(**options), UniterPretraining(classes, **options)
+        learns = set_tuning(whole, None, "full").trainable  # without the ranking head, which takes no part
         counts = (parameters(network), parameters(network.encoder), parameters(network.encoder.layers))
-        lines.append(f"  {size:<23}" + "".join(f"{count:>13,}" for count in counts))
+        lines.append(f"  {name:<23}" + "".join(f"{count:>13,}" for count in counts) + f"{learns:>14,}")
     added = {parameters(IAIS(kind, reading)) for kind in get_args(Kind) for reading in get_args(Reading)}
     said = " or ".join(f"{count:,}" for count in sorted(added))
     lines.append(f"  IAIS adds {said}{': the loss has no parameters' if added == {0} else ''}")
@@ -162,19 +179,52 @@ def uniter() -> list[str]:
 
 
 def pair_scorers() -> list[str]:
-    """Pair scorers of Hugging Face at the sizes of their base models, with their matching heads and what LoRA adds."""
+    """Pair scorers of Hugging Face at the sizes of their base models."""
     with torch.device("meta"):
-        networks = {
+        networks: dict[str, Network] = {
             "VisualBERT base": VisualBERT(config={"visual_embedding_dim": 2048}),
             "ViLT base": ViLT(config={}, tokenizer="none"),
             "BLIP base": BLIP(config={}, tokenizer="none"),
             "BridgeTower base": BridgeTower(config={}, tokenizer="none"),
         }
-    lines = [f"Pair scorers{'':<13}{'retrieval':>13}{'head':>13}{'LoRA, rank 8':>13}"]
+    return _adaptable("Pair scorers", networks)
+
+
+def dual_encoder(name: str) -> HFDualEncoder:
+    """A model of the hub without memory and unread, its heads as if they had been brought.
+
+    Args:
+        name: One of `hub_names`.
+    """
+    config, longest = hub_config(name)
+    with torch.device("meta"):
+        network = HFDualEncoder(config=config, tokenizer="none", max_tokens=longest)
+    network.loaded_heads = head_names(network)
+    return network
+
+
+def dual_encoders() -> list[str]:
+    """Those of clip/zero_shot, by the names that their weights have."""
+    named = [name for name in hub_names() if hub_config(name)[0]["model_type"] in ("clip", "siglip")]
+    networks: dict[str, Network] = {name: dual_encoder(name) for name in named}
+    try:
+        with torch.device("meta"):
+            networks |= {f"open_clip {name}": OpenCLIPDualEncoder(name) for name in OPEN_CLIP}
+        more = []
+    except InputError as error:
+        more = [f"  not counted: {error}"]
+    return [*_adaptable("Dual encoders", networks), *more]
+
+
+def _adaptable(title: str, networks: Mapping[str, Network]) -> list[str]:
+    """Networks with their heads, what LoRA adds and what MultiWay-Adapter does, which they have afterwards."""
+    lines = [f"{title:<35}{'retrieval':>13}{'head':>13}{'LoRA, rank 8':>13}{'MWA':>13}"]
     for name, network in networks.items():
-        head = sum(parameter.numel() for _, parameter in network.head_parameters())
-        _, added = LoRAAdapter(rank=8).size(network)
-        lines.append(f"  {name:<23}{parameters(network):>13,}{head:>13,}{added:>13,}")
+        whole, head = parameters(network), sum(parameter.numel() for _, parameter in network.head_parameters())
+        _, low_rank = LoRAAdapter(rank=8).size(network)
+        MultiWayAdapter().inject(network)
+        counts = (whole, head, low_rank, parameters(network) - whole)
+        lines.append(f"  {name:<33}" + "".join(f"{count:>13,}" for count in counts))
     return lines
 
 
@@ -207,11 +257,11 @@ def captioning() -> list[str]:
 def report() -> list[str]:
     """The lines of `crosslight params` without arguments."""
     lines = []
-    for size in SIZES:
-        network = build(size)
+    networks: dict[str, RetrievalNetwork] = {f"BEiT-3 {size} px": build(size) for size in SIZES}
+    for name, network in {**networks, f"CLIP {ADAPTED_CLIP}": dual_encoder(ADAPTED_CLIP)}.items():
         heads = sum(parameter.numel() for _, parameter in network.head_parameters())
-        lines += [f"BEiT-3 {size} px: {parameters(network):,} parameters, {heads:,} of them heads", HEADER]
-        lines += [*map(str, table(size)), ""]
+        lines += [f"{name}: {parameters(network):,} parameters, {heads:,} of them heads", HEADER]
+        lines += [*map(str, table(network)), ""]
     lines += [
         "% is of the network without its adapter, as in the paper's Table 1; MB is the adapter export in fp32. Heads count as",
         "brought by the checkpoint and stay frozen (train_heads: new); full leaves out the mask token: retrieval never uses it.",
@@ -221,6 +271,8 @@ def report() -> list[str]:
         *uniter(),
         "",
         *pair_scorers(),
+        "",
+        *dual_encoders(),
         "",
         *captioning(),
     ]

@@ -51,6 +51,12 @@ def hub_names() -> list[str]:
     return list(_table())
 
 
+def hub_config(name: str) -> tuple[dict[str, Any], int | None]:
+    """Configuration of one of `hub_names`, with its `model_type`, and how many tokens a text has: what counts its parameters."""
+    entry = _table()[name]
+    return {"model_type": _class_of(entry).config_class.model_type, **copy.deepcopy(entry.sizes)}, entry.longest
+
+
 @cache
 def _table() -> dict[str, _Entry]:
     entries: dict[str, dict[str, Any]] = read_yaml(_TABLE)
@@ -88,12 +94,16 @@ def write_hub_model(home: Path, name: str, half: bool = False) -> None:
 
 def _unfilled(entry: _Entry) -> Any:
     """The model, on the meta device."""
-    import transformers
-
-    kind: Any = getattr(transformers, entry.kind)
+    kind = _class_of(entry)
     sizes = copy.deepcopy(entry.sizes)  # the library changes what it is given
     with torch.device("meta"):
         return kind(kind.config_class(**sizes))
+
+
+def _class_of(entry: _Entry) -> Any:
+    import transformers
+
+    return getattr(transformers, entry.kind)
 
 
 def hub_bytes(name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ TUNABLE = {
         "head": 2 * 768 * 768 + 1,
         "frozen": 0,
     },
+    "CLIP": {
+        "mwa (printed)": 5_939_712,  # which experiments/papers/clip/runs.yaml gives LoRA as its budget
+        "ke_only, mid 64": 12 * (2 * 768 * 64 + 64 + 768) + 12 * (2 * 512 * 64 + 64 + 512),
+        "head": 768 * 512 + 512 * 512 + 1,
+        "full": 151_277_313,
+        "frozen": 0,
+    },
     "large": {
         "mwa (printed)": 18_994_176,
         "mwa_released": 207_989_760,
@@ -45,7 +53,7 @@ def test_counts_are_the_official_ones(size: str) -> None:
     network = params.build(size)
     assert all(parameter.device.type == "meta" for parameter in network.parameters())
     assert params.parameters(network) == TOTALS[size]
-    rows = {row.name: row for row in params.table(size)}
+    rows = {row.name: row for row in params.table(network)}
     expected = TUNABLE[size.split()[0]]
     assert {name: rows[name].counts.trainable for name in expected} == expected
     for name, row in rows.items():
@@ -77,26 +85,66 @@ def test_the_report_explains_the_papers_17_40_million(capsys: pytest.CaptureFixt
         assert count in printed[printed.index("UNITER") :]
 
 
+def _counted(lines: list[str]) -> dict[str, list[str]]:
+    """The four counts of each line behind the first, by its name."""
+    return {line[:35].strip(): line[35:].split() for line in lines[1:]}
+
+
 def test_pair_scorers() -> None:
     bert = (
         (30522 + 512 + 2 + 2) * 768 + 12 * (12 * 768**2 + 13 * 768) + 768**2 + 768
     )  # words, positions, types, norm; layers; pooler
     visual = (2 + 512) * 768 + 2048 * 768 + 768  # types, positions, projection
-    counted = {" ".join(line.split()[:2]): line.split()[2:] for line in params.pair_scorers()[1:]}
-    rank_8 = 8 * 12 * (4 * 2 + 2 * 5) * 768
-    assert counted["VisualBERT base"] == [f"{bert + visual + 2 * 769:,}", "1,538", f"{rank_8:,}"]
-    assert counted["ViLT base"] == ["111,595,777", "769", f"{rank_8:,}"]
+    counted = _counted(params.pair_scorers())
+    rank_8, mwa = 8 * 12 * (4 * 2 + 2 * 5) * 768, 7_125_504 // 2
+    assert counted["VisualBERT base"] == [f"{bert + visual + 2 * 769:,}", "1,538", f"{rank_8:,}", f"{mwa:,}"]
+    assert counted["ViLT base"] == ["111,595,777", "769", f"{rank_8:,}", f"{mwa:,}"]
     assert counted["BLIP base"][:2] == ["223,744,258", "1,538"]
     assert counted["BridgeTower base"][:2] == ["325,759,490", f"{2 * (2 * 768 + 1):,}"]
 
 
+def test_dual_encoders_have_the_published_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the models' cards, or of their files' bytes. SigLIP: positions, patches and words beside equal layers."""
+    counted = _counted(params.dual_encoders())
+    published = {"openai/clip-vit-base-patch32": 151_277_313, "openai/clip-vit-base-patch16": 149_620_737,
+                 "openai/clip-vit-large-patch14": 427_616_513, "openai/clip-vit-large-patch14-336": 427_944_193}  # fmt: skip
+    assert {name: int(counted[name][0].replace(",", "")) for name in published} == published
+    first, second = (int(counted[f"google/siglip{kind}-base-patch16-256"][0].replace(",", "")) for kind in ("", "2"))
+    assert second - first == (256_000 - 32_000) * 768
+    assert len([name for name in counted if name.startswith("google/siglip")]) == 6
+    assert counted["openai/clip-vit-base-patch32"][1:] == [f"{768 * 512 + 512 * 512 + 1:,}", "2,211,840", "5,939,712"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(params, "hub_names", list)
+        patch.setitem(sys.modules, "open_clip", None)
+        assert "not counted: open_clip ViT-B-32: open_clip is not installed: pip install" in params.dual_encoders()[-1]
+
+
+def test_open_clips_have_the_librarys_sizes() -> None:
+    pytest.importorskip("open_clip", reason="open_clip is not installed: pip install 'crosslight[open_clip]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(params, "hub_names", list)
+        counted = _counted(params.dual_encoders())
+    assert {name: numbers[0] for name, numbers in counted.items()} == {
+        "open_clip ViT-B-32": "151,277,313", "open_clip ViT-L-14": "427,616,513", "open_clip ViT-H-14": "986,109,441",
+    }  # fmt: skip
+
+
+def test_clips_rows_are_those_that_its_exhibit_runs() -> None:
+    network = params.dual_encoder(params.ADAPTED_CLIP)
+    assert all(parameter.device.type == "meta" for parameter in network.parameters())
+    rows = {row.name: row.counts.trainable for row in params.table(network)}
+    expected = TUNABLE["CLIP"]
+    assert {name: rows[name] for name in expected} == expected
+
+
 def test_uniter_and_iais(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert params.uniter() == [
-        "UNITER                       retrieval      encoder       layers",
-        "  base                     109,901,059  109,898,752   85,054,464",
-        "  large                    335,698,947  335,695,872  302,309,376",
-        "  IAIS adds 0: the loss has no parameters",
-    ]
+    counted = {line[:25].strip(): line[25:].split() for line in params.uniter()[1:-1]}
+    assert counted["base"] == ["109,901,059", "109,898,752", "85,054,464", "112,938,887"]  # the released one's
+    assert counted["large"][:3] == ["335,698,947", "335,695,872", "302,309,376"]
+    narrow, wide = 1024 * (768 + 2 + 1), 2048 * (768 + 2 + 1)  # the map, the learnt vectors, the bias of what comes out
+    classes = 768**2 + 3 * 768 + 769 * 1601
+    assert counted["base, own regions"][3] == f"{112_938_887 - wide + narrow - classes:,}"
+    assert params.uniter()[-1] == "  IAIS adds 0: the loss has no parameters"
     monkeypatch.setattr(params, "IAIS", lambda kind, reading: torch.nn.Linear(2, 1 + (kind == "singular")))
     assert params.uniter()[-1] == "  IAIS adds 3 or 6"  # counted, not said
 
