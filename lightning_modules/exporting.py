@@ -30,6 +30,7 @@ from lightning_modules.checkpoints.places import (
     texts,
     weights_in,
 )
+from lightning_modules.checkpoints.run_folder import no_result
 from lightning_modules.checkpoints.trainable import trainable_names
 from lightning_modules.loading import build, load_dial, load_run, run_section
 
@@ -133,6 +134,7 @@ def export_run(
         origins=origins,
         base_models=_base_models(built),
         dialled=dialled,
+        mark=no_result(run),
     )
 
 

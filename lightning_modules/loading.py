@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from lightning_modules.checkpoints.fingerprint import Identity
 from lightning_modules.checkpoints.fresh import brought_later, fresh_parameters
 from lightning_modules.checkpoints.hub_repository import is_hub_name, pulled
 from lightning_modules.checkpoints.places import found_again, resolved, with_tokenizer
-from lightning_modules.checkpoints.run_folder import best_checkpoint, fit_of
+from lightning_modules.checkpoints.run_folder import best_checkpoint, fit_of, no_result
 from lightning_modules.checkpoints.trainable import trainable_state_dict
 from lightning_modules.checkpoints.trust import importing_only
 from lightning_modules.checkpoints.weights import read_torch, require_finite, unreadable
@@ -123,11 +123,15 @@ def load_export_or_run(
     tokenizer: str | Path | None = None,
 ) -> LightningModule:
     folder = pulled(str(path)) if is_hub_name(str(path)) else Path(path).expanduser()
+    model: Any = None
     if (folder / CONFIG_FILE).exists():
-        return _load_export(folder, trust, backbone, tokenizer)
-    if (folder / "config.yaml").exists():
+        model = _load_export(folder, trust, backbone, tokenizer)
+    elif (folder / "config.yaml").exists():
         section, seed = run_section(folder, backbone, tokenizer)
-        return load_run(folder, section, seed, trust)
+        model = load_run(folder, section, seed, trust)
+    if model is not None:
+        model.no_result = no_result(folder)
+        return cast(LightningModule, model)
     raise InputError(
         f"{folder} is neither a run folder (config.yaml) nor an adapter export (adapter_config.json). Give one of these, or the "
         "name of an export on the Hugging Face Hub (OWNER/NAME)."

@@ -1,5 +1,6 @@
 """The mark of stand-ins: files of an official layout with random contents, to rehearse runs on before their data and weights are
-there. A file STAND-IN marks its folder and everything below it. What a run made of them is no result: see `mark_of`.
+there. A file STAND-IN marks its folder and everything below it. What a run made of them is no result (see `mark_of`), nor is what
+is made of that run: both are marked as well (`mark`), and the run of a rehearsal with them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datamodules.files.ownership import take_up, write_label
+from datamodules.errors import InputError
+from datamodules.files.ownership import read_label, take_up, write_label
 
 MARK = "STAND-IN"
 
@@ -29,6 +31,25 @@ def begin(folder: Path, about: Mapping[str, Any]) -> None:
     content = {"what": "random contents in an official layout: nothing that was computed of them is a result", **about}
     if not take_up(label, content, what="stand-in", strangers=there, remedy=remedy):
         write_label(label, content)
+
+
+def mark(folder: Path, what: str) -> None:
+    """Mark a folder of our own that was made of something marked, or by a rehearsal; one that has a mark keeps it.
+
+    Args:
+        folder: It is there.
+        what: It is, and that it is no result.
+    """
+    if not (folder / MARK).exists():
+        write_label(folder / MARK, {"what": what})
+
+
+def said(mark: Path) -> str:
+    """What a mark says of its folder. One that cannot be read marks as well."""
+    try:
+        return str(read_label(mark, "")["what"])
+    except (InputError, KeyError):
+        return "stand-ins: nothing that is made of them is a result"
 
 
 def mark_of(path: Path) -> Path | None:

@@ -11,7 +11,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from experiments.runs.dial import (
 )
 from experiments.runs.results import Evaluation, Results, read_results
 from lightning_modules.checkpoints.places import sha256_of
-from lightning_modules.checkpoints.run_folder import best_checkpoint
+from lightning_modules.checkpoints.run_folder import best_checkpoint, no_result
 from lightning_modules.loading import load_dial, run_section
 
 
@@ -80,7 +80,7 @@ def turn_dial(
         data = _data(run, evaluate, model)
         target, *others = data
         dialling = _taken_up(run, results, data, dial.turned, dial.kept)
-        dialling = replace(dialling, retention=tuple(others), rule=rule, picked=None)
+        dialling = replace(dialling, retention=tuple(others), rule=rule, picked=None, no_result=_no_result(run, dialling, data))
         stages: dict[str, tuple[Stage, ...]] = dict.fromkeys(others, ("val", "test") if rule == "mean" else ("test",))
         stages[target] = ("val", "test")
         _require_splits(data, stages)
@@ -188,6 +188,12 @@ def _taken_up(run: Path, results: Results, data: Mapping[str, Any], turned: str,
                 f"{described[name].fingerprint} now). Put the data back, or call it otherwise (--evaluate NAME=FILE). {again}"
             )
     return replace(before, data={**before.data, **described})
+
+
+def _no_result(run: Path, dialling: Dialling, names: Iterable[str]) -> str | None:
+    """Why nothing of a dial is a result; None where it may be."""
+    made_up = next((name for name in names if dialling.data[name].further.get("stand_in")), None)
+    return no_result(run) or (None if made_up is None else f"the data {made_up} are stand-ins, of random contents")
 
 
 def _lacks(dialling: Dialling, alpha: float, name: str, stage: Stage) -> bool:

@@ -11,9 +11,11 @@ from typing import Any
 
 from datamodules.errors import InputError, some
 from datamodules.files.images import ENDINGS, image_files_below
+from datamodules.files.stand_in import mark
 from datamodules.formats.uniter.layout import Layout
 from datamodules.prepare.data_sets import open_source, source_of
 from datamodules.records import ImageRecord
+from experiments.runs.provenance import reads_stand_ins
 from lightning_modules.extraction.boxes import BoxSource, DatabaseBoxes, EntitiesBoxes, GridBoxes
 from lightning_modules.extraction.extractors import (
     FINAL,
@@ -42,7 +44,7 @@ def extract_regions(kind: str, root: Path, options: argparse.Namespace, own: Map
     if precision == "auto":
         precision = "bf16" if device.startswith("cuda") else "fp32"
     boxes = box_source(options, root)
-    return extract(
+    summary = extract(
         records,
         extractor(options, layout),
         boxes,
@@ -55,6 +57,10 @@ def extract_regions(kind: str, root: Path, options: argparse.Namespace, own: Map
         skip_unreadable=options.skip_unreadable,
         progress=not options.quiet,
     )
+    given = (root, root / (options.image_dir or "."), options.weights, options.boxes, options.entities)
+    if options.out.is_dir() and reads_stand_ins({"given": [str(Path(each).absolute()) for each in given if each]}):
+        mark(options.out, "region features of stand-ins, or by them: nothing that is made of them is a result")
+    return summary
 
 
 def images(

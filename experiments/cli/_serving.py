@@ -40,8 +40,15 @@ def load_encoders(run: str, options: Any) -> RetrievalModule:
     quiet()
     device = find_device(options.device)
     model = two_encoders(lightning_modules.load(run, backbone=options.backbone, tokenizer=options.tokenizer), run)
+    tell_no_result(model, run)
     model.to(device)
     return model
+
+
+def tell_no_result(model: Any, run: str | Path) -> None:
+    """Say it, where a model is of stand-ins or of a rehearsal."""
+    if (why := getattr(model, "no_result", None)) is not None:
+        tell(f"crosslight: nothing that {run} computes is a result ({why})")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from datamodules.errors import InputError, line_of, printable
 from datamodules.formats.caption_results import image_id_of, write_caption_results
 from datamodules.formats.problems import is_sound
 from experiments.cli._parser import Parser, add_fields, given_fields, number_or, require_writable
-from experiments.cli._serving import add_model_options, tell, tell_broken, tell_others
+from experiments.cli._serving import add_model_options, tell, tell_broken, tell_no_result, tell_others
 from experiments.serving.caption_file import ENDINGS, CaptionFile, Row
 from lightning_modules.networks.decoding import Decoding
 
@@ -80,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
     quiet()
     map_options = None if options.maps is None else MapOptions(options.maps, **shown)
     model: Any = lightning_modules.load(options.run, backbone=options.backbone, tokenizer=options.tokenizer)
+    tell_no_result(model, options.run)
     network = captioner_of(model, options.run, maps=map_options is not None)
     decoding = replace(model.decoding, **given_fields(options, Decoding))
     network.to(find_device(options.device))

@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
             lambda line: print(line, file=sys.stderr, flush=True),
         )  # fmt: skip
         print(f"{folder}: {dialling.metric}; alpha is {dialling.turned}")
+        if dialling.no_result is not None:
+            print(f"no result: {dialling.no_result}")
         if dialling.kept:
             names = ", ".join(dialling.kept)
             print(f"as trained at every alpha, because they are new and there is nothing that they were before: {names}")

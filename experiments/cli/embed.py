@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         texts = _texts(source)
         model = load_encoders(options.run, options)
         with warnings_as_lines():
-            write_vectors(out, "text", texts, model.encode_texts(texts, options.batch_size).numpy())
+            write_vectors(out, "text", texts, model.encode_texts(texts, options.batch_size).numpy(), model.no_result)
         print(printable(f"{out}: {len(texts):,} texts of {source}"))
         return 0
 
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     paths = [source / name for name in names]
     rows, vectors, broken = embed_images(model, paths, options.batch_size, options.workers, progress=sys.stderr.isatty())
     if rows:
-        write_vectors(out, "image", [names[row] for row in rows], vectors)
+        write_vectors(out, "image", [names[row] for row in rows], vectors, model.no_result)
         print(printable(f"{out}: {len(rows):,} images of {source}"))
     tell_others(others)
     return tell_broken(broken)

@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"{folder}, whose model made {options.index}, is not there; say with --run where it lies now.")
     model = load_encoders(folder, options)
     index.require_model(model, folder)
+    if index.label.no_result is not None and model.no_result is None:
+        tell(f"crosslight: {options.index} is no result ({index.label.no_result})")
     with warnings_as_lines():
         answers = ask(index, model, options.texts, options.image, options.top, exact=options.exact)
     if options.json:

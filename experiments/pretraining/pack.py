@@ -50,12 +50,14 @@ def pack(name: str, part: str, run: str, launch: Launch, folder: Path) -> Packed
         folder: Where to.
 
     Raises:
-        InputError: The run is not finished, has an adapter, or weights that fp16 cannot hold.
+        InputError: The run is not finished or on stand-ins, has an adapter, or weights that fp16 cannot hold.
     """
     results = read_results(launch.folder)
     if results.status != "finished":
         raise InputError(f"{launch.folder} is {results.status}, not finished: run it first.")
     model: Any = lightning_modules.load(launch.folder)
+    if model.no_result is not None:
+        raise InputError(f"{launch.folder} is no result ({model.no_result}), and no miniature is made of it.")
     if model.adapter is not None and part == "network":  # a tower beside which an adapter learnt is whole without it
         raise InputError(f"{launch.folder} has an adapter; a miniature is a whole network, tower or language model without one.")
     kept: nn.Module = model.get_submodule(part)

@@ -14,6 +14,7 @@ from experiments.runs.results import Evaluation, Results, read_results
 from experiments.training.configs import packaged_configs
 from lightning_modules.checkpoints.dial import Dialled
 from lightning_modules.checkpoints.model_card import Measured, Origins
+from lightning_modules.checkpoints.run_folder import no_result
 
 _LIBRARIES = ("crosslight", "torch", "lightning", "transformers", "timm")
 _PLACE = re.compile(r"(?<![\w.:/])(?:~|\.\.)?/(?:[^\s/'\",=\]}]+/)*(?=[^\s/'\",=\]}]+)")
@@ -36,14 +37,18 @@ def origins_of(run: Path, license: str | None = None, dialled: Dialled | None = 
     point = None if dialled is None or dialling is None else dialling.point(dialled.alpha)
     at_alpha = () if point is None else tuple(each for each in point.evaluations if each.stage == "test")
     trained = dialled is None or dialled.alpha == 1
-    rehearsal = results.provenance is not None and results.provenance.rehearsal  # whose numbers are none
-    tests = [each for each in (results.tests() if trained else at_alpha) if each.metrics and not rehearsal]
+    why = no_result(run) or (None if dialling is None else dialling.no_result)  # their numbers are none
+    tests = [each for each in (results.tests() if trained else at_alpha) if each.metrics and why is None]
     rendered = results.scale == "miniature"  # scenes of the embedded world, in files named as the real data's
     trained_on = [data for data, each in results.data.items() if "train" in each.splits]
     return Origins(
         name=results.name,
-        facts=_facts(results) | ({} if dialled is None else {"alpha": _alpha_text(dialled, measured=bool(tests))}),
-        datasets=() if rendered else tuple(data for data in trained_on if data != "table"),  # a table is any data
+        facts=({} if why is None else {"no result": why})
+        | _facts(results)
+        | ({} if dialled is None else {"alpha": _alpha_text(dialled, measured=bool(tests))}),
+        datasets=()
+        if rendered or why is not None
+        else tuple(data for data in trained_on if data != "table"),  # a table is any data
         measured=tuple(measured for evaluation in tests for measured in _measured(run, evaluation, rendered)),
         license=license,
     )

@@ -66,6 +66,7 @@ class Dialling:
         picked: The alpha; None before all is measured.
         data: What was evaluated, by name.
         points: In the order of alpha.
+        no_result: Why nothing of it is a result: the run or data are stand-ins, or it is a rehearsal. None = it may be one.
     """
 
     checkpoint: str
@@ -79,6 +80,7 @@ class Dialling:
     picked: float | None = None
     data: dict[str, DataDescription] = field(default_factory=dict)
     points: tuple[Point, ...] = ()
+    no_result: str | None = None
 
     @property
     def picked_by(self) -> str:

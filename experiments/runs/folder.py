@@ -27,8 +27,8 @@ from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
 from datamodules.files.leftovers import remove_leftovers
 from datamodules.files.locks import is_held, take_lock
-from datamodules.files.ownership import refuse_strangers, write_label
-from datamodules.files.stand_in import MARK
+from datamodules.files.ownership import refuse_strangers
+from datamodules.files.stand_in import mark
 from datamodules.files.yaml_file import read_yaml
 from experiments.runs.identity import config_hash, deciding, differing_keys, without_new_options
 from experiments.runs.metrics_csv import FILE as METRICS
@@ -155,10 +155,10 @@ class RunFolder:
         self.results = replace(self.results, **entries)
         self.save()
 
-    def mark_stand_in(self) -> None:
-        """Say that it is made of stand-ins, to whoever starts from its checkpoints."""
-        if self.ours and not (self.path / MARK).exists():
-            write_label(self.path / MARK, {"what": "a run on stand-ins: none of its numbers is a result"})
+    def mark(self, what: str) -> None:
+        """Say that it is no result, to whoever starts from its checkpoints or makes something of them."""
+        if self.ours:
+            mark(self.path, what)
 
     def describe(self, name: str, data: DataDescription) -> None:
         """What the run is made on.

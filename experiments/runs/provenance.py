@@ -64,7 +64,8 @@ class Provenance:
         versions: By package; None where it is not installed.
         device: That it was computed on.
         rehearsal: It was made to see that the run works (`crosslight sweep rehearse`): none of its numbers is a result.
-        stand_in: Of data or weights that are stand-ins (datamodules/files/stand_in.py): none of its numbers is a result.
+        stand_in: Of data or weights that are stand-ins (datamodules/files/stand_in.py), or of what a run on them or a rehearsal
+            left: none of its numbers is a result.
     """
 
     git: Git
@@ -84,8 +85,12 @@ def provenance(kind: str, precision: str, world_size: int, stand_in: bool = Fals
         stand_in: See `reads_stand_ins`.
     """
     device = Device(precision=precision, world_size=world_size, **device_state(kind))
-    rehearsal = REHEARSAL_VARIABLE in os.environ
-    return Provenance(Git(**git_state(Path(__file__).parent)), versions(), device, rehearsal, stand_in)
+    return Provenance(Git(**git_state(Path(__file__).parent)), versions(), device, is_rehearsal(), stand_in)
+
+
+def is_rehearsal() -> bool:
+    """Whether this process is part of a rehearsal."""
+    return REHEARSAL_VARIABLE in os.environ
 
 
 def reads_stand_ins(config: Mapping[str, Any]) -> bool:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 Status = ResultsStatus | Literal["unreadable", "missing", "not at this scale"]
 _REHEARSAL = "{} is a rehearsal (`crosslight sweep rehearse`): its numbers are of a few steps and images, and no results."
-_STAND_IN = "{} is a run on stand-ins, data or weights of random contents: its numbers are no results."
+_STAND_IN = (
+    "{} is a run on stand-ins (data or weights of random contents, or what was made of them or by a rehearsal): its numbers are "
+    "no results."
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Run:
         results: results.json; None where there is none, or none that can be read.
         error: Why it did not finish or cannot be read.
         planned: What was planned; None of a folder that was given by hand.
+        others: Folders of the same planned run and seed that are finished, too, and do not count.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Run:
     results: Results | None = None
     error: str = ""
     planned: PlannedRun | None = None
+    others: tuple[Path, ...] = ()
 
     def evaluation(self, data: str | None) -> Evaluation | None:
         """The test on a data set, or the first one."""
@@ -162,14 +167,17 @@ class RunFolders:
         return [read_rehearsed(root) for root in self._roots]
 
     def find(self, planned: PlannedRun, name: str) -> Run:
-        """The run of what was planned: a finished one before any other."""
+        """The run of what was planned: a finished one before any other, and of several the first root's; it names the others."""
         for folder in self.of(planned):
             if folder not in self._read:
                 self._read[folder] = read_run(folder)
         runs = [replace(self._read[folder], name=name, seed=planned.seed, planned=planned) for folder in self.of(planned)]
         runs = [_of_its_seed(run) for run in runs]
         runs.sort(key=lambda run: run.status != "finished")  # stable: else the first root's
-        return runs[0] if runs else Run(name, planned.seed, "missing", planned=planned)
+        if not runs:
+            return Run(name, planned.seed, "missing", planned=planned)
+        finished = {run.folder.resolve(): run.folder for run in runs[::-1] if run.folder is not None and run.status == "finished"}
+        return replace(runs[0], others=tuple(folder for folder in finished.values() if folder != runs[0].folder))
 
     def arrays(self, run: Run, evaluation: Evaluation) -> dict[str, npt.NDArray[Any]]:
         """Of an evaluation's per-query file; empty where there is none.

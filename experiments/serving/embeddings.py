@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +46,9 @@ def embed_images(
     return rows, torch.cat(vectors).numpy() if vectors else np.zeros((0, 0), np.float32), broken
 
 
-def write_vectors(out: Path, kind: Literal["image", "text"], names: Sequence[str], vectors_ND: Floats) -> None:
+def write_vectors(
+    out: Path, kind: Literal["image", "text"], names: Sequence[str], vectors_ND: Floats, no_result: str | None = None
+) -> None:
     """Write vectors with what they are of, whole or not at all.
 
     Args:
@@ -55,6 +57,7 @@ def write_vectors(out: Path, kind: Literal["image", "text"], names: Sequence[str
         kind: What they are of.
         names: Files or texts.
         vectors_ND: In their order.
+        no_result: Of the model, where it says so: goes along as metadata of that name, or as an array.
 
     Raises:
         InputError: pyarrow is not installed, a name is no Unicode, or the file cannot be written.
@@ -63,9 +66,10 @@ def write_vectors(out: Path, kind: Literal["image", "text"], names: Sequence[str
         with whole_file(out) as part:
             if out.suffix == ".npz":
                 arrays: dict[str, Any] = {f"{kind}_ids": np.array(names), f"{kind}s": vectors_ND}
+                arrays |= {} if no_result is None else {"no_result": np.array(no_result)}
                 np.savez(part, **arrays)
             else:
-                _write_parquet(part, kind, names, vectors_ND)
+                _write_parquet(part, kind, names, vectors_ND, {} if no_result is None else {"no_result": no_result})
     except OSError as error:
         raise InputError(f"--out {out} cannot be written ({error.strerror or error}).") from error
 
@@ -85,7 +89,7 @@ def require_parquet(out: Path) -> None:
             ) from None
 
 
-def _write_parquet(part: Path, kind: str, names: Sequence[str], vectors_ND: Floats) -> None:
+def _write_parquet(part: Path, kind: str, names: Sequence[str], vectors_ND: Floats, metadata: Mapping[str, str]) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -93,4 +97,5 @@ def _write_parquet(part: Path, kind: str, names: Sequence[str], vectors_ND: Floa
         raise InputError(f"{broken!r} is no sound Unicode, which Parquet cannot hold; rename it, or write an .npz file.")
     flat = pyarrow.array(np.ascontiguousarray(vectors_ND).ravel())
     vectors = pyarrow.FixedSizeListArray.from_arrays(flat, max(vectors_ND.shape[1], 1))
-    parquet.write_table(pyarrow.table({kind: pyarrow.array(names, pyarrow.string()), "vector": vectors}), part)
+    columns = {kind: pyarrow.array(names, pyarrow.string()), "vector": vectors}
+    parquet.write_table(pyarrow.table(columns, metadata=dict(metadata) or None), part)

@@ -53,6 +53,7 @@ class Label:
         generation: Which one counts; 0 = the first is not finished.
         count: Its images.
         ann: Whether approximate search is kept with it.
+        no_result: Why nothing of it is a result, of a model of stand-ins or of a rehearsal.
         schema: Of this file.
     """
 
@@ -63,6 +64,7 @@ class Label:
     generation: int = 0
     count: int = 0
     ann: bool = False
+    no_result: str | None = None
     schema: str = SCHEMA
 
 

@@ -110,7 +110,8 @@ def update_index(
         raise InputError(f"{index} is being updated by another process; wait for it, or give another --index.")
     try:
         with lock:
-            label = _begin(index, Label(model_key(model), probe(model), _place(run), str(images.absolute()), ann=ann))
+            made = Label(model_key(model), probe(model), _place(run), str(images.absolute()), ann=ann, no_result=model.no_result)
+            label = _begin(index, made)
             if label.ann:
                 neighbors.require_library()  # before anything takes time
             update = _bring_up(index, label, names, model, how)
@@ -143,7 +144,8 @@ def _begin(index: Path, wanted: Label) -> Label:
     for folder in index.glob("generation-*"):  # of an update that was killed
         if folder != generation_folder(index, label.generation):
             shutil.rmtree(folder)
-    return replace(label, run=wanted.run, images=wanted.images, ann=label.ann or wanted.ann)
+    no_result = wanted.no_result or label.no_result  # a model that is copied without its mark is the same one
+    return replace(label, run=wanted.run, images=wanted.images, ann=label.ann or wanted.ann, no_result=no_result)
 
 
 def _bring_up(index: Path, label: Label, names: Sequence[str], model: RetrievalModule, how: Encoding) -> Update:

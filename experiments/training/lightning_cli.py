@@ -36,7 +36,7 @@ import lightning_modules.retrieval
 from datamodules.errors import InputError, chain, find_input_error
 from datamodules.files.references import conceal, look_up, variable
 from experiments.runs.folder import RunFolder
-from experiments.runs.provenance import provenance, reads_stand_ins
+from experiments.runs.provenance import is_rehearsal, provenance, reads_stand_ins
 from experiments.runs.results import RunScale
 from experiments.training import preemption
 from experiments.training.checkpoints import Best, Checkpoints, ResumePoint, WholeCheckpoints
@@ -296,8 +296,11 @@ class CrosslightCLI(LightningCLI):
         evaluate = self._get(self.config_init, "evaluate") or {}
         folder, trainer = self.run_folder, self.trainer
         init_from = getattr(self.model, "init_from", None)
-        if stand_in := reads_stand_ins({**self.saved_config, "ckpt_path": method.get("ckpt_path")}):
-            folder.mark_stand_in()
+        stand_in = reads_stand_ins({**self.saved_config, "ckpt_path": method.get("ckpt_path")})
+        if is_rehearsal():
+            folder.mark("a rehearsal, of a few steps and images: none of its numbers is a result")
+        elif stand_in:
+            folder.mark("a run on stand-ins: none of its numbers is a result")
         folder.update(
             argv=tuple(self.arguments),
             scale=config.scale or _default_scale(self.saved_config),

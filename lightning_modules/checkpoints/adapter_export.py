@@ -6,6 +6,7 @@ machine that wrote it (places.py):
     adapter_model.safetensors     what was trained (adapter, heads), under its names; objective.* is the objective's
     backbone_model.safetensors    frozen tensors that no file of the backbone brings: of another run of ours, or random; if any
     files/                        the tokenizer, and whatever else its configuration names that is no weights
+    STAND-IN                      where nothing of it is a result: of a run on stand-ins, or of a rehearsal
     adapter_config.json           how to build all of it again, the backbone's fingerprint, checksums, versions
     README.md                     a model card (model_card.py): the folder is a whole repository of the Hugging Face Hub
 
@@ -27,6 +28,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
+from datamodules.files import stand_in
 from datamodules.files.atomic import staging_folder, whole_folder
 from datamodules.files.json_file import read_json
 from datamodules.formats.typed import read_typed
@@ -131,6 +133,7 @@ def export_adapter(
     origins: Origins = Origins(),  # noqa: B008 - frozen
     base_models: Sequence[str] = (),
     dialled: Dialled | None = None,
+    mark: str | None = None,
 ) -> Path:
     """Write what trains in `network` (its tuning mode must still be set) with everything needed to load it again.
 
@@ -151,6 +154,7 @@ def export_adapter(
         origins: For the model card: where it comes from.
         base_models: For the model card: models of the Hub that it is made of.
         dialled: Where on its dial the network was put; None = nowhere, it is as it was trained.
+        mark: Why nothing of it is a result (`run_folder.no_result`), which then stands in a file of its own and in the card.
 
     Returns:
         The folder.
@@ -188,6 +192,8 @@ def export_adapter(
             write_weights(frozen, part / BACKBONE_FILE)
         for name, source in (files or {}).items():
             _copy(source, part / name)
+        if mark is not None:
+            stand_in.mark(part, mark)
         written = sorted(file for file in part.rglob("*") if file.is_file())
         config["files"] = {file.relative_to(part).as_posix(): sha256_of(file) for file in written}
         size = sum(tensor.numel() * tensor.element_size() for tensor in (state | learnt).values())
@@ -197,6 +203,7 @@ def export_adapter(
             "base_models": base_models,
             "trust": _own_modules(config),
             "notes": notes,
+            "mark": mark,
         }
         (part / CARD_FILE).write_text(card(config, count_parameters(network, adapter), size / 1e6, **about), encoding="utf-8")
         content = json.dumps(config, indent=1) + "\n"

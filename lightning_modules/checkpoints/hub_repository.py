@@ -19,6 +19,7 @@ from datamodules.files.atomic import whole_folder
 from datamodules.files.hub import answers, without_waiting
 from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, read_adapter_config, require_files
 from lightning_modules.checkpoints.model_card import CARD_FILE, FOLDER
+from lightning_modules.checkpoints.run_folder import no_result
 
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
 _IGNORED = {".gitattributes", ".gitignore", CARD_FILE}  # what the Hub itself puts into a new repository
@@ -89,8 +90,8 @@ def push(folder: str | Path, name: str, private: bool = False, message: str | No
         The address of the commit.
 
     Raises:
-        InputError: The folder is no export or is damaged; the repository holds something else; not logged in, no right to
-            write there, or the Hub cannot be reached.
+        InputError: The folder is no export, is damaged, or comes of stand-ins or a rehearsal; the repository holds something
+            else; not logged in, no right to write there, or the Hub cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
@@ -98,6 +99,10 @@ def push(folder: str | Path, name: str, private: bool = False, message: str | No
     repository, branch = _split(name)
     config = read_adapter_config(folder)
     require_files(folder, config.files)
+    if (why := no_result(folder)) is not None:
+        raise InputError(
+            f"{folder} is marked as no result ({why}), so it is not put on the Hub: export a run on real data and weights."
+        )
     if constants.is_offline_mode() or not answers(constants.ENDPOINT):
         raise InputError(f"push needs the Hub, and {_why_not(constants.ENDPOINT)}.")
     content: dict[str, Path | bytes] = {file: folder / file for file in (CONFIG_FILE, *config.files)}

@@ -86,6 +86,7 @@ def card(
     base_models: Sequence[str] = (),
     trust: Sequence[str] = (),
     notes: str = "",
+    mark: str | None = None,
 ) -> str:
     """The whole README.md.
 
@@ -98,6 +99,7 @@ def card(
         base_models: Models of the Hub that it is made of.
         trust: Modules of its author's own that it names.
         notes: Markdown for the end.
+        mark: Why nothing of it is a result.
     """
     from huggingface_hub import EvalResult, ModelCardData  # late: tens of milliseconds
 
@@ -129,6 +131,7 @@ def card(
     sections = [
         f"---\n{metadata.to_yaml()}\n---",
         f"# {name}",
+        "" if mark is None else f"**No result** ({mark}).",
         f"{counts.trainable:,} trained parameters ({counts.percent:.2f} % of {network}, {megabytes:.1f} MB): "
         f"{counts.adapter:,} adapter, {sum(math.prod(config['tensors'][part]) for part in config['trained']):,} beside it.",
         f"```python\n{_snippet(config, task, trust)}\n```",

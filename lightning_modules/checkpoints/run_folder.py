@@ -11,6 +11,7 @@ from typing import Any
 
 from datamodules.errors import InputError, shown
 from datamodules.files.json_file import DECODER, why
+from datamodules.files.stand_in import mark_of, said
 from datamodules.files.text import read_text
 from datamodules.formats.problems import is_sound
 from datamodules.formats.typed import read_typed
@@ -88,6 +89,21 @@ def require_inside(name: str, where: str) -> None:
     longest = max(map(len, map(os.fsencode, path.parts)), default=0) if is_sound(name) else math.inf
     if path.is_absolute() or ".." in path.parts or "\0" in name or longest > 255:
         raise InputError(f"{where} is {shown(name)}, which is no file of this folder.")
+
+
+def no_result(folder: Path) -> str | None:
+    """Why nothing that is made of a run folder or an export is a result, in words (stand-ins, a rehearsal); None where it may be.
+
+    Raises:
+        InputError: results.json cannot be read.
+    """
+    if (mark := mark_of(folder)) is not None:
+        return said(mark)
+    if not os.path.lexists(folder / "results.json"):
+        return None
+    origin = results_content(folder).get("provenance")
+    marks = [name for name in ("rehearsal", "stand_in") if isinstance(origin, dict) and origin.get(name)]
+    return f"its provenance says {marks[0]}: none of its numbers is a result" if marks else None
 
 
 def fit_of(folder: Path) -> Fit | None:

@@ -11,6 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from datamodules.files.stand_in import MARK, mark, mark_of
 from datamodules.formats.flickr_entities import read_annotation, write_entities
 from datamodules.formats.uniter.image_database import ImageDatabase
 from datamodules.formats.uniter.layout import Layout
@@ -107,6 +108,11 @@ def test_unreadable_images_are_listed(root: Path, weights: str, tmp_path: Path, 
     assert "1003.jpg" in out
     assert "1 left out" in out
     assert len(ImageDatabase(tmp_path / "db", Layout("all")).names()) == 4
+    assert mark_of(tmp_path / "db") is None
+    mark(root, "random contents")
+    for _ in range(2):  # made, and found whole
+        assert crosslight(capsys, *command, "--skip-unreadable")[0] == 0
+        assert mark_of(tmp_path / "db") == tmp_path / "db" / MARK
 
 
 def test_which_images(root: Path) -> None:

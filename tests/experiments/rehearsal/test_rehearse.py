@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.files.stand_in import MARK, said
 from experiments.cli.main import main, run_command
 from experiments.papers.plan import plan_runs
 from experiments.papers.schema import Cost
@@ -71,6 +72,7 @@ def test_a_rehearsal_is_no_result(rehearsed: Path) -> None:
     assert results.provenance is not None
     assert results.provenance.rehearsal
     assert "is a rehearsal" in read_run(folder).error
+    assert said(folder / MARK).startswith("a rehearsal")  # what starts from it, or is made of it, finds this
     (planned,) = [run for run in plan_runs(["tiny/tuned"], "small", [0]) if run.names == ("tiny/tuned",)]
     assert RunFolders([scratch]).find(planned, "tiny/tuned").status == "unreadable"
 

@@ -10,6 +10,7 @@ import pytest
 from fake_runs import ranks, recalls, write_run
 
 from datamodules.errors import InputError
+from datamodules.files.stand_in import mark
 from experiments.report.origins import origins_of
 
 ARGV = ["run", "-c", "/site-packages/configs/data/coco.yaml", "-c", "/home/me/mine.yaml", "--run_dir", "/home/me/runs/x",
@@ -50,6 +51,15 @@ def test_rendered_scenes_are_not_said_to_be_coco(tmp_path: Path) -> None:
     assert {each.data for each in origins.measured} == {"coco (miniature)"}
     assert origins.facts is not None
     assert origins.facts["scale"].startswith("miniature")
+
+
+def test_what_was_made_on_stand_ins_has_no_numbers(tmp_path: Path) -> None:
+    run = fake(tmp_path / "run", scale="full")
+    mark(run, "a run on stand-ins: none of its numbers is a result")
+    origins = origins_of(run)
+    assert (origins.datasets, origins.measured) == ((), ())
+    assert origins.facts is not None
+    assert origins.facts["no result"] == "a run on stand-ins: none of its numbers is a result"
 
 
 def test_numbers_that_were_changed_are_refused(tmp_path: Path) -> None:

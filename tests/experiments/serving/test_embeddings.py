@@ -47,6 +47,23 @@ def test_vectors_with_what_they_are_of(photos: Path, model: Any, tmp_path: Path,
     np.testing.assert_allclose(vectors, model.encode_texts(lines), atol=1e-6)
 
 
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_vectors_of_what_is_no_result_say_so(
+    model: Any, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "lines.txt").write_text("a cat")
+    out = tmp_path / f"texts.{ending}"
+    for why in (None, "a run on stand-ins"):
+        monkeypatch.setattr(model, "no_result", why, raising=False)
+        assert run_command("embed", ["lines.txt", "--run", "run", "--out", str(out)]) == 0
+        told = "crosslight: nothing that run computes is a result (a run on stand-ins)\n" if why else ""
+        assert capsys.readouterr().err == told
+        if ending == "npz":
+            assert str(np.load(out).get("no_result")) == str(why)
+        else:
+            assert (parquet.read_schema(out).metadata or {}).get(b"no_result") == (why.encode() if why else None)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -47,6 +47,18 @@ def test_vectors_are_the_models_in_the_order_of_the_names(photos: Path, model: A
     assert not (tmp_path / "index" / "parts").exists()
 
 
+def test_an_index_of_what_is_no_result_says_so_for_good(
+    photos: Path, model: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "no_result", "a run on stand-ins", raising=False)
+        bring_up(tmp_path / "index", photos, model, run)
+    bring_up(tmp_path / "index", photos, model, run)  # the same model, copied without its mark
+    assert ImageIndex(tmp_path / "index").label.no_result == "a run on stand-ins"
+    bring_up(tmp_path / "other", photos, model, run)
+    assert ImageIndex(tmp_path / "other").label.no_result is None
+
+
 def test_an_update_encodes_what_is_new_and_ends_as_one_build_would(photos: Path, model: Any, run: Path, tmp_path: Path) -> None:
     index = tmp_path / "index"
     bring_up(index, photos, model, run)

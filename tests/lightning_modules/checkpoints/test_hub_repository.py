@@ -11,14 +11,16 @@ import pytest
 import torch
 from hub_server import Hub, Repository, hub_server  # noqa: F401
 from huggingface_hub import constants
-from tiny_run import run_folder
+from tiny_run import configuration, run_folder
 
 import lightning_modules
 from datamodules.errors import InputError
 from datamodules.files import hub
+from datamodules.files.stand_in import MARK, mark, mark_of
 from experiments.cli.main import main
 from lightning_modules.checkpoints.hub_repository import is_hub_name, pull, push
 from lightning_modules.checkpoints.model_card import FOLDER
+from lightning_modules.checkpoints.run_folder import RESULTS_SCHEMA
 from lightning_modules.exporting import export_run
 
 
@@ -206,6 +208,40 @@ def test_a_folder_comes_first_and_a_misspelled_run_is_not_asked_for(
     (tmp_path / "runs").mkdir()
     with pytest.raises(InputError, match=r"runs/typo is neither a run folder .* nor an adapter export .*Hugging Face Hub"):
         lightning_modules.load("runs/typo")
+    assert hub_server.requests == []
+
+
+@pytest.mark.parametrize("merge", [False, True], ids=["adapter", "merged"])
+@pytest.mark.parametrize("made_by", ["stand-ins", "a rehearsal"])
+def test_what_is_no_result_is_marked_and_not_pushed(
+    made_by: str,
+    merge: bool,
+    hub_server: Hub,  # noqa: F811
+    tmp_path: Path,
+    capsys: Any,
+) -> None:
+    """The mark of a run is in its export, in its model card, and in what starts from it; and there it stays."""
+    section = configuration()
+    section["init_args"]["adapter"] = {"class_path": "lightning_modules.adapters.lora.LoRAAdapter", "init_args": {"rank": 2}}
+    run_folder(tmp_path / "run", section=section)
+    if made_by == "stand-ins":
+        mark(tmp_path / "run", "a run on stand-ins: none of its numbers is a result")
+    else:
+        results = {"schema": RESULTS_SCHEMA, "fit": None, "provenance": {"rehearsal": True}}
+        (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    folder = export_run(tmp_path / "run", tmp_path / "export", merge=merge)
+    assert export_run(tmp_path / "run", folder, merge=merge) == folder  # as it is
+    assert "**No result** (" in (folder / "README.md").read_text()
+    loaded = lightning_modules.load(folder)
+    assert "none of its numbers is a result" in str(loaded.no_result)
+    assert mark_of(folder / "adapter_model.safetensors") == folder / MARK
+    assert run("push", "me/adapter", "--export", str(folder)) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "is marked as no result (" in told
+    (folder / MARK).unlink()
+    with pytest.raises(InputError, match="lacks STAND-IN"):
+        push(folder, "me/adapter")
     assert hub_server.requests == []
 
 
