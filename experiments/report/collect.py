@@ -79,6 +79,7 @@ class Cell:
         measured: Ours, one a seed.
         planned: Whether there is a run of it at this scale, done or not.
         quoted: It is another system's, which is not run here: `measured` is then what the paper prints, at full scale.
+        finished: Runs that could have it: seeds that are finished.
     """
 
     variant: str
@@ -87,10 +88,16 @@ class Cell:
     measured: tuple[Measured, ...] = ()
     planned: bool = True
     quoted: bool = False
+    finished: int = 0
 
     @property
     def n(self) -> int:
         return len(self.measured)
+
+    @property
+    def partly(self) -> str:
+        """ "2 of 3" where some finished seeds do not have it; else empty."""
+        return f"{self.n} of {self.finished}" if 0 < self.n < self.finished else ""
 
     @property
     def counted(self) -> bool:
@@ -165,6 +172,8 @@ class VariantView:
         for cell in self.cells.values():
             by_run.setdefault(cell.column.run, []).extend(cell.measured)
         words = dict.fromkeys(each for measured in by_run.values() for each in unlike(measured))
+        if others := {folder for runs in self.runs.values() for run in runs for folder in run.others}:
+            words[f"{len(others)} more folder{'s' * (len(others) > 1)} of the same run, finished and left out"] = None
         return "; ".join([self.status, *words])
 
     @property
@@ -315,8 +324,9 @@ def _number(value: Any) -> TypeGuard[float]:
 def _cell(label: str, column: Column, published: Mapping[str, Any], runs: Sequence[Run], folders: RunFolders) -> Cell:
     printed = published.get(column.name)
     planned = any(run.status != "not at this scale" for run in runs)
-    measured = [found for run in runs if run.status == "finished" and (found := measure(run, column, folders)) is not None]
-    return Cell(label, column, float(printed) if _number(printed) else None, tuple(measured), planned)
+    finished = [run for run in runs if run.status == "finished"]
+    measured = [found for run in finished if (found := measure(run, column, folders)) is not None]
+    return Cell(label, column, float(printed) if _number(printed) else None, tuple(measured), planned, finished=len(finished))
 
 
 def _sum_of(published: Mapping[str, float], column: Column) -> float | None:
@@ -339,7 +349,8 @@ def _summed(label: str, column: Column, parts: Sequence[Cell]) -> Cell:
             by_image = PerImage(total, count, factors.pop())
         measured.append(replace(each[0], value=math.fsum(one.value for one in each), by_image=by_image))
     published = _sum_of({part.column.name: part.published for part in parts if part.published is not None}, column)
-    return Cell(label, column, published, tuple(measured), all(part.planned for part in parts))
+    planned, finished = all(part.planned for part in parts), max(part.finished for part in parts)
+    return Cell(label, column, published, tuple(measured), planned, finished=finished)
 
 
 def measure(run: Run, column: Column, folders: RunFolders) -> Measured | None:

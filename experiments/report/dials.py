@@ -1,7 +1,8 @@
 """The dials of runs as a report shows them: the target against what is retained over alpha, with intervals, and a table.
 
 Tests alone are shown; alpha was picked on validation. Seeds of one configuration are one curve: its numbers are means over seeds,
-and its intervals those of resampled images and seeds. The draws of all alphas are the same: a difference from alpha 1 is paired.
+and its intervals those of resampled images and seeds. What of them is not in it, it says. The draws of all alphas are the same: a
+difference from alpha 1 is paired.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.report.bootstrap import Floats, PerImage, interval, mean_of, per_image, seed_weights
-from experiments.report.collect import View
+from experiments.report.collect import Measured, View, unlike
 from experiments.report.escape import csv_value
 from experiments.runs.dial import Dialling, Point, Stage, read_dial
 from experiments.runs.headings import factor_and_form, heading
@@ -80,6 +81,7 @@ class Curve:
         by_seed: What each seed picked for itself.
         rule: In words.
         kept: Parameters that stay as trained at every alpha.
+        remarks: Which seeds and alphas are not in it, and what its seeds differ in that should not differ.
     """
 
     label: str
@@ -91,6 +93,7 @@ class Curve:
     by_seed: Mapping[int, float | None]
     rule: str
     kept: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def shows(self) -> tuple[str, str, tuple[str, ...]]:
@@ -119,22 +122,44 @@ def curve_of(label: str, runs: Sequence[Run]) -> Curve | None:
     Raises:
         InputError: A dial.json or a per-query file that it names cannot be read.
     """
-    found = [(run, dial) for run in runs if run.folder is not None and (dial := read_dial(run.folder)) is not None]
-    if not found:
+    kept: list[tuple[Run, Dialling]] = []
+    shared: set[float] = set()
+    tried: set[float] = set()
+    remarks = []
+    for run in runs:
+        dial = None if run.folder is None else read_dial(run.folder)
+        alphas = set() if dial is None else {point.alpha for point in dial.points if _whole(dial, point)}
+        if dial is None:
+            why = "it is not dialled"
+        elif dial.no_result is not None:
+            why = f"its dial is no result ({dial.no_result})"
+        elif not alphas:
+            why = "it is dialled in part, and at no alpha on all of its data"
+        elif kept and _of(dial) != _of(kept[0][1]):
+            why = f"it is dialled for {_words(dial)}, the others for {_words(kept[0][1])}"
+        elif kept and shared.isdisjoint(alphas):
+            why = "it has no alpha that the others have"
+        else:
+            shared = shared & alphas if kept else alphas
+            tried |= alphas
+            kept.append((run, dial))
+            continue
+        remarks.append(f"seed {run.seed} is left out: {why}")
+    if not kept:
         return None
-    first = found[0][1]
-    alike = [(run, dial) for run, dial in found if (dial.metric, dial.target, dial.retention) == _of(first)]
-    alphas = sorted(set.intersection(*({point.alpha for point in dial.points if _whole(dial, point)} for _, dial in alike)))
-    if not alphas:
-        return None
+    if some := sorted(tried - shared):
+        remarks.append(f"left out, because not all seeds have it: alpha {', '.join(f'{alpha:g}' for alpha in some)}")
+    remarks += [f"its seeds differ in {each}" for each in _differing(kept)]
+    first = kept[0][1]
     places = []
-    for alpha in alphas:
-        target = _number(alike, alpha, (first.target,))
-        places.append(Place(alpha, target, _number(alike, alpha, first.retention) if first.retention else None))
-    by_seed = {run.seed: dial.picked for run, dial in alike}
+    for alpha in sorted(shared):
+        target = _number(kept, alpha, (first.target,))
+        places.append(Place(alpha, target, _number(kept, alpha, first.retention) if first.retention else None))
+    by_seed = {run.seed: dial.picked for run, dial in kept}
+    picked = _picked([dial for _, dial in kept], sorted(shared))
     return Curve(
-        label, first.metric, first.target, first.retention, tuple(places), _picked([dial for _, dial in alike], alphas), by_seed,
-        first.picked_by, first.kept,
+        label, first.metric, first.target, first.retention, tuple(places), picked, by_seed, first.picked_by, first.kept,
+        tuple(remarks),
     )  # fmt: skip
 
 
@@ -151,6 +176,23 @@ def dials_of(view: View) -> list[Curve]:
 
 def _of(dial: Dialling) -> tuple[str, str, tuple[str, ...]]:
     return dial.metric, dial.target, dial.retention
+
+
+def _words(dial: Dialling) -> str:
+    retained = f", retaining {' and '.join(dial.retention)}" if dial.retention else ""
+    return f"{dial.metric} of {dial.target}{retained}"
+
+
+def _differing(kept: Sequence[tuple[Run, Dialling]]) -> list[str]:
+    """Code and data that should be the same for all seeds, in words."""
+    return unlike(
+        Measured(
+            run.seed, 0.0, data=name, fingerprint=None if (told := dial.data.get(name)) is None else told.fingerprint,
+            code=None if run.results is None else run.results.code,
+        )
+        for run, dial in kept
+        for name in (dial.target, *dial.retention)
+    )  # fmt: skip
 
 
 def _whole(dial: Dialling, point: Point) -> bool:
@@ -251,10 +293,11 @@ def dial_picture(curves: Sequence[Curve], name: str, scale: str = "") -> Picture
             for place, x, y in ((curve.places[0], xs[0], ys[0]), (curve.places[-1], xs[-1], ys[-1])):
                 where: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8.5, "color": color}
                 axes.annotate(f"{place.alpha:g}", (x, y), xytext=(5, 5), **where)
-        words.append(f"{curve.label}: " + ", ".join(_told(place, curve.digits) for place in curve.places) + _picked_words(curve))
+        told = ", ".join(_told(place, curve.digits) for place in curve.places)
+        words.append("; ".join([f"{curve.label}: {told}{_picked_words(curve)}", *curve.remarks]))
     legend(drawing, axes)
-    left_out = len(curves) - len(alike)
-    more = f" Left out, because of another target or other data: {left_out}." if left_out else ""
+    left_out = [curve.label for curve in curves if curve.shows != first.shows]
+    more = f" Left out, because of another target or other data: {', '.join(left_out)}." if left_out else ""
     against = f"{axes.get_ylabel()}, against {axes.get_xlabel()}" if first.retention else f"{axes.get_ylabel()}, over alpha"
     return Picture(drawing, f"{against}. {'; '.join(words)}.{more}", name, "Dial", scale, bars=_BARS)
 

@@ -42,13 +42,14 @@ def _places(value: float, digits: int) -> int:
 
 
 def mean_text(cell: Cell) -> str:
-    """ "60.7 ±0.4": mean and standard deviation over seeds, with as many digits as the mean."""
+    """ "60.7 ±0.4 (2 of 3)": mean and standard deviation over seeds, with as many digits as the mean; and how many of the
+    finished seeds have it, where not all do."""
     digits = cell.column.digits
     text = number(cell.mean, digits)
-    if cell.mean is None or cell.deviation is None or cell.counted:
-        return text
-    places = _places(cell.mean, digits)
-    return f"{text} ±{cell.deviation:,.{places}f}" if places <= 5 else f"{text} ±{number(cell.deviation, digits)}"
+    if cell.mean is not None and cell.deviation is not None and not cell.counted:
+        places = _places(cell.mean, digits)
+        text += f" ±{cell.deviation:,.{places}f}" if places <= 5 else f" ±{number(cell.deviation, digits)}"
+    return f"{text} ({cell.partly})" if cell.partly else text
 
 
 def signed(value: float | None, digits: int) -> str:

@@ -169,12 +169,15 @@ def _curves(view: View) -> list[Picture]:
             if lines:
                 first, last = lines[0][0], lines[0][-1]
                 told = f"{variant.label}: from {first[1]:.4g} at step {first[0]:g} to {last[1]:.4g} at step {last[0]:g}"
-                words.append(told + f" (the first of {len(lines)} seeds)" * (len(lines) > 1))
+                without = f"; {len(runs) - len(lines)} of {len(runs)} seeds did not log it" if len(lines) < len(runs) else ""
+                words.append(told + f" (the first of {len(lines)} seeds)" * (len(lines) > 1) + without)
         if words:
             legend(drawing, axes)
             title = name if len(figure.logged) > 1 else ""
             drawn = _picture(view, drawing, f"{name} over steps. " + "; ".join(words) + ".", title, len(pictures))
-            shade = "Lines: the mean over seeds, shaded one standard deviation, where there are several seeds."
+            shade = (
+                "Lines: the mean over seeds at the steps that all have, shaded one standard deviation, where there are several."
+            )
             pictures.append(replace(drawn, bars=shade))
     return pictures
 
@@ -235,19 +238,20 @@ def _checkpoint_scatter(view: View) -> list[Picture]:
     assert figure is not None
     x, y = figure.logged
     drawing, (axes,) = _axes(view, figure.x_label or x, figure.y_label or y)
-    total = 0
+    found = []
     for number, variant in enumerate(view.variants):
         points = checkpoints([run for runs in variant.runs.values() for run in runs], x, y)
         if points:
-            total += len(points)
+            found.append(len(points))
             axes.plot(
                 [each[1] for each in points], [each[2] for each in points], linestyle="", marker=MARKERS[number % 8],
                 color=LINES[number % 8], label=variant.label,
             )  # fmt: skip
-    if not total:
+    if not found:
         return []
     legend(drawing, axes)
-    return [_picture(view, drawing, f"Scatter of {y} against {x}, {total} validations of {len(view.variants)} rows.")]
+    rows = f"{len(found)}{f' of {len(view.variants)}' if len(found) < len(view.variants) else ''} rows"
+    return [_picture(view, drawing, f"Scatter of {y} against {x}, {sum(found)} validations of {rows}.")]
 
 
 def _schedules(view: View) -> Picture:
@@ -271,15 +275,16 @@ def _schedules(view: View) -> Picture:
 
 
 def _maps(view: View) -> list[Picture]:
-    """Attention maps that `crosslight report --maps` has stored: every variant's, of the same example."""
+    """Attention maps that `crosslight report --maps` has stored: every variant's (of its seeds the first's), of one example."""
     pictures: list[Picture] = []
     for variant in view.variants:
         runs = [run for runs in variant.runs.values() for run in runs if run.status == "finished" and run.folder is not None]
         for run in runs[:1]:
             assert run.folder is not None
             for found in stored(run.folder):
-                name = f"{view.slug}-{len(pictures)}"
-                pictures.append(replace(draw_map(variant.label, found, name), scale=f"{view.scale.capitalize()} scale"))
+                name, label = f"{view.slug}-{len(pictures)}", variant.label
+                label += f", seed {run.seed} of {len(runs)}" if len(runs) > 1 else ""
+                pictures.append(replace(draw_map(label, found, name), scale=f"{view.scale.capitalize()} scale"))
     return pictures
 
 

@@ -52,12 +52,14 @@ class Validated:
         mode: Whether "max" or "min" of it is better.
         mean: Over seeds.
         sd: Likewise; None of one seed.
+        count: How many seeds have it.
     """
 
     monitor: str
     mode: str
     mean: float
     sd: float | None
+    count: int = 1
 
 
 def find_runs(folders: Iterable[str | Path]) -> dict[Path, Run]:
@@ -193,7 +195,7 @@ def _finished(members: Sequence[_Member]) -> dict[str, Any]:
     row["steps"] = _mean(_of_seeds(seeds, lambda each: None if each.run.fit is None else each.run.fit.steps))
     for _, cost, _ in _COSTS[1:]:
         found = _of_seeds(seeds, lambda each, cost=cost: None if each.run.cost is None else getattr(each.run.cost, cost))  # type: ignore[misc]
-        row[cost] = _mean(found)
+        row[cost], row[f"{cost}_n"] = _mean(found), len(found)
     devices = {each.run.provenance.device.name: None for each in members if each.run.provenance is not None}
     row["device"] = "; ".join(devices) or None
     return row
@@ -208,7 +210,8 @@ def _validated(seeds: Mapping[str, Sequence[_Member]]) -> Validated | None:
     values = _of_seeds(seeds, lambda each: each.best.value if each.best is not None and each.best.monitor == monitor else None)
     if not values:
         return None
-    return Validated(monitor, first.mode, statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Validated(monitor, first.mode, statistics.mean(values), deviation, len(values))
 
 
 def _of_seeds(seeds: Mapping[str, Sequence[_Member]], value_of: Callable[[_Member], float | None]) -> list[float]:
@@ -346,7 +349,8 @@ def _validation(monitor: str, falling: bool) -> Column:
         if found is None:
             return NONE
         factor, form = factor_and_form(monitor, row["columns"])
-        return form.format(factor * found.mean) + ("" if found.sd is None else f" ±{form.format(factor * found.sd)}")
+        spread = "" if found.sd is None else f" ±{form.format(factor * found.sd)}"
+        return form.format(factor * found.mean) + spread + _of_all(row, found.count)
 
     def value(row: dict[str, Any]) -> float | None:
         found = of(row)
@@ -368,18 +372,22 @@ def _get(row: dict[str, Any], key: str) -> Any:
 
 
 def _cost(row: dict[str, Any], key: str, form: str) -> str:
+    some = _of_all(row, row.get(f"{key}_n"))
     if key == "peak_memory_bytes" and row[key] is not None:
-        return readable_bytes(row[key])
-    return _or_dash(row[key], form)
+        return readable_bytes(row[key]) + some
+    return _or_dash(row[key], form) + some
+
+
+def _of_all(row: dict[str, Any], count: int | None) -> str:
+    """ " (2 of 3)" where a number is of some seeds alone."""
+    return f" ({count} of {row['seeds']})" if count and count < row["seeds"] else ""
 
 
 def metric_text(row: dict[str, Any], key: str) -> str:
     """A metric of a row as papers print it, with its standard deviation over seeds."""
     factor, form = factor_and_form(key, row["columns"])
     value, spread = (None if row.get(name) is None else factor * row[name] for name in (key, f"{key}_sd"))
-    count = row.get(f"{key}_n")
-    some = f" ({count} of {row['seeds']})" if count is not None and count < row["seeds"] else ""
-    return _or_dash(value, form) + ("" if spread is None else f" ±{form.format(spread)}") + some
+    return _or_dash(value, form) + ("" if spread is None else f" ±{form.format(spread)}") + _of_all(row, row.get(f"{key}_n"))
 
 
 def to_csv(runs: Mapping[Path, Run], data: str | None = None) -> str:

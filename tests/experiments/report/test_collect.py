@@ -12,7 +12,7 @@ import pytest
 
 from datamodules.errors import InputError
 from experiments.report.collect import View, collect
-from experiments.report.exports import summary_json, to_csv, to_latex, to_markdown
+from experiments.report.exports import mean_text, summary_json, to_csv, to_latex, to_markdown
 from experiments.report.verdicts import scope_of
 from experiments.runs.store import RunFolders
 
@@ -69,6 +69,19 @@ def test_seeds_of_other_data_or_code_are_not_averaged_unsaid(home: Path, tmp_pat
     assert row.told in json.loads(summary_json([(view, (), ())], []))["exhibits"][0]["rows"][0]["status"]
 
 
+def test_a_number_that_not_all_seeds_have_says_of_how_many_it_is(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    file = folder(tmp_path, "full", 1) / "results.json"
+    content = json.loads(file.read_text())
+    del content["evaluations"][0]["metrics"]["t2i_r1"]
+    file.write_text(json.dumps(content))
+    cells = table(home, tmp_path / "runs").variants[0].cells
+    assert (cells["coco_ir1"].partly, cells["coco_tr1"].partly) == ("1 of 2", "")
+    assert mean_text(cells["coco_ir1"]).endswith(" (1 of 2)")
+    assert " (1 of 2)" in to_markdown(table(home, tmp_path / "runs"), ())
+    assert "(" not in mean_text(cells["coco_tr1"])
+
+
 def test_a_column_of_other_data_reads_that_evaluation(home: Path) -> None:
     by_data = {each["data"]: each["metrics"]["t2i_r1"] for each in results(folder(home, "mwa", 0))["evaluations"]}
     assert len(by_data) == 2
@@ -93,6 +106,11 @@ def test_roots_merge_and_a_finished_run_wins(home: Path, tmp_path: Path) -> None
         shutil.copytree(original, root / original.name.replace("mwa-full", "another-name"))  # found by its key
     assert table(home, here).cell("full fine-tuning", "coco_ir1").n == 1
     assert table(home, here, there).cell("full fine-tuning", "coco_ir1").n == 2
+    again = table(home, here, there, home / "runs").variants[0]
+    assert again.cells["coco_ir1"].n == 2
+    assert again.told == "finished; 2 more folders of the same run, finished and left out"
+    (tmp_path / "link").symlink_to(here)
+    assert table(home, here, tmp_path / "link").variants[0].told == table(home, here).variants[0].told
     failed = results(folder(home, "full", 1)) | {"status": "failed", "error": "no"}
     broken = here / folder(home, "full", 1).name
     broken.mkdir()

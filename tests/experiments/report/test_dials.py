@@ -6,6 +6,7 @@ import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from experiments.report import figures
 from experiments.report.bootstrap import interval, per_image, seed_weights
 from experiments.report.collect import collect
 from experiments.report.dials import Curve, curve_of, dial_csv, dial_picture, dial_rows
-from experiments.runs.dial import Dialling, per_query_file, with_evaluation, write_dial
-from experiments.runs.results import Evaluation, read_results, write_results
+from experiments.runs.dial import Dialling, per_query_file, read_dial, with_evaluation, write_dial
+from experiments.runs.results import DataDescription, Evaluation, read_results, write_results
 from experiments.runs.store import RunFolders, read_run
 
 ALPHAS = (0.0, 0.5, 1.0)
@@ -106,7 +107,7 @@ def test_the_table_has_the_ends_and_the_picked_place(seeds: list[Path]) -> None:
 
 def test_the_picture_has_a_ring_where_it_was_picked_and_bars_both_ways(seeds: list[Path]) -> None:
     found = curve(seeds)
-    picture = dial_picture([found, replace(found, label="elsewhere", target="other")], "dial")
+    picture = dial_picture([found, replace(found, label="other run", target="other")], "dial")
     assert picture is not None
     axes = picture.drawing.axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("retained: rsum of web", "target: rsum of coco")
@@ -116,7 +117,7 @@ def test_the_picture_has_a_ring_where_it_was_picked_and_bars_both_ways(seeds: li
     assert [(*line.get_xdata(), *line.get_ydata()) for line in rings] == [(place.retained.mean, place.target.mean)]  # type: ignore[misc]
     assert len(axes.collections) == 2 * len(ALPHAS)
     assert "picked 0.5" in picture.text
-    assert "Left out, because of another target or other data: 1." in picture.text
+    assert "Left out, because of another target or other data: other run." in picture.text
 
 
 def test_without_anything_to_retain_it_is_over_alpha(tmp_path: Path) -> None:
@@ -128,6 +129,57 @@ def test_without_anything_to_retain_it_is_over_alpha(tmp_path: Path) -> None:
     assert curve_of("none", [read_run(write_run(tmp_path / "none", {}))]) is None
 
 
+def rewritten(folder: Path, copy: Path, **changes: Any) -> Path:
+    shutil.copytree(folder, copy)
+    found = read_dial(copy)
+    assert found is not None
+    write_dial(copy, replace(found, **changes))
+    return copy
+
+
+def test_seeds_and_alphas_that_are_not_in_it_are_said(seeds: list[Path], tmp_path: Path) -> None:
+    first, second = (read_dial(folder) for folder in seeds)
+    assert first is not None
+    assert second is not None
+    elsewhere = replace(first.points[1], alpha=0.25)
+    begun = replace(first.points[0], evaluations=first.points[0].evaluations[:1])
+    others = [
+        (made(tmp_path / "alone", 2, ()), "it is dialled for rsum of coco, the others for rsum of coco, retaining web"),
+        (
+            rewritten(seeds[0], tmp_path / "metric", metric="i2t_r1"),
+            "it is dialled for i2t_r1 of coco, retaining web, the others",
+        ),
+        (rewritten(seeds[0], tmp_path / "begun", points=(begun,)), "it is dialled in part, and at no alpha on all of its data"),
+        (rewritten(seeds[0], tmp_path / "elsewhere", points=(elsewhere,)), "it has no alpha that the others have"),
+        (
+            rewritten(seeds[0], tmp_path / "stand-in", no_result="the data web are stand-ins"),
+            "its dial is no result (the data web",
+        ),
+        (write_run(tmp_path / "none", {}), "it is not dialled"),
+    ]
+    less = rewritten(seeds[1], tmp_path / "less", points=second.points[1:])
+    found = curve([seeds[0], *(folder for folder, _ in others), less])
+    assert [place.alpha for place in found.places] == [0.5, 1.0]
+    assert found.places[0].target.mean == curve([seeds[0], less]).places[0].target.mean
+    *told, alphas = found.remarks
+    assert alphas == "left out, because not all seeds have it: alpha 0"
+    for remark, (_, why) in zip(told, others, strict=True):
+        assert " is left out: " in remark
+        assert why in remark
+    picture = dial_picture([found], "dial")
+    assert picture is not None
+    assert all(remark in picture.text for remark in found.remarks)
+    assert curve(seeds).remarks == ()
+
+
+def test_seeds_on_other_data_or_by_other_code_are_not_averaged_unsaid(seeds: list[Path], tmp_path: Path) -> None:
+    copies = [
+        rewritten(folder, tmp_path / folder.name, data={"web": DataDescription("T", fingerprint=f"{seed}f")})
+        for seed, folder in enumerate(seeds)
+    ]
+    assert curve(copies).remarks == ("its seeds differ in 2 versions of the data web (0f, 1f)",)
+
+
 def test_a_report_of_runs_shows_it(seeds: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "site"
     assert run_command("report", [str(seeds[0].parent), "--out", str(out)]) == 0
@@ -136,7 +188,7 @@ def test_a_report_of_runs_shows_it(seeds: list[Path], tmp_path: Path) -> None:
     assert page.count("<figure>") == 1
     assert "0.5 (picked)" in page
     assert "seeds by themselves picked 0.5 (seed 0), 0.5 (seed 1)" in page
-    assert "because they were new: logit_scale." in page
+    assert "because they were new: logit_scale.</li>" in page
     assert (out / "dial.csv").exists()
 
 

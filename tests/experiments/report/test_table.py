@@ -68,6 +68,18 @@ def test_mean_and_deviation_over_seeds(runs: Path) -> None:
     assert (coco["rsum"], coco["rsum_sd"]) == (101.5, pytest.approx(4.5**0.5))
 
 
+def test_costs_and_validations_that_not_all_seeds_have_say_of_how_many_they_are(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cost = None if seed else Cost(tunable_parameters=5, tunable_percent=1, peak_memory_bytes=2**29, seconds_per_epoch=3.0)
+        best = None if seed else 60.0
+        write_run(
+            tmp_path / f"{seed}", "mwa", seed=seed, fit=Fit(1, 1, "val/rsum", best), cost=cost, evaluations=(evaluation(200.0),)
+        )
+    line = markdown(rows(find_runs([tmp_path]))).splitlines()[2]
+    for text in ("60.0 (1 of 2)", "3.0 (1 of 2)", "512.0 MiB (1 of 2)", "200.0 ±0.0 |"):
+        assert text in line
+
+
 def test_what_went_wrong_keeps_its_row(runs: Path) -> None:
     table = rows(find_runs([runs]))
     assert {row["name"]: row["status"] for row in table if row["status"] != "finished"} == {
