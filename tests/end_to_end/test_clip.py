@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from end_to_end import ROOT, arguments, killed_and_resumed, metrics, recalls, results, succeed, weights
+from end_to_end import (
+    NEEDS_OPEN_CLIP,
+    OPEN_CLIP,
+    ROOT,
+    arguments,
+    killed_and_resumed,
+    metrics,
+    recalls,
+    results,
+    succeed,
+    weights,
+)
 
 import lightning_modules
 
@@ -90,6 +101,17 @@ model:
     frozen_dtype: bfloat16
     optimization: {lr: 0.01}
 """
+
+
+@NEEDS_OPEN_CLIP
+def test_an_open_clip_killed_and_resumed_is_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """With dropout in the adapters of both towers."""
+    options = arguments("mwa", *OPEN_CLIP, "--trainer.max_epochs=1", "--checkpoint.every_n_steps=1")
+    whole, cut = killed_and_resumed(lambda run: [*options, f"--run_dir={run}"], tmp_path, 2)
+    assert metrics(cut, "train/loss") == metrics(whole, "train/loss")
+    assert recalls(cut) == recalls(whole)
+    adapted = {name.split(".")[1] for name in weights(whole, "last.ckpt") if ".multiway." in name}
+    assert adapted == {"image", "text"}
 
 
 def test_a_siglip_with_a_frozen_tower_in_16_bits_is_trained_killed_and_resumed(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from agent import agents_command, wandb_config, wandb_records
 from end_to_end import (
     BEIT3,
     CLIP,
+    NEEDS_OPEN_CLIP,
+    OPEN_CLIP,
     arguments,
     metrics,
     recalls,
@@ -41,7 +43,11 @@ def identity(run: Path) -> str:
     return config_hash({"command": "run", **config})
 
 
-@pytest.mark.parametrize("network", [(), BEIT3, CLIP], ids=["two_towers", "beit3", "clip"])
+@pytest.mark.parametrize(
+    "network",
+    [(), BEIT3, CLIP, pytest.param(OPEN_CLIP, marks=NEEDS_OPEN_CLIP)],
+    ids=["two_towers", "beit3", "clip", "open_clip"],
+)
 def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_path: Path) -> None:
     """27 images, batches of 8 in chunks of 3, 7 images to validate and 11 to test. W&B's agent starts the two: they are a point
     of a sweep, whose values reach both ranks and the one W&B run."""
@@ -52,7 +58,7 @@ def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_pa
         return arguments(
             "mwa", *network, "--trainer.max_epochs=1", "--model.init_args.adapter.init_args.dropout=0",
             "--model.init_args.gradient_cache_chunk=3",
-            "--model.init_args.optimization.eps=1e-4",  # at 1e-8 AdamW makes whole steps of the rounding of gradients near zero
+            "--model.init_args.optimization.eps=1e-3",  # at 1e-8 AdamW makes whole steps of the rounding of gradients near zero
             f"--run_dir={tmp_path / 'runs' / folder}", *more,
         )  # fmt: skip
 
@@ -97,7 +103,7 @@ def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_pa
     assert ours.keys() == theirs.keys()
     # AdamW divides rounding by small second moments; the gradients themselves are compared in tests/.../objectives
     for key, tensor in theirs.items():
-        torch.testing.assert_close(ours[key], tensor, rtol=1e-4, atol=5e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(ours[key], tensor, rtol=1e-4, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
 
     assert len(both["evaluations"]) == 1
     assert recalls(runs / "two") == pytest.approx(recalls(runs / "one"))

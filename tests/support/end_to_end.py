@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 import multiprocessing
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -40,6 +42,17 @@ BEIT3 = (
 )  # fmt: skip
 # A CLIP as Hugging Face's library builds it, on smaller images.
 CLIP = ("-c", "configs/model/clip_tiny.yaml", "--model.init_args.network.init_args.image_size=32")
+# A CLIP as the library open_clip builds it, which is an extra: its tests are left out where it is not installed.
+OPEN_CLIP = (
+    "-c", "configs/model/open_clip_vit_b32.yaml", "--model.init_args.network.init_args.name=null",
+    "--model.init_args.network.init_args.weights=random",
+    "--model.init_args.network.init_args.config={embed_dim: 16, "
+    "vision_cfg: {image_size: 32, layers: 2, width: 24, head_width: 8, patch_size: 16}, "
+    "text_cfg: {context_length: 32, vocab_size: 49408, width: 24, heads: 3, layers: 2}}",
+)  # fmt: skip
+NEEDS_OPEN_CLIP = pytest.mark.skipif(
+    importlib.util.find_spec("open_clip") is None, reason="open_clip is not installed: pip install 'crosslight[open_clip]'"
+)
 # A UNITER below the demo's size on the same photographs: their 135 training captions in batches of 8 positives a side with 6
 # candidates each, and 6 steps of two such batches, a validation after the third and the last.
 _NETWORK = "--model.init_args.network.init_args"
