@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from torch import nn
@@ -100,7 +100,7 @@ def _linear_layers(network: nn.Module, towers: Towers | None, adapter: str) -> d
     return {side: dict(_inside(_blocks(part), names)) for side, part in parts.items()}
 
 
-def _inside(blocks: list[nn.Module], names: Mapping[nn.Module, str], part: str = "") -> Iterator[tuple[str, LinearLayer]]:
+def _inside(blocks: Sequence[nn.Module], names: Mapping[nn.Module, str], part: str = "") -> Iterator[tuple[str, LinearLayer]]:
     """Whole name and layer of every linear layer of blocks, or of the part of them of this name."""
     for block in blocks:
         prefix = names[block]
