@@ -218,13 +218,13 @@ def dual_encoders() -> list[str]:
 
 def _adaptable(title: str, networks: Mapping[str, Network]) -> list[str]:
     """Networks with their heads, what LoRA adds and what MultiWay-Adapter does, which they have afterwards."""
-    lines = [f"{title:<35}{'retrieval':>13}{'head':>13}{'LoRA, rank 8':>13}{'MWA':>13}"]
+    lines = [f"{title:<35}{'retrieval':>15}{'head':>13}{'LoRA, rank 8':>13}{'MWA':>13}"]
     for name, network in networks.items():
         whole, head = parameters(network), sum(parameter.numel() for _, parameter in network.head_parameters())
         _, low_rank = LoRAAdapter(rank=8).size(network)
         MultiWayAdapter().inject(network)
-        counts = (whole, head, low_rank, parameters(network) - whole)
-        lines.append(f"  {name:<33}" + "".join(f"{count:>13,}" for count in counts))
+        counts = (head, low_rank, parameters(network) - whole)
+        lines.append(f"  {name:<33}{whole:>15,}" + "".join(f"{count:>13,}" for count in counts))
     return lines
 
 
