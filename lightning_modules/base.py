@@ -11,14 +11,13 @@ from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.errors import InputError, some
 from datamodules.records import Positives
-from lightning_modules import optimization
+from lightning_modules import collectives, optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import TrainHeads, TuningMode, count_parameters, freeze_encoder, set_mode, set_tuning
 from lightning_modules.callbacks.finite_loss import FiniteLoss
@@ -170,10 +169,8 @@ class TunedModule(pl.LightningModule):
         """Log the named terms of a step, averaged over processes: a rank's own loss is of its rows only. One reduction for all of
         them, where Lightning's `sync_dist` makes one with a barrier for each."""
         self.terms = {name: value.detach() for name, value in terms.items()}
-        values = torch.stack([value.detach().float() for value in terms.values()])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(values)
-            values /= dist.get_world_size()
+        values = collectives.reduced(torch.stack([value.detach().float() for value in terms.values()]))
+        values /= collectives.world_size()
         logged = {f"train/{name}": value for name, value in zip(terms, values, strict=True)}
         self.log_dict(logged, batch_size=batch_size, prog_bar=True)
 
@@ -246,12 +243,14 @@ class TunedModule(pl.LightningModule):
         self._evaluation_step(batch)
 
     def on_validation_epoch_end(self) -> None:
+        collectives.meet()  # a resumed process may have nothing left to write, where another has an hour of it
         self._evaluation_end("val")
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluation_step(batch)
 
     def on_test_epoch_end(self) -> None:
+        collectives.meet()
         self._evaluation_end("test")
 
     # -------------------------------------------------------------------------------------------- checkpoints

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torch.optim import Optimizer
@@ -26,7 +25,7 @@ from datamodules.formats.caption_results import json_text, write_caption_results
 from datamodules.loading.fingerprint import image_fingerprint
 from datamodules.loading.image_files import read_image_files, require_readable
 from datamodules.records import CaptionBatch, ImageBatch, ImageRecord
-from lightning_modules import optimization
+from lightning_modules import collectives, optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import Better, TunedModule, draw_seed
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
@@ -192,9 +191,7 @@ class CaptioningModule(TunedModule):
         """Gradients of the sum over all tokens of the step become those of their mean, before they are clipped."""
         found = torch.stack([torch.stack(self._losses).sum().double(), torch.stack(self._tokens).sum().double()])
         self._losses, self._tokens = [], []
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(found)
-        loss, tokens = found
+        loss, tokens = collectives.reduced(found)
         # Lightning has divided by the micro-batches of a step, DDP by the devices.
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -277,10 +274,9 @@ class CaptioningModule(TunedModule):
         if self._tests:
             folder = self._captions_folder / f"{self._evaluated_name}-test.parts"
             self._store = CaptionStore(folder, self.global_rank)
-            if self.trainer.is_global_zero:
-                self._store.prepare(self._job(records))
-            self.trainer.strategy.barrier()
-            self._store.read()
+            store = self._store
+            collectives.by_first(lambda: store.prepare(self._job(records)))
+            store.read()
         else:
             self._store = CaptionStore(None)
 
@@ -327,7 +323,7 @@ class CaptioningModule(TunedModule):
         self._store.read()  # of all processes
         log_probs = [self._store.log_probs[row] for row in range(len(self._records))] if stage == "test" else None
         remarks = dict(found.remarks)
-        if unended := len(self._store.unended):
+        if unended := len(set().union(*collectives.told_objects(self._store.unended))):
             remarks["decoding"] = f"{unended:,} captions reached max_new_tokens ({self.decoding.max_new_tokens}) before an end"
         self._notes |= {"remarks": remarks} if remarks else {}
         if stage == "test" and self.trainer.is_global_zero:
@@ -343,7 +339,7 @@ class CaptioningModule(TunedModule):
         if log_probs is not None:
             self._queries = {**self._queries, "log_prob": torch.tensor(log_probs, dtype=torch.float64)}
         self._store.close()
-        self.trainer.strategy.barrier()  # every process has let go of the store before it goes
+        collectives.meet()  # every process has let go of the store before it goes
         if stage == "test" and self.trainer.is_global_zero:
             self._store.remove()
         scores.reset()

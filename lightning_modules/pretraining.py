@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from datamodules.inputs import Inputs
 from datamodules.records import MaskedBatch
-from lightning_modules import optimization
+from lightning_modules import collectives, optimization
 from lightning_modules.base import Better, TunedModule
 from lightning_modules.checkpoints.model_card import Task
 from lightning_modules.contract import require_signatures
@@ -112,11 +111,7 @@ class PretrainingModule(TunedModule):
         guessed = self._objective_of(batch)(self.network, batch)
         # The mean over what is guessed on all processes: each one's share of it, so that DDP's mean is that of the global batch.
         count = torch.tensor(float(len(guessed.loss_N)), device=guessed.loss_N.device)
-        shares = 1
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(count)
-            shares = dist.get_world_size()
-        loss = guessed.loss_N.sum() * shares / count.clamp_min(1)
+        loss = guessed.loss_N.sum() * collectives.world_size() / collectives.reduced(count).clamp_min(1)
         self.log_terms({batch.task: loss, "loss": loss}, len(batch))
         return loss + self._passed_by()
 
@@ -159,9 +154,7 @@ class PretrainingModule(TunedModule):
     def _evaluation_end(self, stage: str) -> None:
         values: dict[str, Tensor] = {}
         for name in self.objectives:
-            total = self._sums.get(name, torch.zeros(3, dtype=torch.float64, device=self.device))
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(total)
+            total = collectives.reduced(self._sums.get(name, torch.zeros(3, dtype=torch.float64, device=self.device)))
             if not total[2]:
                 raise InputError(f"task {name} had nothing to guess in the {stage} split; take more images (limits.{stage}).")
             values[f"{name}_loss"] = total[0] / total[2]

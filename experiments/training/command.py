@@ -13,6 +13,7 @@ from experiments.training import preemption
 from experiments.training.configs import find_configs
 from experiments.training.failures import is_disk_full, one_line, refusal, with_log
 from experiments.training.quiet import quiet
+from experiments.training.starts import RUN_FOLDER_VARIABLE, rank_here
 
 
 def run_alone(command: str, arguments: Sequence[str]) -> int:
@@ -30,7 +31,7 @@ def train_or_evaluate(command: str, arguments: list[str], announce: bool = True)
     quiet()
     gc.disable()  # a tenth of a start went into looking for garbage where there is none; on again before the run
     first = "experiments.training.lightning_cli" not in sys.modules
-    from experiments.training.lightning_cli import RUN_FOLDER_VARIABLE, CrosslightCLI
+    from experiments.training.lightning_cli import CrosslightCLI
 
     if first:
         gc.freeze()  # what has been imported stays: no collection looks at it again
@@ -104,6 +105,7 @@ def settle_failure(error: BaseException, folder: object) -> int:
         except OSError as problem:
             print(f"crosslight: could not write {folder.path / 'results.json'}: {problem}", file=sys.stderr)
     alike = code == preemption.PREEMPTED or isinstance(cause, AgreedError)
-    if not alike or not isinstance(folder, RunFolder) or folder.ours:  # all ranks leave alike: one says so
+    first = folder.ours if isinstance(folder, RunFolder) else rank_here() == 0
+    if not alike or first:  # all ranks leave alike: one says so
         print(f"crosslight: error: {message}" if status != "interrupted" else f"crosslight: {message}", file=sys.stderr)
     return code

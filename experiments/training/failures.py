@@ -16,6 +16,7 @@ from pathlib import Path
 
 from datamodules.errors import InputError
 from datamodules.files.references import conceal
+from experiments.training.starts import rank_here
 
 FILE = "traceback.log"  # in a run folder
 _LONGEST = 300
@@ -120,10 +121,10 @@ def refused(what: str, error: Exception) -> InputError:
 def _write(error: BaseException, folder: Path | None) -> Path | None:
     """None where nothing can be written."""
     text = conceal("".join(traceback.format_exception(error)))
-    rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0"
+    rank = rank_here()
     with contextlib.suppress(OSError):
         if folder is not None:
-            file = folder / (FILE if rank == "0" else f"{Path(FILE).stem}-{rank}.log")
+            file = folder / (FILE if rank == 0 else f"{Path(FILE).stem}-{rank}.log")
             file.write_text(text, encoding="utf-8", errors="backslashreplace")
             return file
     with contextlib.suppress(OSError):

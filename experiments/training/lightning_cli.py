@@ -33,28 +33,30 @@ from omegaconf.errors import OmegaConfBaseException
 
 import lightning_modules.callbacks.cost
 import lightning_modules.retrieval
-from datamodules.errors import InputError, chain, find_input_error
+from datamodules.errors import AgreedError, InputError, chain, find_input_error
 from datamodules.files.references import conceal, look_up, variable
 from experiments.runs.folder import RunFolder
 from experiments.runs.provenance import is_rehearsal, provenance, reads_stand_ins
 from experiments.runs.results import RunScale
 from experiments.training import preemption
+from experiments.training.batch_norms import SyncBatchNorms, require_synchronized
 from experiments.training.checkpoints import Best, Checkpoints, ResumePoint, WholeCheckpoints
 from experiments.training.failures import inner_cause, is_disk_full, refused
 from experiments.training.given import all_given, as_written, holder, leaves, replaced_lists
 from experiments.training.loggers import MetricsCSV, make_wandb
-from experiments.training.loops import FitLoop
+from experiments.training.loops import EvaluationLoop, FitLoop
 from experiments.training.monitors import Waiting, require_logged
 from experiments.training.parse_errors import explain, explain_interpolation
 from experiments.training.progress import Bar, Progress, on_a_terminal
 from experiments.training.ranges import require_values
+from experiments.training.starts import RUN_FOLDER_VARIABLE, Start, find_start
+from experiments.training.strategies import make_patient, require_supported
 from experiments.training.trainer import Trainer, data_name, describe_data, trains
 from experiments.training.trainer_options import require_trainer
 from experiments.training.weight_callbacks import refuse_unsound, with_own_ema
 
 log = logging.getLogger("crosslight")
 
-RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
 _CONFIG_SECTIONS = ("seed_everything", "name", "scale", "model", "data", "evaluate", "trainer", "checkpoint", "wandb")
 
 
@@ -184,9 +186,12 @@ class CrosslightCLI(LightningCLI):
         """Everything that can be refused without a model, then the run's folder."""
         command = str(self.subcommand)
         config = self.config[command]
+        self.start = find_start()
         self.parts = self._instantiated("trainer")
-        require_trainer(vars(self.parts["trainer"]))
-        self.run_folder = _open_run_folder(config.run_dir, config.name, command, self.saved_config)
+        options = vars(self.parts["trainer"])
+        require_supported(options["strategy"], options["plugins"])
+        self.start.require(require_trainer(options), options["num_nodes"])
+        self.run_folder = _open_run_folder(config.run_dir, config.name, command, self.saved_config, self.start)
         CrosslightCLI.opened = self.run_folder
 
     def _plain_config(self, command: str) -> dict[str, Any]:
@@ -218,6 +223,7 @@ class CrosslightCLI(LightningCLI):
         self.model = self._get(self.config_init, "model")
         if command in ("fit", "run"):
             require_logged(self.trainer, self.model)
+            require_synchronized(self.trainer, self.model)
 
     def _instantiated(self, *sections: str) -> dict[str, Any]:
         """The objects of some sections of the configuration.
@@ -262,6 +268,10 @@ class CrosslightCLI(LightningCLI):
         assert isinstance(trainer, Trainer)
         trainer.run_folder = self.run_folder
         trainer.strategy.checkpoint_io = WholeCheckpoints()
+        make_patient(trainer.strategy)
+        if trainer_config.get("sync_batchnorm"):
+            trainer.strategy._layer_sync = SyncBatchNorms()
+        trainer.validate_loop, trainer.test_loop = EvaluationLoop(trainer.validate_loop), EvaluationLoop(trainer.test_loop)
         if point is not None:
             trainer.fit_loop = FitLoop(trainer, point)
         if preemption.listening():  # Lightning's handlers would save and broadcast from wherever each rank is
@@ -308,13 +318,9 @@ class CrosslightCLI(LightningCLI):
             seed=config.seed_everything,
             provenance=provenance(trainer.strategy.root_device.type, str(trainer.precision), trainer.world_size, stand_in),
         )
-        if folder.ours:
-            self.datamodule.prepare_data()  # a download comes before the description of what was downloaded
-            folder.describe(data_name(self.datamodule), describe_data(self.datamodule))
-            asked = config.trainer
-            endless = asked.max_epochs is None and asked.max_steps == -1 and asked.max_time is None
-            if subcommand in ("fit", "run") and endless and trains(self.model):
-                print("crosslight: trainer.max_epochs is not set: at most Lightning's 1,000 epochs.", file=sys.stderr)
+        if self.start.outside:  # the others are there already: they wait for the first one where nothing times out
+            trainer.strategy.setup_environment()
+        trainer.by_first(self._describe_data)
         for logger in trainer.loggers:
             logger.log_hyperparams(self.saved_config)
         if subcommand == "run":
@@ -328,6 +334,15 @@ class CrosslightCLI(LightningCLI):
         else:
             trainer.write_embeddings(self.model, self.datamodule, method.get("ckpt_path"), config.split)
         folder.update(cost=self.cost.summary())
+
+    def _describe_data(self) -> None:
+        """See that the data are there, and note what they are; it may take long (a download, the content of each photograph)."""
+        self.datamodule.prepare_data()  # a download comes before the description of what was downloaded
+        self.run_folder.describe(data_name(self.datamodule), describe_data(self.datamodule))
+        asked = self.config[str(self.subcommand)].trainer
+        endless = asked.max_epochs is None and asked.max_steps == -1 and asked.max_time is None
+        if self.subcommand in ("fit", "run") and endless and trains(self.model):
+            print("crosslight: trainer.max_epochs is not set: at most Lightning's 1,000 epochs.", file=sys.stderr)
 
 
 class ParsedCLI(CrosslightCLI):
@@ -388,20 +403,17 @@ def _default_scale(config: dict[str, Any]) -> RunScale:
     return "miniature" if inside_world else "reduced"
 
 
-def _open_run_folder(path: str | None, name: str, command: str, config: dict[str, Any]) -> RunFolder:
+def _open_run_folder(path: str | None, name: str, command: str, config: dict[str, Any], start: Start) -> RunFolder:
     """Open on rank 0 and attach on the others; ranks launched by us learn the folder from the environment."""
-    inherited = os.environ.get(RUN_FOLDER_VARIABLE)
-    if inherited and "LOCAL_RANK" in os.environ:
-        return RunFolder.attach(inherited, name=name, command=command, config=config)
-    outside_rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
-    outside_size = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
-    if outside_rank is not None and outside_size > 1:
+    if start.by == "crosslight":
+        return RunFolder.attach(os.environ[RUN_FOLDER_VARIABLE], name=name, command=command, config=config)
+    if start.outside:
         if path is None:
-            raise InputError(
-                f"{outside_size} processes were started from outside (torchrun or srun), so they need a folder to agree on: "
+            raise AgreedError(
+                f"{start.processes} processes were started from outside (torchrun or srun), so they need a folder to agree on: "
                 "give --run_dir."
             )
-        if int(outside_rank) > 0:
+        if start.rank > 0:
             return RunFolder.attach(Path(path).resolve(), name=name, command=command, config=config)
     try:
         folder = RunFolder.open(path, name=name, command=command, config=config)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -94,20 +94,16 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self._asked: tuple[torch.Tensor, torch.distributed.Work] | None = None
+        self._answer: Callable[[], torch.Tensor] | None = None
 
     def __call__(self, device: torch.device) -> bool:
         import torch
-        from torch import distributed
+
+        from lightning_modules import collectives
 
         mine = told() is not None
-        if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        if not collectives.several():
             return mine
-        agreed = False
-        if self._asked is not None:
-            noted, work = self._asked
-            work.wait()
-            agreed = bool(noted.item())
-        noted = torch.tensor(int(mine), device=device)
-        self._asked = noted, distributed.all_reduce(noted, op=distributed.ReduceOp.MAX, async_op=True)
+        agreed = self._answer is not None and bool(self._answer().item())
+        self._answer = collectives.reduced_later(torch.tensor(int(mine), device=device), "max")
         return agreed

@@ -40,6 +40,7 @@ def quiet() -> None:
         ".*was configured so that.*lr_scheduler.step.*",
         ".*when using `ckpt_path`, callbacks used to create the checkpoint need to be provided.*",  # evaluation keeps none
         ".*`max_epochs` was not set.*",  # `CrosslightCLI` says it with the option's name
+        ".*was called before the ``update`` method.*",  # of several processes one may have nothing of a small split
         "(?s).*Unable to serialize instance.*",  # refused where config.yaml would hold it
     ):
         warnings.filterwarnings("ignore", pattern)

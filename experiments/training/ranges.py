@@ -116,12 +116,6 @@ def _always(trainer: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"trainer.devices is {devices}, but this machine has {cores} cores, and on a CPU each device is a process: give 1."
         )
-    nodes = trainer.get("num_nodes") or 1
-    if nodes > 1 and not any(name in os.environ for name in ("SLURM_PROCID", "RANK", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")):
-        yield (
-            f"trainer.num_nodes is {nodes}, but this process was started alone and would wait for the others for ever: start it "
-            "on each machine with srun or torchrun, and with one --run_dir."
-        )
     overfit = trainer.get("overfit_batches") or 0
     if overfit > 0:
         yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from experiments.runs.results import DataDescription, Evaluation, read_results
 from experiments.training import preemption
 from experiments.training.checkpoints import Best
 from experiments.training.failures import one_line
+from lightning_modules import collectives
 from lightning_modules.checkpoints.fresh import require_weights
 from lightning_modules.checkpoints.run_folder import Fit
 from lightning_modules.checkpoints.weights import misfits
@@ -60,10 +62,13 @@ class Trainer(pl.Trainer):
         if own in evaluate:
             raise InputError(f"--evaluate.{own} has the name of the run's own data. Give it another name: --evaluate.{own}_2=...")
         something_trains = trains(model)
-        if self.is_global_zero:
+
+        def look() -> None:
             require_splits(datamodule, ("train", "val", "test") if something_trains else ("test",))
             for other in evaluate.values():
                 require_splits(other, ("test",))
+
+        self.by_first(look)
         if something_trains:
             self.trained_data = own
             self.fit_or_resume(model, datamodule, ckpt_path)
@@ -105,6 +110,18 @@ class Trainer(pl.Trainer):
                 best_checkpoint=None if best is None else self._relative(best.best_model_path),
             )
         )
+
+    def by_first(self, work: Callable[[], None]) -> None:
+        """What the first process does alone. The others wait for it, where they can hear of it: those that it starts come when it
+        has done it.
+
+        Raises:
+            InputError: Work raises it; in all processes that wait.
+        """
+        if collectives.several():
+            collectives.by_first(work)
+        elif self.is_global_zero:
+            work()
 
     @property
     def _best(self) -> Best | None:
@@ -225,8 +242,11 @@ class Trainer(pl.Trainer):
             )
         if ckpt_path is not None:
             _name_failures(self._checkpoint_connector, ckpt_path)
-            if self.is_global_zero:
+
+            def look() -> None:
                 read_checkpoint(ckpt_path, resumes)
+
+            self.by_first(look)
 
     def _require_evaluable(self, model: pl.LightningModule, ckpt_path: str | None) -> None:
         """Likewise, of a model that is evaluated as the checkpoint or itself has it.

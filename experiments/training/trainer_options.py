@@ -23,11 +23,14 @@ _ADVICE = (
 )  # fmt: skip
 
 
-def require_trainer(options: Mapping[str, Any]) -> None:
+def require_trainer(options: Mapping[str, Any]) -> int:
     """Make a Trainer of the options that are plain values, and let it go.
 
     Args:
         options: Of the Trainer's constructor.
+
+    Returns:
+        Devices of a machine that it would use.
 
     Raises:
         InputError: It refuses one of them, or would take another precision in its place.
@@ -47,6 +50,7 @@ def require_trainer(options: Mapping[str, Any]) -> None:
     precision = str(asked.get("precision"))
     if precision in ("16", "16-mixed") and trainer.precision != "16-mixed":
         raise InputError(f"trainer.precision is {precision!r}, which a CPU cannot do: set it to bf16-mixed or 32-true.")
+    return trainer.num_devices
 
 
 def _trainer(options: Mapping[str, Any]) -> Trainer:

@@ -15,12 +15,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
 from datamodules.errors import AgreedError
+from lightning_modules import collectives
 
 _SHOWN = 16  # ids of images or captions in the message
 
@@ -65,9 +65,7 @@ class FiniteLoss(Callback):
 
     def _ask(self) -> tuple[Tensor, torch.cuda.Event | None]:
         losses = torch.stack([each.terms["loss"].float() for each in self._done])
-        wrong = losses.isfinite().logical_not().any().int()
-        if several_processes():
-            dist.all_reduce(wrong, op=dist.ReduceOp.MAX)
+        wrong = collectives.reduced(losses.isfinite().logical_not().any().int(), "max")
         copied = None
         if wrong.is_cuda:
             wrong = wrong.to("cpu", non_blocking=True)  # into pinned memory
@@ -93,10 +91,7 @@ class FiniteLoss(Callback):
         own = [_described(each, trainer.current_epoch) for each in done if not bool(each.terms["loss"].isfinite())]
         if own and (unsound := _unsound_images(self._batch[1])):
             own[-1] += f"; values that are not finite came with images {_listed(unsound)}"
-        told: list[list[str]] = [own]
-        if several_processes():
-            told = [[] for _ in range(dist.get_world_size())]
-            dist.all_gather_object(told, own)
+        told: list[list[str]] = collectives.told_objects(own)
         where = "; ".join(
             part if len(told) == 1 else f"process {rank}, {part}" for rank, each in enumerate(told) for part in each
         )
@@ -133,8 +128,3 @@ def _unsound_images(batch: Any) -> list[str]:
     rows = [part.flatten(1).isfinite().all(1).tolist() for part in parts if part is not None]
     ids: tuple[str, ...] = getattr(images, "image_ids", ())
     return [name for name, *sound in zip(ids, *rows, strict=True) if not all(sound)]
-
-
-def several_processes() -> bool:
-    """Whether there are others to agree with."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -11,12 +11,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from datamodules.errors import AgreedError, some
-from lightning_modules.callbacks.finite_loss import several_processes
+from lightning_modules import collectives
 
 
 class EveryParameterLearns(Callback):
@@ -61,9 +60,7 @@ class EveryParameterLearns(Callback):
 def _without_gradient(module: pl.LightningModule, parameters: dict[str, Any], names: list[str]) -> list[str]:
     """Those that have none on any process."""
     none = torch.tensor([parameters[name].grad is None for name in names], dtype=torch.int32, device=module.device)
-    if several_processes():
-        dist.all_reduce(none, op=dist.ReduceOp.MIN)
-    return [name for name, lacks in zip(names, none.tolist(), strict=True) if lacks]
+    return [name for name, lacks in zip(names, collectives.reduced(none, "min").tolist(), strict=True) if lacks]
 
 
 def _occasional(module: Any) -> set[str]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
@@ -27,6 +26,7 @@ from datamodules.errors import InputError
 from datamodules.image_text import ImageTextDataModule
 from datamodules.loading.features import FeatureFile, Precision
 from datamodules.records import ImageBatch
+from lightning_modules import collectives
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
 from lightning_modules.networks.captioner import Captioner
 from lightning_modules.networks.modes import evaluating
@@ -94,7 +94,7 @@ class FeatureCache:
             )
         if "train" in splits:
             datamodule.require_fixed_images()
-        world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        world, rank = collectives.world_size(), collectives.rank()
         console = Console(stderr=True, quiet=rank > 0)
         device = next(network.vision.parameters()).device
 
@@ -102,25 +102,21 @@ class FeatureCache:
             with torch.no_grad(), context():
                 return network.encode_images(images.to(device, non_blocking=True)).tokens_IVD
 
+        def begin() -> dict[str, tuple[Path, _Blocks]]:
+            wanted = [split for split in splits if split in datamodule.splits()]
+            try:
+                return self._begin(encode, _tower(network, precision), datamodule, wanted, console)
+            except OSError as error:
+                raise InputError(str(error)) from error
+
         with evaluating(network.vision):
-            begun: list[Any] = [None, None]  # what is wrong, else folder and missing blocks of each split
-            if rank == 0:
-                try:
-                    wanted = [split for split in splits if split in datamodule.splits()]
-                    begun[1] = self._begin(encode, _tower(network, precision), datamodule, wanted, console)
-                except (InputError, OSError) as error:
-                    begun[0] = str(error)
-            if world > 1:
-                dist.broadcast_object_list(begun, src=0)
-            if begun[0] is not None:
-                raise InputError(begun[0])
-            missing = any(blocks for _, blocks in begun[1].values())
+            begun = collectives.by_first(begin)  # reads every photograph, to know its content
+            missing = any(blocks for _, blocks in begun.values())
             with _bar(console, progress and rank == 0 and missing) as bar:
-                for split, (folder, blocks) in begun[1].items():
+                for split, (folder, blocks) in begun.items():
                     self._encode(encode, datamodule, split, FeatureFile(folder), blocks[rank::world], bar)
-        if world > 1:
-            dist.barrier()
-        datamodule.use_features({split: folder for split, (folder, _) in begun[1].items()})
+        collectives.meet()
+        datamodule.use_features({split: folder for split, (folder, _) in begun.items()})
 
     # --------------------------------------------------------------------------------------------------------- beginning
 

@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.records import Positives
+from lightning_modules import collectives
 from lightning_modules.metrics.gather import gather_rows, joined, split_order
 from lightning_modules.metrics.pair_batches import UNIT_TOKENS, Plan, score_pairs_by_length
 from lightning_modules.metrics.positives import score_measures
@@ -127,7 +126,7 @@ class FullRank:
         """
         if getattr(scorer, "training", False):
             raise RuntimeError("the scorer is in training mode: its dropout would make every score another; call eval() first")
-        world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        world, rank = collectives.world_size(), collectives.rank()
         with torch.no_grad():
             images, image_ids, _ = _gathered(self._images, None, self.expected_images, "image")
             texts, text_ids, owners = _gathered(self._texts, self._owners, self.expected_texts, "caption")
@@ -146,9 +145,9 @@ class FullRank:
                 extra = {"k_test": rerank.k_test}
             plan = Plan(images.lengths_B.cpu().numpy(), texts.lengths_B.cpu().numpy(), unit_tokens)
             with ScoreStore(store, plan.pairs, rank) as scores:
-                todo = _begun(scores, plan, images, texts, (image_ids, text_ids, owners), weights, world, rank, extra)
+                todo = _begun(scores, plan, images, texts, (image_ids, text_ids, owners), weights, extra)
                 self.scored = self._score(scorer, images, texts, plan, scores, todo, tokens, world, rank)
-                matrix = _finished(scores, plan, images.states_ND.device, world, rank)
+                matrix = _finished(scores, plan)
         self._scores_IT, self._image_index_T = torch.from_numpy(matrix), owners.cpu()
         values = self.recalls()
         return {name: value.to(images.states_ND.device) for name, value in values.items()}
@@ -272,23 +271,16 @@ def _gathered(
         *([] if owners is None else [joined(owners)]),
     ]
     ids = [name for _, _, names in items for name in names]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        device = _device(rows[0].device)
+    if collectives.several():
+        device = collectives.device_of_group(rows[0])  # a process without items does not know it from them
         rows = [torch.cat(gather_rows(each.to(device).contiguous())) for each in rows]
-        all_ids: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(all_ids, ids)
-        ids = [name for names in all_ids for name in names]
+        ids = [name for names in collectives.told_objects(ids) for name in names]
     states, lengths, index = rows[:3]
     if not len(index):
         raise InputError(f"full rank needs images and captions, got no {what}: the evaluation loaders must give both")
     order = split_order(index, expected, what)
     in_order = [ids[row] for row in order.tolist()] if len(ids) == len(index) else []
     return Ragged(states, lengths).take(order), in_order, None if owners is None else rows[3][order]
-
-
-def _device(device: torch.device) -> torch.device:
-    """Where collectives run. A process without items does not know it from them."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else device
 
 
 def _begun(
@@ -298,8 +290,6 @@ def _begun(
     texts: Ragged,
     about: tuple[list[str], list[str], Tensor],
     weights: str,
-    world: int,
-    rank: int,
     extra: dict[str, Any],
 ) -> Integers:
     """Units that are left to do; the first process looks into the store, the others believe it.
@@ -307,35 +297,28 @@ def _begun(
     Raises:
         InputError: What `ScoreStore.prepare` refuses, in all processes.
     """
-    message: list[Any] = [None, None]
-    if rank == 0:
-        try:
-            image_ids, text_ids, owners = about
-            facts = {
-                "weights": weights,
-                "images": len(images),
-                "captions": len(texts),
-                "width": images.states_ND.shape[1],
-                "dtype": str(images.states_ND.dtype),
-                "regions": images.lengths_B.tolist(),
-                "words": texts.lengths_B.tolist(),
-                "image_of_caption": owners.tolist(),
-                "image_ids": image_ids,
-                "caption_ids": text_ids,
-                **extra,
-            }
-            if scores.folder is not None:
-                scores.prepare(Job(facts, np.concatenate([_prints(images), _prints(texts)])))
-            complete = scores.matrix_path is not None
-            message[1] = np.zeros(0, np.int64) if complete else np.flatnonzero(~scores.done(plan.edges))
-        except InputError as error:
-            message[0] = str(error)
-    if world > 1:
-        dist.broadcast_object_list(message, src=0)
-    if message[0] is not None:
-        raise InputError(message[0])
-    todo: npt.NDArray[np.int64] = message[1]
-    return todo
+
+    def look() -> Integers:
+        image_ids, text_ids, owners = about
+        facts = {
+            "weights": weights,
+            "images": len(images),
+            "captions": len(texts),
+            "width": images.states_ND.shape[1],
+            "dtype": str(images.states_ND.dtype),
+            "regions": images.lengths_B.tolist(),
+            "words": texts.lengths_B.tolist(),
+            "image_of_caption": owners.tolist(),
+            "image_ids": image_ids,
+            "caption_ids": text_ids,
+            **extra,
+        }
+        if scores.folder is not None:
+            scores.prepare(Job(facts, np.concatenate([_prints(images), _prints(texts)])))
+        complete = scores.matrix_path is not None
+        return np.zeros(0, np.int64) if complete else np.flatnonzero(~scores.done(plan.edges))
+
+    return collectives.by_first(look)
 
 
 def _prints(items: Ragged) -> Floats:
@@ -352,24 +335,23 @@ def _prints(items: Ragged) -> Floats:
     return (sums / items.lengths_B.clamp_min(1)[:, None]).cpu().numpy()
 
 
-def _finished(scores: ScoreStore, plan: Plan, device: torch.device, world: int, rank: int) -> Floats:
+def _finished(scores: ScoreStore, plan: Plan) -> Floats:
     """The matrix [images, captions], in every process, after all have scored their share."""
+    collectives.meet()
     if scores.folder is None:
-        if world > 1:
+        if collectives.several():
             flat = torch.from_numpy(scores.read(0, plan.pairs))
             for chunk in flat.split(2**24):  # everyone else has 0 there
-                total = chunk.to(_device(device))
-                dist.all_reduce(total)
-                chunk.copy_(total)
+                chunk.copy_(collectives.reduced(chunk))
         matrix = np.empty(plan.shape, np.float32)
         plan.unsort(scores, matrix)
         return matrix
-    if world > 1:
-        dist.barrier()
-    if rank == 0 and scores.matrix_path is None:
-        scores.finish(lambda matrix: plan.unsort(scores, matrix), plan.shape)
-    if world > 1:
-        dist.barrier()
+
+    def finish() -> None:
+        if scores.matrix_path is None:
+            scores.finish(lambda matrix: plan.unsort(scores, matrix), plan.shape)
+
+    collectives.by_first(finish)
     assert scores.matrix_path is not None
     # copy on write: torch wants to be able to write
     return np.load(scores.matrix_path, mmap_mode="c", allow_pickle=False)

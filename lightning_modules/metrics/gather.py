@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from datamodules.errors import InputError
+from lightning_modules import collectives
 
 _GATHERED_DTYPES = (torch.float32, torch.float64, torch.int64, torch.float16, torch.bfloat16)
 
 
-def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:
+def gather_rows(rows: Tensor, group: Any = None) -> list[Tensor]:
     """All processes' `rows` [N_r] or [N_r, D], in the order of ranks, the number of rows differing and possibly 0.
 
     torchmetrics' own gather fails where a process saw no data: its placeholder is float32 of one dimension, the others'
     tensors are not. Here a process without rows learns type and width from those that have some.
 
+    Args:
+        rows: Of this process.
+        group: None: torchmetrics names one, and there is one.
+
     Raises:
         InputError: Processes whose rows differ in width or type (raised in all of them).
     """
-    world = dist.get_world_size(group)
     wide = rows.ndim == 2
     mine = (len(rows), rows.shape[1] if wide else -1, _GATHERED_DTYPES.index(rows.dtype))
     header = torch.tensor(mine, device=rows.device)
-    headers = [torch.empty_like(header) for _ in range(world)]
-    dist.all_gather(headers, header, group=group)
     counts, layouts = [], set()
-    for count, *layout in (entry.tolist() for entry in headers):
+    for count, *layout in (entry.tolist() for entry in collectives.gathered(header)):
         counts.append(count)
         if count:
             layouts.add(tuple(layout))
     if len(layouts) > 1:
         raise InputError(f"processes disagree on embedding width or type: {sorted(layouts)} (width, type)")
     if not layouts:
-        return [rows] * world
+        return [rows] * len(counts)
     width, dtype = layouts.pop()
     padded = torch.zeros((max(counts),) if width < 0 else (max(counts), width), dtype=_GATHERED_DTYPES[dtype], device=rows.device)
     if len(rows):
         padded[: len(rows)] = rows
-    gathered = [torch.empty_like(padded) for _ in range(world)]
-    dist.all_gather(gathered, padded, group=group)
-    return [part[:count] for part, count in zip(gathered, counts, strict=True)]
+    return [part[:count] for part, count in zip(collectives.gathered(padded), counts, strict=True)]
+
+
+def gather_values(values: Tensor, group: Any = None) -> list[Tensor]:
+    """All processes' tensors of one shape, for metrics that add them up; `group` as for `gather_rows`."""
+    return collectives.gathered(values)
 
 
 def joined(state: list[Tensor] | Tensor) -> Tensor:

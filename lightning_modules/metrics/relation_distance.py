@@ -24,6 +24,7 @@ from torchmetrics import Metric
 
 from datamodules.errors import InputError
 from datamodules.records import Objects
+from lightning_modules.metrics.gather import gather_values
 from lightning_modules.networks.attention import Attended, Items
 from lightning_modules.objectives.relation_alignment import Reading, RelationAlignment, Scores, m_kl
 
@@ -55,7 +56,7 @@ class RelationDistance(Metric):
     pairs: Tensor
 
     def __init__(self, compression: Compression = "probabilities", rows: Rows = "renormalised") -> None:
-        super().__init__()
+        super().__init__(dist_sync_fn=gather_values)
         _check(compression, rows)
         self.compression: Compression = compression
         self.rows: Rows = rows
@@ -126,7 +127,7 @@ class AlignmentDistance(Metric):
     pairs: Tensor
 
     def __init__(self, reading: Reading = "released", anchors: Literal["sum", "mean"] = "sum") -> None:
-        super().__init__()
+        super().__init__(dist_sync_fn=gather_values)
         if anchors not in ("sum", "mean"):
             raise InputError(f"distances of alignment: anchors is {anchors!r}; choose sum or mean")
         self.anchors = anchors

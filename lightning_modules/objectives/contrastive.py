@@ -8,15 +8,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_modules import collectives
 from lightning_modules.objectives.objective import ContrastiveObjective
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gather(rows: Tensor) -> Tensor:
@@ -24,16 +20,12 @@ def gather(rows: Tensor) -> Tensor:
 
     Every process must bring the same number of rows. Without a process group, the rows themselves.
     """
-    if not _distributed():
-        return rows
-    from torch.distributed.nn.functional import all_gather  # half a second to import, of use to several processes only
-
-    return torch.cat(all_gather(rows.contiguous()))
+    return collectives.gathered_with_gradient(rows)
 
 
 def first_row(rows: int) -> int:
     """Where this process's rows begin among those of all."""
-    return dist.get_rank() * rows if _distributed() else 0
+    return collectives.rank() * rows
 
 
 class ContrastiveLoss(ContrastiveObjective):

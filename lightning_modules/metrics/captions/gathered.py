@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
 from datamodules.errors import InputError
+from lightning_modules import collectives
 from lightning_modules.metrics.captions.caption_metric import CaptionMetric
 from lightning_modules.metrics.captions.evaluation import JAVA_FREE, CaptionScorer, Frequencies, Scores, Tokenizer
 from lightning_modules.metrics.gather import gather_rows, joined, split_order
@@ -89,7 +88,9 @@ class CaptionScores(Metric):
                 processes).
         """
         captions = self.written = self.captions()
-        self.scores = _in_one_process(lambda: self.scorer.score(captions)) if self._is_synced else self.scorer.score(captions)
+        # SPICE of a large split takes longer than a collective may wait
+        score = self.scorer.score
+        self.scores = collectives.by_first(lambda: score(captions)) if self._is_synced else score(captions)
         return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in self.scores.values.items()}
 
     @property
@@ -107,18 +108,3 @@ class CaptionScores(Metric):
         """Forgets everything but the references."""
         super().reset()
         self.scores, self.written = None, []
-
-
-def _in_one_process(score: Callable[[], Scores]) -> Scores:
-    """Runs in the first process; all have its result or its error."""
-    box: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            box[0] = score()
-        except Exception as error:
-            dist.broadcast_object_list([error if isinstance(error, InputError) else RuntimeError(f"process 0: {error!r}")], 0)
-            raise
-    dist.broadcast_object_list(box, 0)
-    if isinstance(box[0], Exception):
-        raise box[0]
-    return box[0]
