@@ -81,8 +81,7 @@ def gathered(tensor: Tensor) -> list[Tensor]:
 
 
 def gathered_with_gradient(rows: Tensor) -> Tensor:
-    """The rows of all processes, in the order of ranks, of one number everywhere; a row's gradient is the sum of what all did with
-    it."""
+    """The rows of all processes (of each as many), in the order of ranks; a row's gradient is the sum over all of them."""
     return _Gathered.apply(rows) if several() else rows
 
 

@@ -3,7 +3,8 @@
     with pretended_gpu(), strict_nccl() as calls:
         module.to("cuda"); module.training_step(batch.to("cuda"), 0)
 
-The other process has what this one has. Objects and barriers may go over the group of gloo only; `calls` counts what was called.
+The other process has what this one has, or with `empty` nothing but zeros. Objects and barriers may go over the group of gloo
+only; `calls` counts what was called. Not seen, as with the pretended GPU: what happens inside of a backward pass.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import pretended_gpu
 import pytest
 import torch
 import torch.distributed
@@ -26,14 +28,14 @@ SIZE = 2
 
 
 @contextmanager
-def strict_nccl(rank: int = 0) -> Iterator[Counter[str]]:
+def strict_nccl(rank: int = 0, empty: bool = False) -> Iterator[Counter[str]]:
     """Yields how often each collective was called."""
     calls: Counter[str] = Counter()
     gloo = object()
 
     def on_gpu(name: str, *tensors: Tensor) -> None:
         calls[name] += 1
-        for tensor in tensors:
+        for tensor in () if pretended_gpu._in_backward else tensors:
             if not tensor.is_cuda:
                 raise RuntimeError(f"{name}: No backend type associated with device type cpu")
             if not tensor.is_contiguous():
@@ -41,14 +43,14 @@ def strict_nccl(rank: int = 0) -> Iterator[Counter[str]]:
 
     def all_reduce(tensor: Tensor, op: Any = None, group: Any = None, async_op: bool = False) -> Any:
         on_gpu("all_reduce", tensor)
-        if op in (None, torch.distributed.ReduceOp.SUM):
+        if op == torch.distributed.ReduceOp.SUM and not empty:
             tensor.mul_(SIZE)
         return SimpleNamespace(wait=lambda: None) if async_op else None
 
     def all_gather(parts: Sequence[Tensor], tensor: Tensor, group: Any = None) -> None:
         on_gpu("all_gather", *parts, tensor)
-        for part in parts:
-            part.copy_(tensor)
+        for place, part in enumerate(parts):
+            part.copy_(torch.zeros_like(tensor) if empty and place != rank else tensor)
 
     def over_gloo(name: str, group: Any) -> None:
         calls[name] += 1
@@ -62,12 +64,12 @@ def strict_nccl(rank: int = 0) -> Iterator[Counter[str]]:
 
     def all_gather_object(told: list[Any], own: Any, group: Any = None) -> None:
         over_gloo("all_gather_object", group)
-        told[:] = [own] * SIZE
+        told[:] = [type(own)() if empty and place != rank else own for place in range(SIZE)]
 
     pretended = SimpleNamespace(
         is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: SIZE, get_rank=lambda: rank,
-        get_backend=lambda: "nccl", group=SimpleNamespace(WORLD=object()), new_group=new_group, all_reduce=all_reduce,
-        all_gather=all_gather, all_gather_object=all_gather_object,
+        get_backend=lambda: "gloo" if pretended_gpu._in_backward else "nccl", group=SimpleNamespace(WORLD=object()),
+        new_group=new_group, all_reduce=all_reduce, all_gather=all_gather, all_gather_object=all_gather_object,
         barrier=lambda group=None: over_gloo("barrier", group),
         broadcast_object_list=lambda box, source, group=None: over_gloo("broadcast_object_list", group),
     )  # fmt: skip
