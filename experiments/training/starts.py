@@ -136,7 +136,7 @@ def _by_srun(read: _Numbers, environment: Mapping[str, str]) -> Start:
     start = Start("srun", read("SLURM_PROCID", 0), read("SLURM_NTASKS", 1), read("SLURM_NNODES", 1))
     if start.processes == 1:
         return Start("srun")  # of a job of several nodes, perhaps
-    if "SLURM_STEP_ID" not in environment and "SLURM_STEPID" not in environment:
+    if not (environment.get("SLURM_STEP_ID") or environment.get("SLURM_STEPID")):
         raise AgreedError(
             f"this is the batch script of a job of {start.processes} tasks, and one process of it: start the run with srun."
         )

@@ -1,4 +1,5 @@
-"""Eight processes of a BEiT-3, a UNITER and a captioning run compute what one computes (`make test-eight`).
+"""Eight processes of a BEiT-3, a UNITER and a captioning run compute what one computes (`make test-eight`), and so do two however
+they are started and whatever options of DDP's they have.
 
 27 images to train, 7 to validate (the eighth process has none), 11 to test, and one: seven processes have no image there, three
 have no caption either. Batches are global, so eight processes have one pair, one positive a side or three captions each.
@@ -6,12 +7,14 @@ have no caption either. Batches are global, so eight processes have one pair, on
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
-from end_to_end import BEIT3, arguments, captioner, results, uniter
-from ranks import one_and_many
+from end_to_end import BEIT3, arguments, captioner, free_port, results, started, succeed, uniter, wait
+from ranks import Environment, equal_runs, one_and_many, srun, srun_nodes
 
 pytestmark = pytest.mark.skipif(not os.environ.get("CROSSLIGHT_EIGHT"), reason="make test-eight")
 EIGHT = 8
@@ -71,3 +74,68 @@ def test_captioning(more: tuple[str, ...], tmp_path: Path, world: Path) -> None:
         )  # fmt: skip
 
     one_and_many(command, EIGHT, tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- two, by other ways
+
+
+def small(run: Path, *more: str) -> list[str]:
+    return arguments(
+        "mwa", EXACT, "--trainer.max_epochs=1", "--model.init_args.adapter.init_args.dropout=0", f"--run_dir={run}", *more
+    )
+
+
+CLASS = "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy"
+WAYS = {
+    "unused parameters are looked for": ("--trainer.strategy=ddp_find_unused_parameters_true",),
+    "a static graph": (CLASS, "--trainer.strategy.dict_kwargs={static_graph: true}"),
+    "gradients as views": (CLASS, "--trainer.strategy.dict_kwargs={gradient_as_bucket_view: true}"),
+    "auto": ("--trainer.strategy=auto",),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ways_of_ddp(way: str, tmp_path: Path) -> None:
+    one_and_many(small, 2, tmp_path, strategy=WAYS[way])
+
+
+@pytest.mark.parametrize(("by", "nodes"), [(srun, 1), (srun_nodes, 2)], ids=["one node", "two nodes"])
+def test_srun(by: Environment, nodes: int, tmp_path: Path) -> None:
+    one_and_many(small, 2, tmp_path, by=by, nodes=nodes)
+
+
+def test_torchrun_on_two_machines_of_two_processes(tmp_path: Path) -> None:
+    """The program itself, on localhost, as docs/devices.md has it; four processes."""
+    one, many, port = tmp_path / "one", tmp_path / "many", free_port()
+    options = small(many, "--trainer.devices=2", "--trainer.num_nodes=2", "--trainer.strategy=ddp")
+    with contextlib.ExitStack() as stack:
+        machines = [
+            stack.enter_context(
+                started(
+                    [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=2",
+                     "--master-addr=127.0.0.1", f"--master-port={port}", "-m", "experiments.cli", "run"],
+                    *options,
+                )
+            )
+            for node in (0, 1)
+        ]  # fmt: skip
+        for machine in machines:
+            status, printed = wait(machine)
+            assert status == 0, printed
+            assert "rror" not in printed, printed
+    succeed("run", *small(one))
+    equal_runs(one, many, 4)
+
+
+def test_torchrun_of_more_than_the_trainer_has_is_refused_in_one_line(tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
+               f"--master-port={free_port()}", "-m", "experiments.cli", "run"]  # fmt: skip
+    with started(program, *small(tmp_path / "run")) as process:
+        status, printed = wait(process)
+    assert status != 0
+    said = [line for line in printed.splitlines() if line.startswith("crosslight")]
+    assert said == [
+        "crosslight: error: torchrun started 2 processes, but trainer.devices is 1 and trainer.num_nodes 1: give "
+        "--trainer.devices=2 --trainer.num_nodes=1, or torchrun --nnodes=1 --nproc-per-node=1."
+    ]
+    assert not (tmp_path / "run").exists()

@@ -48,6 +48,12 @@ class Declares(Module):
     validation_metrics: ClassVar = {"loss": "min", "accuracy": "max"}
 
 
+class Normed(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(2)
+
+
 class Unvalidated(Module):
     validation_step = LightningModule.validation_step
 

@@ -15,6 +15,7 @@ import torch
 from end_to_end import ended, forked, free_port, metrics, results, succeed, torchrun, weights
 
 Environment = Callable[[int, int, int], dict[str, str]]  # of rank, size, port
+DDP = ("--trainer.strategy=ddp",)
 
 
 def srun(rank: int, size: int, port: int) -> dict[str, str]:
@@ -24,6 +25,12 @@ def srun(rank: int, size: int, port: int) -> dict[str, str]:
         "SLURM_LOCALID": f"{rank}", "SLURM_NODEID": "0", "SLURM_NTASKS": f"{size}", "SLURM_NTASKS_PER_NODE": f"{size}",
         "SLURM_NNODES": "1", "SLURM_NODELIST": "127.0.0.1", "MASTER_PORT": f"{port}",
     }  # fmt: skip
+
+
+def srun_nodes(rank: int, size: int, port: int) -> dict[str, str]:
+    """Likewise of as many nodes."""
+    nodes = {"SLURM_NNODES": f"{size}", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODEID": f"{rank}", "SLURM_LOCALID": "0"}
+    return {**srun(rank, size, port), **nodes}
 
 
 def on_ranks(
@@ -48,7 +55,14 @@ def on_ranks(
 
 
 def one_and_many(
-    command: Callable[..., list[str]], size: int, folder: Path, *, by: Environment = torchrun, loss: float = 2e-5
+    command: Callable[..., list[str]],
+    size: int,
+    folder: Path,
+    *,
+    by: Environment = torchrun,
+    nodes: int = 1,
+    strategy: Sequence[str] = DDP,
+    loss: float = 2e-5,
 ) -> tuple[Path, Path]:
     """Runs `command(RUN)` in one process and in `size`: the loss of each step, the weights, and all that is measured of each
     data set must be equal, each query once.
@@ -58,13 +72,16 @@ def one_and_many(
         size: Processes.
         folder: For both runs.
         by: Who started them.
+        nodes: As many machines.
+        strategy: Options.
         loss: Relative tolerance of losses; sums are rounded in another order.
 
     Returns:
         The run folders: of one process, of many.
     """
     one, many = folder / "one", folder / "many"
-    ends = on_ranks(command(many, f"--trainer.devices={size}", "--trainer.strategy=ddp"), size, folder, by=by)
+    devices = (f"--trainer.devices={size // nodes}", f"--trainer.num_nodes={nodes}")
+    ends = on_ranks(command(many, *devices, *strategy), size, folder, by=by)
     for status, printed in ends:
         assert status == 0, printed
         assert "rror" not in printed, printed

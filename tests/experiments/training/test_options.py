@@ -8,8 +8,9 @@ import own_parts
 import pytest
 import torch
 import yaml
-from end_to_end import crosslight, results
+from end_to_end import crosslight, results, torchrun
 from lightning_utilities.core.imports import RequirementCache
+from ranks import srun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_modules
@@ -77,7 +78,10 @@ MISTAKES: dict[str, str] = {  # options (with blanks between them): what the mes
     "--trainer.num_nodes=0": "give at least 1",
     "--trainer.num_nodes=2": "srun or torchrun",
     "--trainer.strategy=ddpp": "trainer.strategy is 'ddpp'",
-    "--trainer.strategy=fsdp": "trainer.strategy is 'fsdp'",
+    "--trainer.strategy=fsdp_cpu_offload": "trainer.strategy is 'fsdp_cpu_offload', which divides the weights among the GPUs",
+    "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy --trainer.strategy.start_method=spawn": "Leave start_method out",
+    "--trainer.sync_batchnorm=true": "torch synchronizes batch norms on GPUs alone",
+    "--model=own_parts.Normed --trainer.devices=2": "1 layer of the network (norm) would take statistics of each process's share",
     # what makes a run folder
     "--trainer.enable_checkpointing=false": "its best and its last checkpoint",
     "--trainer.barebones=true": "leave it false",
@@ -190,6 +194,38 @@ def test_nothing_where_there_must_be_something(option: str, tmp_path: Path) -> N
         content = {key: content}
     (tmp_path / "null.yaml").write_text(yaml.safe_dump(content))  # on the command line null is refused by its type
     assert f"{option} is null" in refused("-c null.yaml", tmp_path / "run", TINY)
+
+
+STARTED: dict[str, tuple[dict[str, str], str]] = {  # who started the process, what the message says
+    "torchrun": (torchrun(0, 2, 29400), "torchrun started 2 processes, but trainer.devices is 1 and trainer.num_nodes 1: give"),
+    "srun": (srun(0, 2, 29400), "srun started 2 processes, but trainer.devices is 1 and trainer.num_nodes 1: give"),
+    "sbatch": (
+        {**srun(0, 2, 29400), "SLURM_STEP_ID": "", "SLURM_NTASKS_PER_NODE": ""},
+        "give srun --nodes=1 --ntasks-per-node=2",
+    ),
+    "somebody": ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK=0, WORLD_SIZE=2 is set, but not by torchrun"),
+}
+
+
+@pytest.mark.parametrize("by", STARTED)
+def test_processes_that_the_trainer_does_not_have(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them says it, and none makes a folder."""
+    environment, says = STARTED[by]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert says in refused("--trainer.max_epochs=1", tmp_path / "run", OWN)
+    monkeypatch.setenv("SLURM_PROCID" if by in ("srun", "sbatch") else "RANK", "1")
+    other = crosslight("run", *OWN, f"--run_dir={tmp_path / 'run'}")
+    assert (other.status, other.out, other.error) == (2, "", "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_from_outside_need_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in torchrun(0, 2, 29400).items():
+        monkeypatch.setenv(name, value)
+    answer = crosslight("run", *OWN, "--trainer.devices=2")
+    assert (answer.status, len(answer.error.splitlines())) == (2, 1)
+    assert "2 processes were started from outside (torchrun or srun), so they need a folder" in answer.error
 
 
 @NO_GPU
