@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from datamodules.errors import InputError
+from datamodules.errors import AgreedError, InputError
 
 _ORDER, CAPTION, PIXELS = 1, 2, 3  # what a random draw is for, so that no two purposes share a stream
 _MASK = (1 << 64) - 1
@@ -36,6 +36,19 @@ class BatchKeys:
     samples: tuple[int, ...]
 
 
+def require_divided(batch_size: int, world_size: int) -> None:
+    """See that each process has an equal share of a batch.
+
+    Raises:
+        AgreedError: It has not.
+    """
+    if batch_size % world_size:
+        near = max(world_size, round(batch_size / world_size) * world_size)
+        raise AgreedError(
+            f"batch_size {batch_size} counts the pairs of all devices and does not divide by {world_size} devices; {near} would."
+        )
+
+
 class GlobalBatches(Sampler[BatchKeys]):
     """Training order: one permutation an epoch, cut into global batches, of which each process takes its contiguous slice.
 
@@ -55,12 +68,7 @@ class GlobalBatches(Sampler[BatchKeys]):
     def __init__(self, samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give at least 1.")
-        if batch_size % world_size:
-            near = max(world_size, round(batch_size / world_size) * world_size)
-            raise InputError(
-                f"batch_size {batch_size} counts the pairs of all devices and does not divide by {world_size} devices; "
-                f"{near} would."
-            )
+        require_divided(batch_size, world_size)
         if samples < batch_size:
             raise InputError(
                 f"an epoch has {samples} training samples, fewer than one batch of {batch_size} (the last incomplete batch is "

@@ -8,6 +8,7 @@
     dial.json       what `crosslight dial` measured, with dial/ (`dial.py`)
     wandb/          W&B's files
     traceback.log   of an error that was not foreseen
+    error-N.log     of several processes, why the N-th ended (`experiments/training/last_words.py`)
 
 A run whose process was killed keeps `status: running` but nobody holds its lock; opening it again resumes it.
 """

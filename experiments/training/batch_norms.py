@@ -7,9 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.plugins import LayerSync
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from datamodules.errors import AgreedError, some
+from lightning_modules.networks.modes import training_statistics
 
 
 class SyncBatchNorms(LayerSync):
@@ -49,13 +49,3 @@ def require_synchronized(trainer: pl.Trainer, module: pl.LightningModule) -> Non
             f"each process's share of the batch, so {trainer.world_size} processes would not train what one does: {remedy}, or "
             "freeze what they belong to (model.tuning, model.frozen_tower)."
         )
-
-
-def training_statistics(module: nn.Module) -> list[str]:
-    """Names of the layers that normalize by the batch while the module trains: batch norms in training mode, and others that keep
-    running statistics."""
-    return [
-        name for name, layer in module.named_modules()
-        if isinstance(layer, _NormBase) and layer.training and not isinstance(layer, nn.SyncBatchNorm)
-        and (isinstance(layer, _BatchNorm) or layer.track_running_stats)
-    ]  # fmt: skip

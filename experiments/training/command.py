@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from datamodules.errors import AgreedError, chain, find_input_error
 from datamodules.files.references import conceal
-from experiments.training import preemption
+from experiments.training import last_words, preemption
 from experiments.training.configs import find_configs
 from experiments.training.failures import is_disk_full, one_line, refusal, with_log
 from experiments.training.quiet import quiet
@@ -67,15 +67,22 @@ def settle_failure(error: BaseException, folder: object) -> int:
 
     from experiments.runs.folder import RunFolder
     from experiments.runs.results import ResultsStatus
+    from lightning_modules import collectives
 
     if isinstance(error, SystemExit) and error.code in (0, None) and not isinstance(error, SIGTERMException):
         return 0  # --help-all, --print_config (SIGTERMException is a SystemExit without a code)
     text = str(error)
     resume = f" The same command with --run_dir {folder.path} resumes it." if isinstance(folder, RunFolder) else ""
     status: ResultsStatus
-    cause = find_input_error(error)
+    cause, alike = find_input_error(error), False  # alike: all ranks leave so, and one says it
+    told_to = isinstance(error, (KeyboardInterrupt, SIGTERMException, SystemExit))
+    torn = collectives.several() and last_words.torn(error)
+    other = last_words.of_another(folder.path) if isinstance(folder, RunFolder) and (told_to or torn) else None
     if cause is not None:
-        status, message, code = "failed", str(cause), 2
+        status, message, code, alike = "failed", str(cause), 2, isinstance(cause, AgreedError)
+    elif torn or other is not None:
+        status, code, alike = "failed", 1, True
+        message = other or "another process of the run ended before this one, and says why where it was started."
     elif isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         status, code = "oom", 1
         message = (
@@ -88,10 +95,10 @@ def settle_failure(error: BaseException, folder: object) -> int:
         message = f"the disk is full ({getattr(full, 'filename', None) or 'while writing'}). Free some space.{resume}"
     elif isinstance(error, preemption.Preempted):
         preemption.leave()
-        status, message, code = "interrupted", f"preempted {error}.{resume}", preemption.PREEMPTED
+        status, message, code, alike = "interrupted", f"preempted {error}.{resume}", preemption.PREEMPTED, True
     elif (notice := preemption.told()) is not None:  # a worker or another rank was quicker to go
         status, message, code = "interrupted", f"stopped by {notice.name}; {type(error).__name__}: {text}.{resume}", 130
-    elif isinstance(error, (KeyboardInterrupt, SIGTERMException, SystemExit)):
+    elif told_to:
         status, message, code = "interrupted", f"interrupted.{resume}", 130
     else:
         refused = refusal(error)
@@ -104,8 +111,9 @@ def settle_failure(error: BaseException, folder: object) -> int:
             folder.finish(status, message)
         except OSError as problem:
             print(f"crosslight: could not write {folder.path / 'results.json'}: {problem}", file=sys.stderr)
-    alike = code == preemption.PREEMPTED or isinstance(cause, AgreedError)
+        if not (folder.ours or alike or status == "interrupted"):
+            last_words.leave(folder.path, rank_here(), message)
     first = folder.ours if isinstance(folder, RunFolder) else rank_here() == 0
-    if not alike or first:  # all ranks leave alike: one says so
+    if not alike or first:
         print(f"crosslight: error: {message}" if status != "interrupted" else f"crosslight: {message}", file=sys.stderr)
     return code

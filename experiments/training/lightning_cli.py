@@ -35,10 +35,11 @@ import lightning_modules.callbacks.cost
 import lightning_modules.retrieval
 from datamodules.errors import AgreedError, InputError, chain, find_input_error
 from datamodules.files.references import conceal, look_up, variable
+from datamodules.loading.order import require_divided
 from experiments.runs.folder import RunFolder
 from experiments.runs.provenance import is_rehearsal, provenance, reads_stand_ins
 from experiments.runs.results import RunScale
-from experiments.training import preemption
+from experiments.training import last_words, preemption
 from experiments.training.batch_norms import SyncBatchNorms, require_synchronized
 from experiments.training.checkpoints import Best, Checkpoints, ResumePoint, WholeCheckpoints
 from experiments.training.failures import inner_cause, is_disk_full, refused
@@ -51,7 +52,7 @@ from experiments.training.progress import Bar, Progress, on_a_terminal
 from experiments.training.ranges import require_values
 from experiments.training.starts import RUN_FOLDER_VARIABLE, Start, find_start
 from experiments.training.strategies import make_patient, require_supported
-from experiments.training.trainer import Trainer, data_name, describe_data, trains
+from experiments.training.trainer import ONE_PROCESS, Trainer, data_name, describe_data, trains
 from experiments.training.trainer_options import require_trainer
 from experiments.training.weight_callbacks import refuse_unsound, with_own_ema
 
@@ -190,7 +191,10 @@ class CrosslightCLI(LightningCLI):
         self.parts = self._instantiated("trainer")
         options = vars(self.parts["trainer"])
         require_supported(options["strategy"], options["plugins"])
-        self.start.require(require_trainer(options), options["num_nodes"])
+        devices, nodes = require_trainer(options), options["num_nodes"]
+        self.start.require(devices, nodes)
+        if command == "predict" and devices * nodes > 1:
+            raise AgreedError(ONE_PROCESS)
         self.run_folder = _open_run_folder(config.run_dir, config.name, command, self.saved_config, self.start)
         CrosslightCLI.opened = self.run_folder
 
@@ -222,6 +226,8 @@ class CrosslightCLI(LightningCLI):
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         if command in ("fit", "run"):
+            if isinstance(size := getattr(self.datamodule, "batch_size", None), int):
+                require_divided(size, self.trainer.world_size)
             require_logged(self.trainer, self.model)
             require_synchronized(self.trainer, self.model)
 
@@ -423,4 +429,5 @@ def _open_run_folder(path: str | None, name: str, command: str, config: dict[str
         where = f"--run_dir {path}" if path is not None else f"the run's folder runs/{name}/..."
         raise InputError(f"{where} cannot be made or written ({error.strerror or error}). Give another --run_dir.") from error
     os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)
+    last_words.forget(folder.path)
     return folder

@@ -13,7 +13,7 @@ import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
-from datamodules.errors import InputError, printable, some
+from datamodules.errors import AgreedError, InputError, printable, some
 from datamodules.files.atomic import whole_file
 from datamodules.formats.typed import read_typed
 from experiments.runs.folder import RunFolder
@@ -27,6 +27,7 @@ from lightning_modules.checkpoints.run_folder import Fit
 from lightning_modules.checkpoints.weights import misfits
 from lightning_modules.loading import read_checkpoint
 
+ONE_PROCESS = "predict writes one file from one process: set --trainer.devices=1."
 DataModules = dict[str, pl.LightningDataModule]
 
 
@@ -90,7 +91,7 @@ class Trainer(pl.Trainer):
                 "so there is nothing to fit. Use `crosslight run` or `crosslight test` to test it as it is, or set "
                 "--model.init_args.tuning or --model.init_args.train_heads=all."
             )
-        last = self.run_folder.last_checkpoint
+        last = collectives.told_by(self.run_folder.last_checkpoint)  # a network's file system may show it to some
         if last is not None:
             ckpt_path = str(last)
         self._require_sound(ckpt_path, resumes=True)
@@ -138,7 +139,7 @@ class Trainer(pl.Trainer):
 
     def test_all(self, model: pl.LightningModule, data: DataModules, ckpt_path: str | None) -> None:
         """Test on each data module, writing metrics and per-query ranks into the run folder; finished ones are skipped."""
-        done = self._evaluated()
+        done = collectives.told_by(self._evaluated())
         left = {name: datamodule for name, datamodule in data.items() if name not in done}
         if left:
             self._require_evaluable(model, ckpt_path)  # once: it reads the whole checkpoint
@@ -158,7 +159,7 @@ class Trainer(pl.Trainer):
             InputError: More than one process, of which each would hold a part only; or the data has no such split.
         """
         if self.world_size > 1:
-            raise InputError("predict writes one file from one process: set --trainer.devices=1.")
+            raise AgreedError(ONE_PROCESS)
         if split != "test":
             if Path(split).is_dir():
                 raise InputError(
@@ -185,7 +186,8 @@ class Trainer(pl.Trainer):
     ) -> None:
         self.evaluated_data = name
         act = self.test if verb == "test" else self.validate
-        if preemption.listening() and self.strategy.reduce_boolean_decision(preemption.told() is not None, all=False):
+        collectives.meet()  # the first has written the results of the last one, and their tables to W&B
+        if preemption.listening() and any(collectives.told_objects(preemption.told() is not None)):
             raise preemption.Preempted(f"before the {verb} of {name}")
         with preemption.leaving_at_once(self.world_size == 1):
             act(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
@@ -236,7 +238,7 @@ class Trainer(pl.Trainer):
                     f"whole splits. Shorten the split instead: --data.init_args.limits.{stage}=N."
                 )
         if self.world_size > 1 and self._accelerator_connector.use_distributed_sampler:
-            raise InputError(
+            raise AgreedError(
                 "trainer.use_distributed_sampler is true, but the data modules share their batches out themselves (batch_size is "
                 "global, nothing is padded). Leave it false."
             )

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode for a while, and what training mode means for layers that normalize by the batch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 
 @contextmanager
@@ -18,3 +19,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for each, training in modes:
             each.training = training
+
+
+def training_statistics(module: nn.Module) -> list[str]:
+    """Names of the layers that normalize by the batch while the module trains: batch norms in training mode, and others that keep
+    running statistics."""
+    return [
+        name for name, layer in module.named_modules()
+        if isinstance(layer, _NormBase) and layer.training and (isinstance(layer, _BatchNorm) or layer.track_running_stats)
+    ]  # fmt: skip

@@ -21,8 +21,9 @@ from strict_nccl import strict_nccl
 from torch import nn
 
 from datamodules.errors import AgreedError
-from experiments.training.batch_norms import SyncBatchNorms, require_synchronized, training_statistics
+from experiments.training.batch_norms import SyncBatchNorms, require_synchronized
 from experiments.training.strategies import make_patient, require_supported
+from lightning_modules.networks.modes import training_statistics
 
 WORKS = {"ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"}
 
