@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs wheel-check reproduce-miniature pretrain-miniature small report-check page-check smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning bench-search clean test-kills notebooks
+.PHONY: help setup demo test lint docs wheel-check reproduce-miniature pretrain-miniature small report-check page-check smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning bench-search clean test-kills test-eight notebooks
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: $(READY)  ## all tests, five minutes on 2 cores
 
 test-kills: $(READY)  ## runs of every method killed at every moment, all schedules of validation, EarlyStopping, EMA (an hour)
 	CROSSLIGHT_EVERY_KILL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/end_to_end/test_killed_anywhere.py
+
+test-eight: $(READY)  ## eight processes against one, torchrun, srun's variables, long work of one process (ten minutes, 6 GB of memory)
+	CROSSLIGHT_EIGHT=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=30 tests/end_to_end/test_eight_processes.py tests/end_to_end/test_long_work_of_one.py
 
 lint: $(READY)  ## ruff, mypy, and who may import whom (no circle of files)
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from datamodules.errors import InputError
+from datamodules.errors import AgreedError, InputError, some
 from datamodules.inputs import ImageInput, Inputs
 from datamodules.loading.collate import text_batch
 from datamodules.loading.image_files import read_image_files, require_readable
@@ -27,7 +27,7 @@ from lightning_modules.checkpoints.model_card import Task
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.recalls import BETTER, require_folds
 from lightning_modules.metrics.retrieval import RetrievalRecall
-from lightning_modules.networks.modes import evaluating
+from lightning_modules.networks.modes import evaluating, training_statistics
 from lightning_modules.networks.network import HasRelations, RetrievalNetwork, require_attributes
 from lightning_modules.objectives.contrastive import ContrastiveLoss
 from lightning_modules.objectives.gradient_cache import encode_in_chunks
@@ -135,6 +135,19 @@ class RetrievalModule(TunedModule):
                 own.fill_(bias)
 
     # ----------------------------------------------------------------------------------------------- training
+
+    def on_fit_start(self) -> None:
+        """As of all modules.
+
+        Raises:
+            AgreedError: Chunks of a batch would have statistics of their own.
+        """
+        super().on_fit_start()
+        if self.gradient_cache_chunk is not None and (names := training_statistics(self.network)):
+            raise AgreedError(
+                f"model.gradient_cache_chunk is {self.gradient_cache_chunk}, but {some(names)} would normalize by each chunk and "
+                "not by the batch: set it to null, or freeze what these layers belong to."
+            )
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         chunk = self.gradient_cache_chunk

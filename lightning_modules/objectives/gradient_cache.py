@@ -33,7 +33,8 @@ def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
 def encode_in_chunks(encode: Callable[[Batch], Tensor], batch: Batch, chunk: int | None) -> Tensor:
     """`encode(batch)` [B, D], computed `chunk` rows at a time; values and gradients are those of the whole batch.
 
-    That holds for encoders that treat rows independently; batch norm in training mode does not, it would see chunks.
+    That holds for encoders that treat rows independently; batch norm in training mode does not, it would see chunks
+    (`RetrievalModule` refuses it).
 
     Args:
         encode: Turns a batch into one row an item, e.g. `network.encode_images`.

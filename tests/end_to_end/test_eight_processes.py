@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from end_to_end import BEIT3, arguments, captioner, free_port, results, started, succeed, uniter, wait
-from ranks import Environment, equal_runs, one_and_many, srun, srun_nodes
+from ranks import Environment, equal_runs, on_ranks, one_and_many, srun, srun_nodes
 
 pytestmark = pytest.mark.skipif(not os.environ.get("CROSSLIGHT_EIGHT"), reason="make test-eight")
 EIGHT = 8
@@ -125,6 +126,25 @@ def test_torchrun_on_two_machines_of_two_processes(tmp_path: Path) -> None:
             assert "rror" not in printed, printed
     succeed("run", *small(one))
     equal_runs(one, many, 4)
+
+
+def test_the_first_says_why_another_ended(tmp_path: Path, world: Path) -> None:
+    """An image that one of four meets: two lines, of it and of the first, and the reason in results.json."""
+    copy = tmp_path / "flickr30k"
+    shutil.copytree(world / "flickr30k", copy)
+    image = max((copy / "flickr30k-images").iterdir())
+    image.write_bytes(image.read_bytes()[:60])
+    options = small(tmp_path / "run", f"--data.init_args.root={copy}", "--trainer.devices=4", "--trainer.strategy=ddp")
+    ends = on_ranks(options, 4, tmp_path)
+    assert all(status != 0 for status, _ in ends)
+    said = [[line for line in printed.splitlines() if "error" in line] for _, printed in ends]
+    (culprit,) = (rank for rank in (1, 2, 3) if said[rank])
+    reason = f"image {image.stem}: {image} cannot be decoded"
+    assert said[culprit][0].startswith(f"crosslight: error: {reason}")
+    assert [len(lines) for lines in said] == [1 if rank in (0, culprit) else 0 for rank in range(4)]
+    found = results(tmp_path / "run")
+    assert (found["status"], found["error"][: len(reason) + 11]) == ("failed", f"process {culprit}: {reason}")
+    assert not list((tmp_path / "run").glob("traceback*"))
 
 
 def test_torchrun_of_more_than_the_trainer_has_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tiny_beit3 import beit3, beit3_pairs
 from tiny_library_models import dual_encoder
 from torch import Tensor, nn
 
-from datamodules.errors import InputError
+from datamodules.errors import AgreedError, InputError
 from datamodules.records import PairBatch, Positives
 from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
@@ -406,3 +406,14 @@ def test_an_encoder_that_cannot_be_frozen_is_refused(tiny: Any) -> None:
     with pytest.raises(InputError, match="has no image tower that could be frozen"):
         beit3(frozen_tower="image")
     assert RetrievalModule(tiny.network(), tuning="head", frozen_tower="text").counts.trainable > 0
+
+
+def test_batch_norms_that_train_are_refused_beside_gradient_caching() -> None:
+    model = beit3(gradient_cache_chunk=2)
+    model.on_fit_start()
+    model.network.norm = torch.nn.BatchNorm1d(2)
+    with pytest.raises(AgreedError, match=r"gradient_cache_chunk is 2, but norm would normalize by each chunk"):
+        model.on_fit_start()
+    model.network.norm.requires_grad_(False)
+    model.tuning = "head"  # eval_frozen: it keeps the statistics that it has
+    model.on_fit_start()
