@@ -5,7 +5,7 @@ Three things that go wrong elsewhere cannot go wrong behind it:
 - **NCCL takes tensors of its own GPU only.** A tensor goes to where the process group computes, and what comes back to where the
   tensor was.
 - **Objects need no GPU.** They travel over a second group, of gloo, which every process of a run is in.
-- **A collective has a time-out** (ten minutes of NCCL, thirty of gloo), and the processes do not always come to it together: one
+- **A collective has a time-out** (half an hour under Lightning), and the processes do not always come to it together: one
   scores captions, writes a checkpoint or a matrix of scores, or has more left to do than the others. They `meet` first, or one
   does the work `by_first`. Both wait over the second group, which has no time-out, so no collective of the first is ever held.
   A process that ends tears its connections: those that wait for it end as well, at once.

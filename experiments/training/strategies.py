@@ -72,4 +72,7 @@ def make_patient(strategy: Strategy) -> None:
     def barrier(*arguments: Any, **options: Any) -> None:
         collectives.meet()
 
-    strategy.setup_environment, strategy.barrier, strategy.broadcast = setup_environment, barrier, collectives.told_by
+    def broadcast(obj: Any, src: int = 0) -> Any:
+        return collectives.told_by(obj, src)
+
+    strategy.setup_environment, strategy.barrier, strategy.broadcast = setup_environment, barrier, broadcast

@@ -1,6 +1,6 @@
 """What one process does alone may take longer than a collective waits for the others: nobody is held in one.
 
-A process group gives up after a fraction of a second here, after ten minutes or half an hour elsewhere.
+A process group gives up after a fraction of a second here, after half an hour in a run.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def test_lightnings_barriers_and_broadcasts_wait_without_limit(monkeypatch: pyte
     with strict_nccl() as calls:  # a barrier or a broadcast over NCCL would raise
         strategy.setup_environment()
         strategy.barrier("Trainer.save_checkpoint")
-        assert strategy.broadcast("folder") == "folder"
+        assert strategy.broadcast("folder", src=0) == "folder"
         assert calls == {"barrier": 1, "broadcast_object_list": 1}
     assert begun == [1]
     make_patient(SingleDeviceStrategy("cpu"))
