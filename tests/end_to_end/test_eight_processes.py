@@ -31,7 +31,7 @@ def few(kind: str, *options: str) -> list[str]:
 
 
 BEIT3_WAYS = {
-    "plain": ("--trainer.max_epochs=1",),
+    "plain": ("--trainer.max_epochs=1", "--trainer.num_sanity_val_steps=1"),
     # three batches an epoch: the second step of each is of one batch
     "accumulation": ("--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=2", "--trainer.gradient_clip_val=0.05"),
     "gradient cache": ("--trainer.max_epochs=3", "--data.init_args.batch_size=16", "--model.init_args.gradient_cache_chunk=1"),
