@@ -277,6 +277,25 @@ def _compiler_is_there(dynamo: ModuleType) -> None:
     _marked.clear()
 
 
+class _Part(_Later):
+    """A sub-module of a closed package, some of whose functions are to be had at the door.
+
+    Args:
+        package: What is closed.
+        name: Of the sub-module.
+        functions: What stands for them until the package is opened.
+    """
+
+    def __init__(self, package: str, name: str, functions: Mapping[str, Callable[[], Any]]) -> None:
+        super().__init__(package, name)
+        self.functions = functions
+
+    def __getattr__(self, name: str) -> Any:
+        if is_closed(self._module) and name in self.functions:
+            return self.functions[name]
+        return super().__getattr__(name)
+
+
 def _graph_break(*arguments: Any, **options: Any) -> None:
     """Nothing, where no graph is made."""
     if not is_closed("torch._dynamo"):
@@ -311,6 +330,9 @@ DOORS: dict[str, Door] = {
             "assume_constant_result": _marker("assume_constant_result"),
             "allow_in_graph": _marker("allow_in_graph"),
             "OptimizedModule": _Later("torch._dynamo", "OptimizedModule"),
+            # Each process of DDP asks. There are no caches yet, and the mode is torch's default: who sets another opens the door.
+            "trace_rules": _Part("torch._dynamo", "trace_rules", {"clear_lru_cache": lambda: None}),
+            "utils": _Part("torch._dynamo", "utils", {"get_optimize_ddp_mode": lambda: "ddp_optimizer"}),
         },
         opened=_compiler_is_there,
     ),

@@ -49,7 +49,7 @@ def build(
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     try:
         with importing_only(source, trust), isolate_rng():
-            config = parser.parse_object({"model": copy.deepcopy(model_config)})  # it parses lists in place
+            config = parser.parse_object({"model": copy.deepcopy(model_config)}, defaults=False)  # it parses lists in place
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)

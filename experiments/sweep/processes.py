@@ -33,6 +33,12 @@ PRELOAD = [
     "datamodules.flickr30k_entities",
     "datamodules.nocaps",
     "datamodules.visual_genome",
+    "torchvision.transforms.v2",
+    "timm.models",
+    "transformers.modeling_utils",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.gpt2.modeling_gpt2",
 ]
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FORKS = multiprocessing.get_context("forkserver")

@@ -16,6 +16,7 @@ import enum
 import gc
 import logging
 import os
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, get_loader, set_dumper, set_loader
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -58,6 +59,9 @@ from experiments.training.weight_callbacks import refuse_unsound, with_own_ema
 
 log = logging.getLogger("crosslight")
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, many times faster, where PyYAML was built with it
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_VARIABLE = re.compile(r"\$\{oc\.env:(\w+)(?:,([\w./-]*))?\}")  # with a default that needs no quoting
 _CONFIG_SECTIONS = ("seed_everything", "name", "scale", "model", "data", "evaluate", "trainer", "checkpoint", "wandb")
 
 
@@ -98,7 +102,8 @@ class CrosslightCLI(LightningCLI):
     opened: RunFolder | None = None  # the folder of the run being made, for whoever has to settle it after a failure
 
     def __init__(self, args: list[str]) -> None:
-        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # `${data...}` although keys live under "fit."
+        set_loader("omegaconf+", _from_yaml, (yaml.YAMLError,))
+        set_dumper("yaml", _as_yaml)
         OmegaConf.register_resolver("envvar", variable, replace=True)
         self.arguments = args
         super().__init__(
@@ -155,14 +160,17 @@ class CrosslightCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         if odd := next((word for word in self.arguments if not _is_text(word)), None):
             raise InputError(f"{odd!r} holds characters that are not UTF-8: write it without them.")
+        command, *words = args
+        # By the command's own parser: the one above it would fill in and check everything again.
         try:
-            self.config = parser.parse_args(args)
+            parsed = self._subcommand_parsers[command].parse_args(words)
         except ArgumentError as error:
             raise InputError(explain(str(error), parser, self.arguments)) from None
         except OmegaConfBaseException as error:
             raise InputError(explain_interpolation(error, self.arguments)) from None
         except Exception as error:  # of a class of the user's own, which is imported here, or of its signature
             raise find_input_error(error) or refused("the configuration cannot be read", error) from error
+        self.config = Namespace(subcommand=command, **{command: parsed})
         self.given = list(all_given(self.arguments))
         trainer = self.config[self.arguments[0]].trainer
         as_written(trainer, Trainer, self.given)
@@ -200,7 +208,7 @@ class CrosslightCLI(LightningCLI):
 
     def _plain_config(self, command: str) -> dict[str, Any]:
         text = self._subcommand_parsers[command].dump(self.config[command], skip_none=False, skip_validation=True)
-        whole = yaml.safe_load(text)
+        whole = yaml.load(text, _LOADER)
         as_written(whole["trainer"], Trainer, self.given)  # the dump tries the kinds of a union again
         for name, value in leaves(whole):
             if isinstance(value, str) and value.startswith("Unable to serialize instance"):
@@ -208,6 +216,7 @@ class CrosslightCLI(LightningCLI):
                     f"{name} is by default an object ({value.rpartition(' ')[2]}) that config.yaml cannot hold, so the run could "
                     f"not be resumed. Give --{name} yourself, for example null."
                 )
+        self.config_dump = whole  # for hyperparameters; Lightning would dump it all once more
         return {key: conceal(whole.get(key)) for key in _CONFIG_SECTIONS}
 
     def instantiate_classes(self) -> None:
@@ -367,6 +376,30 @@ class ParsedCLI(CrosslightCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+def _from_yaml(text: str) -> Any:
+    """As jsonargparse reads it, with the environment variables that it names in the plain way. A configuration that is left
+    without interpolations is spared OmegaConf, for which jsonargparse would write and read the whole of it once more."""
+    return _with_variables(get_loader("yaml")(text))
+
+
+def _with_variables(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _with_variables(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_with_variables(value) for value in content]
+    return _VARIABLE.sub(_value, content) if isinstance(content, str) else content
+
+
+def _value(found: re.Match[str]) -> str:
+    value = os.environ.get(found[1], found[2])
+    return found[0] if value is None or "${" in value else value  # which OmegaConf says, or looks into
+
+
+def _as_yaml(data: Any) -> str:
+    """As jsonargparse writes it."""
+    return yaml.dump(data, Dumper=_DUMPER, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
 def _is_text(word: str) -> bool:
