@@ -37,7 +37,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def inputs(tokenizer_folder: Path) -> Inputs:
     """16 px squashed images and captions of at most 8 tokens."""
     half = (0.5, 0.5, 0.5)

@@ -1,6 +1,6 @@
 """Doors: what stays closed on the way to the first step, and that everything behind them works as ever.
 
-What is imported is a matter of the process, so each question has a process of its own. No times are asserted.
+What is imported is a matter of the process, so each question has a process of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,27 @@ ran = lambda: [name for name in {UNUSED!r} if name in sys.modules and not is_clo
 """
 
 
-def run(program: str | Path, **environment: str) -> Any:
-    """What the program prints last, as JSON."""
-    process = subprocess.run(
-        [sys.executable, *(["-c", program] if isinstance(program, str) else [str(program)])],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout.splitlines()[-1])
+Run = Callable[..., Any]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """`run(program, VARIABLE=value)` gives what the program prints last, as JSON: a process of its own, where torch is imported
+    and nothing else."""
+    server = [sys.executable, str(ROOT / "tests" / "support" / "after_torch.py")]
+    with subprocess.Popen(server, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def answer(program: str, **environment: str) -> Any:
+            print(json.dumps([program, environment]), file=process.stdin, flush=True)
+            status, out, error = json.loads(process.stdout.readline())
+            assert status == 0, error
+            return json.loads(out.splitlines()[-1])
+
+        yield answer
+        process.stdin.close()
 
 
 # ------------------------------------------------------------------------------------------------ the way to a step
@@ -56,7 +65,7 @@ def run(program: str | Path, **environment: str) -> Any:
         "datamodules.coco, datamodules.flickr30k, datamodules.flickr30k_entities, datamodules.nocaps, datamodules.visual_genome",
     ],
 )
-def test_imports_run_nothing_that_a_run_may_never_use(modules: str) -> None:
+def test_imports_run_nothing_that_a_run_may_never_use(modules: str, run: Run) -> None:
     assert run(f"{RAN}\nimport {modules}, json\nprint(json.dumps(ran()))") == []
 
 
@@ -86,6 +95,30 @@ def step():
 losses = [step() for _ in range(3)]
 """
 
+DDP = """
+import torch.distributed as dist
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+replica = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1, bias=False))
+replica(torch.ones(2, 3)).sum().backward()
+gradient, mode = replica.module.weight.grad.tolist(), torch._dynamo.utils.get_optimize_ddp_mode()
+dist.destroy_process_group()
+"""
+
+
+NAMES = """
+import importlib
+from datamodules.lazy_imports import DOORS, _Part
+missing = []
+for package, door in DOORS.items():
+    module = importlib.import_module(package)
+    for room in door.rooms:
+        importlib.import_module(f"{package}.{room}")
+    names = [*door.stand_ins, *(name for lent in door.lent.values() for name in lent if name != "*")]
+    missing += [f"{package}.{name}" for name in names if not hasattr(module, name)]
+    for name, part in door.stand_ins.items():
+        if type(part) is _Part:
+            missing += [f"{package}.{name}.{one}" for one in part.functions if not hasattr(getattr(module, name), one)]
+"""
 
 COMPILER = """
 plain = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GELU())
@@ -109,16 +142,19 @@ marked = getattr(__import__("transformers.integrations.deepgemm", fromlist=["x"]
 
 
 @pytest.fixture(scope="module")
-def steps() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Three steps, then the compiler, then a step: behind closed doors, and with none."""
+def steps(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Three steps, then the compiler, then a step: behind closed doors, and with none, where all that doors name is asked for
+    first."""
     program = f"""{RAN}
 import lightning.pytorch, lightning.fabric.wrappers as wrappers, lightning.pytorch.utilities.compile as lightning_compile
 {STEP}
+{DDP}
 before, wrapped = ran(), isinstance(model, wrappers.OptimizedModule)
 {COMPILER}
-print(json.dumps(dict(ran=before, wrapped=wrapped, losses=losses, same=same, kinds=kinds, as_ever=[raised, marked, step()])))
+print(json.dumps(dict(ran=before, wrapped=wrapped, losses=losses, same=same, kinds=kinds, as_ever=[raised, marked, step()],
+                      ddp=[gradient, mode], missing=globals().get("missing"))))
 """
-    return run(program), run(program, CROSSLIGHT_EAGER_IMPORTS="1")
+    return run(program), run(NAMES + program, CROSSLIGHT_EAGER_IMPORTS="1")
 
 
 def test_a_step_runs_nothing_of_the_compiler_and_gives_the_same_numbers(steps: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -126,6 +162,7 @@ def test_a_step_runs_nothing_of_the_compiler_and_gives_the_same_numbers(steps: t
     assert lazy["ran"] == []
     assert {"sympy", "torch._dynamo", "torchvision"} <= set(eager["ran"])
     assert lazy["losses"] == eager["losses"]
+    assert lazy["ddp"] == eager["ddp"] == [[[2.0] * 3], "ddp_optimizer"]
 
 
 # ------------------------------------------------------------------------------------------------ behind the doors
@@ -139,7 +176,7 @@ def test_the_compiler_works_after_steps_without_it(steps: tuple[dict[str, Any], 
     assert lazy["as_ever"] == eager["as_ever"]  # torch keeps its optimizers' functions out of graphs, as ever
 
 
-def test_torchvision_torchmetrics_and_timm_work_as_ever() -> None:
+def test_torchvision_torchmetrics_and_timm_work_as_ever(run: Run) -> None:
     program = """
 import lightning_modules, lightning.pytorch, json, pickle, torch
 from torchvision.transforms import v2
@@ -196,7 +233,9 @@ if __name__ == "__main__":
         batches += [batch[:, 0, 0, 0].tolist() for batch in loader]
     print(json.dumps(batches))
 """)
-    assert run(script) == [[0.0, 1.0], [2.0, 3.0]] * 2
+    done = subprocess.run([sys.executable, str(script)], env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [[0.0, 1.0], [2.0, 3.0]] * 2
 
 
 # ---------------------------------------------------------------------------------------------------- the mechanism
@@ -318,18 +357,6 @@ def test_threads_wait_for_each_other(package: Path) -> None:
     assert runs()[0] == 1
 
 
-def test_doors_name_what_is_there() -> None:
+def test_doors_name_what_is_there(steps: tuple[dict[str, Any], dict[str, Any]]) -> None:
     """Each room, lent name and stand-in exists in the installed versions: an upgrade that moves one is seen here."""
-    program = """
-import importlib, json
-from datamodules.lazy_imports import DOORS
-missing = []
-for package, door in DOORS.items():
-    module = importlib.import_module(package)
-    for room in door.rooms:
-        importlib.import_module(f"{package}.{room}")
-    names = [*door.stand_ins, *(name for lent in door.lent.values() for name in lent if name != "*")]
-    missing += [f"{package}.{name}" for name in names if not hasattr(module, name)]
-print(json.dumps(missing))
-"""
-    assert run(program, CROSSLIGHT_EAGER_IMPORTS="1") == []
+    assert steps[1]["missing"] == []

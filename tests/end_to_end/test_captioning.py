@@ -22,7 +22,6 @@ from end_to_end import (
     captioner,
     captions,
     crosslight,
-    ended,
     forked,
     metrics,
     results,
@@ -30,6 +29,7 @@ from end_to_end import (
     succeed,
     weights,
 )
+from forks import ended
 from kill_switch import note_captions
 from PIL import Image
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from cards import what_it_prints
-from end_to_end import BRIDGED, FORKS, arguments, captioner, succeed
+from end_to_end import BRIDGED, arguments, captioner, succeed
+from forks import ended, forked
 
 import lightning_modules
 from datamodules.loading.tokens import Tokenizer
@@ -55,7 +56,6 @@ def load_alone(folders: Sequence[Path], forbidden: Sequence[str], out: Path) -> 
             raise PermissionError(f"{given[0]} is gone")
 
     sys.addaudithook(watch)
-    torch.set_num_threads(1)
     torch.save({folder.name: outputs(folder) for folder in folders}, out)
 
 
@@ -96,10 +96,9 @@ def test_exports_of_every_method_load_where_nothing_else_is(
     cards_say_how_to_use_them(tmp_path / "here", world, runs)
     copies = [Path(shutil.copytree(tmp_path / "here" / name, tmp_path / "there" / name)) for name in names]
     gone = [str(place) for place in (world, runs, tmp_path / "here")]
-    process = FORKS.Process(target=load_alone, args=(copies, gone, tmp_path / "outputs.pt"))
-    process.start()
-    process.join(250)
-    assert process.exitcode == 0
+    with forked(load_alone, copies, gone, tmp_path / "outputs.pt", log=tmp_path / "log") as process:
+        status, printed = ended(process, tmp_path / "log")
+    assert status == 0, printed
     found = torch.load(tmp_path / "outputs.pt", weights_only=True)
     for name in names:
         expected = outputs(runs / name)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from end_to_end import arguments, crosslight, metrics, python_m, recalls, results, started, succeed, wait, weights
+from end_to_end import arguments, crosslight, forked, metrics, recalls, results, succeed, weights
+from forks import ended
 
 from experiments.training import preemption
 
@@ -39,8 +40,8 @@ def test_a_run_killed_in_mid_epoch_resumes_to_the_same_weights(tmp_path: Path) -
             f"--trainer.callbacks.spent={tmp_path / 'power cut'}", "--trainer.callbacks.notice=12",
         )  # fmt: skip
 
-    with started(python_m(), "run", *command("cut")) as process:
-        status, printed = wait(process)
+    with forked(tmp_path / "log", "run", *command("cut")) as process:
+        status, printed = ended(process, tmp_path / "log")
     assert status == -signal.SIGKILL, printed
     assert (tmp_path / "power cut").exists()
     assert results(tmp_path / "cut")["status"] == "running"

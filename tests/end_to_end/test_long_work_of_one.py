@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from end_to_end import FORKS, captioner, results, uniter
+from end_to_end import captioner, results, uniter
 from ranks import on_ranks
 
 from datamodules.errors import AgreedError, InputError
+from experiments.sweep.processes import FORKS
 from lightning_modules import collectives
 
 LIMIT, LONGER = 0.4, 0.7  # seconds

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from end_to_end import BATCH, ended, forked, python_m, recalls, results, run_by_one_and_by_two, succeed, weights
+from end_to_end import BATCH, crosslight, forked, recalls, results, run_by_one_and_by_two, succeed, weights
+from forks import ended
 
 OWN = Path(__file__).parent / "own"
 CLASS = "own_data_set.CSVCaptions"
@@ -52,15 +51,10 @@ def test_it_takes_forty_lines() -> None:
 
 
 def test_check_takes_the_class_path(table: Path, tmp_path: Path) -> None:
-    check = (*python_m(), "data", "check", CLASS)
-    path = os.pathsep.join([str(OWN), os.environ.get("PYTHONPATH", "")])
-    found = [
-        subprocess.run([*check, str(root)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
-        for root in (table, tmp_path)
-    ]
-    assert [answer.returncode for answer in found] == [0, 2], found
-    assert "  train: 27 images, 135 captions" in found[0].stdout
-    assert f"{tmp_path / 'captions.csv'} is missing; write it with the columns path, caption, split." in found[1].stderr
+    found = [crosslight("data", "check", CLASS, str(root)) for root in (table, tmp_path)]
+    assert [answer.status for answer in found] == [0, 2], found
+    assert "  train: 27 images, 135 captions" in found[0].out
+    assert f"{tmp_path / 'captions.csv'} is missing; write it with the columns path, caption, split." in found[1].error
 
 
 def test_it_trains_as_the_same_photographs_do_in_another_format(table: Path, world: Path, tmp_path: Path) -> None:

@@ -43,50 +43,19 @@ def identity(run: Path) -> str:
     return config_hash({"command": "run", **config})
 
 
-@pytest.mark.parametrize(
-    "network",
-    [(), BEIT3, CLIP, pytest.param(OPEN_CLIP, marks=NEEDS_OPEN_CLIP)],
-    ids=["two_towers", "beit3", "clip", "open_clip"],
-)
-def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_path: Path) -> None:
-    """27 images, batches of 8 in chunks of 3, 7 images to validate and 11 to test. W&B's agent starts the two: they are a point
-    of a sweep, whose values reach both ranks and the one W&B run."""
-    point = {"model.init_args.optimization.lr": 0.01, "seed_everything": 3}
-    ranks = tmp_path / "ranks"
-
-    def command(folder: str, *more: str) -> list[str]:
-        return arguments(
-            "mwa", *network, "--trainer.max_epochs=1", "--model.init_args.adapter.init_args.dropout=0",
-            "--model.init_args.gradient_cache_chunk=3",
-            "--model.init_args.optimization.eps=1e-3",  # at 1e-8 AdamW makes whole steps of the rounding of gradients near zero
-            f"--run_dir={tmp_path / 'runs' / folder}", *more,
-        )  # fmt: skip
-
-    two = (
-        "--trainer.devices=2", "--trainer.strategy=ddp", "--wandb.enabled=true",
-        "--trainer.callbacks=agent.NoteConfig", f"--trainer.callbacks.folder={ranks}", "${args}",
+def options(tmp_path: Path, folder: str, *more: str) -> list[str]:
+    """27 images, batches of 8 in chunks of 3, 7 images to validate and 11 to test."""
+    return arguments(
+        "mwa", "--trainer.max_epochs=1", "--model.init_args.adapter.init_args.dropout=0",
+        "--model.init_args.gradient_cache_chunk=3",
+        "--model.init_args.optimization.eps=1e-3",  # at 1e-8 AdamW makes whole steps of the rounding of gradients near zero
+        f"--run_dir={tmp_path / 'runs' / folder}", *more,
     )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path)
-        patch.setenv("WANDB_MODE", "offline")
-        with started(agents_command(["${env}", *script(), "run", *command("two", *two)], point, "run4sweep", patch)) as process:
-            patch.undo()
-            succeed("run", *command("one", *(f"--{name}={value}" for name, value in point.items())))
-            status, printed = wait(process)
-    assert status == 0, printed
-    assert "Traceback" not in printed, printed
-    assert "rror" not in printed, printed
-    assert printed.count("results.json") == 1
-    runs = tmp_path / "runs"
-    assert sorted(folder.name for folder in runs.iterdir()) == ["one", "two"]  # rank 1 opened none of its own
-    noted = {file.name: json.loads(file.read_text()) for file in ranks.iterdir()}
-    assert noted == {f"rank-{rank}.json": {"lr": 0.01, "seed": "3"} for rank in (0, 1)}
-    records = wandb_records(runs / "two")  # of one W&B run, complete, with the id that the agent chose
-    assert {"run", "history", "exit"} <= {record.WhichOneof("record_type") for record in records}
-    assert {record.run.run_id for record in records if record.WhichOneof("record_type") == "run"} == {"run4sweep"}
-    assert {record.run.sweep_id for record in records if record.WhichOneof("record_type") == "run"} == {"abcdefgh"}
-    assert wandb_config(records)["model"]["init_args"]["optimization"]["lr"] == 0.01
 
+
+def require_as_one(runs: Path) -> None:
+    """Two processes trained and measured as one did."""
+    assert sorted(folder.name for folder in runs.iterdir()) == ["one", "two"]  # rank 1 opened none of its own
     one, both = results(runs / "one"), results(runs / "two")
     assert both["status"] == "finished"
     assert both["attempts"] == 1
@@ -111,6 +80,45 @@ def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_pa
     queries = [dict(np.load(runs / folder / "per_query" / "flickr30k-test.npz")) for folder in ("one", "two")]
     for name, values in queries[0].items():
         assert np.array_equal(queries[1][name], values), name
+
+
+def test_two_processes_of_a_sweep_train_and_measure_as_one(tmp_path: Path) -> None:
+    """W&B's agent starts the two: they are a point of a sweep, whose values reach both ranks and the one W&B run."""
+    point = {"model.init_args.optimization.lr": 0.01, "seed_everything": 3}
+    ranks = tmp_path / "ranks"
+    two = (
+        "--trainer.devices=2", "--trainer.strategy=ddp", "--wandb.enabled=true",
+        "--trainer.callbacks=agent.NoteConfig", f"--trainer.callbacks.folder={ranks}", "${args}",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setenv("WANDB_MODE", "offline")
+        program = ["${env}", *script(), "run", *options(tmp_path, "two", *two)]
+        with started(agents_command(program, point, "run4sweep", patch)) as process:
+            patch.undo()
+            succeed("run", *options(tmp_path, "one", *(f"--{name}={value}" for name, value in point.items())))
+            status, printed = wait(process)
+    assert status == 0, printed
+    assert "Traceback" not in printed, printed
+    assert "rror" not in printed, printed
+    assert printed.count("results.json") == 1
+    noted = {file.name: json.loads(file.read_text()) for file in ranks.iterdir()}
+    assert noted == {f"rank-{rank}.json": {"lr": 0.01, "seed": "3"} for rank in (0, 1)}
+    records = wandb_records(tmp_path / "runs" / "two")  # of one W&B run, complete, with the id that the agent chose
+    assert {"run", "history", "exit"} <= {record.WhichOneof("record_type") for record in records}
+    assert {record.run.run_id for record in records if record.WhichOneof("record_type") == "run"} == {"run4sweep"}
+    assert {record.run.sweep_id for record in records if record.WhichOneof("record_type") == "run"} == {"abcdefgh"}
+    assert wandb_config(records)["model"]["init_args"]["optimization"]["lr"] == 0.01
+    require_as_one(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    "network", [BEIT3, CLIP, pytest.param(OPEN_CLIP, marks=NEEDS_OPEN_CLIP)], ids=["beit3", "clip", "open_clip"]
+)
+def test_two_processes_train_and_measure_as_one(network: tuple[str, ...], tmp_path: Path) -> None:
+    point = ("--model.init_args.optimization.lr=0.01", "--seed_everything=3")
+    run_by_one_and_by_two(lambda folder, *more: options(tmp_path, folder, *point, *network, *more), tmp_path)
+    require_as_one(tmp_path / "runs")
 
 
 @pytest.mark.parametrize("scorer", [uniter, vilt], ids=["uniter", "vilt"])

@@ -21,7 +21,6 @@ from end_to_end import (
     TEST,
     arguments,
     crosslight,
-    ended,
     forked,
     metrics,
     recalls,
@@ -31,6 +30,7 @@ from end_to_end import (
     uniter,
     weights,
 )
+from forks import ended
 from kill_switch import note_scores, places
 from naive_recalls import naive_recalls
 from torch import Tensor

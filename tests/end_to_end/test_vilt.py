@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from end_to_end import ended, forked, metrics, recalls, results, scores, succeed, vilt, weights
+from end_to_end import forked, metrics, recalls, results, scores, succeed, vilt, weights
+from forks import ended
 
 import lightning_modules
 from datamodules.flickr30k_entities import Flickr30kEntities

@@ -1,9 +1,8 @@
-"""One process of the two-process test of CaptionScores: `caption_worker.py RANK WORLD FOLDER` (see test_caption_scores.py)."""
+"""One process of the two-process test of CaptionScores (see test_gathered.py)."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -14,7 +13,6 @@ from lightning_modules.metrics.captions.gathered import CaptionScores
 
 
 def main(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
     data = json.loads((folder / "data.json").read_text())
     answers = {}
@@ -29,7 +27,3 @@ def main(rank: int, world: int, folder: Path) -> None:
             answers[name] = {"error": str(error)}
     (folder / f"answers-{rank}.json").write_text(json.dumps(answers))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

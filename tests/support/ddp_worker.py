@@ -1,9 +1,7 @@
-"""One process of the two-process test of RetrievalRecall: `ddp_worker.py RANK WORLD FOLDER` (see
-test_metrics_retrieval.py)."""
+"""One process of the two-process test of RetrievalRecall (see test_retrieval.py of the metrics)."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -14,7 +12,6 @@ from lightning_modules.metrics.retrieval import RetrievalRecall
 
 
 def main(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
     data = torch.load(folder / "data.pt", weights_only=True)
     answers = {}
@@ -31,7 +28,3 @@ def main(rank: int, world: int, folder: Path) -> None:
             answers[name] = {"error": str(error)}
     torch.save(answers, folder / f"answers-{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

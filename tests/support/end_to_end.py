@@ -7,21 +7,22 @@ import csv
 import importlib.util
 import io
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import forks
 import numpy as np
 import pytest
 import torch
+from forks import ended
 from torch import Tensor
 
 HERE = Path(__file__).parent
@@ -211,17 +212,11 @@ def script() -> list[str]:
     return [str(installed)] if installed.exists() else python_m()
 
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["experiments.training.lightning_cli", "lightning_modules.ranking", "datamodules.flickr30k_entities"]
-)
-
-
 @contextlib.contextmanager
 def forked(
     log: Path, command: str, *options: str, first: Callable[[], None] | None = None, **environment: str
 ) -> Iterator[BaseProcess]:
-    """The same in a process of its own that has everything imported already: forked from one that has done nothing else.
+    """The same in a process of its own that has everything imported already: see `forks`.
 
     Args:
         log: File for what it prints.
@@ -230,32 +225,15 @@ def forked(
         first: Called there before the command.
         environment: More variables.
     """
-    process = FORKS.Process(target=_child, args=(log, command, options, first, {**os.environ, **environment}))
-    process.start()
-    try:
+    with forks.forked(_child, command, options, first, log=log, **environment) as process:
         yield process
-    finally:
-        process.kill()
-        process.join()
 
 
-def _child(
-    log: Path, command: str, options: Sequence[str], first: Callable[[], None] | None, environment: Mapping[str, str]
-) -> None:
-    os.environ.update(environment)
+def _child(command: str, options: Sequence[str], first: Callable[[], None] | None) -> int:
     os.environ.pop(_WANDB_SERVICE, None)
-    torch.set_num_threads(1)
     if first is not None:
         first()
-    with open(log, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        status = _status(command, options)
-    sys.exit(status)
-
-
-def ended(process: BaseProcess, log: Path, seconds: float = 280) -> tuple[int | None, str]:
-    """Exit status (negative: the signal) and what it printed."""
-    process.join(seconds)
-    return process.exitcode, log.read_text() if log.exists() else ""
+    return _status(command, options)
 
 
 def torchrun(rank: int, size: int, port: int) -> dict[str, str]:

@@ -1,10 +1,9 @@
-"""A pair scorer that notes what it was asked, and a process of the two-process test: `full_rank_worker.py RANK WORLD FOLDER`."""
+"""A pair scorer that notes what it was asked, and one process of the two-process test of FullRank (see test_full_rank.py)."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -100,7 +99,6 @@ def filled(rank: int = 0, world: int = 1, changed: float = 0.0) -> FullRank:
 
 
 def main(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
     answers = {}
     for name, store in (("memory", None), ("store", folder / "store")):
@@ -129,7 +127,3 @@ def main(rank: int, world: int, folder: Path) -> None:
     # both die in the middle of a unit, at different places
     scorer = Recorder(folder / f"log-{rank}", calls=9 + 4 * rank, death="kill")
     filled(rank, world).compute(scorer, folder / "killed", weights="a", tokens=10)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

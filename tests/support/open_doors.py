@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from end_to_end import ended, forked, free_port, metrics, recalls, results, torchrun, weights
+from end_to_end import forked, free_port, metrics, recalls, results, torchrun, weights
+from forks import ended
 
 OWN = Path(__file__).parents[1] / "end_to_end" / "own"
 # 27 images in batches of 8 are three steps an epoch; the kill comes after two steps, of which the checkpoint knows.

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from end_to_end import ended, forked, free_port, metrics, results, succeed, torchrun, weights
+from end_to_end import forked, free_port, metrics, results, succeed, torchrun, weights
+from forks import ended
 
 Environment = Callable[[int, int, int], dict[str, str]]  # of rank, size, port
 DDP = ("--trainer.strategy=ddp",)

@@ -1,8 +1,7 @@
-"""One process of the two-process tests: `two_processes.py RANK WORLD FOLDER` (see the tests beside it)."""
+"""One process of the two-process test of the contrastive losses and of gradient caching (see test_contrastive.py)."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,9 +79,7 @@ def cached(rank: int, world: int, folder: Path) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in found.items()}
 
 
-if __name__ == "__main__":
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    torch.set_num_threads(1)
+def main(rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
     save_file({**official(rank, folder), **cached(rank, world, folder)}, folder / f"found_{rank}.safetensors")
     dist.barrier()  # who leaves while the other still talks can end in an abort of gloo's thread

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_data import write_flickr8k
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
@@ -87,13 +88,19 @@ def fit(
     return module
 
 
+@pytest.fixture(scope="module")
+def whole(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Recorder:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    return fit(write_flickr8k(folder / "flickr8k"), inputs, folder, 0)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 # 13 images have 36 captions: nine batches an epoch. 5: mid-epoch. 9: between epochs. 14: in mid-epoch of a later epoch.
 @pytest.mark.parametrize("stop", [5, 9, 14])
 def test_resumed_batches_are_those_of_the_uninterrupted_run(
-    flickr8k_root: Path, inputs: Inputs, tmp_path: Path, workers: int, stop: int
+    flickr8k_root: Path, inputs: Inputs, whole: Recorder, tmp_path: Path, workers: int, stop: int
 ) -> None:
-    whole = fit(flickr8k_root, inputs, tmp_path / "whole", 0)
     assert len(whole.seen) == 27
     assert len({ids for _, ids, _ in whole.seen}) == 27
 
@@ -143,13 +150,12 @@ def _fit_and_be_killed(root: Path, inputs: Inputs, folder: Path) -> None:
     fit(root, inputs, folder, workers=1, fail_at=7, killed=True)
 
 
-def test_sigkill_in_mid_epoch(flickr8k_root: Path, inputs: Inputs, tmp_path: Path) -> None:
+def test_sigkill_in_mid_epoch(flickr8k_root: Path, inputs: Inputs, whole: Recorder, tmp_path: Path) -> None:
     """A process killed without a chance to clean up, with a worker that has prefetched further batches."""
     process = multiprocessing.get_context("fork").Process(target=_fit_and_be_killed, args=(flickr8k_root, inputs, tmp_path))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    whole = fit(flickr8k_root, inputs, tmp_path / "whole", 0)
     after = fit(flickr8k_root, inputs, tmp_path, 0, ckpt_path=tmp_path / "last.ckpt")
     assert after.seen == whole.seen[7:]
     assert torch.equal(after.network.weight, whole.network.weight)

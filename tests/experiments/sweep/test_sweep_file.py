@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 from sweeps import BAYES, LR, sweep_of
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from datamodules.errors import InputError
 from experiments.papers import strict_yaml
@@ -220,6 +219,8 @@ def test_sweep_files_of_the_papers_are_wandbs_and_expand() -> None:
 
 def test_commands_are_those_of_wandbs_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compared with wandb's own expansion, whose last step is a loop in wandb_agent.py."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args  # seconds, of all who collect
+
     monkeypatch.setenv("TRAINER", "demo")
     parameters = {
         LR: {"values": [1e-05]}, "flag": {"value": True}, "off": {"value": False}, "list": {"value": [1, "a"]},

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from experiments.training.lightning_cli import CrosslightCLI, ParsedCLI
 REPOSITORY = Path(__file__).resolve().parents[3]
 BEIT3 = "configs/model/beit3_tiny.yaml"
 TINY, WORLD, CPU = "configs/model/dual_tiny.yaml", "configs/data/world.yaml", "configs/trainer/cpu.yaml"
-MODELS = [name for name in packaged_configs() if name.startswith("configs/model/")]
+MODELS, DATA, TRAINERS = (
+    [name for name in packaged_configs() if name.startswith(f"configs/{section}/")] for section in ("model", "data", "trainer")
+)
 ROWS = ["head", "mwa", "ke_only", "ae_only", "full"]
 MORE_ROWS = ["frozen", "mwa_released", "mwa_text", "lora", "dora", "ia3", "vera"]
 BY_PEFT = {"lora", "dora", "ia3", "vera"}
@@ -82,9 +85,7 @@ def caption_recipe(name: str) -> list[str]:
 
 
 COMPOSITIONS: list[list[str]] = [
-    *([model, WORLD, CPU] for model in MODELS),
-    *([TINY, name, CPU] for name in packaged_configs() if name.startswith("configs/data/")),
-    *([TINY, WORLD, name] for name in packaged_configs() if name.startswith("configs/trainer/")),
+    *map(list, zip(MODELS, cycle(DATA), cycle(TRAINERS), strict=False)),  # there are more models than data and trainers
     *([BEIT3, WORLD, CPU, f"experiments/papers/mwa/variants/{row}.yaml"] for row in [*ROWS, *MORE_ROWS]),
     *(recipe(name) for name in RECIPES),
     *([UNITER, ENTITIES, CPU, f"experiments/papers/iais/variants/{row}.yaml"] for row in IAIS_ROWS),
@@ -152,11 +153,14 @@ def test_every_yaml_is_packaged_and_composed_here() -> None:
 
 
 @pytest.mark.parametrize("files", COMPOSITIONS, ids=lambda files: "+".join(Path(file).stem for file in files))
-def test_it_parses_and_every_value_of_the_last_file_arrives(files: list[str], elsewhere: Path) -> None:
+def test_it_parses_and_every_value_of_the_last_file_of_a_section_arrives(files: list[str], elsewhere: Path) -> None:
     config = composed(files)
-    given = leaves(yaml.safe_load((REPOSITORY / files[-1]).read_text()))
-    assert given, f"{files[-1]} says nothing"
-    for name, value in given.items():
+    given: dict[str, Any] = {}
+    for file in reversed(files):
+        content = yaml.safe_load((REPOSITORY / file).read_text())
+        assert leaves(content), f"{file} says nothing"
+        given |= {section: said for section, said in content.items() if section not in given}
+    for name, value in leaves(given).items():
         if isinstance(value, str) and "${" in value:
             assert at(config, name).startswith("/roots/"), name
         else:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
+import full_rank_worker
 import numpy as np
 import pytest
 import torch
+from forks import two_ranks
 from full_rank_worker import IMAGES, TEXTS, UNIT_TOKENS, Recorder, TwoStage, filled, items, owners
 from torch import Tensor
 from uniter_recording import Recorded, recorded
@@ -399,18 +398,8 @@ def test_bad_input_is_named() -> None:
 
 
 def test_two_processes_equal_one_and_one_goes_on_where_they_were_killed(tmp_path: Path, whole: Tensor) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, str(ROOT / "tests" / "support" / "full_rank_worker.py")]
-    processes = [
-        subprocess.Popen([*command, str(rank), "2", str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2, "\n".join(errors)
+    ends = two_ranks(full_rank_worker.main, tmp_path)
+    assert [status for status, _ in ends] == [-signal.SIGKILL] * 2, ends
     expected = recalls(score_ranks(whole, owners()))
     answers = [torch.load(tmp_path / f"answers-{rank}.pt", weights_only=True) for rank in range(2)]
     for name in ("memory", "store"):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import ddp_worker
 import numpy as np
 import pytest
 import torch
+from forks import two_ranks
 from naive_ranks import world
 from safetensors.torch import load_file
 from torch import Tensor
@@ -162,18 +161,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     }  # fmt: skip
     cases = {name: {kind: [list(part) for part in parts] for kind, parts in case.items()} for name, case in cases.items()}
     torch.save({"images": images_ID, "texts": texts_TD, "image_index": image_index, "cases": cases}, tmp_path / "data.pt")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, str(ROOT / "tests" / "support" / "ddp_worker.py")]
-    processes = [
-        subprocess.Popen([*command, str(rank), "2", str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    ends = two_ranks(ddp_worker.main, tmp_path)
+    assert [status for status, _ in ends] == [0, 0], ends
     ranks = embedding_ranks(images_ID, texts_TD, image_index)
     for rank in range(2):
         answers = torch.load(tmp_path / f"answers-{rank}.pt", weights_only=True)

@@ -312,7 +312,7 @@ def test_decoding_options_do_what_they_say() -> None:
     ids=["greedy", "beams", "length penalty", "clipcap", "sample", "sampled beams"],
 )
 def test_a_caption_depends_on_no_neighbour(decoding: Decoding) -> None:
-    network = tuned("i_tuning", "llama")
+    network, decoding = tuned("i_tuning", "llama"), replace(decoding, max_new_tokens=12)
     tokens_IVD = network.encode_images(images(7)).tokens_IVD
     seeds = list(range(100, 107))
     network.language.eos = network.generate_ids(VisualFeatures(tokens_IVD), replace(decoding, min_new_tokens=0), seeds)[0][5]

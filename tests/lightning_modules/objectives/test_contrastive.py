@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import two_processes
+from forks import two_ranks
 from safetensors.torch import load_file, save_file
 from two_processes import Pair
 
@@ -28,18 +27,13 @@ RECORDING = ROOT / "tests" / "recordings" / "mwa" / "itc_gather.safetensors"
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
-    """What each of two processes found (started once: importing torch twice is most of the time)."""
+    """What each of two processes found."""
     folder = tmp_path_factory.mktemp("two_processes")
     inputs = {name: value for name, value in load_file(RECORDING).items() if name.startswith("inputs/")}
     save_file({**inputs, **pairs()}, folder / "inputs.safetensors")
-    command = [sys.executable, str(ROOT / "tests" / "support" / "two_processes.py")]
-    started = [subprocess.Popen([*command, str(rank), "2", str(folder)], cwd=ROOT, env=_environment()) for rank in (0, 1)]
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    ends = two_ranks(two_processes.main, folder)
+    assert [status for status, _ in ends] == [0, 0], ends
     return [load_file(folder / f"found_{rank}.safetensors") for rank in (0, 1)]
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def test_two_processes_equal_the_official_loss_and_gradients_and_one_global_batch(ranks):

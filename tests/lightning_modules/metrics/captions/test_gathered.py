@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import caption_worker
 import pytest
 import torch
 from caption_files import random_captions
 from fake_java import fake
+from forks import two_ranks
 
 from datamodules.errors import InputError
 from lightning_modules.metrics.captions.evaluation import JAVA_FREE, CaptionScorer
 from lightning_modules.metrics.captions.gathered import CaptionScores
 from lightning_modules.metrics.captions.java import METEOR_DATA, METEOR_JAR
-
-ROOT = Path(__file__).resolve().parents[4]
 
 
 def test_metric_gathers_batches_in_any_order() -> None:
@@ -81,25 +78,9 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
         (tmp_path / "captions" / "meteor" / name).touch()
     (tmp_path / "behaviour").write_text("stops")
     (tmp_path / "data.json").write_text(json.dumps({"references": references, "candidates": candidates, "cases": cases}))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "CROSSLIGHT_CACHE": str(tmp_path),
-        "CROSSLIGHT_JAVA": str(fake(tmp_path)),
-    }
-    command = [sys.executable, str(ROOT / "tests" / "support" / "caption_worker.py")]
-    processes = [
-        subprocess.Popen([*command, str(rank), "2", str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=180)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    java = str(fake(tmp_path))
+    ends = two_ranks(caption_worker.main, tmp_path, CROSSLIGHT_CACHE=str(tmp_path), CROSSLIGHT_JAVA=java)
+    assert [status for status, _ in ends] == [0, 0], ends
     answers = [json.loads((tmp_path / f"answers-{rank}.json").read_text()) for rank in range(2)]
     assert answers[0] == answers[1]
     expected = CaptionScorer(references, JAVA_FREE, "none").score(candidates)
