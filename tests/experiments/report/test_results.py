@@ -1,0 +1,41 @@
+"""Committed records are the runs that the committed summary was made of: its numbers, to the digits that it has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.papers.schema import Scale
+from experiments.report import scales
+from experiments.report.collect import collect
+from experiments.runs.records import opened
+from experiments.runs.store import RunFolders
+
+# One exhibit of each archive: to plan all of them takes longer than to read them.
+RECORDS: dict[Scale, str] = {"miniature": "iais/table1"}
+
+
+def test_all_archives_are_held_against_their_summary() -> None:
+    assert {file.parent.name for file in scales.RESULTS.glob("*/records.tar.xz")} == set(RECORDS)
+
+
+@pytest.mark.parametrize("scale", RECORDS)
+def test_records_have_the_numbers_of_the_summary(scale: Scale) -> None:
+    summary = {each["name"]: each for each in json.loads(_text(scales.RESULTS / scale / "summary.json"))["exhibits"]}
+    compared = 0
+    with opened([scales.RESULTS / scale / "records.tar.xz"]) as roots:
+        for view in collect([RECORDS[scale]], scale, RunFolders(roots)):
+            rows = {row["label"]: row["cells"] for row in summary[view.name]["rows"]}
+            for variant in view.variants:
+                for name, cell in variant.cells.items():
+                    for each in cell.measured if cell.column.metric else ():
+                        told = rows[variant.label][name]["seeds"][str(each.seed)]
+                        assert told == pytest.approx(each.value, rel=1e-5), (view.name, variant.label, name, each.seed)
+                        compared += 1
+    assert compared >= 20
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
