@@ -23,7 +23,7 @@ from datamodules.loading.captions import Captioning, ImageCaptions
 from datamodules.loading.evaluation import EvaluationImages
 from datamodules.loading.fingerprint import fingerprint, image_fingerprint
 from datamodules.loading.images import Augment, Augmentation
-from datamodules.loading.loader import BatchLoader, TrainLoader
+from datamodules.loading.loader import BatchLoader, TrainLoader, begin_worker
 from datamodules.loading.order import GlobalBatches, mix
 from datamodules.loading.pairs import Pairs, TrainUnit
 from datamodules.loading.positives import split_positives
@@ -32,6 +32,7 @@ from datamodules.loading.ranking import PixelRanking, Ranking, RegionRanking
 from datamodules.loading.region_files import RegionFiles
 from datamodules.loading.splits import FileSplits, RegionSplits
 from datamodules.loading.task import Batching, Split, Task
+from datamodules.loading.whole_split import counts_of
 from datamodules.records import ImageRecord, Positives
 from datamodules.source import Source
 
@@ -288,8 +289,7 @@ class ImageTextDataModule(Source, LightningDataModule):
         counts = {}
         for split, all_records in self.task.splits.read().items():
             records = all_records[: self.limits.of(split)]
-            captions = sum(len(record.captions) for record in records)
-            counts[self.split_label(split)] = {"images": len(records), "captions": captions}
+            counts[self.split_label(split)] = {"images": len(records), "captions": int(counts_of(records).sum())}
         told = {"name": self.name, "options": self.task.splits.options(), "splits": counts, "fingerprint": self.fingerprint()}
         return {**told, "stand_in": True} if self.stand_in else told
 
@@ -354,6 +354,7 @@ class ImageTextDataModule(Source, LightningDataModule):
         strategy = getattr(self.trainer, "strategy", None)
         return {
             "num_workers": self.num_workers,
+            "worker_init_fn": begin_worker,
             # pinning opens the GPU: not for a run on the processor of a machine that has one
             "pin_memory": torch.cuda.is_available() if strategy is None else strategy.root_device.type == "cuda",
             "persistent_workers": persistent and self.num_workers > 0,

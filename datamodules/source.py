@@ -8,7 +8,7 @@ A data set's source is a file in `datamodules/sources`, named as the data set; i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,6 +70,24 @@ class Source(ABC):
     def options(self) -> dict[str, Any]:
         """The options that change what the splits are (not how they are loaded)."""
         return {}
+
+    # ------------------------------------------------------------------------------- what `parse` gave, kept (kept_records.py)
+
+    def parse_options(self) -> dict[str, Any] | None:
+        """All that decides what `parse` gives beside the content of `parsed_files`, as JSON. What it gave is then kept, and used
+        as long as nothing of this, of the files, and of our code has changed. None: the files are parsed at every start."""
+        return None
+
+    def parsed_files(self) -> Iterable[Path]:
+        """The files whose content decides what `parse` gives."""
+        return self.annotation_files()
+
+    def remembered(self) -> dict[str, Any]:
+        """What `parse` has left in this object beside what it gave, as JSON."""
+        return {}
+
+    def recall(self, remembered: Mapping[str, Any]) -> None:  # noqa: B027 - most leave nothing
+        """Put that back: what `parse` gave was kept, and it is not called."""
 
     def steps(self) -> list[Step]:
         """What must be there, and how each comes to be there: here by hand."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.formats.parsing import Parsed
+from datamodules.formats.record_table import ChainedTables, RecordTable
 from datamodules.formats.uniter.image_database import RegionFeatures
 from datamodules.image_text import ImageTextDataModule
 from datamodules.loading.region_files import RegionReader, named
@@ -81,7 +82,10 @@ class Together(ImageTextDataModule):
 
     def parse(self) -> Parsed:
         parts = {name: part.parse() for name, part in self.parts.items()}
-        whole = Parsed(next(iter(parts.values())).path, joined({name: part.splits for name, part in parts.items()}))
+        whole = Parsed(next(iter(parts.values())).path)
+        whole.splits = {
+            split: list(records) for split, records in joined({name: part.splits for name, part in parts.items()}).items()
+        }
         whole.problems = [problem for part in parts.values() for problem in part.problems]
         return whole
 
@@ -108,16 +112,27 @@ def _default(kind: type, option: str) -> Any:
     return next(parameters[option].default for parameters in named if option in parameters)
 
 
-def joined(parts: Mapping[str, Mapping[str, list[ImageRecord]]]) -> dict[str, list[ImageRecord]]:
+def joined(parts: Mapping[str, Mapping[str, Sequence[ImageRecord]]]) -> dict[str, Sequence[ImageRecord]]:
     """Training splits one behind the other, and of the others the first there is; ids of images with the part's name in front.
     (Captions keep theirs, which are each part's own.)"""
-    whole: dict[str, list[ImageRecord]] = {}
+    whole: dict[str, dict[str, Sequence[ImageRecord]]] = {}
     for name, splits in parts.items():
         for split, records in splits.items():
             if split == "train" or split not in whole:
-                own = [replace(record, image_id=f"{name}/{record.image_id}") for record in records]
-                whole.setdefault(split, []).extend(own)
-    return whole
+                whole.setdefault(split, {})[name] = records
+    return {split: _one_behind_the_other(its) for split, its in whole.items()}
+
+
+def _one_behind_the_other(parts: Mapping[str, Sequence[ImageRecord]]) -> Sequence[ImageRecord]:
+    if any(isinstance(records, RecordTable) for records in parts.values()):  # no record is kept, of a small part neither
+        tables = [
+            table.with_prefix(f"{name}/")
+            for name, records in parts.items()
+            if (table := records if isinstance(records, RecordTable) else RecordTable.of(records)) is not None
+        ]
+        if len(tables) == len(parts):
+            return ChainedTables(tables)
+    return [replace(record, image_id=f"{name}/{record.image_id}") for name, records in parts.items() for record in records]
 
 
 class JoinedFiles(FileSplits):
@@ -132,7 +147,7 @@ class JoinedFiles(FileSplits):
         super().__init__(source)
         self.parts = {name: part.file_splits for name, part in parts.items()}
 
-    def read(self) -> dict[str, list[ImageRecord]]:
+    def read(self) -> Mapping[str, Sequence[ImageRecord]]:
         if self._splits is None:  # each part says what is wrong with it
             self._splits = joined({name: part.read() for name, part in self.parts.items()})
         return self._splits
@@ -166,7 +181,7 @@ class JoinedRegions(RegionSplits):
     def needs_annotation_files(self) -> bool:
         return any(part.needs_annotation_files for part in self.parts.values())
 
-    def read(self) -> dict[str, list[ImageRecord]]:
+    def read(self) -> Mapping[str, Sequence[ImageRecord]]:
         """Raises InputError: as the parts, or one has its captions as ids of word pieces, and another as text or other ids."""
         if self._splits is None:
             found = {name: part.read() for name, part in self.parts.items()}
@@ -181,17 +196,25 @@ class JoinedRegions(RegionSplits):
             self._splits, self._file_ids = joined(found), next(iter(self.parts.values())).file_ids
         return self._splits
 
-    def _located(self, split: str, records: list[ImageRecord]) -> list[ImageRecord]:
-        found: list[ImageRecord] = []
-        for name, part in self.parts.items():
+    def _located(self, split: str, records: Sequence[ImageRecord]) -> Sequence[ImageRecord]:
+        if isinstance(records, ChainedTables):
+            by_name = {table.prefix.removesuffix("/"): table.with_prefix("") for table in records.tables}
+            found = {name: self._named(name, split, table) for name, table in by_name.items()}
+            tables = {name: own for name, own in found.items() if isinstance(own, RecordTable)}
+            return ChainedTables([own.with_prefix(f"{name}/", regions=True) for name, own in tables.items()])
+        whole: list[ImageRecord] = []
+        for name in self.parts:
             own = [record for record in records if record.image_id.startswith(f"{name}/")]
             bare = [replace(record, image_id=record.image_id.removeprefix(f"{name}/")) for record in own]
-            place = f"{part.source.name} {split}"
-            found += [
+            whole += [
                 replace(record, image_id=f"{name}/{record.image_id}", regions=f"{name}/{record.regions}")
-                for record in named(bare, part.reader, part.source.region_prefixes, place)
+                for record in self._named(name, split, bare)
             ]
-        return found
+        return whole
+
+    def _named(self, name: str, split: str, records: Sequence[ImageRecord]) -> Sequence[ImageRecord]:
+        part = self.parts[name]
+        return named(records, part.reader, part.source.region_prefixes, f"{part.source.name} {split}")
 
     def options(self) -> dict[str, Any]:
         return {name: part.options() for name, part in self.parts.items()}

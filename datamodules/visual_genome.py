@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -39,8 +40,16 @@ class VisualGenome(VisualGenomeSource, ImageTextDataModule):
     def parse(self) -> Parsed:
         """Says on one process what was left out."""
         parsed = super().parse()
-        rank_zero_info(f"Visual Genome: {self.counts}")
+        self._tell()
         return parsed
+
+    def recall(self, remembered: Mapping[str, Any]) -> None:
+        """Says so, too."""
+        super().recall(remembered)
+        self._tell()
+
+    def _tell(self) -> None:
+        rank_zero_info(f"Visual Genome: {self.counts}")
 
     def describe(self) -> dict[str, Any]:
         """As of all data modules, and what was left out of the files, and why."""

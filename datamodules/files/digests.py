@@ -20,7 +20,7 @@ import re
 import stat
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -56,16 +56,25 @@ def digests(files: Iterable[Path]) -> dict[Path, str]:
         by_folder[file.parent][file.name] = file
     found: dict[Path, str] = {}
     for folder, wanted in by_folder.items():
-        states = _states(folder, wanted)
-        known = _known.get(str(folder)) or _remembered(folder)
-        fresh = {name: state for name, state in states.items() if known.get(name, (None,))[0] != state}
-        if fresh:
-            known = known | _read(folder, fresh)
-            if len(fresh) >= _MANY or sum(size for size, _, _ in fresh.values()) >= _WORTH_REMEMBERING:
-                _remember(folder, known)
-        _known[str(folder)] = known
-        found |= {wanted[name]: known[name][1] for name in states}
+        found |= {wanted[name]: its for name, its in digests_in(folder, wanted.keys()).items()}
     return found
+
+
+def digests_in(folder: Path, names: Set[str]) -> dict[str, str]:
+    """`digests` of files of one folder, by name: for a hundred thousand of them, whose paths take longer than all the rest.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    states = _states(folder, names)
+    known = _known.get(str(folder)) or _remembered(folder)
+    fresh = {name: state for name, state in states.items() if known.get(name, (None,))[0] != state}
+    if fresh:
+        known = known | _read(folder, fresh)
+        if len(fresh) >= _MANY or sum(size for size, _, _ in fresh.values()) >= _WORTH_REMEMBERING:
+            _remember(folder, known)
+    _known[str(folder)] = known
+    return {name: known[name][1] for name in states}
 
 
 def readable_digests(files: Iterable[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
@@ -113,7 +122,7 @@ def digest(file: Path) -> str:
     return found[file]
 
 
-def _states(folder: Path, wanted: Mapping[str, Path]) -> dict[str, _State]:
+def _states(folder: Path, wanted: Set[str]) -> dict[str, _State]:
     """Of those files that are there, by name."""
     found: dict[str, os.stat_result] = {}
     try:

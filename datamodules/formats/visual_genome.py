@@ -5,22 +5,22 @@ or Flickr's; region_descriptions.json a list of {id or image_id, regions[].{regi
 An image lies at VG_100K/ID.jpg or VG_100K_2/ID.jpg: the last two parts of its url.
 Source: https://homes.cs.washington.edu/~ranjay/visualgenome/api_readme
 
-5.4 million phrases: as Python objects they would take gigabytes, in each process anew, so they are kept as one block of UTF-8 in
-which each image knows its stretch.
+5.4 million phrases: as Python objects they would take gigabytes, so they become one block of UTF-8 in which each image knows its
+stretch (`CaptionBlock`).
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, overload
+from typing import Any
 
 from datamodules.errors import InputError, shown
 from datamodules.formats.json_stream import stream_list
 from datamodules.formats.parsing import Entry, Parsed
-from datamodules.records import Caption, ImageRecord
+from datamodules.formats.record_table import CaptionBlock, CaptionRows
+from datamodules.records import ImageRecord
 
 EXPECTED_IMAGES = "Visual Genome's image_data.json (a list of {image_id, url, coco_id, flickr_id})"
 EXPECTED_REGIONS = "Visual Genome's region_descriptions.json (a list of {id, regions[].{region_id, image_id, phrase}})"
@@ -69,48 +69,6 @@ class GenomeCounts:
         return f"{self.images:,} images with {self.phrases:,} phrases; left out: {', '.join(left_out) or 'nothing'}"
 
 
-class _Block:
-    """Phrases one after the other: UTF-8 text, where each one ends in it, and region ids."""
-
-    def __init__(self) -> None:
-        self.text = bytearray()
-        self.ends = array("q")
-        self.ids = array("q")
-
-    def add(self, region_id: int, text: str) -> None:
-        raw = text.encode()
-        self.ids.append(region_id)
-        self.text += raw
-        self.ends.append(len(self.text))
-
-    def caption(self, row: int) -> Caption:
-        start = self.ends[row - 1] if row else 0
-        return Caption(str(self.ids[row]), self.text[start : self.ends[row]].decode())
-
-
-class Phrases(Sequence[Caption]):
-    """The phrases of one image as captions, made when they are asked for."""
-
-    __slots__ = ("_block", "_start", "_stop")
-
-    def __init__(self, block: _Block, start: int, stop: int) -> None:
-        self._block, self._start, self._stop = block, start, stop
-
-    def __len__(self) -> int:
-        return self._stop - self._start
-
-    @overload
-    def __getitem__(self, index: int) -> Caption: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Caption, ...]: ...
-    def __getitem__(self, index: int | slice) -> Caption | tuple[Caption, ...]:
-        rows = range(self._start, self._stop)[index]
-        return self._block.caption(rows) if isinstance(rows, int) else tuple(map(self._block.caption, rows))
-
-    def __iter__(self) -> Iterator[Caption]:
-        return map(self._block.caption, range(self._start, self._stop))
-
-
 def parse_visual_genome(
     image_data: Path,
     region_descriptions: Path,
@@ -141,7 +99,7 @@ def parse_visual_genome(
     image_dir = image_dir.absolute()
     images = read_image_data(image_data, parsed)
     records = parsed.splits["train"] = []
-    block = _Block()
+    block = CaptionBlock()
     seen: set[str] = set()
     for row, value in enumerate(stream_list(region_descriptions, EXPECTED_REGIONS)):
         entry = Entry(value, region_descriptions, f"[{row}]", EXPECTED_REGIONS)
@@ -159,7 +117,7 @@ def parse_visual_genome(
         if why is not None:
             counts.excluded[why] += 1
             continue
-        start = len(block.ids)
+        start = len(block)
         known: set[int] = set()
         for number, region in enumerate(regions):
             region_id, words = _region(region, region_descriptions, row, number)
@@ -173,10 +131,10 @@ def parse_visual_genome(
                     block.add(region_id, " ".join(words))
                 except UnicodeEncodeError:
                     parsed.add("broken text", f"[{row}].regions[{number}] ({region_id}) has half a character (a surrogate)")
-        if len(block.ids) == start:
+        if len(block) == start:
             counts.without_phrases += 1
             continue
-        phrases = Phrases(block, start, len(block.ids))
+        phrases = CaptionRows(block, start, len(block))
         path = image_dir / image.file if flat else image_dir / image.folder / image.file
         records.append(ImageRecord(image_id, path, phrases))
     for image_id, image in images.items():
@@ -186,7 +144,7 @@ def parse_visual_genome(
                 counts.without_phrases += 1
             else:
                 counts.excluded[why] += 1
-    counts.images, counts.phrases = len(records), len(block.ids)
+    counts.images, counts.phrases = len(records), len(block)
     return parsed, counts
 
 

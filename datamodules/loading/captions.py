@@ -21,14 +21,16 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.formats.columns import Integers
 from datamodules.inputs import Inputs, TextInput
-from datamodules.loading.collate import cut_of, image_batch, shown_batch, text_batch
+from datamodules.loading.collate import cut_texts, image_batch, shown_batch, text_batch
 from datamodules.loading.evaluation import EvaluationImages
 from datamodules.loading.features import FeatureFile
 from datamodules.loading.fingerprint import image_fingerprint
 from datamodules.loading.images import Augmentation, SplitImages
 from datamodules.loading.loader import BatchDataset
 from datamodules.loading.order import GlobalBatches, evaluation_batches, mix
+from datamodules.loading.split_captions import SplitCaptions
 from datamodules.loading.splits import Splits
 from datamodules.loading.task import Batching, BatchRows, PixelTask, Split
 from datamodules.loading.tokens import Tokenizer
@@ -107,7 +109,7 @@ class ImageCaptions(PixelTask):
         texts = TrainCaptions(split.records, None, self.tokenizer, batching.seed)
         order = CaptionBatches(texts.counts, self.captioning, 1, batching.seed)
         captions = (texts.joined([row for row in text if row != _NONE]) for text in order.texts(0).tolist())
-        return cut_of([Caption("", self.tokenizer.before + caption.text) for caption in captions], self.tokenizer)
+        return cut_texts((self.tokenizer.before + caption.text for caption in captions), self.tokenizer)
 
     def unknown_words(self, split: Split) -> dict[str, int]:
         """Of what the network reads: captions to train on, and no references."""
@@ -191,7 +193,13 @@ class CaptionBatches(GlobalBatches):
     """
 
     def __init__(
-        self, counts: Sequence[int], captioning: Captioning, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        counts: Sequence[int] | Integers,
+        captioning: Captioning,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.counts_I = torch.tensor(counts, dtype=torch.int64)
         self.captioning = captioning
@@ -258,9 +266,9 @@ class TrainCaptions(BatchDataset):
         seed: int,
     ) -> None:
         self.records, self.images, self.tokenizer, self.seed = records, images, tokenizer, seed
-        self.counts = [len(record.captions) for record in records]
-        self.first_caption = np.cumsum([0, *self.counts])  # caption rows of image i: [i] up to [i + 1]
-        first = next((record.captions[0] for record in records if record.captions), None)
+        self.captions = SplitCaptions(records)
+        self.counts = np.diff(self.captions.first)
+        first = self.captions[0] if len(self.captions) else None
         if first is not None and first.token_ids is not None:
             raise InputError(
                 f"caption {first.caption_id} is token ids of another tokenizer, and the network writes words: read the captions "
@@ -268,23 +276,17 @@ class TrainCaptions(BatchDataset):
             )
 
     def __len__(self) -> int:
-        return int(self.first_caption[-1])
-
-    def _image(self, row: int) -> int:
-        """Of a caption's row."""
-        return int(np.searchsorted(self.first_caption, row, side="right")) - 1
+        return len(self.captions)
 
     def joined(self, rows: Sequence[int]) -> Caption:
         """Captions of one image, by their rows, as one text."""
-        image = self._image(rows[0])
-        first = int(self.first_caption[image])
-        return joined([self.records[image].captions[row - first] for row in rows])
+        return joined([self.captions[row] for row in rows])
 
     def make(self, keys: CaptionKeys) -> CaptionBatch:
         captions, image_rows = [], []
         for text in keys.texts:
             captions.append(self.joined(text))
-            image_rows.append(self._image(text[0]))
+            image_rows.append(self.captions.image_of(text[0]))
         place = {image: place for place, image in enumerate(dict.fromkeys(image_rows))}
         rows = list(place)
         seeds = [mix(self.seed, keys.epoch, _PIXELS, row) for row in rows]

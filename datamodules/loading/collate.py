@@ -3,51 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.formats.columns import Integers
 from datamodules.loading.features import FeatureFile
 from datamodules.loading.images import SplitImages
+from datamodules.loading.split_captions import SplitCaptions
 from datamodules.loading.tokens import Tokenizer
 from datamodules.records import Caption, ImageBatch, ImageRecord, Regions, TextBatch
 
+_TOGETHER = 1000  # texts that are tokenized at once
 
-def require_ids(records: Sequence[ImageRecord], tokenizer: Tokenizer) -> None:
+
+def require_ids(captions: SplitCaptions, tokenizer: Tokenizer) -> None:
     """Before the first batch: the captions' token ids, if they have any, are the tokenizer's; texts need a tokenizer."""
-    largest = [max(caption.token_ids) for record in records for caption in record.captions if caption.token_ids]
-    if largest:
-        tokenizer.require_ids(max(largest))
+    if (largest := captions.largest_token()) is not None:
+        tokenizer.require_ids(largest)
     else:
         tokenizer.require_tokenizer()
 
 
-def words_of(captions: Sequence[Caption], tokenizer: Tokenizer, enough: int = 0) -> list[int]:
-    """Tokens of each caption without special ones; of captions whose characters are not more than `enough`, those (no tokenizer
-    makes more tokens than bytes)."""
-    words = [
-        len(tokenizer.as_read(caption.text).encode()) if caption.token_ids is None else len(caption.token_ids)
-        for caption in captions
-    ]
-    unsure = [row for row, caption in enumerate(captions) if caption.token_ids is None and words[row] > enough]
-    for first in range(0, len(unsure), 1000):
-        rows = unsure[first : first + 1000]
-        for row, ids in zip(rows, tokenizer.ids([captions[row].text for row in rows]), strict=True):
-            words[row] = len(ids)
+def words_of(captions: Sequence[Caption], tokenizer: Tokenizer, enough: int = 0) -> Integers:
+    """Tokens of each caption without special ones, int64 [C]; of captions whose bytes are not more than `enough`, those (no
+    tokenizer makes more tokens than bytes)."""
+    rows = _rows_of(captions)
+    counts = rows.token_counts()
+    if counts is not None and (counts >= 0).all():
+        return counts
+    words, start = np.zeros(len(rows), np.int64), 0
+    for texts in rows.texts():
+        sizes = np.array([len(tokenizer.as_read(text).encode()) for text in texts], np.int64)
+        own = np.full(len(texts), -1) if counts is None else counts[start : start + len(texts)]
+        here = words[start : start + len(texts)]  # a view
+        here[:] = np.where(own < 0, sizes, own)
+        unsure = np.flatnonzero((own < 0) & (sizes > enough))
+        for some in np.split(unsure, range(_TOGETHER, len(unsure), _TOGETHER)):
+            here[some] = _lengths([texts[row] for row in some], tokenizer)
+        start += len(texts)
     return words
 
 
 def cut_of(captions: Sequence[Caption], tokenizer: Tokenizer) -> int:
-    """How many captions are longer than the tokenizer takes. An ASCII letter is a token at most, and a text may have one more in
+    """How many captions are longer than the tokenizer takes."""
+    rows = _rows_of(captions)
+    counts = rows.token_counts()
+    if counts is None:
+        return cut_texts((text for texts in rows.texts() for text in texts), tokenizer)
+    others = (rows[int(row)].text for row in np.flatnonzero(counts < 0))
+    return int((counts > tokenizer.room).sum()) + cut_texts(others, tokenizer)
+
+
+def cut_texts(texts: Iterable[str], tokenizer: Tokenizer) -> int:
+    """How many texts are longer than the tokenizer takes. An ASCII letter is a token at most, and a text may have one more in
     front; short texts of other letters are looked at, too, since some become several."""
-    long = [
-        caption for caption in captions
-        if caption.token_ids is not None
-        or len(text := tokenizer.as_read(caption.text)) >= tokenizer.room
-        or not text.isascii()
-    ]  # fmt: skip
-    return sum(words > tokenizer.room for words in words_of(long, tokenizer))
+    long = (
+        text for text in texts if len(read := tokenizer.as_read(text)) >= tokenizer.room or not read.isascii()
+    )  # fmt: skip
+    cut = 0
+    while some := list(islice(long, _TOGETHER)):
+        cut += sum(length > tokenizer.room for length in _lengths(some, tokenizer))
+    return cut
+
+
+def _rows_of(captions: Sequence[Caption]) -> SplitCaptions:
+    return captions if isinstance(captions, SplitCaptions) else SplitCaptions([ImageRecord("", None, captions)])
+
+
+def _lengths(texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
+    return [len(ids) for ids in tokenizer.ids(texts)] if texts else []
 
 
 def region_names(records: Sequence[ImageRecord], rows: Iterable[int]) -> list[str]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from datamodules.formats.columns import Integers
 from datamodules.loading.collate import image_batch, region_names, require_ids, shown_batch, text_batch, words_of
 from datamodules.loading.features import FeatureFile
 from datamodules.loading.images import SplitImages
 from datamodules.loading.loader import BatchDataset
 from datamodules.loading.region_files import RegionReader
 from datamodules.loading.regions import padded
+from datamodules.loading.split_captions import SplitCaptions
 from datamodules.loading.tokens import Tokenizer
 from datamodules.records import ImageBatch, ImageRecord, TextBatch
 
@@ -48,21 +52,23 @@ class EvaluationTexts(BatchDataset):
     """Captions by row, counted over the split in the records' order."""
 
     def __init__(self, records: Sequence[ImageRecord], tokenizer: Tokenizer) -> None:
-        self.rows = [(image, caption) for image, record in enumerate(records) for caption in record.captions]
+        self.captions = SplitCaptions(records)
         self.tokenizer = tokenizer
-        require_ids(records, tokenizer)
+        require_ids(self.captions, tokenizer)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.captions)
 
-    def lengths(self) -> list[int]:
+    def lengths(self) -> Integers:
         """Characters of each caption (token ids where it has those): close enough to its tokens to sort by."""
-        return [len(caption.text) if caption.token_ids is None else len(caption.token_ids) for _, caption in self.rows]
+        characters = np.array([len(text) for texts in self.captions.texts() for text in texts], np.int64)
+        counts = self.captions.token_counts()
+        return characters if counts is None else np.where(counts < 0, characters, counts)
 
-    def words(self) -> list[int]:
+    def words(self) -> Integers:
         """Tokens of each caption without special ones, before any cut."""
-        return words_of([caption for _, caption in self.rows], self.tokenizer)
+        return words_of(self.captions, self.tokenizer)
 
     def make(self, keys: Sequence[int]) -> TextBatch:
-        images = [self.rows[row][0] for row in keys]
-        return text_batch([self.rows[row][1] for row in keys], keys, images, self.tokenizer)
+        images = [self.captions.image_of(row) for row in keys]
+        return text_batch([self.captions[row] for row in keys], keys, images, self.tokenizer)

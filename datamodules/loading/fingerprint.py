@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 
-from datamodules.files.digests import digest, digests
+from datamodules.files.digests import digest, digests_in
 from datamodules.formats.positives import positive_files
 from datamodules.loading.splits import Splits
+from datamodules.loading.whole_split import counts_of, files_of, ids_of
 from datamodules.records import ImageRecord
 
 
@@ -32,11 +35,12 @@ def fingerprint(splits: Splits, limits: Mapping[str, int | None]) -> str:
     over.update(json.dumps([splits.options(), limits], sort_keys=True).encode())
     splits.update(over)
     limited = {split: records[: limits.get(split)] for split, records in sorted(splits.read().items())}
-    contents = _contents([record for records in limited.values() for record in records]) if splits.needs_image_files else {}
+    contents = _contents(limited.values()) if splits.needs_image_files else {}
     for split, records in limited.items():
         over.update(f"\n{split} {len(records)}".encode())
-        for record in records:
-            over.update(f"\n{record.image_id} {len(record.captions)} {_content(record, contents)}".encode())
+        files = files_of(records) if contents else repeat(None, len(records))
+        for image_id, count, file in zip(ids_of(records), counts_of(records).tolist(), files, strict=True):
+            over.update(f"\n{image_id} {count} {_content(file, contents)}".encode())
     return over.hexdigest()[:16]
 
 
@@ -46,14 +50,23 @@ def image_fingerprint(records: Sequence[ImageRecord]) -> str:
     Raises:
         InputError: an image file cannot be read.
     """
-    contents = _contents(records)
-    files = [[record.image_id, _content(record, contents)] for record in records]
+    contents = _contents([records])
+    files = [[name, _content(file, contents)] for name, file in zip(ids_of(records), files_of(records), strict=True)]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
-def _contents(records: Sequence[ImageRecord]) -> dict[Path, str]:
-    return digests(record.path for record in records if record.path is not None)
+_Contents = Mapping[str, Mapping[str, str]]
+"""Digests by folder and name."""
 
 
-def _content(record: ImageRecord, contents: Mapping[Path, str]) -> str:
-    return "-" if record.path is None else contents.get(record.path, "-")
+def _contents(splits: Iterable[Sequence[ImageRecord]]) -> _Contents:
+    names: dict[str, set[str]] = defaultdict(set)
+    for records in splits:
+        for file in files_of(records):
+            if file is not None:
+                names[file[0]].add(file[1])
+    return {folder: digests_in(Path(folder), its) for folder, its in names.items()}
+
+
+def _content(file: tuple[str, str] | None, contents: _Contents) -> str:
+    return "-" if file is None else contents[file[0]].get(file[1], "-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,12 @@ def workers_of(batches: Iterator[Any]) -> Iterator[None]:
     finally:
         if (shut_down := getattr(batches, "_shutdown_workers", None)) is not None:  # none where this process makes the batches
             shut_down()
+
+
+def begin_worker(worker: int) -> None:
+    """Called in a data worker before its first batch: Python's search for cycles leaves alone from now on what the worker has of
+    the process that it was forked from. It would write into each of these objects, and so make a copy of nearly all of them."""
+    gc.freeze()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -109,7 +111,11 @@ class GlobalBatches(Sampler[BatchKeys]):
 
 
 def evaluation_batches(
-    rows: int, batch_size: int, rank: int = 0, world_size: int = 1, lengths: Sequence[int] | None = None
+    rows: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    lengths: Sequence[int] | npt.NDArray[np.int64] | None = None,
 ) -> list[list[int]]:
     """This process's rows (`rank::world_size`: nothing is padded), as batches of nearly equal size.
 

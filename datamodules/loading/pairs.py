@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-
 from datamodules.inputs import Inputs
 from datamodules.loading.collate import require_ids, shown_batch, text_batch
 from datamodules.loading.evaluation import EvaluationImages, EvaluationTexts
 from datamodules.loading.images import Augmentation, SplitImages
 from datamodules.loading.loader import BatchDataset
 from datamodules.loading.order import CAPTION, PIXELS, BatchKeys, GlobalBatches, evaluation_batches, mix
+from datamodules.loading.split_captions import SplitCaptions
 from datamodules.loading.splits import Splits
 from datamodules.loading.task import Batching, BatchRows, PixelTask, Split
 from datamodules.loading.tokens import Tokenizer
@@ -78,26 +77,24 @@ class TrainPairs(BatchDataset):
         self, records: Sequence[ImageRecord], images: SplitImages, tokenizer: Tokenizer, unit: TrainUnit, seed: int
     ) -> None:
         self.records, self.images, self.tokenizer, self.unit, self.seed = records, images, tokenizer, unit, seed
-        counts = torch.tensor([len(record.captions) for record in records])
-        self.first_caption = (counts.cumsum(0) - counts).tolist()  # the row of each image's first caption in the split
-        self.image_of_caption = torch.repeat_interleave(torch.arange(len(records)), counts)
-        require_ids(records, tokenizer)
+        self.captions = SplitCaptions(records)
+        require_ids(self.captions, tokenizer)
 
     def __len__(self) -> int:
-        return len(self.records) if self.unit == "image" else len(self.image_of_caption)
+        return len(self.records) if self.unit == "image" else len(self.captions)
 
     def choose(self, epoch: int, sample: int) -> tuple[int, int]:
         """The image row and the caption row of a sample."""
         if self.unit == "pair":
-            return int(self.image_of_caption[sample]), sample
-        captions = len(self.records[sample].captions)
-        return sample, self.first_caption[sample] + mix(self.seed, epoch, CAPTION, sample) % captions
+            return self.captions.image_of(sample), sample
+        first, last = self.captions.first[sample : sample + 2].tolist()
+        return sample, first + mix(self.seed, epoch, CAPTION, sample) % (last - first)
 
     def make(self, keys: BatchKeys) -> PairBatch:
         chosen = [self.choose(keys.epoch, sample) for sample in keys.samples]
         seeds = [mix(self.seed, keys.epoch, PIXELS, sample) for sample in keys.samples]
         image_rows = [image for image, _ in chosen]
-        captions = [self.records[image].captions[row - self.first_caption[image]] for image, row in chosen]
+        captions = [self.captions[row] for _, row in chosen]
         return PairBatch(
             images=shown_batch(self.records, self.images, image_rows, seeds),
             texts=text_batch(captions, [row for _, row in chosen], image_rows, self.tokenizer),

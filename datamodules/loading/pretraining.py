@@ -27,6 +27,7 @@ from datamodules.loading.order import CAPTION, GlobalBatches, evaluation_batches
 from datamodules.loading.pairs import TrainUnit
 from datamodules.loading.region_files import RegionReader
 from datamodules.loading.regions import padded
+from datamodules.loading.split_captions import SplitCaptions
 from datamodules.loading.splits import Splits
 from datamodules.loading.task import Batching, BatchRows, Split, Task
 from datamodules.loading.tokens import Tokenizer
@@ -211,15 +212,13 @@ class MaskedPairs(BatchDataset):
         self.unit, self.seed, self.classes = unit, seed, classes
         if len(records) < 2 and any(task.hides == "images" for task in pretraining.mixture.values()):
             raise InputError("a pre-training task exchanges images, and the split has only one: take more (limits).")
-        require_ids(records, tokenizer)
-        counts = np.array([len(record.captions) for record in records], dtype=np.int64)
-        self.first_caption = np.concatenate([[0], counts.cumsum()])  # caption rows of image i: [i] up to [i + 1]
+        self.captions = SplitCaptions(records)
+        require_ids(self.captions, tokenizer)
         self._kept: npt.NDArray[np.int64] | None = None  # caption rows, where a sample is a caption
         if unit == "pair":
-            self._kept = np.arange(int(counts.sum()))
+            self._kept = np.arange(len(self.captions))
             if pretraining.max_words is not None:
-                captions = [caption for record in records for caption in record.captions]
-                words = np.array(words_of(captions, tokenizer, enough=pretraining.max_words), dtype=np.int64)
+                words = words_of(self.captions, tokenizer, enough=pretraining.max_words)
                 self._kept = np.flatnonzero(words <= pretraining.max_words)
 
     def __len__(self) -> int:
@@ -229,15 +228,15 @@ class MaskedPairs(BatchDataset):
         """The image row and the caption row of a sample. An image whose captions are all too long has the one that is drawn."""
         if self._kept is not None:
             row = int(self._kept[sample])
-            return int(np.searchsorted(self.first_caption, row, side="right")) - 1, row
-        captions = self.records[sample].captions
+            return self.captions.image_of(row), row
+        captions, first = self.records[sample].captions, int(self.captions.first[sample])
         drawn = mix(self.seed, epoch, CAPTION, sample) % len(captions)
         for step in range(len(captions)):
             place = (drawn + step) % len(captions)
             most = self.pretraining.max_words
             if most is None or words_of([captions[place]], self.tokenizer, enough=most)[0] <= most:
-                return sample, int(self.first_caption[sample]) + place
-        return sample, int(self.first_caption[sample]) + drawn
+                return sample, first + place
+        return sample, first + drawn
 
     def make(self, keys: Any) -> MaskedBatch:
         """Of `PretrainingKeys`."""
@@ -252,10 +251,7 @@ class MaskedPairs(BatchDataset):
         if hides == "images":
             pairs = [self.exchange(image, *draw) for image, draw in zip(images, draws, strict=True)]
             shown, matched_B = [image for image, _ in pairs], torch.tensor([same for _, same in pairs])
-        captions = [
-            self.records[image].captions[row - int(self.first_caption[image])] for image, row in zip(images, rows, strict=True)
-        ]
-        texts = text_batch(captions, rows, images, self.tokenizer)
+        texts = text_batch([self.captions[row] for row in rows], rows, images, self.tokenizer)
         wants_classes = self.classes if hides == "regions" else None
         regions = padded(self.reader, region_names(self.records, shown), wants_classes)
         batch = MaskedBatch(image_batch(self.records, shown, regions=regions), texts, task, matched_B=matched_B)
@@ -329,7 +325,7 @@ class EvaluationPairs(MaskedPairs):
     ) -> None:
         super().__init__(records, reader, tokenizer, pretraining, "image", 0, classes)
         self.task = task
-        self.image_of_caption = np.repeat(np.arange(len(records)), np.diff(self.first_caption))
+        self.image_of_caption = self.captions.images()
 
     def __len__(self) -> int:
         return len(self.image_of_caption)

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from datamodules.errors import InputError
+from datamodules.formats.columns import Integers as Rows
 from datamodules.inputs import Inputs
 from datamodules.loading.collate import image_batch, region_names, require_ids, shown_batch, text_batch, words_of
 from datamodules.loading.evaluation import EvaluationImages, EvaluationRegions, EvaluationTexts
@@ -27,12 +27,11 @@ from datamodules.loading.loader import BatchDataset
 from datamodules.loading.order import PIXELS, GlobalBatches, evaluation_batches, mix
 from datamodules.loading.region_files import RegionReader
 from datamodules.loading.regions import padded
+from datamodules.loading.split_captions import SplitCaptions
 from datamodules.loading.splits import RegionSplits, Splits
 from datamodules.loading.task import Batching, BatchRows, PixelTask, Split, Task
 from datamodules.loading.tokens import Tokenizer
 from datamodules.records import Candidates, ImageBatch, ImageRecord, RankingBatch
-
-Rows = npt.NDArray[np.int64]
 
 _CANDIDATES = 4  # what the draws are for: 1 to 3 are those of order.py
 _TEXTS, _IMAGES = 0, 1  # the sides, as streams of random numbers
@@ -157,11 +156,10 @@ class PixelRanking(PixelTask):
         return _order_options(self.ranking, batching)
 
 
-def _words(split: Split, texts: EvaluationTexts) -> list[int]:
+def _words(split: Split, texts: EvaluationTexts) -> Rows:
     """Tokens of each caption; says so if some are cut, which may change a result."""
     words, tokenizer = texts.words(), texts.tokenizer
-    cut = sum(length > tokenizer.room for length in words)
-    if cut:
+    if cut := int((words > tokenizer.room).sum()):
         warnings.warn(
             f"{split.label}: {cut:,} of {len(words):,} captions have more than the network's max_tokens "
             f"{tokenizer.max_tokens} and are cut.",
@@ -231,15 +229,12 @@ class TrainRanking(BatchDataset):
         world_size: int = 1,
     ) -> None:
         self.records, self.images, self.tokenizer, self.ranking, self.seed = records, images, tokenizer, ranking, seed
-        counts = np.array([len(record.captions) for record in records], dtype=np.int64)
-        self.first_caption: Rows = np.concatenate([[0], counts.cumsum()])  # caption rows of image i: [i] up to [i + 1]
-        self.image_of_caption: Rows = np.repeat(np.arange(len(records)), counts)
-        captions = [caption for record in records for caption in record.captions]
-        require_ids(records, tokenizer)
-        self.kept: Rows = np.arange(len(captions))
+        self.captions = SplitCaptions(records)
+        self.image_of_caption = self.captions.images()
+        require_ids(self.captions, tokenizer)
+        self.kept: Rows = np.arange(len(self.captions))
         if ranking.max_words is not None:
-            words = np.array(words_of(captions, tokenizer, enough=ranking.max_words), dtype=np.int64)
-            self.kept = np.flatnonzero(words <= ranking.max_words)
+            self.kept = np.flatnonzero(words_of(self.captions, tokenizer, enough=ranking.max_words) <= ranking.max_words)
         self.pool = self.kept[rank::world_size] if ranking.caption_pool == "rank" else self.kept
         self._require_candidates()
 
@@ -268,7 +263,7 @@ class TrainRanking(BatchDataset):
         """Candidate captions [N] for the image of a caption: rows of the split, none of the image's own."""
         image = self.image_of_caption[caption]
         # The image's captions are neighbours in the pool: draw from the rest, then step over them.
-        start, stop = np.searchsorted(self.pool, self.first_caption[image : image + 2])
+        start, stop = np.searchsorted(self.pool, self.captions.first[image : image + 2])
         drawn = self._draw(len(self.pool) - (stop - start), epoch, _CANDIDATES, _TEXTS, caption)
         return self.pool[drawn + (drawn >= start) * (stop - start)]
 
@@ -304,10 +299,7 @@ class TrainRanking(BatchDataset):
             return Candidates(torch.from_numpy(image_PX), torch.from_numpy(text_PX))
 
         owners = self.image_of_caption[caption_rows]
-        texts = [
-            self.records[image].captions[row - self.first_caption[image]]
-            for row, image in zip(caption_rows.tolist(), owners.tolist(), strict=True)
-        ]
+        texts = [self.captions[row] for row in caption_rows.tolist()]
         return RankingBatch(
             images=self._shown(image_rows.tolist(), keys.epoch),
             texts=text_batch(texts, caption_rows.tolist(), owners.tolist(), self.tokenizer),

@@ -17,6 +17,7 @@ from typing import Literal
 from datamodules.errors import InputError
 from datamodules.files.digests import digests
 from datamodules.formats.parsing import Parsed
+from datamodules.formats.record_table import RecordTable
 from datamodules.formats.uniter.image_database import ImageDatabase, RegionFeatures
 from datamodules.formats.uniter.layout import Layout, not_a_folder
 from datamodules.formats.uniter.sources import Sources, read_sources
@@ -184,7 +185,7 @@ class RegionReader:
 # ------------------------------------------------------------------------------------------------- records with regions
 
 
-def named(records: Sequence[ImageRecord], reader: RegionReader, prefixes: Sequence[str], place: str) -> list[ImageRecord]:
+def named(records: Sequence[ImageRecord], reader: RegionReader, prefixes: Sequence[str], place: str) -> Sequence[ImageRecord]:
     """The records with the names that their images have in the databases.
 
     A record that has a name keeps it. Otherwise it is, in this order, that of the file (`1000092795.npz` of 1000092795.jpg), or
@@ -193,10 +194,9 @@ def named(records: Sequence[ImageRecord], reader: RegionReader, prefixes: Sequen
     Raises:
         InputError: an image has no regions; `place` says which split.
     """
-    found = [replace(record, regions=name_of(record, reader, prefixes)) for record in records]
-    lacking = [record for record, named in zip(records, found, strict=True) if named.regions is None]
-    if lacking:
-        first = lacking[0]
+    names = [name_of(record, reader, prefixes) for record in records]
+    if lacking := [row for row, name in enumerate(names) if name is None]:
+        first = records[lacking[0]]
         there = "; ".join(
             f"{database.folder} has {len(database.names()):,} images, the first {next(iter(database.names()), None)!r}"
             for database in reader.databases
@@ -206,7 +206,9 @@ def named(records: Sequence[ImageRecord], reader: RegionReader, prefixes: Sequen
             f"{' and '.join(_candidates(first, prefixes))}: {there}. Extract the missing ones, or set regions.image_db (all "
             "databases of the data set) and regions.text_db (which names the images as its image database does)."
         )
-    return found
+    if isinstance(records, RecordTable):
+        return records.with_regions([str(name) for name in names])
+    return [replace(record, regions=name) for record, name in zip(records, names, strict=True)]
 
 
 def name_of(record: ImageRecord, reader: RegionReader, prefixes: Sequence[str]) -> str | None:
@@ -270,10 +272,15 @@ def _file_ids(database: TextDatabase) -> FileIds:
     return FileIds(f"{database.path} ({words.tokenizer})", *special, words.size, words.mask, words.first_word)
 
 
+def text_database_files(path: Path) -> list[Path]:
+    """The files of a text database."""
+    return [path / name for name in ("data.mdb", "meta.json", "id2len.json", "txt2img.json", "img2txts.json")]
+
+
 def update_with_texts(digest: hashlib._Hash, files: Mapping[str, Sequence[Path]]) -> None:
     """Adds text databases to a fingerprint: their names, and the contents of their files."""
     for split, paths in files.items():
         for path in paths:
-            parts = [path / name for name in ("data.mdb", "meta.json", "id2len.json", "txt2img.json", "img2txts.json")]
+            parts = text_database_files(path)
             contents = digests(parts)
             digest.update(json.dumps([split, path.name, *map(contents.get, parts)]).encode())

@@ -1,6 +1,7 @@
 """The splits of a data set as a kind of network sees them: images as files, or as regions in databases. No tensors.
 
-What is read is kept, so that all tasks of one kind of images share it.
+What is read is kept, so that all tasks of one kind of images share it; of data sets of some size on the disk, too, so that other
+processes and later starts do (kept_records.py). Their records are made when they are asked for; a small one's are a list.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +20,16 @@ from datamodules.files.origins import require_current
 from datamodules.formats.beit3_index import BEIT3_IDS
 from datamodules.formats.parsing import Parsed
 from datamodules.formats.uniter.text_database import ORIGINS
-from datamodules.loading.region_files import RegionFiles, RegionReader, named, read_text_databases, update_with_texts
+from datamodules.loading.kept_records import Origins, ReadSplits, read_splits
+from datamodules.loading.region_files import (
+    RegionFiles,
+    RegionReader,
+    named,
+    read_text_databases,
+    text_database_files,
+    update_with_texts,
+)
+from datamodules.loading.whole_split import files_of
 from datamodules.records import FileIds, ImageRecord
 from datamodules.source import Source
 
@@ -35,8 +46,8 @@ class Splits(ABC):
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._splits: dict[str, list[ImageRecord]] | None = None
-        self._ready: dict[tuple[str, int | None], list[ImageRecord]] = {}
+        self._splits: Mapping[str, Sequence[ImageRecord]] | None = None
+        self._ready: dict[tuple[str, int | None], Sequence[ImageRecord]] = {}
         self._file_ids = BEIT3_IDS
 
     @property
@@ -52,15 +63,38 @@ class Splits(ABC):
         """
         return self.source.parse(), BEIT3_IDS
 
-    def read(self) -> dict[str, list[ImageRecord]]:
+    def require(self) -> None:
+        """See that everything that `parse` reads is there, and fits together.
+
+        Raises:
+            InputError: it is not.
+        """
+        self.source.require_files()
+
+    def origins(self) -> Origins | None:
+        """What decides what `parse` gives; None: nobody can say."""
+        return None
+
+    def read(self) -> Mapping[str, Sequence[ImageRecord]]:
         """All splits, before limits.
 
         Raises:
             InputError: as `parse`, or something is wrong with them.
         """
         if self._splits is None:
-            parsed, self._file_ids = self.parse()
-            self._splits = parsed.valid()
+            self.require()
+            parsed_here = False
+
+            def parse() -> ReadSplits:
+                nonlocal parsed_here
+                parsed, file_ids = self.parse()
+                splits, parsed_here = parsed.valid(), True
+                return ReadSplits(splits, {"file_ids": asdict(file_ids), "source": self.source.remembered()})
+
+            read = read_splits(self.origins() if _is_ours(type(self), Splits, "origins") else None, parse)
+            self._splits, self._file_ids = read.splits, FileIds(**read.facts["file_ids"])
+            if not parsed_here:
+                self.source.recall(read.facts["source"])
         return self._splits
 
     @property
@@ -69,7 +103,7 @@ class Splits(ABC):
         self.read()
         return self._file_ids
 
-    def records(self, split: str, most: int | None) -> list[ImageRecord]:
+    def records(self, split: str, most: int | None) -> Sequence[ImageRecord]:
         """The first images of a split, `most` of them, None for all; row i of the split is element i.
 
         Raises:
@@ -85,7 +119,7 @@ class Splits(ABC):
         return self._ready[split, most]
 
     @abstractmethod
-    def _located(self, split: str, records: list[ImageRecord]) -> list[ImageRecord]:
+    def _located(self, split: str, records: Sequence[ImageRecord]) -> Sequence[ImageRecord]:
         """The records, with all that the images of a batch are found by.
 
         Raises:
@@ -100,12 +134,36 @@ class Splits(ABC):
         """Adds what takes the place of the data set's files to a fingerprint."""
 
 
+def _is_ours(kind: type, base: type, method: str) -> bool:
+    """Whether a class's word counts for what it does: nothing of another package is beside it that does not say so itself."""
+    for each in kind.__mro__:
+        if each is base:
+            return True
+        if method in vars(each):
+            return True
+        if not each.__module__.startswith("datamodules."):
+            return False
+    return False
+
+
+def _origins_of(source: Source) -> Origins | None:
+    """What decides what parsing a data set's own files gives."""
+    options = source.parse_options() if _is_ours(type(source), Source, "parse_options") else None
+    if options is None:
+        return None
+    kind = f"{type(source).__module__}.{type(source).__qualname__}"
+    return Origins(source.name, list(source.parsed_files()), {"class": kind, **options})
+
+
 class FileSplits(Splits):
     """Images are files."""
 
     needs_image_files = True
 
-    def _located(self, split: str, records: list[ImageRecord]) -> list[ImageRecord]:
+    def origins(self) -> Origins | None:
+        return _origins_of(self.source)
+
+    def _located(self, split: str, records: Sequence[ImageRecord]) -> Sequence[ImageRecord]:
         _require_images(f"{self.source.name} {split}", records)
         return records
 
@@ -163,10 +221,11 @@ class RegionSplits(Splits):
     def needs_annotation_files(self) -> bool:
         return self.source.own_captions or self._files is None or self._files.text_db is None
 
-    def parse(self) -> tuple[Parsed, FileIds]:
+    def require(self) -> None:
         self.files.require(self.source.root)
         if self.needs_annotation_files:
-            return super().parse()
+            super().require()
+            return
         try:
             of = [self.source.karpathy_file()]
         except InputError:  # a data set without one
@@ -174,9 +233,21 @@ class RegionSplits(Splits):
         for path in (path for paths in self.text_databases.values() for path in paths):
             remedy = f"Build it again: remove {path}, then `crosslight data text-db`."
             require_current(path / ORIGINS, [path / "data.mdb"], of, remedy)
+
+    def origins(self) -> Origins | None:
+        if self.needs_annotation_files:
+            return _origins_of(self.source)
+        folders = {split: [str(path) for path in paths] for split, paths in self.text_databases.items()}
+        files = [file for paths in self.text_databases.values() for path in paths for file in text_database_files(path)]
+        return Origins(f"{self.source.name}-text", files, {"root": str(self.source.root), "text_db": folders})
+
+    def parse(self) -> tuple[Parsed, FileIds]:
+        self.require()
+        if self.needs_annotation_files:
+            return super().parse()
         return read_text_databases(self.text_databases, self.source.root)
 
-    def _located(self, split: str, records: list[ImageRecord]) -> list[ImageRecord]:
+    def _located(self, split: str, records: Sequence[ImageRecord]) -> Sequence[ImageRecord]:
         return named(records, self.reader, self.source.region_prefixes, f"{self.source.name} {split}")
 
     def options(self) -> dict[str, Any]:
@@ -189,19 +260,18 @@ class RegionSplits(Splits):
 
 
 def _require_images(place: str, records: Sequence[ImageRecord]) -> None:
-    present: dict[Path, set[str]] = {}
+    present: dict[str, set[str]] = {}
     missing = []
-    for record in records:
-        if record.path is None:
-            missing.append(record)
-            continue
-        folder = record.path.parent
-        if folder not in present:
-            present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
-        if record.path.name not in present[folder]:
-            missing.append(record)
+    for row, file in enumerate(files_of(records)):
+        if file is not None:
+            folder, name = file
+            if folder not in present:
+                present[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            if name in present[folder]:
+                continue
+        missing.append(row)
     if missing:
-        first = missing[0]
+        first = records[missing[0]]
         raise InputError(
             f"{place}: {len(missing):,} of {len(records):,} image files are missing, first image {first.image_id}: "
             f"{first.path}. Put the images there or set image_dir; `crosslight data check` lists them all."

@@ -15,6 +15,7 @@ from datamodules.loading.evaluation import EvaluationImages
 from datamodules.loading.images import Augmentation, Pixels, SplitImages
 from datamodules.loading.loader import BatchDataset
 from datamodules.loading.order import GlobalBatches
+from datamodules.loading.split_captions import SplitCaptions
 from datamodules.loading.splits import Splits
 from datamodules.loading.tokens import Tokenizer
 from datamodules.records import ImageRecord
@@ -100,11 +101,13 @@ class Task(ABC):
 
     def cut_captions(self, split: Split, batching: Batching) -> int:
         """How many texts of a split the network's max_tokens cuts."""
-        return cut_of([caption for record in split.records for caption in record.captions], self.tokenizer)
+        return cut_of(SplitCaptions(split.records), self.tokenizer)
 
     def unknown_words(self, split: Split) -> dict[str, int]:
         """Words of the texts of a split that the network's tokenizer does not know, and how often they come."""
-        captions = (caption for record in split.records for caption in record.captions)
+        captions = SplitCaptions(split.records)
+        if captions.token_counts() is None:
+            return self.tokenizer.unknown_words(text for texts in captions.texts() for text in texts)
         return self.tokenizer.unknown_words(caption.text for caption in captions if caption.token_ids is None)
 
     def foresee(self, split: Callable[[str], Split]) -> None:  # noqa: B027 - most tests bring nothing new

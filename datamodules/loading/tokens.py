@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,7 @@ from datamodules.records import FileIds
 
 _UNUSED = re.compile(r"\[unused\d+\]")  # BERT's vocabularies have such pieces, which no text gives
 _SENTENCEPIECE = (".spm", ".model")
+_TOGETHER = 10_000  # texts that are looked through at once
 
 
 class TextWarning(UserWarning):
@@ -189,7 +191,9 @@ class Tokenizer:
         each is looked at once, however long the texts are."""
         if self._unknown is None:
             return {}
-        words = Counter(word for text in texts for word in self.as_read(text).split())
+        words, texts = Counter[str](), iter(texts) if self.prompt == PROMPT else map(self.as_read, texts)
+        while some := list(islice(texts, _TOGETHER)):
+            words.update("\n".join(some).split())  # many at once: millions of phrases then take seconds
         known = zip(words.most_common(), self._ids([word for word, _ in words.most_common()]) if words else (), strict=True)
         return {word: count for (word, count), ids in known if self._unknown in ids}
 

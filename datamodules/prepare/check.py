@@ -22,6 +22,7 @@ from rich.progress import track
 from datamodules.errors import InputError, printable, some
 from datamodules.files.digests import digests
 from datamodules.files.images import read_and_judge
+from datamodules.formats.parsing import without_collecting
 from datamodules.formats.problems import Problem
 from datamodules.loading.region_files import RegionFiles, RegionReader, name_of
 from datamodules.loading.splits import FileSplits, RegionSplits
@@ -105,7 +106,8 @@ def check(source: Source, workers: int = 2, progress: bool = True) -> Report:
         raise InputError(f"workers is {workers}; give 0 to {most_workers()}.")
     splits: RegionSplits | None = getattr(source, "region_splits", None)
     regions = splits if splits is not None and splits.is_set else None
-    parsed, _ = (regions or FileSplits(source)).parse()
+    with without_collecting():
+        parsed, _ = (regions or FileSplits(source)).parse()
     report = Report(source.name, source.root, problems=parsed.all_problems())
     for split, records in parsed.splits.items():
         report.splits[source.split_name(split)] = SplitCounts(len(records), sum(len(record.captions) for record in records))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -148,6 +148,15 @@ class COCOSource(Source):
         """Official and index: the files of all splits."""
         return list(dict.fromkeys(path for paths in self._files().values() for path in paths))
 
+    def parse_options(self) -> dict[str, Any]:
+        moved = self.year == "2017" and self.captions != "official" and self.needs_image_files
+        files = None if self.captions == "karpathy" else {s: [str(path) for path in paths] for s, paths in self._files().items()}
+        held_out = None if self.held_out is None else asdict(self.held_out)
+        return {
+            **self.options(), "files": files, "held_out": held_out, "root": str(self.root), "image_dir": str(self.image_dir),
+            "flat": self.flat, "year": self.year, "val2017": sorted(self._in_val2017()) if moved else None,
+        }  # fmt: skip
+
     def karpathy_file(self) -> Path:
         beside = self.root / "dataset_coco.json"
         return beside if beside.exists() else self.root / "annotations" / "dataset_coco.json"
@@ -225,13 +234,15 @@ class COCOSource(Source):
         self.require_files()
 
     def require_files(self) -> None:
-        """See that everything is there.
+        """See that everything is there, and index files of what is there now.
 
         Raises:
             InputError: names each missing file or folder and where it comes from.
         """
         missing = [step for step in self.steps() if not step.path.exists()]
         if not missing:
+            if self.captions == "beit3_index" and self.needs_annotation_files:
+                require_current_index("coco", self.root, self._caption_files(), self.karpathy_file())
             return
         lines = [f"  {step.path}: {step.by_hand if step.remote is None else f'from {step.remote.url}'}" for step in missing]
         fetchable = any(step.remote for step in missing) and not self.download
@@ -259,17 +270,19 @@ class COCOSource(Source):
                 parsed.splits["train"] = parsed.splits.get("train", []) + restval
             return self._of_year(parsed)
         if self.captions == "beit3_index":
-            require_current_index("coco", self.root, self._caption_files(), self.karpathy_file())
             files = {s: [parse_index(p, self.image_dir) for p in ps] for s, ps in self._files().items()}
             return self._of_year(join(self.root, files))
         files = {s: [parse_coco_captions(p, self._image_folder(p)) for p in ps] for s, ps in self._files().items()}
         return join(self.root, files)
 
+    def _in_val2017(self) -> set[str]:
+        return set(os.listdir(self.image_dir / "val2017"))
+
     def _of_year(self, parsed: Parsed) -> Parsed:
         """Karpathy and index: the images where they lie. Those of 2014 and 2017 are the same: val2017/ has 5,000 of val2014/."""
         if self.year == "2014" or not self.needs_image_files:
             return parsed
-        val = set(os.listdir(self.image_dir / "val2017"))
+        val = self._in_val2017()
 
         def moved(record: ImageRecord) -> ImageRecord:
             found = _OF_2014.fullmatch(record.path.name) if record.path is not None else None

@@ -75,6 +75,10 @@ class Flickr30kSource(Source):
             return [self.annotations]
         return [self.annotations, *self._lists().values(), *([self.tokens] if self.tokens.exists() else [])]
 
+    def parse_options(self) -> dict[str, Any]:
+        files = {split: [str(path) for path in paths] for split, paths in self.files.items()}
+        return {**self.options(), "files": files, "root": str(self.root), "image_dir": str(self.image_dir)}
+
     def karpathy_file(self) -> Path:
         return self.annotations
 
@@ -98,7 +102,7 @@ class Flickr30kSource(Source):
         return found
 
     def require_files(self) -> None:
-        """See that everything is there.
+        """See that everything is there, and index files of what is there now.
 
         Raises:
             InputError: says which files to put where.
@@ -107,11 +111,12 @@ class Flickr30kSource(Source):
             lines = [f"  {step.path}: {step.by_hand if step.remote is None else f'from {step.remote.url}'}" for step in missing]
             advice = "`crosslight data get flickr30k` fetches what needs no form, or by hand:"
             raise InputError("\n".join([f"Flickr30k is not complete under {self.root}. {advice}", *lines]))
+        if self.captions == "beit3_index" and self.needs_annotation_files:
+            require_current_index("flickr30k", self.root, self.annotation_files(), self.annotations)
 
     def parse(self) -> Parsed:
         self.require_files()
         if self.captions == "beit3_index":
-            require_current_index("flickr30k", self.root, self.annotation_files(), self.annotations)
             folder = self.image_dir.parent
             return join(self.root, {s: [parse_index(p, folder) for p in ps] for s, ps in self.files.items()})
         parsed = parse_karpathy(self.annotations, self.image_dir)

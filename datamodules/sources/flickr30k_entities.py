@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -63,6 +64,15 @@ class Flickr30kEntitiesSource(Source):
         listed = self.entities_dir / "UNRELATED_CAPTIONS"
         unrelated = [listed] if self.unrelated == "drop" and listed.exists() else []
         return [*(self._lists().values() if self.split == "entities" else [self.root / "dataset_flickr30k.json"]), *unrelated]
+
+    def parse_options(self) -> dict[str, Any]:
+        return {
+            **self.options(), "root": str(self.root), "image_dir": str(self.image_dir), "entities_dir": str(self.entities_dir)
+        }  # fmt: skip
+
+    def parsed_files(self) -> Iterable[Path]:
+        folders = (self.entities_dir / name for name in ("Sentences", "Annotations"))
+        return [*self.annotation_files(), *(folder / name for folder in folders for name in sorted(os.listdir(folder)))]
 
     def karpathy_file(self) -> Path:
         raise InputError("the text databases of Flickr30k Entities are those of flickr30k: give that KIND.")

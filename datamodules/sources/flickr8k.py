@@ -35,6 +35,9 @@ class Flickr8kSource(Source):
     def annotation_files(self) -> list[Path]:
         return [self.annotations]
 
+    def parse_options(self) -> dict[str, Any]:
+        return {"root": str(self.root), "image_dir": str(self.image_dir)}
+
     def karpathy_file(self) -> Path:
         return self.annotations
 

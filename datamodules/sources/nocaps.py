@@ -68,6 +68,9 @@ class NoCapsSource(Source):
     def annotation_files(self) -> list[Path]:
         return [self.annotations]
 
+    def parse_options(self) -> dict[str, Any]:
+        return {**self.options(), "root": str(self.root), "image_dir": str(self.image_dir)}
+
     def split_name(self, split: str) -> str:
         """The split's own name in results: the Trainer's "test" is "val" here unless `split` says otherwise."""
         return self.split if split == "test" else split

@@ -119,6 +119,18 @@ class VisualGenomeSource(Source):
             held_out = {**names, "splits": list(self.held_out.splits)}
         return {"min_words": self.min_words, "held_out": held_out}
 
+    def parse_options(self) -> dict[str, Any]:
+        held_out = None if self.held_out is None else asdict(self.held_out)
+        place = {"root": str(self.root), "image_dir": str(self.image_dir), "flat": self.flat}
+        return {"min_words": self.min_words, "held_out": held_out, **place}
+
+    def remembered(self) -> dict[str, Any]:
+        assert self.counts is not None
+        return asdict(self.counts)
+
+    def recall(self, remembered: Mapping[str, Any]) -> None:
+        self.counts = GenomeCounts(**remembered)
+
     def notes(self) -> list[str]:
         return [] if self.counts is None else [str(self.counts)]
 

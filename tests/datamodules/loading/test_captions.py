@@ -292,7 +292,7 @@ def test_joined_phrases_are_sentences() -> None:
 def test_joined_texts_name_their_captions(records: list[ImageRecord], inputs: Inputs) -> None:
     assert inputs.text is not None
     samples = TrainCaptions(records, None, CaptionTokenizer(inputs.text), 0)
-    row = samples.first_caption[4]  # the image with five captions
+    row = samples.captions.first[4]  # the image with five captions
     batch = samples.make(CaptionKeys(0, ((int(row) + 1, int(row) + 3), (int(row) + 2,))))
     captions = records[4].captions
     assert batch.texts.caption_ids == (f"{captions[1].caption_id}+{captions[3].caption_id}", captions[2].caption_id)

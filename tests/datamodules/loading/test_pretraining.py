@@ -171,7 +171,7 @@ def test_an_image_has_another_caption_in_another_epoch(root: Path) -> None:
     short = samples(connected(root, Pretraining(max_words=4), train_unit="image"))
     words = {row: len(c.token_ids or ()) for row, c in enumerate(c for r in short.records for c in r.captions)}
     for image in range(12):
-        rows = range(int(short.first_caption[image]), int(short.first_caption[image + 1]))
+        rows = range(int(short.captions.first[image]), int(short.captions.first[image + 1]))
         if any(words[row] <= 4 for row in rows):
             assert all(words[short.choose(epoch, image)[1]] <= 4 for epoch in range(10))
     pairs = samples(connected(root, Pretraining(max_words=4)))

@@ -226,7 +226,7 @@ def test_a_prompt_goes_around_every_text(folders: Path) -> None:
     assert prompted.ids(texts) == plain.ids(whole)
     assert [each.tolist() for each in prompted(texts)] == [each.tolist() for each in plain(whole)]
     captions = [Caption(str(row), text) for row, text in enumerate(texts)]
-    assert words_of(captions, prompted) == [len(ids) for ids in plain.ids(whole)]
+    assert words_of(captions, prompted).tolist() == [len(ids) for ids in plain.ids(whole)]
     assert (cut_of(captions, plain), cut_of(captions, prompted)) == (0, 0)
     assert cut_of([Caption("", "dog dog dog dog")], prompted) == 1
     assert prompted.unknown_words(["a cat", "cat a"]) == {"cat": 2}
