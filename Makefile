@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs wheel-check reproduce-miniature pretrain-miniature small report-check page-check smollm2 slurm-proof bench bench-startup bench-beit3 beit3-official bench-iais bench-captions bench-captioning bench-search clean test-kills test-eight notebooks
+.PHONY: help setup demo test lint docs wheel-check reproduce-miniature pretrain-miniature small report-check page-check smollm2 slurm-proof bench bench-startup bench-data bench-beit3 beit3-official bench-iais bench-captions bench-captioning bench-search clean test-kills test-eight notebooks
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1  /p' $(MAKEFILE_LIST)
@@ -96,6 +96,10 @@ bench: $(READY)  ## step time and memory of the tuning modes, and recalls of 5,0
 BEIT3_RESULTS ?= runs/bench-beit3
 bench-startup: $(READY)  ## what a start costs, as multiples of `import torch` (eight minutes)
 	$(BIN)/python benchmarks/startup.py --out runs/bench-startup/startup.json
+
+BENCH_DATA ?= $(or $(CROSSLIGHT_DATA),data)
+bench-data: $(READY)  ## what data sets of full size cost: seconds to the first batch, memory of ranks and workers (BENCH_DATA=FOLDER)
+	$(BIN)/python benchmarks/data_at_full_size.py $(BENCH_DATA) --out runs/bench-data/data_at_full_size.json
 
 bench-beit3: $(READY)  ## BEiT-3's step: ours against the official code's, MWA and KE against full (about five minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beit3_step.py official --out $(BEIT3_RESULTS)/beit3_step_official.json

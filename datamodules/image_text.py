@@ -23,7 +23,7 @@ from datamodules.loading.captions import Captioning, ImageCaptions
 from datamodules.loading.evaluation import EvaluationImages
 from datamodules.loading.fingerprint import fingerprint, image_fingerprint
 from datamodules.loading.images import Augment, Augmentation
-from datamodules.loading.loader import BatchLoader, TrainLoader, begin_worker
+from datamodules.loading.loader import BatchLoader, TrainLoader
 from datamodules.loading.order import GlobalBatches, mix
 from datamodules.loading.pairs import Pairs, TrainUnit
 from datamodules.loading.positives import split_positives
@@ -354,7 +354,6 @@ class ImageTextDataModule(Source, LightningDataModule):
         strategy = getattr(self.trainer, "strategy", None)
         return {
             "num_workers": self.num_workers,
-            "worker_init_fn": begin_worker,
             # pinning opens the GPU: not for a run on the processor of a machine that has one
             "pin_memory": torch.cuda.is_available() if strategy is None else strategy.root_device.type == "cuda",
             "persistent_workers": persistent and self.num_workers > 0,

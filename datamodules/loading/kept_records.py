@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
-from datamodules.files.digests import digests
+from datamodules.files.digests import changed_since, digests
 from datamodules.files.locks import is_held, locked
 from datamodules.files.releases import CACHE_VARIABLE, cache_folder
 from datamodules.formats.parsing import without_collecting
@@ -82,8 +82,10 @@ def read_splits(origins: Origins | None, parse: Callable[[], ReadSplits]) -> Rea
     """
     if origins is None or not _worth_keeping(origins.files):
         return _in_arrays(_parsed(parse), least=_MANY_CAPTIONS)
+    began = time.time_ns()
+    contents = digests(origins.files)
     folder = cache_folder() / "records"
-    path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', origins.name)}-{_key(origins)}.safetensors"
+    path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', origins.name)}-{_key(origins, contents)}.safetensors"
     with ExitStack() as held:
         try:
             if (kept := _opened(path)) is not None:
@@ -99,7 +101,7 @@ def read_splits(origins: Origins | None, parse: Callable[[], ReadSplits]) -> Rea
             return _in_arrays(_parsed(parse))
         read = _in_arrays(_parsed(parse))
         tables = {split: table for split, table in read.splits.items() if isinstance(table, RecordTable)}
-        if len(tables) < len(read.splits):
+        if len(tables) < len(read.splits) or changed_since(contents, began):
             return read
         try:
             _remove_forgotten(folder)
@@ -166,10 +168,9 @@ def _worth_keeping(files: Sequence[Path]) -> bool:
     return len(files) >= _MANY_FILES or sum(file.stat().st_size for file in files if file.exists()) >= _WORTH_KEEPING
 
 
-def _key(origins: Origins) -> str:
+def _key(origins: Origins, contents: Mapping[Path, str]) -> str:
     """24 hexadecimal digits over what decides what parsing gives."""
     over = hashlib.sha256(json.dumps([_code(), origins.options], sort_keys=True).encode())
-    contents = digests(origins.files)
     for file in origins.files:
         over.update(os.fsencode(f"{file}\0{contents.get(file, '-')}\n"))
     return over.hexdigest()[:24]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -25,9 +27,10 @@ def workers_of(batches: Iterator[Any]) -> Iterator[None]:
             shut_down()
 
 
-def begin_worker(worker: int) -> None:
-    """Called in a data worker before its first batch: Python's search for cycles leaves alone from now on what the worker has of
-    the process that it was forked from. It would write into each of these objects, and so make a copy of nearly all of them."""
+@cache
+def leave_alone_what_is_inherited(process: int) -> None:
+    """Once in a data worker: Python's search for cycles passes by, from now on, what the worker has of the process that it was
+    forked from. It writes into each object that it looks at, and so would make a copy of nearly all of them."""
     gc.freeze()
 
 
@@ -47,6 +50,7 @@ class BatchDataset(Dataset[Any]):
     def __getitem__(self, keys: Any) -> Any:
         if get_worker_info() is None:
             return self.make(keys)
+        leave_alone_what_is_inherited(os.getpid())
         try:
             return self.make(keys)
         except InputError as error:

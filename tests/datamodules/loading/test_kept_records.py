@@ -33,7 +33,7 @@ from datamodules.image_text import ImageTextDataModule, Limits
 from datamodules.inputs import Inputs
 from datamodules.loading import kept_records as module
 from datamodules.loading.captions import CaptionBatches, Captioning, CaptionTokenizer, TrainCaptions
-from datamodules.loading.loader import BatchDataset, BatchLoader, begin_worker
+from datamodules.loading.loader import BatchDataset, BatchLoader
 from datamodules.loading.region_files import RegionFiles
 from datamodules.nocaps import NoCaps
 from datamodules.records import Caption, ImageRecord
@@ -218,6 +218,25 @@ def test_the_images_of_2017_are_where_they_lie_now(root: Path, kept: Path, tmp_p
     assert before.parent.name == "train2017"
     (place / "val2017" / before.name).touch()
     assert COCO(str(place), year="2017").file_splits.read()["train"][0].path == place / "val2017" / before.name
+
+
+def test_files_that_change_while_they_are_parsed_are_not_kept(
+    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = write_flickr8k(tmp_path / "flickr8k")
+    file = place / "dataset_flickr8k.json"
+    parse = Flickr8k.parse
+
+    def parse_and_replace(self: Flickr8k) -> Any:
+        file.write_text(file.read_text().replace("dog", "cow"))
+        return parse(self)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Flickr8k, "parse", parse_and_replace)
+        assert "cow" in " ".join(captions_of(Flickr8k(str(place))))
+    assert not files_in(kept), "it would be found under the old content"
+    file.write_text(file.read_text().replace("cow", "dog"))
+    assert "cow" not in " ".join(captions_of(Flickr8k(str(place))))
 
 
 def test_a_sentence_of_entities_counts_too(root: Path, kept: Path, tmp_path: Path) -> None:
@@ -441,9 +460,6 @@ class Frozen(BatchDataset):
         return gc.get_freeze_count()
 
 
-def test_workers_leave_alone_what_they_have_of_their_parent(tmp_path: Path) -> None:
-    loader = BatchLoader(Frozen(), batch_size=None, sampler=[[0]], num_workers=1, worker_init_fn=begin_worker)
-    assert next(iter(loader)) > 1000
-    assert gc.get_freeze_count() == 0
-    data = Flickr8k(str(write_flickr8k(tmp_path / "flickr8k")))
-    assert data._loading()["worker_init_fn"] is begin_worker
+def test_workers_leave_alone_what_they_have_of_their_parent() -> None:
+    assert next(iter(BatchLoader(Frozen(), batch_size=None, sampler=[[0]], num_workers=1))) > 1000
+    assert Frozen()[[0]] == gc.get_freeze_count() == 0, "not in a process that has no parent of this kind"
