@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,8 @@ class Task(ABC):
     def unknown_words(self, split: Split) -> dict[str, int]:
         """Words of the texts of a split that the network's tokenizer does not know, and how often they come."""
         captions = SplitCaptions(split.records)
-        if captions.token_counts() is None:
-            return self.tokenizer.unknown_words(text for texts in captions.texts() for text in texts)
-        return self.tokenizer.unknown_words(caption.text for caption in captions if caption.token_ids is None)
+        counts, texts = captions.token_counts(), (text for texts in captions.texts() for text in texts)
+        return self.tokenizer.unknown_words(texts if counts is None else compress(texts, counts < 0))
 
     def foresee(self, split: Callable[[str], Split]) -> None:  # noqa: B027 - most tests bring nothing new
         """Before a fit begins: raise what would come up only in the test behind it."""
