@@ -25,13 +25,15 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
+from datamodules.formats.record_table import RecordTable
 from datamodules.image_text import Limits
 from datamodules.inputs import ImageInput, Inputs, TextInput, TextTokenizer
 from datamodules.loading.captions import CaptionTokenizer
 from datamodules.loading.collate import cut_of, words_of
+from datamodules.loading.split_captions import SplitCaptions
 from datamodules.loading.task import Split
 from datamodules.loading.tokens import Tokenizer
-from datamodules.records import Caption
+from datamodules.records import Caption, ImageRecord
 
 RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "mwa" / "tokenizer.json").read_text())
 TEXTS = [
@@ -231,6 +233,27 @@ def test_a_prompt_goes_around_every_text(folders: Path) -> None:
     assert cut_of([Caption("", "dog dog dog dog")], prompted) == 1
     assert prompted.unknown_words(["a cat", "cat a"]) == {"cat": 2}
     assert Tokenizer(TextInput(str(folders / "bert"), prompt="photo {}")).unknown_words(["a dog", "dog"]) == {"photo": 2}
+
+
+def test_what_is_counted_of_a_table_is_what_is_counted_of_its_records(tokenizer_folder: Path) -> None:
+    texts = ["a dog runs", "漢字 dog", "", "red " * 9, "blue  cat\non the grass"]
+    words = [
+        ImageRecord(str(row), None, (Caption(f"{row}a", text), Caption(f"{row}b", text[::-1]))) for row, text in enumerate(texts)
+    ]
+    ids = [ImageRecord("0", None, tuple(Caption(str(row), "x", token_ids=(3,) * row) for row in range(12)))]
+    for prompt in ("{}", "photo {}"):
+        tokenizer = Tokenizer(TextInput(str(tokenizer_folder), 8, prompt=prompt))
+        for records in (words, ids):
+            table = RecordTable.of(records)
+            assert table is not None
+            captions = [caption for record in records for caption in record.captions]
+            naive = [len(c.token_ids) if c.token_ids is not None else len(tokenizer.ids([c.text])[0]) for c in captions]
+            for given in (SplitCaptions(table), SplitCaptions(records), captions):
+                assert words_of(given, tokenizer).tolist() == naive
+                assert cut_of(given, tokenizer) == sum(length > tokenizer.room for length in naive)
+            found = words_of(SplitCaptions(table), tokenizer, enough=25)
+            assert found[found > 25].tolist() == [length for length in naive if length > 25], "what is short is not looked at"
+            assert (found >= naive).all()
 
 
 def test_token_ids_cannot_be_put_into_a_prompt(spm: Path) -> None:
