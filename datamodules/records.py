@@ -63,8 +63,8 @@ class Caption:
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One image of a split with all its captions (any number). `image_id` is unique in its data set; `path` is absolute, and None
-    where a data set gives region features only; `regions` is the image's name in its database of region features. `captions` is a
-    tuple but where there are millions (Visual Genome), which are made when they are asked for."""
+    where a data set gives region features only; `regions` is the image's name in its database of region features. `captions` are
+    a tuple; of a large data set a sequence that makes them when they are asked for."""
 
     image_id: str
     path: Path | None

@@ -87,7 +87,7 @@ class Source(ABC):
         return {}
 
     def recall(self, remembered: Mapping[str, Any]) -> None:  # noqa: B027 - most leave nothing
-        """Put that back: what `parse` gave was kept, and it is not called."""
+        """Put that back, where what `parse` gave was kept; called in any case."""
 
     def steps(self) -> list[Step]:
         """What must be there, and how each comes to be there: here by hand."""

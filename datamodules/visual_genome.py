@@ -9,7 +9,6 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 
-from datamodules.formats.parsing import Parsed
 from datamodules.image_text import ImageTextDataModule
 from datamodules.loading.captions import Captioning
 from datamodules.sources.visual_genome import VisualGenomeSource
@@ -37,18 +36,9 @@ class VisualGenome(VisualGenomeSource, ImageTextDataModule):
         super().__init__(*place, captioning=captioning, **options)
         self._digest: str | None = None
 
-    def parse(self) -> Parsed:
-        """Says on one process what was left out."""
-        parsed = super().parse()
-        self._tell()
-        return parsed
-
     def recall(self, remembered: Mapping[str, Any]) -> None:
-        """Says so, too."""
+        """Says on one process what was left out."""
         super().recall(remembered)
-        self._tell()
-
-    def _tell(self) -> None:
         rank_zero_info(f"Visual Genome: {self.counts}")
 
     def describe(self) -> dict[str, Any]:

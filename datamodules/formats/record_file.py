@@ -1,8 +1,8 @@
-"""Tables of records as a file that is mapped into memory: opening it reads nothing but its sum, all processes of a machine share
-one copy, and the kernel may drop what nobody looks at.
+"""Tables of records as a file that is mapped into memory: all processes of a machine share one copy, and the kernel may drop what
+nobody looks at.
 
-The file is one of safetensors: the columns of each split as NUMBER/COLUMN, and in its metadata, under `crosslight`, JSON of the
-names of the splits by number, of the SHA-256 of each array, and of facts that whoever wrote it wants back.
+The file is one of safetensors: the columns of each split as NUMBER/COLUMN, and in its metadata JSON (`crosslight`) of the names
+of the splits by number, of the SHA-256 of each array, and of facts that whoever wrote it wants back; with its own SHA-256.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import mmap
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from datamodules.files.atomic import whole_file
 from datamodules.formats.columns import Array
 from datamodules.formats.record_table import Origin, RecordTable
 
-_DTYPES = {"U8": np.uint8, "U32": np.uint32, "I32": np.int32, "I64": np.int64, "F64": np.float64}
+_DTYPES = {name: np.dtype(kind) for name, kind in (("U8", "u1"), ("U32", "u4"), ("I32", "i4"), ("I64", "i8"), ("F64", "f8"))}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BLOCK = 2**20
 
 
@@ -44,9 +45,13 @@ def write_records(path: Path, splits: Mapping[str, RecordTable], facts: Mapping[
         for number, table in enumerate(splits.values())
         for name, column in table.arrays.items()
     }
-    about = {"splits": list(splits), "facts": facts, "sha256": {name: _sum(column) for name, column in arrays.items()}}
+    sums = {name: _begun(_NAMES[column.dtype], column.shape) for name, column in arrays.items()}
+    for name, column in arrays.items():
+        sums[name].update(column.data if column.size else b"")
+    about = {"splits": list(splits), "facts": facts, "sha256": {name: found.hexdigest() for name, found in sums.items()}}
+    text = json.dumps(about)
     with whole_file(path) as part:
-        save_file(arrays, part, {"crosslight": json.dumps(about)})
+        save_file(arrays, part, {"crosslight": text, "sha256": hashlib.sha256(text.encode()).hexdigest()})
 
 
 def open_records(path: Path, trusted: bool = False) -> tuple[dict[str, RecordTable], dict[str, Any]]:
@@ -63,7 +68,10 @@ def open_records(path: Path, trusted: bool = False) -> tuple[dict[str, RecordTab
     with path.open("rb") as file:
         try:
             with safe_open(path, framework="np") as opened:  # sees that the header fits the file
-                about = json.loads(opened.metadata()["crosslight"])
+                metadata = opened.metadata()
+            if hashlib.sha256(metadata["crosslight"].encode()).hexdigest() != metadata["sha256"]:
+                raise ValueError("its metadata have changed since it was written")
+            about = json.loads(metadata["crosslight"])
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(length))
             if not trusted:
@@ -95,8 +103,9 @@ def _array(mapped: mmap.mmap, base: int, entry: Mapping[str, Any]) -> Array:
     return np.frombuffer(mapped, dtype, int(np.prod(entry["shape"])), start).reshape(entry["shape"])
 
 
-def _sum(column: Array) -> str:
-    return hashlib.sha256(column.data if column.size else b"").hexdigest()
+def _begun(dtype: str, shape: Sequence[int]) -> hashlib._Hash:
+    """The sum of an array, before what is in it."""
+    return hashlib.sha256(json.dumps([dtype, *shape]).encode())
 
 
 def _require_sums(file: Any, base: int, header: Mapping[str, Any], sums: Mapping[str, str]) -> None:
@@ -110,7 +119,7 @@ def _require_sums(file: Any, base: int, header: Mapping[str, Any], sums: Mapping
             continue
         start, stop = entry["data_offsets"]
         file.seek(base + start)
-        found = hashlib.sha256()
+        found = _begun(entry["dtype"], entry["shape"])
         while start < stop and (block := file.read(min(stop - start, _BLOCK))):
             found.update(block)
             start += len(block)

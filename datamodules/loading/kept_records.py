@@ -88,7 +88,7 @@ def read_splits(origins: Origins | None, parse: Callable[[], ReadSplits]) -> Rea
     path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', origins.name)}-{_key(origins, contents)}.safetensors"
     with ExitStack() as held:
         try:
-            if (kept := _opened(path)) is not None:
+            if (kept := _opened(path, say=False)) is not None:
                 return kept
             lock = folder / f".{path.stem}.lock"
             if is_held(lock):
@@ -125,8 +125,8 @@ def _in_arrays(read: ReadSplits, least: int = 0) -> ReadSplits:
     return ReadSplits({split: RecordTable.of(records) or records for split, records in read.splits.items()}, read.facts)
 
 
-def _opened(path: Path) -> ReadSplits | None:
-    """What is kept in a file; None where there is none that is whole.
+def _opened(path: Path, say: bool = True) -> ReadSplits | None:
+    """What is kept in a file; None where there is none that is whole, which is said if asked for.
 
     Raises:
         OSError: It is there, and cannot be read.
@@ -136,7 +136,8 @@ def _opened(path: Path) -> ReadSplits | None:
     except FileNotFoundError:
         return None
     except InputError as error:
-        log.warning("%s: the data set's files are parsed again.", str(error).removesuffix(". Remove it."))
+        if say:
+            log.warning("%s: the data set's files are parsed again.", str(error).removesuffix(". Remove it."))
         return None
     with suppress(OSError):
         os.utime(path)  # it is in use: see `_remove_forgotten`

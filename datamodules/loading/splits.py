@@ -83,19 +83,14 @@ class Splits(ABC):
         """
         if self._splits is None:
             self.require()
-            parsed_here = False
-
-            def parse() -> ReadSplits:
-                nonlocal parsed_here
-                parsed, file_ids = self.parse()
-                splits, parsed_here = parsed.valid(), True
-                return ReadSplits(splits, {"file_ids": asdict(file_ids), "source": self.source.remembered()})
-
-            read = read_splits(self.origins() if _is_ours(type(self), Splits, "origins") else None, parse)
+            read = read_splits(self.origins() if _is_ours(type(self), Splits, "origins") else None, self._parsed)
             self._splits, self._file_ids = read.splits, FileIds(**read.facts["file_ids"])
-            if not parsed_here:
-                self.source.recall(read.facts["source"])
+            self.source.recall(read.facts["source"])
         return self._splits
+
+    def _parsed(self) -> ReadSplits:
+        parsed, file_ids = self.parse()
+        return ReadSplits(parsed.valid(), {"file_ids": asdict(file_ids), "source": self.source.remembered()})
 
     @property
     def file_ids(self) -> FileIds:
@@ -137,9 +132,7 @@ class Splits(ABC):
 def _is_ours(kind: type, base: type, method: str) -> bool:
     """Whether a class's word counts for what it does: nothing of another package is beside it that does not say so itself."""
     for each in kind.__mro__:
-        if each is base:
-            return True
-        if method in vars(each):
+        if each is base or method in vars(each):
             return True
         if not each.__module__.startswith("datamodules."):
             return False

@@ -65,7 +65,7 @@ def test_a_worker_starts_on_a_data_set_and_says_what_it_took(script: ModuleType,
         assert found["cpu_s"] > 0
         assert found["pss"] > 10**7
         assert start.unknown_words(name)["pss"] > 10**7
-        assert start.more(2) == {"process": os.getpid(), "children": []}
+        assert start.more(2)["process"] == os.getpid()
         assert len(start.fingerprint()) == 16
 
 

@@ -96,7 +96,7 @@ def table_of(records: Sequence[ImageRecord]) -> RecordTable:
 
 
 def in_file(path: Path, records: Sequence[ImageRecord]) -> RecordTable:
-    write_records(path, {"train": table_of(records)}, {})
+    write_records(path, {"train": table_of(records)}, {"counts": 7})
     return open_records(path)[0]["train"]
 
 
@@ -259,6 +259,8 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda raw: b"",
     "longer": lambda raw: raw + b"\0",
     "a byte changed": lambda raw: raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:],
+    "a fact changed": lambda raw: raw.replace(b'\\"counts\\": 7', b'\\"counts\\": 8'),
+    "another kind of numbers": lambda raw: raw.replace(b'"U32"', b'"I32"'),
     "a text": lambda raw: b"records\n" * 1000,
 }
 
@@ -267,7 +269,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_damage_is_seen(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     in_file(path, words(random.Random(0)))
-    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    sound = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](sound))
+    assert path.read_bytes() != sound
     with pytest.raises(InputError, match=r"a\.safetensors is damaged, or of another kind"):
         open_records(path)
 

@@ -257,14 +257,13 @@ def test_a_damaged_file_is_made_again(
     place = write_flickr8k(tmp_path / "flickr8k")
     before = captions_of(Flickr8k(str(place)))
     (file,) = kept.glob("*.safetensors")
-    sound = file.read_bytes()
-    file.write_bytes(damage(sound))
+    file.write_bytes(damage(file.read_bytes()))
     with caplog.at_level(logging.WARNING, "crosslight"):
         assert captions_of(Flickr8k(str(place))) == before
-    assert len({record.getMessage() for record in caplog.records}) == 1
-    assert "is damaged, or of another kind" in caplog.text
-    assert "parsed again" in caplog.text
-    assert file.read_bytes() == sound
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{file} is damaged, or of another kind")
+    assert message.endswith("the data set's files are parsed again.")
+    assert list(open_records(file)[0]) == ["train", "val", "test"]
 
 
 def no_room(*_: object) -> None:
