@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -47,6 +48,7 @@ from benchmarks.workers import Worker
 ROOT = Path(__file__).resolve().parents[1]
 
 NAMES = ("coco", "flickr30k", "entities", "visual_genome", "nocaps", "coco_regions", "flickr30k_regions")
+PACKAGES = ("datamodules", "lightning_modules", "experiments", "configs")
 GOAL_SECONDS, GOAL_BYTES = 1 / 3, 400_000_000
 SPARE = 2_000_000_000  # bytes of memory that are left to others
 
@@ -63,10 +65,17 @@ class Code:
         return Worker([str(ROOT / "benchmarks" / "data_start.py")])
 
 
+def code_now(folder: Path) -> Path:
+    """The packages as they are here now, in a folder: who goes on working on them changes nothing of what is measured."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
 def code_of(revision: str, folder: Path) -> Path:
     """The packages of a revision, unpacked in a folder."""
     archive = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", revision, "datamodules", "lightning_modules", "experiments", "configs"],
+        ["git", "-C", str(ROOT), "archive", revision, *PACKAGES],
         check=True, capture_output=True,
     )  # fmt: skip
     folder.mkdir()
@@ -225,13 +234,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_tokenizer(tokenizer := folder / "tokenizer")
-        codes = {"again": Code(ROOT, folder / "kept")}
+        now = code_now(folder / "now")
+        codes = {"again": Code(now, folder / "kept")}
         if options.before:
             codes["before"] = Code(code_of(options.before, folder / "before"), folder / "kept_before")
         found: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in options.only}
         for round_ in range(options.rounds):
             for name in options.only:
-                turns = [("first", Code(ROOT, folder / f"first_{name}_{round_}")), *codes.items()]
+                turns = [("first", Code(now, folder / f"first_{name}_{round_}")), *codes.items()]
                 if not round_:
                     one_process(codes["again"], name, options.data, tokenizer, False)  # it keeps what the others find
                 for state, code in turns:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from datamodules.errors import InputError
 from datamodules.files.steps import Step, carry_out
 from datamodules.formats.beit3_index import IndexKind
-from datamodules.formats.parsing import Parsed
+from datamodules.formats.parsing import Parsed, without_collecting
 from datamodules.records import ImageRecord
 
 
@@ -153,4 +153,5 @@ class Source(ABC):
         Raises:
             InputError: the data set is not complete, or has problems.
         """
-        return [record for records in self.parse().valid().values() for record in records]
+        with without_collecting():
+            return [record for records in self.parse().valid().values() for record in records]
