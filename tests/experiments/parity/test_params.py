@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,12 +52,38 @@ TUNABLE = {
 }
 
 
+@dataclass(frozen=True)
+class Report:
+    """What `crosslight params` prints, and its tables with their networks: BEiT-3 of each size, CLIP."""
+
+    printed: str
+    tables: list[tuple[Any, list[params.Count]]]
+
+    def section(self, title: str) -> list[str]:
+        """The lines from the title on to an empty one."""
+        return self.printed[self.printed.index(f"{title}  ") :].partition("\n\n")[0].splitlines()
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    tables, table = [], params.table
+
+    def noted(network: Any) -> list[params.Count]:
+        tables.append((network, table(network)))
+        return tables[-1][1]
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(params, "table", noted)
+        assert run_command("params", []) == 0
+    return Report(out.getvalue(), tables)
+
+
 @pytest.mark.parametrize("size", TOTALS)
-def test_counts_are_the_official_ones(size: str) -> None:
-    network = params.build(size)
+def test_counts_are_the_official_ones(size: str, report: Report) -> None:
+    network, table = report.tables[list(TOTALS).index(size)]
     assert all(parameter.device.type == "meta" for parameter in network.parameters())
     assert params.parameters(network) == TOTALS[size]
-    rows = {row.name: row for row in params.table(network)}
+    rows = {row.name: row for row in table}
     expected = TUNABLE[size.split()[0]]
     assert {name: rows[name].counts.trainable for name in expected} == expected
     for name, row in rows.items():
@@ -70,9 +100,8 @@ def test_counts_are_the_official_ones(size: str) -> None:
     assert str(rows["mwa (printed)"]).split()[-4:] == printed[size]
 
 
-def test_the_report_explains_the_papers_17_40_million(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command("params", []) == 0
-    printed = capsys.readouterr().out
+def test_the_report_explains_the_papers_17_40_million(report: Report) -> None:
+    printed = report.printed
     for size, total in TOTALS.items():
         assert f"BEiT-3 {size} px: {total:,} parameters" in printed
     note = " ".join(printed[printed.index("The paper prints") :].split())
@@ -80,7 +109,6 @@ def test_the_report_explains_the_papers_17_40_million(capsys: pytest.CaptureFixt
     assert "24 layers x 2 x (KE(768, 64) 99,136 + AE(1024, 128) 263,552) = 17,409,024, 2.58 %" in note
     assert "18,994,176, 2.81 %" in note
     assert 48 * (99_136 + 263_552) == 17_409_024
-    assert "\n".join(params.uniter()) in printed
     for count in ("14,178,816", "44,101,632", "94,487,040", "47,243,520", "41,745,408"):  # I-Tuning of three sizes, half; ClipCap
         assert count in printed[printed.index("UNITER") :]
 
@@ -90,12 +118,12 @@ def _counted(lines: list[str]) -> dict[str, list[str]]:
     return {line[:35].strip(): line[35:].split() for line in lines[1:]}
 
 
-def test_pair_scorers() -> None:
+def test_pair_scorers(report: Report) -> None:
     bert = (
         (30522 + 512 + 2 + 2) * 768 + 12 * (12 * 768**2 + 13 * 768) + 768**2 + 768
     )  # words, positions, types, norm; layers; pooler
     visual = (2 + 512) * 768 + 2048 * 768 + 768  # types, positions, projection
-    counted = _counted(params.pair_scorers())
+    counted = _counted(report.section("Pair scorers"))
     rank_8, mwa = 8 * 12 * (4 * 2 + 2 * 5) * 768, 7_125_504 // 2
     assert counted["VisualBERT base"] == [f"{bert + visual + 2 * 769:,}", "1,538", f"{rank_8:,}", f"{mwa:,}"]
     assert counted["ViLT base"] == ["111,595,777", "769", f"{rank_8:,}", f"{mwa:,}"]
@@ -103,9 +131,9 @@ def test_pair_scorers() -> None:
     assert counted["BridgeTower base"][:2] == ["325,759,490", f"{2 * (2 * 768 + 1):,}"]
 
 
-def test_dual_encoders_have_the_published_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dual_encoders_have_the_published_sizes(report: Report) -> None:
     """Of the models' cards, or of their files' bytes. SigLIP: positions, patches and words beside equal layers."""
-    counted = _counted(params.dual_encoders())
+    counted = _counted(report.section("Dual encoders"))
     published = {"openai/clip-vit-base-patch32": 151_277_313, "openai/clip-vit-base-patch16": 149_620_737,
                  "openai/clip-vit-large-patch14": 427_616_513, "openai/clip-vit-large-patch14-336": 427_944_193}  # fmt: skip
     assert {name: int(counted[name][0].replace(",", "")) for name in published} == published
@@ -129,22 +157,23 @@ def test_open_clips_have_the_librarys_sizes() -> None:
     }  # fmt: skip
 
 
-def test_clips_rows_are_those_that_its_exhibit_runs() -> None:
-    network = params.dual_encoder(params.ADAPTED_CLIP)
+def test_clips_rows_are_those_that_its_exhibit_runs(report: Report) -> None:
+    network, table = report.tables[-1]
     assert all(parameter.device.type == "meta" for parameter in network.parameters())
-    rows = {row.name: row.counts.trainable for row in params.table(network)}
+    rows = {row.name: row.counts.trainable for row in table}
     expected = TUNABLE["CLIP"]
     assert {name: rows[name] for name in expected} == expected
 
 
-def test_uniter_and_iais(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = {line[:25].strip(): line[25:].split() for line in params.uniter()[1:-1]}
+def test_uniter_and_iais(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = report.section("UNITER")
+    counted = {line[:25].strip(): line[25:].split() for line in lines[1:-1]}
     assert counted["base"] == ["109,901,059", "109,898,752", "85,054,464", "112,938,887"]  # the released one's
     assert counted["large"][:3] == ["335,698,947", "335,695,872", "302,309,376"]
     narrow, wide = 1024 * (768 + 2 + 1), 2048 * (768 + 2 + 1)  # the map, the learnt vectors, the bias of what comes out
     classes = 768**2 + 3 * 768 + 769 * 1601
     assert counted["base, own regions"][3] == f"{112_938_887 - wide + narrow - classes:,}"
-    assert params.uniter()[-1] == "  IAIS adds 0: the loss has no parameters"
+    assert lines[-1] == "  IAIS adds 0: the loss has no parameters"
     monkeypatch.setattr(params, "IAIS", lambda kind, reading: torch.nn.Linear(2, 1 + (kind == "singular")))
     assert params.uniter()[-1] == "  IAIS adds 3 or 6"  # counted, not said
 
