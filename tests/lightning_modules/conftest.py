@@ -21,17 +21,17 @@ _SIZES = {"hidden_size": WIDTH, "intermediate_size": FFN, "num_hidden_layers": D
 
 
 class Tiny:
-    """Builders. Every network has width 16, FFN 64, 2 blocks a tower, 16 px images, 6 tokens of 40."""
+    """Builders. Every network has width 16, FFN 64, 2 blocks a tower unless told otherwise, 16 px images, 6 tokens of 40."""
 
     width, ffn, depth, size = WIDTH, FFN, DEPTH, SIZE
     image_kinds = ("timm_vit", "vit", "clip", "dinov2")
     text_kinds = ("bert", "roberta", "clip")
 
-    def image_tower(self, kind: str = "timm_vit", pooling: Any = None, drop: float = 0.0) -> ImageTower:
+    def image_tower(self, kind: str = "timm_vit", pooling: Any = None, drop: float = 0.0, depth: int = DEPTH) -> ImageTower:
         if kind == "timm_vit":
             options = {
                 "embed_dim": WIDTH,
-                "depth": DEPTH,
+                "depth": depth,
                 "num_heads": 2,
                 "patch_size": 8,
                 "img_size": SIZE,
@@ -40,7 +40,7 @@ class Tiny:
             return TimmImageTower("vit_tiny_patch16_224", "random", pooling=pooling or "default", options=options)
         if kind == "cnn":
             return TimmImageTower("test_efficientnet", "random", image_size=32, pooling=pooling or "default")
-        sizes = {**_SIZES, "image_size": SIZE, "patch_size": 8}
+        sizes = {**_SIZES, "num_hidden_layers": depth, "image_size": SIZE, "patch_size": 8}
         sizes["model_type"] = {"clip": "clip_vision_model"}.get(kind, kind)
         if kind == "dinov2":
             sizes["mlp_ratio"] = sizes.pop("intermediate_size") // WIDTH
@@ -48,19 +48,20 @@ class Tiny:
             sizes["hidden_dropout_prob"] = drop
         return HFImageTower(config=sizes, weights="random", pooling=pooling or "cls")
 
-    def text_tower(self, kind: str = "bert", pooling: Any = None, drop: float = 0.0) -> TextTower:
-        sizes: dict[str, Any] = {**_SIZES, "vocab_size": VOCAB, "max_position_embeddings": 16}
+    def text_tower(self, kind: str = "bert", pooling: Any = None, drop: float = 0.0, depth: int = DEPTH) -> TextTower:
+        sizes: dict[str, Any] = {**_SIZES, "num_hidden_layers": depth, "vocab_size": VOCAB, "max_position_embeddings": 16}
         sizes["model_type"] = {"clip": "clip_text_model"}.get(kind, kind)
         if kind != "clip":
             sizes |= {"hidden_dropout_prob": drop, "attention_probs_dropout_prob": 0.0, "pad_token_id": 0}
         return HFTextTower(config=sizes, weights="random", tokenizer="none", max_tokens=8, pooling=pooling or "mean")
 
     def network(
-        self, image: str = "timm_vit", text: str = "bert", seed: int = 0, drop: float = 0.0, **options: Any
+        self, image: str = "timm_vit", text: str = "bert", seed: int = 0, drop: float = 0.0, depth: int = DEPTH, **options: Any
     ) -> DualEncoder:
         torch.manual_seed(seed)
         options = {"weights": "random", **options}
-        network = DualEncoder(self.image_tower(image, drop=drop), self.text_tower(text, drop=drop), embed_dim=8, **options)
+        towers = self.image_tower(image, drop=drop, depth=depth), self.text_tower(text, drop=drop, depth=depth)
+        network = DualEncoder(*towers, embed_dim=8, **options)
         # library inits are near zero: at width 16 nothing but the residual stream would be seen
         for parameter in network.parameters():
             if parameter.ndim > 1:

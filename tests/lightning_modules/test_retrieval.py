@@ -26,9 +26,9 @@ from lightning_modules.objectives.sigmoid import SigmoidLoss
 from lightning_modules.retrieval import RetrievalModule
 
 
-def module(tiny: Any, tuning: str = "adapter", drop: float = 0.0, **options: Any) -> RetrievalModule:
+def module(tiny: Any, tuning: str = "adapter", drop: float = 0.0, depth: int = 2, **options: Any) -> RetrievalModule:
     adapter = MultiWayAdapter(dropout=0.3) if tuning == "adapter" else None
-    model = RetrievalModule(tiny.network(drop=drop), adapter, tuning, **options)
+    model = RetrievalModule(tiny.network(drop=drop, depth=depth), adapter, tuning, **options)
     tiny.randomise(model.network, "multiway")
     model.log_dict = lambda *arguments, **keywords: None  # type: ignore[method-assign] - outside a trainer
     return model
@@ -102,7 +102,7 @@ def test_compiled_encoders_give_the_same_loss(tiny: Any, monkeypatch: pytest.Mon
     whole = DualEncoder.compile_encoders
     monkeypatch.setattr(DualEncoder, "compile_encoders", lambda network: whole(network, backend="eager"))
     batch = pairs(tiny)
-    plain, compiled = module(tiny).eval(), module(tiny, compile=True).eval()
+    plain, compiled = module(tiny, depth=1).eval(), module(tiny, depth=1, compile=True).eval()
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     torch.testing.assert_close(compiled.training_step(batch, 0), plain.training_step(batch, 0))
 

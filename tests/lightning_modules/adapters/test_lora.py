@@ -107,7 +107,7 @@ def test_strict_loading_speaks_of_the_layers_own_names(tiny):
 
 def test_compiled_and_autocast(tiny):
     torch._dynamo.reset()
-    network = tiny.network()
+    network = tiny.network(depth=1)
     put_into(network, rank=2)
     tiny.randomise(network, "lora_")
     expected = encode(network, tiny)

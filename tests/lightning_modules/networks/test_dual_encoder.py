@@ -158,7 +158,7 @@ def test_checkpointing_repeats_dropout(tiny):
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_compiled_encoders_compute_the_same(tiny, checkpointed):
     torch._dynamo.reset()
-    network = tiny.network(checkpoint_activations=checkpointed)
+    network = tiny.network(depth=1, checkpoint_activations=checkpointed)
     adapter = MultiWayAdapter(dropout=0.0)
     adapter.inject(network)
     tiny.randomise(network, "multiway")
