@@ -12,17 +12,20 @@ import difflib
 import importlib
 import inspect
 import io
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from datamodules.errors import InputError, find_input_error
+from datamodules.errors import AgreedError, InputError, find_input_error
 from experiments.cli._parser import Parser
 from experiments.training.failures import one_line, with_log
+from experiments.training.starts import find_start, rank_here
 
 _HERE = Path(__file__).parent
+_SEVERAL = ("run", "fit", "validate", "test", "predict")  # commands of several processes; predict says what it takes
 
 
 def command_names() -> list[str]:
@@ -50,6 +53,8 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
     if command not in names:
         close = difflib.get_close_matches(command, names, 1)
         raise InputError(f"no command {command!r}." + (f" Did you mean {close[0]!r}?" if close else " See crosslight --help."))
+    if command not in _SEVERAL and "TORCHELASTIC_RUN_ID" in os.environ and (started := find_start().processes) > 1:
+        raise AgreedError(f"crosslight {command} is one process, and torchrun started {started}: start it without.")
     return int(_module(command).run(build_parser(command).parse_args(list(arguments))))
 
 
@@ -87,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         known = find_input_error(error)
         message = with_log(f"{type(error).__name__}: {one_line(error)}", error) if known is None else str(known)
-        print(f"crosslight: error: {message}", file=sys.stderr)
+        if not isinstance(known, AgreedError) or rank_here() == 0:  # of many that say the same
+            print(f"crosslight: error: {message}", file=sys.stderr)
         status = 1 if known is None else 2
     sys.exit(status)
 

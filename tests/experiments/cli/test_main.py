@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from end_to_end import torchrun
 
 from experiments.cli import main as cli
 from experiments.cli._parser import with_subcommands
@@ -109,6 +110,19 @@ def test_defaults_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_unknown_command(wrong: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(capsys, wrong) == (2, f"crosslight: error: {message}\n")
+
+
+def test_a_command_of_one_process_under_torchrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of them says it."""
+    for name, value in torchrun(0, 2, 29400).items():
+        monkeypatch.setenv(name, value)
+    said = "crosslight: error: crosslight table is one process, and torchrun started 2: start it without.\n"
+    assert fails(capsys, "table", "run") == (2, said)
+    monkeypatch.setenv("RANK", "1")
+    assert fails(capsys, "table", "run") == (2, "")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert "is one process" not in fails(capsys, "table", "nowhere")[1]
 
 
 @pytest.mark.parametrize(
