@@ -37,7 +37,7 @@ test: $(READY)  ## all tests, five minutes on 2 cores
 test-kills: $(READY)  ## runs of every method killed at every moment, all schedules of validation, EarlyStopping, EMA (an hour)
 	CROSSLIGHT_EVERY_KILL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/end_to_end/test_killed_anywhere.py
 
-test-eight: $(READY)  ## eight processes against one, torchrun, srun's variables, long work of one process (ten minutes, 6 GB of memory)
+test-eight: $(READY)  ## eight processes against one, torchrun, srun's variables, long work of one process (five minutes, 4 GB of memory)
 	CROSSLIGHT_EIGHT=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=30 tests/end_to_end/test_eight_processes.py tests/end_to_end/test_long_work_of_one.py
 
 lint: $(READY)  ## ruff, mypy, and who may import whom (no circle of files)
