@@ -68,6 +68,12 @@ def test_timed_has_both_clocks() -> None:
     assert taken["cpu_s"] > 0
 
 
+def test_a_call_within_one_tick_of_the_cpu_clock_has_a_reading_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([(1.0, 7.0), (1.002, 7.0)])
+    monkeypatch.setattr(harness, "clock", lambda device: next(readings))
+    assert harness.timed(lambda: None) == {"wall_s": pytest.approx(0.002), "cpu_s": pytest.approx(0.002)}
+
+
 def test_a_script_has_only_the_options_it_asks_for() -> None:
     plain, full = harness.command_line("about"), harness.command_line("about", devices=("cuda", "cpu"), threads=2, rounds=3)
     assert vars(plain.parse_args([])) == {"out": None}
