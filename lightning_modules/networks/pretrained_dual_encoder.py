@@ -162,7 +162,7 @@ class HFDualEncoder(RetrievalNetwork):
             )
 
     def _used_parameters(self) -> dict[str, frozenset[str]]:
-        """Which parameters each encoder's vectors depend on, found by a backward pass over one image and one text: a pooler that
+        """Which parameters each encoder's vectors depend on, found in autograd's graph of one image and one text: a pooler that
         is not asked, or cross-attention, would train and never get a gradient. Meta tensors compute nothing."""
         shapes = {id(tensor): _meta(tensor) for tensor in [*self.model.parameters(), *self.model.buffers()]}
         try:
@@ -180,14 +180,13 @@ class HFDualEncoder(RetrievalNetwork):
         model.eval()  # batch norm in training wants more than one row
         with torch.enable_grad(), torch.random.fork_rng(devices=[]), quiet_loading():
             for side in _TOWERS:
-                model.zero_grad(set_to_none=True)
                 if side == "image":
                     features = self._image_features(model, torch.zeros(1, 3, spec.size, spec.size, device=device))
                 else:
                     tokens_BT = torch.zeros(1, text.max_tokens, dtype=torch.int64, device=device)
                     features = _vectors(model.get_text_features(input_ids=tokens_BT))
-                features.sum().backward()
-                reached[side] = frozenset(f"model.{name}" for name, p in model.named_parameters() if p.grad is not None)
+                leaves = _leaves(features)
+                reached[side] = frozenset(f"model.{name}" for name, p in model.named_parameters() if id(p) in leaves)
         return reached
 
     def _checkpoint(self, where: str) -> None:
@@ -309,6 +308,21 @@ def _vectors(output: Any) -> Tensor:
     """What the library's methods call the pooled output is projected already."""
     vectors: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return vectors
+
+
+def _leaves(output: Tensor) -> set[int]:
+    """`id` of each parameter that a gradient of the output would reach: the ends of its graph. A backward pass would tell the
+    same, and takes as long as building the graph."""
+    found, seen, waiting = set(), set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (parameter := getattr(node, "variable", None)) is not None:
+            found.add(id(parameter))
+        waiting += [before for before, _ in node.next_functions]
+    return found
 
 
 def _meta(tensor: Tensor) -> Tensor:
