@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from datamodules.files.leftovers import remove_leftovers, unfinished
+
+_OF_RUST = re.compile(r"\(os error (\d+)\)")  # how Rust ends what it says of a disk
 
 
 @contextlib.contextmanager
@@ -21,6 +24,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     """An empty file beside `path` to write to, which takes its place when the block ends without an error, and else is removed.
 
     Its name ends like that of `path`, for writers that go by it.
+
+    Raises:
+        OSError: It cannot be written, also where the writer has an error of its own for that (safetensors).
     """
     remove_leftovers(path.parent)
     part = unfinished(path)
@@ -31,8 +37,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield part
         os.chmod(part, mode)  # some writers (safetensors) make a file for its owner alone
         put_in_place(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if not isinstance(error, OSError) and (of_disk := _OF_RUST.search(str(error))):
+            number = int(of_disk[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from datamodules.files.atomic import put_in_place, whole_file, whole_folder, write_atomically
 
@@ -56,6 +59,21 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
         write_atomically(tmp_path / "file", "new")
     assert os.listdir(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "old"
+
+
+def test_a_full_disk_is_an_error_of_the_disk_also_where_safetensors_writes(tmp_path: Path) -> None:
+    (tmp_path / "file.safetensors").write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error, whole_file(tmp_path / "file.safetensors") as part:
+            save_file({"a": np.zeros(1000)}, part)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG
+    assert error.value.filename == str(tmp_path / "file.safetensors")
+    assert os.listdir(tmp_path) == ["file.safetensors"]
+    assert (tmp_path / "file.safetensors").read_text() == "old"
 
 
 def test_two_writers_at_once_do_not_meet(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import tiny_regions
+from safetensors import SafetensorError
 from tiny_data import write_flickr8k
 
 from datamodules.coco import COCO
@@ -26,6 +27,7 @@ from datamodules.files.origins import note_origins
 from datamodules.flickr8k import Flickr8k
 from datamodules.flickr30k import Flickr30k
 from datamodules.flickr30k_entities import Flickr30kEntities
+from datamodules.formats import record_file
 from datamodules.formats.beit3_index import origins_note
 from datamodules.formats.record_file import open_records, write_records
 from datamodules.formats.record_table import ChainedTables, RecordTable
@@ -267,7 +269,8 @@ def test_a_damaged_file_is_made_again(
 
 
 def no_room(*_: object) -> None:
-    raise OSError(28, "No space left on device")
+    """As safetensors says it, which is no `OSError`."""
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 @pytest.mark.parametrize("fault", ["no folder", "no room"])
@@ -278,7 +281,7 @@ def test_a_cache_that_cannot_be_written_to_is_done_without(
     if fault == "no folder":
         (tmp_path / "cache").write_text("no folder")
     else:
-        monkeypatch.setattr(module, "write_records", no_room)
+        monkeypatch.setattr(record_file, "save_file", no_room)
     with caplog.at_level(logging.WARNING, "crosslight"):
         records = Flickr8k(str(place)).records("train")
     assert isinstance(records, RecordTable), "in memory"
