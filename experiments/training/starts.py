@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from datamodules.errors import AgreedError
+from datamodules.errors import AgreedError, InputError
 
 RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
 _LEFT_OVER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
@@ -80,14 +80,17 @@ def find_start(environment: Mapping[str, str] = os.environ) -> Start:
 
     Raises:
         AgreedError: Somebody who is not known here, or the variables contradict each other.
+        InputError: srun, whose tasks Lightning would not know for that.
     """
     read = _Numbers(environment)
     if RUN_FOLDER_VARIABLE in environment and "LOCAL_RANK" in environment:
         return Start("crosslight", read("LOCAL_RANK", 0))
     if "TORCHELASTIC_RUN_ID" in environment:
         return _by_torchrun(read)
-    if "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in _INTERACTIVE:
-        return _by_srun(read, environment)
+    if "SLURM_NTASKS" in environment:
+        if environment.get("SLURM_JOB_NAME") not in _INTERACTIVE:
+            return _by_srun(read, environment)
+        _require_a_shell(read, environment)
     for name, program in _ELSEWHERE.items():
         if read(name, 1) > 1:
             raise AgreedError(
@@ -105,7 +108,7 @@ def rank_here(environment: Mapping[str, str] = os.environ) -> int:
     """This process's rank, as far as its variables tell; 0 where they do not."""
     try:
         return find_start(environment).rank
-    except AgreedError:
+    except InputError:
         digits = environment.get("RANK") or environment.get("SLURM_PROCID") or "0"
         return int(digits) if digits.isdecimal() else 0
 
@@ -130,6 +133,21 @@ def _by_torchrun(read: _Numbers) -> Start:
             "--nproc-per-node on each."
         )
     return start
+
+
+def _require_a_shell(read: _Numbers, environment: Mapping[str, str]) -> None:
+    """See that somebody started this process in the shell of an interactive job. Lightning takes what srun starts in such a job
+    for that, too: each task would train by itself, since inside of an allocation srun leaves the job its name.
+
+    Raises:
+        InputError: It is one of several tasks. (Each says so: of the first one that cannot always be known.)
+    """
+    tasks, task = read("SLURM_NTASKS", 1), read("SLURM_PROCID", 0)
+    if tasks > 1 and (task > 0 or environment.get("SLURM_TASK_PID") == str(os.getpid())):
+        raise InputError(
+            f"srun started this as task {task} of {tasks} in a job named {environment['SLURM_JOB_NAME']!r}, in which each would "
+            "train by itself, as if started by hand. Give the job another name: SLURM_JOB_NAME=run srun ..."
+        )
 
 
 def _by_srun(read: _Numbers, environment: Mapping[str, str]) -> Start:

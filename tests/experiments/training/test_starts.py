@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from ranks import srun
 
-from datamodules.errors import AgreedError
+from datamodules.errors import AgreedError, InputError
 from experiments.training.starts import Start, find_start, rank_here
 
 
@@ -45,6 +47,16 @@ REFUSED = [
 def test_who_started_it(environment: dict[str, str], start: Start) -> None:
     assert find_start(environment) == start
     assert rank_here(environment) == start.rank
+
+
+@pytest.mark.parametrize("tasks", [{"SLURM_PROCID": "1"}, {"SLURM_TASK_PID": str(os.getpid())}])
+def test_srun_in_a_shell_of_salloc_is_refused_by_each_task(tasks: dict[str, str]) -> None:
+    environment = {**srun(0, 2, 1), "SLURM_JOB_NAME": "interactive", **tasks}
+    with pytest.raises(InputError, match="SLURM_JOB_NAME=run srun") as refused:
+        find_start(environment)
+    assert not isinstance(refused.value, AgreedError), "the first task may not know"
+    assert rank_here(environment) == int(environment["SLURM_PROCID"])
+    assert find_start({**environment, "SLURM_JOB_NAME": "run"}).by == "srun"
 
 
 @pytest.mark.parametrize(("environment", "says"), REFUSED)
