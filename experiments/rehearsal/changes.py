@@ -14,6 +14,11 @@ from experiments.sweep.launches import Launch
 
 WATCH = "experiments.rehearsal.watch.Watch"
 ITEMS = 10
+LENGTHS = {
+    "max_steps": "", "max_epochs": "-1", "min_epochs": "null", "min_steps": "null", "check_val_every_n_epoch": "null",
+    "val_check_interval": "1",  # the callback moves it to the last step
+}  # fmt: skip
+"""Options of the Trainer that say how long it trains and when it validates, and what they are in a rehearsal."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,9 @@ def changes(command: str | None, config: Mapping[str, Any], settings: Settings, 
         if str(trainer.get("precision")) == "16-mixed":
             words["trainer.precision"] = "bf16-mixed"
             cut.append("bf16 in place of fp16, which processors lack")
+        if trainer.get("sync_batchnorm"):
+            words["trainer.sync_batchnorm"] = "false"
+            cut.append("batch norms of each process, which torch synchronizes on GPUs alone")
         workers, cores = _arguments(config.get("data")).get("num_workers"), len(os.sched_getaffinity(0))
         if isinstance(workers, int) and workers > cores:
             words["data.init_args.num_workers"] = str(cores)
@@ -102,8 +110,7 @@ def changes(command: str | None, config: Mapping[str, Any], settings: Settings, 
                 words["trainer.accumulate_grad_batches"] = "2"
                 cut.append(f"accumulation 2 of {rounds}")
         words |= {
-            "trainer.max_steps": str(settings.steps), "trainer.max_epochs": "-1", "trainer.min_epochs": "null",
-            "trainer.check_val_every_n_epoch": "null", "trainer.val_check_interval": "1",  # the callback moves it to the last
+            **{f"trainer.{name}": value for name, value in LENGTHS.items()}, "trainer.max_steps": str(settings.steps),
             "trainer.log_every_n_steps": "1", "checkpoint.every_n_steps": str(settings.steps - 1),
         }  # fmt: skip
     words |= _limits(config, settings.items)

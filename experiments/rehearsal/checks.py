@@ -9,7 +9,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.files.yaml_file import read_yaml
-from experiments.rehearsal.changes import Changes, Settings, changed, changes, training
+from experiments.rehearsal.changes import LENGTHS, Changes, Settings, changed, changes, training
 from experiments.runs.rehearsed import Stage, Verdict
 from experiments.sweep.launches import Launch
 
@@ -27,6 +27,7 @@ class Facts:
         parameters: Of the network.
         tunable: Parameters that train.
         weight_bytes: Of all parameters and buffers.
+        average_bytes: Of what trains once more, where a device keeps its average (EMA).
         checkpoint_bytes: Of the best checkpoint and the last, and of another last while it is written.
         pairwise: It scores pairs of images and captions, all of them.
         complete: Its data and weights are there: it can start.
@@ -38,6 +39,7 @@ class Facts:
     parameters: int = 0
     tunable: int = 0
     weight_bytes: int = 0
+    average_bytes: int = 0
     checkpoint_bytes: int = 0
     pairwise: bool = False
     complete: bool = False
@@ -61,7 +63,7 @@ def check(launch: Launch, settings: Settings, gpus: int, watch: Path, whole: boo
         config = _parsed(launch).plain  # the sweep's own words: what they would refuse on this machine is not looked at
         facts = Facts(config, changes(launch.command, config, settings, gpus, watch))
         parts = _parsed(changed(launch, facts.changes, gpus, settings.processes))
-        _require_sound(parts, launch)
+        _require_sound(parts, launch, config)
     except InputError as error:
         tell(Verdict("parse", "failed", one_line(error)))
         return None
@@ -94,12 +96,15 @@ def _parsed(launch: Launch) -> Any:
     return ParsedCLI([str(launch.command), *find_configs(list(launch.arguments))])
 
 
-def _require_sound(parsed: Any, launch: Launch) -> None:
-    """What a run refuses before its folder is opened."""
+def _require_sound(parsed: Any, launch: Launch, config: Mapping[str, Any]) -> None:
+    """What a run refuses before its folder is opened; how long it trains as its own `config` says, and not the rehearsal's."""
     from experiments.training.ranges import require_values
     from experiments.training.trainer_options import require_trainer
 
-    require_values(str(launch.command), {**parsed.plain, "run_dir": str(launch.folder)})
+    lengths = {name: value for name, value in (config.get("trainer") or {}).items() if name in LENGTHS}
+    whole = {**parsed.plain, "run_dir": str(launch.folder)}
+    for trainer in (whole["trainer"], whole["trainer"] | lengths):
+        require_values(str(launch.command), {**whole, "trainer": trainer})
     require_trainer(vars(parsed._instantiated("trainer")["trainer"]))
 
 
@@ -164,7 +169,10 @@ def _weights(parts: Any, facts: Facts, data: Sequence[Any]) -> tuple[Any, list[s
     facts.tunable = sum(parameter.numel() for parameter in trained)
     facts.weight_bytes = sum(tensor.nbytes for tensor in tensors)
     size = sum(parameter.nbytes for parameter in trained)
-    facts.checkpoint_bytes = size + 2 * 3 * size  # weights; and twice weights and two moments
+    averages = _averages(facts.config)
+    facts.average_bytes = size if None in averages else 0
+    # weights; and twice weights and two moments; with an average the weights beside it
+    facts.checkpoint_bytes = size + 2 * 3 * size + (3 * size if averages else 0)
     facts.pairwise = _is_pairwise(network)
     faults = zero_weights(module)
     inputs = getattr(network, "inputs", None)
@@ -173,6 +181,16 @@ def _weights(parts: Any, facts: Facts, data: Sequence[Any]) -> tuple[Any, list[s
             each.connect(inputs)  # the tokenizer is there, region features fit
     said = f"{facts.parameters:,} parameters, {facts.tunable:,} train"
     return network, faults, said
+
+
+def _averages(config: Mapping[str, Any]) -> list[Any]:
+    """Where each average of the weights (EMA) is kept; None: where the model is."""
+    from lightning_modules.callbacks.ema import EMA
+
+    ours = f"{EMA.__module__}.{EMA.__name__}"
+    callbacks = (config.get("trainer") or {}).get("callbacks") or []
+    named = [each for each in callbacks if isinstance(each, Mapping) and each.get("class_path") == ours]
+    return [(each.get("init_args") or {}).get("device") for each in named]
 
 
 def _is_pairwise(network: Any) -> bool:

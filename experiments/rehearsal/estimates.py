@@ -97,7 +97,7 @@ def evaluation_seconds(facts: Facts, notes: Notes, settings: Settings) -> float 
         images = _images(facts, str(name), each["stage"], first=name == own)
         times = 1.0 if images is None else max(1.0, images / cut)
         once = each["batches"] * times + each["behind"] * (times**2 if facts.pairwise else times)
-        total += once * (max(1.0, validations(facts, notes)) if each["stage"] == "val" else 1)
+        total += once * (max(1, validations(facts, notes)) if each["stage"] == "val" else 1)
     return total if notes.of("evaluated") else None
 
 
@@ -109,20 +109,23 @@ def _images(facts: Facts, name: str, split: str, first: bool) -> int | None:
     return count if limit is None or count is None else min(count, limit)
 
 
-def validations(facts: Facts, notes: Notes) -> float:
+def validations(facts: Facts, notes: Notes) -> int:
     """Of the whole run; below 1 none comes. 1 where it cannot be counted."""
     trainer, steps, batches = facts.config.get("trainer") or {}, steps_of(facts, notes), _batches(facts, notes.of("fit"))
-    if steps is None or batches is None:
-        return 1.0
-    every, epochs = trainer.get("val_check_interval"), trainer.get("check_val_every_n_epoch")
-    done = steps * accumulated(facts.config)  # batches of the whole run, about: an epoch may end in a smaller step
-    if isinstance(every, int) and not isinstance(every, bool):
-        return done // every
-    return -(-done // batches) / (epochs or 1) / (every or 1.0)
+    every, nth = trainer.get("val_check_interval") or 1.0, trainer.get("check_val_every_n_epoch")
+    if steps is None or batches is None or not isinstance(every, int | float):  # by the clock
+        return 1
+    epochs, rest = divmod(steps, -(-batches // accumulated(facts.config)))  # whole epochs, whose last step may be a smaller one
+    rest *= accumulated(facts.config)
+    if nth is None:
+        return int((epochs * batches + rest) // every)
+    between = every if isinstance(every, int) else max(1, int(every * batches))
+    return int(epochs // nth * (batches // between) + (rest // between if (epochs + 1) % nth == 0 else 0))
 
 
 def counted_bytes(facts: Facts, results: Results | None, processes: int, planned: int) -> int | None:
-    """Of training on one device: weights, gradients, optimizer state, and what backward keeps of its share of the real batch.
+    """Of training on one device: weights, their average (EMA), gradients, optimizer state, and what backward keeps of its share
+    of the real batch.
 
     Args:
         facts: Of the run.
@@ -136,7 +139,8 @@ def counted_bytes(facts: Facts, results: Results | None, processes: int, planned
     if cost is None or cost.saved_activation_bytes is None:
         return None
     kept = cost.saved_activation_bytes * _activations(facts, processes, planned)
-    return int(facts.weight_bytes + (cost.gradient_bytes or 0) + (cost.optimizer_state_bytes or 0) + kept)
+    held = facts.weight_bytes + facts.average_bytes + (cost.gradient_bytes or 0) + (cost.optimizer_state_bytes or 0)
+    return int(held + kept)
 
 
 def _activations(facts: Facts, processes: int, planned: int) -> float:

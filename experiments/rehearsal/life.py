@@ -13,7 +13,7 @@ from datamodules.errors import InputError
 from experiments.papers.worlds import world_folder, write_miniature_world
 from experiments.rehearsal.afterwards import look_back
 from experiments.rehearsal.apart import Ended, apart, to_its_end
-from experiments.rehearsal.changes import Settings, batch_of, changed
+from experiments.rehearsal.changes import Settings, batch_of, changed, training
 from experiments.rehearsal.checks import Facts, check, needs_training, one_line
 from experiments.rehearsal.devices import Device, Machine, device_named, misfit
 from experiments.rehearsal.estimates import Notes, figures, validations
@@ -130,7 +130,7 @@ class Life:
             return Verdict("devices", "passed", "a processor")
         kind = device.name if device is not None else self.launch.cost.device if self.launch.cost is not None else "GPU"
         batch = batch_of(facts.config)
-        if batch is not None and batch % wanted:
+        if training(self.launch.command) and batch is not None and batch % wanted:
             fits = [count for count in range(1, batch + 1) if batch % count == 0]
             near = sorted(fits, key=lambda count: abs(count - wanted))[:2]
             said = f"batch_size {batch} does not divide among {wanted} devices: --devices {' or '.join(map(str, sorted(near)))}"

@@ -15,11 +15,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lightning_modules.callbacks.ema import EMA
+
 KILL_VARIABLE = "CROSSLIGHT_REHEARSAL_KILL_AT"
 
 
 class Watch(Callback):
-    """A line of JSON for each thing that happens, on the first process. It changes nothing that is computed.
+    """A line of JSON for each thing that happens, on the first process. It changes nothing that is computed, but for an average
+    of the weights (EMA), which begins at once.
 
     With KILL_VARIABLE in the environment the process is killed (SIGKILL, as a power cut would) when so many optimizer steps are
     done, before anything of the last one is written: the attempt that goes on must make it again.
@@ -36,6 +39,12 @@ class Watch(Callback):
         self._began = self._before = 0.0
         self._step = 0
         self._batches = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Has an average of the weights begin at once: it may be meant to begin behind the last step of a rehearsal."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EMA):
+                callback.update_starting_at_step = callback.update_starting_at_epoch = None
 
     # ----------------------------------------------------------------------------------------------------------- training
 

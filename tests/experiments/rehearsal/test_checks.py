@@ -62,6 +62,12 @@ def test_a_mistyped_option(launch: Launch) -> None:
     assert "max_epochs" in told["parse"].said
 
 
+def test_what_the_run_itself_refuses_of_its_length(launch: Launch) -> None:
+    facts, told = checked(launch, "--trainer.min_steps=5", "--trainer.max_steps=4")
+    assert facts is None
+    assert told["parse"].said == "trainer.min_steps is 5, more than max_steps (4): give it at most that."
+
+
 def test_half_a_data_set(launch: Launch, place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "world" / "flickr30k", tmp_path / "flickr30k")
     images = sorted(file for file in tmp_path.rglob("*") if file.suffix in (".jpg", ".png"))

@@ -122,6 +122,8 @@ def test_wrong_number_of_gpus(place: Path) -> None:
     uneven = life._devices(_facts(batch=8))  # type: ignore[arg-type]
     assert uneven.outcome == "failed"
     assert uneven.said == "batch_size 8 does not divide among 3 devices: --devices 2 or 4"
+    life.launch = replace(life.launch, command="test")
+    assert "batch_size" not in life._devices(_facts(batch=8)).said  # type: ignore[arg-type]
 
 
 def test_too_little_disk(place: Path) -> None:
