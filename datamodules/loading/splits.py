@@ -7,7 +7,9 @@ processes and later starts do (kept_records.py). Their records are made when the
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -142,10 +144,25 @@ def _is_ours(kind: type, base: type, method: str) -> bool:
 def _origins_of(source: Source) -> Origins | None:
     """What decides what parsing a data set's own files gives."""
     options = source.parse_options() if _is_ours(type(source), Source, "parse_options") else None
-    if options is None:
+    code = _own_code(type(source))
+    if options is None or code is None:
         return None
     kind = f"{type(source).__module__}.{type(source).__qualname__}"
-    return Origins(source.name, list(source.parsed_files()), {"class": kind, **options})
+    return Origins(source.name, list(source.parsed_files()), {"class": kind, **({"code": code} if code else {}), **options})
+
+
+def _own_code(kind: type) -> list[str] | None:
+    """SHA-256 of the files of a class and its bases that are a user's own, whose number of a version could be forgotten; None
+    where one has no file, as in a notebook."""
+    theirs = {"datamodules", "lightning", *sys.stdlib_module_names}
+    found = []
+    for each in kind.__mro__:
+        if each.__module__.partition(".")[0] not in theirs:
+            try:
+                found.append(hashlib.sha256(Path(inspect.getfile(each)).read_bytes()).hexdigest())
+            except (TypeError, OSError):
+                return None
+    return found
 
 
 class FileSplits(Splits):

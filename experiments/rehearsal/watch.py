@@ -42,7 +42,7 @@ class Watch(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Has an average of the weights begin at once: it may be meant to begin behind the last step of a rehearsal."""
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:
             if isinstance(callback, EMA):
                 callback.update_starting_at_step = callback.update_starting_at_epoch = None
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 import tracemalloc
@@ -383,6 +385,36 @@ def test_a_class_of_ones_own_is_kept_where_it_says_what_decides(
     assert isinstance(Changed(str(place)).records("train"), list)
     monkeypatch.setattr(module, "_MANY_CAPTIONS", 10)
     assert isinstance(Changed(str(place)).records("train"), RecordTable), "not on the disk, but no objects either"
+
+
+_OWN = """
+from datamodules.flickr8k import Flickr8k
+
+class Own(Flickr8k):
+    def parse(self):
+        parsed = super().parse()
+        parsed.splits["train"] = parsed.splits["train"][{cut}]
+        return parsed
+
+    def parse_options(self):
+        return super().parse_options()
+"""
+
+
+def test_the_file_of_a_class_of_ones_own_counts(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, file = str(write_flickr8k(tmp_path / "flickr8k")), tmp_path / "own_flickr8k.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for cut in (":5", "::-1", ":5"):
+        file.write_text(_OWN.format(cut=cut))
+        monkeypatch.delitem(sys.modules, file.stem, raising=False)
+        importlib.invalidate_caches()
+        found.append(len(importlib.import_module(file.stem).Own(place).records("train")))
+    assert found == [5, 13, 5]
+    assert len(files_in(kept)) == 2
+    monkeypatch.setattr(Said, "__module__", "a_notebook")
+    assert isinstance(Said(place).records("train"), list), "nobody knows its code"
+    assert len(files_in(kept)) == 2
 
 
 def test_little_data_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
