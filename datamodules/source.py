@@ -75,7 +75,8 @@ class Source(ABC):
 
     def parse_options(self) -> dict[str, Any] | None:
         """All that decides what `parse` gives beside the content of `parsed_files`, as JSON. What it gave is then kept, and used
-        as long as nothing of this, of the files, of our code and of the class's own file has changed. None: the files are parsed at every start."""
+        as long as nothing of this, of the files, of our code and of the class's own file has changed. None: the files are parsed
+        at every start."""
         return None
 
     def parsed_files(self) -> Iterable[Path]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -21,6 +20,7 @@ from experiments.runs.identity import deciding, differing_keys
 from experiments.training import preemption
 from experiments.training.loggers import MetricsCSV
 from lightning_modules.callbacks.ema import CURRENT, EMA
+from lightning_modules.checkpoints.weights import write_torch
 
 
 @dataclass
@@ -53,8 +53,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(file) as part:
-            torch.save(checkpoint, part)
+        write_torch(checkpoint, file)
 
 
 class Best(ModelCheckpoint):

@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
-from datamodules.files.atomic import whole_file
 from datamodules.files.releases import checkpoint_file
-from lightning_modules.checkpoints.weights import misfits, read_weights, write_weights
+from lightning_modules.checkpoints.weights import misfits, read_weights, write_torch, write_weights
 from lightning_modules.networks.beit3 import UNUSED_POSITIONS, BEiT3Retrieval
 
 log = logging.getLogger("crosslight")
@@ -231,6 +230,5 @@ def write_official(network: nn.Module, path: str | Path) -> Path:
     if path.suffix == ".safetensors":
         write_weights(state, path)
         return path
-    with whole_file(path) as part:
-        torch.save({"model": state}, part)
+    write_torch({"model": state}, path)
     return path

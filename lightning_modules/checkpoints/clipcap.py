@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
-from datamodules.files.atomic import whole_file
 from lightning_modules.adapters.clipcap import ClipCap, Prefix
 from lightning_modules.checkpoints.language_model import load_language_weights
-from lightning_modules.checkpoints.weights import misfits, read_weights
+from lightning_modules.checkpoints.weights import misfits, read_weights, write_torch
 from lightning_modules.networks.captioner import Captioner
 
 MAPPER, LANGUAGE = "clip_project.", "gpt."
@@ -107,6 +105,5 @@ def write_official(network: Captioner, path: str | Path) -> Path:
         raise InputError(f"ClipCap: the official layout is for GPT-2, this language model is a {kind}; keep the run's checkpoint")
     state = official_state(network)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, part)
+    write_torch({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, path)
     return path

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError, some
-from datamodules.files.atomic import whole_file
 from datamodules.files.releases import UNITER_CHECKPOINTS, uniter_checkpoint_file
 from lightning_modules.checkpoints.places import split_part
-from lightning_modules.checkpoints.weights import misfits, read_weights, require_sound_model
+from lightning_modules.checkpoints.weights import misfits, read_weights, require_sound_model, write_torch
 from lightning_modules.networks.quiet_loading import hugging_face
 from lightning_modules.networks.uniter import EPS, UniterRetrieval
 from lightning_modules.networks.uniter_pretraining import UniterPretraining
@@ -292,8 +291,7 @@ def write_official(network: UniterRetrieval, path: str | Path) -> Path:
     if path.exists():
         raise InputError(f"{path} exists already; choose another name or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        state = pretraining_to_official(network.state_dict()) if isinstance(network, UniterPretraining) else None
-        state = to_official(network.state_dict()) if state is None else state
-        torch.save({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, part)
+    state = pretraining_to_official(network.state_dict()) if isinstance(network, UniterPretraining) else None
+    state = to_official(network.state_dict()) if state is None else state
+    write_torch({name: tensor.detach().cpu().clone() for name, tensor in state.items()}, path)
     return path

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from datamodules.errors import InputError, some
+from datamodules.errors import InputError, chain, some
 from datamodules.files.atomic import whole_file
 from datamodules.files.text import open_bytes
 from lightning_modules.checkpoints.miniatures import located
@@ -174,6 +174,23 @@ def write_weights(state: Mapping[str, Tensor], path: Path, **notes: str) -> None
         places.add(stored.data_ptr())
     with whole_file(path) as part:
         save_file(tensors, part, metadata={_CHECKSUM: _checksum(tensors), **notes})
+
+
+def write_torch(content: Any, path: Path) -> None:
+    """A torch file that takes its name when it is complete.
+
+    Raises:
+        OSError: It cannot be written. (Given a name, torch says of a full disk "unexpected pos 64 vs 0" and no more; given an
+            open file it says so too, but behind the error of the disk.)
+    """
+    with whole_file(path) as part:
+        try:
+            with part.open("wb") as file:
+                torch.save(content, file)
+        except (RuntimeError, OSError) as error:
+            if (of_disk := next((each for each in chain(error) if isinstance(each, OSError)), None)) is not None:
+                raise OSError(of_disk.errno, of_disk.strerror, str(path)) from error
+            raise
 
 
 def _checksum(state: Mapping[str, Tensor]) -> str:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from datamodules.files.atomic import whole_file
 from datamodules.files.releases import CHECKPOINTS, TOKENIZER, UNITER_CHECKPOINTS
 from lightning_modules.checkpoints import beit3, uniter
 from lightning_modules.checkpoints.standin.values import random_module
 from lightning_modules.checkpoints.standin.vocabularies import write_sentencepiece
+from lightning_modules.checkpoints.weights import write_torch
 from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.uniter_pretraining import UniterPretraining
 
@@ -47,14 +47,12 @@ def write_official(path: Path, half: bool = False) -> None:
     if path.name in UNITER_CHECKPOINTS:
         halves: dict[int, Tensor] = {}  # what is tied is stored once
         state = {name: halves.setdefault(tensor.data_ptr(), tensor.half()) for name, tensor in _uniter(path.name).items()}
-        with whole_file(path) as part:
-            torch.save(state, part)
+        write_torch(state, path)
         return
     state = _beit3(path.name)
     if half:
         state = {name: tensor.half() for name, tensor in state.items()}
-    with whole_file(path) as part:
-        torch.save({"model": state, "stand_in": True}, part)
+    write_torch({"model": state, "stand_in": True}, path)
 
 
 def _beit3(name: str) -> dict[str, Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import resource
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from datamodules.errors import InputError
 from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.trainable import load_objective, load_trainable
-from lightning_modules.checkpoints.weights import load_weights, read_weights, require_finite, write_weights
+from lightning_modules.checkpoints.weights import load_weights, read_weights, require_finite, write_torch, write_weights
 from lightning_modules.networks.towers.hugging_face import HFTextTower
 
 
@@ -75,6 +77,21 @@ def test_no_flipped_bit_changes_a_weight_unsaid(tmp_path: Path, name: str) -> No
             assert found.keys() == state().keys(), at
             assert all(torch.equal(found[key], value) for key, value in state().items()), at
     assert refused > len(state()["a"].numpy().tobytes()) // 7
+
+
+@pytest.mark.parametrize("write", [write_torch, write_weights])
+@pytest.mark.parametrize("room", [1000, 30_000, 40_500])
+def test_a_full_disk_is_named(tmp_path: Path, write: Callable[..., None], room: int) -> None:
+    """At the first of it, in mid-tensor, and with the table at the end of torch's."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            write({"a": torch.zeros(10_000), "b": torch.zeros(300)}, tmp_path / "weights")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.filename == str(tmp_path / "weights")
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_without_a_checksum_are_read(tmp_path: Path) -> None:
