@@ -170,8 +170,12 @@ def _layout(about: Mapping[str, Any]) -> tuple[tuple[int, int, int], np.dtype[An
 
 
 def _take(path: Path, size: int) -> None:
-    """Room for a file; what it holds already stays, the rest is 0."""
-    with open(path, "ab") as file:
+    """Room for a file; what it holds already stays, the rest is 0.
+
+    Opened to read and write: where a file system has no call for this (NFS before 4.2, FUSE), the C library reads and writes a
+    byte of each block, and refuses a file that is open to append.
+    """
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -122,6 +123,21 @@ def test_a_full_disk_shows_when_the_folder_is_made(tmp_path: Path, monkeypatch: 
     assert not file.done().any()
     assert FeatureFile.room(tmp_path, ABOUT) == 0
     assert (file.folder / "tokens.bin").stat().st_blocks > 0  # not sparse
+
+
+def test_room_is_taken_where_the_file_system_has_no_call_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def emulated(handle: int, place: int, size: int) -> None:
+        """As the C library does it (`man posix_fallocate`, notes)."""
+        flags = fcntl.fcntl(handle, fcntl.F_GETFL)
+        if flags & os.O_APPEND or flags & os.O_ACCMODE == os.O_WRONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        os.truncate(handle, max(size, os.fstat(handle).st_size))
+
+    monkeypatch.setattr(features.os, "posix_fallocate", emulated)
+    file = FeatureFile.make(tmp_path, ABOUT)
+    file.write(0, np.ones((1, *file.shape[1:]), file.dtype))
+    (file.folder / "about.json").unlink()  # of a process that was killed before it had written it
+    assert FeatureFile.make(tmp_path, ABOUT).done().tolist() == [True, *[False] * 6]
 
 
 # --------------------------------------------------------------------------------------------------- the data module
