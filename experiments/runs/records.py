@@ -10,10 +10,11 @@ import contextlib
 import io
 import lzma
 import os
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_file
@@ -89,11 +90,28 @@ def _unpacked(file: Path, stack: contextlib.ExitStack) -> Path:
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="crosslight-records-"))
     try:
         with tarfile.open(file, "r:xz") as archive:
-            archive.extractall(folder, filter="data")
+            for entry in archive:
+                _unpack(archive, entry, Path(folder))
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise InputError(f"{file} is no whole archive of `crosslight report --records` ({error}).") from None
     (Path(folder) / _ORIGIN).write_text(str(file), encoding="utf-8")
     return Path(folder)
+
+
+def _unpack(archive: tarfile.TarFile, entry: tarfile.TarInfo, folder: Path) -> None:
+    """A file of an archive, inside of the folder. (`extractall` has its `filter` since Python 3.11.4; Debian 12's is 3.11.2.)
+
+    Raises:
+        tarfile.TarError: It is no file or folder, or would be outside.
+    """
+    place = PurePosixPath(entry.name)
+    content = archive.extractfile(entry) if entry.isfile() else None
+    if place.is_absolute() or ".." in place.parts or not (content or entry.isdir()):
+        raise tarfile.TarError(f"{entry.name!r} is no file inside of it")
+    if content is not None:
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        with content, (folder / place).open("wb") as file:
+            shutil.copyfileobj(content, file)
 
 
 def root_of(folder: Path) -> str:

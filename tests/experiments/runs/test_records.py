@@ -73,13 +73,27 @@ def test_damaged_records_are_told(runs: Path, tmp_path: Path) -> None:
             pass
 
 
-def test_an_archive_cannot_write_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"), [("../outside", tarfile.REGTYPE), ("{}/outside", tarfile.REGTYPE), ("link", tarfile.SYMTYPE)]
+)
+def test_an_archive_cannot_write_elsewhere(tmp_path: Path, name: str, kind: bytes) -> None:
     file = tmp_path / "a.tar.xz"
+    entry = tarfile.TarInfo(name.format(tmp_path))
+    entry.type, entry.linkname = kind, str(tmp_path)
     with tarfile.open(file, "w:xz") as archive:
-        archive.addfile(tarfile.TarInfo("../outside"))
+        archive.addfile(entry)
     with pytest.raises(InputError, match="is no whole archive"), opened([file]):
         pass
     assert not (tmp_path / "outside").exists()
+
+
+def test_an_archive_packed_by_hand_is_read(runs: Path, tmp_path: Path) -> None:
+    """Of GNU tar: with folders in it, and ./ before each name."""
+    folder = next(runs.iterdir())
+    with tarfile.open(tmp_path / "a.tar.xz", "w:xz", format=tarfile.GNU_FORMAT) as archive:
+        archive.add(folder, f"./{folder.name}")
+    with opened([tmp_path / "a.tar.xz"]) as (unpacked,):
+        assert (unpacked / folder.name / "results.json").read_bytes() == (folder / "results.json").read_bytes()
 
 
 @pytest.mark.parametrize(
