@@ -15,6 +15,7 @@ from datamodules.errors import AgreedError, InputError
 
 RUN_FOLDER_VARIABLE = "CROSSLIGHT_RANK0_RUN_FOLDER"  # rank 0 tells the ranks it launches
 _LEFT_OVER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
+_OF_A_NODE = ("GROUP_RANK", "NODE_RANK")  # 0: of the one machine there is, as some clouds set it
 _ELSEWHERE = {"JSM_NAMESPACE_SIZE": "jsrun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun"}
 _INTERACTIVE = ("bash", "interactive")  # jobs of Slurm in whose shell somebody starts what she likes
 
@@ -55,7 +56,8 @@ class Start:
                 f"trainer.num_nodes is {nodes}, but this process was started alone and would wait for the others for ever: start "
                 "it on each machine with srun or torchrun, and with one --run_dir."
             )
-        if self.by == "hand" and devices > 1 and (set_ := [name for name in _LEFT_OVER if name in os.environ]):
+        set_ = [name for name in _LEFT_OVER if name in os.environ and not (name in _OF_A_NODE and os.environ[name] == "0")]
+        if self.by == "hand" and devices > 1 and set_:
             raise AgreedError(
                 f"{set_[0]} is set, but not by torchrun, so nobody would start the {devices} processes: unset it "
                 f"({', '.join(set_)}), or start the run with torchrun."
@@ -69,9 +71,12 @@ class Start:
             if self.by == "srun"
             else f"--nnodes={nodes} --nproc-per-node={devices}"
         )
+        alone = self.by == "srun" and self.processes == 1 and nodes == 1
+        by_hand = " In a job of one task: SLURM_JOB_NAME=interactive crosslight ..., which starts the others itself."
         raise AgreedError(
             f"{self.by} started {here}{where}, but trainer.devices is {devices} and trainer.num_nodes {nodes}: give "
             f"--trainer.devices={self.processes // self.nodes} --trainer.num_nodes={self.nodes}, or {self.by} {each}."
+            f"{by_hand if alone else ''}"
         )
 
 

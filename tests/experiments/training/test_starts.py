@@ -76,7 +76,7 @@ def test_contradictions_are_refused(environment: dict[str, str], says: str) -> N
         (Start("torchrun", 0, 4, 2), 4, 1, "give --trainer.devices=2 --trainer.num_nodes=2"),
         (Start("torchrun", 0, 1), 2, 1, "torchrun started 1 process, but trainer.devices is 2"),
         (Start("srun", 0, 1), 4, 1, "is 4 and trainer.num_nodes 1: give --trainer.devices=1 --trainer.num_nodes=1, "
-         "or srun --nodes=1 --ntasks-per-node=4."),
+         "or srun --nodes=1 --ntasks-per-node=4. In a job of one task: SLURM_JOB_NAME=interactive crosslight ..., "),
         (Start("srun", 0, 8, 2), 8, 1, "srun started 8 processes on 2 machines"),
         (Start("hand"), 1, 2, "start it on each machine with srun or torchrun"),
     ],
@@ -91,6 +91,8 @@ def test_the_trainers_own_processes_are_taken(monkeypatch: pytest.MonkeyPatch) -
     for start, devices, nodes in ((Start("hand"), 4, 1), (Start("crosslight", 1), 2, 1), (Start("torchrun", 0, 4, 2), 2, 2),
                                   (Start("srun", 1, 2), 2, 1), (Start("srun"), 1, 1)):  # fmt: skip
         start.require(devices, nodes)
+    monkeypatch.setenv("NODE_RANK", "0")  # of one machine
+    Start("hand").require(2, 1)
     monkeypatch.setenv("LOCAL_RANK", "0")
     Start("hand").require(1, 1)
     with pytest.raises(AgreedError, match="LOCAL_RANK is set, but not by torchrun, so nobody would start the 2 processes"):
