@@ -11,6 +11,7 @@ they are rehearsed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -31,12 +32,26 @@ SCRATCH = "rehearsal"
 Say = Callable[[Launch, Rehearsed, Verdict | None], None]
 
 
-def code_revision() -> str:
-    """Of the code that is rehearsed: a commit, or a version."""
-    git = git_state(Path(__file__).parent)
+def code_revision(root: Path = Path(__file__).parents[2]) -> str:
+    """Of the code that is rehearsed: a commit, with 8 hexadecimal digits over what there is where that has been changed; or a
+    version.
+
+    Args:
+        root: Of the checkout.
+    """
+    git = git_state(root)
     if git["revision"] is None:
         return str(versions()["crosslight"])
-    return f"{git['revision']:.12}" + ("+changes" if git["dirty"] else "")
+    return f"{git['revision']:.12}" + (f"+{_contents(root):.8}" if git["dirty"] else "")
+
+
+def _contents(root: Path) -> str:
+    """64 hexadecimal digits over code and configurations."""
+    over = hashlib.sha256()
+    for room in ("configs", "datamodules", "experiments", "lightning_modules"):
+        for file in sorted(file for kind in ("*.py", "*.yaml") for file in (root / room).rglob(kind)):
+            over.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return over.hexdigest()
 
 
 def rehearse(

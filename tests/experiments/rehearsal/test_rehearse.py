@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from experiments.runs.results import read_results
 from experiments.runs.store import RunFolders, read_run
 from experiments.sweep.slurm_script import SlurmOptions, arrays_of, script_of
 from experiments.sweep.targets import exhibit_launches
+
+CODE_REVISION = rehearse.code_revision
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,6 +64,26 @@ def test_each_stage_has_a_verdict(rehearsed: Path, revision: str) -> None:
     assert found.counted_bytes > found.weight_bytes
     assert found.cut == ()
     assert "| tiny/tuned s0 | sound; not known here: devices |" in (rehearsed / "rehearsed.md").read_text()
+
+
+def test_changed_code_is_other_code(tmp_path: Path) -> None:
+    file = tmp_path / "datamodules" / "mine.py"
+    file.parent.mkdir()
+    file.write_text("one = 1\n")
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "one")
+    found = [CODE_REVISION(tmp_path)]
+    for text in ("two = 2\n", "three = 3\n", "two = 2\n", "one = 1\n"):
+        file.write_text(text)
+        found.append(CODE_REVISION(tmp_path))
+    assert found[1] == found[3]
+    assert found[0] == found[4] == found[1].partition("+")[0]
+    assert len(set(found)) == 3
 
 
 def test_a_rehearsal_is_no_result(rehearsed: Path) -> None:
