@@ -114,7 +114,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Revision and dirty flag of the checkout that holds `folder`; both None outside a checkout (an installed wheel)."""
+    """Revision and dirty flag of the checkout that `folder` is of; both None where there is none (an installed wheel, also one in
+    a virtual environment that lies in the checkout of something else)."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -123,7 +124,7 @@ def git_state(folder: Path) -> dict[str, Any]:
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None
 
-    revision = git("rev-parse", "HEAD")
+    revision = git("rev-parse", "HEAD") if git("ls-files", "--", ".") else None
     status = git("status", "--porcelain") if revision else None
     return {"revision": revision, "dirty": None if status is None else bool(status)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 
 from datamodules.files.stand_in import begin
 from datamodules.flickr30k import Flickr30k
-from experiments.runs.provenance import device_state, reads_stand_ins
+from experiments.runs.provenance import device_state, git_state, reads_stand_ins
 
 
 @pytest.fixture
@@ -34,6 +35,19 @@ def test_memory_is_pinned_for_the_gpu_that_trains(device: str) -> None:
     assert data._loading()["pin_memory"]
     data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(device)))  # type: ignore[assignment]
     assert data._loading()["pin_memory"] == (device == "cuda:0")
+
+
+def test_the_checkout_around_a_virtual_environment_is_not_ours(tmp_path: Path) -> None:
+    ours, installed = tmp_path / "ours", tmp_path / ".venv" / "experiments"
+    for folder in (ours, installed):
+        folder.mkdir(parents=True)
+        (folder / "code.py").touch()
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    for words in ("init --quiet", "add .", "-c user.name=a -c user.email=a@b commit --quiet -m one"):
+        subprocess.run(["git", "-C", str(tmp_path), *words.split()], check=True)
+    assert git_state(ours)["revision"]
+    assert git_state(ours)["dirty"] is False
+    assert git_state(installed) == {"revision": None, "dirty": None}
 
 
 def test_stand_ins_are_found_in_what_a_run_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
