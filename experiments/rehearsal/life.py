@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from experiments.runs.rehearsed import Figures, Stage, Verdict
 from experiments.runs.results import read_results
 from experiments.runs.sizes import decimal_bytes
 from experiments.sweep.launches import Launch
+from experiments.sweep.processes import environment_of
 
 ROOM = 0.92  # of a device's memory: the rest is the driver's, the libraries', and what lies between blocks
 Tell = Callable[[Verdict], None]
@@ -259,10 +259,7 @@ class Life:
     # ------------------------------------------------------------------------------------------------------------ helpers
 
     def _environment(self) -> dict[str, str]:
-        processes = self.gpus or self.place.settings.processes
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // processes))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, **self.launch.whole_environment, REHEARSAL_VARIABLE: "1"}
-        environment.pop("WANDB_SERVICE", None)
+        environment = environment_of(self.launch, self.gpus or self.place.settings.processes) | {REHEARSAL_VARIABLE: "1"}
         if self.launch.world is not None:
             environment["CROSSLIGHT_WORLD"] = str(world_folder(self.place.root, self.launch.world))
         return environment

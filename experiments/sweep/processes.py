@@ -53,6 +53,20 @@ def visible_gpus() -> list[str]:
     return given.split(",")[:count] if given else [str(index) for index in range(count)]
 
 
+def environment_of(launch: Launch, processes: int) -> dict[str, str]:
+    """All variables of a launch's process on this machine.
+
+    Args:
+        launch: It.
+        processes: That share the machine's cores.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // processes))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, **launch.whole_environment}
+    environment.pop("WANDB_SERVICE", None)  # of a W&B run in this very process: a notebook's, say
+    environment.pop("SLURM_NTASKS", None)  # in a batch script: a run that is started here is none of srun's tasks
+    return environment
+
+
 def oom_kills() -> int:
     """Processes that this machine's kernel has killed for memory so far."""
     try:

@@ -41,7 +41,15 @@ from experiments.runs.results import now
 from experiments.sweep.display import Display
 from experiments.sweep.launches import Launch
 from experiments.sweep.outcomes import BROKEN, OVER, Entry, known_state, log_of, record, state_of, why_it_ended
-from experiments.sweep.processes import STOPPING, import_everything, kill_process, oom_kills, start_forked, visible_gpus
+from experiments.sweep.processes import (
+    STOPPING,
+    environment_of,
+    import_everything,
+    kill_process,
+    oom_kills,
+    start_forked,
+    visible_gpus,
+)
 
 
 class Runner:
@@ -215,9 +223,7 @@ class Runner:
         entry.gpus = tuple(self._free_gpus()[: launch.gpus])
         at_once = (self.jobs or max(1, len(self.gpus) // launch.gpus)) if launch.gpus else (self.jobs or 1)
         processes = at_once * max(launch.processes, launch.gpus)
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // processes))
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, **launch.whole_environment}
-        environment.pop("WANDB_SERVICE", None)  # of a W&B run in this very process: a notebook's, say
+        environment = environment_of(launch, processes)
         if launch.gpus or self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(entry.gpus)
         log = log_of(self.root, launch)

@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ranks import srun
 
 from datamodules.errors import InputError
 from experiments.sweep.launches import PROGRAM, Launch, read_command, split_options
+from experiments.sweep.processes import environment_of
+from experiments.training.starts import find_start
 
 WORDS = [
     "run", "-c", "a.yaml", "--config=b.yaml", "--name=x", "--seed_everything", "3", "--scale=full", "--trainer.devices=2",
@@ -75,6 +78,19 @@ def test_what_may_start_in_a_fork() -> None:
 def test_options_of_a_plan_become_fields() -> None:
     fields = split_options({"name": "x", "a.b": "1", "seed_everything": "7", "trainer.devices": "2", "scale": "miniature"})
     assert fields == {"name": "x", "seed": 7, "devices": "2", "scale": "miniature", "options": ("--a.b=1",)}
+
+
+def test_a_run_that_a_batch_script_starts_here_is_no_task_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in srun(0, 4, 1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_STEP_ID")
+    with pytest.raises(InputError, match="batch script of a job of 4 tasks"):
+        find_start()
+    environment = environment_of(launch(command="run"), 2)
+    start = find_start(environment)
+    assert start.by == "hand"
+    start.require(devices=4, nodes=1)
+    assert environment["SLURM_JOB_ID"], "it is told of the job's end"
 
 
 def test_another_program_is_told_how_wandb_writes(monkeypatch: pytest.MonkeyPatch) -> None:
