@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datamodules.errors import InputError
+from datamodules.files.locks import take_lock
 from experiments.papers.worlds import world_folder, write_miniature_world
 from experiments.rehearsal.afterwards import look_back
 from experiments.rehearsal.apart import Ended, apart, to_its_end
@@ -74,6 +75,13 @@ class Life:
         Raises:
             InputError: Another process rehearses the same.
         """
+        lock = take_lock(self.place.scratch / ".locks" / f"{self.launch.key}.life")
+        if lock is None:  # before its folder is removed
+            raise InputError(f"{self.launch.title} is being rehearsed by another process already, in {self.place.scratch}.")
+        with lock:
+            return self._live()
+
+    def _live(self) -> Figures | None:
         shutil.rmtree(self.launch.folder, ignore_errors=True)
         self.watch.unlink(missing_ok=True)
         if self.launch.world is not None:

@@ -78,9 +78,11 @@ def rehearse(
         if launch.key in waiting:
             waiting |= {key for key in launch.after if not (folders[key] / "checkpoints" / "best.ckpt").exists()}
     failed: dict[str, str] = {}
+    ours: set[str] = set()  # folders that are removed: another process may rehearse others here
     with _stoppable():
         for launch in launches:
             if launch.key in waiting:
+                ours |= {launch.key, *launch.after}
                 broken = next((failed[key] for key in launch.after if key in failed), None)
                 done[launch.key] = _one(launch, place, revision, settings, broken, say)
                 waiting.discard(launch.key)
@@ -89,7 +91,7 @@ def rehearse(
             say(launch, done[launch.key], None)
             write_atomically(place.root / "rehearsed.md", page(launches, done, place))
             if not keep:
-                _remove(launches, waiting)
+                _remove([launch for launch in launches if launch.key in ours], launches, waiting)
     return {launch.key: done[launch.key] for launch in launches}
 
 
@@ -123,10 +125,10 @@ def _stops_children(record: Rehearsed) -> bool:
     return not any(verdict.stage == "evaluation" and verdict.outcome == "passed" for verdict in record.verdicts)
 
 
-def _remove(launches: Sequence[Launch], waiting: set[str]) -> None:
-    """Run folders that no rehearsal to come starts from."""
+def _remove(ours: Sequence[Launch], launches: Sequence[Launch], waiting: set[str]) -> None:
+    """Those of our run folders that no rehearsal to come starts from."""
     needed = {key for launch in launches if launch.key in waiting for key in launch.after}
-    for launch in launches:
+    for launch in ours:
         if launch.key not in needed and launch.key not in waiting:
             shutil.rmtree(launch.folder, ignore_errors=True)
 

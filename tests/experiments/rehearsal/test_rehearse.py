@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.errors import InputError
+from datamodules.files.locks import locked
 from datamodules.files.stand_in import MARK, said
 from experiments.cli.main import main, run_command
 from experiments.papers.plan import plan_runs
@@ -21,6 +23,7 @@ from experiments.rehearsal.life import Life, Place
 from experiments.runs.rehearsed import FILE, STAGES, Figures, Rehearsed, Verdict, read_rehearsed, write_rehearsed
 from experiments.runs.results import read_results
 from experiments.runs.store import RunFolders, read_run
+from experiments.sweep.launches import Launch
 from experiments.sweep.slurm_script import SlurmOptions, arrays_of, script_of
 from experiments.sweep.targets import exhibit_launches
 
@@ -135,6 +138,30 @@ def _facts(batch: int = 8, complete: bool = True, **known: int) -> object:
 
     config = {"data": {"init_args": {"batch_size": batch}}, "trainer": {"precision": "bf16-mixed"}, "model": {"init_args": {}}}
     return Facts(config, Changes((), ()), tunable=1, complete=complete, **known)
+
+
+def test_two_rehearsals_at_once_leave_each_other_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = exhibit_launches("tiny", "small", [0], tmp_path / "scratch")
+    where = Place(tmp_path, tmp_path / "scratch", Settings(3))
+    marks = [launch.folder / "checkpoints" / "best.ckpt" for launch in launches]
+    for mark in marks:
+        mark.parent.mkdir(parents=True)
+        mark.touch()
+    with locked(tmp_path / "scratch" / ".locks" / f"{launches[0].key}.life"):
+        with pytest.raises(InputError, match="tiny/start s0 is being rehearsed by another process already"):
+            rehearse.rehearse(launches, where, lambda *_: None, revision="r")
+        assert marks[0].exists()
+
+    def sound(launch: Launch, *_: object) -> Rehearsed:
+        return Rehearsed(launch.title, "r", where.settings.words, tuple(Verdict(stage, "passed") for stage in STAGES))
+
+    monkeypatch.setattr(rehearse, "_one", sound)
+    write_rehearsed(tmp_path, {launch.key: sound(launch) for launch in launches})
+    rehearse.rehearse(launches, where, lambda *_: None, revision="r")
+    assert all(mark.exists() for mark in marks), "another's"
+    write_rehearsed(tmp_path, {launches[0].key: sound(launches[0])})
+    rehearse.rehearse(launches, where, lambda *_: None, revision="r")
+    assert not any(mark.exists() for mark in marks)
 
 
 def test_wrong_number_of_gpus(place: Path) -> None:
