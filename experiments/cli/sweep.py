@@ -103,7 +103,7 @@ def _add_rehearse_options(rehearse: Parser) -> None:
     option("--scale", choices=SCALES, default="full", help="of the runs")
     option("--out", type=Path, metavar="DIR", help=f"where the runs will be (default: {PAPERS_ROOT}); rehearsals go into it")
     option("--devices", type=_devices, metavar="N", help="GPUs of each run, as of run")
-    option("--on", metavar="8xA100", help="the machine that the runs are meant for: hours and memory there, by its data sheet")
+    option("--on", metavar="8xA100", help="the machine that runs are meant for, all of it or --devices: hours and memory there")
     option("--steps", type=_whole, metavar="N", help="optimizer steps (default: 3, on a GPU 8)")
     option("--items", type=_whole, default=10, metavar="N", help="images of each validation and test")
     option(
@@ -154,7 +154,7 @@ def _rehearse(options: argparse.Namespace) -> int:
         raise InputError(f"--batch {options.batch} does not divide among {options.processes} processes.")
     if wrong := next((word for word in options.set if "=" not in word), None):
         raise InputError(f"--set {wrong}: give OPTION=VALUE, such as data.init_args.ranking.candidates=31.")
-    on = None if options.on is None else machine_of(options.on)
+    on = None if options.on is None else machine_of(options.on, options.devices)
     console = Console(width=None if sys.stdout.isatty() else 200, stderr=options.json)
     if options.stand_in is not None:
         _make_stand_ins(options, lambda text: console.print(plain(f"stand-in: {text}"), soft_wrap=True, style="dim"))
@@ -175,6 +175,7 @@ def _rehearse(options: argparse.Namespace) -> int:
         words,
         gpus,
         options.stand_in is not None,
+        options.devices,
     )
     place = Place(root, scratch, settings, on)
     numbers = {launch.key: number for number, launch in enumerate(launches, 1)}

@@ -33,6 +33,7 @@ class Settings:
         options: Further words of the command line, the last say.
         gpus: Of this machine.
         stand_in: Data and weights are stand-ins.
+        devices: GPUs of each run where that is said; None = as many as its recipe has, or the machine that it is meant for.
     """
 
     steps: int
@@ -42,12 +43,14 @@ class Settings:
     options: tuple[str, ...] = ()
     gpus: int = 0
     stand_in: bool = False
+    devices: int | None = None
 
     @property
     def words(self) -> str:
         """Two rehearsals with the same ones show the same."""
         where = f"{self.gpus} GPUs" if self.gpus else f"{self.processes} processes"
         batch = "" if self.batch is None else f", batch {self.batch}"
+        batch += "" if self.devices is None else f", {self.devices} devices a run"
         others = "".join(f", {word}" for word in (*self.options, *(["stand-ins"] if self.stand_in else [])))
         return f"{where}, {self.steps} steps, {self.items} images{batch}{others}"
 

@@ -67,11 +67,15 @@ def device_named(text: str) -> Device | None:
     return next((device for name, device in devices().items() if name in words), None)
 
 
-def machine_of(text: str) -> Machine:
+def machine_of(text: str, used: int | None = None) -> Machine:
     """What --on names: 8xA100, or A100 for one.
 
+    Args:
+        text: The words.
+        used: GPUs that a run has of it; None = all.
+
     Raises:
-        InputError: It is none.
+        InputError: It is none, or has fewer.
     """
     match = re.fullmatch(r"(?:([1-9]\d*)x)?([0-9A-Za-z]+)", text)
     device = device_named(match[2]) if match else None
@@ -79,7 +83,10 @@ def machine_of(text: str) -> Machine:
         raise InputError(
             f"--on {text}: give a number and a GPU, such as 8xA100. There are {', '.join(devices())} (devices.yaml)."
         )
-    return Machine(int(match[1] or 1), device)
+    count = int(match[1] or 1)
+    if used is not None and used > count:
+        raise InputError(f"--devices {used}, but --on {text} has {count}: give at most that, or --on {used}x{device.name}.")
+    return Machine(used or count, device)
 
 
 def translated(seconds: float, there: Device, here: Device, precision: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from datamodules.errors import InputError
+from experiments.rehearsal.changes import Settings
 from experiments.rehearsal.devices import device_named, devices, machine_of, misfit, translated
 
 
@@ -26,6 +27,14 @@ def test_machines() -> None:
     for wrong in ("0xA100", "8xTPU", "8 A100", ""):
         with pytest.raises(InputError, match=r"--on .*such as 8xA100"):
             machine_of(wrong)
+
+
+def test_a_run_on_a_part_of_a_machine() -> None:
+    assert str(machine_of("8xA100", 2)) == "2xA100"
+    assert str(machine_of("8xA100", 8)) == "8xA100"
+    with pytest.raises(InputError, match="--devices 4, but --on 2xA100 has 2: give at most that, or --on 4xA100"):
+        machine_of("2xA100", 4)
+    assert Settings(3, devices=2).words != Settings(3, devices=4).words, "another number is rehearsed again"
 
 
 def test_times_go_by_peak() -> None:
