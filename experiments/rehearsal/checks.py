@@ -97,11 +97,15 @@ def _parsed(launch: Launch) -> Any:
 
 
 def _require_sound(parsed: Any, launch: Launch, config: Mapping[str, Any]) -> None:
-    """What a run refuses before its folder is opened; how long it trains as its own `config` says, and not the rehearsal's."""
+    """What a run refuses before its folder is opened; its strategy and how long it trains as its own `config` says, and not the
+    rehearsal's."""
     from experiments.training.ranges import require_values
+    from experiments.training.strategies import require_supported
     from experiments.training.trainer_options import require_trainer
 
-    lengths = {name: value for name, value in (config.get("trainer") or {}).items() if name in LENGTHS}
+    own = config.get("trainer") or {}
+    require_supported(own.get("strategy"))
+    lengths = {name: value for name, value in own.items() if name in LENGTHS}
     whole = {**parsed.plain, "run_dir": str(launch.folder)}
     for trainer in (whole["trainer"], whole["trainer"] | lengths):
         require_values(str(launch.command), {**whole, "trainer": trainer})

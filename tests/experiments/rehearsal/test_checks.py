@@ -68,6 +68,12 @@ def test_what_the_run_itself_refuses_of_its_length(launch: Launch) -> None:
     assert told["parse"].said == "trainer.min_steps is 5, more than max_steps (4): give it at most that."
 
 
+def test_what_the_run_itself_refuses_of_its_strategy(launch: Launch) -> None:
+    facts, told = checked(launch, "--trainer.strategy=fsdp")
+    assert facts is None
+    assert told["parse"].said.startswith("trainer.strategy is 'fsdp', which divides the weights")
+
+
 def test_half_a_data_set(launch: Launch, place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "world" / "flickr30k", tmp_path / "flickr30k")
     images = sorted(file for file in tmp_path.rglob("*") if file.suffix in (".jpg", ".png"))
