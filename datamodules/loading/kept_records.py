@@ -154,11 +154,12 @@ def _say_unkept(origins: Origins, folder: Path, error: OSError | InputError) -> 
 
 def _remove_forgotten(folder: Path) -> None:
     """Remove what nobody has opened for a month. (Not at once what another content has replaced: a running process may look at
-    it, and over a network that would be its end.)"""
+    it, and over a network that would be its end. Whoever reads another user's file may not set its time, but has read it.)"""
     for file in folder.iterdir():
         if file.suffix in (".safetensors", ".lock"):
             with suppress(OSError):
-                if time.time() - file.stat().st_mtime > _FORGOTTEN:
+                status = file.stat()
+                if time.time() - max(status.st_mtime, status.st_atime) > _FORGOTTEN:
                     file.unlink()
 
 

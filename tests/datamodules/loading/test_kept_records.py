@@ -427,15 +427,16 @@ def test_little_data_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_nobody_has_opened_for_a_month_goes(tmp_path: Path, kept: Path) -> None:
     kept.mkdir(parents=True)
     old, young, other = kept / "old.safetensors", kept / "young.safetensors", kept / "notes.txt"
-    for file, days in ((old, 31), (young, 29), (other, 99)):
+    read = kept / "of_another_user.safetensors"
+    for file, days, since in ((old, 31, 31), (young, 29, 29), (other, 99, 99), (read, 99, 1)):
         file.touch()
-        os.utime(file, (time.time() - days * 24 * 3600,) * 2)
+        os.utime(file, (time.time() - since * 24 * 3600, time.time() - days * 24 * 3600))
     place = write_flickr8k(tmp_path / "flickr8k")
     Flickr8k(str(place)).records("train")
     assert not old.exists()
     assert young.exists()
     assert other.exists()
-    (mine,) = files_in(kept) - {young.name}
+    (mine,) = files_in(kept) - {young.name, read.name}
     os.utime(kept / mine, (0, 0))
     Flickr8k(str(place)).records("train")
     assert (kept / mine).stat().st_mtime > time.time() - 3600, "it is in use"
