@@ -17,7 +17,7 @@ def take_lock(file: Path) -> IO[Any] | None:
     """An exclusive lock on a file, held until what is returned is closed by all who have it; None where another has it.
 
     Raises:
-        InputError: Something that is no file is in its place, or it cannot be made.
+        InputError: Something that is no file is in its place, it cannot be made, or its file system has no locks.
     """
     lock = _open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
@@ -25,19 +25,29 @@ def take_lock(file: Path) -> IO[Any] | None:
     except BlockingIOError:
         lock.close()
         return None
+    except OSError as error:
+        lock.close()
+        raise _without_locks(file, error) from None
     return lock
 
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """An exclusive lock on a file, waited for."""
+    """An exclusive lock on a file, waited for.
+
+    Raises:
+        InputError: As `take_lock`.
+    """
     with _open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _without_locks(file, error) from None
         yield
 
 
 def is_held(file: Path) -> bool:
-    """Whether a process has the lock."""
+    """Whether a process has the lock. Where a file system has no locks, nobody has."""
     if not os.path.lexists(file):
         return False
     with _open(file, os.O_RDONLY) as lock:
@@ -45,7 +55,17 @@ def is_held(file: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError:
+            return False
     return False
+
+
+def _without_locks(file: Path, error: OSError) -> InputError:
+    """Lustre has locks where it was mounted with them, NFS where its server runs them."""
+    return InputError(
+        f"{file} cannot be locked ({error.strerror}): its file system has no locks, which keep two processes from writing the "
+        "same files. Choose a folder on another one, or have it mounted with them (Lustre: -o flock)."
+    )
 
 
 def _open(file: Path, how: int) -> IO[Any]:

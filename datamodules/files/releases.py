@@ -210,6 +210,6 @@ def _only_one(folder: Path, name: str) -> Iterator[None]:
             if is_held(file):
                 log.info("another process is fetching %s; waiting for it", name)
             held.enter_context(locked(file))
-        except OSError as error:
-            raise InputError(f"the cache {folder} cannot be written ({error.strerror}); set {CACHE_VARIABLE}") from error
+        except InputError as error:
+            raise InputError(f"the cache {folder} cannot be written; set {CACHE_VARIABLE}. {error}") from error
         yield

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import threading
 from pathlib import Path
 
+import pytest
+
+from datamodules.errors import InputError
 from datamodules.files.locks import is_held, locked, take_lock
 
 
@@ -34,3 +40,17 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
         order.append("first")
     waiting.join()
     assert order == ["first", "second"]
+
+
+def test_a_file_system_without_locks_is_named_and_nobody_holds_one_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, how: int) -> None:  # as Lustre that was mounted without -o flock
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    file = tmp_path / "lock"
+    file.touch()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert not is_held(file)
+    with pytest.raises(InputError, match=r"lock cannot be locked .*Function not implemented.*flock"):
+        take_lock(file)
+    with pytest.raises(InputError, match="lock cannot be locked"), locked(file):
+        pass
