@@ -153,8 +153,22 @@ def _training(trainer: Mapping[str, Any]) -> Iterator[str]:
     interval = trainer.get("val_check_interval")
     if interval is not None and not isinstance(interval, bool) and _nothing(interval):
         yield f"trainer.val_check_interval is {interval}: give a number of batches, or a share of an epoch up to 1.0."
+    for name, begin in _late_averages(trainer.get("callbacks")):
+        if epochs is not None and 0 < epochs <= begin:
+            yield (
+                f"trainer.callbacks: {name} would begin at epoch {begin} (from 0), and the training has {epochs}: give "
+                "update_starting_at_epoch less than max_epochs."
+            )
     if time is not None and _nothing(time):
         yield f"trainer.max_time is {time}, so nothing would be trained: give DD:HH:MM:SS, for example 00:12:00:00."
+
+
+def _late_averages(callbacks: Any) -> Iterator[tuple[str, int]]:
+    """Averages of the weights that begin with an epoch, and that one."""
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        options = callback.get("init_args") if isinstance(callback, Mapping) else None
+        if isinstance(options, Mapping) and isinstance(begin := options.get("update_starting_at_epoch"), int):
+            yield str(callback.get("class_path")).rpartition(".")[2], begin
 
 
 def _wandb(wandb: Mapping[str, Any], mode: str | None) -> Iterator[str]:
