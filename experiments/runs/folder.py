@@ -15,6 +15,7 @@ A run whose process was killed keeps `status: running` but nobody holds its lock
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from dataclasses import replace
@@ -35,6 +36,8 @@ from experiments.runs.identity import config_hash, deciding, differing_keys, wit
 from experiments.runs.metrics_csv import FILE as METRICS
 from experiments.runs.results import DataDescription, Evaluation, Results, ResultsStatus, now, read_results, write_results
 
+_BEFORE = re.compile(r"\.lock|(error|traceback)-\d+\.log")
+"""What may be there before a run is: its lock, and why another of its processes ended before the first one began it."""
 _TIMED = ("config.yaml", "results.json", METRICS, "checkpoints/last.ckpt")
 
 
@@ -121,7 +124,7 @@ class RunFolder:
             run = cls(folder, results, lock, resumed=True)
         else:
             refuse_strangers(
-                folder / "results.json", (entry for entry in folder.iterdir() if entry.name != ".lock"),
+                folder / "results.json", (entry for entry in folder.iterdir() if not _BEFORE.fullmatch(entry.name)),
                 "Give a new or empty --run_dir, or the folder of an earlier run to resume it.",
             )  # fmt: skip
             results = Results("running", command, name, digest, now(), wandb_id=_wandb_id(digest, folder))

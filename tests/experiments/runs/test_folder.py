@@ -214,6 +214,8 @@ def test_a_run_of_an_earlier_version_goes_on_where_options_are_new(tmp_path: Pat
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("dear reader")
     assert "'thesis.tex'" in refused(tmp_path)
+    (tmp_path / "thesis.tex").rename(tmp_path / "error-of-mine.log")
+    assert "'error-of-mine.log'" in refused(tmp_path)
     (tmp_path / "file").write_text("")
     assert "is a file" in refused(tmp_path / "file")
 
@@ -230,6 +232,12 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
 def test_results_that_cannot_be_read(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(content)
     assert message in refused(tmp_path)
+
+
+def test_what_another_process_said_before_the_first_one_began_is_no_stranger(tmp_path: Path) -> None:
+    for name in ("error-1.log", "traceback-13.log"):
+        (tmp_path / name).write_text("no such GPU\n")
+    assert open_run(tmp_path).ours
 
 
 def test_a_folder_in_use_is_refused_until_its_run_ends(tmp_path: Path) -> None:
