@@ -9,14 +9,16 @@ DIR/hub                      HF_HOME
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from datamodules.errors import InputError
+from datamodules.files.locks import is_held, locked
 from datamodules.files.stand_in import begin
 from datamodules.standin.amounts import require_share
 from experiments.papers.reads import Reads
@@ -33,14 +35,14 @@ class _Part:
         name: What it is.
         path: Where it is when it is there.
         size: In bytes, as published.
-        write: Writes it, and with `half` in numbers of 16 bits.
+        write: Writes it, and with `half` in numbers of 16 bits; None: its own writer comes later.
         cuttable: Whether numbers of 16 bits make it half as large.
     """
 
     name: str
     path: Path
     size: float
-    write: Callable[..., None]
+    write: Callable[..., None] | None
     cuttable: bool = False
 
 
@@ -60,7 +62,8 @@ def write_stand_ins(
     share: float = 1.0,
     tell: Callable[[str], None] = print,
 ) -> dict[str, str]:
-    """Make what is not there yet. It may be stopped at any time: the next call goes on.
+    """Make what is not there yet. It may be stopped at any time: the next call goes on. Another process that writes there is
+    waited for.
 
     Args:
         reads: What the runs read.
@@ -79,9 +82,32 @@ def write_stand_ins(
     _require_makers(reads)
     for marked in (folder, folder / "weights", folder / "cache"):
         begin(marked, {"of": "what runs read"})
+    with _alone(folder, tell):
+        _write(reads, folder, max_disk_gb, share, tell)
+    return environment_of(folder)
+
+
+@contextmanager
+def _alone(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """One writer at a time: of two that write a folder of pictures or a database the second would end. What may not be written
+    to is whole already, or its writer says so."""
+    lock = folder / ".lock"
+    if not os.access(lock if lock.exists() else folder, os.W_OK):
+        yield
+        return
+    if is_held(lock):
+        tell(f"{folder}: another process writes stand-ins there; waiting for it")
+    with locked(lock):
+        yield
+
+
+def _write(reads: Reads, folder: Path, max_disk_gb: float, share: float, tell: Callable[[str], None]) -> None:
+    """What is not there yet, in a marked folder that this process has to itself."""
     parts = [part for part in _parts(reads, folder, share) if not part.path.exists()]
     halved = _halved(parts, min(max_disk_gb * _GB, shutil.disk_usage(folder).free))
     for part in parts:
+        if part.write is None:
+            continue
         if part.name in halved:
             tell(f"{part.name}: cut to numbers of 16 bits, for the disk")
             part.write(half=True)
@@ -91,7 +117,6 @@ def write_stand_ins(
     for data in reads.data:  # complete or not: their writers know
         _writers()[data](folder / "data" / data, share)
         tell(f"{data}: " + ("whole" if share == 1 else f"cut to {share:.2%}"))
-    return environment_of(folder)
 
 
 def data_sets() -> list[str]:
@@ -129,11 +154,8 @@ def _parts(reads: Reads, folder: Path, share: float) -> list[_Part]:
     from lightning_modules.checkpoints.standin import hub
     from lightning_modules.checkpoints.standin.official import official_bytes, write_official
 
-    def nothing(**_: Any) -> None:
-        """Its own writer comes later."""
-
     home = folder / "hub"
-    parts = [_Part(f"data {name}", folder / "data" / name, share * BYTES[name], nothing) for name in reads.data]
+    parts = [_Part(f"data {name}", folder / "data" / name, share * BYTES[name], None) for name in reads.data]
     for name in reads.weights:
         path = folder / "weights" / name
         parts.append(_Part(name, path, official_bytes(name), partial(write_official, path), name.endswith(".pth")))

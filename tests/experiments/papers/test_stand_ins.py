@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from datamodules.errors import InputError
+from datamodules.files.locks import locked
 from datamodules.formats.held_out import FlickrHeldOut
 from datamodules.loading.region_files import RegionFiles, RegionReader, named
 from datamodules.prepare.data_sets import open_source
@@ -124,3 +126,26 @@ def test_disk_is_kept_to_and_what_was_cut_is_told(tmp_path: Path, monkeypatch: p
     assert Path(environment["CROSSLIGHT_WEIGHTS"], name).is_file()
     write_stand_ins(reads, tmp_path / "a", max_disk_gb=0.2, tell=told.append)  # it is there
     assert len(told) == 2
+
+
+def test_two_writers_of_one_folder_write_one_after_the_other(tmp_path: Path) -> None:
+    reads, told, waiting = Reads(data=("nocaps",)), list[str](), threading.Event()
+
+    def tell(line: str) -> None:
+        told.append(line)
+        waiting.set()
+
+    def second() -> None:
+        write_stand_ins(reads, tmp_path / "a", share=0.001, tell=tell)
+
+    write_stand_ins(Reads(), tmp_path / "a", tell=told.append)  # marks it
+    thread = threading.Thread(target=second)
+    with locked(tmp_path / "a" / ".lock"):
+        thread.start()
+        assert waiting.wait(20)
+        assert not (tmp_path / "a" / "data").exists()
+    thread.join()
+    assert told == [
+        f"{tmp_path / 'a'}: another process writes stand-ins there; waiting for it",
+        "nocaps: cut to 0.10%",
+    ]
