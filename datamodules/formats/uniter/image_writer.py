@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,7 +44,8 @@ class ImageDatabaseWriter:
         commit_every: images a commit.
 
     Raises:
-        InputError: the database there is damaged, or open in this process.
+        InputError: the database there is damaged, or open in this process; or, here and in all that writes, the disk is full or
+            refuses.
     """
 
     # Fewer where images are large: what is not committed yet is held in memory.
@@ -51,15 +54,34 @@ class ImageDatabaseWriter:
     def __init__(self, path: Path, layout: Layout | None = None, commit_every: int = 64) -> None:
         self.path, self.layout, self._commit_every = Path(path), layout or Layout(), commit_every
         self.folder = self.path / self.layout.folder
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._on_disk():
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._pending: dict[str, bytes] = {}
         self._pending_counts: dict[str, int] = {}
         self._pending_sources: dict[str, Sources] = {}
         self._counts, self._width = self._existing()
         self._sources = read_sources(self.folder)
-        self._environment = open_for_writing(self.folder)
         self._listed = False
-        self._write_counts()
+        with self._on_disk():
+            self._environment = open_for_writing(self.folder)
+            try:
+                self._write_counts()
+            except OSError:
+                self._environment.close()
+                raise
+
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """What the disk refuses, in a line."""
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise InputError(
+                f"{self.folder} cannot be written ({'the disk is full' if full else error.strerror or error}). "
+                f"{'Free some space' if full else 'See to the disk'} and start again: what was committed is there, and it goes "
+                "on from that."
+            ) from error
 
     def _existing(self) -> tuple[dict[str, int], int | None]:
         """Region counts by name and the feature width of what is there already."""
@@ -165,11 +187,12 @@ class ImageDatabaseWriter:
             # An old list would hide these from readers if the writer is killed; a missing one is replaced by the keys.
             values[KEYS] = None
             self._listed = True
-        put_value(self._environment, values)
-        self._counts |= self._pending_counts
-        self._pending, self._pending_counts = {}, {}
-        self._write_counts()
-        append_sources(self.folder, self._pending_sources)
+        with self._on_disk():
+            put_value(self._environment, values)
+            self._counts |= self._pending_counts
+            self._pending, self._pending_counts = {}, {}
+            self._write_counts()
+            append_sources(self.folder, self._pending_sources)
         self._sources |= self._pending_sources
         self._pending_sources = {}
 
@@ -179,7 +202,9 @@ class ImageDatabaseWriter:
 
     def remove(self, names: Collection[str]) -> None:
         """Takes images out, which must have been committed; they can be added again."""
-        if names:
+        if not names:
+            return
+        with self._on_disk():
             put_value(self._environment, {**{name.encode(): None for name in names}, KEYS: None})
             self._listed = True
             self._counts = {name: count for name, count in self._counts.items() if name not in names}
@@ -191,9 +216,12 @@ class ImageDatabaseWriter:
 
     def close(self) -> None:
         """Commits, writes the list of names and closes the file. Interrupted work is closed in the same way and can go on."""
-        self.commit()
-        put_value(self._environment, {KEYS: json.dumps(list(self._counts)).encode()})
-        self._environment.close()
+        try:
+            self.commit()
+            with self._on_disk():
+                put_value(self._environment, {KEYS: json.dumps(list(self._counts)).encode()})
+        finally:
+            self._environment.close()
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,9 @@ import lmdb
 from datamodules.errors import InputError
 
 KEYS = b"__keys__"
+
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+_SLACK = 2**20  # bytes that a tree needs besides its values
 
 _open: WeakValueDictionary[tuple[int, int], Environment] = WeakValueDictionary()
 _lock = threading.Lock()
@@ -115,11 +120,19 @@ def environment_of(folder: Path, expected: str) -> Environment:
 
 
 def open_for_writing(folder: Path) -> lmdb.Environment:
+    """An environment to write to, made where there is none.
+
+    Raises:
+        InputError: It is open in this process, or is none.
+        OSError: The disk is full, or refuses.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         # LMDB takes the size of what is there where that is more; `put_value` makes room as needed. Its files are no programs.
         return lmdb.open(str(folder), map_size=16 * 1024**2, mode=0o666)
     except lmdb.Error as error:
+        if (of_disk := _of_disk(folder, error, 0)) is not None:
+            raise of_disk from error
         raise InputError(
             f"{folder} cannot be written ({error}); close its readers in this process, "
             "and remove the folder if it is not a database."
@@ -127,7 +140,11 @@ def open_for_writing(folder: Path) -> lmdb.Environment:
 
 
 def put_value(environment: lmdb.Environment, values: Mapping[bytes, bytes | None]) -> None:
-    """Writes values (None removes the key) in one transaction, with as much room as they need."""
+    """Writes values (None removes the key) in one transaction, with as much room as they need.
+
+    Raises:
+        OSError: The disk is full, or refuses; what was written before is there.
+    """
     while True:
         try:
             with environment.begin(write=True) as transaction:
@@ -139,3 +156,23 @@ def put_value(environment: lmdb.Environment, values: Mapping[bytes, bytes | None
             return
         except lmdb.MapFullError:
             environment.set_mapsize(environment.info()["map_size"] * 2)
+        except lmdb.Error as error:
+            if (
+                of_disk := _of_disk(Path(environment.path()), error, sum(len(value or b"") for value in values.values()))
+            ) is None:
+                raise
+            raise of_disk from error
+
+
+def _of_disk(folder: Path, error: lmdb.Error, size: int) -> OSError | None:
+    """What LMDB says of the disk, as Python does; None where it speaks of something else.
+
+    Args:
+        folder: Of the environment.
+        error: LMDB's. A write that found room for a part of itself is an input/output error to it.
+        size: Bytes that were to be written.
+    """
+    number = next((number for number in _OF_DISK if os.strerror(number) in str(error)), None)
+    if number == errno.EIO and shutil.disk_usage(folder).free < size + _SLACK:
+        number = errno.ENOSPC
+    return None if number is None else OSError(number, os.strerror(number), str(folder / "data.mdb"))

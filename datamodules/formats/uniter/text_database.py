@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,7 @@ class TextDatabaseWriter:
 
     Raises:
         InputError: the folder exists.
+        OSError: here and in all that writes, the disk is full or refuses; nothing is left then.
     """
 
     def __init__(
@@ -205,7 +207,11 @@ class TextDatabaseWriter:
             raise InputError(f"{self.path} exists; remove it, or give the text database another name.")
         self._whole = whole_folder(self.path)
         self._partial = self._whole.__enter__()
-        self._environment = open_for_writing(self._partial)
+        try:
+            self._environment = open_for_writing(self._partial)
+        except BaseException:
+            self._whole.__exit__(*sys.exc_info())
+            raise
         self._pending: dict[bytes, bytes | None] = {}
         self._lengths: dict[str, int] = {}
         self._image_names: dict[str, str] = {}
@@ -235,8 +241,20 @@ class TextDatabaseWriter:
 
     def close(self) -> None:
         """Writes what is left and the four JSON files, and gives the folder its name."""
-        put_value(self._environment, self._pending)
+        try:
+            put_value(self._environment, self._pending)
+            self._environment.close()
+            self._write_tables()
+        except BaseException:
+            self._give_up(*sys.exc_info())
+            raise
+        self._whole.__exit__(None, None, None)
+
+    def _give_up(self, *error: Any) -> None:
         self._environment.close()
+        self._whole.__exit__(*error)
+
+    def _write_tables(self) -> None:
         image_texts: dict[str, list[str]] = {}
         for identity, image in self._image_names.items():
             image_texts.setdefault(image, []).append(identity)
@@ -254,7 +272,6 @@ class TextDatabaseWriter:
             (self._partial / f"{name}.json").write_text(json.dumps(content))
         if self._of:
             note_origins(self._partial / ORIGINS, [self._partial / "data.mdb"], self._of)
-        self._whole.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         return self
@@ -263,8 +280,7 @@ class TextDatabaseWriter:
         if kind is None:
             self.close()
         else:
-            self._environment.close()
-            self._whole.__exit__(kind, error, trace)
+            self._give_up(kind, error, trace)
 
 
 def packed_text(record: Mapping[str, object]) -> bytes:

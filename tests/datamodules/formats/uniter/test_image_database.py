@@ -12,11 +12,14 @@ import json
 import os
 import pickle
 import re
+import resource
 import shutil
 import signal
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lmdb
@@ -287,6 +290,50 @@ def test_the_file_grows_and_an_exception_keeps_what_was_done(tmp_path: Path) -> 
     database = ImageDatabase(tmp_path)
     assert len(database.names()) == 50
     np.testing.assert_array_equal(database.read("049").features_RD[0], features[0].astype(np.float16).astype(np.float32))
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """While inside, a file cannot grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(("free", "reason"), [(0, "the disk is full"), (10**12, "Input/output error|File too large")])
+def test_a_disk_that_takes_no_more_is_one_line_and_what_was_committed_is_gone_on_from(
+    tmp_path: Path, free: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, boxes, _ = some(0, regions=10, width=256)
+
+    def write() -> int:
+        with ImageDatabaseWriter(tmp_path, Layout(), commit_every=8) as writer:
+            before = len(writer)
+            for number in range(80):
+                writer.add(f"{number:03}", features, boxes, np.ones(10))
+            return before
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    with files_of_at_most(300_000), pytest.raises(InputError, match=rf"{Layout().folder} cannot be written \(({reason})\)"):
+        write()
+    assert 0 < write() < 80
+    assert len(ImageDatabase(tmp_path).names()) == 80
+
+
+def test_a_text_database_that_finds_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write() -> None:
+        with TextDatabaseWriter(tmp_path / "itm.db", tokenize_word, Vocabulary("synthetic", size=120)) as writer:
+            for number in range(2000):
+                writer.add(str(number), "0.npz", "( " * 90)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    for size in (0, 100_000, 300_000):  # when it is begun, in a batch, and with the rest
+        with files_of_at_most(size), pytest.raises(OSError, match=r"No space left on device|File too large"):
+            write()
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
