@@ -14,14 +14,16 @@ import inspect
 import io
 import os
 import pkgutil
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from datamodules.errors import AgreedError, InputError, find_input_error
+from datamodules.errors import AgreedError, InputError, chain, find_input_error, line_of
 from experiments.cli._parser import Parser
-from experiments.training.failures import one_line, with_log
+from experiments.training.failures import is_disk_full, one_line, with_log
 from experiments.training.starts import find_start, rank_here
 
 _HERE = Path(__file__).parent
@@ -76,26 +78,54 @@ def main(argv: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no accents ends no run
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(overview())
-        return
-    if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(version("crosslight"))
-        return
     try:
-        status = run_command(arguments[0], arguments[1:])
+        try:
+            status = _answered(arguments)
+        finally:
+            if sys.stdout is not None:  # started without one
+                sys.stdout.flush()
     except KeyboardInterrupt:
         print("crosslight: interrupted.", file=sys.stderr)
         status = 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():  # as by `| head`, which has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
         known = find_input_error(error)
-        message = with_log(f"{type(error).__name__}: {one_line(error)}", error) if known is None else str(known)
+        message = _told(error) if known is None else str(known)
         if not isinstance(known, AgreedError) or rank_here() == 0:  # of many that say the same
             print(f"crosslight: error: {message}", file=sys.stderr)
         status = 1 if known is None else 2
-    sys.exit(status)
+    if status is not None:
+        sys.exit(status)
+
+
+def _answered(arguments: Sequence[str]) -> int | None:
+    """Returns the exit status of a command; None where none was asked for."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return None
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("crosslight"))
+        return None
+    return run_command(arguments[0], arguments[1:])
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads any more what is printed."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    return any(state & select.POLLERR for _, state in output.poll(0))
+
+
+def _told(error: Exception) -> str:
+    """What is wrong where it is no mistake in the input."""
+    if (full := next((each for each in chain(error) if is_disk_full(each)), None)) is not None:
+        place = getattr(full, "filename", None)
+        return line_of(f"the disk is full ({place or 'while writing'}). Free some space and start again.")
+    return with_log(f"{type(error).__name__}: {one_line(error)}", error)
 
 
 def _module(command: str) -> ModuleType:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -150,3 +153,36 @@ def test_mistakes_of_other_commands_are_one_line(
     assert error.count("\n") == 1
     assert all(part in error for part in parts), error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line_of_every_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(command: str, arguments: object) -> int:
+        raise RuntimeError("the writer failed") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x.npz")
+
+    monkeypatch.setattr(cli, "run_command", full)
+    expected = "crosslight: error: the disk is full (/data/x.npz). Free some space and start again.\n"
+    assert fails(capsys, "embed") == (1, expected)
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["search", "--help"]])
+def test_who_has_read_enough_ends_it_without_a_word(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert fails(capsys, *arguments) == (128 + signal.SIGPIPE, "")
+
+
+def test_another_pipe_that_breaks_is_an_error(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(command: str, arguments: object) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    reader, writer = os.pipe()
+    with os.fdopen(reader), os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        monkeypatch.setattr(cli, "run_command", broken)
+        status, said = fails(capsys, "embed")
+    assert status == 1
+    assert "BrokenPipeError: [Errno 32] Broken pipe" in said
