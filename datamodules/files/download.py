@@ -36,7 +36,7 @@ from datamodules.files.atomic import put_in_place
 from datamodules.files.text import is_web_page, open_bytes
 
 _CHUNK = 1 << 20
-_ATTEMPTS = 4  # of a download whose connection breaks; each continues where the last ended
+_ATTEMPTS = 4  # in a row that get no further, of a download whose connection breaks; each continues where the last ended
 _COME_AGAIN = (408, 425, 429)  # and all from 500
 _LONGEST_WAIT = 300.0  # seconds that a server may ask to wait for
 
@@ -85,6 +85,11 @@ def wrong_content(path: Path) -> str | None:
             head = file.read(1024)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+    return _wrong_beginning(path, head)
+
+
+def _wrong_beginning(path: Path, head: bytes) -> str | None:
+    """As `wrong_content`, of its first bytes."""
     if not head:
         return "is empty"
     if is_web_page(head):
@@ -174,8 +179,10 @@ def fetch_as(
 def _fetch_from(remote: Remote, target: Path, pause: float, report: Callable[[int, int | None], None]) -> None:
     """From its first address alone."""
     part = target.with_name(f"{target.name}.part")
+    attempt = 0  # counted from the last one that got further
     with DiskErrors(part):
-        for attempt in range(_ATTEMPTS):
+        furthest = part.stat().st_size if part.exists() else 0
+        while True:
             try:
                 _continue(remote, part, report)
                 break
@@ -188,10 +195,12 @@ def _fetch_from(remote: Remote, target: Path, pause: float, report: Callable[[in
                 reason, wait = str(getattr(error, "reason", None) or error or type(error).__name__), None
             if wait is not None and wait > _LONGEST_WAIT:
                 raise FetchError(f"{remote.url}: {reason} and asks to wait for {wait:,.0f} s; start again then.")
-            if attempt == _ATTEMPTS - 1:
+            have = part.stat().st_size if part.exists() else 0
+            attempt, furthest = (1 if have > furthest else attempt + 1), max(have, furthest)
+            if attempt == _ATTEMPTS:
                 kept = f": what has arrived is kept in {part} and continued" if part.exists() else ""
                 raise FetchError(f"{remote.url} cannot be fetched ({reason}). Check the network and start again{kept}.")
-            time.sleep(pause * 2**attempt if wait is None else wait)
+            time.sleep(pause * 2 ** (attempt - 1) if wait is None else wait)
         _verify(remote, part)
         put_in_place(part, target)
 
@@ -210,6 +219,8 @@ def _retry_after(header: str | None) -> float | None:
 
 def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], None]) -> None:
     """One connection: append what is missing to `part`."""
+    if part.is_file() and part.stat().st_size and wrong_content(part) is not None:
+        part.unlink()  # nothing to go on from
     have = part.stat().st_size if part.exists() else 0
     if remote.size is not None and have == remote.size:
         return
@@ -250,11 +261,17 @@ def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], No
             raise FetchError(
                 f"{remote.url} has {total_size:,} bytes, expected {remote.size:,}: the address or mirror serves another file."
             )
+        chunk = _received(response)
+        # Looked at before what is there is written over: a page to log in at, in mid-download, would cost all that has arrived.
+        is_uncut = length is None or len(chunk) in (_CHUNK, total_size)
+        if not have and chunk and is_uncut and (why := _wrong_beginning(part, chunk[:1024])) is not None:
+            raise FetchError(_in_place_of(remote, why))
         with part.open("ab" if have else "wb") as file:
-            while chunk := _received(response):
+            while chunk:
                 file.write(chunk)
                 have += len(chunk)
                 report(have, total_size)
+                chunk = _received(response)
     if total_size is not None and have < total_size:
         raise ConnectionError(f"connection closed after {have:,} of {total_size:,} bytes")
 
@@ -274,10 +291,7 @@ def _verify(remote: Remote, part: Path) -> None:
         raise FetchError(f"{remote.url}: got {size:,} bytes, expected {remote.size:,}; the download was removed, start again.")
     if (why := wrong_content(part)) is not None:
         part.unlink()
-        raise FetchError(
-            f"{remote.url}: what the server sent in place of the file {why}; it was removed. Open the address in a browser: it "
-            "may ask you to log in, or have moved."
-        )
+        raise FetchError(_in_place_of(remote, why))
     for name, kind, known in (("MD5", "md5", remote.md5), ("SHA-256", "sha256", remote.sha256)):
         if known is None:
             continue
@@ -289,6 +303,13 @@ def _verify(remote: Remote, part: Path) -> None:
                 f"{remote.url}: {name} checksum {found}, expected {known}; the download was removed, start again (or the "
                 "mirror serves another file)."
             )
+
+
+def _in_place_of(remote: Remote, why: str) -> str:
+    return (
+        f"{remote.url}: what the server sent in place of the file {why}; it is not kept. Open the address in a browser: it may "
+        "ask you to log in, or have moved."
+    )
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -62,6 +62,31 @@ def test_an_interrupted_download_is_resumed_by_the_next_run(server: Server, tmp_
     assert server.requests[-1][1] == "bytes=1000-"
 
 
+def test_a_page_to_log_in_at_costs_nothing_that_has_arrived(server: Server, tmp_path: Path) -> None:
+    server.files["/a.bin"] = CONTENT
+    known = remote(server, size=len(CONTENT))
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:1000])
+    server.page = b"<html><title>Wi-Fi: log in</title>"
+    with pytest.raises(InputError, match=r"sent in place of the file is a web page .*log in"):
+        fetch(known, tmp_path, pause=0)
+    assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:1000]
+    server.page = None
+    assert fetch(known, tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1][1] == "bytes=1000-"
+
+
+def test_a_part_that_is_no_beginning_of_the_file_is_not_gone_on_from(server: Server, tmp_path: Path) -> None:
+    server.files["/a.bin"] = CONTENT
+    (tmp_path / "a.bin.part").write_bytes(b"<html><title>Wi-Fi: log in</title>")
+    assert fetch(remote(server, size=len(CONTENT)), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_connection_may_break_ever_again_as_long_as_something_arrives(server: Server, tmp_path: Path) -> None:
+    server.files["/a.bin"] = CONTENT
+    server.cut["/a.bin"] = [100_000 * count for count in range(1, 10)]
+    assert fetch(remote(server), tmp_path, pause=0).read_bytes() == CONTENT
+
+
 def test_a_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> None:
     server.files["/a.bin"] = CONTENT
     server.ranges = False
@@ -139,7 +164,7 @@ def test_a_busy_server_is_asked_again_when_it_says(
 )
 def test_what_is_no_file_of_its_kind_is_not_kept(server: Server, tmp_path: Path, name: str, content: bytes, why: str) -> None:
     server.files[f"/{name}"] = content
-    with pytest.raises(InputError, match=rf"{name}: what the server sent in place of the file {why}.*it was removed"):
+    with pytest.raises(InputError, match=rf"{name}: what the server sent in place of the file {why}.*it is not kept"):
         fetch(Remote(f"{server.url}/{name}"), tmp_path)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / name).write_bytes(content)  # from a browser, say
