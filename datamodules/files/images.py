@@ -70,7 +70,11 @@ def image_files_below(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _refuse_folder(error: OSError) -> None:
-    raise InputError(f"folder {error.filename} cannot be read ({error.strerror}).")
+    if isinstance(error, FileNotFoundError):  # gone since it was listed
+        return
+    raise InputError(
+        f"folder {error.filename} cannot be read ({error.strerror}). Have it made readable, or give a folder without it."
+    )
 
 
 def open_image(record: ImageRecord) -> Image.Image:

@@ -139,11 +139,11 @@ def _begin(index: Path, wanted: Label) -> Label:
         return wanted
     label = read_label(index)
     require_key(index, label, wanted.model, wanted.probe, wanted.run)
-    if label.images != wanted.images and Path(label.images).is_dir():
+    if Path(label.images).resolve() != Path(wanted.images).resolve() and Path(label.images).is_dir():
         raise InputError(f"{index} is of the images in {label.images}. Give another --index for {wanted.images}, or delete it.")
     for folder in index.glob("generation-*"):  # of an update that was killed
         if folder != generation_folder(index, label.generation):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # over NFS a file that is searched yet stays, and is in nobody's way
     no_result = wanted.no_result or label.no_result  # a model that is copied without its mark is the same one
     return replace(label, run=wanted.run, images=wanted.images, ann=label.ann or wanted.ann, no_result=no_result)
 

@@ -12,13 +12,14 @@ import pytest
 
 class Server:
     """Serves `files` with Range; `cut[path]` closes the first connections to a path after so many bytes; `first[path]` are
-    answers (status and headers) that come before the file."""
+    answers (status and headers) that come before the file; `page`, where there is one, is what all ask for instead."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.cut: dict[str, list[int]] = {}
         self.first: dict[str, list[tuple[int, dict[str, str]]]] = {}
         self.ranges = True
+        self.page: bytes | None = None
         self.requests: list[tuple[str, str | None]] = []
         outer = self
 
@@ -32,6 +33,12 @@ class Server:
                     for name, value in headers.items():
                         self.send_header(name, value)
                     self.end_headers()
+                    self.close_connection = True
+                    return
+                if outer.page is not None:  # of a network that wants a login: without a length
+                    self.send_response(200)
+                    self.end_headers()
+                    self.wfile.write(outer.page)
                     self.close_connection = True
                     return
                 content = outer.files.get(self.path)

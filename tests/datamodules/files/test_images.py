@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import struct
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from datamodules.errors import InputError
-from datamodules.files.images import image_size, is_stored_sideways, open_image, read_and_judge, read_image
+from datamodules.files.images import image_files_below, image_size, is_stored_sideways, open_image, read_and_judge, read_image
 from datamodules.records import ImageRecord
 
 TURNS = [  # what a camera does to a picture whose orientation is 1, 2, ...: the inverse of what the orientation asks for
@@ -252,3 +253,23 @@ def test_no_memory_is_not_the_file_s_fault(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(MemoryError):
         read_image(tmp_path / "a.png")
+
+
+def test_a_folder_below_that_cannot_be_read_is_named_and_one_that_goes_meanwhile_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "lost", "z"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").touch()
+    listed, number = os.scandir, [errno.EACCES]
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("lost"):
+            raise OSError(number[0], os.strerror(number[0]), path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"lost cannot be read \(Permission denied\)\. Have it made readable"):
+        image_files_below(tmp_path)
+    number[0] = errno.ENOENT
+    assert image_files_below(tmp_path) == (["a/1.jpg", "z/1.jpg"], [])

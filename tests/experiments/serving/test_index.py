@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,40 @@ def test_an_update_encodes_what_is_new_and_ends_as_one_build_would(photos: Path,
     assert counts(bring_up(index, photos, model, run)) == (9, 0, 9, 0)
     assert ImageIndex(index).label == before
     assert [folder.name for folder in index.glob("generation-*")] == ["generation-000002"]
+
+
+def test_a_folder_is_the_same_by_whatever_path(
+    photos: Path, model: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring_up(tmp_path / "index", photos, model, run)
+    (tmp_path / "link").symlink_to(photos)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    for same in (tmp_path / "link", Path("../photos")):
+        assert counts(bring_up(tmp_path / "index", same, model, run)) == (9, 0, 9, 0)
+        index = ImageIndex(tmp_path / "index")
+        assert index.path(0).samefile(photos / index.name(0))
+    shutil.copytree(photos, tmp_path / "copy")
+    with pytest.raises(InputError, match="is of the images in"):
+        bring_up(tmp_path / "index", tmp_path / "copy", model, run)
+
+
+def test_an_old_generation_that_cannot_be_removed_is_in_nobodys_way(
+    photos: Path, model: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "index"
+    bring_up(index, photos, model, run)
+    (index / "generation-000000").mkdir()
+    remove = os.rmdir
+
+    def busy(path: Any, *arguments: Any, **options: Any) -> None:  # as NFS keeps a file that another process has open
+        if str(path).endswith("generation-000000"):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        remove(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    write_image(photos / "a" / "new.jpg", 78)
+    assert counts(bring_up(index, photos, model, run)) == (10, 1, 9, 0)
 
 
 class Stopped(KeyboardInterrupt):
