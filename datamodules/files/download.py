@@ -100,9 +100,17 @@ def _wrong_beginning(path: Path, head: bytes) -> str | None:
 
 
 def is_lacking(path: Path) -> bool:
-    """Whether a file or folder is to be fetched: it is not there, is an empty folder, or a file of `wrong_content`."""
+    """Whether a file or folder is to be fetched: it is not there, is an empty folder, or a file of `wrong_content`.
+
+    Raises:
+        InputError: It cannot be looked into.
+    """
     if path.is_dir():
-        return not any(os.scandir(path))
+        try:
+            with os.scandir(path) as entries:
+                return next(entries, None) is None
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}). Have it made readable.") from error
     return not path.is_file() or wrong_content(path) is not None
 
 

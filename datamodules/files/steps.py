@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.errors import InputError
 from datamodules.files.download import Remote, fetch, is_lacking, unpack
+from datamodules.files.locks import is_held, locked
+
+log = logging.getLogger("crosslight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,27 @@ class Step:
         return is_lacking(self.path)
 
 
+@contextmanager
+def in_turn(lock: Path, name: str) -> Iterator[None]:
+    """One process at a time fetches: on two machines of one run, or started twice, two would write one `.part` and empty each
+    other's folder of what is unpacked. Where nothing can be locked it goes on alone: a folder that cannot be written says so.
+
+    Args:
+        lock: The file, which goes with the work.
+        name: Of what is fetched.
+    """
+    with ExitStack() as held:
+        try:
+            if is_held(lock):
+                log.info("another process is fetching %s; waiting for it", name)
+            held.enter_context(locked(lock))
+        except InputError as error:
+            log.info("%s is fetched without a lock: %s", name, error)
+        yield
+        with suppress(OSError):
+            lock.unlink(missing_ok=True)  # who waits has it open
+
+
 def carry_out(step: Step) -> None:
     """Fetch what is not there, where that can be; an archive is removed when it is unpacked.
 
@@ -42,10 +69,16 @@ def carry_out(step: Step) -> None:
     """
     if step.remote is None or not step.lacks:
         return
+    with in_turn((step.archive or step.path.parent) / f".{step.remote.name}.lock", step.remote.name):
+        if step.lacks:  # and no other process has fetched it while this one waited
+            _fetch(step, step.remote)
+
+
+def _fetch(step: Step, remote: Remote) -> None:
     if step.archive is None:
-        fetch(step.remote, step.path.parent)
+        fetch(remote, step.path.parent)
         return
-    archive = fetch(step.remote, step.archive)
+    archive = fetch(remote, step.archive)
     unpack(archive, step.unpack or step.archive)
     if step.lacks:
         raise InputError(f"{archive} did not bring {step.path}; unpack it by hand and look.")

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from datamodules.errors import InputError
 from datamodules.files.download import DiskErrors, FetchError, Remote, fetch_as, is_lacking
-from datamodules.files.steps import Step
+from datamodules.files.steps import Step, in_turn
 from datamodules.formats.nocaps import parse_nocaps, read_addresses
 from datamodules.formats.parsing import Parsed
 from datamodules.source import Source
@@ -156,11 +156,18 @@ def fetch_images(remotes: Mapping[str, Remote], folder: Path, pause: float = 2.0
     Raises:
         InputError: some cannot be fetched (the others are, and stay for the next try), or the folder cannot be written.
     """
+    if _missing(remotes, folder):
+        with in_turn(folder.with_name(f".{folder.name}.lock"), f"the images of {folder}"):
+            _fetch_images(_missing(remotes, folder), folder, pause)
+
+
+def _missing(remotes: Mapping[str, Remote], folder: Path) -> dict[str, Remote]:
     with DiskErrors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        missing = {file: remote for file, remote in remotes.items() if is_lacking(folder / file)}
-    if not missing:
-        return
+        return {file: remote for file, remote in remotes.items() if is_lacking(folder / file)}
+
+
+def _fetch_images(missing: Mapping[str, Remote], folder: Path, pause: float) -> None:
     failures: list[str] = []
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         tasks = [pool.submit(_fetch_image, remote, folder / file, pause) for file, remote in missing.items()]
