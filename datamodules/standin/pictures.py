@@ -3,6 +3,7 @@ are asked for."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ def write_pictures(folder: Path, names: Sequence[str], first: int = 0) -> None:
 
     Raises:
         InputError: The file system gives a file one name only.
+        OSError: The disk is full, among others.
     """
     if folder.exists():
         return
@@ -60,6 +62,8 @@ def write_pictures(folder: Path, names: Sequence[str], first: int = 0) -> None:
             try:
                 os.link(part / names[place % DISTINCT], target)
             except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
                 raise InputError(
                     f"{folder}: a picture cannot have a second name there ({error.strerror}), and {len(names):,} pictures would "
                     "take gigabytes: give a folder on a file system with hard links (ext4, xfs)."

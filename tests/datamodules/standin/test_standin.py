@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from datamodules.files.stand_in import MARK, mark_of
 from datamodules.formats.uniter.image_database import ImageDatabase
 from datamodules.formats.uniter.text_database import TextDatabase
 from datamodules.prepare.data_sets import open_source
-from datamodules.standin import coco, flickr30k, nocaps, visual_genome
+from datamodules.standin import coco, flickr30k, nocaps, pictures, visual_genome
 from datamodules.standin.kinds import WRITERS
 from datamodules.standin.shared_lmdb import write_shared
 from datamodules.standin.word_pieces import WordPieces
@@ -165,3 +166,20 @@ def test_words_and_pieces() -> None:
     rare = words(8000)[-1]
     assert "".join(WordPieces().vocabulary()[number].removeprefix("##") for number in WordPieces().ids(rare)) == rare
     assert WordPieces().ids("ß") == [100]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [(errno.ENOSPC, OSError, "No space left"), (errno.EPERM, InputError, r"second name there \(Operation not permitted\)")],
+)
+def test_a_full_disk_is_not_taken_for_one_without_hard_links(
+    number: int, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), source)
+
+    monkeypatch.setattr(pictures, "picture", lambda number: b"")
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(kind, match=message):
+        pictures.write_pictures(tmp_path / "val", [f"{place}.jpg" for place in range(pictures.DISTINCT + 1)])
+    assert not list(tmp_path.iterdir())
