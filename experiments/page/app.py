@@ -254,7 +254,7 @@ class Page:
         folder = None if offer is None else self.shelf.folder(offer)
         values = {"progress": None, "result": None, "sent": None, "pairs": None, **values}
         shown = self.templates.get_template(template).render(use=use, offer=offer, folder=folder, **values)
-        return HTMLResponse(shown, headers={**_HEADERS, "Cache-Control": "no-store"})
+        return HTMLResponse(_encoded(shown), headers={**_HEADERS, "Cache-Control": "no-store"})
 
     async def refuse(self, request: Request, error: Exception) -> Response:
         """What was asked for cannot be done, and the page says why."""
@@ -269,7 +269,12 @@ class Page:
 
     def _message(self, message: str, status: int) -> Response:
         shown = self.templates.get_template("message.html").render(message=message, use="", offer=None, folder=None)
-        return HTMLResponse(shown, status, headers=_HEADERS)
+        return HTMLResponse(_encoded(shown), status, headers=_HEADERS)
+
+
+def _encoded(page: str) -> bytes:
+    """With escapes for what is no Unicode: the path of a folder may hold any bytes."""
+    return page.encode(errors="backslashreplace")
 
 
 def _which(given: Mapping[str, str]) -> dict[str, Any]:
@@ -289,4 +294,4 @@ def number(text: str | None, default: int, most: int = 10**9) -> int:
 def link(path: str, **values: object) -> Markup:
     """An address on this page."""
     given = {name: value for name, value in values.items() if value not in ("", None)}
-    return Markup(f"{path}?{urlencode(given)}".replace("&", "&amp;")) if given else Markup(path)
+    return Markup(f"{path}?{urlencode(given, errors='backslashreplace')}".replace("&", "&amp;")) if given else Markup(path)

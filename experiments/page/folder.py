@@ -9,14 +9,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, printable
 from datamodules.files.images import image_files_below, read_image
+from datamodules.formats.problems import is_sound
 
 _KEPT = 2_000  # small pictures in memory, of some 15 kB
 
 
 class ImageFolder:
-    """The images in a folder and all folders below it. Nothing but these can be asked for.
+    """The images in a folder and all folders below it. Nothing but these can be asked for. A name that is no UTF-8, which no
+    address can hold, is shown with escapes.
 
     Args:
         root: The folder.
@@ -27,16 +29,22 @@ class ImageFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.names, _ = image_files_below(root)
-        if not self.names:
+        files, _ = image_files_below(root)
+        if not files:
             raise InputError(f"{root} has no images below it; give a folder of images.")
-        self._known = frozenset(self.names)
+        self._files = {file if is_sound(file) else printable(file): file for file in files}
+        self._shown = {file: name for name, file in self._files.items()}
+        self.names = list(self._files)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._known
+        return name in self._files
+
+    def shown(self, file: str) -> str | None:
+        """What a file below the folder is shown as; None where it is none of these."""
+        return self._shown.get(file)
 
     def path(self, name: str) -> Path:
         """Of an image.
@@ -44,9 +52,9 @@ class ImageFolder:
         Raises:
             InputError: It is none of this folder's.
         """
-        if name not in self._known:
+        if name not in self._files:
             raise InputError("there is no such image in this folder.")
-        return self.root / name
+        return self.root / self._files[name]
 
     def picture(self, name: str, side: int) -> bytes:
         """An image as a JPEG, no side longer than that (pixels).

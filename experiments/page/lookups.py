@@ -51,5 +51,5 @@ def _hits(
     images: list[Path] | None = None,
 ) -> tuple[Hit, ...]:  # fmt: skip
     found = ask(index, model, texts or (), images or (), top)[0].found
-    named = [(one.file.relative_to(index.label.images).as_posix(), one.score) for one in found]
-    return tuple(Hit(rank, name, score) for rank, (name, score) in enumerate(named, 1) if name in folder)
+    named = [(folder.shown(one.file.relative_to(index.label.images).as_posix()), one.score) for one in found]
+    return tuple(Hit(rank, name, score) for rank, (name, score) in enumerate(named, 1) if name is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, read_adapt
 from lightning_modules.checkpoints.hub_repository import is_hub_name, pulled
 from lightning_modules.ranking import RankingModule
 from lightning_modules.retrieval import RetrievalModule
+
+log = logging.getLogger("crosslight")
 
 Use = Literal["search", "captions", "pairs"]
 _USES: dict[type, Use] = {RetrievalModule: "search", CaptioningModule: "captions", RankingModule: "pairs"}
@@ -49,7 +52,8 @@ def find_offers(named: Sequence[str], below: Path) -> list[Offer]:
         below: Where runs lie.
 
     Returns:
-        In the order that they were named in; those of a folder by their names.
+        In the order that they were named in; those of a folder by their names, without those that cannot be read (an export of
+        an earlier version, say), of which there is a warning.
 
     Raises:
         InputError: There is nothing, or what was named is neither.
@@ -59,28 +63,35 @@ def find_offers(named: Sequence[str], below: Path) -> list[Offer]:
             f"there is no folder {below} here, so there is no run to offer: give --run RUN (a run, an export, OWNER/NAME of the "
             "Hub), or run `crosslight demo` first."
         )
-    places: dict[Path, str] = {}
+    places: dict[Path, tuple[str, bool]] = {}
     for text in named or [str(below)]:
-        for place, name in _places(text, insists=bool(named)):
-            places.setdefault(place.resolve(), name)
-    names = list(places.values())
-    offers = [_offer(place, name if names.count(name) == 1 else str(place)) for place, name in places.items()]
+        for place, name, insists in _places(text, bool(named)):
+            places[place.resolve()] = (name, insists) if insists else places.get(place.resolve(), (name, insists))
+    names = [name for name, _ in places.values()]
+    offers = []
+    for place, (name, insists) in places.items():
+        try:
+            offers.append(_offer(place, name if names.count(name) == 1 else str(place)))
+        except InputError as error:
+            if insists:
+                raise
+            log.warning("not offered: %s", error)
     if not offers:
         raise InputError(f"{', '.join(named) or below} holds no finished run and no export. `crosslight demo` makes some.")
     return offers
 
 
-def _places(text: str, insists: bool) -> list[tuple[Path, str]]:
-    """Folders that one name stands for, each with what it is called."""
+def _places(text: str, insists: bool) -> list[tuple[Path, str, bool]]:
+    """Folders that one name stands for, each with what it is called and whether it itself was named."""
     if is_hub_name(text):
-        return [(pulled(text), text)]
+        return [(pulled(text), text, True)]
     folder = Path(text).expanduser()
     if insists and _is_model(folder):
-        return [(folder, folder.resolve().name)]
+        return [(folder, folder.resolve().name, True)]
     if not folder.is_dir():
         raise InputError(f"{folder} is neither a run folder, nor an export, nor a folder that holds some.")
     found = [*sorted(folders_holding(folder, "results.json")), *sorted(folders_holding(folder, CONFIG_FILE))]
-    return [(place, str(place.relative_to(folder))) for place in found if _is_model(place) and _is_usable(place)]
+    return [(place, str(place.relative_to(folder)), False) for place in found if _is_model(place) and _is_usable(place)]
 
 
 def _is_model(folder: Path) -> bool:

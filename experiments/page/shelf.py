@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 import lightning_modules
-from datamodules.errors import InputError, find_input_error
+from datamodules.errors import InputError, find_input_error, printable
 from experiments.analysis.captions import captioner_of
 from experiments.analysis.data import data_of
 from experiments.page.folder import ImageFolder
@@ -209,7 +209,7 @@ class Shelf:
 
         update = update_index(self._kept / key, folder.root, model, offer.place, how=Encoding(tell=tell))
         self._indexes[offer.name] = ImageIndex(self._kept / key)
-        broken = tuple(line.replace(f"{folder.root}/", "") for line in update.broken)
+        broken = tuple(line.replace(f"{printable(str(folder.root))}/", "") for line in update.broken)
         return Progress("ready", update.images, update.images, broken, hints=_hints(offer, model))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, printable
 from datamodules.files.atomic import whole_file, write_atomically
 from datamodules.files.digests import changed_since, readable_digests
 from datamodules.files.images import image_files_below
@@ -185,7 +185,8 @@ def _bring_up(index: Path, label: Label, names: Sequence[str], model: RetrievalM
     rows_N = known.rows_of(contents_N)
     there = np.flatnonzero(rows_N >= 0)
     told = {images / names[row]: broken.get(contents_N[row], "") for row in np.flatnonzero(rows_N < 0).tolist()} | unread
-    lines = [reason if str(path) in reason else f"{path}: as {reason}" for path, reason in sorted(told.items())]
+    named = [(printable(str(path)), printable(reason)) for path, reason in sorted(told.items())]
+    lines = [reason if path in reason else f"{path}: as {reason}" for path, reason in named]
     if not len(there):
         raise InputError(f"no image of {images} can be read, so {index} stays as it is. The first: {lines[0]}")
     gone = known.of_generation(contents_N)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -134,6 +136,27 @@ def test_visitors_share_nothing_and_nothing_comes_from_outside(shelf: Shelf, vis
     policy = sent.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "http" not in policy
+
+
+def test_names_that_are_no_utf_8_are_shown_with_escapes(shelf: Shelf, visitor: TestClient, photos: Path, tmp_path: Path) -> None:
+    ready(visitor)
+    (offer,) = shelf.of("search")
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    for name in (b"d\xe9j\xe0 vu.jpg", b"plain.jpg"):
+        shutil.copy(photos / "a" / "0 & <b>.jpg", os.path.join(os.fsencode(folder), name))
+    (folder / os.fsdecode(b"bro\xe9.jpg")).write_text("no image")
+    odd = Shelf([offer], folder, None, Loading(), tmp_path / "kept")
+    odd._models = shelf._models
+    visitor = ready(TestClient(make_app(odd), base_url="http://localhost"))
+    page = visitor.get("/search")
+    assert page.status_code == 200
+    assert "<li>bro\\udce9.jpg is not an image that PIL can read.</li>" in page.text
+    assert "on <code>caf\\udce9</code>" in page.text
+    name = "d\\udce9j\\udce0 vu.jpg"
+    assert visitor.get("/image", params={"name": name}).headers["content-type"] == "image/jpeg"
+    answer = visitor.get("/search", params={"like": name})
+    assert {shown for shown, _ in found(answer.text)} == {name, "plain.jpg"}
 
 
 def test_another_name_for_this_machine_is_refused(visitor: TestClient) -> None:
