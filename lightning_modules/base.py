@@ -141,7 +141,7 @@ class TunedModule(pl.LightningModule):
                 "--trainer.max_steps beside --trainer.max_time."
             )
         total = int(steps)
-        optimizer, schedule = optimization.build(self.network, self.optimization, total, self.owns, self.objective)
+        optimizer, schedule = optimization.build(self.network, self.optimization, total, self.owns, self.objective, self._spares)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -177,6 +177,10 @@ class TunedModule(pl.LightningModule):
     def owns(self, name: str) -> bool:
         """Whether a parameter of the network belongs to the adapter."""
         return self.adapter is not None and self.adapter.owns(name)
+
+    def _spares(self, name: str) -> bool:
+        """Whether weight decay leaves a parameter of the adapter alone."""
+        return self.adapter is not None and self.owns(name) and self.adapter.spares(name)
 
     # ---------------------------------------------------------------------------------------------------- use
 

@@ -27,7 +27,7 @@ class Optimization:
         lr: Peak learning rate.
         min_lr: Learning rate at the last step.
         warmup_fraction: Part of all steps that warms up linearly from 0.
-        weight_decay: Decoupled weight decay, on matrices only: biases, norms and the temperature get none.
+        weight_decay: Decoupled weight decay, on matrices only: biases, norms, the temperature and an adapter's factors get none.
         betas: AdamW's moment decays.
         eps: AdamW's epsilon.
         layer_decay: The learning rate of layer i is multiplied by layer_decay^(layers + 1 - i). 1.0 = none.
@@ -71,13 +71,17 @@ class Optimization:
 
 
 def parameter_groups(
-    network: Any, settings: Optimization, is_adapter: Callable[[str], bool], objective: nn.Module | None = None
+    network: Any,
+    settings: Optimization,
+    is_adapter: Callable[[str], bool],
+    objective: nn.Module | None = None,
+    spares: Callable[[str], bool] = lambda _name: False,
 ) -> list[dict[str, Any]]:
     """Trainable parameters of the network, then of the objective, which learn at lr as heads do; grouped by (learning-rate
     scale, weight decay), each group named for the logs.
 
-    No decay on vectors, nor on what the network spares besides (BEiT-3's `no_decay_parameters`); a network may name vectors that
-    its recipe decays all the same (UNITER's `decayed_vectors`).
+    No decay on vectors, nor on what the network (BEiT-3's `no_decay_parameters`) or the adapter (`spares`) spares besides; a
+    network may name vectors that its recipe decays all the same (UNITER's `decayed_vectors`).
 
     Raises:
         InputError: Nothing is trainable.
@@ -104,7 +108,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         vector = (parameter.ndim <= 1 or name.endswith(".bias")) and name not in decayed
-        decay = 0.0 if vector or name in spared else settings.weight_decay
+        decay = 0.0 if vector or name in spared or spares(name) else settings.weight_decay
         adapter = is_adapter(name)
         scale = 1.0
         if settings.layer_decay < 1 and (not adapter or settings.layer_decay_on_adapters):
@@ -145,8 +149,9 @@ def build(
     total_steps: int,
     is_adapter: Callable[[str], bool],
     objective: nn.Module | None = None,
+    spares: Callable[[str], bool] = lambda _name: False,
 ) -> tuple[Optimizer, LambdaLR]:
-    groups = parameter_groups(network, settings, is_adapter, objective)
+    groups = parameter_groups(network, settings, is_adapter, objective, spares)
     optimizer: Optimizer
     if settings.algorithm == "uniter_adamw":
         optimizer = UniterAdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)

@@ -28,6 +28,11 @@ class Adapter(ABC):
     def owns(self, parameter_name: str) -> bool:
         """Whether the name of a parameter, of a state-dict entry or of a module is this adapter's."""
 
+    def spares(self, parameter_name: str) -> bool:
+        """Whether weight decay leaves a parameter of this adapter alone that is no vector by its shape: a factor that means
+        nothing at 1 and switches off what it is multiplied with at 0."""
+        return False
+
     @property
     def identity_at_start(self) -> bool:
         """Whether the network computes exactly the same right after `inject`."""

@@ -52,6 +52,10 @@ class Combined(Adapter):
         """Whether the name of a parameter, of a state-dict entry or of a module is of one of them."""
         return any(adapter.owns(parameter_name) for adapter in self.adapters)
 
+    def spares(self, parameter_name: str) -> bool:
+        """Whether weight decay leaves a parameter alone that is of one of them."""
+        return any(adapter.owns(parameter_name) and adapter.spares(parameter_name) for adapter in self.adapters)
+
     def scaled(self, start: Mapping[str, Tensor], trained: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
         """As each of them has it."""
         state: dict[str, Tensor] = {}

@@ -18,6 +18,7 @@ from datamodules.errors import InputError, some
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.linear_layers import LinearLayer, Targets, ends_with, find_linear_layers
 from lightning_modules.adapters.peft_layers import (
+    factors,
     identity,
     merge,
     own_parameters,
@@ -83,6 +84,7 @@ class PEFTAdapter(Adapter):
         self.targets = targets
         self.towers = towers
         self._identity = False
+        self._factors: frozenset[str] = frozenset()  # what (IA)3, BOFT and others call those that start at 1
         self._method, self._given = _method(method, self.options)
 
     @property
@@ -99,6 +101,11 @@ class PEFTAdapter(Adapter):
     def owns(self, parameter_name: str) -> bool:
         """Whether the name of a parameter, of a state-dict entry or of a module is this adapter's."""
         return not self._method.names.isdisjoint(parameter_name.split("."))
+
+    def spares(self, parameter_name: str) -> bool:
+        """Whether weight decay leaves a parameter alone: peft keeps (IA)3's factors as matrices [out, 1] or [1, in], and decay
+        would draw what they scale towards 0."""
+        return not self._factors.isdisjoint(parameter_name.split("."))
 
     def describe(self) -> dict[str, Any]:
         """Constructor arguments to build it again."""
@@ -124,6 +131,7 @@ class PEFTAdapter(Adapter):
             unwrap(network, wrapped)
             raise
         self._identity = identity(wrapped)
+        self._factors = frozenset(name.split(".")[0] for wrapper in wrapped.values() for name in factors(wrapper))
 
     def merge(self, network: nn.Module) -> Adapter | None:
         """Fold it into the weights; nothing is left.

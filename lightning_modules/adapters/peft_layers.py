@@ -237,6 +237,11 @@ def own_parameters(wrapper: nn.Module) -> dict[str, nn.Parameter]:
     return {name: value for name, value in wrapper.named_parameters() if not name.startswith(f"{WRAPPED}.")}
 
 
+def factors(wrapper: nn.Module) -> list[str]:
+    """Those of its parameters that start at 1, all of them; none on the meta device."""
+    return [name for name, value in own_parameters(wrapper).items() if not value.is_meta and bool((value == 1).all())]
+
+
 def _some_inputs(layer: nn.Module) -> Tensor:
     width = layer.in_features if isinstance(layer, nn.Linear) else int(layer.get_parameter("weight").shape[0])
     return torch.linspace(-1, 1, 2 * width).reshape(2, width)

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from datamodules.errors import InputError
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.linear_layers import WRAPPED
 
 TuningMode = Literal["full", "adapter", "head", "frozen"]
 TrainHeads = Literal["new", "all", "none"]
@@ -145,7 +146,8 @@ def set_mode(network: nn.Module, training: bool, adapter: Adapter | None = None)
     """`network.train(training)`, but frozen parts stay in eval mode: no dropout or drop path, no new batch statistics in them.
 
     A module counts as frozen when none of the parameters below it trains, the adapter's aside; modules without parameters
-    (dropout, drop path) follow the closest module around them that has some. Adapter modules always follow `training`.
+    (dropout, drop path) follow the closest module around them that has some. Adapter modules always follow `training`, and so do
+    those that an adapter has put around a layer: peft's ask themselves whether to drop anything (DoRA, LoHa, LoKr).
     """
     network.train(training)
     if not training:
@@ -161,4 +163,5 @@ def set_mode(network: nn.Module, training: bool, adapter: Adapter | None = None)
         nearest = name
         while nearest not in base and nearest:
             nearest = nearest.rpartition(".")[0]
-        module.training = owns(name) or base.get(nearest, False)
+        wraps = hasattr(module, WRAPPED) and any(owns(f"{name}.{child}") for child, _ in module.named_children())
+        module.training = wraps or owns(name) or base.get(nearest, False)

@@ -23,7 +23,8 @@ from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.adapters.peft_adapter import PEFTAdapter
 from lightning_modules.adapters.peft_layers import require_repeatable
-from lightning_modules.adapters.tuning import set_tuning
+from lightning_modules.adapters.tuning import set_mode, set_tuning
+from lightning_modules.optimization import Optimization, parameter_groups
 
 ROWS = torch.tensor([0, 0, 1])
 # method -> options that a width of 16 allows, and whether it begins as the backbone
@@ -88,6 +89,43 @@ def test_other_methods_are_put_in_loaded_and_merged(tiny: Any, method: str) -> N
     assert [(name, type(module)) for name, module in network.named_modules()] == modules
     with pytest.raises(InputError, match=f"has no {method} in it"):
         adapter.merge(network)
+
+
+DROPPING = {
+    "DoRA": {"r": 2, "lora_dropout": 0.5},
+    "LoHa": {"r": 2, "module_dropout": 0.5},
+    "LoKr": {"r": 2, "rank_dropout": 0.5},
+}
+
+
+@pytest.mark.parametrize("method", DROPPING)
+def test_dropout_of_a_method_works_in_frozen_layers(tiny: Any, method: str) -> None:
+    """peft's wrappers ask themselves whether they train; the layers that they are around stay in eval mode."""
+    network, adapter = tiny.network(), PEFTAdapter(method, DROPPING[method], targets=["attn.qkv"], towers="image")
+    adapter.inject(network)
+    randomise(network, adapter)
+    set_tuning(network, adapter, "adapter", "none")
+    set_mode(network, True, adapter)
+    wrapped = {name: module for name, module in network.named_modules() if hasattr(module, "base_layer")}
+    assert all(module.training and not module.base_layer.training for module in wrapped.values())
+    assert not any(network.get_submodule(name.rpartition(".")[0]).training for name in wrapped)
+    torch.manual_seed(3)
+    first, *others = [encode(network, tiny) for _ in range(8)]
+    assert not all(torch.equal(first, other) for other in others)
+    set_mode(network, False, adapter)
+    assert torch.equal(encode(network, tiny), encode(network, tiny))
+
+
+def test_weight_decay_leaves_factors_at_1(tiny: Any) -> None:
+    """(IA)3's are matrices by their shape alone: decay would switch off what they scale."""
+    network, adapter = tiny.network(), Combined([LoRAAdapter(1, towers="text"), PEFTAdapter("ia3", towers="image")])
+    adapter.inject(network)
+    set_tuning(network, adapter, "adapter", "none")
+    groups = parameter_groups(network, Optimization(weight_decay=0.3), adapter.owns, None, adapter.spares)
+    decays = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    found = {name: decays[id(value)] for name, value in network.named_parameters() if id(value) in decays}
+    assert {decay for name, decay in found.items() if "ia3_l" in name} == {0.0}
+    assert {decay for name, decay in found.items() if "lora_" in name} == {0.3}
 
 
 def test_ia3_scales_what_its_paper_scales(tiny: Any) -> None:
