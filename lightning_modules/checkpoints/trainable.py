@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
+from lightning_modules.adapters.linear_layers import WRAPPED
 from lightning_modules.checkpoints.weights import misfits
 
 
 def trainable_names(network: nn.Module) -> set[str]:
-    """Parameters that train, and the buffers of modules that own one (batch norm's statistics move with its weight)."""
+    """Parameters that train, and the buffers of modules that own one (batch norm's statistics move with its weight), by their
+    state-dict names: those of a layer that peft wraps are the layer's own."""
     names = set()
     for prefix, module in network.named_modules(remove_duplicate=False):
         own = {name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad}
         if own:
             own |= {name for name, _ in module.named_buffers(recurse=False)}
         names |= {f"{prefix}.{name}" if prefix else name for name in own}
+    names = {name.replace(f".{WRAPPED}.", ".") for name in names}
     return names & network.state_dict().keys()  # without non-persistent buffers
 
 

@@ -24,6 +24,7 @@ from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.adapters.peft_adapter import PEFTAdapter
 from lightning_modules.adapters.peft_layers import require_repeatable
 from lightning_modules.adapters.tuning import set_mode, set_tuning
+from lightning_modules.checkpoints.trainable import trainable_names
 from lightning_modules.optimization import Optimization, parameter_groups
 
 ROWS = torch.tensor([0, 0, 1])
@@ -126,6 +127,15 @@ def test_weight_decay_leaves_factors_at_1(tiny: Any) -> None:
     found = {name: decays[id(value)] for name, value in network.named_parameters() if id(value) in decays}
     assert {decay for name, decay in found.items() if "ia3_l" in name} == {0.0}
     assert {decay for name, decay in found.items() if "lora_" in name} == {0.3}
+
+
+def test_a_wrapped_layer_that_trains_is_kept(tiny: Any) -> None:
+    """A language model that is tuned beside ClipCap with LoRA in it: its own weights are in the checkpoint, too."""
+    network, adapter = tiny.network(), LoRAAdapter(1)
+    everything = set(network.state_dict())
+    adapter.inject(network)
+    network.requires_grad_(True)
+    assert {name for name in trainable_names(network) if not adapter.owns(name)} == everything
 
 
 def test_ia3_scales_what_its_paper_scales(tiny: Any) -> None:
