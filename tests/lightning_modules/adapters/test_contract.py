@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.combined import Combined
+from lightning_modules.adapters.linear_layers import WRAPPED
 from lightning_modules.adapters.lora import LoRAAdapter
 from lightning_modules.adapters.multiway import MultiWayAdapter
 from lightning_modules.adapters.peft_adapter import PEFTAdapter
@@ -220,10 +221,11 @@ def test_contract_of_every_adapter_on_every_host(tiny: Any, name: str, host_name
     # the backbone's fingerprint is what it was without the adapter
     assert short_fingerprint(network) == {key: fingerprint[key] for key in ("architecture", "weights")}
 
-    # modes: frozen parts stay in eval mode, the adapter's follow
+    # modes: frozen parts stay in eval mode, the adapter's follow, and what peft has put around a layer
     set_mode(network, True, adapter)
     modes = {part: module.training for part, module in network.named_modules()}
-    assert all(training == adapter.owns(part) for part, training in modes.items())
+    wrappers = {part for part, module in network.named_modules() if hasattr(module, WRAPPED)}
+    assert all(training == (adapter.owns(part) or part in wrappers) for part, training in modes.items())
     set_mode(network, False, adapter)
 
     # save and load: deepcopy, an export into a bare and into an injected network, a checkpoint's trained part
