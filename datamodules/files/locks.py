@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,29 +21,42 @@ def take_lock(file: Path) -> IO[Any] | None:
     """
     lock = _open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        taken = _taken(lock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except InputError:
         lock.close()
-        return None
-    except OSError as error:
+        raise
+    if not taken:
         lock.close()
-        raise _without_locks(file, error) from None
-    return lock
+    return lock if taken else None
 
 
 @contextlib.contextmanager
-def locked(file: Path) -> Iterator[None]:
+def locked(file: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
     """An exclusive lock on a file, waited for.
+
+    Args:
+        file: The file.
+        waits: Called where another has it, before this one waits: to say so.
 
     Raises:
         InputError: As `take_lock`.
     """
     with _open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            raise _without_locks(file, error) from None
+        if not _taken(lock, file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            waits()
+            _taken(lock, file, fcntl.LOCK_EX)
         yield
+
+
+def _taken(lock: IO[Any], file: Path, how: int) -> bool:
+    """Whether the lock was had; not where another has it and `how` says not to wait."""
+    try:
+        fcntl.flock(lock, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise _without_locks(file, error) from None
+    return True
 
 
 def is_held(file: Path) -> bool:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
 from datamodules.files.download import Remote, fetch, is_lacking
 from datamodules.files.json_file import read_json
-from datamodules.files.locks import is_held, locked
+from datamodules.files.locks import locked
 
 RELEASE = "https://github.com/addf400/files/releases/download/beit3"
 UNITER_RELEASE = "https://acvrpublicycchen.blob.core.windows.net/uniter/pretrained"
@@ -207,9 +208,7 @@ def _only_one(folder: Path, name: str) -> Iterator[None]:
     file = folder / f".{name}.lock"
     with ExitStack() as held:
         try:
-            if is_held(file):
-                log.info("another process is fetching %s; waiting for it", name)
-            held.enter_context(locked(file))
+            held.enter_context(locked(file, partial(log.info, "another process is fetching %s; waiting for it", name)))
         except InputError as error:
             raise InputError(f"the cache {folder} cannot be written; set {CACHE_VARIABLE}. {error}") from error
         yield

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from datamodules.errors import InputError
 from datamodules.files.download import Remote, fetch, is_lacking, unpack
-from datamodules.files.locks import is_held, locked
+from datamodules.files.locks import locked
 
 log = logging.getLogger("crosslight")
 
@@ -51,9 +52,7 @@ def in_turn(lock: Path, name: str) -> Iterator[None]:
     """
     with ExitStack() as held:
         try:
-            if is_held(lock):
-                log.info("another process is fetching %s; waiting for it", name)
-            held.enter_context(locked(lock))
+            held.enter_context(locked(lock, partial(log.info, "another process is fetching %s; waiting for it", name)))
         except InputError as error:
             log.info("%s is fetched without a lock: %s", name, error)
         yield

@@ -21,13 +21,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.files.digests import changed_since, digests
-from datamodules.files.locks import is_held, locked
+from datamodules.files.locks import locked
 from datamodules.files.releases import CACHE_VARIABLE, cache_folder
 from datamodules.formats.parsing import without_collecting
 from datamodules.formats.record_file import open_records, write_records
@@ -91,9 +91,8 @@ def read_splits(origins: Origins | None, parse: Callable[[], ReadSplits]) -> Rea
             if (kept := _opened(path, say=False)) is not None:
                 return kept
             lock = folder / f".{path.stem}.lock"
-            if is_held(lock):
-                log.info("another process is reading the files of %s; waiting for it", origins.name)
-            held.enter_context(locked(lock))
+            waits = partial(log.info, "another process is reading the files of %s; waiting for it", origins.name)
+            held.enter_context(locked(lock, waits))
             if (kept := _opened(path)) is not None:  # the process that this one waited for has written it
                 return kept
         except (OSError, InputError) as error:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from datamodules.errors import InputError
-from datamodules.files.locks import is_held, locked
+from datamodules.files.locks import locked
 from datamodules.files.stand_in import begin
 from datamodules.standin.amounts import require_share
 from experiments.papers.reads import Reads
@@ -95,9 +95,7 @@ def _alone(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     if not os.access(lock if lock.exists() else folder, os.W_OK):
         yield
         return
-    if is_held(lock):
-        tell(f"{folder}: another process writes stand-ins there; waiting for it")
-    with locked(lock):
+    with locked(lock, lambda: tell(f"{folder}: another process writes stand-ins there; waiting for it")):
         yield
 
 

@@ -42,6 +42,22 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
+def test_who_waits_says_so_and_who_need_not_says_nothing(tmp_path: Path) -> None:
+    file, said = tmp_path / "lock", threading.Event()
+
+    def second() -> None:
+        with locked(file, said.set):
+            pass
+
+    second()
+    assert not said.is_set()
+    with locked(file):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        assert said.wait(60)
+    waiting.join()
+
+
 def test_a_file_system_without_locks_is_named_and_nobody_holds_one_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(file: object, how: int) -> None:  # as Lustre that was mounted without -o flock
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
