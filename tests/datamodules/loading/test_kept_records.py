@@ -299,9 +299,9 @@ def test_of_those_that_start_at_once_one_parses(root: Path, kept: Path, monkeypa
     came, parses = threading.Semaphore(0), []
     locked, parse = module.locked, COCO._parse
 
-    def coming(file: Path) -> Any:
+    def coming(*given: Any) -> Any:
         came.release()
-        return locked(file)
+        return locked(*given)
 
     def parse_when_all_are_there(self: COCO) -> Any:
         parses.append(self)
