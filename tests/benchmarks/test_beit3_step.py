@@ -6,7 +6,6 @@ Times are never asserted. The official encoder is not installed here; what it ne
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from dataclasses import replace
@@ -17,37 +16,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def script(name: str) -> ModuleType:
-    """A benchmark as a module of the package that the scripts import each other from."""
-    sys.path.insert(0, str(BENCHMARKS.parent))
-    try:
-        return importlib.import_module(f"benchmarks.{name}")
-    finally:
-        sys.path.pop(0)
+from benchmark_scripts import benchmark
 
 
 @pytest.fixture(scope="module")
 def reference() -> ModuleType:
-    return script("beit3_reference")
+    return benchmark("beit3_reference")
 
 
 @pytest.fixture(scope="module")
 def step() -> ModuleType:
-    return script("beit3_step")
+    return benchmark("beit3_step")
 
 
 @pytest.fixture(scope="module")
 def gpu() -> ModuleType:
-    return script("beit3_gpu")
+    return benchmark("beit3_gpu")
 
 
 @pytest.fixture(scope="module")
 def checkpoint() -> ModuleType:
-    return script("official_checkpoint")
+    return benchmark("official_checkpoint")
 
 
 # ----------------------------------------------------------------------------------------------------------------- FLOPs

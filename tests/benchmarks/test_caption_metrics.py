@@ -3,13 +3,12 @@ copied here). No times are asserted."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmark_scripts import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,11 +32,7 @@ class {name}:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(ROOT))
-    try:
-        return importlib.import_module("benchmarks.caption_metrics")
-    finally:
-        sys.path.pop(0)
+    return benchmark("caption_metrics")
 
 
 def stand_in(folder: Path, wrong: float = 0.0) -> Path:

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from benchmark_scripts import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMON = ["--size", "tiny", "--images", "2", "--tokens", "6", "--new-tokens", "4", "--beams", "3", "--rounds", "2"]
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(ROOT))
-    try:
-        return importlib.import_module("benchmarks.captioning")
-    finally:
-        sys.path.pop(0)
+    return benchmark("captioning")
 
 
 @pytest.fixture(scope="module")

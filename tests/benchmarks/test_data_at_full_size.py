@@ -5,26 +5,20 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_scripts import benchmark
 
 from datamodules.standin.flickr30k import write_flickr30k
 from datamodules.standin.nocaps import write_nocaps
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS.parent))
-    try:
-        return importlib.import_module("benchmarks.data_at_full_size")
-    finally:
-        sys.path.pop(0)
+    return benchmark("data_at_full_size")
 
 
 def part(cpu_s: float, pss: int) -> dict[str, float]:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from benchmark_scripts import benchmark
 from torch.utils.flop_counter import FlopCounterMode
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS.parent))
-    try:
-        return importlib.import_module("benchmarks.full_rank")
-    finally:
-        sys.path.pop(0)
+    return benchmark("full_rank")
 
 
 @pytest.fixture(autouse=True)

@@ -5,29 +5,23 @@ Times are never asserted.
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from benchmark_scripts import benchmark
 
 from lightning_modules.objectives.relation_alignment import RelationAlignment
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 KINDS = ("singular", "distributed")
 
 
 @pytest.fixture(scope="module")
 def iais() -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS.parent))
-    try:
-        return importlib.import_module("benchmarks.iais_loss")
-    finally:
-        sys.path.pop(0)
+    return benchmark("iais_loss")
 
 
 def test_the_ragged_batch_is_ragged_and_the_even_one_is_not(iais: ModuleType) -> None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from benchmark_scripts import benchmark
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(BENCHMARKS.parent))
-    try:
-        return importlib.import_module("benchmarks.startup")
-    finally:
-        sys.path.pop(0)
+    return benchmark("startup")
 
 
 def test_ratios_are_to_torch_and_the_first_round_does_not_count(

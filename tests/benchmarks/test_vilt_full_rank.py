@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from benchmark_scripts import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
     threads = torch.get_num_threads()
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     try:
-        yield importlib.import_module("benchmarks.vilt_full_rank")
+        yield benchmark("vilt_full_rank")
     finally:
-        sys.path.pop(0)
         torch.set_num_threads(threads)
 
 
