@@ -1,4 +1,4 @@
-"""Headline tables and figures of the papers on rendered scenes, and the report: three minutes.
+"""Headline tables and figures of the papers on rendered scenes, and the report: three to five minutes.
 
 Runs headline exhibits at miniature scale, two runs at once: what each part of the MultiWay-Adapter brings to a tiny BEiT-3; a
 tiny UNITER without IAIS and with both kinds, its recalls, distances and attention; captions by ClipCap and I-Tuning between a

@@ -34,7 +34,7 @@ EXHIBITS: dict[Paper, tuple[str, ...]] = {
     "iais": ("iais/figure7", "iais/table2"),
     "i_tuning": ("i_tuning/table3", "i_tuning/figure3"),
 }
-# What only the demo of papers that are named has: that of all takes three minutes on two cores.
+# What only the demo of papers that are named has: that of all takes three to five minutes on two cores.
 WITH_A_NAME = ("iais/table2",)
 ROWS_WITH_A_NAME = ("i_tuning/coco-large-half", "i_tuning/vlp-large", "i_tuning/coco-large-vlp")
 LEFT_OUT = "left out"
