@@ -8,6 +8,9 @@ measured differences are in the predicted 95 % interval, how many half-widths ar
 and how probable the planner had called the outcome that came. Comparisons of one paper share runs: they are fewer independent
 trials than their number. Each is counted once, whatever number of claims has it. `between` is what power.ASSUMED.ratio assumes:
 how many times another training's variance is that of other images.
+
+And: how many of all comparisons would be decided (supported or contradicted) with more seeds or more test images, by the same
+planner from all seeds that there are. Those that it cannot plan (correlations, counts) count as they are today.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ from experiments.report.verdicts import Comparison, judge
 from experiments.runs.store import RunFolders
 
 FACTOR = 1.5
+MORE = ((3, 1), (3, 4), (3, 16), (3, 256), (5, 1), (5, 16), (10, 1), (10, 16))
+"""Seeds, and how many times today's test images."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +153,50 @@ def summary(found: Sequence[Prediction]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def decided(views: Sequence[View]) -> list[dict[str, Any]]:
+    """The expected number of decided comparisons for each of MORE, by paper; the first entry is today's.
+
+    Args:
+        views: Exhibits with all their seeds.
+    """
+    judged = [(view.name.partition("/")[0], judge(view, claim)) for view in views for claim in view.exhibit.claims]
+    judged = [(paper, verdict) for paper, verdict in judged if verdict.comparisons]
+    papers = list(dict.fromkeys(paper for paper, _ in judged))
+    differences = [(paper, difference_of(each)) for paper, verdict in judged for each in verdict.comparisons]
+    others = {name: pooled(each for paper, each in differences if paper == name and each is not None) for name in papers}
+    known = ("supported", "contradicted")
+    today = {name: sum(each.outcome in known for paper, verdict in judged for each in verdict.comparisons if paper == name)
+             for name in papers}  # fmt: skip
+    counts = {name: sum(len(verdict.comparisons) for paper, verdict in judged if paper == name) for name in papers}
+    found: list[dict[str, Any]] = [{"comparisons": counts, "decided": today}]
+    for seeds, images in MORE:
+        expected = dict.fromkeys(papers, 0.0)
+        for paper, verdict in judged:
+            planned = []
+            for each in verdict.comparisons:
+                difference = difference_of(each)
+                model = None if difference is None or difference.seedless else model_of(difference, others[paper])
+                if model is None or verdict.claim.test == "correlation" or each.spread is None or math.isnan(each.spread.low):
+                    expected[paper] += each.outcome in known
+                else:
+                    planned.append((each, model))
+            least = max([seeds, *(len(model.by_seed_S) for _, model in planned)])
+            drawn = futures([model for _, model in planned], least, images)
+            for (each, _), future in zip(planned, drawn, strict=True):
+                yes, no = outcomes(verdict.claim.test, each.bound, len(verdict.comparisons), future)  # type: ignore[arg-type]
+                expected[paper] += float((yes | no).mean())
+        found.append({"seeds": seeds, "images": images, "decided": {name: round(each, 1) for name, each in expected.items()}})
+    return found
+
+
 def measure(runs: Sequence[Path], scale: Scale) -> dict[str, Any]:
     """Everything that is written.
 
     Raises:
         InputError: No comparison has several seeds.
     """
-    found, between = predictions(collect(exhibit_names(), scale, RunFolders(runs)))
+    views = collect(exhibit_names(), scale, RunFolders(runs))
+    found, between = predictions(views)
     if not found:
         raise InputError(f"{' '.join(map(str, runs))}: no comparison with images has several finished seeds at {scale} scale.")
     by_seed = {"first seed alone": [each for each in found if each.seed == 0], "each seed alone": found}
@@ -166,6 +208,7 @@ def measure(runs: Sequence[Path], scale: Scale) -> dict[str, Any]:
                 paper: summary([each for each in group if each.paper == paper]) for paper in between
             }} for name, group in by_seed.items()
         },
+        "decided": decided(views),
         "first_seed": [_entry(each) for each in by_seed["first seed alone"]],
     }  # fmt: skip
 
@@ -192,6 +235,11 @@ def main() -> None:
         for group, shares in groups.items():
             print(f"{name}, {group}: {', '.join(f'{key} {value}' for key, value in shares.items())}")
     print(f"between: assumed {result['assumed_between']}, measured {result['measured_between']}")
+    every = sum(result["decided"][0]["comparisons"].values())
+    for each in result["decided"]:
+        what = f"{each['seeds']} seeds, {each['images']} x the images" if "seeds" in each else "today"
+        numbers = ", ".join(f"{name} {number}" for name, number in each["decided"].items())
+        print(f"decided, {what}: {numbers}; all {sum(each['decided'].values()):.0f} of {every}")
     origin = harness.heading("power", "cpu", {}, environment=()) if options.out is not None else {}
     harness.write(origin | result, options.out)
 
