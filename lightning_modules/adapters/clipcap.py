@@ -18,6 +18,7 @@ from torch.nn import Parameter
 
 from datamodules.errors import InputError
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.networks.attention import attention_context
 
 NAME = "prefix"  # the network's attribute that holds the mapper
 
@@ -62,7 +63,7 @@ class _Attention(nn.Module):
     def forward(self, x_INW: Tensor) -> Tensor:
         parts = (self.to_queries(x_INW), *self.to_keys_values(x_INW).chunk(2, -1))
         queries, keys, values = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
-        return self.project(F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2))
+        return self.project(attention_context(queries, keys, values).transpose(1, 2).flatten(2))
 
 
 class _FeedForward(nn.Module):

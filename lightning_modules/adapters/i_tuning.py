@@ -29,12 +29,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.line import times
+from lightning_modules.networks.attention import attention_context
 from lightning_modules.networks.decoder_layers import find_language_model
 
 Reading = Literal["paper", "multihead"]
@@ -179,7 +179,7 @@ class ITuningModule(nn.Module):
         queries = self.q(x)
         queries_IHSE = self._split(images.rows.group(queries))
         if self._maps is None:
-            context_IHSE = F.scaled_dot_product_attention(queries_IHSE, images.keys_IHVE, images.values_IHVE, scale=self.scale)
+            context_IHSE = attention_context(queries_IHSE, images.keys_IHVE, images.values_IHVE, scale=self.scale)
         else:
             scores = queries_IHSE.float() @ images.keys_IHVE.float().transpose(-2, -1) * self.scale
             maps_IHSV = scores.softmax(-1)

@@ -1,6 +1,6 @@
 """The one door to a transformer's attention (losses, metrics, figures and notebooks all come through here).
 
-Our transformers run fused attention, which never forms a map. Asked for named layers, they also hand out those layers' queries
+Our transformers run attention that keeps no map. Asked for named layers, they also hand out those layers' queries
 and keys, from which maps are made where they are needed, with gradients, and nowhere else.
 
 Legend: B batch, H heads, T tokens (Q of queries, K of keys), D head width.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +100,85 @@ class HasRelations(Protocol):
 def attend(
     queries_BHQD: Tensor, keys_BHKD: Tensor, values_BHKD: Tensor, mask_BK: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v as [B, Q, H * D], in one fused kernel. `mask_BK`: bool, True = a real token."""
+    """softmax(q k^T / sqrt(D)) v as [B, Q, H * D]. `mask_BK`: bool, True = a real token."""
     mask_B11K = None if mask_BK is None else mask_BK[:, None, None, :]
-    context_BHQD = F.scaled_dot_product_attention(queries_BHQD, keys_BHKD, values_BHKD, attn_mask=mask_B11K, dropout_p=dropout)
-    return context_BHQD.transpose(1, 2).flatten(2)
+    return attention_context(queries_BHQD, keys_BHKD, values_BHKD, mask_B11K, dropout).transpose(1, 2).flatten(2)
+
+
+def attention_context(
+    queries_BHQD: Tensor,
+    keys_BHKD: Tensor,
+    values_BHKD: Tensor,
+    mask_B11K: Tensor | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(scale q k^T) v as [B, H, Q, D], by whatever is fastest where it runs; no map is kept.
+
+    Args:
+        queries_BHQD: Queries.
+        keys_BHKD: Keys.
+        values_BHKD: Values.
+        mask_B11K: bool, True = a real token; None = all are.
+        dropout: Of the maps.
+        scale: None = 1 / sqrt(D).
+    """
+    if _is_faster_in_products(queries_BHQD, keys_BHKD, values_BHKD, dropout):
+        scale = queries_BHQD.shape[-1] ** -0.5 if scale is None else scale
+        return _InProducts.apply(queries_BHQD, keys_BHKD, values_BHKD, mask_B11K, scale)
+    return F.scaled_dot_product_attention(
+        queries_BHQD, keys_BHKD, values_BHKD, attn_mask=mask_B11K, dropout_p=dropout, scale=scale
+    )
+
+
+_SMALL = 128**2  # entries of a map: from about twice as many on, the fused kernel is as fast
+
+
+def _is_faster_in_products(queries_BHQD: Tensor, keys_BHKD: Tensor, values_BHKD: Tensor, dropout: float) -> bool:
+    """The processor's fused kernel in bf16 takes ten times as long backward as these small products do (docs/speed.md)."""
+    return (
+        queries_BHQD.device.type == "cpu"
+        and queries_BHQD.dtype == keys_BHKD.dtype == values_BHKD.dtype == torch.bfloat16
+        and queries_BHQD.shape[-2] * keys_BHKD.shape[-2] <= _SMALL
+        and not dropout
+    )
+
+
+class _InProducts(torch.autograd.Function):
+    """Attention as separate products, whose backward pass makes the maps anew: it keeps what the fused kernel keeps."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries_BHQD: Tensor, keys_BHKD: Tensor, values_BHKD: Tensor, mask_B11K: Tensor | None, scale: float
+    ) -> Tensor:
+        context_BHQD = _maps(queries_BHQD, keys_BHKD, mask_B11K, scale).to(values_BHKD.dtype) @ values_BHKD
+        ctx.save_for_backward(queries_BHQD, keys_BHKD, values_BHKD, mask_B11K, context_BHQD)
+        ctx.scale = scale
+        return context_BHQD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        queries_BHQD, keys_BHKD, values_BHKD, mask_B11K, context_BHQD = ctx.saved_tensors
+        (of_context_BHQD,) = gradients
+        maps_BHQK = _maps(queries_BHQD, keys_BHKD, mask_B11K, ctx.scale)
+        for_queries, for_keys, for_values = ctx.needs_input_grad[:3]
+        of_queries = of_keys = of_values = None
+        if for_values:
+            of_values = maps_BHQK.to(values_BHKD.dtype).transpose(-2, -1) @ of_context_BHQD
+        if for_queries or for_keys:
+            # of the softmax: map * (its gradient - their sum over the keys, which is the context times its gradient)
+            together_BHQ1 = (of_context_BHQD.float() * context_BHQD.float()).sum(-1, keepdim=True)
+            of_maps_BHQK = (of_context_BHQD @ values_BHKD.transpose(-2, -1)).float()
+            of_scores_BHQK = (maps_BHQK * (of_maps_BHQK - together_BHQ1) * ctx.scale).to(queries_BHQD.dtype)
+            of_queries = of_scores_BHQK @ keys_BHKD if for_queries else None
+            of_keys = of_scores_BHQK.transpose(-2, -1) @ queries_BHQD if for_keys else None
+        return of_queries, of_keys, of_values, None, None
+
+
+def _maps(queries_BHQD: Tensor, keys_BHKD: Tensor, mask_B11K: Tensor | None, scale: float) -> Tensor:
+    """In fp32, as inside the fused kernel: eight bits of a large score would be too few."""
+    with torch.autocast(queries_BHQD.device.type, enabled=False):
+        scores_BHQK = (queries_BHQD.float() * scale) @ keys_BHKD.float().transpose(-2, -1)
+    if mask_B11K is not None:
+        scores_BHQK.masked_fill_(~mask_B11K, float("-inf"))
+    return torch.softmax(scores_BHQK, -1)
