@@ -1,10 +1,12 @@
-"""The order of all tests: the files that take longest first, so that two workers (`--dist loadfile`) end together. And where
-libraries keep things, which is not the home of whoever runs them."""
+"""The order of all tests: the files that take longest first, so that two workers (`--dist loadfile`) end together. Where
+libraries keep things, which is not the home of whoever runs them. And when Python looks for garbage."""
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,16 @@ KEPT = Path(tempfile.gettempdir()) / f"crosslight-tests-{os.getuid()}"
 
 for name in ("CROSSLIGHT_CACHE", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "MPLCONFIGDIR"):
     os.environ.setdefault(name, str(KEPT / name.lower()))
+
+# A fifth of importing what the tests import goes into looking for garbage among a million objects that stay.
+gc.disable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    yield
+    gc.freeze()  # what is there now stays to the end: no search looks at it again
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
