@@ -215,27 +215,29 @@ print(json.dumps([iou, aligned, names, collection.compute()["m"].item(), kinds, 
     assert shape == [3, 2, 2]
 
 
-def test_workers_of_any_start_method_find_their_classes(tmp_path: Path) -> None:
-    script = tmp_path / "workers.py"  # a spawned worker imports the main module by its file
-    script.write_text("""
-import json, torch
+def test_workers_of_any_start_method_find_their_classes(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "crops.py").write_text("""
+import torch
 import lightning_modules
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 class Crops(Dataset):
     def __init__(self): self.crop = v2.CenterCrop(2)
     def __len__(self): return 4
     def __getitem__(self, row): return self.crop(torch.full((3, 4, 4), float(row)))
-if __name__ == "__main__":
-    batches = []
-    for method in ("fork", "spawn"):
-        loader = DataLoader(Crops(), batch_size=2, num_workers=1, multiprocessing_context=method)
-        batches += [batch[:, 0, 0, 0].tolist() for batch in loader]
-    print(json.dumps(batches))
 """)
-    done = subprocess.run([sys.executable, str(script)], env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [[0.0, 1.0], [2.0, 3.0]] * 2
+    program = f"""
+import json, sys
+sys.path.insert(0, {str(tmp_path)!r})  # where a spawned worker finds the class, as it is told
+from crops import Crops
+from torch.utils.data import DataLoader
+batches = []
+for method in ("fork", "spawn"):
+    loader = DataLoader(Crops(), batch_size=2, num_workers=1, multiprocessing_context=method)
+    batches += [batch[:, 0, 0, 0].tolist() for batch in loader]
+print(json.dumps(batches))
+"""
+    assert run(program) == [[0.0, 1.0], [2.0, 3.0]] * 2
 
 
 # ---------------------------------------------------------------------------------------------------- the mechanism

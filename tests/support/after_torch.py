@@ -5,13 +5,16 @@ It reads a line a program, [PROGRAM, {VARIABLE: VALUE}] as JSON, and writes a li
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
 import tempfile
 import traceback
 
-import torch  # noqa: F401
+gc.disable()  # the programs are short, and import much
+
+import torch  # noqa: E402, F401
 
 
 def run(program: str, environment: dict[str, str]) -> tuple[int, str, str]:
