@@ -22,6 +22,7 @@ How to read it
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import statistics
 import sys
@@ -102,11 +103,18 @@ def build(row: Row, sizes: Sizes, device: str) -> RetrievalModule:
 
 def needed_flops(row: Row, sizes: Sizes) -> int:
     """FLOPs of forward and backward of the row's batch without any recomputation or drop path, counted on the meta device."""
-    one = build(Row(row.mode, "plain", 1), replace(sizes, drop_path=0.0), "meta").to("meta").train().network
-    batch = pairs(replace(sizes, batch=1)).to("meta")
+    one = _flops_of_a_pair(row.mode, replace(sizes, batch=1, drop_path=0.0))
+    return row.batch * one + 12 * sizes.width * row.batch**2  # the loss: two products, three times
+
+
+@functools.cache  # a mode is there in many ways and batches
+def _flops_of_a_pair(mode: str, sizes: Sizes) -> int:
+    """Of the two encoders."""
+    one = build(Row(mode, "plain", 1), sizes, "meta").to("meta").train().network
+    batch = pairs(sizes).to("meta")
     with FlopCounterMode(display=False) as counter:
         (one.encode_images(batch.images).sum() + one.encode_texts(batch.texts).sum()).backward()
-    return row.batch * counter.get_total_flops() + 12 * sizes.width * row.batch**2  # the loss: two products, three times
+    return int(counter.get_total_flops())
 
 
 class Visit(TuningStep):
