@@ -20,6 +20,7 @@ from torch import Tensor
 
 from datamodules.errors import InputError, some
 from datamodules.inputs import Inputs
+from datamodules.loading.ranking import Ranking
 from datamodules.records import Candidates, ImageBatch, PairBatch, RankingBatch, Regions, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
@@ -36,7 +37,7 @@ from lightning_modules.metrics.rerank import Rerank
 from lightning_modules.networks.attention import Relations
 from lightning_modules.networks.network import FirstStage, HasRelations, RankingNetwork, require_attributes
 from lightning_modules.networks.pair_scorer import Ragged
-from lightning_modules.objectives.matching import MarginRanking, hardest
+from lightning_modules.objectives.matching import MarginRanking, hardest, require_candidates
 from lightning_modules.objectives.objective import MatchingObjective
 from lightning_modules.objectives.relation_alignment import IAIS, Anchor
 
@@ -275,6 +276,9 @@ class RankingModule(TunedModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self._require_first_stage()
+        drawn: Any = getattr(getattr(self.trainer, "datamodule", None), "ranking", None)
+        if isinstance(drawn, Ranking):  # data of one's own may draw otherwise: then the first batch says it
+            require_candidates(self.hard_negatives, drawn.candidates)
 
     def _require_first_stage(self) -> None:
         """Ranking does not train what only the first stage needs."""

@@ -52,6 +52,19 @@ class Matching(MatchingObjective):
         return -(positive_P.mean() + negative_PN.mean()) / 2
 
 
+def require_candidates(hard_negatives: int, candidates: int) -> None:
+    """So many candidates that the hardest can be chosen from them.
+
+    Raises:
+        InputError: Fewer of them than are to be kept.
+    """
+    if candidates < hard_negatives:
+        raise InputError(
+            f"mining: {hard_negatives} hard negatives of {candidates} candidates; lower model.hard_negatives or raise "
+            "data.ranking.candidates"
+        )
+
+
 def hardest(scores_PX: Tensor, count: int) -> Tensor:
     """Columns of the positive (0) and of its `count` best-scored negatives, [P, 1 + count], positive first.
 
@@ -60,9 +73,6 @@ def hardest(scores_PX: Tensor, count: int) -> Tensor:
     Raises:
         InputError: Fewer negatives than asked for.
     """
-    if scores_PX.shape[1] - 1 < count:
-        raise InputError(
-            f"mining: {count} hard negatives of {scores_PX.shape[1] - 1} candidates; lower hard_negatives or raise candidates"
-        )
+    require_candidates(count, scores_PX.shape[1] - 1)
     order_PN = torch.sort(scores_PX[:, 1:], dim=1, descending=True, stable=True).indices[:, :count] + 1
     return torch.cat([order_PN.new_zeros(len(order_PN), 1), order_PN], dim=1)

@@ -353,7 +353,7 @@ def test_a_network_and_data_of_different_views(photographs: Path, tmp_path: Path
         (f"{NETWORK}.feature_width=64", ("img_db/flickr30k/all has features of width 108", "the network takes 64")),
         (f"{NETWORK}.tokenizer=null", ("captions", "regions.text_db", "the network's tokenizer")),
         (f"{DATA}.ranking.candidates=27", ("only 26 candidate other images", "set ranking.candidates to at most 26")),
-        ("--model.init_args.hard_negatives=7", ("7 hard negatives of 6 candidates", "lower hard_negatives or raise candidates")),
+        ("--model.init_args.hard_negatives=7", ("7 hard negatives of 6 candidates", "lower model.hard_negatives")),
         ("--model.init_args.iais.init_args.layers=[0, 2]", ("IAIS: layers [0, 2]", "layers 0 to 1")),
         ("--trainer.precision=bf16-true", ("trainer.precision is bf16-true", "bf16-mixed, 16-mixed, or 32-true")),
         ("--model.init_args.isda_layer=2", ("isda_layer is 2", "layers 0 to 1")),

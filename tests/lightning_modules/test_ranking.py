@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tiny_ranking import CANDIDATES, HARD, WEIGHT, batch, module
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.loading.ranking import Ranking
 from datamodules.records import Candidates, ImageBatch, Objects, PairBatch, RankingBatch, Regions, TextBatch
 from lightning_modules import ranking
 from lightning_modules.metrics.rerank import Rerank
@@ -220,3 +222,12 @@ def test_what_a_network_cannot_do_is_refused_before_training() -> None:
     ):  # nothing has brought the projections, and ranking does not train them
         with pytest.raises(InputError, match=r"text_proj\.bias.* are at their random start .* chosen by chance"):
             start()
+
+
+def test_too_few_candidates_are_told_before_the_first_batch() -> None:
+    model, data = module(), SimpleNamespace(ranking=Ranking(candidates=HARD))
+    model._trainer = SimpleNamespace(datamodule=data)
+    model.on_fit_start()
+    data.ranking = Ranking(candidates=HARD - 1)
+    with pytest.raises(InputError, match=r"2 hard negatives of 1 candidates; lower model\.hard_negatives or raise data"):
+        model.on_fit_start()
