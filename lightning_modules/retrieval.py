@@ -39,6 +39,9 @@ def _bias_of(network: RetrievalNetwork) -> Parameter | None:
     return getattr(network, "logit_bias", None)
 
 
+_REMARKS = 5  # so many texts are named that are not read as they stand
+
+
 class RetrievalModule(TunedModule):
     """Contrastive image-text retrieval with two encoders, tuned fully, through adapters, at its heads only, or not at all.
 
@@ -199,7 +202,7 @@ class RetrievalModule(TunedModule):
 
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Unit vectors [N, D] (fp32, on the CPU) of texts in their order. What the model cannot read of them, words that its
-        tokenizer does not know and the end of long texts, it says in a `TextWarning`.
+        tokenizer does not know and the end of long texts, it says in a `TextWarning`; of many texts it names the first few.
 
         Args:
             texts: The texts.
@@ -212,8 +215,11 @@ class RetrievalModule(TunedModule):
             raise InputError("there are no texts to encode; give at least one.")
         if batch_size < 1:
             raise InputError(f"batch size {batch_size}: give at least 1.")
-        for remark in self.tokenizer.remarks(texts):
+        remarks = self.tokenizer.remarks(texts)
+        for remark in remarks[:_REMARKS]:
             warnings.warn(remark, TextWarning, stacklevel=2)
+        if (more := len(remarks) - _REMARKS) > 0:
+            warnings.warn(f"{more:,} more of {len(texts):,} texts are not read as they stand", TextWarning, stacklevel=2)
         vectors = []
         for first in range(0, len(texts), batch_size):
             rows = range(first, min(first + batch_size, len(texts)))

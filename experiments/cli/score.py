@@ -15,6 +15,7 @@ from pathlib import Path
 
 from datamodules.errors import InputError
 from experiments.cli._parser import Parser, comma_list
+from experiments.cli._serving import warnings_as_lines
 
 
 def add_options(parser: Parser) -> None:
@@ -97,16 +98,17 @@ def run(options: argparse.Namespace) -> int:
 
         chosen = with_files(chosen, options.references.parent, options.images)
         looking.append(CLIPScore(options.clip, options.clip_reading))
-    scorer = CaptionScorer(
-        [[caption.text for caption in record.captions] for record in chosen],
-        [*(SPICE(options.spice_cache) if name == SPICE.name else name for name in options.metrics or NAMES), *looking],
-        options.tokenizer,
-        options.require,
-        [record.domain for record in chosen],
-        options.frequencies,
-        [record.path for record in chosen],
-    )
-    scores = scorer.score([captions[record.image_id] for record in chosen])
+    with warnings_as_lines():  # what the model of --clip does not read
+        scorer = CaptionScorer(
+            [[caption.text for caption in record.captions] for record in chosen],
+            [*(SPICE(options.spice_cache) if name == SPICE.name else name for name in options.metrics or NAMES), *looking],
+            options.tokenizer,
+            options.require,
+            [record.domain for record in chosen],
+            options.frequencies,
+            [record.path for record in chosen],
+        )
+        scores = scorer.score([captions[record.image_id] for record in chosen])
     sizes = {name: len(rows) for name, rows in scorer.rows_of.items()}
     print("\n".join(report(scores, sizes, len(chosen), [*matched, *left_out, *said])))
     if options.out is not None:

@@ -85,6 +85,9 @@ def test_what_the_model_cannot_read_is_said(loaded: Any) -> None:
     first, second = (str(warning.message) for warning in said)
     assert first == "'a xylophone cat': the model does not know all of its words, and reads 'a [UNK] cat'"
     assert second.endswith("longer than the 8 tokens of the model, which reads 'a cat a cat a cat'")
+    with pytest.warns(TextWarning) as said:
+        loaded.encode_texts(["a cat", *["a xylophone"] * 9])
+    assert [str(warning.message) for warning in said][5:] == ["4 more of 10 texts are not read as they stand"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded.encode_texts(["a cat"])
