@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +35,19 @@ def surroundings(world: Path) -> Iterator[None]:
             patch.delenv(name, raising=False)
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with `photos`, which holds images and a table."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(world / "flickr30k" / "flickr30k-images", tmp_path / "photos" / "files")
+    with (tmp_path / "photos" / "captions.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "caption", "split"])
+        for image in json.loads((world / "flickr30k" / "dataset_flickr30k.json").read_text())["images"]:
+            rows.writerows([f"files/{image['filename']}", each["raw"], image["split"]] for each in image["sentences"])
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import re
-import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +17,7 @@ from end_to_end import (
     recalls,
     results,
     succeed,
+    typed,
     weights,
 )
 
@@ -36,36 +33,9 @@ SMALL = {
 FEW = ("--trainer.max_epochs=1", "--data.init_args.batch_size=8", "--data.init_args.num_workers=0", "--trainer.precision=32-true")
 
 
-@pytest.fixture
-def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with `photos`, which holds images and a table."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(world / "flickr30k" / "flickr30k-images", tmp_path / "photos" / "files")
-    with (tmp_path / "photos" / "captions.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "caption", "split"])
-        for image in json.loads((world / "flickr30k" / "dataset_flickr30k.json").read_text())["images"]:
-            rows.writerows([f"files/{image['filename']}", each["raw"], image["split"]] for each in image["sentences"])
-    return tmp_path
-
-
-def commands() -> list[list[str]]:
-    """What the page tells a reader to type, in its order."""
-    blocks = re.findall(r"```console\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    found = [shlex.split(line.removeprefix("$ "))[1:] for line in lines]
-    return [[_small(word) for word in words] for words in found]
-
-
-def _small(word: str) -> str:
-    for real, tiny in SMALL.items():
-        word = word.replace(real, tiny)
-    return word
-
-
 def test_the_page_goes_from_a_table_to_a_search(here: Path, world: Path) -> None:
     said = {}
-    for command, *options in commands():
+    for command, *options in typed(PAGE, SMALL):
         few = FEW if command == "run" else ("--workers=0", "--device=cpu") if command == "index" else ()
         said[command] = succeed(command, *options, *few).out
     names = ["zero-shot", "lora", "mwa"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from end_to_end import (
     RECALLS,
+    ROOT,
     TEST,
     killed_and_resumed,
     metrics,
@@ -17,7 +18,9 @@ from end_to_end import (
     run_by_one_and_by_two,
     scorer,
     scores,
+    shape,
     succeed,
+    typed,
     weights,
 )
 from torch import Tensor
@@ -65,6 +68,22 @@ def test_bridgetower_killed_and_resumed_is_as_if_nothing_had_happened(tmp_path: 
 
     whole, cut = killed_and_resumed(command, tmp_path, 2)
     assert torch.equal(scores(cut), scores(whole))
+
+
+def test_the_page_goes_from_a_table_to_an_export(here: Path) -> None:
+    """docs/pair_scorers.md, on the tiny BLIP: two steps, few candidates."""
+    few = (*shape("blip"), "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.accumulate_grad_batches=1",
+           "--trainer.precision=32-true", "--data.init_args.num_workers=0", "--data.init_args.ranking.candidates=4",
+           "--model.init_args.hard_negatives=3", "--model.init_args.rerank.k_test=4")  # fmt: skip
+    small = {"blip_base_coco": "blip_tiny", "trainer/gpu": "trainer/demo"}
+    said = {}
+    for command, *options in typed(ROOT / "docs" / "pair_scorers.md", small, "On pictures of your own"):
+        said[command] = succeed(command, *options, *(few if command == "run" else ())).out
+    assert list(said) == ["data", "run", "table", "export"]
+    assert all(f"runs/blip/{name}" in said["table"] for name in ("as-it-is", "lora"))
+    assert recalls(here / "runs" / "blip" / "lora", "table").keys() >= RECALLS
+    assert any("lora_" in name for name in weights(here / "runs" / "blip" / "lora", "best.ckpt"))
+    assert lightning_modules.load(here / "my-scorer").rerank == Rerank(4)
 
 
 @torch.no_grad()

@@ -8,11 +8,13 @@ import importlib.util
 import io
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -137,12 +139,36 @@ _SCORERS = {
 }
 
 
+def shape(name: str) -> tuple[str, ...]:
+    """Options that make the tiny configuration of a pair scorer as small as the tiny world wants it."""
+    return (f"{_NETWORK}.config={_SCORERS[name]}",)
+
+
 def scorer(name: str, *more: str) -> list[str]:
     """Ranking on the tiny world by another pair scorer: one of the names in `_SCORERS`."""
     data = "world_entities" if name == "visual_bert" else "world_patches"
     rest = UNITER[UNITER.index("--model.init_args.hard_negatives=3") :]
     files = ("-c", f"configs/model/{name}_tiny.yaml", "-c", f"configs/data/{data}.yaml")
-    return [*UNITER[:2], *files, f"{_NETWORK}.config={_SCORERS[name]}", *rest, *more]
+    return [*UNITER[:2], *files, *shape(name), *rest, *more]
+
+
+def typed(page: Path, instead: Mapping[str, str], under: str = "") -> list[list[str]]:
+    """What a page tells its reader to type, in its order, without `crosslight`.
+
+    Args:
+        page: The file.
+        instead: What stands for a part of a word, such as a tiny configuration for one that needs the Hub.
+        under: A heading; the default takes the whole page.
+    """
+    text = page.read_text()
+    if under:
+        _, _, text = text.partition(f"# {under}\n")
+        text = re.split(r"^#+ ", text, maxsplit=1, flags=re.MULTILINE)[0]
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    found = [shlex.split(line.removeprefix("$ "))[1:] for line in "".join(blocks).replace("\\\n", " ").splitlines()]
+    for real, tiny in instead.items():
+        found = [[word.replace(real, tiny) for word in words] for words in found]
+    return found
 
 
 def captioner(row: str, *more: str) -> list[str]:
