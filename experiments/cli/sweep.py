@@ -114,7 +114,7 @@ def _add_rehearse_options(rehearse: Parser) -> None:
     option("--processes", type=_devices, default=1, metavar="N", help="on a processor: processes of each run (DDP)")
     option(
         "--set", action="append", default=[], metavar="OPTION=VALUE",
-        help="change an option of every run too, such as data.init_args.ranking.candidates=31; said in the table",
+        help="change an option of every run that has it, such as data.init_args.ranking.candidates=31; said in the table",
     )  # fmt: skip
     option(
         "--stand-in", type=Path, metavar="DIR",
@@ -137,7 +137,7 @@ def _rehearse(options: argparse.Namespace) -> int:
     from experiments.rehearsal.devices import machine_of
     from experiments.rehearsal.life import Place
     from experiments.rehearsal.rehearse import SCRATCH, rehearse
-    from experiments.rehearsal.show import COLUMNS, faults, limits, line, row, totals
+    from experiments.rehearsal.show import COLUMNS, faults, limits, line, nobodys, row, totals
     from experiments.runs.rehearsed import FILE
     from experiments.sweep.display import plain
     from experiments.sweep.points import sweep_file
@@ -190,9 +190,12 @@ def _rehearse(options: argparse.Namespace) -> int:
             )
 
     found = rehearse(launches, place, say, keep=options.keep)
+    unknown = nobodys(words, list(found.values()))
+    for word in unknown:
+        console.print(plain(f"{word}: no run of {options.target} has this option"), soft_wrap=True, style="red")
     if options.json:
         print(json.dumps({key: asdict(record) for key, record in found.items()}, indent=1))
-        return int(any(record.faults for record in found.values()))
+        return int(bool(unknown) or any(record.faults for record in found.values()))
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in COLUMNS:
         table.add_column(column, overflow="fold")
@@ -204,7 +207,7 @@ def _rehearse(options: argparse.Namespace) -> int:
     for text in (f"{totals(list(found.values()))} ({root / FILE})", limits(place, launches)):
         if text:
             console.print(plain(text), soft_wrap=True)
-    return int(any(record.faults for record in found.values()))
+    return int(bool(unknown) or any(record.faults for record in found.values()))
 
 
 def _make_stand_ins(options: argparse.Namespace, tell: Callable[[str], None]) -> None:

@@ -57,10 +57,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Changes:
-    """Options over a run's own, and what of it they make another run, in words."""
+    """Options over a run's own, what of it they make another run, in words, and those of --set that it does not have."""
 
     options: tuple[str, ...]
     cut: tuple[str, ...]
+    without: tuple[str, ...] = ()
 
 
 def training(command: str | None) -> bool:
@@ -117,14 +118,24 @@ def changes(command: str | None, config: Mapping[str, Any], settings: Settings, 
             "trainer.log_every_n_steps": "1", "checkpoint.every_n_steps": str(settings.steps - 1),
         }  # fmt: skip
     words |= _limits(config, settings.items)
-    cut += settings.options
+    own = tuple(word for word in settings.options if _has(config, word))  # of all runs of a target only some have it
     return Changes(
         (
             *(f"--{name}={value}" for name, value in words.items()), f"--trainer.callbacks+={WATCH}",
-            f"--trainer.callbacks.file={watch}", f"--trainer.callbacks.steps={settings.steps}", *settings.options,
+            f"--trainer.callbacks.file={watch}", f"--trainer.callbacks.steps={settings.steps}", *own,
         ),
-        tuple(cut),
+        (*cut, *own),
+        tuple(word for word in settings.options if word not in own),
     )  # fmt: skip
+
+
+def _has(config: Mapping[str, Any], word: str) -> bool:
+    """Whether a run has the option of a word of the command line: its resolved configuration has all that there are."""
+    *sections, name = word.removeprefix("--").partition("=")[0].removesuffix("+").split(".")
+    held: Any = config
+    for section in sections:
+        held = held.get(section) if isinstance(held, Mapping) else None
+    return isinstance(held, Mapping) and name in held
 
 
 def changed(launch: Launch, made: Changes, gpus: int, processes: int) -> Launch:

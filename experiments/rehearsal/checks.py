@@ -67,7 +67,8 @@ def check(launch: Launch, settings: Settings, gpus: int, watch: Path, whole: boo
     except InputError as error:
         tell(Verdict("parse", "failed", one_line(error)))
         return None
-    tell(Verdict("parse", "passed"))
+    without = facts.changes.without
+    tell(Verdict("parse", "passed", f"left out what this run has no option for: {', '.join(without)}" if without else ""))
     data = _told("data", lambda: _data(parts, facts, launch, whole), tell)
     network = _told("weights", lambda: _weights(parts, facts, data or []), tell)
     facts.complete = data is not None and network is not None

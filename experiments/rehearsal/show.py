@@ -90,6 +90,12 @@ def faults(launches: Sequence[Launch], done: Mapping[str, Rehearsed]) -> list[st
     return [f"{fault} [{some(titles)}]" for fault, titles in stops.items()]
 
 
+def nobodys(words: Sequence[str], records: Sequence[Rehearsed]) -> list[str]:
+    """Those words of --set that each run left out: mistyped, or of other runs."""
+    said = [verdict.said for record in records for verdict in record.verdicts if verdict.stage == "parse"]
+    return [word for word in words if said and all(word in each for each in said)]
+
+
 def limits(place: Place, launches: Sequence[Launch]) -> str:
     """What this machine could not know."""
     if place.settings.gpus or not any(launch.gpus for launch in launches):

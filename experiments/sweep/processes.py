@@ -95,12 +95,27 @@ def _out_of_reach() -> Iterator[None]:
     """The server that forks may be started in here, and inherits what is blocked: a signal to the whole group of a runner (a
     hang-up, `timeout`) leaves it alone, so that the runner can see its launches end."""
     FORKS.set_forkserver_preload(PRELOAD)
-    resource_tracker.ensure_running()  # the server starts it where it must, and what it blocks meanwhile is unblocked after
+    with _about_what_was_killed():
+        resource_tracker.ensure_running()  # the server starts it where it must, and what it blocks meanwhile is unblocked after
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _about_what_was_killed() -> Iterator[None]:
+    """The tracker removes the semaphores of whoever was killed, which is its task, and would warn of each time that it does."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _forked(command: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path, lock: Any) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from experiments.rehearsal.changes import Settings
 from experiments.rehearsal.checks import Facts, check, wrong_counts
-from experiments.runs.rehearsed import Verdict
+from experiments.rehearsal.show import nobodys
+from experiments.runs.rehearsed import Rehearsed, Verdict
 from experiments.sweep.launches import Launch
 from experiments.sweep.targets import exhibit_launches
 
@@ -53,6 +54,20 @@ def test_a_smaller_batch_is_said(launch: Launch) -> None:
     facts, _ = checked(launch, *words, settings=Settings(3, batch=4, options=("--data.init_args.train_unit=pair",)))
     assert facts is not None
     assert facts.changes.cut == ("batch 4 of 8", "accumulation 2 of 4", "--data.init_args.train_unit=pair")
+
+
+def test_an_option_of_other_runs_is_left_out_and_said(launch: Launch) -> None:
+    both = ("--data.init_args.train_unit=pair", "--model.init_args.hard_negatives=7", "--data.init_args.nothing.at.all=1")
+    facts, told = checked(launch, settings=Settings(3, options=both))
+    assert facts is not None
+    assert facts.changes.cut == both[:1]
+    assert facts.changes.options[-1] == both[0]
+    assert told["parse"].outcome == "passed"
+    assert told["parse"].said == f"left out what this run has no option for: {both[1]}, {both[2]}"
+    run = Rehearsed("one", "", "", (told["parse"],))
+    other = Rehearsed("other", "", "", (Verdict("parse", "passed", f"left out what this run has no option for: {both[1]}"),))
+    assert nobodys(both, [run, other]) == [both[1]]
+    assert nobodys(both, [run, replace(other, verdicts=(Verdict("parse", "passed"),))]) == []
 
 
 def test_a_mistyped_option(launch: Launch) -> None:
