@@ -7,6 +7,7 @@ import errno
 import io
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,12 @@ def size_of(number: int) -> tuple[int, int]:
 
 def picture(number: int) -> bytes:
     """A JPEG of about 160 kB: patches of color, and grain."""
-    random = generator("picture", number % DISTINCT)
+    return _picture(number % DISTINCT)
+
+
+@cache  # each is in many folders: 8 MB in all
+def _picture(number: int) -> bytes:
+    random = generator("picture", number)
     width, height = size_of(number)
     coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     grain = random.normal(0, 9, (height, width, 1))
