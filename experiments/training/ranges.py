@@ -52,7 +52,6 @@ def _problems(command: str, config: Mapping[str, Any]) -> Iterator[str]:
     yield from _always(trainer)
     if command in _TRAINS:
         yield from _training(trainer)
-        yield from _mining(config)
         every = (config.get("checkpoint") or {}).get("every_n_steps")
         if every is not None and every < 1:
             yield f"checkpoint.every_n_steps is {every}: give at least 1, or null for a checkpoint at each validation."
@@ -162,18 +161,6 @@ def _training(trainer: Mapping[str, Any]) -> Iterator[str]:
             )
     if time is not None and _nothing(time):
         yield f"trainer.max_time is {time}, so nothing would be trained: give DD:HH:MM:SS, for example 00:12:00:00."
-
-
-def _mining(config: Mapping[str, Any]) -> Iterator[str]:
-    """Hard negatives are chosen among candidates, which the data make: two sections that must fit each other."""
-    kept = ((config.get("model") or {}).get("init_args") or {}).get("hard_negatives")
-    ranking = ((config.get("data") or {}).get("init_args") or {}).get("ranking")
-    candidates = ranking.get("candidates") if isinstance(ranking, Mapping) else None
-    if isinstance(kept, int) and isinstance(candidates, int) and kept > candidates:
-        yield (
-            f"model.init_args.hard_negatives is {kept}, chosen among the {candidates} candidates of each positive "
-            f"(data.init_args.ranking.candidates): give at most {candidates}, or more candidates."
-        )
 
 
 def _late_averages(callbacks: Any) -> Iterator[tuple[str, int]]:

@@ -22,17 +22,3 @@ def test_an_average_that_would_begin_behind_the_last_epoch() -> None:
         trained(callbacks=callbacks, max_epochs=None)
         with pytest.raises(InputError, match=r"trainer.callbacks: EMA would begin at epoch 3 .*the training has 3"):
             trained(callbacks=callbacks, max_epochs=3)
-
-
-def mined(kept: object, **ranking: object) -> None:
-    model, data = {"init_args": {"hard_negatives": kept}}, {"init_args": {"ranking": ranking}}
-    require_values("run", {"seed_everything": 1, "model": model, "data": data})
-
-
-def test_more_hard_negatives_than_candidates() -> None:
-    """Else the first training step says it, when data and weights are loaded."""
-    mined(31, candidates=31)
-    mined(31)
-    mined(None, candidates=7)
-    with pytest.raises(InputError, match=r"hard_negatives is 31, .* 7 candidates .*ranking.candidates\): give at most 7"):
-        mined(31, candidates=7)
