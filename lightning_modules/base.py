@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from datamodules.errors import InputError, some
+from datamodules.inputs import ImageInput
+from datamodules.loading.tokens import Tokenizer
 from datamodules.records import Positives
 from lightning_modules import collectives, optimization
 from lightning_modules.adapters.adapter import Adapter
@@ -192,9 +195,34 @@ class TunedModule(pl.LightningModule):
         """Unit vectors of texts, where the model has two encoders (`RetrievalModule`)."""
         self._refuse("gives a text no vector")
 
+    def score_pairs(self, paths: Sequence[str | Path], texts: Sequence[str], batch_size: int = 32) -> Tensor:
+        """Scores of image files with texts, where the model looks at both together (`RankingModule`)."""
+        self._refuse("scores no pairs")
+
     def caption(self, paths: Sequence[str | Path], batch_size: int = 16) -> list[str]:
         """A caption of each image file, where the model writes (`CaptioningModule`)."""
         self._refuse("writes no captions")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """What reads texts for this network.
+
+        Raises:
+            InputError: It names none, or there is none.
+        """
+        return Tokenizer(self.network.inputs.text)
+
+    @property
+    def image_input(self) -> ImageInput:
+        """How images become pixels.
+
+        Raises:
+            InputError: The network takes region features.
+        """
+        spec: ImageInput | None = self.network.inputs.image
+        if spec is None:
+            raise InputError(f"{type(self.network).__name__} takes region features of images, and no image files.")
+        return spec
 
     def _refuse(self, what: str) -> NoReturn:
         raise InputError(f"this model ({type(self.network).__name__}) {what}: {self.uses}.")

@@ -10,7 +10,7 @@ Legend: P positives, X a positive and its negatives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from datamodules.errors import InputError, some
 from datamodules.inputs import Inputs
+from datamodules.loading.image_files import read_image_files, require_readable
 from datamodules.loading.ranking import Ranking
+from datamodules.loading.text_lists import read_text_list
 from datamodules.records import Candidates, ImageBatch, PairBatch, RankingBatch, Regions, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
@@ -35,6 +37,7 @@ from lightning_modules.metrics.recalls import BETTER, require_folds
 from lightning_modules.metrics.relation_distance import AlignmentDistance, RelationDistance
 from lightning_modules.metrics.rerank import Rerank
 from lightning_modules.networks.attention import Relations
+from lightning_modules.networks.modes import evaluating
 from lightning_modules.networks.network import FirstStage, HasRelations, RankingNetwork, require_attributes
 from lightning_modules.networks.pair_scorer import Ragged
 from lightning_modules.objectives.matching import MarginRanking, hardest, require_candidates
@@ -125,9 +128,39 @@ class RankingModule(TunedModule):
 
     uses = (
         "it looks at an image and a text together and scores the pair, so nothing of it can be indexed; `crosslight test` ranks "
-        "all pairs of a split, and network.score_pairs scores pairs of embedded images and texts"
+        "all pairs of a split, and model.score_pairs(files, texts) those of files and texts, where it takes pixels"
     )
-    task = Task(None, ("image-text-retrieval", "image-text-matching"), "print(model.uses)")
+    task = Task(
+        None,
+        ("image-text-retrieval", "image-text-matching"),
+        'scores = model.score_pairs(["a.jpg", "b.jpg"], ["a dog", "snow"])  # [2, 2], the higher the better',
+    )
+
+    def score_pairs(self, paths: Sequence[str | Path], texts: Sequence[str], batch_size: int = 32) -> Tensor:
+        """Scores [I, T] (fp32, on the CPU) of every image file with every text, as a validation makes them, on the device where
+        the model is. The higher, the better the two fit; their scale is the network's own, so compare those of one text, or of
+        one image.
+
+        Args:
+            paths: The files.
+            texts: The texts. What the model cannot read of them it says in a `TextWarning`.
+            batch_size: Images, and texts, that are embedded at once.
+
+        Raises:
+            InputError: A file cannot be read, there is no file or no text, or the network takes region features.
+        """
+        if not paths:
+            raise InputError("there are no images to score; give at least one.")
+        read_images = read_image_files(paths, self.image_input, batch_size)
+        read_texts = read_text_list(texts, self.tokenizer, batch_size)
+        device = next(self.network.parameters()).device
+        with evaluating(self), torch.no_grad():
+            of_texts = Ragged.joined([self.network.embed_texts(each.to(device)) for each in read_texts])
+            of_images = Ragged.joined([self.network.embed_images(require_readable(each).to(device)) for each in read_images])
+            image_P = torch.arange(len(paths)).repeat_interleave(len(texts))
+            text_P = torch.arange(len(texts)).repeat(len(paths))
+            scores_P = score_pairs_by_length(self.network, of_images, of_texts, image_P, text_P)
+        return scores_P.float().cpu().unflatten(0, (len(paths), len(texts)))
 
     # ----------------------------------------------------------------------------------------------- training
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +13,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from datamodules.errors import AgreedError, InputError, some
-from datamodules.inputs import ImageInput, Inputs
-from datamodules.loading.collate import text_batch
+from datamodules.inputs import Inputs
 from datamodules.loading.image_files import read_image_files, require_readable
-from datamodules.loading.tokens import TextWarning, Tokenizer
-from datamodules.records import Caption, ImageBatch, PairBatch, TextBatch
+from datamodules.loading.text_lists import read_text_list
+from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.base import Better, TunedModule
@@ -37,9 +34,6 @@ from lightning_modules.objectives.relation_alignment import IAIS
 
 def _bias_of(network: RetrievalNetwork) -> Parameter | None:
     return getattr(network, "logit_bias", None)
-
-
-_REMARKS = 5  # so many texts are named that are not read as they stand
 
 
 class RetrievalModule(TunedModule):
@@ -211,21 +205,7 @@ class RetrievalModule(TunedModule):
         Raises:
             InputError: The network names no tokenizer, there is no text, or the batch size is out of range.
         """
-        if not texts:
-            raise InputError("there are no texts to encode; give at least one.")
-        if batch_size < 1:
-            raise InputError(f"batch size {batch_size}: give at least 1.")
-        remarks = self.tokenizer.remarks(texts)
-        for remark in remarks[:_REMARKS]:
-            warnings.warn(remark, TextWarning, stacklevel=2)
-        if (more := len(remarks) - _REMARKS) > 0:
-            warnings.warn(f"{more:,} more of {len(texts):,} texts are not read as they stand", TextWarning, stacklevel=2)
-        vectors = []
-        for first in range(0, len(texts), batch_size):
-            rows = range(first, min(first + batch_size, len(texts)))
-            captions = [Caption(str(row), texts[row]) for row in rows]
-            vectors.append(self.encode_batch(text_batch(captions, rows, rows, self.tokenizer)))
-        return torch.cat(vectors)
+        return torch.cat([self.encode_batch(batch) for batch in read_text_list(texts, self.tokenizer, batch_size)])
 
     def encode_batch(self, batch: ImageBatch | TextBatch) -> Tensor:
         """Unit vectors [B, D] (fp32, on the CPU) of a batch, which may be on any device."""
@@ -233,27 +213,6 @@ class RetrievalModule(TunedModule):
             there = batch.to(self.network.logit_scale.device)
             encode = self.network.encode_images if isinstance(there, ImageBatch) else self.network.encode_texts
             return encode(there).float().cpu()
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """What reads texts for this network.
-
-        Raises:
-            InputError: It names none, or there is none.
-        """
-        return Tokenizer(self.network.inputs.text)
-
-    @property
-    def image_input(self) -> ImageInput:
-        """How images become pixels.
-
-        Raises:
-            InputError: The network takes region features.
-        """
-        spec: ImageInput | None = self.network.inputs.image
-        if spec is None:
-            raise InputError(f"{type(self.network).__name__} takes region features of images, and no image files.")
-        return spec
 
     # --------------------------------------------------------------------------------------------- evaluation
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tiny_ranking
+import tiny_vilt
 import torch
 import yaml
 from PIL import Image
@@ -23,11 +24,13 @@ import lightning_modules
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
 from datamodules.loading.tokens import TextWarning, Tokenizer
+from datamodules.miniworld.write import write_tokenizer
 from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.captioning import CaptioningModule
 from lightning_modules.exporting import export_run
 from lightning_modules.loading import build
 from lightning_modules.networks.language_model import Decoding
+from lightning_modules.ranking import RankingModule
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +103,36 @@ def test_files_and_lists_that_cannot_be_encoded(loaded: Any, tmp_path: Path) -> 
             loaded.encode_images(paths)
     with pytest.raises(InputError, match="there are no images to encode"):
         loaded.encode_images([])
-    with pytest.raises(InputError, match="there are no texts to encode"):
+    with pytest.raises(InputError, match="there are no texts to read"):
         loaded.encode_texts([])
     for size in (0, -3):
         with pytest.raises(InputError, match=f"batch size {size}: give at least 1"):
             loaded.encode_texts(["a cat"], batch_size=size)
+
+
+def test_pairs_of_files_and_texts_are_scored_one_by_one(tmp_path: Path) -> None:
+    """The twin embeds and scores each pair by itself."""
+    write_tokenizer(tmp_path / "words")
+    network = tiny_vilt.vilt(config={"vocab_size": 320}, tokenizer=str(tmp_path / "words"), max_tokens=12)
+    model = RankingModule(network)
+    for number in range(3):
+        write_image(tmp_path / f"{number}.jpg", number)
+    paths, texts = [tmp_path / f"{number}.jpg" for number in range(3)], ["a red cup", "a large green cup"]
+    model.train()
+    scores_IT = model.score_pairs(paths, texts, batch_size=2)
+    assert model.training
+    assert scores_IT.shape == (3, 2)
+    model.eval()
+    for row, path in enumerate(paths):
+        for column, text in enumerate(texts):
+            torch.testing.assert_close(model.score_pairs([path], [text])[0, 0], scores_IT[row, column], atol=1e-5, rtol=1e-5)
+    assert scores_IT.unique().numel() == 6
+    with pytest.raises(InputError, match="there are no images to score"):
+        model.score_pairs([], texts)
+    with pytest.raises(InputError, match="there are no texts to read"):
+        model.score_pairs(paths, [])
+    with pytest.raises(InputError, match=r"UniterRetrieval takes region features"):
+        tiny_ranking.module().score_pairs(paths, texts)
 
 
 def test_a_model_says_what_it_cannot_do_and_what_it_can(loaded: Any) -> None:
@@ -112,6 +140,8 @@ def test_a_model_says_what_it_cannot_do_and_what_it_can(loaded: Any) -> None:
     for use in (lambda: uniter.encode_images(["a.jpg"]), lambda: uniter.encode_texts(["a"])):
         with pytest.raises(InputError, match=r"UniterRetrieval\) gives .* no vector: .*; `crosslight test` ranks"):
             use()
+    with pytest.raises(InputError, match=r"DualEncoder\) scores no pairs: .* crosslight index and search"):
+        loaded.score_pairs(["a.jpg"], ["a"])
     with pytest.raises(InputError, match=r"DualEncoder\) writes no captions: .* crosslight index and search"):
         loaded.caption(["a.jpg"])
     with pytest.raises(InputError, match=r"Captioner\) gives an image no vector: it writes captions"):
