@@ -11,7 +11,7 @@ export like any other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -45,8 +45,8 @@ class Dial:
     """
 
     adapter: Adapter | None
-    start: Mapping[str, Tensor]
-    trained: Mapping[str, Tensor]
+    start: Mapping[str, Tensor] = field(repr=False)  # all weights of a fully tuned model: nobody's screen wants them
+    trained: Mapping[str, Tensor] = field(repr=False)
     kept: tuple[str, ...]
 
     @classmethod
