@@ -2,7 +2,8 @@
 bounds (aliases of aliases).
 
 libyaml tells the events, six times as fast as PyYAML's own parser, where PyYAML was built with it. Nodes are made of them here in
-either case: libyaml's composer calls itself in C, where a text that is nested too deeply ends the process, not the reading.
+either case: libyaml's composer calls itself in C, where a text that is nested too deeply ends the process, not the reading. What
+libyaml refuses is read again by PyYAML, so that a mistake has one message and one place wherever it is read.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ def parse_yaml(text: str, where: str) -> Any:
         InputError: as `read_yaml`.
     """
     try:
-        return yaml.load(text, Loader=_Strict)
+        try:
+            return yaml.load(text, Loader=_Fast)
+        except yaml.YAMLError:
+            return yaml.load(text, Loader=_Strict)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -51,23 +55,14 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}: not YAML: a value cannot be read ({' '.join(str(error).split())}).") from None
 
 
-if TYPE_CHECKING or not yaml.__with_libyaml__:
-    _Safe = yaml.SafeLoader
+if TYPE_CHECKING:
+    _Loader = yaml.SafeLoader  # both loaders below have its methods
 else:
-    from yaml.cyaml import CParser
-
-    class _Safe(Composer, CParser, SafeConstructor, Resolver):
-        """yaml.SafeLoader with libyaml's events: the composer comes first, so that its way of making nodes is taken."""
-
-        def __init__(self, stream: str) -> None:
-            CParser.__init__(self, stream)
-            Composer.__init__(self)
-            SafeConstructor.__init__(self)
-            Resolver.__init__(self)
+    _Loader = object
 
 
-class _Strict(_Safe):
-    """Safe, and a name that is there twice is a mistake, not the last of the two. What `<<` brings may be overridden."""
+class _Rules(_Loader):
+    """A name that is there twice is a mistake, not the last of the two. What `<<` brings may be overridden."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -85,6 +80,25 @@ class _Strict(_Safe):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+class _Strict(_Rules, yaml.SafeLoader):
+    """By PyYAML alone."""
+
+
+if TYPE_CHECKING or not yaml.__with_libyaml__:
+    _Fast = _Strict
+else:
+    from yaml.cyaml import CParser
+
+    class _Fast(_Rules, Composer, CParser, SafeConstructor, Resolver):
+        """As `_Strict`, of libyaml's events: the composer comes first, so that its way of making nodes is taken."""
+
+        def __init__(self, stream: str) -> None:
+            CParser.__init__(self, stream)
+            Composer.__init__(self)
+            SafeConstructor.__init__(self)
+            Resolver.__init__(self)
 
 
 def _count(node: yaml.Node, counts: dict[int, int]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.errors import InputError
+from datamodules.files import yaml_file
 from datamodules.files.yaml_file import parse_yaml, read_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -47,3 +48,15 @@ def test_what_is_none_is_named(tmp_path: Path, text: str, message: str) -> None:
         read_yaml(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "a: [1, 2", "a: b: c", "a: 1\n b: 2", "'open", "- a\nb: 1", "%oops", "a: !!nothing 1", "a: *gone", "\tx: 1"]
+)
+def test_a_mistake_is_told_alike_with_and_without_libyaml(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError) as fast:
+        parse_yaml(text, "x.yaml")
+    monkeypatch.setattr(yaml_file, "_Fast", yaml_file._Strict)
+    with pytest.raises(InputError) as plain:
+        parse_yaml(text, "x.yaml")
+    assert str(fast.value) == str(plain.value)
