@@ -89,16 +89,24 @@ def export_run(
 
     start = _with_tokenizers_named(replaced(section, begins))
     found = {value: Path(split_part(value)[0]).expanduser().absolute() for keys, value in texts(start) if is_path(keys, value)}
-    for keys, value in texts(start):
-        if keys[-1] == "tokenizer" and (cached := _cached_tokenizer(value)) is not None:
-            found.setdefault(value, cached)
     if gone := [value for value, path in found.items() if not path.exists()]:
         raise InputError(f"{run / 'config.yaml'} names {gone[0]}, which is not there and has to go into the export: put it back.")
-    weights = short_names([path for keys, value in texts(start) if (path := found.get(value)) and _is_backbone(keys, path)])
-    files = short_names([path for keys, value in texts(start) if (path := found.get(value)) and not _is_backbone(keys, path)])
+    # Of a hub name the tokenizer's files go into the export. A model of the same name stays a name.
+    of_hub = {
+        value: cached
+        for keys, value in texts(start)
+        if keys[-1] == "tokenizer" and value not in found and (cached := _cached_tokenizer(value)) is not None
+    }
+
+    def path_of(keys: Keys, value: str) -> Path | None:
+        return found.get(value) or (of_hub.get(value) if keys[-1] == "tokenizer" else None)
+
+    named = [(keys, path) for keys, value in texts(start) if (path := path_of(keys, value)) is not None]
+    weights = short_names([path for keys, path in named if _is_backbone(keys, path)])
+    files = short_names([path for keys, path in named if not _is_backbone(keys, path)])
 
     def portable(keys: Keys, value: str) -> str:
-        if (path := found.get(value)) is None:
+        if (path := path_of(keys, value)) is None:
             return value
         if _is_backbone(keys, path):
             return f"{BACKBONE}{weights[path]}{split_part(value)[1]}"

@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from shipped import ship
+from tiny_library_models import CONFIGS
 from tiny_run import configuration, run_folder
 
 import lightning_modules
 from datamodules.errors import InputError
+from datamodules.miniworld.write import write_tokenizer
 from lightning_modules.checkpoints import miniatures
 from lightning_modules.checkpoints.model_card import Origins
 from lightning_modules.checkpoints.places import found_again, with_tokenizer
@@ -254,6 +258,43 @@ def test_a_tokenizer_that_comes_with_the_weights_goes_along() -> None:
     given = {"parts": [{"name": "bert", "tokenizer": None}, {"name": "x", "tokenizer": "y"}, {"name": "x"}, {"tokenizer": None}]}
     named = {"parts": [{"name": "bert", "tokenizer": "bert"}, *given["parts"][1:]]}
     assert _with_tokenizers_named(given) == named
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Hub's cache, with a tiny CLIP and its tokenizer as owner/clip."""
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--owner--clip" / "snapshots" / ("0" * 40)
+    transformers.CLIPModel(transformers.CLIPConfig(**CONFIGS["clip"])).save_pretrained(snapshot)
+    write_tokenizer(snapshot)
+    (cache / "models--owner--clip" / "refs").mkdir()
+    (cache / "models--owner--clip" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(cache), raising=False)
+    return cache
+
+
+@pytest.mark.parametrize("tuning", ["full", "adapter"])
+def test_a_model_of_the_hub_stays_a_name_and_its_tokenizer_goes_along(tuning: str, hub: Path, tmp_path: Path) -> None:
+    """Model and tokenizer have one name, and the cache has the files of both."""
+    network = {
+        "class_path": "lightning_modules.networks.pretrained_dual_encoder.HFDualEncoder",
+        "init_args": {"name": "owner/clip", "tokenizer": None, "image_size": 16},
+    }
+    section = configuration()
+    section["init_args"] |= {"network": network, "tuning": tuning}
+    if tuning == "full":
+        section["init_args"]["adapter"] = None
+    model = run_folder(tmp_path / "run", section=section)
+    export = export_run(tmp_path / "run", tmp_path / "export")
+    written = json.loads((export / "adapter_config.json").read_text())
+    told = written["backbone_config"]["model"]["init_args"]["network"]["init_args"]
+    assert told["name"] == "owner/clip"
+    assert told["tokenizer"].startswith("export:files/")
+    assert written["backbone_files"] == {}
+    assert not [file for file in export.rglob("files/**/*") if file.suffix == ".safetensors"]
+    assert same(lightning_modules.load(export), model)
 
 
 def test_models_of_the_hub_are_named_as_base_models() -> None:
