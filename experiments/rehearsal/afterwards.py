@@ -10,6 +10,7 @@ from typing import Any
 from datamodules.errors import InputError, some
 from experiments.papers.catalogue import exhibit_names, read_exhibit
 from experiments.papers.schema import Column, Scale
+from experiments.rehearsal.changes import training
 from experiments.rehearsal.checks import one_line
 from experiments.runs.rehearsed import Stage, Verdict
 from experiments.runs.sizes import decimal_bytes
@@ -74,7 +75,7 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 def _report(run: Path, names: Sequence[str], scale: Scale) -> Verdict:
     """Read the run as the report does, and find the number of every column that shows it."""
-    from experiments.report.collect import measure
+    from experiments.report.collect import COUNTED, measure
     from experiments.runs.metrics_csv import require_whole
     from experiments.runs.results import read_results
     from experiments.runs.store import Run, RunFolders, arrays_of
@@ -85,6 +86,8 @@ def _report(run: Path, names: Sequence[str], scale: Scale) -> Verdict:
         arrays_of(found, evaluation)
     require_whole(run)
     columns = columns_of(names, scale)
+    if not training(results.command):  # it has neither time nor memory of a training, and its row shows none
+        columns = [(exhibit, column) for exhibit, column in columns if column.cost is None or column.cost in COUNTED]
     folders = RunFolders([])
     empty = [
         f"{exhibit}: {column.label} ({column.metric or column.cost}{f' on {column.data}' if column.data else ''})"

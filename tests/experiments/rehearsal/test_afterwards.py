@@ -1,0 +1,35 @@
+"""What the report finds of a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments.papers.schema import Column
+from experiments.rehearsal import afterwards
+from experiments.runs.results import Evaluation, Results, now, write_results
+
+COLUMNS = [
+    ("tiny/table", Column("r1", "R@1", metric="i2t_r1")),
+    ("tiny/table", Column("m", "M", cost="tunable_parameters")),
+    ("tiny/table", Column("s", "s", cost="seconds_per_epoch")),
+]
+
+
+@pytest.mark.parametrize(("command", "outcome"), [("test", "passed"), ("run", "failed")])
+def test_a_test_alone_has_no_cost_of_training(
+    command: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frozen row of a table: its time and memory are left empty; a run that trained has them."""
+    monkeypatch.setattr(afterwards, "columns_of", lambda names, scale: COLUMNS)
+    evaluation = Evaluation("coco", "test", "test", {"i2t_r1": 5.0})
+    write_results(
+        tmp_path,
+        Results("finished", command, "x", "c", now(), seed=0, cost={"tunable_parameters": 0}, evaluations=(evaluation,)),
+    )
+    verdict = afterwards._report(tmp_path, ["tiny/x"], "full")
+    assert verdict.outcome == outcome
+    assert verdict.said.startswith(
+        "2 numbers of 1 exhibits" if outcome == "passed" else "the run has no number for tiny/table: s"
+    )
