@@ -10,7 +10,6 @@ from typing import Any
 from datamodules.errors import InputError, some
 from experiments.papers.catalogue import exhibit_names, read_exhibit
 from experiments.papers.schema import Column, Scale
-from experiments.rehearsal.changes import training
 from experiments.rehearsal.checks import one_line
 from experiments.runs.rehearsed import Stage, Verdict
 from experiments.runs.sizes import decimal_bytes
@@ -51,7 +50,7 @@ def _export(run: Path) -> Verdict:
     from lightning_modules.exporting import export_run
     from lightning_modules.loading import read_checkpoint
 
-    best = run / "checkpoints" / "best.ckpt"
+    best = _best(run)
     if not best.exists():
         return Verdict("export", "skipped", "nothing was trained")
     folder = run.with_name(f"{run.name}.export")
@@ -67,6 +66,10 @@ def _export(run: Path) -> Verdict:
     if wrong:
         return Verdict("export", "failed", f"what comes back differs from what was trained: {some(wrong)}")
     return Verdict("export", "passed", decimal_bytes(size))
+
+
+def _best(run: Path) -> Path:
+    return run / "checkpoints" / "best.ckpt"
 
 
 def _same(ours: Any, theirs: Any) -> bool:
@@ -86,7 +89,7 @@ def _report(run: Path, names: Sequence[str], scale: Scale) -> Verdict:
         arrays_of(found, evaluation)
     require_whole(run)
     columns = columns_of(names, scale)
-    if not training(results.command):  # it has neither time nor memory of a training, and its row shows none
+    if not _best(run).exists():  # nothing was trained: it has neither time nor memory of a training, and its row shows none
         columns = [(exhibit, column) for exhibit, column in columns if column.cost is None or column.cost in COUNTED]
     folders = RunFolders([])
     empty = [

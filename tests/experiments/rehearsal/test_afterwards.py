@@ -17,16 +17,19 @@ COLUMNS = [
 ]
 
 
-@pytest.mark.parametrize(("command", "outcome"), [("test", "passed"), ("run", "failed")])
-def test_a_test_alone_has_no_cost_of_training(
-    command: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("trained", "outcome"), [(False, "passed"), (True, "failed")])
+def test_where_nothing_trains_there_is_no_cost_of_it(
+    trained: bool, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frozen row of a table: its time and memory are left empty; a run that trained has them."""
     monkeypatch.setattr(afterwards, "columns_of", lambda names, scale: COLUMNS)
+    if trained:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "best.ckpt").touch()
     evaluation = Evaluation("coco", "test", "test", {"i2t_r1": 5.0})
     write_results(
         tmp_path,
-        Results("finished", command, "x", "c", now(), seed=0, cost={"tunable_parameters": 0}, evaluations=(evaluation,)),
+        Results("finished", "run", "x", "c", now(), seed=0, cost={"tunable_parameters": 0}, evaluations=(evaluation,)),
     )
     verdict = afterwards._report(tmp_path, ["tiny/x"], "full")
     assert verdict.outcome == outcome
