@@ -13,8 +13,8 @@ from experiments.report.collect import collect
 from experiments.runs.records import opened
 from experiments.runs.store import RunFolders
 
-# One exhibit of each archive: to plan all of them takes longer than to read them.
-RECORDS: dict[Scale, str] = {"miniature": "iais/table1", "small": "mwa/table3"}
+# One exhibit of each archive, and how many numbers it has at least: to plan all of them takes longer than to read them.
+RECORDS: dict[Scale, tuple[str, int]] = {"miniature": ("iais/table1", 20), "small": ("mwa/table3", 8)}
 
 
 def test_all_archives_are_held_against_their_summary() -> None:
@@ -24,10 +24,11 @@ def test_all_archives_are_held_against_their_summary() -> None:
 
 @pytest.mark.parametrize("scale", RECORDS)
 def test_records_have_the_numbers_of_the_summary(scale: Scale) -> None:
+    exhibit, least = RECORDS[scale]
     summary = {each["name"]: each for each in json.loads(_text(scales.RESULTS / scale / "summary.json"))["exhibits"]}
     compared = 0
     with opened([scales.RESULTS / scale / "records.tar.xz"]) as roots:
-        for view in collect([RECORDS[scale]], scale, RunFolders(roots)):
+        for view in collect([exhibit], scale, RunFolders(roots)):
             rows = {row["label"]: row["cells"] for row in summary[view.name]["rows"]}
             for variant in view.variants:
                 for name, cell in variant.cells.items():
@@ -35,7 +36,7 @@ def test_records_have_the_numbers_of_the_summary(scale: Scale) -> None:
                         told = rows[variant.label][name]["seeds"][str(each.seed)]
                         assert told == pytest.approx(each.value, rel=1e-5), (view.name, variant.label, name, each.seed)
                         compared += 1
-    assert compared >= 8
+    assert compared >= least
 
 
 def _text(file: Path) -> str:
