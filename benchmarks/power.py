@@ -34,8 +34,8 @@ from experiments.papers.catalogue import exhibit_names
 from experiments.papers.schema import SCALES, Scale
 from experiments.report.collect import Cell, View, collect
 from experiments.report.means import with_seeds
-from experiments.report.power import ASSUMED, difference_of, futures, half_width, model_of, outcomes, pooled
-from experiments.report.verdicts import Comparison, judge
+from experiments.report.power import ASSUMED, Between, Model, difference_of, futures, half_width, model_of, outcomes, pooled
+from experiments.report.verdicts import Comparison, Verdict, judge
 from experiments.runs.store import RunFolders
 
 FACTOR = 1.5
@@ -169,24 +169,30 @@ def decided(views: Sequence[View]) -> list[dict[str, Any]]:
              for name in papers}  # fmt: skip
     counts = {name: sum(len(verdict.comparisons) for paper, verdict in judged if paper == name) for name in papers}
     found: list[dict[str, Any]] = [{"comparisons": counts, "decided": today}]
+    settled = dict.fromkeys(papers, 0)
+    planned: list[tuple[str, Verdict, list[tuple[Comparison, Model]]]] = []
+    for paper, verdict in judged:
+        models = [(each, _model(each, verdict, others[paper])) for each in verdict.comparisons]
+        planned.append((paper, verdict, [(each, model) for each, model in models if model is not None]))
+        settled[paper] += sum(each.outcome in known for each, model in models if model is None)
     for seeds, images in MORE:
-        expected = dict.fromkeys(papers, 0.0)
-        for paper, verdict in judged:
-            planned = []
-            for each in verdict.comparisons:
-                difference = difference_of(each)
-                model = None if difference is None or difference.seedless else model_of(difference, others[paper])
-                if model is None or verdict.claim.test == "correlation" or each.spread is None or math.isnan(each.spread.low):
-                    expected[paper] += each.outcome in known
-                else:
-                    planned.append((each, model))
-            least = max([seeds, *(len(model.by_seed_S) for _, model in planned)])
-            drawn = futures([model for _, model in planned], least, images)
-            for (each, _), future in zip(planned, drawn, strict=True):
+        expected: dict[str, float] = dict(settled)
+        for paper, verdict, open_ones in planned:
+            least = max([seeds, *(len(model.by_seed_S) for _, model in open_ones)])
+            drawn = futures([model for _, model in open_ones], least, images)
+            for (each, _), future in zip(open_ones, drawn, strict=True):
                 yes, no = outcomes(verdict.claim.test, each.bound, len(verdict.comparisons), future)  # type: ignore[arg-type]
                 expected[paper] += float((yes | no).mean())
         found.append({"seeds": seeds, "images": images, "decided": {name: round(each, 1) for name, each in expected.items()}})
     return found
+
+
+def _model(comparison: Comparison, verdict: Verdict, others: Between) -> Model | None:
+    """What the future of a comparison is drawn from; None where it counts as it is today."""
+    difference = difference_of(comparison)
+    if difference is None or difference.seedless or verdict.claim.test == "correlation":
+        return None
+    return None if comparison.spread is None or math.isnan(comparison.spread.low) else model_of(difference, others)
 
 
 def measure(runs: Sequence[Path], scale: Scale) -> dict[str, Any]:
