@@ -115,6 +115,8 @@ class RankingModule(TunedModule):
         layers = network.num_layers
         if isinstance(network, HasRelations) and not -layers <= isda_layer < layers:
             raise InputError(f"isda_layer is {isda_layer}; the network has layers 0 to {layers - 1} (or -{layers} to -1)")
+        if network.inputs.image is None:  # there are no files of regions that one would type
+            self.task = replace(self.task, example="print(model.uses)")
         self.hard_negatives = hard_negatives
         self.iais = iais
         self.aligned_layers = [] if iais is None else iais.of_network(layers)

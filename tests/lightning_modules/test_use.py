@@ -122,6 +122,7 @@ def test_pairs_of_files_and_texts_are_scored_one_by_one(tmp_path: Path) -> None:
     scores_IT = model.score_pairs(paths, texts, batch_size=2)
     assert model.training
     assert scores_IT.shape == (3, 2)
+    assert "model.score_pairs(" in model.task.example
     model.eval()
     for row, path in enumerate(paths):
         for column, text in enumerate(texts):
@@ -137,6 +138,7 @@ def test_pairs_of_files_and_texts_are_scored_one_by_one(tmp_path: Path) -> None:
 
 def test_a_model_says_what_it_cannot_do_and_what_it_can(loaded: Any) -> None:
     uniter = tiny_ranking.module()
+    assert uniter.task.example == "print(model.uses)"  # its card must not show a line that it refuses
     for use in (lambda: uniter.encode_images(["a.jpg"]), lambda: uniter.encode_texts(["a"])):
         with pytest.raises(InputError, match=r"UniterRetrieval\) gives .* no vector: .*; `crosslight test` ranks"):
             use()
