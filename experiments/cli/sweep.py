@@ -137,7 +137,7 @@ def _rehearse(options: argparse.Namespace) -> int:
     from experiments.rehearsal.devices import machine_of
     from experiments.rehearsal.life import Place
     from experiments.rehearsal.rehearse import SCRATCH, rehearse
-    from experiments.rehearsal.show import COLUMNS, faults, limits, line, nobodys, row, totals
+    from experiments.rehearsal.show import COLUMNS, faults, limits, line, missing, nobodys, row, totals
     from experiments.runs.rehearsed import FILE
     from experiments.sweep.display import plain
     from experiments.sweep.points import sweep_file
@@ -204,6 +204,8 @@ def _rehearse(options: argparse.Namespace) -> int:
     console.print(table)
     for fault in faults(launches, found):
         console.print(plain(fault), soft_wrap=True, style="red")
+    for lack in missing(launches, found):
+        console.print(plain(lack), soft_wrap=True, style="yellow")
     for text in (f"{totals(list(found.values()))} ({root / FILE})", limits(place, launches)):
         if text:
             console.print(plain(text), soft_wrap=True)

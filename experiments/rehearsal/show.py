@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from datamodules.errors import some
 from experiments.rehearsal.devices import Machine, device_named, translated
@@ -83,11 +83,21 @@ def totals(records: Sequence[Rehearsed]) -> str:
 
 def faults(launches: Sequence[Launch], done: Mapping[str, Rehearsed]) -> list[str]:
     """What would fail, a line each, with the runs that it stops."""
-    stops: dict[str, list[str]] = {}
+    return _lines(launches, done, lambda verdict: verdict.outcome == "failed")
+
+
+def missing(launches: Sequence[Launch], done: Mapping[str, Rehearsed]) -> list[str]:
+    """What else than a GPU this machine lacks, a line each, with the runs that want it."""
+    return _lines(launches, done, lambda verdict: verdict.outcome == "unknown" and verdict.stage == "report")
+
+
+def _lines(launches: Sequence[Launch], done: Mapping[str, Rehearsed], wanted: Callable[[Verdict], bool]) -> list[str]:
+    runs: dict[str, list[str]] = {}
     for launch in launches:
-        for verdict in done[launch.key].faults if launch.key in done else ():
-            stops.setdefault(line(verdict), []).append(launch.title)
-    return [f"{fault} [{some(titles)}]" for fault, titles in stops.items()]
+        for verdict in done[launch.key].verdicts if launch.key in done else ():
+            if wanted(verdict):
+                runs.setdefault(line(verdict), []).append(launch.title)
+    return [f"{said} [{some(titles)}]" for said, titles in runs.items()]
 
 
 def nobodys(words: Sequence[str], records: Sequence[Rehearsed]) -> list[str]:
@@ -121,6 +131,8 @@ def page(launches: Sequence[Launch], done: Mapping[str, Rehearsed], place: Place
     lines += ["", f"{totals([record for _, record in over])}.", *(["", told] if (told := limits(place, launches)) else [])]
     if wrong := faults(launches, done):
         lines += ["", "## What would fail, and the remedy", "", *(f"- {_cell(fault)}" for fault in wrong)]
+    if lacks := missing(launches, done):
+        lines += ["", "## What this machine lacks", "", *(f"- {_cell(each)}" for each in lacks)]
     return "\n".join(lines) + "\n"
 
 

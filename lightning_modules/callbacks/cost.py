@@ -54,7 +54,7 @@ class CostMonitor(Callback):
         self.memory_steps = memory_steps
         self._parameters = ParameterCounts(total=0, trainable=0, backbone=0, adapter=0, heads=0)
         self._memory_kind = CPU_MEMORY
-        self._peak_bytes = self._activation_bytes = self._gradient_bytes = self._optimizer_bytes = 0
+        self._peak_bytes = self._activation_bytes = self._copy_bytes = self._gradient_bytes = self._optimizer_bytes = 0
         self._seconds = 0.0
         self._epochs = 0.0
         self._pairs = self._images = self._batches = self._steps = 0
@@ -161,6 +161,7 @@ class CostMonitor(Callback):
             peak_memory_bytes=self._peak_bytes or None,
             memory_kind=self._memory_kind,
             saved_activation_bytes=(self._activation_bytes or None) if cpu else None,
+            saved_copy_bytes=self._copy_bytes if cpu and self._activation_bytes else None,
             gradient_bytes=(self._gradient_bytes or None) if cpu else None,
             optimizer_state_bytes=self._optimizer_bytes if cpu and self._peak_bytes else None,
             train_seconds=seconds,
@@ -180,6 +181,7 @@ class CostMonitor(Callback):
         return {
             "peak_bytes": self._peak_bytes,
             "activation_bytes": self._activation_bytes,
+            "copy_bytes": self._copy_bytes,
             "gradient_bytes": self._gradient_bytes,
             "optimizer_bytes": self._optimizer_bytes,
             "seconds": self._seconds_now(),
@@ -197,9 +199,10 @@ class CostMonitor(Callback):
             return
         for name in ("peak_bytes", "activation_bytes", "gradient_bytes", "optimizer_bytes"):
             setattr(self, f"_{name}", int(state_dict[name]))
+        self._copy_bytes = int(state_dict.get("copy_bytes", 0))  # checkpoints of older versions have none
         self._seconds, self._epochs = float(state_dict["seconds"]), float(state_dict["epochs"])
         self._pairs, self._batches, self._steps = (int(state_dict[name]) for name in ("pairs", "batches", "steps"))
-        self._images = int(state_dict.get("images", self._pairs))  # checkpoints of older versions have none
+        self._images = int(state_dict.get("images", self._pairs))
         self._step_times = deque(state_dict["step_times"], maxlen=_KEPT_STEP_TIMES)
 
     # ------------------------------------------------------------------------------------------------------------- clock
@@ -224,7 +227,8 @@ class CostMonitor(Callback):
     def _stop_saved(self) -> None:
         if self._saved is not None:
             self._saved.__exit__()
-            self._activation_bytes = max(self._activation_bytes, self._saved.peak_bytes)
+            if self._saved.peak_bytes > self._activation_bytes:
+                self._activation_bytes, self._copy_bytes = self._saved.peak_bytes, self._saved.peak_copy_bytes
             self._saved = None
 
     @staticmethod

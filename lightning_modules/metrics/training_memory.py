@@ -52,6 +52,9 @@ class SavedBytes:
     not added up. Storages of the parameters and buffers of `exclude` do not count; copies of them (autocast's bf16
     weights) and input batches do. The bits that backward sees are the same tensors, so results do not change.
 
+    `peak_copy_bytes` are those copies at that moment: the part that stays as it is where the batch grows. A copy is known
+    by what it looks like: a storage of a weight's shape (or its transpose's), in another precision than the weight.
+
     Activation checkpointing: what a checkpointed segment keeps (its inputs) counts. What it recomputes in backward counts
     with the reentrant variant; the non-reentrant one (torch's default) hides it from outer hooks, so there `peak_bytes`
     lacks the activations of one segment. Compiled regions count what the compiled graph saves.
@@ -63,13 +66,16 @@ class SavedBytes:
         Args:
             exclude: Module whose parameters and buffers do not count.
         """
-        tensors = [] if exclude is None else [*exclude.parameters(), *exclude.buffers()]
-        self._excluded = {_storage_key(tensor) for tensor in tensors}
+        parameters = [] if exclude is None else list(exclude.parameters())
+        self._excluded = {_storage_key(tensor) for tensor in (*parameters, *(() if exclude is None else exclude.buffers()))}
+        self._weights = {(_shape(parameter), parameter.dtype) for parameter in parameters if parameter.ndim > 1}
+        self._precisions = {dtype for _, dtype in self._weights}
         self._holders: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
+        self._copies: set[int] = set()
         self._hooks: saved_tensors_hooks | None = None
-        self.live_bytes = 0
-        self.peak_bytes = 0
+        self.live_bytes = self._live_copy_bytes = 0
+        self.peak_bytes = self.peak_copy_bytes = 0
 
     def __enter__(self) -> Self:
         self._hooks = saved_tensors_hooks(self._pack, self._unpack)
@@ -97,7 +103,11 @@ class SavedBytes:
             self._holders[key] = 0
             self._sizes[key] = tensor.untyped_storage().nbytes()
             self.live_bytes += self._sizes[key]
-            self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+            if self._is_copy(tensor):
+                self._copies.add(key)
+                self._live_copy_bytes += self._sizes[key]
+            if self.live_bytes > self.peak_bytes:
+                self.peak_bytes, self.peak_copy_bytes = self.live_bytes, self._live_copy_bytes
         self._holders[key] += 1
         return _Saved(self, key, tensor)
 
@@ -109,7 +119,21 @@ class SavedBytes:
         self._holders[key] -= 1
         if not self._holders[key]:
             del self._holders[key]
-            self.live_bytes -= self._sizes.pop(key)
+            size = self._sizes.pop(key)
+            self.live_bytes -= size
+            if key in self._copies:
+                self._copies.remove(key)
+                self._live_copy_bytes -= size
+
+    def _is_copy(self, tensor: Tensor) -> bool:
+        if not tensor.is_floating_point() or tensor.untyped_storage().nbytes() != tensor.nbytes:  # a part of something larger
+            return False
+        return any((_shape(tensor), precision) in self._weights for precision in self._precisions - {tensor.dtype})
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """Of a weight and its transpose the same."""
+    return tuple(sorted(tensor.shape))
 
 
 def _storage_key(tensor: Tensor) -> int:

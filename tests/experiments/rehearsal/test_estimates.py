@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,17 @@ from experiments.rehearsal.changes import Changes, Settings, changes
 from experiments.rehearsal.checks import Facts, _averages
 from experiments.rehearsal.estimates import Notes, counted_bytes, validations
 from experiments.rehearsal.watch import Watch
+from experiments.runs.results import Results, now
+from lightning_modules.callbacks.cost_record import Cost
 from lightning_modules.callbacks.ema import EMA
 
 
 def facts_of(**trainer: Any) -> Facts:
     return Facts({"trainer": trainer, "data": {"init_args": {"batch_size": 8}}, "model": {}}, Changes((), ()), tunable=1)
+
+
+def results_of(cost: Cost) -> Results:
+    return Results("finished", "run", "x", "c", now(), seed=0, cost=cost)
 
 
 def notes_of(batches: int) -> Notes:
@@ -51,10 +58,18 @@ def test_an_average_takes_memory_where_it_is_kept() -> None:
     assert _averages({"trainer": {"callbacks": [{"class_path": "another.Callback"}, ema]}}) == [None]
     assert _averages({"trainer": {"callbacks": [{**ema, "init_args": {"device": "cpu"}}]}}) == ["cpu"]
     assert _averages({"trainer": {"callbacks": None}}) == []
-    cost = SimpleNamespace(cost=SimpleNamespace(saved_activation_bytes=40, gradient_bytes=2, optimizer_state_bytes=4))
+    cost = Cost(saved_activation_bytes=40, gradient_bytes=2, optimizer_state_bytes=4)
     facts = facts_of()
     facts.weight_bytes, facts.average_bytes = 100, 3
-    assert counted_bytes(facts, cost, 1, 4) == 100 + 3 + 2 + 4 + 40 / 4  # type: ignore[arg-type]
+    assert counted_bytes(facts, results_of(cost), 1, 4) == 100 + 3 + 2 + 4 + 40 / 4
+
+
+def test_copies_of_weights_do_not_grow_with_the_batch() -> None:
+    """A rehearsal with a quarter of the batch keeps the weights' bf16 copies whole."""
+    facts = facts_of()
+    facts = replace(facts, changes=Changes(("--data.init_args.batch_size=2",), ()), weight_bytes=100)
+    cost = Cost(saved_activation_bytes=40, saved_copy_bytes=30, gradient_bytes=2, optimizer_state_bytes=4)
+    assert counted_bytes(facts, results_of(cost), 1, 1) == 100 + 2 + 4 + 30 + 4 * 10
 
 
 def test_an_average_begins_within_the_rehearsal() -> None:

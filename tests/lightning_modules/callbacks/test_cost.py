@@ -103,6 +103,7 @@ def test_counts_by_hand(clock: Clock) -> None:
         peak_memory_bytes=activations + gradients + moments,
         memory_kind=CPU_MEMORY,
         saved_activation_bytes=activations,
+        saved_copy_bytes=0,
         gradient_bytes=gradients,
         optimizer_state_bytes=moments,
         train_seconds=3 * BATCHES * STEP_SECONDS,

@@ -66,6 +66,24 @@ def test_frozen_bottom_saves_less() -> None:
     assert gradient_bytes(model.parameters()) == (H * D + D) * F32
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_copies_of_weights_are_known_apart_and_do_not_grow_with_the_batch(frozen: bool) -> None:
+    """Autocast's bf16 weights: only the second layer's is needed backward, and it is the same for every batch."""
+    model, before = mlp(), nn.Linear(D, D)
+    for layer in model:
+        layer.requires_grad_(not frozen)
+    found = []
+    for rows in (B, 2 * B):
+        with SavedBytes(exclude=nn.ModuleList([before, model])) as saved, torch.autocast("cpu", torch.bfloat16):
+            loss = model(before(torch.randn(rows, D))).sum()
+            loss.backward()
+        assert saved.live_bytes == 0
+        found.append((saved.peak_bytes - saved.peak_copy_bytes, saved.peak_copy_bytes))
+    (first, copies), (second, again) = found
+    assert copies == again == 2 * D * H * 2  # both layers' weights, in bf16
+    assert second == 2 * first > 0
+
+
 def test_rounds_are_not_added_up_and_nothing_leaks() -> None:
     model = mlp()
     with SavedBytes(exclude=model) as saved:
