@@ -11,7 +11,8 @@ from experiments.runs.rehearsed import Rehearsed, Verdict
 from experiments.sweep.launches import Launch
 
 
-def test_what_the_machine_lacks_is_said_once_and_is_no_fault(launch: Launch, tmp_path: Path) -> None:
+def test_what_the_machine_lacks_is_said_once_and_is_no_fault(tmp_path: Path) -> None:
+    launch = Launch("k", "captioner", "captioner", tmp_path, "run")
     lack = Verdict("report", "unknown", "1 numbers of 1 exhibits; without meteor: install METEOR")
     record = Rehearsed(launch.title, "r", "s", (Verdict("devices", "unknown", "no GPU"), lack))
     done = {launch.key: record}
