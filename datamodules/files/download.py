@@ -211,6 +211,7 @@ def _fetch_from(remote: Remote, target: Path, pause: float, report: Callable[[in
             time.sleep(pause * 2 ** (attempt - 1) if wait is None else wait)
         _verify(remote, part)
         put_in_place(part, target)
+        _version_file(part).unlink(missing_ok=True)
 
 
 def _retry_after(header: str | None) -> float | None:
@@ -233,8 +234,11 @@ def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], No
     if remote.size is not None and have == remote.size:
         return
     request = urllib.request.Request(remote.url, headers={"User-Agent": "crosslight", "Accept-Encoding": "identity"})
+    begun_of = _version_kept(remote, part) if have else None
     if have:
         request.add_header("Range", f"bytes={have}-")
+        if begun_of is not None:
+            request.add_header("If-Range", begun_of)  # of another file since then the whole is sent
     try:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
@@ -247,6 +251,11 @@ def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], No
             _continue(remote, part, report)
         return
     with response:
+        version = _version(response)
+        if have and begun_of is not None and response.status == 206 and version != begun_of:  # it does not know If-Range
+            part.unlink()
+            _continue(remote, part, report)
+            return
         whole = None
         if response.status == 206:  # what was asked for, and no other piece of it: not the middle of a file as its beginning
             sent = re.match(r"bytes (\d+)-\d+/(?:(\d+)|\*)", response.headers.get("Content-Range", ""))
@@ -274,6 +283,8 @@ def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], No
         is_uncut = length is None or len(chunk) in (_CHUNK, total_size)
         if not have and chunk and is_uncut and (why := _wrong_beginning(part, chunk[:1024])) is not None:
             raise FetchError(_in_place_of(remote, why))
+        if not have:
+            _keep_version(part, version)
         with part.open("ab" if have else "wb") as file:
             while chunk:
                 file.write(chunk)
@@ -282,6 +293,32 @@ def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], No
                 chunk = _received(response)
     if total_size is not None and have < total_size:
         raise ConnectionError(f"connection closed after {have:,} of {total_size:,} bytes")
+
+
+def _version(response: http.client.HTTPResponse) -> str | None:
+    """What the server calls this version of the file: its strong ETag, or when it was modified."""
+    tag = response.headers.get("ETag")
+    return tag if tag is not None and not tag.startswith("W/") else response.headers.get("Last-Modified")
+
+
+def _version_file(part: Path) -> Path:
+    return part.with_name(f".{part.name}.version")
+
+
+def _keep_version(part: Path, version: str | None) -> None:
+    """Of the file that `part` is the beginning of, for the connection that goes on, which may be another day's."""
+    if version is None:
+        _version_file(part).unlink(missing_ok=True)
+    else:
+        _version_file(part).write_text(version)
+
+
+def _version_kept(remote: Remote, part: Path) -> str | None:
+    """None where it is not known; or not needed, as a checksum tells one file from another, wherever it lies."""
+    file = _version_file(part)
+    if remote.sha256 is not None or remote.md5 is not None or not file.is_file():
+        return None
+    return file.read_text()
 
 
 def _received(response: http.client.HTTPResponse) -> bytes:

@@ -12,13 +12,15 @@ import pytest
 
 class Server:
     """Serves `files` with Range; `cut[path]` closes the first connections to a path after so many bytes; `first[path]` are
-    answers (status and headers) that come before the file; `page`, where there is one, is what all ask for instead."""
+    answers (status and headers) that come before the file; `page`, where there is one, is what all ask for instead; `headers`
+    go with every file, and an If-Range that is not their ETag or Last-Modified has the whole sent, where `conditions`."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.cut: dict[str, list[int]] = {}
         self.first: dict[str, list[tuple[int, dict[str, str]]]] = {}
-        self.ranges = True
+        self.ranges = self.conditions = True
+        self.headers: dict[str, str] = {}
         self.page: bytes | None = None
         self.requests: list[tuple[str, str | None]] = []
         outer = self
@@ -46,7 +48,9 @@ class Server:
                     self.send_error(404)
                     return
                 start = 0
-                if asked and outer.ranges:
+                condition = self.headers.get("If-Range")
+                unchanged = not outer.conditions or condition in (None, *outer.headers.values())
+                if asked and outer.ranges and unchanged:
                     start = int(re.fullmatch(r"bytes=(\d+)-", asked).group(1))  # type: ignore[union-attr]
                     if start >= len(content):
                         self.send_response(416)
@@ -59,6 +63,8 @@ class Server:
                 else:
                     self.send_response(200)
                 self.send_header("Content-Length", str(len(content) - start))
+                for name, value in outer.headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 cuts = outer.cut.get(self.path, [])
                 self.wfile.write(content[start : cuts.pop(0)] if cuts else content[start:])

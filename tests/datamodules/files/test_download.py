@@ -62,6 +62,33 @@ def test_an_interrupted_download_is_resumed_by_the_next_run(server: Server, tmp_
     assert server.requests[-1][1] == "bytes=1000-"
 
 
+@pytest.mark.parametrize("conditions", [True, False])
+@pytest.mark.parametrize("name", ["ETag", "Last-Modified"])
+def test_a_file_that_was_replaced_meanwhile_is_fetched_anew(server: Server, tmp_path: Path, name: str, conditions: bool) -> None:
+    """Of the same size and without a known sum: not the beginning of one and the end of the other."""
+    server.conditions = conditions
+    server.files["/a.bin"], server.headers = CONTENT, {name: '"one"', "X": "y"}
+    server.cut["/a.bin"] = [1000] * 4
+    with pytest.raises(InputError, match=r"cannot be fetched"):
+        fetch(remote(server), tmp_path, pause=0)
+    server.cut.clear()
+    server.files["/a.bin"], server.headers = CONTENT[::-1], {name: '"two"'}
+    assert fetch(remote(server), tmp_path, pause=0).read_bytes() == CONTENT[::-1]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.bin"]
+
+
+def test_with_a_known_sum_another_server_may_go_on(server: Server, tmp_path: Path) -> None:
+    server.files["/a.bin"], server.headers = CONTENT, {"ETag": '"one"'}
+    server.cut["/a.bin"] = [1000] * 4
+    known = remote(server, md5=hashlib.md5(CONTENT).hexdigest())
+    with pytest.raises(InputError, match=r"cannot be fetched"):
+        fetch(known, tmp_path, pause=0)
+    server.cut.clear()
+    server.headers = {"ETag": '"a mirror calls it otherwise"'}
+    assert fetch(known, tmp_path, pause=0).read_bytes() == CONTENT
+    assert server.requests[-1][1] == "bytes=1000-"
+
+
 def test_a_page_to_log_in_at_costs_nothing_that_has_arrived(server: Server, tmp_path: Path) -> None:
     server.files["/a.bin"] = CONTENT
     known = remote(server, size=len(CONTENT))
