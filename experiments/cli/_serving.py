@@ -14,6 +14,7 @@ from datamodules.errors import line_of, printable, some
 from experiments.cli._parser import Parser, add_backbone
 
 if TYPE_CHECKING:
+    from experiments.serving.index import Label
     from lightning_modules.retrieval import RetrievalModule
 
 
@@ -43,6 +44,16 @@ def load_encoders(run: str, options: Any) -> RetrievalModule:
     tell_no_result(model, run)
     model.to(device)
     return model
+
+
+def place_of_model(label: Label, options: Any) -> str:
+    """Where an index's model lies now: as the command line says, or as when the index was made, with the same backbone and
+    tokenizer."""
+    if options.run:
+        return str(options.run)
+    options.backbone = options.backbone or label.backbone
+    options.tokenizer = options.tokenizer or label.tokenizer
+    return label.run
 
 
 def tell_no_result(model: Any, run: str | Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from datamodules.errors import InputError, printable
 from experiments.cli._parser import Parser
-from experiments.cli._serving import add_model_options, load_encoders, tell_broken, tell_others
+from experiments.cli._serving import add_model_options, load_encoders, place_of_model, tell_broken, tell_others
 
 INDEX = Path("crosslight-index")
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         from experiments.serving.index import read_label
 
         label = read_label(options.index)
-        images, folder = images or Path(label.images), folder or label.run
+        images, folder = images or Path(label.images), place_of_model(label, options)
     if not images.is_dir():
         raise InputError(f"{images} is not a folder; give that of the images.")
     if options.ann:
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
     how = Encoding(options.batch_size, options.workers, progress=sys.stderr.isatty())
     model = load_encoders(folder, options)
-    done = update_index(options.index, images, model, folder, options.ann, how)
+    done = update_index(options.index, images, model, folder, options.ann, how, options.backbone, options.tokenizer)
     counts = f"{done.encoded:,} encoded, {done.kept:,} kept, {done.gone:,} gone"
     print(printable(f"{options.index}: {done.images:,} images of {images} ({counts}) in {done.seconds:.1f} s"))
     tell_others(done.others)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datamodules.errors import InputError, printable
 from experiments.cli._parser import Parser, add_backbone
-from experiments.cli._serving import tell
+from experiments.cli._serving import place_of_model, tell
 
 RUNS = Path("runs")
 
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     quiet()
     warnings.simplefilter("ignore", TextWarning)  # the page itself says it
     index = None if options.index is None else ImageIndex(options.index)
-    named = options.run or ([] if index is None else [index.label.run])
+    named = options.run or ([] if index is None else [place_of_model(index.label, options)])
     offers = find_offers(named, RUNS)
     images = options.images if index is None else Path(index.label.images)
     loading = Loading(options.backbone, options.tokenizer, find_device(options.device))

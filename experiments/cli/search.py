@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datamodules.errors import InputError, printable
 from experiments.cli._parser import Parser, require_writable
-from experiments.cli._serving import add_model_options, load_encoders, tell, warnings_as_lines
+from experiments.cli._serving import add_model_options, load_encoders, place_of_model, tell, warnings_as_lines
 from experiments.cli.index import INDEX
 
 
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     from experiments.serving.queries import as_json, as_text, ask
 
     index = ImageIndex(options.index)
-    folder = options.run or index.label.run
+    folder = place_of_model(index.label, options)
     if Path(folder).is_absolute() and not Path(folder).exists():
         raise InputError(f"{folder}, whose model made {options.index}, is not there; say with --run where it lies now.")
     model = load_encoders(folder, options)

@@ -49,6 +49,8 @@ class Label:
         model: `model_key` of the model that made the vectors.
         probe: Its `probe`.
         run: The folder that it was loaded from, absolute.
+        backbone: Where else its weights lie, absolute (`--backbone`).
+        tokenizer: In place of its own (`--tokenizer`).
         images: The folder of images, absolute.
         generation: Which one counts; 0 = the first is not finished.
         count: Its images.
@@ -61,6 +63,8 @@ class Label:
     probe: tuple[float, ...]
     run: str
     images: str
+    backbone: str | None = None
+    tokenizer: str | None = None
     generation: int = 0
     count: int = 0
     ann: bool = False

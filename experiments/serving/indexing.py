@@ -80,7 +80,14 @@ class Encoding:
 
 
 def update_index(
-    index: Path, images: Path, model: RetrievalModule, run: str | Path, ann: bool = False, how: Encoding = Encoding()
+    index: Path,
+    images: Path,
+    model: RetrievalModule,
+    run: str | Path,
+    ann: bool = False,
+    how: Encoding = Encoding(),
+    backbone: str | Path | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Update:
     """Have an index say what is in a folder now.
 
@@ -91,6 +98,8 @@ def update_index(
         run: Where it was loaded from.
         ann: Keep approximate search with it from now on.
         how: Sizes.
+        backbone: Where else the model's weights lie, as `lightning_modules.load` was told.
+        tokenizer: Likewise, in place of its own.
 
     Raises:
         InputError: The index is of another model, or of another folder that is still there; another process updates it; or the
@@ -110,7 +119,10 @@ def update_index(
         raise InputError(f"{index} is being updated by another process; wait for it, or give another --index.")
     try:
         with lock:
-            made = Label(model_key(model), probe(model), _place(run), str(images.absolute()), ann=ann, no_result=model.no_result)
+            made = Label(
+                model_key(model), probe(model), _place(run), str(images.absolute()), _place_or_none(backbone),
+                _place_or_none(tokenizer), ann=ann, no_result=model.no_result,
+            )  # fmt: skip
             label = _begin(index, made)
             if label.ann:
                 neighbors.require_library()  # before anything takes time
@@ -124,6 +136,10 @@ def update_index(
 def _place(run: str | Path) -> str:
     """A folder's path from anywhere; the name of what is no folder here."""
     return os.path.abspath(run) if os.path.exists(run) else str(run)
+
+
+def _place_or_none(path: str | Path | None) -> str | None:
+    return None if path is None else _place(path)
 
 
 def _begin(index: Path, wanted: Label) -> Label:
@@ -145,7 +161,8 @@ def _begin(index: Path, wanted: Label) -> Label:
         if folder != generation_folder(index, label.generation):
             shutil.rmtree(folder, ignore_errors=True)  # over NFS a file that is searched yet stays, and is in nobody's way
     no_result = wanted.no_result or label.no_result  # a model that is copied without its mark is the same one
-    return replace(label, run=wanted.run, images=wanted.images, ann=label.ann or wanted.ann, no_result=no_result)
+    kept = replace(wanted, model=label.model, probe=label.probe, generation=label.generation, count=label.count)
+    return replace(kept, ann=label.ann or wanted.ann, no_result=no_result)
 
 
 def _bring_up(index: Path, label: Label, names: Sequence[str], model: RetrievalModule, how: Encoding) -> Update:

@@ -55,6 +55,25 @@ def test_index_then_search(here: Path, photos: Path, run: Path, capsys: pytest.C
     assert [f"{one['rank']:4}  {one['score']:.3f}  {one['file']}" for one in text["found"]] == lines[1:4]
 
 
+def test_an_index_remembers_where_its_models_weights_lie(
+    here: Path, model: Any, photos: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made with --backbone and --tokenizer, it is searched and brought up to date without; another --run is on its own."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(lightning_modules, "load", lambda run, **options: asked.append(options) or model)
+    (here / "base").mkdir()
+    made = ["--run", str(run), "--backbone", "base", "--tokenizer", "OWNER/NAME", "--workers", "0"]
+    assert run_command("index", [str(photos), *made]) == 0
+    there = {"backbone": str(here / "base"), "tokenizer": "OWNER/NAME"}
+    assert asked.pop() == {"backbone": "base", "tokenizer": "OWNER/NAME"}
+    assert run_command("search", ["a cat"]) == 0
+    assert run_command("index", ["--workers", "0"]) == 0
+    assert run_command("search", ["a cat", "--tokenizer", "mine"]) == 0
+    assert asked == [there, there, {**there, "tokenizer": "mine"}]
+    assert run_command("search", ["a cat", "--run", str(run)]) == 0
+    assert asked[-1] == {"backbone": None, "tokenizer": None}
+
+
 def test_the_name_of_a_file_is_on_one_line(here: Path, model: Any, run: Path, capsys: Any) -> None:
     photos = here / "photos"
     write_image(photos / "a\nb.jpg", 1)
