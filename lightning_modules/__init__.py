@@ -27,7 +27,8 @@ def load(
         images_ND, texts_ND = model.encode_images(["a.jpg", "b.jpg"]), model.encode_texts(["a dog", "snow"])
         captions = lightning_modules.load("runs/coco-i-tuning").to("cuda").caption(["a.jpg", "b.jpg"])
 
-    A module of a class of your own that is no `TunedModule` comes back as it is, with the methods that it has.
+    Threads may share it: one computes, and others wait. A module of a class of your own that is no `TunedModule` comes back as
+    it is, with the methods that it has.
 
     Args:
         run_or_export: The folder; or an export's name on the Hugging Face Hub, OWNER/NAME or OWNER/NAME@REVISION.

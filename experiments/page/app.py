@@ -170,9 +170,7 @@ class Page:
         return self.show("captions.html", "captions", offer, progress=progress, result=result, sent=True, **shown)
 
     def _write(self, offer: Offer, file: Path, name: str, layer: Any, head: Any) -> Caption:
-        model = self.shelf.model(offer)
-        with self.shelf.using(offer):
-            return write_caption(model, offer.name, file, name, layer, head)
+        return write_caption(self.shelf.model(offer), offer.name, file, name, layer, head)
 
     # ------------------------------------------------------------------------------------------------------- pairs
 
@@ -189,8 +187,7 @@ class Page:
             return self.show("pairs.html", "pairs", offer, progress=progress, **shown)
         pairs, result = self.shelf.pairs(offer), None
         if row >= 0:
-            with self.shelf.using(offer):
-                result = pairs.look(row, shown["text"][: lookups.LONGEST], None if layer < 0 else layer)
+            result = pairs.look(row, shown["text"][: lookups.LONGEST], None if layer < 0 else layer)
         return self.show("pairs.html", "pairs", offer, progress=progress, pairs=pairs, result=result, layer=layer, **shown)
 
     def pair_image(self, request: Request) -> Response:

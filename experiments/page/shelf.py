@@ -121,10 +121,6 @@ class Shelf:
                 self._models[offer.name] = model.to(self._loading.device)
             return self._models[offer.name]
 
-    def using(self, offer: Offer) -> threading.Lock:
-        """To be held by whoever has a model do what leaves something in it while it lasts: one at a time."""
-        return self._locks[offer.name]
-
     def folder(self, offer: Offer) -> ImageFolder | None:
         """The images that a model is used on; None where there are none to show."""
         if self._images is not None or offer.root is None:
