@@ -68,7 +68,8 @@ def check(launch: Launch, settings: Settings, gpus: int, watch: Path, whole: boo
         tell(Verdict("parse", "failed", one_line(error)))
         return None
     without = facts.changes.without
-    tell(Verdict("parse", "passed", f"left out what this run has no option for: {', '.join(without)}" if without else ""))
+    said = f"left out what this run has no option for: {', '.join(without)}" if without else ""
+    tell(Verdict("parse", "passed", said, without))
     data = _told("data", lambda: _data(parts, facts, launch, whole), tell)
     network = _told("weights", lambda: _weights(parts, facts, data or []), tell)
     facts.complete = data is not None and network is not None

@@ -102,8 +102,8 @@ def _lines(launches: Sequence[Launch], done: Mapping[str, Rehearsed], wanted: Ca
 
 def nobodys(words: Sequence[str], records: Sequence[Rehearsed]) -> list[str]:
     """Those words of --set that each run left out: mistyped, or of other runs."""
-    said = [verdict.said for record in records for verdict in record.verdicts if verdict.stage == "parse"]
-    return [word for word in words if said and all(word in each for each in said)]
+    parsed = [verdict for record in records for verdict in record.verdicts if verdict.stage == "parse"]
+    return [word for word in words if parsed and all(word in verdict.without for verdict in parsed)]
 
 
 def limits(place: Place, launches: Sequence[Launch]) -> str:

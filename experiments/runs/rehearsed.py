@@ -35,11 +35,13 @@ class Verdict:
         outcome: failed: the run would fail, or not be the run that it should be. unknown: this machine cannot tell. skipped: the
             run has no such stage.
         said: One line: what was found, and where something is wrong the remedy.
+        without: Words of --set that the run has no option for.
     """
 
     stage: Stage
     outcome: Outcome
     said: str = ""
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def test_an_option_of_other_runs_is_left_out_and_said(launch: Launch) -> None:
     assert told["parse"].outcome == "passed"
     assert told["parse"].said == f"left out what this run has no option for: {both[1]}, {both[2]}"
     run = Rehearsed("one", "", "", (told["parse"],))
-    other = Rehearsed("other", "", "", (Verdict("parse", "passed", f"left out what this run has no option for: {both[1]}"),))
+    other = Rehearsed("other", "", "", (Verdict("parse", "passed", without=both[1:2]),))
     assert nobodys(both, [run, other]) == [both[1]]
     assert nobodys(both, [run, replace(other, verdicts=(Verdict("parse", "passed"),))]) == []
 
