@@ -197,8 +197,8 @@ def test_loras_row_is_what_peft_puts_in() -> None:
     (["-c", "configs/model/beit3_base_384.yaml", "-c", "experiments/papers/mwa/variants/mwa.yaml",
       "--model.init_args.adapter.init_args.knowledge_extractor_mid=0", "--model.init_args.train_heads=all"],
      4_746_240 + 1_179_649, 222_458_881 + 4_746_240, "not read"),
-    # the counts that the files of these rows state: rank 23, and a length for each output of a layer; a factor for each output of qkv
-    # and each input of fc2; of VeRA's two vectors one has the rank's length and one the layer's outputs'
+    # the counts that the files of these rows state: rank 23, and a length for each output of a layer; a factor for each output of
+    # qkv and each input of fc2; of VeRA's two vectors one has the rank's length and one that of the layer's outputs
     *((["-c", "configs/model/beit3_base_384.yaml", "-c", f"experiments/papers/mwa/variants/{name}.yaml"], count, None, None)
       for name, count in {"dora": 2 * 12 * (23 * 16 * 768 + 9 * 768), "ia3": 2 * 12 * 7 * 768,
                           "vera": 2 * 12 * (4 * 1024 + 9 * 768)}.items()),
