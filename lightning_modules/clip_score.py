@@ -15,6 +15,7 @@ from lightning_modules.checkpoints.adapter_export import CONFIG_FILE
 from lightning_modules.checkpoints.hub_repository import is_hub_name
 from lightning_modules.metrics.captions.caption_metric import CaptionMetric, Captions, MetricScores, References
 from lightning_modules.metrics.captions.clip_scores import Reading, clip_scores, read_texts, reference_scores
+from lightning_modules.networks.random_state import drawing
 
 
 class CLIPScore(CaptionMetric):
@@ -53,10 +54,8 @@ class CLIPScore(CaptionMetric):
         Raises:
             InputError: It cannot be loaded or is no dual encoder.
         """
-        from lightning.pytorch.utilities.seed import isolate_rng
-
         if self._encoder is None:
-            with isolate_rng():
+            with drawing():
                 self._encoder = load_dual_encoder(self.model)
 
     def count(self, references: References) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from datamodules.errors import InputError, find_input_error
@@ -30,6 +29,7 @@ from lightning_modules.checkpoints.run_folder import best_checkpoint, fit_of, no
 from lightning_modules.checkpoints.trainable import trainable_state_dict
 from lightning_modules.checkpoints.trust import importing_only
 from lightning_modules.checkpoints.weights import read_torch, require_finite, unreadable
+from lightning_modules.networks.random_state import drawing
 
 
 def build(
@@ -48,7 +48,7 @@ def build(
     parser = ArgumentParser(exit_on_error=False)  # the configuration of a run is resolved: no interpolation left
     parser.add_subclass_arguments(LightningModule, "model", required=True)
     try:
-        with importing_only(source, trust), isolate_rng():
+        with drawing(), importing_only(source, trust):
             config = parser.parse_object({"model": copy.deepcopy(model_config)}, defaults=False)  # it parses lists in place
             random.seed(seed)
             np.random.seed(seed)

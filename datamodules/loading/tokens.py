@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,17 @@ from datamodules.records import FileIds
 _UNUSED = re.compile(r"\[unused\d+\]")  # BERT's vocabularies have such pieces, which no text gives
 _SENTENCEPIECE = (".spm", ".model")
 _TOGETHER = 10_000  # texts that are looked through at once
+
+# A call tells the Rust tokenizer behind it how to cut and pad before it encodes. Of two threads each could get the other's way.
+_turns = threading.Lock()
+
+
+def _renew_turns() -> None:
+    global _turns
+    _turns = threading.Lock()  # a process that is forked (a data worker) may have got it taken, by a thread that it does not have
+
+
+os.register_at_fork(after_in_child=_renew_turns)
 
 
 class TextWarning(UserWarning):
@@ -179,7 +191,8 @@ class Tokenizer:
         """What the network does not read as it stands, a line each: words that the vocabulary lacks, the end of long texts."""
         lines = []
         for text, ids in zip(texts, self.ids(texts), strict=True):
-            kept = (self._own or self._tokenizer).decode(ids[: self.room])
+            with _turns:
+                kept = (self._own or self._tokenizer).decode(ids[: self.room])
             if self._unknown in ids:
                 lines.append(f"{shown(text)}: the model does not know all of its words, and reads {shown(kept)}")
             elif len(ids) > self.room:
@@ -199,7 +212,7 @@ class Tokenizer:
 
     def _encoded(self, texts: Sequence[str], **options: Any) -> Any:
         self.require_tokenizer()
-        with self._sound(texts):
+        with self._sound(texts), _turns:
             return self._tokenizer(list(texts), **options)
 
     @contextmanager

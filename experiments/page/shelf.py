@@ -29,7 +29,6 @@ from experiments.training.failures import one_line
 from lightning_modules.retrieval import RetrievalModule
 
 MOST_OWN = 5_000  # images of a run's own data that are shown where no folder was named: what can be encoded while one waits
-_LOADING = threading.Lock()  # building a model draws on the process's random state, and restores it
 
 
 @dataclass(frozen=True)
@@ -114,10 +113,8 @@ class Shelf:
         """
         with self._locks[offer.name]:
             if offer.name not in self._models:
-                with _LOADING:
-                    model: Any = lightning_modules.load(
-                        offer.place, backbone=self._loading.backbone, tokenizer=self._loading.tokenizer
-                    )
+                how = self._loading
+                model: Any = lightning_modules.load(offer.place, backbone=how.backbone, tokenizer=how.tokenizer)
                 self._models[offer.name] = model.to(self._loading.device)
             return self._models[offer.name]
 

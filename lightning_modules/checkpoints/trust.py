@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,7 @@ _OURS = ("lightning_modules", "datamodules", "experiments")
 VARIABLE = "CROSSLIGHT_TRUST"
 _DENIED = re.compile(r"Importing '([\w.]+)' is not allowed")
 
+_ALONE = threading.RLock()  # what jsonargparse may import is a setting of the process: who leaves must not open it for another
 _reading: ContextVar[tuple[str, tuple[str, ...]] | None] = ContextVar("_reading", default=None)  # a file, and what it may name
 
 
@@ -38,17 +40,18 @@ def importing_only(source: str, trust: Collection[str] = ()) -> Iterator[None]:
     from jsonargparse import ArgumentError, set_parsing_settings  # not above: a caption metric is found without it
     from jsonargparse._common import parsing_settings
 
-    token, before = _reading.set((source, _trusted(trust))), dict(parsing_settings)
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(_trusted(trust)))
-    try:
-        yield
-    except ArgumentError as error:
-        if denied := _DENIED.search(str(error)):
-            raise _refusal(denied[1], source) from error
-        raise
-    finally:
-        parsing_settings.update(before)
-        _reading.reset(token)
+    with _ALONE:
+        token, before = _reading.set((source, _trusted(trust))), dict(parsing_settings)
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(_trusted(trust)))
+        try:
+            yield
+        except ArgumentError as error:
+            if denied := _DENIED.search(str(error)):
+                raise _refusal(denied[1], source) from error
+            raise
+        finally:
+            parsing_settings.update(before)
+            _reading.reset(token)
 
 
 def require_importable(path: str) -> None:

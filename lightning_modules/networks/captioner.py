@@ -29,6 +29,7 @@ from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.decoder_layers import find_language_model
 from lightning_modules.networks.language_model import Decoding, LanguageModel
 from lightning_modules.networks.network import Network, pixels_of
+from lightning_modules.networks.random_state import drawing
 from lightning_modules.networks.towers.base import ImageTower
 
 Visual = Literal["tokens", "patches", "pooled"]
@@ -255,9 +256,10 @@ class Captioner(Network):
         decoding = decoding or Decoding()
         if decoding.sample and seeds is not None:
             drawn = []
-            for token_VD, seed in zip(features.tokens_IVD, seeds, strict=True):
-                torch.manual_seed(seed)
-                drawn += self.generate_ids(VisualFeatures(token_VD[None]), decoding)
+            with drawing():
+                for token_VD, seed in zip(features.tokens_IVD, seeds, strict=True):
+                    torch.manual_seed(seed)
+                    drawn += self.generate_ids(VisualFeatures(token_VD[None]), decoding)
             return drawn
         with torch.no_grad():
             self._set_images(features, None)

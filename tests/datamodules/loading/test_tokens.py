@@ -9,8 +9,10 @@ import json
 import multiprocessing
 import os
 import pickle
+import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from datamodules.loading.collate import cut_of, words_of
 from datamodules.loading.split_captions import SplitCaptions
 from datamodules.loading.task import Split
 from datamodules.loading.tokens import Tokenizer
+from datamodules.miniworld.write import write_tokenizer
 from datamodules.records import Caption, ImageRecord
 
 RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "mwa" / "tokenizer.json").read_text())
@@ -296,3 +299,24 @@ def test_a_network_may_bring_its_own_tokenizer() -> None:
         tokenizer.require_ids(5)
     with pytest.raises(InputError, match="letters has 40 ids, the network's token table 30 rows"):
         Tokenizer(TextInput(Letters(), vocabulary=30))
+
+
+def test_threads_that_share_a_tokenizer_get_their_own_way(tmp_path: Path) -> None:
+    """Cutting and padding are settings of the Rust tokenizer, which a call makes before it encodes: of whole texts and cut ones
+    at once, one in thirty got the other's."""
+    write_tokenizer(tmp_path / "words")
+    tokenizer = Tokenizer(TextInput(str(tmp_path / "words"), 8, 320))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def asked(number: int) -> tuple[int, ...]:
+        texts = ["a red hat " * (1 + number % 7), "a dog"]
+        return tuple(tokenizer(texts)[0].shape) if number % 2 else (len(tokenizer.ids(texts)[0]),)
+
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(asked, range(2000)))
+    finally:
+        sys.setswitchinterval(before)
+    lengths = [3 * (1 + number % 7) for number in range(2000)]
+    assert found == [(2, min(8, 2 + length)) if number % 2 else (length,) for number, length in enumerate(lengths)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +79,17 @@ def test_caption_metrics_that_a_file_names_are_not_imported_either() -> None:
         with pytest.raises(InputError, match=rf"RUN/config.yaml names the class '{OWN}'"):
             find_metric(OWN)
     assert FILE not in sys.modules
+
+
+def test_one_thread_that_leaves_opens_nothing_for_another() -> None:
+    """What may be imported is a setting of the process."""
+    before = dict(parsing_settings)
+
+    def guarded(_: int) -> bool:
+        with importing_only("RUN/config.yaml"):
+            time.sleep(0.001)
+            return bool(parsing_settings["import_paths_enforced"])
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(guarded, range(64)))
+    assert dict(parsing_settings) == before

@@ -295,6 +295,9 @@ def test_decoding_options_do_what_they_say() -> None:
         torch.manual_seed(seed)
         drawn.append(network.generate_ids(features, sampling))
     assert drawn[0] == drawn[1] != drawn[2]
+    state = torch.get_rng_state()
+    network.generate_ids(features, sampling, seeds=[0] * len(features))
+    assert torch.equal(state, torch.get_rng_state())  # seeded draws are nobody else's
     with pytest.raises(InputError, match="tokenizer is missing"):
         network.generate(features)
 
