@@ -177,10 +177,12 @@ class TableSource(Source):
         contents = digests(self.image_dir / name for name in images)
         alike: dict[str, list[TableImage]] = defaultdict(list)
         stems: dict[str, TableImage] = {}
+        nearly = _Nearly()
         for image in list(images.values()):
             file = self.image_dir / image.name
             if self.needs_image_files and file not in contents:
-                parsed.add("missing image", f"{image.place}: {file} {'is no file' if file.exists() else 'does not exist'}")
+                why = "is no file" if file.exists() else f"does not exist{nearly.hint(self.image_dir, image.name)}"
+                parsed.add("missing image", f"{image.place}: {file} {why}")
                 del images[image.name]
                 continue
             alike[contents.get(file, image.name)].append(image)
@@ -229,3 +231,22 @@ def drawn(alike: Sequence[Sequence[str]], draw: Draw, source: str) -> dict[str, 
             filled += len(ids)
             split_of |= dict.fromkeys(ids, split)
     return split_of | {name: "train" for ids in left for name in ids}
+
+
+class _Nearly:
+    """Files whose names are nearly those of a table: of Windows' slashes, of other cases. A folder is read once."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, dict[str, str]] = {}
+
+    def hint(self, folder: Path, name: str) -> str:
+        """What to say of a file that is not there; empty where nothing is near."""
+        name = name.replace("\\", "/")
+        if (folder / name).is_file():
+            return f": the table has \\ where a path has /; there is {name}"
+        parent = (folder / name).parent
+        if parent not in self._files:
+            files = [each.name for each in parent.iterdir() if each.is_file()] if parent.is_dir() else []
+            self._files[parent] = {each.casefold(): each for each in files}
+        near = self._files[parent].get(Path(name).name.casefold())
+        return "" if near is None else f": there is {near}"

@@ -97,6 +97,8 @@ def test_captions_have_ids_of_their_images(root: Path) -> None:
 
 BAD = [
     ("sea/9.jpg,a dog,train", r"missing image: line 3: .*sea/9\.jpg does not exist"),
+    ("sea\\2.jpg,a dog,train", r"does not exist: the table has \\ where a path has /; there is sea/2\.jpg"),
+    ("sea/2.JPG,a dog,train", r"2\.JPG does not exist: there is 2\.jpg"),
     ("sea,a dog,train", "missing image: line 3: .*sea is no file"),
     (",a dog,train", "unreadable annotation: line 3: path is missing"),
     ("sea/2.jpg, ,train", "empty caption: line 3: caption is empty"),
