@@ -1,10 +1,12 @@
 """The order of all tests: the files that take longest first, so that two workers (`--dist loadfile`) end together. Where
-libraries keep things, which is not the home of whoever runs them. And when Python looks for garbage."""
+libraries keep things, which is not the home of whoever runs them. When Python looks for garbage, and who hears signals."""
 
 from __future__ import annotations
 
 import gc
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,17 @@ def pytest_collection() -> Iterator[None]:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # or nanobind (triton's) names at the end all that it takes for leaked
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Nobody listens to Slurm behind a test: what is forked then would not hear SIGTERM, and who ends it would wait for ever."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+            sys.modules["experiments.training.preemption"]._Notice.listener = None  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
