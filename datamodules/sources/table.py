@@ -160,8 +160,8 @@ class TableSource(Source):
             if name not in table.columns:
                 known = ", ".join(map(shown, table.columns)) or "none"
                 raise InputError(
-                    f"{self.table} has no column {name!r}; its columns are {known}. Set columns.{option} to what yours is called "
-                    "(in CSV the first line has the names, with commas between them)."
+                    f"{self.table} has no column {name!r}; its columns are {known}. {_otherwise_separated(table.columns)}Set "
+                    f"columns.{option} to what yours is called (in CSV the first line has the names, with commas between them)."
                 )
         has = columns.split is not None and columns.split in table.columns
         if has and self.draw is not None:
@@ -231,6 +231,16 @@ def drawn(alike: Sequence[Sequence[str]], draw: Draw, source: str) -> dict[str, 
             filled += len(ids)
             split_of |= dict.fromkeys(ids, split)
     return split_of | {name: "train" for ids in left for name in ids}
+
+
+def _otherwise_separated(columns: Sequence[str]) -> str:
+    """What to do with a table that is one column because something else than its ending says stands between the cells."""
+    separator = next((each for each in (";", "\t", "|", ",") if len(columns) == 1 and each in columns[0]), None)
+    remedy = {
+        "\t": "It has tabs between its columns: call it .tsv. ", ",": "It has commas between its columns: call it .csv. ",
+        None: "",
+    }  # fmt: skip
+    return remedy.get(separator, f"It has {separator} between its columns: write it with commas, or with tabs as .tsv. ")
 
 
 class _Nearly:

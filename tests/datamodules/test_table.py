@@ -150,7 +150,21 @@ def test_the_same_picture_in_two_splits_is_refused(root: Path) -> None:
         ({}, {"table": "t.csv"}, r"t\.csv does not exist\. Set root and table"),
         ({"a.csv": "x"}, {"image_dir": "photos"}, r"photos is no folder\. Set image_dir"),
         ({"a.csv": "file,caption\n1,2"}, {}, r"no column 'path'; its columns are 'file', 'caption'\. Set columns\.image"),
-        ({"a.csv": "path;text\n1;2"}, {}, r"no column 'path'; its columns are 'path;text'\. .*with commas between"),
+        (
+            {"a.csv": "path;text\n1;2"},
+            {},
+            r"no column 'path'; its columns are 'path;text'\. It has ; between its columns: write it",
+        ),
+        (
+            {"a.csv": "path\ttext\n1\t2"},
+            {},
+            r"its columns are 'path\\ttext'\. It has tabs between its columns: call it \.tsv\. Set",
+        ),
+        (
+            {"a.tsv": "path,text\n1,2"},
+            {},
+            r"its columns are 'path,text'\. It has commas between its columns: call it \.csv\. Set",
+        ),
         ({"a.csv": "path,text\n1,2"}, {}, r"no column 'caption'; .*Set columns\.captions"),
         ({"a.csv": "path,caption\n1,2"}, {"columns": Columns(split="fold")}, r"no column 'fold'; .*Set columns\.split"),
         ({"a.csv": "path,caption,split\n1,2,3"}, {"draw": Draw()}, "has the column 'split', so nothing is drawn"),
