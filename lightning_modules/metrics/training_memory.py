@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
+
+_CASTS = frozenset({"ToCopyBackward0", "TBackward0", "TransposeBackward0", "PermuteBackward0", "ViewBackward0"})
 
 
 def gradient_bytes(parameters: Iterable[nn.Parameter]) -> int:
@@ -52,8 +54,9 @@ class SavedBytes:
     not added up. Storages of the parameters and buffers of `exclude` do not count; copies of them (autocast's bf16
     weights) and input batches do. The bits that backward sees are the same tensors, so results do not change.
 
-    `peak_copy_bytes` are those copies at that moment: the part that stays as it is where the batch grows. A copy is known
-    by what it looks like: a storage of a weight's shape (or its transpose's), in another precision than the weight.
+    `peak_copy_bytes` are those copies at that moment, and what an adapter makes of weights (DoRA's sums, VeRA's slices): the
+    part that stays as it is where the batch grows. It is known by what it is made of and looks like: no gradient comes to it
+    but a weight's own, and its sides are those of weights. (So is, rarely, a batch that no trained layer has seen yet.)
 
     Activation checkpointing: what a checkpointed segment keeps (its inputs) counts. What it recomputes in backward counts
     with the reentrant variant; the non-reentrant one (torch's default) hides it from outer hooks, so there `peak_bytes`
@@ -66,10 +69,9 @@ class SavedBytes:
         Args:
             exclude: Module whose parameters and buffers do not count.
         """
-        parameters = [] if exclude is None else list(exclude.parameters())
-        self._excluded = {_storage_key(tensor) for tensor in (*parameters, *(() if exclude is None else exclude.buffers()))}
-        self._weights = {(_shape(parameter), parameter.dtype) for parameter in parameters if parameter.ndim > 1}
-        self._precisions = {dtype for _, dtype in self._weights}
+        tensors = [] if exclude is None else [*exclude.parameters(), *exclude.buffers()]
+        self._excluded = {_storage_key(tensor) for tensor in tensors}
+        self._sides = {side for tensor in tensors if tensor.ndim > 1 for side in tensor.shape}
         self._holders: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
         self._copies: set[int] = set()
@@ -94,7 +96,7 @@ class SavedBytes:
             self._hooks = None
 
     def _pack(self, tensor: Tensor) -> Tensor | _Saved:
-        key = _storage_key(tensor)
+        key, source = _storage_key(tensor), tensor
         # Detached (same memory): a saved output that still knew its graph would keep that graph alive in a cycle.
         tensor = tensor.detach()
         if key in self._excluded or key == 0:
@@ -103,7 +105,7 @@ class SavedBytes:
             self._holders[key] = 0
             self._sizes[key] = tensor.untyped_storage().nbytes()
             self.live_bytes += self._sizes[key]
-            if self._is_copy(tensor):
+            if self._is_made_of_weights(source):
                 self._copies.add(key)
                 self._live_copy_bytes += self._sizes[key]
             if self.live_bytes > self.peak_bytes:
@@ -125,15 +127,15 @@ class SavedBytes:
                 self._copies.remove(key)
                 self._live_copy_bytes -= size
 
-    def _is_copy(self, tensor: Tensor) -> bool:
-        if not tensor.is_floating_point() or tensor.untyped_storage().nbytes() != tensor.nbytes:  # a part of something larger
+    def _is_made_of_weights(self, tensor: Tensor) -> bool:
+        if tensor.ndim < 2 or not tensor.is_floating_point() or not self._sides.issuperset(tensor.shape):
             return False
-        return any((_shape(tensor), precision) in self._weights for precision in self._precisions - {tensor.dtype})
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    """Of a weight and its transpose the same."""
-    return tuple(sorted(tensor.shape))
+        node: Any = tensor.grad_fn
+        while node is not None and type(node).__name__ in _CASTS:
+            node = node.next_functions[0][0]
+        if node is None:
+            return not tensor.requires_grad
+        return type(node).__name__ == "AccumulateGrad" and _storage_key(node.variable) in self._excluded
 
 
 def _storage_key(tensor: Tensor) -> int:
