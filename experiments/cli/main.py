@@ -8,10 +8,12 @@ import when they run.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import importlib
 import inspect
 import io
+import locale
 import os
 import pkgutil
 import select
@@ -73,8 +75,20 @@ def overview() -> str:
     )
 
 
+def _take_utf8() -> None:
+    """Start this process again in Python's UTF-8 mode, where the locale's encoding is another (a cluster's LANG=en_US is
+    Latin-1): captions and names of files would be read otherwise than they were written. The terminal keeps its encoding."""
+    encoding = locale.getencoding()
+    if sys.flags.utf8_mode or "PYTHONUTF8" in os.environ or codecs.lookup(encoding).name == "utf-8":
+        return
+    changed = {"PYTHONUTF8": "1", "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING", f"{encoding}:backslashreplace")}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **changed})
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Exit status: 0 done, 1 the run failed or a check found problems, 2 bad input, 130 interrupted."""
+    if argv is None:
+        _take_utf8()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no accents ends no run
     arguments = list(sys.argv[1:] if argv is None else argv)

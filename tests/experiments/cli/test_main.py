@@ -7,13 +7,16 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from end_to_end import torchrun
+from tiny_data import write_image
 
 from experiments.cli import main as cli
 from experiments.cli._parser import with_subcommands
@@ -186,3 +189,59 @@ def test_another_pipe_that_breaks_is_an_error(capsys: pytest.CaptureFixture[str]
         status, said = fails(capsys, "embed")
     assert status == 1
     assert "BrokenPipeError: [Errno 32] Broken pipe" in said
+
+
+@pytest.fixture
+def latin(tmp_path: Path) -> dict[str, str]:
+    """An environment whose encoding is Latin-1, as LANG=en_US is on some clusters."""
+    made = shutil.which("localedef")
+    if (
+        made is None
+        or subprocess.run(
+            [made, "-i", "en_US", "-f", "ISO-8859-1", str(tmp_path / "en_US.ISO-8859-1")], capture_output=True, check=False
+        ).returncode
+        > 1
+    ):  # 1: with warnings
+        pytest.skip("localedef or its sources are not installed, so there is no locale of another encoding to try")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHONUTF8", "PYTHONIO"))}
+    return {**kept, "LOCPATH": str(tmp_path), "LC_ALL": "en_US.ISO-8859-1"}
+
+
+def test_texts_and_names_are_utf8_whatever_the_locale(latin: dict[str, str], tmp_path: Path) -> None:
+    """Else the image is not found by its name, and where it is found its caption is another text."""
+    write_image(tmp_path / "photos" / "caf\u00e9.jpg", 1)
+    (tmp_path / "photos" / "a.csv").write_text(
+        "path,caption,split\ncaf\u00e9.jpg,a caf\u00e9 \u2013 open,train\n", encoding="utf-8"
+    )
+    for command in ([sys.executable, "-m", "experiments.cli"], [str(Path(sys.executable).with_name("crosslight"))]):
+        done = subprocess.run(
+            [*command, "data", "check", "table", tmp_path / "photos"], env=latin, capture_output=True, check=False
+        )
+        assert (done.returncode, done.stderr.strip()) == (0, b"")
+        assert done.stdout.endswith(b"no problems found\n")
+        asked = subprocess.run([*command, "caf\u00e9 \u2013".encode()], env=latin, capture_output=True, check=False)
+        assert b"no command 'caf\xe9 \\u2013'" in asked.stderr  # the terminal's encoding, and what it lacks as an escape
+
+
+@pytest.mark.parametrize(
+    ("encoding", "environment", "again"),
+    [("ISO-8859-1", {}, True), ("utf-8", {}, False), ("UTF8", {}, False), ("cp1252", {"PYTHONUTF8": "0"}, False)],
+)
+def test_utf8_is_taken_where_the_locale_has_another_encoding(
+    encoding: str, environment: dict[str, str], again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(cli.os, "execve", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(cli.locale, "getencoding", lambda: encoding)
+    monkeypatch.setattr(cli.sys, "orig_argv", ["python", "-m", "experiments.cli", "demo"])
+    for name in ("PYTHONUTF8", "PYTHONIOENCODING"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    cli._take_utf8()
+    assert [arguments[:2] for arguments in started] == [
+        (sys.executable, [sys.executable, "-m", "experiments.cli", "demo"])
+    ] * again
+    if again:
+        assert started[0][2]["PYTHONUTF8"] == "1"
+        assert started[0][2]["PYTHONIOENCODING"] == "ISO-8859-1:backslashreplace"
