@@ -25,7 +25,7 @@ from types import ModuleType
 
 from datamodules.errors import AgreedError, InputError, chain, find_input_error, line_of
 from experiments.cli._parser import Parser
-from experiments.training.failures import is_disk_full, one_line, with_log
+from experiments.training.failures import is_disk_full, lost_worker, one_line, with_log
 from experiments.training.starts import find_start, rank_here
 
 _HERE = Path(__file__).parent
@@ -139,7 +139,7 @@ def _told(error: Exception) -> str:
     if (full := next((each for each in chain(error) if is_disk_full(each)), None)) is not None:
         place = getattr(full, "filename", None)
         return line_of(f"the disk is full ({place or 'while writing'}). Free some space and start again.")
-    return with_log(f"{type(error).__name__}: {one_line(error)}", error)
+    return lost_worker(error) or with_log(f"{type(error).__name__}: {one_line(error)}", error)
 
 
 def _module(command: str) -> ModuleType:

@@ -11,7 +11,7 @@ from datamodules.errors import AgreedError, chain, find_input_error
 from datamodules.files.references import conceal
 from experiments.training import last_words, preemption
 from experiments.training.configs import find_configs
-from experiments.training.failures import is_disk_full, one_line, refusal, with_log
+from experiments.training.failures import is_disk_full, lost_worker, one_line, refusal, with_log
 from experiments.training.quiet import quiet
 from experiments.training.starts import RUN_FOLDER_VARIABLE, rank_here
 
@@ -93,6 +93,8 @@ def settle_failure(error: BaseException, folder: object) -> int:
     elif (full := next((each for each in chain(error) if is_disk_full(each)), None)) is not None:
         status, code = "failed", 1
         message = f"the disk is full ({getattr(full, 'filename', None) or 'while writing'}). Free some space.{resume}"
+    elif (why := lost_worker(error)) is not None:
+        status, message, code = "failed", f"{why}{resume}", 1
     elif isinstance(error, preemption.Preempted):
         preemption.leave()
         status, message, code, alike = "interrupted", f"preempted {error}.{resume}", preemption.PREEMPTED, True

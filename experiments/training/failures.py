@@ -10,16 +10,19 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import tempfile
 import traceback
 from pathlib import Path
 
-from datamodules.errors import InputError
+from datamodules.errors import InputError, chain
 from datamodules.files.references import conceal
 from experiments.training.starts import rank_here
 
 FILE = "traceback.log"  # in a run folder
 _LONGEST = 300
+_SHARED = "/dev/shm"
+_LITTLE = 256e6  # bytes: Docker gives 64 MB
 _CAUSE = re.compile(r"Problem with given class_path '([^']+)':\s+(.+?)(?=\n\s*- |\Z)", re.DOTALL)
 _BULLET = re.compile(r"^ *- (.+(?:\n(?! *- | *Given| *Errors| *Subtypes).+)*)$", re.MULTILINE)
 _OF_TYPES = (
@@ -60,6 +63,24 @@ _REFUSING = (ValueError, TypeError, RuntimeError, NotImplementedError, ImportErr
 
 def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def lost_worker(error: BaseException) -> str | None:
+    """Why a process that reads data is gone, and what to do; None where that is not what the error is, or not known."""
+    said = " ".join(str(each) for each in chain(error))
+    if re.search(r"received 0 items of ancdata|Too many open files", said):
+        return "too many open files: raise their limit (ulimit -n 65536), or give fewer data workers (num_workers)."
+    if not re.search(r"DataLoader worker|shared memory", said):
+        return None
+    if "signal: Killed" in said:
+        return "a data worker was killed, most likely for memory: give fewer of them (num_workers), or a smaller batch_size."
+    room = shutil.disk_usage(_SHARED).total if os.path.isdir(_SHARED) else 0
+    if "Bus error" in said or "shared memory" in said or room < _LITTLE:
+        return (
+            f"data workers hand batches over in {_SHARED}, whose {room / 1e6:,.0f} MB are full: give the container more (docker "
+            "run --shm-size=8g or --ipc=host), or a smaller batch_size, or no workers (num_workers=0)."
+        )
+    return None
 
 
 def one_line(error: BaseException) -> str:
