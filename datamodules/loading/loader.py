@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,17 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from datamodules.errors import InputError
 from datamodules.loading.order import GlobalBatches
+
+
+def _when_no_thread_begins() -> None:
+    """Before a fork. In Python 3.11 a worker waits for ever that is forked while another thread, such as one of gloo's, enters
+    Python: it inherits the lock on the list of threads taken (github.com/python/cpython/issues/112275; mended in 3.12). Who asks
+    for that list waits until the lock is free."""
+    sys._current_frames()
+
+
+if sys.version_info < (3, 12):
+    os.register_at_fork(before=_when_no_thread_begins)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
 from datamodules.inputs import Inputs
+from datamodules.loading.loader import BatchLoader
 from datamodules.records import PairBatch
 
 
@@ -167,3 +169,14 @@ def test_no_warning_that_the_loader_cannot_resume(
     fit(flickr8k_root, inputs, tmp_path, 0, fail_at=5)
     fit(flickr8k_root, inputs, tmp_path, 0, ckpt_path=tmp_path / "last.ckpt")
     assert not [warning for warning in recwarn if "not resumable" in str(warning.message)]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="mended in Python 3.12")
+def test_no_worker_is_forked_while_a_thread_enters_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait for ever. The list of threads is asked for first, which waits for the lock that must not be inherited."""
+    asked: list[int] = []
+    frames = sys._current_frames
+    monkeypatch.setattr(sys, "_current_frames", lambda: asked.append(os.getpid()) or frames())
+    loader = BatchLoader([torch.ones(1)] * 2, num_workers=1)
+    assert len(list(loader)) == 2
+    assert asked == [os.getpid()]
