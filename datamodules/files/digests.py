@@ -146,7 +146,8 @@ def _read(folder: Path, states: Mapping[str, _State]) -> dict[str, tuple[_State,
     """Reads the files; those that changed a moment ago get a state that none has."""
     size = sum(size for size, _, _ in states.values())
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), disable=size < _WORTH_SHOWING, transient=True)
+    console = Console(stderr=True)
+    bar = Progress(*columns, console=console, disable=size < _WORTH_SHOWING or not console.is_terminal, transient=True)
     settled = time.time_ns() - _SETTLED
     parts: dict[str, list[bytes]] = defaultdict(list)
     with bar, ThreadPoolExecutor(_THREADS) as pool:

@@ -164,12 +164,13 @@ def _check_regions(
     records: Sequence[ImageRecord], reader: RegionReader, prefixes: Sequence[str], progress: bool
 ) -> Iterable[Problem]:
     console = Console(stderr=True)
+    hidden = not (progress and console.is_terminal)
     names = [name_of(record, reader, prefixes) for record in records]
     made_of = [None if name is None else reader.photograph(name) for name in names]
     contents = digests(record.path for record, its in zip(records, made_of, strict=True) if record.path is not None and its)
     place = str(reader.databases[0].folder)
     every = list(zip(records, names, made_of, strict=True))
-    for record, name, its in track(every, "reading regions", console=console, disable=not progress, transient=True):
+    for record, name, its in track(every, "reading regions", console=console, disable=hidden, transient=True):
         if name is None:
             yield Problem("missing image", place, f"image {record.image_id} has no regions")
             continue
@@ -185,11 +186,12 @@ def _check_regions(
 
 def _decode_all(records: Sequence[ImageRecord], workers: int, progress: bool) -> Iterable[tuple[ImageRecord, _Decoded]]:
     console = Console(stderr=True)
+    hidden = not (progress and console.is_terminal)
     if workers <= 1:
         results: Iterable[_Decoded] = map(_decode, records)
         yield from zip(
             records,
-            track(results, "decoding images", len(records), console=console, disable=not progress, transient=True),
+            track(results, "decoding images", len(records), console=console, disable=hidden, transient=True),
             strict=True,
         )
         return
@@ -197,7 +199,7 @@ def _decode_all(records: Sequence[ImageRecord], workers: int, progress: bool) ->
         results = pool.map(_decode, records, chunksize=32)
         yield from zip(
             records,
-            track(results, "decoding images", len(records), console=console, disable=not progress, transient=True),
+            track(results, "decoding images", len(records), console=console, disable=hidden, transient=True),
             strict=True,
         )
 

@@ -232,7 +232,7 @@ def _require_equal(file: FeatureFile, tokens_IVD: Tensor) -> None:
 
 def _bar(console: Console, shown: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not shown, transient=True)
+    return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
 
 
 def _size(count: int) -> str:
