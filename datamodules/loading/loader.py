@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from datamodules.errors import InputError
 from datamodules.loading.order import GlobalBatches
 
+PATIENCE = 1800.0  # seconds: a disk that hangs for so long, or a worker, does not come back
+
 
 def _when_no_thread_begins() -> None:
     """Before a fork. In Python 3.11 a worker waits for ever that is forked while another thread, such as one of gloo's, enters
@@ -70,7 +72,11 @@ class BatchDataset(Dataset[Any]):
 
 
 class BatchLoader(DataLoader[Any]):
-    """A DataLoader that raises a worker's `InputError` with its own message, in the process that reads the batches."""
+    """A DataLoader that raises a worker's `InputError` with its own message, in the process that reads the batches, and waits
+    PATIENCE for a batch and not for ever."""
+
+    def __init__(self, dataset: Dataset[Any], *, num_workers: int = 0, **options: Any) -> None:
+        super().__init__(dataset, num_workers=num_workers, timeout=PATIENCE if num_workers else 0, **options)
 
     def __iter__(self) -> Any:
         return _Unwrapped(super().__iter__(), self)

@@ -70,6 +70,11 @@ def lost_worker(error: BaseException) -> str | None:
     said = " ".join(str(each) for each in chain(error))
     if re.search(r"received 0 items of ancdata|Too many open files", said):
         return "too many open files: raise their limit (ulimit -n 65536), or give fewer data workers (num_workers)."
+    if re.search(r"DataLoader timed out after", said):
+        return (
+            "no batch came from the data workers for half an hour: the disk of the images hangs, or a worker does (num_workers=0 "
+            "reads in the process itself, and shows where)."
+        )
     if not re.search(r"DataLoader worker|shared memory", said):
         return None
     if "signal: Killed" in said:

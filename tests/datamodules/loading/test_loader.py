@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from datamodules.flickr8k import Flickr8k
 from datamodules.inputs import Inputs
-from datamodules.loading.loader import BatchLoader
+from datamodules.loading import loader as loader_file
+from datamodules.loading.loader import BatchDataset, BatchLoader
 from datamodules.records import PairBatch
 
 
@@ -169,6 +171,21 @@ def test_no_warning_that_the_loader_cannot_resume(
     fit(flickr8k_root, inputs, tmp_path, 0, fail_at=5)
     fit(flickr8k_root, inputs, tmp_path, 0, ckpt_path=tmp_path / "last.ckpt")
     assert not [warning for warning in recwarn if "not resumable" in str(warning.message)]
+
+
+class Stuck(BatchDataset):
+    def make(self, keys: Any) -> Any:
+        time.sleep(60)
+
+
+def test_a_worker_that_is_stuck_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert BatchLoader([1]).timeout == 0
+    monkeypatch.setattr(loader_file, "PATIENCE", 0.2)
+    batches = iter(BatchLoader(Stuck(), batch_size=None, sampler=[[0]], num_workers=1))
+    with pytest.raises(RuntimeError, match=r"DataLoader timed out after 0\.2 seconds"):
+        next(batches)
+    for worker in batches._batches._workers:
+        worker.kill()
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="mended in Python 3.12")

@@ -23,6 +23,7 @@ TORCH = "shared memory object </torch_1_2_3>"
         (GONE, 64e6, "whose 64 MB are full: .*num_workers=0"),
         (GONE, 16e9, None),  # something else ended it
         (f"{KILLED}Killed. ", 64e6, "a data worker was killed, most likely for memory: give"),
+        ("DataLoader timed out after 1800.0 seconds", 16e9, "no batch came from the data workers for half an hour: the disk"),
         ("received 0 items of ancdata", 16e9, "too many open files: raise their limit"),
         (f"unable to open {TORCH} in read-write mode: Too many open files (24)", 16e9, "ulimit -n 65536"),
         ("mat1 and mat2 shapes cannot be multiplied", 64e6, None),
