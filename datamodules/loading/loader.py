@@ -76,7 +76,7 @@ class BatchLoader(DataLoader[Any]):
     PATIENCE for a batch and not for ever."""
 
     def __init__(self, dataset: Dataset[Any], *, num_workers: int = 0, **options: Any) -> None:
-        super().__init__(dataset, num_workers=num_workers, timeout=PATIENCE if num_workers else 0, **options)
+        super().__init__(dataset, num_workers=num_workers, **{"timeout": PATIENCE if num_workers else 0, **options})
 
     def __iter__(self) -> Any:
         return _Unwrapped(super().__iter__(), self)
