@@ -27,7 +27,7 @@ from datamodules.files.ownership import take_up, write_label
 from datamodules.formats.uniter.image_writer import ImageDatabaseWriter
 from datamodules.formats.uniter.layout import Layout
 from datamodules.formats.uniter.sources import Sources
-from datamodules.loading.loader import workers_of
+from datamodules.loading.loader import PATIENCE, workers_of
 from datamodules.records import ImageRecord
 from datamodules.workers import most_workers
 from lightning_modules.extraction.boxes import BoxSource
@@ -182,6 +182,7 @@ def extract(
             num_workers=workers,
             collate_fn=list,
             pin_memory=target.type == "cuda",
+            timeout=PATIENCE if workers else 0,
         )
         # The workers start before the database is open for writing: LMDB must not be used across a fork.
         loaded = iter(loader)
