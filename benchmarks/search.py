@@ -121,7 +121,7 @@ def write_index(folder: Path, source: Source, count: int, width: int, seed: int)
     digests_N = rng.integers(0, 256, (count, 16), np.uint8).view("S16").ravel()
     np.save(place / "digests.npy", digests_N)
     drawn = time.perf_counter() - wall, time.process_time() - cpu
-    (folder / LABEL).write_text(json.dumps(asdict(Label("random", (), "none", str(folder), 1, count, True))))
+    (folder / LABEL).write_text(json.dumps(asdict(Label("random", (), "none", str(folder), generation=1, count=count, ann=True))))
     wall, cpu = harness.clock()
     neighbors.write(place / neighbors.FILE, np.load(place / "vectors.npy", "r"), digests_N, Path("none"))
     wall_after, cpu_after = harness.clock()
