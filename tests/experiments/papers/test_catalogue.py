@@ -273,6 +273,10 @@ def test_the_small_scale_has_the_papers_variants() -> None:
         tests = {
             role for variant in exhibit.variants for role, run in variant.runs.items() if "zero_shot" in run or "nocaps" in run
         }
+        for variant in exhibit.variants:
+            if there and any(f"{paper}/{run}" in seen for run in variant.runs.values()):
+                called = exhibit.at["small"].variants.get(variant.label, variant.label)
+                assert "GPT-2" not in called, (name, called)  # it is another model there
         for before, column in zip(exhibit.columns, own.columns, strict=True):
             if column.metric is not None and column.run in roles - tests:
                 assert not re.search("COCO|Flickr30k", column.label), (name, column.label)
