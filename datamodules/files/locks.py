@@ -1,4 +1,5 @@
-"""Locks between processes, on files: they go with their process, so a killed one leaves nothing to clean up."""
+"""Locks between processes, on files: they go with their process, so a killed one leaves nothing to clean up. And one between
+threads."""
 
 from __future__ import annotations
 
@@ -6,11 +7,30 @@ import contextlib
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from datamodules.errors import InputError
+
+
+class ThreadLock:
+    """A lock between the threads of a process. A forked process has it anew: it may have copied one that a thread of its parent
+    holds. For one that lasts as long as the process."""
+
+    def __init__(self) -> None:
+        self._renew()
+        os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def take_lock(file: Path) -> IO[Any] | None:

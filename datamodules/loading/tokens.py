@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from datamodules.errors import InputError, shown
 from datamodules.files.hub import without_waiting
+from datamodules.files.locks import ThreadLock
 from datamodules.files.releases import RELEASE, TOKENIZER, tokenizer_file
 from datamodules.formats.beit3_index import BEIT3_IDS
 from datamodules.formats.problems import is_sound
@@ -32,15 +32,7 @@ _SENTENCEPIECE = (".spm", ".model")
 _TOGETHER = 10_000  # texts that are looked through at once
 
 # A call tells the Rust tokenizer behind it how to cut and pad before it encodes. Of two threads each could get the other's way.
-_turns = threading.Lock()
-
-
-def _renew_turns() -> None:
-    global _turns
-    _turns = threading.Lock()  # a process that is forked (a data worker) may have got it taken, by a thread that it does not have
-
-
-os.register_at_fork(after_in_child=_renew_turns)
+_turns = ThreadLock()
 
 
 class TextWarning(UserWarning):
@@ -212,14 +204,15 @@ class Tokenizer:
 
     def _encoded(self, texts: Sequence[str], **options: Any) -> Any:
         self.require_tokenizer()
-        with self._sound(texts), _turns:
+        with self._sound(texts):
             return self._tokenizer(list(texts), **options)
 
     @contextmanager
     def _sound(self, texts: Sequence[str]) -> Iterator[None]:
-        """What a tokenizer makes of half a character, as an `InputError`."""
+        """One thread at a time has a tokenizer read; and what that makes of half a character is an `InputError`."""
         try:
-            yield
+            with _turns:
+                yield
         except (TypeError, UnicodeError):
             if (broken := next((text for text in texts if not is_sound(text)), None)) is None:
                 raise

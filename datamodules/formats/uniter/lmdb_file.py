@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -13,6 +12,7 @@ from weakref import WeakValueDictionary
 import lmdb
 
 from datamodules.errors import InputError
+from datamodules.files.locks import ThreadLock
 
 KEYS = b"__keys__"
 
@@ -20,17 +20,7 @@ _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 _SLACK = 2**20  # bytes that a tree needs besides its values
 
 _open: WeakValueDictionary[tuple[int, int], Environment] = WeakValueDictionary()
-_lock = threading.Lock()
-
-
-def _fresh_lock() -> None:
-    """A forked child may have copied a lock that a thread of its parent holds."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fresh_lock)
+_lock = ThreadLock()
 
 
 class Environment:

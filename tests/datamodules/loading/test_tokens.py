@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -320,3 +321,30 @@ def test_threads_that_share_a_tokenizer_get_their_own_way(tmp_path: Path) -> Non
         sys.setswitchinterval(before)
     lengths = [3 * (1 + number % 7) for number in range(2000)]
     assert found == [(2, min(8, 2 + length)) if number % 2 else (length,) for number, length in enumerate(lengths)]
+
+
+class OneAtATime(Letters):
+    """As a library's own that keeps how it cuts in itself while it reads."""
+
+    def __init__(self) -> None:
+        self.inside, self.most = 0, 0
+
+    def _counted(self, found: list[list[int]]) -> list[list[int]]:
+        self.inside += 1
+        time.sleep(0.001)
+        self.most, self.inside = max(self.most, self.inside), self.inside - 1
+        return found
+
+    def rows(self, texts: Sequence[str], most: int) -> list[list[int]]:
+        return self._counted(super().rows(texts, most))
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._counted(super().ids(texts))
+
+
+def test_threads_take_turns_at_a_networks_own_tokenizer_too() -> None:
+    own = OneAtATime()
+    tokenizer = Tokenizer(TextInput(own, 8, 40))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: tokenizer(["abc"]) if number % 2 else tokenizer.ids(["abc"]), range(64)))
+    assert own.most == 1
