@@ -43,7 +43,8 @@ def signals() -> Iterator[None]:
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
-            sys.modules["experiments.training.preemption"]._Notice.listener = None  # type: ignore[attr-defined]
+            if (preemption := sys.modules.get("experiments.training.preemption")) is not None:
+                preemption._Notice.listener = None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -251,15 +251,11 @@ def _continue(remote: Remote, part: Path, report: Callable[[int, int | None], No
             _continue(remote, part, report)
         return
     with response:
-        version = _version(response)
-        if have and begun_of is not None and response.status == 206 and version != begun_of:  # it does not know If-Range
-            part.unlink()
-            _continue(remote, part, report)
-            return
-        whole = None
+        version, whole = _version(response), None
         if response.status == 206:  # what was asked for, and no other piece of it: not the middle of a file as its beginning
             sent = re.match(r"bytes (\d+)-\d+/(?:(\d+)|\*)", response.headers.get("Content-Range", ""))
-            if not sent or int(sent[1]) != have:
+            is_other = begun_of is not None and version != begun_of  # it does not know If-Range
+            if not sent or int(sent[1]) != have or is_other:
                 if have:  # it cannot go on from there
                     part.unlink()
                     _continue(remote, part, report)

@@ -235,12 +235,13 @@ def drawn(alike: Sequence[Sequence[str]], draw: Draw, source: str) -> dict[str, 
 
 def _otherwise_separated(columns: Sequence[str]) -> str:
     """What to do with a table that is one column because something else than its ending says stands between the cells."""
-    separator = next((each for each in (";", "\t", "|", ",") if len(columns) == 1 and each in columns[0]), None)
-    remedy = {
-        "\t": "It has tabs between its columns: call it .tsv. ", ",": "It has commas between its columns: call it .csv. ",
-        None: "",
-    }  # fmt: skip
-    return remedy.get(separator, f"It has {separator} between its columns: write it with commas, or with tabs as .tsv. ")
+    remedies = {
+        ";": "It has ; between its columns: write it with commas, or with tabs as .tsv. ",
+        "\t": "It has tabs between its columns: call it .tsv. ",
+        "|": "It has | between its columns: write it with commas, or with tabs as .tsv. ",
+        ",": "It has commas between its columns: call it .csv. ",
+    }
+    return next((remedy for each, remedy in remedies.items() if len(columns) == 1 and each in columns[0]), "")
 
 
 class _Nearly:

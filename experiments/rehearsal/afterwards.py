@@ -94,18 +94,17 @@ def _report(run: Path, names: Sequence[str], scale: Scale) -> Verdict:
     folders = RunFolders([])
     empty = [(exhibit, column) for exhibit, column in columns if measure(found, column, folders) is None]
     remedies = {name: said for each in results.tests() for name, said in each.notes.get("unavailable", {}).items()}
-    lacking = [str(column.metric) for _, column in empty if column.metric in remedies]
-    if len(lacking) < len(empty):
-        lines = [
-            f"{exhibit}: {column.label} ({column.metric or column.cost}{f' on {column.data}' if column.data else ''})"
-            for exhibit, column in empty
-            if column.metric not in remedies
-        ]
+    lines = [
+        f"{exhibit}: {column.label} ({column.metric or column.cost}{f' on {column.data}' if column.data else ''})"
+        for exhibit, column in empty
+        if column.metric not in remedies
+    ]
+    if lines:
         has = "; ".join(f"{each.data}: {some(each.metrics)}" for each in results.tests())
         return Verdict("report", "failed", f"the run has no number for {some(lines)}. It has {has or 'no test'}")
     said = f"{len(columns) - len(empty)} numbers of {len({exhibit for exhibit, _ in columns})} exhibits"
-    if lacking:  # programs of others, which this machine lacks, as it may lack a GPU
-        metrics = list(dict.fromkeys(lacking))
+    if empty:  # programs of others, which this machine lacks, as it may lack a GPU
+        metrics = list(dict.fromkeys(str(column.metric) for _, column in empty))
         why = "; ".join(dict.fromkeys(remedies[metric] for metric in metrics))
         return Verdict("report", "unknown", f"{said}; without {', '.join(metrics)}: {why}")
     return Verdict("report", "passed", said)

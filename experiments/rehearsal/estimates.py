@@ -138,7 +138,7 @@ def counted_bytes(facts: Facts, results: Results | None, processes: int, planned
     cost = None if results is None else results.cost
     if cost is None or cost.saved_activation_bytes is None:
         return None
-    copies = cost.saved_copy_bytes or 0  # of weights in another precision: the same for every batch
+    copies = cost.saved_copy_bytes or 0  # what is made of weights: the same for every batch
     kept = copies + (cost.saved_activation_bytes - copies) * _activations(facts, processes, planned)
     held = facts.weight_bytes + facts.average_bytes + (cost.gradient_bytes or 0) + (cost.optimizer_state_bytes or 0)
     return int(held + kept)

@@ -17,9 +17,9 @@ class Cost:
         peak_memory_bytes: As `memory_kind` says.
         memory_kind: What was measured: a device's allocator, or on a processor the sum of the next three.
         saved_activation_bytes: What backward keeps.
-        saved_copy_bytes: Of it, weights in another precision, which a larger batch leaves as they are.
         gradient_bytes: Of all gradients.
         optimizer_state_bytes: Of the optimizer's moments and counters.
+        saved_copy_bytes: Of `saved_activation_bytes` what is made of weights, which a larger batch leaves as it is.
         train_seconds: In training epochs, without validation.
         seconds_per_epoch: `train_seconds` / `epochs`.
         seconds_per_step_median: Between optimizer steps.
@@ -39,9 +39,9 @@ class Cost:
     peak_memory_bytes: int | None = None
     memory_kind: str | None = None
     saved_activation_bytes: int | None = None
-    saved_copy_bytes: int | None = None
     gradient_bytes: int | None = None
     optimizer_state_bytes: int | None = None
+    saved_copy_bytes: int | None = None
     train_seconds: float | None = None
     seconds_per_epoch: float | None = None
     seconds_per_step_median: float | None = None
