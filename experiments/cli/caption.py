@@ -74,8 +74,8 @@ def run(options: argparse.Namespace) -> int:
     import lightning_modules
     from experiments.analysis.captions import MapOptions, captioner_of, write_captions
     from experiments.serving.models import find_device
-    from experiments.serving.progress import progress_bar
     from experiments.training.quiet import quiet
+    from lightning_modules.extraction.progress import progress_bar
 
     quiet()
     map_options = None if options.maps is None else MapOptions(options.maps, **shown)

@@ -14,7 +14,7 @@ from datamodules.files.atomic import whole_file
 from datamodules.formats.problems import is_sound
 from datamodules.loading.image_files import read_image_files
 from experiments.serving.index import Floats
-from experiments.serving.progress import progress_bar
+from lightning_modules.extraction.progress import progress_bar
 from lightning_modules.retrieval import RetrievalModule
 
 ENDINGS = (".parquet", ".npz")

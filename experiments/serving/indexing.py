@@ -26,7 +26,7 @@ from datamodules.loading.image_files import read_image_files
 from experiments.serving import neighbors
 from experiments.serving.index import LABEL, Floats, ImageIndex, Label, generation_folder, read_label, require_key
 from experiments.serving.models import model_key, probe
-from experiments.serving.progress import progress_bar
+from lightning_modules.extraction.progress import progress_bar
 from lightning_modules.retrieval import RetrievalModule
 
 _DIGEST = "S16"  # bytes of a content's digest; none = it cannot be read

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_file
-from experiments.serving.progress import progress_bar
+from lightning_modules.extraction.progress import progress_bar
 
 FILE = "ann.usearch"
 DTYPE = "i8"  # a quarter of float32: only which images are candidates depends on it

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor
 
 from datamodules.errors import InputError
@@ -28,6 +28,7 @@ from datamodules.loading.features import FeatureFile, Precision
 from datamodules.records import ImageBatch
 from lightning_modules import collectives
 from lightning_modules.checkpoints.fingerprint import backbone_fingerprint
+from lightning_modules.extraction.progress import progress_bar
 from lightning_modules.networks.captioner import Captioner
 from lightning_modules.networks.modes import evaluating
 
@@ -112,7 +113,7 @@ class FeatureCache:
         with evaluating(network.vision):
             begun = collectives.by_first(begin)  # reads every photograph, to know its content
             missing = any(blocks for _, blocks in begun.values())
-            with _bar(console, progress and rank == 0 and missing) as bar:
+            with progress_bar(progress and rank == 0 and missing, console) as bar:
                 for split, (folder, blocks) in begun.items():
                     self._encode(encode, datamodule, split, FeatureFile(folder), blocks[rank::world], bar)
         collectives.meet()
@@ -228,11 +229,6 @@ def _require_equal(file: FeatureFile, tokens_IVD: Tensor) -> None:
             f"{file.folder} holds other features than the tower makes of the split's first image now ({apart:.0%} apart), though "
             "its weights and settings are the same; delete the folder to make them anew."
         )
-
-
-def _bar(console: Console, shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
 
 
 def _size(count: int) -> str:

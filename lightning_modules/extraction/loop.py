@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,6 +31,7 @@ from datamodules.records import ImageRecord
 from datamodules.workers import most_workers
 from lightning_modules.extraction.boxes import BoxSource
 from lightning_modules.extraction.extractors import BackboneRegions, DetectorRegions, Extracted, Sizing
+from lightning_modules.extraction.progress import progress_bar
 
 DESCRIPTION = "extractor.json"
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -161,7 +161,7 @@ def extract(
     _describe(out, layout, {**extractor.description, **source, "precision": precision})
     extractor.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
     summary = Summary()
-    with _bar(progress) as bar:
+    with progress_bar(progress) as bar:
         sizes = _sizes(images, skip_unreadable, summary, bar)
         batches = plan(sizes, extractor.sizing, batch_size)
         names = [region_name(record) for record in images]
@@ -315,9 +315,3 @@ def _sizes(
         else:
             sizes.append(size)
     return sizes
-
-
-def _bar(shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)
