@@ -107,7 +107,9 @@ def word_shares(network: Any, data: Any, drawn: int = 3, by: By = "attention") -
         peak_W,
         data.fingerprint(),
         patches,
-        *(each.astype(np.float64) for each in pointed),
+        pointed[0].astype(np.float64),
+        pointed[1].astype(np.float64),
+        data.name,
     )
     return measured, [pictures[image] for image in sorted(pictures)]
 

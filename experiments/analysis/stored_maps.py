@@ -111,6 +111,7 @@ class WordShares:
         pointed_W: 1 where the middle of the patch with most of it is in a box (the pointing game), else 0; None in a file of an
             earlier version.
         pointed_even_W: What a random patch would have of it.
+        data: The data's name; empty in a file of an earlier version.
     """
 
     image_W: Array
@@ -124,6 +125,7 @@ class WordShares:
     shown: str
     pointed_W: Array | None = None
     pointed_even_W: Array | None = None
+    data: str = ""
 
     @property
     def inside_W(self) -> Array:
@@ -156,10 +158,11 @@ _DIMENSIONS: dict[Any, dict[str, tuple[int, str]]] = {
     WordShares: {
         "image_W": (1, "iu"), "layers_L": (1, "iu"), "inside_LW": (2, "f"), "area_W": (1, "f"), "elsewhere_W": (1, "f"),
         "patches_W": (1, "f"), "peak_W": (1, "iu"), "fingerprint": (0, "U"), "shown": (0, "U"),
-        "pointed_W": (1, "f"), "pointed_even_W": (1, "f"),
+        "pointed_W": (1, "f"), "pointed_even_W": (1, "f"), "data": (0, "U"),
     },
 }  # fmt: skip
-_LATER = {"pointed_W", "pointed_even_W"}  # a file of an earlier version has none
+_POINTED = ("pointed_W", "pointed_even_W")
+_LATER = {*_POINTED, "data"}  # a file of an earlier version has none
 
 
 def stored(folder: Path) -> list[Maps]:
@@ -207,7 +210,7 @@ def _read(file: Path, kind: type[Any]) -> dict[str, Any]:
     words = shapes.get("words", ())
     wanted = {"words_WW": words * 2, "regions_RR": shapes.get("regions_RR", ())[:1] * 2, "covered": (4,)}
     wanted |= dict.fromkeys(("inside_K", "area_K"), words) | {"boxes_B4": (*shapes.get("word_B", ()), 4)}
-    wanted |= dict.fromkeys(("area_W", "elsewhere_W", "patches_W", "peak_W", *_LATER), shapes.get("image_W", ()))
+    wanted |= dict.fromkeys(("area_W", "elsewhere_W", "patches_W", "peak_W", *_POINTED), shapes.get("image_W", ()))
     wanted |= {"inside_LW": shapes.get("layers_L", ()) + shapes.get("image_W", ())}
     wanted |= {"maps_KYX": words + shapes.get("maps_KYX", ())[1:], "image_YX3": (*shapes.get("image_YX3", ())[:2], 3)}
     right = right and bool(np.isin(values.get("word_B", ()), np.arange(len(values.get("words", ())))).all())

@@ -386,7 +386,7 @@ def _grounding(run: Run, column: Column, by: By, name: str, seeded: bool, code: 
     if shares is None or values_W is None:
         return None
     by_image = word_means(values_W, shares.image_W, column.factor)
-    return Measured(run.seed, by_image.value(), by_image, shares.fingerprint, "flickr30k_entities", seeded, code=code)
+    return Measured(run.seed, by_image.value(), by_image, shares.fingerprint, shares.data or None, seeded, code=code)
 
 
 def _conditions(device: Device) -> str:

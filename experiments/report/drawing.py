@@ -26,6 +26,7 @@ from datamodules.files.atomic import whole_file
 
 # Okabe and Ito's colors, which every kind of eye tells apart; the style sheet has those of the page's dark light too. No two are
 # equal: `inline` knows them by their values (the fifth is the ink's, but for its last digit), and no data is drawn in the ink's.
+_UNNAMED = re.compile(r"_(child\d+|nolegend_)")  # what matplotlib calls a line without a label
 INK, FAINT = "#1c2127", "#dfe3e8"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#1c2128", "#e69f00", "#56b4e9", "#7d868f")
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--grid)", **{line: f"var(--line-{n})" for n, line in enumerate(LINES, 1)}}
@@ -143,6 +144,10 @@ def plain_ticks(axes: Axes, values: Sequence[float] | None) -> None:
 
 
 def legend(drawing: Drawing, *panels: Axes) -> None:
+    for line in (line for axes in panels for line in axes.get_lines()):
+        name = str(line.get_label())
+        if name.startswith("_") and not _UNNAMED.fullmatch(name):  # a run's name may: matplotlib would leave it out
+            line.set_label(f"\N{ZERO WIDTH SPACE}{name}")
     found = [axes.get_legend_handles_labels() for axes in panels]
     handles, labels = [each for one, _ in found for each in one], [each for _, one in found for each in one]
     if len(handles) == len(panels) > 1:

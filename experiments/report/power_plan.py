@@ -189,8 +189,9 @@ class _Exhibit:
         claims = tuple(self._claim(verdict) for verdict in verdicts)
         open_ones = [each for each in claims if each.alone is not None and not each.settled]
         seeds = max((each.alone.seeds for each in open_ones if each.alone is not None), default=0)
-        wanted = {run for each in open_ones for run in runs_of(self.view, each.verdict.claim)}
-        total = self._hours(wanted, seeds, 1.0) if seeds else None
+        paper, _, _ = self.view.name.partition("/")
+        of_command = {f"{paper}/{run}" for variant in self.view.exhibit.variants for run in variant.runs.values()}
+        total = self._hours(of_command, seeds, 1.0) if seeds else None
         return ExhibitPlan(self.view.name, self._command(self.scale, seeds), claims, total)
 
     def _command(self, scale: Scale, seeds: int) -> str:
@@ -388,7 +389,7 @@ def _today(plan: ClaimPlan) -> str:
 
 
 def needs_words(plan: ClaimPlan) -> str:
-    """ "5 seeds (83 %, supported), or 3 seeds x 1,440 images (81 %, supported)"."""
+    """ "5 seeds (80% supported, 3% contradicted), or 3 seeds x 1,440 images (81% supported)"."""
     if plan.settled:
         return "nothing: it is settled"
     told = []
@@ -408,8 +409,8 @@ def _need_words(need: Need, plan: ClaimPlan) -> str:
     if need.images != 1:
         counts = {round(count * need.images) for count in (plan.images or {}).values()}
         seeds += f" x {counts.pop():,} images" if len(counts) == 1 else f" x {need.images:g} times the images"
-    likely = "supported" if need.supported >= need.contradicted else "contradicted"
-    return f"{seeds} ({need.probability:.0%}, {likely})"
+    shares = {"supported": need.supported, "contradicted": need.contradicted}
+    return f"{seeds} ({', '.join(f'{share:.0%} {name}' for name, share in shares.items() if round(share, 2))})"
 
 
 def hours_words(hours: Hours) -> str:

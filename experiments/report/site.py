@@ -24,7 +24,7 @@ from experiments.report.dials import dial_csv, dial_rows, dials_of
 from experiments.report.explanations import explanation
 from experiments.report.lines import lines
 from experiments.report.scales import Side, side_of_runs
-from experiments.report.verdicts import Outcome, Verdict, judge, paired_resamples
+from experiments.report.verdicts import Outcome, Verdict, apart, in_common, judge, paired_resamples
 from experiments.runs.headings import heading, number
 from experiments.runs.records import root_of
 from experiments.runs.results import Results
@@ -297,8 +297,11 @@ def differences(view: View) -> dict[str, dict[str, Difference]]:
 
 
 def _difference(cell: Cell, base: Cell) -> Difference:
-    ours = None if cell.mean is None or base.mean is None else cell.mean - base.mean
     paper = None if cell.published is None or base.published is None else cell.published - base.published
+    if cell.measured and base.measured and apart(cell, base):
+        return Difference(None, None, None, paper, cell.column.digits)
+    cell, base = in_common(cell, base)
+    ours = None if cell.mean is None or base.mean is None else cell.mean - base.mean
     both = paired_resamples(cell, base)
     low, high = (None, None) if both is None else interval(both[0] - both[1])
     return Difference(ours, low, high, paper, cell.column.digits)

@@ -258,8 +258,8 @@ def columns_of(table: Sequence[dict[str, Any]]) -> tuple[list[Column], list[str]
     columns += [Column(short, name, *_option(name), option=True) for name, short in _shortest(fitting).items()]
     columns.append(Column("test data", "data", lambda row: row["data"], lambda row: row["data"]))
     columns.append(Column("seeds", "seeds", _seeds, lambda row: row["seeds"]))
-    for monitor in dict.fromkeys(row["val"].monitor for row in table if row.get("val")):
-        columns.append(_validation(monitor, next(row["val"].mode for row in table if row.get("val")) == "max"))
+    for monitor, mode in {row["val"].monitor: row["val"].mode for row in table if row.get("val")}.items():
+        columns.append(_validation(monitor, mode == "max"))
     for key, title in shown.items():
         columns.append(Column(title, key, partial(metric_text, key=key), partial(_get, key=key), key not in DISTANCES))
     for title, key, form in _COSTS:

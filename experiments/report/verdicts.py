@@ -10,13 +10,15 @@ is, with p divided by their number. With several seeds all must also agree in si
 data and with the seeds it was measured with, and says so.
 
 A mean of several differences (means.py) is above 0 or above another such mean, or has a claimed size: supported where the
-interval holds it and the sign is certain, contradicted where the interval excludes it. A printed number of a system that is not
-run here is compared at full scale only, and taken as exact.
+interval holds it and lies between nothing and twice it (an interval that is wider holds any size), contradicted where the
+interval excludes it. A printed number of a system that is not run here is compared at full scale only, and taken as exact.
+
+Rows that were tested on different data, or have no seed in common, are not compared.
 
 What this does not cover: one seed says nothing of another training. Simulated for two variants without a difference (normal
-errors, those of the images the same for all seeds; 20,000 trials), where training varies a difference as much as the choice of
-images does, or twice as much, "greater" is supported in 8 % or 19 % of cases with one seed, 3.5 % or 6.5 % with two, 2.9 % or 4.3
-% with three, 2.6 % or 2.9 % with five, instead of 2.5 %.
+errors, those of the images the same for all seeds; 20,000 trials), where training adds to a difference's variance as much as the
+choice of images does, or four times as much, "greater" is supported in 8 % or 19 % of cases with one seed, 4 % or 7 % with two, 3
+% or 4 % with three, 2.7 % or 2.9 % with five, instead of 2.5 % (docs/papers.md).
 """
 
 from __future__ import annotations
@@ -128,7 +130,7 @@ def judge(view: View, claim: Claim) -> Verdict:
         raise InputError(f"{view.name}: the claim {claim.text[:60]!r} compares {len(high)} numbers with {len(low)}; give pairs")
     if claim.test == "correlation":
         return _of_variants(claim, [each.mean for each in high], [each.mean for each in low], scope_of(view, [*high, *low]))
-    pairs = [_in_common(one, other) for one, other in zip(high, low, strict=True) if one.planned and other.planned]
+    pairs = [in_common(one, other) for one, other in zip(high, low, strict=True) if one.planned and other.planned]
     if not pairs:
         return Verdict(claim, "not decided", "", f"what it compares is not run at {view.scale} scale")
     scope = scope_of(view, [each for pair in pairs for each in pair])
@@ -200,8 +202,8 @@ def _gain_name(view: View, gain: Gain) -> str:
 
 
 def _of_means(claim: Claim, gain: MeanGain, than: MeanGain | None) -> Comparison:
-    """mean, amount and relative. A size is supported where its interval holds the claimed one and its sign is certain, and
-    contradicted where the interval excludes the claimed one, on either side."""
+    """mean, amount and relative. A size is supported where its interval holds the claimed one and lies between nothing and twice
+    it, and contradicted where the interval excludes the claimed one, on either side."""
     seeds, divided = list(gain.by_seed), claim.test == "relative"
     bound, nothing = claim.margin, 1.0 if divided else 0.0
     other = dict.fromkeys(seeds, 0.0) if than is None else than.by_seed
@@ -229,7 +231,7 @@ def _of_means(claim: Claim, gain: MeanGain, than: MeanGain | None) -> Comparison
     if spread is not None and not math.isnan(spread.low):
         if not spread.low <= bound <= spread.high:
             outcome = "contradicted"
-        elif spread.low > nothing and all(each > nothing for each in found):
+        elif nothing < spread.low and spread.high < 2 * bound - nothing and all(each > nothing for each in found):
             outcome = "supported"
     return Comparison("", outcome, spread, bound, how)
 
@@ -272,7 +274,7 @@ def _ratio(claim: Claim, high: Sequence[Cell], low: Sequence[Cell]) -> Compariso
         seeds = set.intersection(*(set(each) for each in by_seed))
         means = [statistics.fmean(each[seed] for each in by_seed) for seed in sorted(seeds)]
         whole = statistics.fmean(float(one.mean or 0) / float(other.mean or 1) for one, other in zip(high, low, strict=True))
-        unlike = next((found for pair in zip(high, low, strict=True) if (found := _unlike(*pair))), None)
+        unlike = next((found for pair in zip(high, low, strict=True) if (found := _unlike(*pair) or apart(*pair))), None)
         spread, how = None, unlike or _NO_SPREAD
         if all(each.counted for each in (*high, *low)):
             spread, how = _certain(whole, claim.margin), "counted, not measured"
@@ -298,7 +300,7 @@ def _spread(high: Cell, low: Cell, of: Callable[[float, float], float], bound: f
     signs = [value - bound for value in by_seed.values()]
     if high.counted and low.counted:
         return _certain(mean, bound), "counted, not measured", []
-    if unlike := _unlike(high, low):
+    if unlike := _unlike(high, low) or apart(high, low):
         return Spread(mean, math.nan, math.nan, math.nan, math.nan), unlike, signs
     resampled = paired_resamples(high, low)
     if resampled is not None:
@@ -310,10 +312,7 @@ def _spread(high: Cell, low: Cell, of: Callable[[float, float], float], bound: f
         return over_queries(found, mean, bound), how, signs  # type: ignore[arg-type]
     if len(by_seed) > 1:
         return over_seeds(list(by_seed.values()), bound), f"Student's t over {len(by_seed)} seeds", signs
-    why = _NO_SPREAD
-    if high.by_image is not None and low.by_image is not None:
-        why = "the two were not tested on the same data"
-    return Spread(mean, math.nan, math.nan, math.nan, math.nan), why, signs
+    return Spread(mean, math.nan, math.nan, math.nan, math.nan), _NO_SPREAD, signs
 
 
 def _unlike(*cells: Cell) -> str | None:
@@ -322,7 +321,22 @@ def _unlike(*cells: Cell) -> str | None:
     return f"not measured alike: {'; '.join(conditions)}" if len(conditions) > 1 else None
 
 
-def _in_common(high: Cell, low: Cell) -> tuple[Cell, Cell]:
+def apart(high: Cell, low: Cell) -> str | None:
+    """What keeps two numbers from being compared at all: no seed that both have, or other data under the same name."""
+    if high.quoted or low.quoted or (high.counted and low.counted):
+        return None
+    if not _by_seed(high, low, lambda a, b: a - b):
+        return "the two have no seed in common"
+    shared = {each.data for each in high.measured} & {each.data for each in low.measured}
+    for name in shared:
+        ours, theirs = ({each.fingerprint for each in cell.measured if each.data == name} - {None} for cell in (high, low))
+        if ours and theirs and ours != theirs:
+            return "the two were not tested on the same data"
+    sizes = {cell.by_image.images for cell in (high, low) if cell.by_image is not None}
+    return "the two were not tested on the same images" if shared and len(sizes) > 1 else None
+
+
+def in_common(high: Cell, low: Cell) -> tuple[Cell, Cell]:
     """Both cells with the seeds that both have, where there are any: a seed that only one has would count as its merit."""
     seeds = {each.seed for each in high.measured} & {each.seed for each in low.measured}
     if not seeds or high.seedless or low.seedless:

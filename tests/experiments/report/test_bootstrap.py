@@ -88,7 +88,7 @@ def test_resampled_seeds_vary_as_their_mean_does(seeds: int) -> None:
 
 
 def test_seeds_are_no_certain_numbers() -> None:
-    """Two rows that do not differ, training twice as variable as the images are: how often three seeds "support" a difference.
+    """Two rows that do not differ, training with four times the images' variance: how often three seeds "support" a difference.
     docs/papers.md has these rates, of 20,000 trials."""
     generator = np.random.default_rng(4)
     images_B, of_images_T, trials = generator.normal(size=RESAMPLES), generator.normal(size=3000), 3000

@@ -42,6 +42,17 @@ def text_of(page: Path) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", source)).split())
 
 
+def test_every_line_is_in_the_legend_whatever_its_name(tmp_path: Path) -> None:
+    """matplotlib leaves out what begins with an underscore."""
+    for name in ("_first", "second", "_child0 $x^2$"):
+        folder = write_run(tmp_path / "runs" / name.split()[0], {}, name=name, logged={"train/loss": [3.0, 2.0, 1.0]})
+        (folder / "config.yaml").write_text(yaml.safe_dump(changed()))
+    assert run_command("report", [str(tmp_path / "runs"), "--out", str(tmp_path / "site")]) == 0
+    page = (tmp_path / "site" / "index.html").read_text()
+    drawn = re.findall(r"<text[^>]*>([^<]*)</text>", page)
+    assert {"second", "_first", "_child0 $x^2$"} <= {html.unescape(each).strip("\N{ZERO WIDTH SPACE}\n ") for each in drawn}
+
+
 def test_scores_curves_and_errors_under_a_title(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "site"
     assert run_command("report", [str(runs), "--out", str(out), "--title", "Rates <of> mine"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from datamodules.errors import InputError
 from experiments.cli.main import run_command
 from experiments.papers import strict_yaml
 from experiments.papers.plan import plan
-from experiments.report.power_plan import ClaimPlan, needs_words, plan_exhibits, reasons
+from experiments.report.power_plan import ClaimPlan, Hours, Need, needs_words, plan_exhibits, reasons
 from experiments.runs.store import RunFolders
+from experiments.sweep.targets import exhibit_launches
 
 
 @pytest.fixture
@@ -108,6 +110,28 @@ def test_three_decided_seeds_need_nothing(papers: Path) -> None:
     assert needs_words(found) == "nothing: it is settled"
     (exhibit,) = plan_exhibits(["i_tuning/figure1"], RunFolders([papers / "runs"]), "miniature", "miniature")
     assert exhibit.total is None
+
+
+def test_a_command_costs_what_it_runs_and_not_only_what_is_open(papers: Path) -> None:
+    """The table's head only is in the open claim; the rows `out of luck` and that of the other claims run as well."""
+    fill(papers / "runs", ["mwa/table1"], "miniature", [0])
+    (exhibit,) = plan_exhibits(["mwa/table1"], RunFolders([papers / "runs"]), "miniature", "miniature")
+    seeds = exhibit.command.partition(" --seeds ")[2].split()
+    assert len(seeds) > 1
+    launches = exhibit_launches("mwa/table1", "miniature", [int(seed) for seed in seeds], papers / "runs")
+    there = {folder.name for folder in (papers / "runs").iterdir()}
+    to_run = [launch for launch in launches if launch.folder.name not in there]
+    assert exhibit.total is not None
+    assert exhibit.total.by_device == pytest.approx({"CPU core": len(to_run) / 60})
+    assert any("broken" in launch.title for launch in to_run), "of a row that no open claim is about"
+
+
+def test_what_could_go_either_way_says_both_shares(papers: Path) -> None:
+    captions_of(papers / "runs", "miniature", differences(10.0))
+    found = only(papers / "runs")
+    need = Need(3, 1.0, 0.478, 0.522, Hours({}))
+    assert needs_words(replace(found, alone=need)) == "3 seeds (48% supported, 52% contradicted)"
+    assert needs_words(replace(found, alone=replace(need, supported=0.9, contradicted=0.001))) == "3 seeds (90% supported)"
 
 
 def test_another_scale_has_its_own_images_and_hours(papers: Path) -> None:

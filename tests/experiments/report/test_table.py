@@ -203,6 +203,19 @@ def test_sorted_by_a_column(rates: Path, by: str, first: str) -> None:
     assert table[-1]["status"] == "failed"
 
 
+def test_each_validation_is_sorted_by_its_own_direction(tmp_path: Path) -> None:
+    """The best first: of a loss the lowest, also where another run watches a recall."""
+    for name, monitor, mode, best in (
+        ("a", "val/rsum", "max", 300.0), ("b", "val/loss", "min", 0.5),
+        ("c", "val/loss", "min", 0.1), ("d", "val/rsum", "max", 310.0),
+    ):  # fmt: skip
+        write_run(tmp_path / name, name, fit=Fit(10, 1, monitor, best), evaluations=(evaluation(100.0),))
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump({"checkpoint": {"monitor": monitor, "mode": mode}}))
+    table = rows(find_runs([tmp_path]))
+    assert [row["name"] for row in sort(table, "val loss")][:2] == ["c", "b"]
+    assert [row["name"] for row in sort(table, "val rsum")][:2] == ["d", "a"]
+
+
 def test_a_column_that_is_not_there_is_told_with_those_that_are(rates: Path) -> None:
     table = rows(find_runs([rates]))
     with pytest.raises(InputError, match=r"--sort lrr: the table has no such column\. Did you mean 'lr'\? It has: name, "):

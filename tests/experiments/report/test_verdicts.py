@@ -15,6 +15,7 @@ from datamodules.errors import InputError
 from experiments.papers.schema import Claim, Column, Exhibit, Figure, Gain, Variant
 from experiments.report.bootstrap import PerImage
 from experiments.report.collect import Cell, Measured, VariantView, View
+from experiments.report.site import differences
 from experiments.report.verdicts import judge
 from experiments.runs.store import Run
 
@@ -124,6 +125,41 @@ def test_other_data_is_not_compared_query_by_query() -> None:
     verdict = judge(found, claim("greater"))
     assert verdict.outcome == "not decided"
     assert "not tested on the same data" in verdict.comparisons[0].how
+
+
+def test_other_data_is_not_compared_seed_by_seed_either() -> None:
+    """Several seeds could be compared by Student's t: but the difference would be the data's."""
+    of_images = view({"A": {"ir1": recall(0.6, 3)}, "B": {"ir1": recall(0.4, 3, fingerprint="g")}})
+    others = tuple(replace(each, fingerprint="f", data="coco") for each in numbers(5.0, 5.1, 4.9))
+    of_numbers = view({"A": {"ir1": others}, "B": {"ir1": tuple(replace(each, value=1.0, fingerprint="g") for each in others)}})
+    of_part = view({"A": {"ir1": recall(0.6, 3)}, "B": {"ir1": recall(0.4, 3, images=100)}})
+    for found, why in ((of_images, "same data"), (of_numbers, "same data"), (of_part, "same images")):
+        for asked in (claim("greater"), claim("ratio", margin=9.0)):
+            verdict = judge(found, asked)
+            assert verdict.outcome == "not decided"
+            assert f"not tested on the {why}" in verdict.comparisons[0].how
+    elsewhere = tuple(replace(each, data="nocaps", fingerprint="n") for each in numbers(1.0, 1.1, 0.9))
+    assert outcome(view({"A": {"ir1": others}, "B": {"ir1": elsewhere}}), claim("greater")) == "supported", "other data by name"
+
+
+def test_rows_without_a_seed_in_common_are_not_compared() -> None:
+    for one, other in ((recall(0.6, 2), recall(0.4, 2)), (numbers(5.0, 5.1), numbers(1.0, 1.1))):
+        later = tuple(replace(each, seed=each.seed + 2) for each in other)
+        verdict = judge(view({"A": {"ir1": one}, "B": {"ir1": later}}), claim("greater"))
+        assert verdict.outcome == "not decided"
+        assert verdict.comparisons[0].how == "the two have no seed in common"
+
+
+def test_a_page_subtracts_what_a_verdict_compares() -> None:
+    """Seeds that only one of both has would count as its merit."""
+    lucky = Measured(2, *_of(0.9))  # of the first row alone
+    found = view({"B": {"ir1": (*recall(0.5, 2), lucky)}, "A": {"ir1": recall(0.6, 2)}})
+    shown, judged = differences(found)["A"]["ir1"], judge(found, claim("greater")).comparisons[0].spread
+    assert judged is not None
+    assert (shown.mean, shown.low, shown.high) == pytest.approx((judged.mean, judged.low, judged.high))
+    assert shown.mean == pytest.approx(10.0)
+    alone = view({"B": {"ir1": (lucky,)}, "A": {"ir1": recall(0.6, 2)}})
+    assert differences(alone)["A"]["ir1"].mean is None
 
 
 def test_only_seeds_in_common_are_compared() -> None:
@@ -285,7 +321,8 @@ def test_a_mean_of_gains_is_resampled_by_image_and_by_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("claimed", "outcome"), [(5.0, "supported"), (3.0, "supported"), (9.0, "contradicted"), (0.5, "contradicted")]
+    ("claimed", "outcome"),
+    [(5.0, "supported"), (4.5, "supported"), (3.0, "not decided"), (9.0, "contradicted"), (0.5, "contradicted")],
 )
 def test_a_size_is_what_its_interval_holds(claimed: float, outcome: str) -> None:
     rows = {"A": {"ir1": recall(0.45)}, "B": {"ir1": recall(0.40)}}
