@@ -33,15 +33,19 @@ class ThreadLock:
         self._lock.release()
 
 
-def take_lock(file: Path) -> IO[Any] | None:
-    """An exclusive lock on a file, held until what is returned is closed by all who have it; None where another has it.
+def take_lock(file: Path, *, shared: bool = False) -> IO[Any] | None:
+    """A lock on a file, held until what is returned is closed by all who have it; None where another has it.
+
+    Args:
+        file: The file.
+        shared: Several may have it at once, none of them while one has it for itself.
 
     Raises:
         InputError: Something that is no file is in its place, it cannot be made, or its file system has no locks.
     """
     lock = _open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        taken = _taken(lock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = _taken(lock, file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except InputError:
         lock.close()
         raise

@@ -104,7 +104,9 @@ def _add_rehearse_options(rehearse: Parser) -> None:
     option("--out", type=Path, metavar="DIR", help=f"where the runs will be (default: {PAPERS_ROOT}); rehearsals go into it")
     option("--devices", type=_devices, metavar="N", help="GPUs of each run, as of run")
     option("--on", metavar="8xA100", help="the machine that runs are meant for, all of it or --devices: hours and memory there")
-    option("--steps", type=_whole, metavar="N", help="optimizer steps (default: 3, on a GPU 8)")
+    option(
+        "--steps", type=_whole, metavar="N", help="optimizer steps (default: 3, on a GPU 24: more than data workers have ready)"
+    )
     option("--items", type=_whole, default=10, metavar="N", help="images of each validation and test")
     option(
         "--batch", type=_whole, metavar="N",
@@ -137,7 +139,7 @@ def _rehearse(options: argparse.Namespace) -> int:
     from experiments.rehearsal.devices import machine_of
     from experiments.rehearsal.life import Place
     from experiments.rehearsal.rehearse import SCRATCH, rehearse
-    from experiments.rehearsal.show import COLUMNS, faults, limits, line, missing, nobodys, row, totals
+    from experiments.rehearsal.show import COLUMNS, faults, limits, line, missing, nobodys, row, too_many, totals
     from experiments.runs.rehearsed import FILE
     from experiments.sweep.display import plain
     from experiments.sweep.points import sweep_file
@@ -166,12 +168,14 @@ def _rehearse(options: argparse.Namespace) -> int:
     if options.devices is not None:
         launches = on_devices(launches, options.devices)
     gpus = len(visible_gpus()) if any(launch.gpus for launch in launches) else 0
+    on_processor = not any(launch.gpus for launch in launches)
+    processes = options.devices if on_processor and options.devices is not None else options.processes
     words = tuple(f"--{word.removeprefix('--')}" for word in options.set)
     settings = Settings(
-        options.steps or (8 if gpus else 3),
+        options.steps or (24 if gpus else 3),
         options.items,
         options.batch,
-        options.processes,
+        processes,
         words,
         gpus,
         options.stand_in is not None,
@@ -209,7 +213,9 @@ def _rehearse(options: argparse.Namespace) -> int:
     for text in (f"{totals(list(found.values()))} ({root / FILE})", limits(place, launches)):
         if text:
             console.print(plain(text), soft_wrap=True)
-    return int(bool(unknown) or any(record.faults for record in found.values()))
+    if (crowded := too_many(place, exhibit_launches(options.target, options.scale, [0], root), found)) is not None:
+        console.print(plain(crowded), soft_wrap=True, style="red")
+    return int(bool(unknown or crowded) or any(record.faults for record in found.values()))
 
 
 def _make_stand_ins(options: argparse.Namespace, tell: Callable[[str], None]) -> None:

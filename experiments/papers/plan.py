@@ -34,6 +34,11 @@ class PlannedRun:
     starts: Mapping[str, str]  # run name -> key of its planned run, for {run:...} and start
 
     @property
+    def first_seed_key(self) -> str:
+        """The key of the same configuration with seed 0: what a rehearsal measures of it holds for all seeds."""
+        return plan_runs([self.names[0]], self.scale, [0])[-1].key  # the last one: behind what it starts from
+
+    @property
     def folder_name(self) -> str:
         return f"{self.names[0].replace('/', '-')}-s{self.seed}-{self.key[:8]}"
 

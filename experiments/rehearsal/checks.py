@@ -10,6 +10,7 @@ from typing import Any
 from datamodules.errors import InputError
 from datamodules.files.yaml_file import read_yaml
 from experiments.rehearsal.changes import LENGTHS, Changes, Settings, changed, changes, training
+from experiments.rehearsal.devices import Device
 from experiments.runs.rehearsed import Stage, Verdict
 from experiments.sweep.launches import Launch
 
@@ -31,6 +32,7 @@ class Facts:
         checkpoint_bytes: Of the best checkpoint and the last, and of another last while it is written.
         pairwise: It scores pairs of images and captions, all of them.
         complete: Its data and weights are there: it can start.
+        gpu: Of this machine, that it is rehearsed on; None = on the processor.
     """
 
     config: dict[str, Any]
@@ -43,6 +45,7 @@ class Facts:
     checkpoint_bytes: int = 0
     pairwise: bool = False
     complete: bool = False
+    gpu: Device | None = None
 
 
 def check(launch: Launch, settings: Settings, gpus: int, watch: Path, whole: bool, tell: Tell) -> Facts | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datamodules.errors import InputError
@@ -65,6 +65,15 @@ def device_named(text: str) -> Device | None:
     """The GPU that a recipe (A100), or a driver (NVIDIA A100-SXM4-80GB) means; None where it is none of ours."""
     words = re.split(r"[^0-9A-Z]+", text.upper())
     return next((device for name, device in devices().items() if name in words), None)
+
+
+def device_here() -> Device:
+    """The first GPU of this machine: its memory as the driver says, its peaks where devices.yaml has it, else 0."""
+    import torch
+
+    found = torch.cuda.get_device_properties(0)
+    known = device_named(found.name) or Device(found.name, 0.0, 0.0, 0.0, "this machine's driver", bf16=found.major >= 8)
+    return replace(known, memory_gb=round(found.total_memory / 1e9, 1))
 
 
 def machine_of(text: str, used: int | None = None) -> Machine:

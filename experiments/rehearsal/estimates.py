@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from experiments.rehearsal.changes import Settings, accumulated, batch_of, items_of
@@ -46,10 +46,22 @@ class Notes:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Median of the steps after the first of each start, which waits for workers and compiles."""
+        """Median of the steps after the first of each start, which waits for workers and compiles.
+
+        Where a start has so many that those which data workers had ready before it are used up, the mean of the later ones: the
+        workers may be slower than the device, and their batches then come in bursts.
+        """
         times = [[each["seconds"] for each in batches if each["stepped"]] for batches in self.attempts]
+        behind = [seconds for start, ready in zip(times, self._ready, strict=True) for seconds in start[ready:]]
+        if len(behind) >= max(self._ready, default=0) / 2 > 0:
+            return mean(behind)
         later = [seconds for start in times for seconds in start[1:]]
         return median(later or [seconds for start in times for seconds in start]) if any(times) else None
+
+    @property
+    def _ready(self) -> list[int]:
+        """Steps of each start whose batches the data workers make while the first is waited for."""
+        return [-(-each.get("ahead", 0) // each.get("accumulated", 1)) for each in self.of("fit")]
 
     def most(self, name: str) -> int | None:
         return max((each[name] for each in self.events if name in each), default=None)
@@ -88,15 +100,17 @@ def _more_rounds(facts: Facts) -> float:
 
 def evaluation_seconds(facts: Facts, notes: Notes, settings: Settings) -> float | None:
     """Of all validations and tests of the whole run. The time of the batches grows with the images; so does what comes behind
-    them, and where pairs are scored with their square."""
+    them, and where pairs are scored with their square: there the fastest of the evaluations counts, since the first one of a
+    process also warms up, and a part that does not grow would count many times."""
     total = 0.0
     cut = items_of(facts.config, settings.items)
     own = next(iter(facts.counts), None)
+    fastest = min((each["behind"] for each in notes.of("evaluated")), default=0.0)
     for each in notes.of("evaluated"):
         name = own if each["stage"] == "val" else each["data"]
         images = _images(facts, str(name), each["stage"], first=name == own)
         times = 1.0 if images is None else max(1.0, images / cut)
-        once = each["batches"] * times + each["behind"] * (times**2 if facts.pairwise else times)
+        once = each["batches"] * times + (fastest * times**2 if facts.pairwise else each["behind"] * times)
         total += once * (max(1, validations(facts, notes)) if each["stage"] == "val" else 1)
     return total if notes.of("evaluated") else None
 
@@ -123,6 +137,14 @@ def validations(facts: Facts, notes: Notes) -> int:
     return int(epochs // nth * (batches // between) + (rest // between if (epochs + 1) % nth == 0 else 0))
 
 
+def lower_for_a_validation(facts: Facts) -> str:
+    """The option of the Trainer that keeps a run from its first validation."""
+    trainer = facts.config.get("trainer") or {}
+    nth, epochs = trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs")
+    gated = isinstance(nth, int) and isinstance(epochs, int) and 0 < epochs < nth
+    return "check_val_every_n_epoch" if gated else "val_check_interval"
+
+
 def counted_bytes(facts: Facts, results: Results | None, processes: int, planned: int) -> int | None:
     """Of training on one device: weights, their average (EMA), gradients, optimizer state, and what backward keeps of its share
     of the real batch.
@@ -142,6 +164,17 @@ def counted_bytes(facts: Facts, results: Results | None, processes: int, planned
     kept = copies + (cost.saved_activation_bytes - copies) * _activations(facts, processes, planned)
     held = facts.weight_bytes + facts.average_bytes + (cost.gradient_bytes or 0) + (cost.optimizer_state_bytes or 0)
     return int(held + kept)
+
+
+def planned_peak(facts: Facts, peak: int | None, processes: int, planned: int) -> int | None:
+    """What a GPU's measured peak would be with the whole batch on the planned devices; None where it was measured so.
+
+    Weights, gradients and AdamW's two moments (fp32) are the same for any batch; all else is taken to grow with it.
+    """
+    if peak is None or not facts.tunable or (times := _activations(facts, processes, planned)) == 1:
+        return None
+    fixed = min(peak, facts.weight_bytes + facts.average_bytes + 12 * facts.tunable)
+    return int(fixed + (peak - fixed) * times)
 
 
 def _activations(facts: Facts, processes: int, planned: int) -> float:
@@ -181,11 +214,14 @@ def figures(
     evaluations = evaluation_seconds(facts, notes, settings)
     training = 0.0 if not notes.of("fit") else None if steps is None or seconds is None else steps * seconds
     hours = None if training is None or evaluations is None else (training + evaluations) / 3600
+    peak = notes.most("peak") or None
     return Figures(
         device="" if device is None else device.name, kind="cuda" if gpus else "cpu", processes=processes,
         precision=str((facts.config.get("trainer") or {}).get("precision")), parameters=facts.parameters or None,
         tunable_parameters=facts.tunable, weight_bytes=facts.weight_bytes, seconds_per_step=seconds, steps=steps,
-        evaluation_seconds=evaluations, hours=hours, peak_bytes=notes.most("peak") or None, resident_bytes=notes.most("resident"),
-        counted_bytes=None if gpus else counted_bytes(facts, results, processes, planned),
+        evaluation_seconds=evaluations, hours=hours, peak_bytes=peak, resident_bytes=notes.most("resident"),
+        counted_bytes=(
+            planned_peak(facts, peak, processes, planned) if gpus else counted_bytes(facts, results, processes, planned)
+        ),
         disk_bytes=folder_bytes(folder) if folder.is_dir() else None, cut=facts.changes.cut,
     )  # fmt: skip

@@ -15,8 +15,8 @@ from experiments.rehearsal.afterwards import look_back
 from experiments.rehearsal.apart import Ended, apart, to_its_end
 from experiments.rehearsal.changes import Settings, batch_of, changed, training
 from experiments.rehearsal.checks import Facts, check, needs_training, one_line
-from experiments.rehearsal.devices import Device, Machine, device_named, misfit
-from experiments.rehearsal.estimates import Notes, figures, validations
+from experiments.rehearsal.devices import Device, Machine, device_here, device_named, misfit
+from experiments.rehearsal.estimates import Notes, figures, lower_for_a_validation, validations
 from experiments.rehearsal.watch import KILL_VARIABLE
 from experiments.runs.provenance import REHEARSAL_VARIABLE
 from experiments.runs.rehearsed import Figures, Stage, Verdict
@@ -48,6 +48,10 @@ class Place:
     free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
 
 
+class InHand(InputError):
+    """Another process rehearses the same."""
+
+
 @dataclass
 class Life:
     """A launch and its rehearsal.
@@ -73,11 +77,11 @@ class Life:
         """All stages. Returns what was measured, None where nothing was.
 
         Raises:
-            InputError: Another process rehearses the same.
+            InHand: Another process rehearses the same.
         """
         lock = take_lock(self.place.scratch / ".locks" / f"{self.launch.key}.life")
         if lock is None:  # before its folder is removed
-            raise InputError(f"{self.launch.title} is being rehearsed by another process already, in {self.place.scratch}.")
+            raise InHand(f"{self.launch.title} is being rehearsed by another process already, in {self.place.scratch}.")
         with lock:
             return self._live()
 
@@ -94,14 +98,14 @@ class Life:
 
     # ------------------------------------------------------------------------------------------------------------- before
 
-    @property
-    def _device(self) -> Device | None:
-        """That the run is meant for; None: a processor, or one that is not known."""
+    def _device(self, facts: Facts) -> Device | None:
+        """That the run is meant for: --on's, else this machine's, else its recipe's. None: a processor, or one not known."""
         if not self.launch.gpus:
             return None
         if self.place.on is not None:
             return self.place.on.device
-        return None if self.launch.cost is None else device_named(self.launch.cost.device)
+        recipe = None if self.launch.cost is None else device_named(self.launch.cost.device)
+        return facts.gpu or recipe
 
     def _check(self) -> Facts | None:
         arguments = (self.launch, self.place.settings, self.gpus, self.watch, self.launch.scale == "full")
@@ -133,29 +137,32 @@ class Life:
 
     def _devices(self, facts: Facts) -> Verdict:
         """What the run wants and what is here."""
-        wanted, here, device = self.planned, self.place.settings.gpus, self._device
+        wanted, here, on, device = self.planned, self.place.settings.gpus, self.place.on, self._device(facts)
         if not self.launch.gpus:
             return Verdict("devices", "passed", "a processor")
         kind = device.name if device is not None else self.launch.cost.device if self.launch.cost is not None else "GPU"
         batch = batch_of(facts.config)
         if training(self.launch.command) and batch is not None and batch % wanted:
-            fits = [count for count in range(1, batch + 1) if batch % count == 0]
-            near = sorted(fits, key=lambda count: abs(count - wanted))[:2]
+            most = on.count if on is not None else here or batch
+            near = sorted(_divisors(batch, most), key=lambda count: abs(count - wanted))[:2]
             said = f"batch_size {batch} does not divide among {wanted} devices: --devices {' or '.join(map(str, sorted(near)))}"
             return Verdict("devices", "failed", said)
         precision = str((facts.config.get("trainer") or {}).get("precision"))
-        if device is not None and self.place.on is not None and (why := misfit(self.place.on, precision)):
+        known = device is not None and (on is not None or facts.gpu is not None)  # the recipe's own does what it was written for
+        if known and device is not None and (why := misfit(Machine(wanted, device), precision)):
             return Verdict("devices", "failed", why)
         if not here:
             said = (
                 f"wants {wanted} x {kind} and here is no GPU: rehearsed on the processor, its time and memory there are not known"
             )
             return Verdict("devices", "unknown", said)
+        if on is not None:
+            there = f"{wanted} x {kind}; rehearsed on {self.gpus} of this machine"
+            return Verdict("devices", "passed" if self.gpus == wanted else "unknown", there)
         if here < self.launch.gpus:
-            said = (
-                f"wants {self.launch.gpus} x {kind} and here are {here}: --devices {here} (the numbers stay the same), or another"
-            )
-            return Verdict("devices", "failed", f"{said} machine; rehearsed on {here}")
+            fewer = max(_divisors(batch or here, here))
+            said = f"wants {self.launch.gpus} x {kind} and here are {here}: --devices {fewer} (the numbers stay the same)"
+            return Verdict("devices", "failed", f"{said}, or another machine; rehearsed on {here}")
         return Verdict("devices", "passed", f"{wanted} x {kind}")
 
     def _disk(self, facts: Facts) -> bool:
@@ -190,20 +197,19 @@ class Life:
             if trains and went_on:
                 self.tell(self._resumed(notes))
             self.tell(Verdict("evaluation" if went_on or not trains else "resume", "failed", str(ended)))
-            return self._figures(facts)
+            return replace(self._figures(facts), evaluation_seconds=None, hours=None)  # of some of its evaluations
         if trains:
             self.tell(self._resumed(Notes.read(self.watch)))
         results = read_results(self.launch.folder)
         tests = ", ".join(f"{each.data} {each.split}" for each in results.tests())
         if trains and validations(facts, Notes.read(self.watch)) < 1:
-            said = (
-                "the whole run ends before its first validation, which chooses the checkpoint: lower --trainer.val_check_interval"
-            )
+            gate = lower_for_a_validation(facts)
+            said = f"the whole run ends before its first validation, which chooses the checkpoint: lower --trainer.{gate}"
             self.tell(Verdict("evaluation", "failed", said))
         else:
             self.tell(Verdict("evaluation", "passed", f"tested on {tests}" if tests else "validated"))
         found = self._figures(facts)
-        self.tell(memory_verdict(found, facts, self.launch, self._device))
+        self.tell(memory_verdict(found, facts, self.launch, self._device(facts)))
         self._look_back()
         return found
 
@@ -287,7 +293,12 @@ def _checked(launch: Launch, settings: Settings, gpus: int, watch: Path, whole: 
     logging.getLogger("crosslight").setLevel(logging.ERROR)  # what a run says of itself, it says when it starts
     facts = check(launch, settings, gpus, watch, whole, tell)
     if facts is not None:
+        facts.gpu = device_here() if gpus else None
         tell(facts)
+
+
+def _divisors(batch: int, most: int) -> list[int]:
+    return [count for count in range(1, min(batch, most) + 1) if batch % count == 0]
 
 
 def memory_verdict(found: Figures, facts: Facts, launch: Launch, device: Device | None) -> Verdict:
@@ -302,6 +313,9 @@ def memory_verdict(found: Figures, facts: Facts, launch: Launch, device: Device 
     if not launch.gpus:
         return Verdict("memory", "passed", f"{decimal_bytes(found.resident_bytes or 0)} of the machine's")
     taken, how = (found.peak_bytes, "measured") if found.peak_bytes else (found.counted_bytes, "counted")
+    if found.peak_bytes and found.counted_bytes:
+        here = "; ".join((f"on {found.processes} devices", *found.cut))
+        taken, how = found.counted_bytes, f"computed from {decimal_bytes(found.peak_bytes)} measured ({here}):"
     if taken is None or device is None:
         why = "its memory was not counted" if taken is None else "devices.yaml does not know the device: --on 8xA100 names one"
         return Verdict("memory", "unknown", f"{how} {decimal_bytes(taken)}; {why}" if taken is not None else why)

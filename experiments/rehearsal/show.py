@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from datamodules.errors import some
 from experiments.rehearsal.devices import Machine, device_named, translated
+from experiments.rehearsal.estimates import folder_bytes
 from experiments.rehearsal.life import Place
 from experiments.runs.duration import readable_time
 from experiments.runs.rehearsed import Figures, Rehearsed, Verdict
@@ -39,6 +40,8 @@ def verdict_of(record: Rehearsed) -> str:
 
 
 def memory(launch: Launch, found: Figures) -> str:
+    if found.peak_bytes and found.counted_bytes:
+        return f"{decimal_bytes(found.counted_bytes)} from {decimal_bytes(found.peak_bytes)} measured"
     if found.peak_bytes:
         return f"{decimal_bytes(found.peak_bytes)} measured"
     if launch.gpus:
@@ -79,6 +82,26 @@ def totals(records: Sequence[Rehearsed]) -> str:
     failed = sum(bool(record.faults) for record in records)
     left = f"their run folders take {decimal_bytes(disk)}"
     return f"{len(records)} configurations rehearsed: {sound} sound, {failed} would fail; {left}"
+
+
+def too_many(place: Place, launches: Sequence[Launch], done: Mapping[str, Rehearsed]) -> str | None:
+    """What to do where all these runs' folders do not fit on the disk together; None where they do.
+
+    Args:
+        place: Of the rehearsal.
+        launches: As the sweep would start them, with the folders that it would write.
+        done: What was rehearsed, by key.
+    """
+    figures = {launch.key: record.figures for launch in launches if (record := done.get(launch.key)) is not None}
+    needed = {key: found.disk_bytes or 0 for key, found in figures.items() if found is not None}
+    held = sum(min(needed.get(each.key, 0), folder_bytes(each.folder)) for each in launches if each.folder.is_dir())
+    total, free = sum(needed.values()) - held, place.free(place.root)
+    if total <= free:
+        return None
+    return (
+        f"Together they do not fit: their run folders take {decimal_bytes(total)} more and {decimal_bytes(free)} of {place.root} "
+        f"are free. Free {decimal_bytes(total - free)}, give --out on another disk, or run part of them at a time."
+    )
 
 
 def faults(launches: Sequence[Launch], done: Mapping[str, Rehearsed]) -> list[str]:

@@ -55,7 +55,9 @@ class Watch(Callback):
         an_epoch = whole or self.steps * accumulated
         epochs, rest = divmod(self.steps - 1, -(-an_epoch // accumulated))
         trainer.val_check_batch = epochs * an_epoch + min((rest + 1) * accumulated, an_epoch)
-        self._write(trainer, "fit", batches=whole, accumulated=accumulated, step=trainer.global_step)
+        loader = trainer.train_dataloader
+        ahead = (getattr(loader, "num_workers", 0) or 0) * (getattr(loader, "prefetch_factor", 0) or 0)
+        self._write(trainer, "fit", batches=whole, accumulated=accumulated, step=trainer.global_step, ahead=ahead)
         self._began = self._now()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from datamodules.files.stand_in import mark_of
 
-_LONGEST = 4000  # characters of a path
+CACHES = ("CROSSLIGHT_CACHE", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")  # where names are looked up
 PACKAGES = (
     "crosslight", "torch", "torchvision", "lightning", "transformers", "timm", "torchmetrics", "omegaconf", "jsonargparse",
     "wandb", "numpy", "pillow",
@@ -101,8 +101,10 @@ def reads_stand_ins(config: Mapping[str, Any]) -> bool:
         config: Of the run, as config.yaml has it.
     """
     named = [text.partition("#")[0] for text in _texts(config)]
-    caches = [os.environ[variable] for variable in ("CROSSLIGHT_CACHE", "HF_HOME") if os.environ.get(variable)]
-    return any(mark_of(Path(text).expanduser()) is not None for text in (*named, *caches) if "/" in text and len(text) < _LONGEST)
+    caches = [os.environ.get(variable, "") for variable in CACHES]
+    # most texts are no paths: `exists` of os takes those too that no path could be
+    places = [place for text in (*named, *caches) if text and os.path.exists(place := os.path.expanduser(text))]
+    return any(mark_of(Path(place)) is not None for place in places)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -16,6 +16,7 @@ from datamodules.errors import InputError
 from datamodules.files.atomic import write_atomically
 from datamodules.files.json_file import read_json
 from datamodules.formats.typed import read_typed
+from experiments.papers.plan import PlannedRun
 from experiments.papers.schema import Cost
 
 FILE = "rehearsed.json"
@@ -62,7 +63,8 @@ class Figures:
         hours: Of the whole run on the clock, on this device and so many processes.
         peak_bytes: Of a GPU's memory (the allocator's), of one process.
         resident_bytes: Of the machine's memory, of one process.
-        counted_bytes: Weights, gradients, optimizer state and what backward keeps of the real batch, on one planned device.
+        counted_bytes: Weights, gradients, optimizer state and what backward keeps of the real batch, on one planned device:
+            counted on a processor; on a GPU computed from `peak_bytes` where that is of another batch or number of devices.
         disk_bytes: Of its run folder, at its largest.
         cut: What was made smaller than in the real run, in words.
     """
@@ -143,12 +145,22 @@ def write_rehearsed(root: Path, runs: Mapping[str, Rehearsed]) -> None:
     write_atomically(root / FILE, json.dumps(content, indent=1) + "\n")
 
 
+def measured_in(rehearsed: Mapping[str, Rehearsed], run: PlannedRun, estimate: Cost | None) -> Cost | None:
+    """What a planned run costs by `measured_cost`: a configuration is rehearsed with seed 0, and costs the same with any."""
+    if not rehearsed:
+        return None
+    record = rehearsed.get(run.key) or rehearsed.get(run.first_seed_key)
+    return None if record is None else measured_cost(record, estimate)
+
+
 def measured_cost(run: Rehearsed, estimate: Cost | None) -> Cost | None:
-    """What a run costs by what was measured on a GPU with nothing cut, in place of its estimate; None where it was not."""
-    figures = run.figures
-    if figures is None or figures.kind != "cuda" or figures.hours is None or figures.cut:
+    """What a run costs by what was measured on a GPU to its end with nothing cut, in place of its estimate; None where it was
+    not."""
+    figures, ended = run.figures, any(each.stage == "evaluation" and each.outcome == "passed" for each in run.verdicts)
+    if figures is None or figures.kind != "cuda" or figures.hours is None or figures.cut or not ended:
         return None
     before = estimate or Cost(0.0)
-    memory = before.memory_gb if figures.peak_bytes is None else round(figures.peak_bytes / 1e9, 1)
+    taken = figures.counted_bytes or figures.peak_bytes
+    memory = before.memory_gb if taken is None else round(taken / 1e9, 1)
     # device-hours: taken to be as many on any number of devices
     return replace(before, hours=figures.hours * figures.processes, device=figures.device, memory_gb=memory)

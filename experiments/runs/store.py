@@ -14,7 +14,7 @@ from experiments.papers.plan import PlannedRun
 from experiments.papers.schema import Cost
 from experiments.runs.folder import is_running
 from experiments.runs.identity import SEED_AND_KEY
-from experiments.runs.rehearsed import Rehearsed, measured_cost, read_rehearsed
+from experiments.runs.rehearsed import Rehearsed, measured_in, read_rehearsed
 from experiments.runs.results import Evaluation, Results, ResultsStatus, read_results
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def read_run(folder: Path) -> Run:
         return Run(folder.name, 0, "unreadable", folder, error=str(error))
     if results.provenance is not None and results.provenance.rehearsal:
         return Run(results.name, results.seed or 0, "unreadable", folder, error=_REHEARSAL.format(folder))
-    if results.provenance is not None and results.provenance.stand_in:
+    marked = any(described.further.get("stand_in") for described in results.data.values())
+    if marked or (results.provenance is not None and results.provenance.stand_in):
         return Run(results.name, results.seed or 0, "unreadable", folder, error=_STAND_IN.format(folder))
     run = Run(results.name, results.seed or 0, results.status, folder, results, results.error or "")
     if killed:
@@ -158,7 +159,7 @@ class RunFolders:
     def cost_of(self, planned: PlannedRun) -> tuple[Cost | None, bool]:
         """What a planned run costs: measured by a rehearsal on a GPU in one of the roots (and True), or its estimate."""
         for rehearsed in self._rehearsed:
-            if planned.key in rehearsed and (cost := measured_cost(rehearsed[planned.key], planned.recipe.cost)) is not None:
+            if (cost := measured_in(rehearsed, planned, planned.recipe.cost)) is not None:
                 return cost, True
         return planned.recipe.cost, False
 

@@ -13,7 +13,7 @@ from experiments.papers.places import paper_folders
 from experiments.papers.plan import PlannedRun, plan_runs
 from experiments.papers.schema import Scale
 from experiments.papers.worlds import world_folder
-from experiments.runs.rehearsed import measured_cost, read_rehearsed
+from experiments.runs.rehearsed import measured_in, read_rehearsed
 from experiments.runs.store import folder_of
 from experiments.sweep.launches import Launch, split_options
 from experiments.sweep.processes import visible_gpus
@@ -63,7 +63,7 @@ def launches_of(planned: Iterable[PlannedRun], root: Path, groups: Mapping[str, 
     launches = []
     for run in planned:
         recipe, cost = run.recipe, run.recipe.cost
-        measured = measured_cost(rehearsed[run.key], cost) if run.key in rehearsed else None
+        measured = measured_in(rehearsed, run, cost)
         environment = {"WANDB_RUN_GROUP": groups[run.key]} if groups and run.key in groups else {}
         if recipe.world is not None:
             environment["CROSSLIGHT_WORLD"] = str(world_folder(root, recipe.world))

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.rehearsal.changes import Changes, Settings, changes
 from experiments.rehearsal.checks import Facts, _averages
-from experiments.rehearsal.estimates import Notes, counted_bytes, validations
+from experiments.rehearsal.estimates import Notes, counted_bytes, evaluation_seconds, lower_for_a_validation, validations
 from experiments.rehearsal.watch import Watch
 from experiments.runs.results import Results, now
 from lightning_modules.callbacks.cost_record import Cost
@@ -51,6 +51,32 @@ def notes_of(batches: int) -> Notes:
 def test_validations_of_the_whole_run(trainer: dict[str, Any], expected: int) -> None:
     facts = facts_of(**{"check_val_every_n_epoch": 1, "val_check_interval": 1.0, **trainer})
     assert validations(facts, notes_of(10)) == expected
+
+
+def test_the_gate_of_validations_is_named() -> None:
+    assert lower_for_a_validation(facts_of(max_epochs=4, check_val_every_n_epoch=5)) == "check_val_every_n_epoch"
+    assert lower_for_a_validation(facts_of(max_steps=9, check_val_every_n_epoch=1)) == "val_check_interval"
+
+
+def test_a_slow_loader_shows_once_its_batches_in_hand_are_used_up() -> None:
+    """Eight workers have 16 batches ready before the first step ends; from then on eight come at once, every two seconds."""
+
+    def notes(seconds: list[float]) -> Notes:
+        fit = {"event": "fit", "batches": 100, "step": 0, "accumulated": 1, "ahead": 16}
+        steps = [{"event": "batch", "step": step, "stepped": True, "seconds": each} for step, each in enumerate(seconds)]
+        return Notes((fit, *steps))
+
+    assert notes([2.0, *[0.05] * 15, *[1.65, *[0.05] * 7]]).seconds_per_step == pytest.approx(0.25)
+    assert notes([2.0, *[0.05] * 7]).seconds_per_step == pytest.approx(0.05), "too short to tell"
+
+
+def test_warming_up_does_not_count_with_the_square_of_the_images() -> None:
+    facts = replace(facts_of(), pairwise=True, counts={"own": {"val": 100, "test": 100}})
+    events = [
+        {"event": "evaluated", "stage": stage, "data": "own", "batches": 0.0, "behind": behind}
+        for stage, behind in (("val", 0.56), ("test", 0.1))
+    ]
+    assert evaluation_seconds(facts, Notes(tuple(events)), Settings(3, items=10)) == pytest.approx(2 * 0.1 * 100)
 
 
 def test_an_average_takes_memory_where_it_is_kept() -> None:

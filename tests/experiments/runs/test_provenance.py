@@ -59,7 +59,13 @@ def test_stand_ins_are_found_in_what_a_run_names(tmp_path: Path, monkeypatch: py
     config = {"data": {"init_args": {"root": str(tmp_path / "real"), "x": ["words / with a slash", 3, None]}}}
     assert not reads_stand_ins(config)
     assert reads_stand_ins({**config, "model": [{"weights": f"{tmp_path}/made/best.ckpt#network."}]})
+    monkeypatch.chdir(tmp_path / "made")
+    assert reads_stand_ins({**config, "model": [{"weights": "best.ckpt"}]}), "named without a folder"
+    assert not reads_stand_ins({**config, "prompt": "a " * 3000}), "no path could be so long"
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "real"))
     assert not reads_stand_ins(config)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "made"))
-    assert reads_stand_ins(config)
+    for cache in ("HF_HOME", "HF_HUB_CACHE", "CROSSLIGHT_CACHE"):
+        monkeypatch.setenv(cache, str(tmp_path / "made"))
+        assert reads_stand_ins(config), cache
+        monkeypatch.setenv(cache, str(tmp_path / "real"))
