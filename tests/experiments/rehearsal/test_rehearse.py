@@ -255,6 +255,20 @@ def test_other_surroundings_are_rehearsed_anew(place: Path, tmp_path: Path, monk
         assert len(lived) == expected, variable
 
 
+def test_devices_on_a_processor_are_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `sweep run --devices 2` would start them: two processes of DDP."""
+    asked: list[Place] = []
+
+    def noted(launches: list[Launch], place: Place, *_: object, **__: object) -> dict[str, Rehearsed]:
+        asked.append(place)
+        return {launch.key: Rehearsed(launch.title, "r", "s") for launch in launches}
+
+    monkeypatch.setattr(rehearse, "rehearse", noted)
+    command = ["rehearse", "mwa/base-coco-mwa", "--scale", "miniature", "--out", str(tmp_path), "--devices", "2"]
+    assert run_command("sweep", command) == 0
+    assert [(place.settings.processes, place.settings.devices) for place in asked] == [(2, 2)]
+
+
 def test_runs_that_fit_alone_and_not_together(place: Path, tmp_path: Path) -> None:
     launches = exhibit_launches("tiny", "small", [0], tmp_path)
     done = {
