@@ -291,6 +291,7 @@ class ImageTextDataModule(Source, LightningDataModule):
             records = all_records[: self.limits.of(split)]
             counts[self.split_label(split)] = {"images": len(records), "captions": int(counts_of(records).sum())}
         told = {"name": self.name, "options": self.task.splits.options(), "splits": counts, "fingerprint": self.fingerprint()}
+        told |= {"notes": notes} if (notes := self.notes()) else {}
         return {**told, "stand_in": True} if self.stand_in else told
 
     def cut_captions(self, splits: Sequence[str]) -> dict[str, int]:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from datamodules.errors import InputError, some
 from datamodules.inputs import Inputs
-from datamodules.loading.image_files import read_image_files, require_readable
+from datamodules.loading.image_files import read_image_files, require_files, require_readable
 from datamodules.loading.ranking import Ranking
-from datamodules.loading.text_lists import read_text_list
+from datamodules.loading.text_lists import read_text_list, require_texts
 from datamodules.records import Candidates, ImageBatch, PairBatch, RankingBatch, Regions, TextBatch
 from lightning_modules import optimization
 from lightning_modules.adapters.adapter import Adapter
@@ -151,6 +151,7 @@ class RankingModule(TunedModule):
         Raises:
             InputError: A file cannot be read, there is no file or no text, or the network takes region features.
         """
+        paths, texts = require_files(paths), require_texts(texts)
         if not paths:
             raise InputError("there are no images to score; give at least one.")
         read_images = read_image_files(paths, self.image_input, batch_size)

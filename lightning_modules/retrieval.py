@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from datamodules.errors import AgreedError, InputError, some
 from datamodules.inputs import Inputs
-from datamodules.loading.image_files import read_image_files, require_readable
+from datamodules.loading.image_files import read_image_files, require_files, require_readable
 from datamodules.loading.text_lists import read_text_list
 from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules import optimization
@@ -137,9 +137,15 @@ class RetrievalModule(TunedModule):
         """As of all modules.
 
         Raises:
-            AgreedError: Chunks of a batch would have statistics of their own.
+            AgreedError: Chunks of a batch would have statistics of their own, or a batch has nothing to tell a pair from.
         """
         super().on_fit_start()
+        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        if batch_size == 1 and isinstance(self.objective, ContrastiveLoss):
+            raise AgreedError(
+                "data.batch_size is 1: a contrastive loss tells a pair from the others of its batch, and is 0 without any: give "
+                "2 or more."
+            )
         if self.gradient_cache_chunk is not None and (names := training_statistics(self.network)):
             raise AgreedError(
                 f"model.gradient_cache_chunk is {self.gradient_cache_chunk}, but {some(names)} would normalize by each chunk and "
@@ -189,7 +195,7 @@ class RetrievalModule(TunedModule):
         Raises:
             InputError: A file cannot be read, there is none, or the network takes no pixels.
         """
-        if not paths:
+        if not (paths := require_files(paths)):
             raise InputError("there are no images to encode; give at least one.")
         read = read_image_files(paths, self.image_input, batch_size)
         return torch.cat([self.encode_batch(require_readable(each)) for each in read])

@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,9 @@ from datamodules.records import ImageRecord
 ENDINGS = (
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+
+# Of a large photograph PIL warns without its name; one that is too large it refuses, and that is told with the name.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

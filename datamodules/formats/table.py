@@ -8,7 +8,7 @@ place ("line 3"), so that every error about it can say where it is. What the val
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,12 @@ def _read_separated(path: Path, wanted: Collection[str], separator: str) -> Tabl
                 if not fields:
                     continue  # an empty line
                 if len(fields) != len(columns):
-                    remedy = " Put double quotes around a text that holds commas." if separator == "," else ""
+                    more = separator == "," and len(fields) > len(columns)
+                    quoted = " Put double quotes around a text that holds commas." if more else ""
                     raise InputError(
                         f"{path}: {place} has {len(fields)} fields, and the first line names {len(columns)} columns "
-                        f"({shown(', '.join(columns))}).{remedy}"
+                        f"({shown(', '.join(columns))}). {otherwise_separated(columns).strip()}".strip()
+                        + (quoted if len(columns) > 1 else "")
                     )
                 values = {name: value or None for name, value in zip(columns, fields, strict=True) if name in wanted}
                 rows.append(Row(place, values))
@@ -90,6 +92,23 @@ def _read_separated(path: Path, wanted: Collection[str], separator: str) -> Tabl
                 "or not doubled within a text."
             ) from None
     return TableFile(columns, rows)
+
+
+def otherwise_separated(columns: Sequence[str]) -> str:
+    """What to do with a table that is one column because something else than its ending says stands between the cells, or because
+    its first line names none; empty where it is neither."""
+    first = columns[0] if columns else ""
+    if len(columns) == 1 and first.lower().startswith("sep="):
+        return "Its first line is Excel's sep=: remove it. "
+    if len(columns) == 1 and first.startswith("#"):
+        return "Its first line is a comment, and has to name the columns: remove it. "
+    remedies = {
+        ";": "It has ; between its columns: write it with commas, or with tabs as .tsv. ",
+        "\t": "It has tabs between its columns: call it .tsv. ",
+        "|": "It has | between its columns: write it with commas, or with tabs as .tsv. ",
+        ",": "It has commas between its columns: call it .csv. ",
+    }
+    return next((remedy for each, remedy in remedies.items() if len(columns) == 1 and each in first), "")
 
 
 def _require_distinct(path: Path, columns: tuple[str, ...]) -> None:

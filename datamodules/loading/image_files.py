@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +52,22 @@ class _ImageFiles(BatchDataset):
         return ReadImages(ImageBatch(names, torch.tensor(list(pixels)), pixels_B3HW, sizes_B2=sizes_B2), broken)
 
 
+def require_files(paths: Iterable[str | Path]) -> list[str | Path]:
+    """Paths of files as a list.
+
+    Raises:
+        InputError: It is one path, whose letters would be read as files, or something in it is none.
+    """
+    if isinstance(paths, str | Path):
+        raise InputError(f"{str(paths)!r} is one file: give a list, [{str(paths)!r}].")
+    found = list(paths) if isinstance(paths, Iterable) else [paths]
+    if odd := [type(path).__name__ for path in found if not isinstance(path, str | Path)]:
+        raise InputError(f"a {odd[0]} is no image file: give a list of paths.")
+    return found
+
+
 def read_image_files(
-    paths: Sequence[str | Path], spec: ImageInput, batch_size: int = 32, workers: int = 0
+    paths: Iterable[str | Path], spec: ImageInput, batch_size: int = 32, workers: int = 0
 ) -> Iterator[ReadImages]:
     """Image files in their order, a batch at a time, as an evaluation sees them.
 
@@ -68,7 +82,7 @@ def read_image_files(
     """
     if batch_size < 1 or not 0 <= workers <= most_workers():
         raise InputError(f"batch size {batch_size}, workers {workers}: give at least 1, and 0 to {most_workers()}.")
-    files = [Path(path).expanduser() for path in paths]
+    files = [Path(path).expanduser() for path in require_files(paths)]
     rows = [list(range(first, min(first + batch_size, len(files)))) for first in range(0, len(files), batch_size)]
     workers = min(workers, len(rows)) if len(rows) > 1 else 0
     loader = BatchLoader(_ImageFiles(files, spec), batch_size=None, sampler=rows, num_workers=workers)

@@ -74,7 +74,7 @@ class GlobalBatches(Sampler[BatchKeys]):
         if samples < batch_size:
             raise InputError(
                 f"an epoch has {samples} training samples, fewer than one batch of {batch_size} (the last incomplete batch is "
-                "dropped): lower batch_size or raise limits.train."
+                "dropped): lower batch_size, add samples, or raise limits.train where it is set."
             )
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.rank, self.world_size = rank, world_size

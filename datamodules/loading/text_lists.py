@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from datamodules.errors import InputError
 from datamodules.loading.collate import text_batch
@@ -13,7 +13,23 @@ from datamodules.records import Caption, TextBatch
 _REMARKS = 5  # so many texts are named that are not read as they stand
 
 
-def read_text_list(texts: Sequence[str], tokenizer: Tokenizer, batch_size: int = 256) -> Iterator[TextBatch]:
+def require_texts(texts: Iterable[str]) -> list[str]:
+    """Texts as a list.
+
+    Raises:
+        InputError: There is none, it is one text, whose letters would be read as texts, or something in it is none.
+    """
+    if isinstance(texts, str):
+        raise InputError(f"{texts[:40]!r} is one text: give a list, [{texts[:40]!r}].")
+    found = list(texts) if isinstance(texts, Iterable) else [texts]
+    if not found:
+        raise InputError("there are no texts to read; give at least one.")
+    if odd := [text for text in found if not isinstance(text, str)]:
+        raise InputError(f"{odd[0]!r} is no text: give a list of texts.")
+    return found
+
+
+def read_text_list(texts: Iterable[str], tokenizer: Tokenizer, batch_size: int = 256) -> Iterator[TextBatch]:
     """Texts in their order, a batch at a time. What the tokenizer cannot read of them, words that it does not know and the end of
     long texts, is said in a `TextWarning`; of many texts the first few are named.
 
@@ -25,8 +41,7 @@ def read_text_list(texts: Sequence[str], tokenizer: Tokenizer, batch_size: int =
     Raises:
         InputError: There is no text, or the batch size is out of range.
     """
-    if not texts:
-        raise InputError("there are no texts to read; give at least one.")
+    texts = require_texts(texts)
     if batch_size < 1:
         raise InputError(f"batch size {batch_size}: give at least 1.")
     remarks = tokenizer.remarks(texts)

@@ -115,6 +115,7 @@ def check(source: Source, workers: int = 2, progress: bool = True) -> Report:
     splits_of_text: dict[str | tuple[int, ...], set[str]] = defaultdict(set)
     images: dict[Path, ImageRecord] = {}
     splits_of_path: dict[Path, set[str]] = defaultdict(set)
+    repeated = 0  # images that have a caption twice
     for split, records in parsed.splits.items():
         for record in records:
             if record.path is not None:
@@ -122,8 +123,12 @@ def check(source: Source, workers: int = 2, progress: bool = True) -> Report:
                 splits_of_path[record.path].add(split)
             for caption in record.captions if len(parsed.splits) > 1 else ():  # of one split there may be millions
                 splits_of_text[caption.token_ids or caption.text.strip().lower()].add(split)
+            texts = [caption.token_ids or caption.text.strip().lower() for caption in record.captions]
+            repeated += len(texts) > len(set(texts))
     report.notes += [*source.notes(), *(f"{split} has no image" for split, counts in report.splits.items() if not counts.images)]
     _note_shared(report, "caption text(s)", splits_of_text.values())
+    if repeated:
+        report.notes.append(f"{repeated:,} image(s) have the same caption more than once, which counts more than once")
 
     if regions is not None:
         every = {record.image_id: record for records in parsed.splits.values() for record in records}
@@ -131,12 +136,14 @@ def check(source: Source, workers: int = 2, progress: bool = True) -> Report:
         return report
 
     splits_of_content: dict[bytes, set[str]] = defaultdict(set)
+    files_of_content: dict[bytes, list[Path]] = defaultdict(list)
     damaged_exif = []
     for record, (digest, error, has_damaged_exif) in _decode_all(list(images.values()), workers, progress):
         assert record.path is not None
         damaged_exif += [record.path.name] if has_damaged_exif else []
         if error is None:
             splits_of_content[digest] |= splits_of_path[record.path]
+            files_of_content[digest].append(record.path)
         else:
             missing = not record.path.exists()
             report.problems.append(Problem("missing image" if missing else "unreadable image", str(record.path), error))
@@ -145,6 +152,17 @@ def check(source: Source, workers: int = 2, progress: bool = True) -> Report:
             f"{len(damaged_exif):,} image file(s) with damaged EXIF data are read as they are stored, which may not be upright: "
             f"{some(damaged_exif)}"
         )
+    copies: dict[str, list[str]] = defaultdict(list)
+    for files in files_of_content.values():
+        for split in {split for file in files for split in splits_of_path[file]} if len(files) > 1 else ():
+            its = [file.name for file in files if split in splits_of_path[file]]
+            copies[split] += its[1:]
+    for split, names in sorted(copies.items()):
+        if names:
+            report.notes.append(
+                f"{len(names):,} image file(s) of {split} have the same content as another one of it ({some(names)}): the right "
+                "answer of one counts as wrong for the other"
+            )
     several = {path for path, splits in splits_of_path.items() if len(splits) > 1}
     if not several:  # otherwise the image ids have already said so
         _note_shared(report, "image file(s) with equal content", splits_of_content.values())

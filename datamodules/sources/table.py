@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from datamodules.errors import InputError, shown, some
 from datamodules.files.digests import digests
 from datamodules.formats.captioned_rows import SPLITS, CaptionedRows, Columns, TableImage
 from datamodules.formats.parsing import Parsed
-from datamodules.formats.table import ENDINGS, TableFile, read_table
+from datamodules.formats.table import ENDINGS, TableFile, otherwise_separated, read_table
 from datamodules.source import Source
 
 
@@ -27,7 +27,7 @@ class Draw:
 
     Args:
         val: Share of the images to validate on.
-        test: Share of the images to test on. All others train.
+        test: Share of the images to test on. All others train. With 1.0 (and val 0) all are the test, of a model that is there.
         seed: Another one draws other images.
     """
 
@@ -37,10 +37,13 @@ class Draw:
 
     def __post_init__(self) -> None:
         for name, share in (("val", self.val), ("test", self.test)):
-            if not 0 <= share < 1:
-                raise InputError(f"draw.{name} is {share}; give a share of the images, from 0 to below 1.")
-        if self.val + self.test >= 1:
+            if not 0 <= share <= 1:
+                raise InputError(f"draw.{name} is {share}; give a share of the images, from 0 to 1.")
+        if self.val + self.test >= 1 and (self.val, self.test) != (0, 1):
             raise InputError(f"draw.val + draw.test is {self.val + self.test:g}, which leaves nothing to train on.")
+
+
+_SPLIT_NAMES = {"split", "splits", "set", "subset", "part", "partition", "fold"}
 
 
 class TableSource(Source):
@@ -160,10 +163,16 @@ class TableSource(Source):
             if name not in table.columns:
                 known = ", ".join(map(shown, table.columns)) or "none"
                 raise InputError(
-                    f"{self.table} has no column {name!r}; its columns are {known}. {_otherwise_separated(table.columns)}Set "
+                    f"{self.table} has no column {name!r}; its columns are {known}. {otherwise_separated(table.columns)}Set "
                     f"columns.{option} to what yours is called (in CSV the first line has the names, with commas between them)."
                 )
         has = columns.split is not None and columns.split in table.columns
+        nearly = [name for name in table.columns if name.casefold() in _SPLIT_NAMES]
+        if columns.split is not None and not has and nearly:
+            raise InputError(
+                f"{self.table} has no column {columns.split!r}, and one that may be it: {nearly[0]!r}. Set columns.split to "
+                f"{nearly[0]}, or to null to have splits drawn in spite of it."
+            )
         if has and self.draw is not None:
             raise InputError(
                 f"{self.table} has the column {columns.split!r}, so nothing is drawn, but draw is set. Leave draw out, or set "
@@ -197,7 +206,9 @@ class TableSource(Source):
         split_of = drawn([[image.name for image in same] for same in alike], draw, str(self.table))
         for image in (image for same in alike for image in same):
             image.split = split_of[image.name]
-        self._notes = [f"splits are drawn with seed {draw.seed}: the table does not say them"]
+        counts = Counter(split_of.values())
+        told = ", ".join(f"{counts[split]:,} {split}" for split in SPLITS)
+        self._notes = [f"splits are drawn with seed {draw.seed} ({told} images): the table does not say them"]
         if copies := sum(len(same) for same in alike) - len(alike):
             self._notes.append(f"{copies:,} image file(s) have the same content as another one, and are in its split")
 
@@ -218,30 +229,20 @@ def drawn(alike: Sequence[Sequence[str]], draw: Draw, source: str) -> dict[str, 
     """
     images = sum(map(len, alike))
     wanted = {split: max(1, round(images * share)) for split, share in (("test", draw.test), ("val", draw.val)) if share}
-    if len(alike) <= len(wanted):
-        few = f"{len(alike)} different image(s), too few for {len(wanted) + 1} splits"
+    splits = len(wanted) + (draw.test < 1)
+    if len(alike) < splits:
+        few = f"{len(alike)} different image(s), too few for {splits} splits"
         raise InputError(f"{source} has {few}. Add some, or set draw.")
     left = sorted(alike, key=lambda ids: hashlib.sha256(f"{draw.seed}\n{min(ids)}".encode()).digest())
     split_of: dict[str, str] = {}
     for place, (split, count) in enumerate(wanted.items()):
-        others = len(wanted) - place  # splits that need an image yet, beside this one
+        others = splits - 1 - place  # that need an image yet, beside this one
         filled = 0
         while filled < count and len(left) > others:
             ids = left.pop()
             filled += len(ids)
             split_of |= dict.fromkeys(ids, split)
     return split_of | {name: "train" for ids in left for name in ids}
-
-
-def _otherwise_separated(columns: Sequence[str]) -> str:
-    """What to do with a table that is one column because something else than its ending says stands between the cells."""
-    remedies = {
-        ";": "It has ; between its columns: write it with commas, or with tabs as .tsv. ",
-        "\t": "It has tabs between its columns: call it .tsv. ",
-        "|": "It has | between its columns: write it with commas, or with tabs as .tsv. ",
-        ",": "It has commas between its columns: call it .csv. ",
-    }
-    return next((remedy for each, remedy in remedies.items() if len(columns) == 1 and each in columns[0]), "")
 
 
 class _Nearly:

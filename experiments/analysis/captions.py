@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 
 from datamodules.errors import InputError
 from datamodules.files.images import read_image
@@ -19,6 +20,8 @@ from lightning_modules.base import draw_seed
 from lightning_modules.networks.captioner import Captioner, Written
 from lightning_modules.networks.language_model import Decoding
 
+_IMAGE, _SHOWN = "crosslight image", "crosslight maps"  # keys of a PNG's texts
+
 
 @dataclass(frozen=True)
 class MapOptions:
@@ -28,6 +31,23 @@ class MapOptions:
     layer: int | Literal["last", "mean"] = "last"
     head: int | Literal["mean"] = "mean"
     position: Position = "predicts"
+
+    @property
+    def shown(self) -> str:
+        """What a picture says of itself (see `said_of`)."""
+        return f"layer {self.layer}, head {self.head}, position {self.position}"
+
+    def file_of(self, image: Path) -> Path:
+        return self.folder / f"{image.stem}.png"
+
+
+def said_of(picture: Path) -> tuple[str, str] | None:
+    """Of which image file a picture of maps is, and what it shows of it; None of any other file."""
+    try:
+        with Image.open(picture) as opened:
+            return str(opened.info[_IMAGE]), str(opened.info[_SHOWN])
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def captioner_of(model: Any, run: Path, maps: bool) -> Captioner:
@@ -93,5 +113,6 @@ def write_captions(
             found = token_maps(network, features, ids, grid=grid, layer=maps.layer, head=maps.head, position=maps.position)
             for path, drawn in zip(chosen, found, strict=True):
                 image = read_image(path)
-                draw_maps(maps.folder / f"{path.stem}.png", image, drawn, covered_area(spec, *image.size))
+                about = {_IMAGE: str(path), _SHOWN: maps.shown}
+                draw_maps(maps.file_of(path), image, drawn, covered_area(spec, *image.size), about=about)
         yield Captioned(tuple(zip(chosen, written, strict=True)), broken)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ _PANEL, _COLUMNS, _LETTERS = 2.1, 5, 24  # inches, panels a row, letters that fi
 _PIXELS = 500  # a image's longer side in a picture
 
 
-def draw_maps(path: Path, image: Image.Image, maps: TokenMaps, covered: Box, smooth: bool = True) -> Path:
+def draw_maps(
+    path: Path, image: Image.Image, maps: TokenMaps, covered: Box, smooth: bool = True, about: Mapping[str, str] | None = None
+) -> Path:
     """A picture: the image with its caption, then for each word the image with its map over it.
 
     Each map has its own colors, from nothing to its peak, which is given in times an even share: a map that is even is as bright
@@ -83,7 +85,7 @@ def draw_maps(path: Path, image: Image.Image, maps: TokenMaps, covered: Box, smo
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
-            figure.savefig(part, dpi=110)
+            figure.savefig(part, dpi=110, metadata=dict(about or {}))
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}); give another folder.") from error
     return path

@@ -7,7 +7,7 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import UnionType
@@ -54,6 +54,12 @@ class Parser(argparse.ArgumentParser):
         elif unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown[0])}")
         return options
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Argparse's own; an empty word for a path, of a variable that is not set, would mean the working folder."""
+        if not arg_string.strip() and (action.type is Path or action.metavar in ("RUN", "PATH")):
+            raise argparse.ArgumentError(action, "is empty: give a path, or . for the working folder")
+        return super()._get_value(action, arg_string)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}. See {self.prog} --help.")
@@ -181,6 +187,52 @@ def require_writable(file: Path | None, option: str) -> None:
         raise InputError(f"{option} {file} cannot be written ({error.strerror}). Give another file.") from None
     if not writable:
         raise InputError(f"{option} {file} {'is a folder' if file.is_dir() else 'cannot be written'}. Give another file.")
+
+
+def require_ours(file: Path | None, option: str, begins: str) -> None:
+    """See that a file that is there is one that the same option wrote.
+
+    Args:
+        file: That will be written.
+        option: That names it.
+        begins: What such a file begins with.
+
+    Raises:
+        InputError: It is another one.
+    """
+    if file is None or not file.is_file():
+        return
+    with file.open("rb") as there:
+        begun = there.read(len(begins.encode()))
+    if begun and begun != begins.encode():
+        raise InputError(f"{option} {file} is there, and {option} did not write it. Give another name, or delete it.")
+
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
+
+
+def require_picture(file: Path | None, option: str) -> None:
+    """See that a picture can be written.
+
+    Raises:
+        InputError: It cannot, or its name does not say what it is.
+    """
+    if file is not None and file.suffix.lower() not in PICTURES:
+        raise InputError(f"{option} {file}: give a name that ends in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}.")
+    require_writable(file, option)
+
+
+def require_apart(out: Path | None, option: str, inputs: Iterable[Path]) -> None:
+    """See that what is written is none of what is read.
+
+    Raises:
+        InputError: It is: by its path, or by a link.
+    """
+    if out is None or not out.exists():
+        return
+    for each in inputs:
+        if each.exists() and out.samefile(each):
+            raise InputError(f"{option} {out} is {each}, which is read: writing would destroy it. Give another file.")
 
 
 def refuse_given(options: argparse.Namespace, names: Sequence[str], why: str) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.errors import line_of, printable, some
+from datamodules.errors import InputError, line_of, printable, some
 from experiments.cli._parser import Parser, add_backbone
 
 if TYPE_CHECKING:
@@ -48,12 +48,20 @@ def load_encoders(run: str, options: Any) -> RetrievalModule:
 
 def place_of_model(label: Label, options: Any) -> str:
     """Where an index's model lies now: as the command line says, or as when the index was made, with the same backbone and
-    tokenizer."""
+    tokenizer.
+
+    Raises:
+        InputError: It is not there.
+    """
     if options.run:
-        return str(options.run)
-    options.backbone = options.backbone or label.backbone
-    options.tokenizer = options.tokenizer or label.tokenizer
-    return label.run
+        folder = str(options.run)
+    else:
+        options.backbone = options.backbone or label.backbone
+        options.tokenizer = options.tokenizer or label.tokenizer
+        folder = label.run
+    if Path(folder).is_absolute() and not Path(folder).exists():
+        raise InputError(f"{folder}, whose model made {options.index}, is not there; say with --run where it lies now.")
+    return folder
 
 
 def tell_no_result(model: Any, run: str | Path) -> None:

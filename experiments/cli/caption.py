@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -19,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import InputError, line_of, printable
+from datamodules.errors import InputError, line_of, printable, some
 from datamodules.formats.caption_results import image_id_of, write_caption_results
 from datamodules.formats.problems import is_sound
-from experiments.cli._parser import Parser, add_fields, given_fields, number_or, require_writable
+from experiments.cli._parser import Parser, add_fields, given_fields, number_or, require_apart, require_writable
 from experiments.cli._serving import add_model_options, tell, tell_broken, tell_no_result, tell_others
 from experiments.serving.caption_file import ENDINGS, CaptionFile, Row
 from lightning_modules.networks.decoding import Decoding
@@ -79,12 +80,13 @@ def run(options: argparse.Namespace) -> int:
 
     quiet()
     map_options = None if options.maps is None else MapOptions(options.maps, **shown)
+    _require_own_pictures(paths, map_options)
     model: Any = lightning_modules.load(options.run, backbone=options.backbone, tokenizer=options.tokenizer)
     tell_no_result(model, options.run)
     network = captioner_of(model, options.run, maps=map_options is not None)
     decoding = replace(model.decoding, **given_fields(options, Decoding))
     network.to(find_device(options.device))
-    kept = _Kept(options.out, network, decoding, options.seed, paths, options.maps)
+    kept = _Kept(options.out, network, decoding, options.seed, paths, map_options)
     todo = [path for path in paths if str(path) not in kept.there]
     broken: list[str] = []
     with progress_bar(sys.stderr.isatty() and not sys.stdout.isatty()) as bar:  # on a terminal the captions say how far it is
@@ -110,15 +112,13 @@ class _Kept:
         decoding: How.
         seed: Of sampling.
         paths: Images that are captioned.
-        maps: Where the pictures of maps are; an image without one is captioned again.
+        maps: Which pictures of maps there are to be; an image without its one is captioned again.
 
     Raises:
         InputError: The file has captions of another model or decoding.
     """
 
-    def __init__(
-        self, out: Path | None, network: Any, decoding: Decoding, seed: int, paths: Sequence[Path], maps: Path | None
-    ) -> None:
+    def __init__(self, out: Path | None, network: Any, decoding: Decoding, seed: int, paths: Sequence[Path], maps: Any) -> None:
         from datamodules.files.digests import readable_digests
         from lightning_modules.captioning import caption_conditions
         from lightning_modules.checkpoints.fingerprint import settings_digest
@@ -133,7 +133,7 @@ class _Kept:
             self._file = CaptionFile(out, hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:16])
             self._digests = readable_digests(paths)[0]
             self._contents = {str(path): content for path, content in self._digests.items()}
-            undrawn = [path for path in paths if maps is not None and not (maps / f"{path.stem}.png").exists()]
+            undrawn = [] if maps is None else [path for path in paths if not _is_drawn(path, maps)]
             self.there = self._file.keep(self._contents | dict.fromkeys(map(str, undrawn), ""))
 
     def add(self, captions: Sequence[tuple[Path, Any]]) -> list[str]:
@@ -163,6 +163,50 @@ class _Kept:
         elif self._out is not None and len(self._results) > self._written:
             write_caption_results(self._out, self._results, list(self._results))
             self._written = len(self._results)
+
+
+def _is_drawn(image: Path, maps: Any) -> bool:
+    from experiments.analysis.captions import said_of
+
+    return said_of(maps.file_of(image)) == (str(image), maps.shown)
+
+
+def _require_own_pictures(paths: Sequence[Path], maps: Any) -> None:
+    """See that no picture would replace one of another image, or anything else.
+
+    Raises:
+        InputError: One would.
+    """
+    from experiments.analysis.captions import said_of
+
+    for path in paths if maps is not None else ():
+        picture = maps.file_of(path)
+        said = said_of(picture) if picture.exists() else None
+        if picture.exists() and (said is None or said[0] != str(path)):
+            what = "no picture of --maps" if said is None else f"that of {said[0]}"
+            raise InputError(f"--maps: {picture} is there and is {what}. Give another folder for {path}.")
+
+
+def _require_ours(out: Path, ids: set[str]) -> None:
+    """A .json is written whole: what is there may be an earlier file of these very images, and nothing else.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if not out.exists():
+        return
+    from datamodules.files.json_file import read_json
+
+    try:
+        there = read_json(out, "captions")
+        known = {str(each["image_id"]) for each in there if each.keys() == {"image_id", "caption"}}
+    except (InputError, TypeError, KeyError, AttributeError):
+        raise InputError(f"--out {out} is there and is no file of captions. Give another name, or delete it.") from None
+    if others := known - {str(each) for each in ids}:
+        raise InputError(
+            f"--out {out} has captions of {len(others)} other images ({some(sorted(others))}), which would be lost: a .json is "
+            "written whole. Give another name, delete it, or write a .jsonl, which is gone on with."
+        )
 
 
 def _listed(given: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -204,8 +248,16 @@ def _require_files(paths: Sequence[Path], out: Path | None, maps: Path | None) -
                 f"image {path}: its name is not UTF-8, so --out cannot hold it; rename the file, or leave out --out."
             )
     stems = [path.stem for path in paths]
+    require_apart(out, "--out", paths)
+    if maps is not None:
+        for path in paths:
+            require_apart(maps / f"{path.stem}.png", "--maps", paths)
+        if maps.exists() and not (maps.is_dir() and os.access(maps, os.W_OK)):
+            raise InputError(f"--maps {maps} is no folder that can be written to. Give another folder.")
     by_id = out is not None and out.suffix.lower() == ".json"
     for option, names in (("--out", map(image_id_of, stems) if by_id else ()), ("--maps", stems if maps else ())):
         for name, count in Counter(names).most_common(1):
             if count > 1:
                 raise InputError(f"{count} images are named {name}, which {option} knows them by; give them one by one.")
+    if out is not None and by_id:
+        _require_ours(out, {image_id_of(path.stem) for path in paths})

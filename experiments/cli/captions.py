@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.cli._parser import Parser
+from experiments.cli._parser import Parser, require_picture
 
 
 def add_options(parser: Parser) -> None:
@@ -21,5 +21,6 @@ def add_options(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     from experiments.analysis.retrieved import draw_captions
 
+    require_picture(options.out, "--out")
     print(draw_captions(options.runs, options.out, options.data, options.images))
     return 0

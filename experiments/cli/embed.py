@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 
 from datamodules.errors import InputError, printable
-from experiments.cli._parser import Parser, require_writable
+from experiments.cli._parser import Parser, require_apart, require_writable
 from experiments.cli._serving import add_model_options, load_encoders, tell_broken, tell_others, warnings_as_lines
+
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 def add_options(parser: Parser) -> None:
@@ -32,7 +34,14 @@ def run(options: argparse.Namespace) -> int:
     if out.suffix not in ENDINGS:
         raise InputError(f"--out {out}: give a name that ends in {' or '.join(ENDINGS)}.")
     require_writable(out, "--out")
+    require_apart(out, "--out", [source])
     require_parquet(out)
+    from datamodules.files.images import ENDINGS as IMAGE_ENDINGS
+
+    if source.suffix.lower() in IMAGE_ENDINGS:
+        raise InputError(f"{source} is an image: give the folder that it is in.")
+    if source.suffix.lower() in _TABLES:
+        raise InputError(f"{source} is a table: give a file with a text on each line, and nothing else.")
     if not source.is_dir():
         texts = _texts(source)
         model = load_encoders(options.run, options)

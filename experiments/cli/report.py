@@ -53,6 +53,11 @@ def run(options: argparse.Namespace) -> int:
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file. Give a new folder, or that of an earlier report.")
     require_writable(options.out / "index.html", "--out")
+    if (options.out / "results.json").is_file():
+        raise InputError(f"--out {options.out} is a run folder. Give a folder of the report's own.")
+    page = options.out / "index.html"
+    if page.is_file() and b"crosslight report" not in page.read_bytes():
+        raise InputError(f"--out {options.out} holds an index.html of something else. Give another folder.")
     if options.records is not None:
         require_records_name(options.records)
         require_writable(options.records, "--records")

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from datamodules.errors import InputError
-from experiments.cli._parser import Parser, comma_list
+from experiments.cli._parser import Parser, comma_list, require_apart, require_writable
 from experiments.cli._serving import warnings_as_lines
 
 
@@ -88,6 +88,12 @@ def run(options: argparse.Namespace) -> int:
     from lightning_modules.metrics.captions.evaluation import NAMES, CaptionScorer
     from lightning_modules.metrics.captions.spice import SPICE
 
+    if options.results.suffix.lower() in (".jsonl", ".csv"):
+        raise InputError(
+            f"{options.results}: what is scored is a .json with all captions, as `crosslight caption ... --out FILE.json` writes."
+        )
+    require_writable(options.out, "--out")
+    require_apart(options.out, "--out", [options.results, options.references])
     captions, said = read_results(options.results)
     records = read_references(options.references, options.split)
     captions, matched = by_reference(captions, records, options.results, options.references, options.ids)

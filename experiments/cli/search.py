@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from datamodules.errors import InputError, printable
-from experiments.cli._parser import Parser, require_writable
+from experiments.cli._parser import Parser, require_apart, require_picture
 from experiments.cli._serving import add_model_options, load_encoders, place_of_model, tell, warnings_as_lines
 from experiments.cli.index import INDEX
 
@@ -40,14 +40,13 @@ def run(options: argparse.Namespace) -> int:
     for image in options.image:
         if not image.is_file():
             raise InputError(f"--image {image} does not exist or is no file.")
-    require_writable(options.sheet, "--sheet")
+    require_picture(options.sheet, "--sheet")
+    require_apart(options.sheet, "--sheet", options.image)
     from experiments.serving.index import ImageIndex
     from experiments.serving.queries import as_json, as_text, ask
 
     index = ImageIndex(options.index)
     folder = place_of_model(index.label, options)
-    if Path(folder).is_absolute() and not Path(folder).exists():
-        raise InputError(f"{folder}, whose model made {options.index}, is not there; say with --run where it lies now.")
     model = load_encoders(folder, options)
     index.require_model(model, folder)
     if index.label.no_result is not None and model.no_result is None:

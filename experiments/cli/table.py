@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.cli._parser import Parser, require_writable
+from experiments.cli._parser import Parser, require_ours, require_writable
 
 
 def add_options(parser: Parser) -> None:
@@ -32,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
 
     for name in ("out", "csv"):
         require_writable(getattr(options, name), f"--{name}")
+    require_ours(options.out, "--out", "|")
+    require_ours(options.csv, "--csv", "run,")
     runs = find_runs(options.runs)
     lines = rows(runs, options.data)
     if options.sort is not None:

@@ -114,6 +114,8 @@ def update_index(
             f"{images} has no images below it, so {index} stays as it is. Give the folder that has them: links to "
             "folders are not followed."
         )
+    if index.exists() and index.samefile(images):
+        raise InputError(f"--index {index} is the folder of the images; give a folder of its own.")
     lock = take_lock(index / "lock")
     if lock is None:
         raise InputError(f"{index} is being updated by another process; wait for it, or give another --index.")

@@ -53,7 +53,7 @@ from experiments.training.progress import Bar, Progress, on_a_terminal
 from experiments.training.ranges import require_values
 from experiments.training.starts import RUN_FOLDER_VARIABLE, Start, find_start
 from experiments.training.strategies import make_patient, require_supported
-from experiments.training.trainer import ONE_PROCESS, Trainer, data_name, describe_data, trains
+from experiments.training.trainer import ONE_PROCESS, Trainer, data_name, describe_data, tell_notes, trains
 from experiments.training.trainer_options import require_trainer
 from experiments.training.weight_callbacks import refuse_unsound, with_own_ema
 
@@ -353,7 +353,9 @@ class CrosslightCLI(LightningCLI):
     def _describe_data(self) -> None:
         """See that the data are there, and note what they are; it may take long (a download, the content of each photograph)."""
         self.datamodule.prepare_data()  # a download comes before the description of what was downloaded
-        self.run_folder.describe(data_name(self.datamodule), describe_data(self.datamodule))
+        name, description = data_name(self.datamodule), describe_data(self.datamodule)
+        self.run_folder.describe(name, description)
+        tell_notes(name, description)
         asked = self.config[str(self.subcommand)].trainer
         endless = asked.max_epochs is None and asked.max_steps == -1 and asked.max_time is None
         if self.subcommand in ("fit", "run") and endless and trains(self.model):

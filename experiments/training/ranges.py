@@ -16,6 +16,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.workers import most_workers
+from experiments.training.typed_values import mistyped
 from experiments.training.untyped import unsaid
 
 _TRAINS = ("run", "fit")
@@ -80,6 +81,8 @@ def _nulls(config: Mapping[str, Any]) -> Iterator[str]:
         for name in names:
             if name in held and held[name] is None:
                 yield f"{section}{'.' * bool(section)}{name} is null: give it a value, or leave it out for its default."
+    for section in ("model", "data", "evaluate", "trainer"):
+        yield from mistyped(config.get(section), section)
 
 
 def _names(config: Mapping[str, Any]) -> Iterator[str]:

@@ -201,7 +201,10 @@ class Trainer(pl.Trainer):
         for logger in self.loggers:  # before the results say that it is done: a run killed in between logs it again
             final = {f"final/{name}/{found.split}/{key}": value for key, value in found.metrics.items()}
             logger.log_metrics(final, step=self.global_step)
-        self.run_folder.add(found, describe_data(datamodule))
+        description = describe_data(datamodule)
+        if name != self.trained_data:
+            tell_notes(name, description)
+        self.run_folder.add(found, description)
 
     def _cut_captions(self, name: str, datamodule: Any, stage: str) -> dict[str, Any]:
         """A note of captions of which the network read the beginning alone; of the data of training, for all splits."""
@@ -366,6 +369,12 @@ def tell_unknown_words(datamodule: Any, split: str) -> None:
 
 def data_name(datamodule: pl.LightningDataModule) -> str:
     return getattr(datamodule, "name", type(datamodule).__name__.lower())
+
+
+def tell_notes(name: str, data: DataDescription) -> None:
+    """What whoever reads the numbers should know of the data: that its splits are drawn, say."""
+    for note in data.further.get("notes") or ():
+        print(f"crosslight: {name}: {note}")
 
 
 def describe_data(datamodule: Any) -> DataDescription:

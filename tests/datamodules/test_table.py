@@ -203,8 +203,9 @@ def test_splits_are_drawn_over_images_and_never_over_copies(root: Path) -> None:
         assert len(split_of) == 7
         assert {split_of["sea/0.jpg"]} == {split_of["again.jpg"]}
         assert all(len(texts) == (1 if image == "again.jpg" else 2) for its in splits.values() for image, texts in its)
+        told = ", ".join(f"{len(splits[split])} {split}" for split in ("train", "val", "test"))
         assert source.notes() == [
-            f"splits are drawn with seed {seed}: the table does not say them",
+            f"splits are drawn with seed {seed} ({told} images): the table does not say them",
             "1 image file(s) have the same content as another one, and are in its split",
         ]
         seen.add(tuple(sorted(split_of.items())))
@@ -259,3 +260,48 @@ def test_files_are_needed_only_where_pixels_are(root: Path) -> None:
 def test_a_table_of_many_columns_is_read_for_a_few(root: Path) -> None:
     (root / "captions.csv").write_text("path,caption,width\nsea/1.jpg,a dog,640\n")
     assert read_table(root / "captions.csv", ("path",)).rows[0].values == {"path": "sea/1.jpg"}
+
+
+@pytest.mark.parametrize("name", ["Split", "SPLIT", "set", "fold"])
+def test_a_column_that_may_be_the_splits_is_asked_for(tmp_path: Path, name: str) -> None:
+    """Drawn splits would mix the test that somebody chose with what is trained on."""
+    (tmp_path / "captions.csv").write_text(f"path,caption,{name}\n1.jpg,a dog,test\n")
+    (tmp_path / "1.jpg").touch()
+    with pytest.raises(InputError, match=f"no column 'split', and one that may be it: '{name}'. Set columns.split to {name}, or"):
+        TableSource(str(tmp_path)).parse()
+
+
+def test_all_may_be_the_test_of_a_model_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text("path,caption\n" + "".join(f"{row}.jpg,a dog {row}\n" for row in range(3)))
+    for row in range(3):
+        (tmp_path / f"{row}.jpg").write_text(str(row))
+    source = TableSource(str(tmp_path), draw=Draw(val=0, test=1))
+    assert {split: len(records) for split, records in source.parse().splits.items()} == {"test": 3}
+    assert source.notes() == ["splits are drawn with seed 0 (0 train, 0 val, 3 test images): the table does not say them"]
+    with pytest.raises(InputError, match="leaves nothing to train on"):
+        Draw(val=0.5, test=0.5)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("path;caption;split\n1.jpg;a dog, a cat;train\n", "It has ; between its columns"),
+        ("path\tcaption\n1.jpg\ta dog, a cat\n", "It has tabs between its columns: call it .tsv"),
+        ("sep=;\npath;caption\n1.jpg;a dog, a cat\n", "Its first line is Excel's sep=: remove it"),
+        ("# mine\npath,caption\n", "Its first line is a comment"),
+    ],
+)
+def test_another_separator_is_named_also_where_captions_have_commas(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "captions.csv").write_text(content)
+    with pytest.raises(InputError) as error:
+        TableSource(str(tmp_path)).parse()
+    assert said in str(error.value)
+    assert "quotes" not in str(error.value)
+
+
+def test_a_row_of_too_few_fields_is_not_told_to_quote_commas(tmp_path: Path) -> None:
+    (tmp_path / "captions.csv").write_text("path,caption,split\n1.jpg,a dog\n")
+    with pytest.raises(
+        InputError, match=r"line 2 has 2 fields, and the first line names 3 columns \('path, caption, split'\)\.$"
+    ):
+        TableSource(str(tmp_path)).parse()

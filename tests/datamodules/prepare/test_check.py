@@ -164,3 +164,14 @@ def test_regions_of_a_photograph_that_was_replaced_are_listed(tmp_path: Path) ->
     assert problem.text == (
         f"image 1003: its regions were made of another photograph than {folder / '1003.jpg'} is now; extract it again"
     )
+
+
+def test_copies_and_repeated_captions_within_a_split_are_noted(tmp_path: Path) -> None:
+    """The right answer of one image counts as wrong for its copy."""
+    for name, content in (("1.jpg", 1), ("copy.jpg", 1), ("2.jpg", 2), ("3.jpg", 3), ("4.jpg", 4)):
+        write_image(tmp_path / name, content)
+    rows = ["1.jpg,A dog.,test", "1.jpg,a dog.,test", "copy.jpg,a dog,test", "2.jpg,a cat,test", "3.jpg,a,train", "4.jpg,b,val"]
+    (tmp_path / "captions.csv").write_text("\n".join(["path,caption,split", *rows]) + "\n")
+    notes = run_check("table", tmp_path, workers=1).notes
+    assert any(note.startswith("1 image file(s) of test have the same content as another one of it (copy.jpg)") for note in notes)
+    assert "1 image(s) have the same caption more than once, which counts more than once" in notes

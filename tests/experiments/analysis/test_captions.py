@@ -101,9 +101,9 @@ def test_a_picture_for_each_image(loaded: Any, images: list[Path], tmp_path: Pat
     asked: list[tuple[Any, Any]] = []
     draw = caption.draw_maps
 
-    def drawing(path: Path, image: Image.Image, maps: Any, covered: Any) -> Path:
+    def drawing(path: Path, image: Image.Image, maps: Any, covered: Any, about: Any) -> Path:
         asked.append((maps, covered))
-        return draw(path, image, maps, covered)
+        return draw(path, image, maps, covered, about=about)
 
     monkeypatch.setattr(caption, "draw_maps", drawing)
     folder = tmp_path / "new" / "maps"
@@ -123,6 +123,55 @@ def test_a_picture_for_each_image(loaded: Any, images: list[Path], tmp_path: Pat
         np.testing.assert_allclose(maps.maps_TYX, own.maps_TYX, atol=1e-5)
         assert maps.text == loaded.network.generate(features, loaded.decoding)[0]
     assert np.abs(asked[0][0].maps_TYX[0] - asked[1][0].maps_TYX[0]).max() > 1e-3
+
+
+def test_pictures_of_other_layers_are_drawn_anew_and_replace_nothing_else(
+    loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lightning_modules, "load", lambda run, **options: loaded)
+    folder, out = tmp_path / "maps", tmp_path / "captions.jsonl"
+    asked = ["run", str(images[0]), "--out", str(out), "--maps", str(folder)]
+    picture = folder / f"{images[0].stem}.png"
+    drawn = []
+    for layer in ("1", "1", "2"):
+        assert run_command("caption", [*asked, "--layer", layer]) == 0
+        drawn.append(picture.read_bytes())
+    assert drawn[0] == drawn[1] != drawn[2]
+    other = tmp_path / "b" / images[0].name
+    other.parent.mkdir()
+    other.write_bytes(images[1].read_bytes())
+    for file, message in ((other, "is there and is that of"), (images[1], "is there and is no picture of --maps")):
+        Image.new("RGB", (9, 9)).save(folder / f"{images[1].stem}.png")
+        with pytest.raises(InputError, match=message):
+            run_command("caption", ["run", str(file), "--maps", str(folder)])
+    assert picture.read_bytes() == drawn[2]
+
+
+def test_a_photograph_is_never_replaced(loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lightning_modules, "load", lambda run, **options: loaded)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.open(images[0]).save(photos / "1.png")
+    before = (photos / "1.png").read_bytes()
+    with pytest.raises(InputError, match=r"--maps .*1\.png is .*1\.png, which is read: writing would destroy it"):
+        run_command("caption", ["run", str(photos), "--maps", str(photos)])
+    assert (photos / "1.png").read_bytes() == before
+
+
+def test_captions_of_other_images_are_not_lost(
+    loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lightning_modules, "load", lambda run, **options: loaded)
+    out = tmp_path / "captions.json"
+    assert run_command("caption", ["run", str(images[0]), "--out", str(out)]) == 0
+    before = out.read_bytes()
+    assert run_command("caption", ["run", str(images[0]), "--out", str(out)]) == 0, "the same ones again"
+    with pytest.raises(InputError, match=r"has captions of 1 other images .*, which would be lost"):
+        run_command("caption", ["run", str(images[1]), "--out", str(out)])
+    assert out.read_bytes() == before
+    out.write_text('{"annotations": []}')
+    with pytest.raises(InputError, match="is there and is no file of captions"):
+        run_command("caption", ["run", str(images[1]), "--out", str(out)])
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from datamodules.errors import InputError
-from experiments.cli._parser import Parser, add_fields, comma_list, given_fields, number_or, refuse_given
+from experiments.cli._parser import (
+    Parser,
+    add_fields,
+    comma_list,
+    given_fields,
+    number_or,
+    refuse_given,
+    require_apart,
+    require_ours,
+    require_picture,
+)
 
 
 @dataclass(frozen=True)
@@ -90,3 +101,33 @@ def test_values() -> None:
     refuse_given(parser.parse_args([]), ["search_seed"], "is of sweep files.")
     with pytest.raises(InputError, match=r"^--search-seed is of sweep files\.$"):
         refuse_given(parser.parse_args(["--search-seed=0"]), ["search_seed"], "is of sweep files.")
+
+
+def test_an_empty_path_is_not_the_working_folder() -> None:
+    """Of a variable that is not set."""
+    parser = Parser(prog="x")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument_group("more").add_argument("--maps", type=Path)
+    assert parser.parse_args(["--out", "."]).out == Path(".")
+    for option in ("--out", "--maps"):
+        with pytest.raises(InputError, match=f"{option}: is empty: give a path"):
+            parser.parse_args([option, ""])
+
+
+def test_what_is_written_replaces_nothing_that_is_read_or_was_written_by_others(tmp_path: Path) -> None:
+    table, link = tmp_path / "captions.csv", tmp_path / "link.csv"
+    table.write_text("path,caption\n")
+    link.symlink_to(table)
+    require_apart(tmp_path / "new.csv", "--csv", [table])
+    require_apart(None, "--csv", [table])
+    for out in (table, link):
+        with pytest.raises(InputError, match=r"which is read: writing would destroy it\. Give another file"):
+            require_apart(out, "--csv", [table])
+        with pytest.raises(InputError, match=r"is there, and --csv did not write it\. Give another name, or delete it"):
+            require_ours(out, "--csv", "run,")
+    require_ours(tmp_path / "new.csv", "--csv", "run,")
+    table.write_text("run,name\n")
+    require_ours(table, "--csv", "run,")
+    require_picture(tmp_path / "found.PNG", "--sheet")
+    with pytest.raises(InputError, match=r"give a name that ends in \.png, "):
+        require_picture(tmp_path / "found.xyz", "--sheet")

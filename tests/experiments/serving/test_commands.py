@@ -100,6 +100,12 @@ def test_words_that_the_model_does_not_know_are_said(here: Path, photos: Path, r
         ("search", [" "], "a text to look for is empty"),
         ("search", ["a", "--top", "0"], "--top is 0"),
         ("search", ["--image", "gone.jpg"], "--image gone.jpg does not exist"),
+        ("search", ["a dog", "--sheet", "found.xyz"], "--sheet found.xyz: give a name that ends in .png"),
+        ("search", ["a dog", "--run", ""], "--run: is empty: give a path"),
+        ("index", ["", "--run", "run"], "DIR: is empty: give a path, or . for the working folder"),
+        ("embed", ["photo.jpg", "--run", "run", "--out", "o.npz"], "photo.jpg is an image: give the folder that it is in"),
+        ("embed", ["captions.csv", "--run", "run", "--out", "o.npz"], "captions.csv is a table: give a file with a text on"),
+        ("score", ["c.jsonl", "--references", "r.json"], "c.jsonl: what is scored is a .json with all captions"),
         ("search", ["a dog"], r"crosslight-index is no index: it has no index.json. `crosslight index DIR --run RUN"),
     ],
 )

@@ -69,7 +69,7 @@ def test_vectors_of_what_is_no_result_say_so(
     [
         (["photos", "--out", "a.csv"], r"--out a.csv: give a name that ends in .parquet or .npz"),
         (["gone", "--out", "a.npz"], "gone does not exist"),
-        (["photos/a/1.jpg", "--out", "a.npz"], r"1.jpg is not .*text"),
+        (["photos/a/1.jpg", "--out", "a.npz"], "1.jpg is an image: give the folder that it is in"),
         ([".", "--out", "photos"], "--out photos: give a name"),
     ],
 )
@@ -78,3 +78,24 @@ def test_what_cannot_be_done_is_said_in_one_line(photos: Path, arguments: list[s
         run_command("embed", [*arguments, "--run", "run"])
     assert "\n" not in str(error.value)
     assert not Path("a.npz").exists()
+
+
+def test_one_text_or_one_file_is_no_list(model: Any, photos: Path) -> None:
+    """Its letters would be read as texts, and as files."""
+    for texts, message in (
+        ("a dog", r"'a dog' is one text: give a list, \['a dog'\]"),
+        ([None], "None is no text: give a list of texts"),
+        (7, "7 is no text"),
+    ):
+        with pytest.raises(InputError, match=message):
+            model.encode_texts(texts)
+    file = photos / "a" / "1.jpg"
+    for files, message in (
+        (file, f"'{file}' is one file: give a list"),
+        (str(file), f"'{file}' is one file: give a list"),
+        ([3], "a int is no image file: give a list of paths"),
+    ):
+        with pytest.raises(InputError, match=message):
+            model.encode_images(files)
+    assert len(model.encode_texts(text for text in ("a dog", "snow"))) == 2
+    assert len(model.encode_images(path for path in [file])) == 1

@@ -139,7 +139,7 @@ OF_MODEL_AND_DATA: dict[str, str] = {
     "--model.init_args.optimization.betas=[1,2]": "optimization.betas",
     "--model.init_args.optimization.weight_decay=-1": "optimization.weight_decay",
     "--model.init_args.gradient_cache_chunk=0": "gradient_cache_chunk is 0",
-    "-c optimization.yaml": "options of its own (such as optimization or limits) was given as one value (int)",
+    "-c optimization.yaml": "model.init_args.optimization is 5, but has options of its own (lr, ",
     "-c inner.yaml": "cannot be made of what it is given",
     "-c network.yaml": "network (in network.yaml) must be the class path of a RetrievalNetwork, not '[1]'",
     '--data.init_args.limits={"trian":3}': "Did you mean --data.init_args.limits.train?",
