@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +94,35 @@ def _report(run: Path, names: Sequence[str], scale: Scale) -> Verdict:
     folders = RunFolders([])
     empty = [(exhibit, column) for exhibit, column in columns if measure(found, column, folders) is None]
     remedies = {name: said for each in results.tests() for name, said in each.notes.get("unavailable", {}).items()}
+    absent = _absent_domains(results, [str(column.metric) for _, column in empty])
+    unknown = {str(column.metric): said for _, column in empty if (said := _why_unknown(str(column.metric), remedies, absent))}
     lines = [
         f"{exhibit}: {column.label} ({column.metric or column.cost}{f' on {column.data}' if column.data else ''})"
         for exhibit, column in empty
-        if column.metric not in remedies
+        if str(column.metric) not in unknown
     ]
     if lines:
         has = "; ".join(f"{each.data}: {some(each.metrics)}" for each in results.tests())
         return Verdict("report", "failed", f"the run has no number for {some(lines)}. It has {has or 'no test'}")
     said = f"{len(columns) - len(empty)} numbers of {len({exhibit for exhibit, _ in columns})} exhibits"
-    if empty:  # programs of others, which this machine lacks, as it may lack a GPU
-        metrics = list(dict.fromkeys(str(column.metric) for _, column in empty))
-        why = "; ".join(dict.fromkeys(remedies[metric] for metric in metrics))
-        return Verdict("report", "unknown", f"{said}; without {', '.join(metrics)}: {why}")
+    if empty:  # programs of others, which this machine lacks, as it may lack a GPU; or domains that so few images are not of
+        why = "; ".join(dict.fromkeys(unknown.values()))
+        return Verdict("report", "unknown", f"{said}; without {', '.join(unknown)}: {why}")
     return Verdict("report", "passed", said)
+
+
+def _why_unknown(metric: str, remedies: Mapping[str, str], absent: Collection[str]) -> str | None:
+    """Why the whole run may well have a number that its rehearsal lacks; None where it will lack it too."""
+    domain, _, plain = metric.rpartition("/")
+    if plain in remedies:
+        return remedies[plain]
+    return f"none of the few images is of {domain}, give more --items" if domain in absent else None
+
+
+def _absent_domains(results: Any, wanted: Iterable[str]) -> set[str]:
+    """Domains that no image of the tests is of, where others have numbers (NoCaps)."""
+    there = {name.rpartition("/")[0] for each in results.tests() for name in each.metrics} - {""}
+    return {domain for each in wanted if (domain := each.rpartition("/")[0]) and domain not in there} if there else set()
 
 
 def columns_of(names: Sequence[str], scale: Scale) -> list[tuple[str, Column]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,22 @@ def test_a_program_that_this_machine_lacks_is_not_a_fault_of_the_run(tmp_path: P
     assert verdict.outcome == "failed"
     assert "bleu_4" in verdict.said
     assert "meteor" not in verdict.said.partition("It has")[0]
+
+
+def test_domains_that_few_images_are_not_of_are_no_fault_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NoCaps: the first images of its validation split may all be of one domain."""
+    names = ("cider", "in-domain/cider", "near-domain/cider", "in-domain/spice", "out-domain/spice")
+    monkeypatch.setattr(afterwards, "columns_of", lambda *_: [("tiny/table", Column(name, name, metric=name)) for name in names])
+    notes = {"unavailable": {"spice": "install SPICE"}}
+    evaluation = Evaluation("nocaps", "val[:5]", "test", {"cider": 0.5, "in-domain/cider": 0.5}, notes=notes)
+    results = Results("finished", "run", "x", "c", now(), seed=0, evaluations=(evaluation,))
+    write_results(tmp_path, results)
+    verdict = afterwards._report(tmp_path, ["tiny/x"], "full")
+    assert verdict.outcome == "unknown"
+    assert verdict.said == (
+        "2 numbers of 1 exhibits; without near-domain/cider, in-domain/spice, out-domain/spice: none of the few images is of "
+        "near-domain, give more --items; install SPICE"
+    )
+    write_results(tmp_path, replace(results, evaluations=(replace(evaluation, metrics={"cider": 0.5}),)))
+    verdict = afterwards._report(tmp_path, ["tiny/x"], "full")
+    assert verdict.outcome == "failed", "no domain has a number: they are not told apart at all"
