@@ -182,7 +182,8 @@ def _require_own_pictures(paths: Sequence[Path], maps: Any) -> None:
     for path in paths if maps is not None else ():
         picture = maps.file_of(path)
         said = said_of(picture) if picture.exists() else None
-        if picture.exists() and (said is None or said[0] != str(path)):
+        its = said is not None and (said[0] == str(path) or (os.path.exists(said[0]) and os.path.samefile(said[0], path)))
+        if picture.exists() and not its:
             what = "no picture of --maps" if said is None else f"that of {said[0]}"
             raise InputError(f"--maps: {picture} is there and is {what}. Give another folder for {path}.")
 
@@ -199,9 +200,12 @@ def _require_ours(out: Path, ids: set[str]) -> None:
 
     try:
         there = read_json(out, "captions")
-        known = {str(each["image_id"]) for each in there if each.keys() == {"image_id", "caption"}}
+        known = {str(each["image_id"]) for each in there}
+        ours = isinstance(there, list) and all(each.keys() == {"image_id", "caption"} for each in there)
     except (InputError, TypeError, KeyError, AttributeError):
-        raise InputError(f"--out {out} is there and is no file of captions. Give another name, or delete it.") from None
+        ours = False
+    if not ours:
+        raise InputError(f"--out {out} is there and is no file of captions. Give another name, or delete it.")
     if others := known - {str(each) for each in ids}:
         raise InputError(
             f"--out {out} has captions of {len(others)} other images ({some(sorted(others))}), which would be lost: a .json is "

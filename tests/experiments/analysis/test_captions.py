@@ -137,6 +137,9 @@ def test_pictures_of_other_layers_are_drawn_anew_and_replace_nothing_else(
         assert run_command("caption", [*asked, "--layer", layer]) == 0
         drawn.append(picture.read_bytes())
     assert drawn[0] == drawn[1] != drawn[2]
+    monkeypatch.chdir(images[0].parent)
+    assert run_command("caption", ["run", images[0].name, "--maps", str(folder), "--layer", "2"]) == 0, "the same file"
+    drawn.append(picture.read_bytes())
     other = tmp_path / "b" / images[0].name
     other.parent.mkdir()
     other.write_bytes(images[1].read_bytes())
@@ -144,7 +147,7 @@ def test_pictures_of_other_layers_are_drawn_anew_and_replace_nothing_else(
         Image.new("RGB", (9, 9)).save(folder / f"{images[1].stem}.png")
         with pytest.raises(InputError, match=message):
             run_command("caption", ["run", str(file), "--maps", str(folder)])
-    assert picture.read_bytes() == drawn[2]
+    assert picture.read_bytes() == drawn[-1]
 
 
 def test_a_photograph_is_never_replaced(loaded: Any, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,9 +172,11 @@ def test_captions_of_other_images_are_not_lost(
     with pytest.raises(InputError, match=r"has captions of 1 other images .*, which would be lost"):
         run_command("caption", ["run", str(images[1]), "--out", str(out)])
     assert out.read_bytes() == before
-    out.write_text('{"annotations": []}')
-    with pytest.raises(InputError, match="is there and is no file of captions"):
-        run_command("caption", ["run", str(images[1]), "--out", str(out)])
+    for other in ('{"annotations": []}', '[{"image_id": 1, "caption": "a dog", "id": 7}]', "[1]", "no JSON"):
+        out.write_text(other)
+        with pytest.raises(InputError, match="is there and is no file of captions"):
+            run_command("caption", ["run", str(images[1]), "--out", str(out)])
+        assert out.read_text() == other
 
 
 @pytest.mark.parametrize(
