@@ -121,10 +121,10 @@ def check(source: Source, workers: int = 2, progress: bool = True) -> Report:
             if record.path is not None:
                 images[record.path] = record
                 splits_of_path[record.path].add(split)
-            for caption in record.captions if len(parsed.splits) > 1 else ():  # of one split there may be millions
-                splits_of_text[caption.token_ids or caption.text.strip().lower()].add(split)
-            texts = [caption.token_ids or caption.text.strip().lower() for caption in record.captions]
-            repeated += len(texts) > len(set(texts))
+            texts = {caption.token_ids or caption.text.strip().lower() for caption in record.captions}
+            repeated += len(texts) < len(record.captions)
+            for text in texts if len(parsed.splits) > 1 else ():  # of one split there may be millions
+                splits_of_text[text].add(split)
     report.notes += [*source.notes(), *(f"{split} has no image" for split, counts in report.splits.items() if not counts.images)]
     _note_shared(report, "caption text(s)", splits_of_text.values())
     if repeated:

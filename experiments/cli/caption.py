@@ -255,7 +255,7 @@ def _require_files(paths: Sequence[Path], out: Path | None, maps: Path | None) -
     require_apart(out, "--out", paths)
     if maps is not None:
         for path in paths:
-            require_apart(maps / f"{path.stem}.png", "--maps", paths)
+            require_apart(maps / f"{path.stem}.png", "--maps", [path])  # others have other names
         if maps.exists() and not (maps.is_dir() and os.access(maps, os.W_OK)):
             raise InputError(f"--maps {maps} is no folder that can be written to. Give another folder.")
     by_id = out is not None and out.suffix.lower() == ".json"
