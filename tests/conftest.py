@@ -28,6 +28,7 @@ gc.disable()
 def pytest_collection() -> Iterator[None]:
     yield
     gc.freeze()  # what is there now stays to the end: no search looks at it again
+    gc.set_threshold(10_000)  # else what tests build, and their fixtures keep, is searched so often that it takes one part in 20
     gc.enable()
 
 
