@@ -17,7 +17,8 @@ from datamodules.formats.table import Row
 from datamodules.records import Caption, ImageRecord
 
 SPLITS = ("train", "val", "test")
-_LIST = ("['", '["')  # a list that was written into a cell of a CSV file
+_LISTS = ("['", '["', "('", '("')  # a list that was written into a cell of a CSV file
+_NOTHING = {"nan", "none", "null", "nil", "n/a", "na", "<na>", "#n/a"}  # what programs write where there is no text
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,13 @@ class CaptionedRows:
             found = "is missing" if value in (None, "") else f"is {shown(value)}, which is no path"
             self.parsed.add("unreadable annotation", f"{row.place}: {self.columns.image} {found}")
             return None
-        path = PurePath(os.path.normpath(self.folder / value.strip()))
+        if "://" in value:
+            self.parsed.add(
+                "missing image", f"{row.place}: {shown(value)} is an address and no file; download it, and name the file"
+            )
+            return None
+        outer = value != value.strip() and (self.folder / value).is_file()  # spaces that belong to the name
+        path = PurePath(os.path.normpath(self.folder / (value if outer else value.strip())))
         folder = os.path.normpath(self.folder)
         return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
@@ -106,7 +113,8 @@ class CaptionedRows:
         texts: list[str] = []
         for column in self.columns.texts:
             value = row.values.get(column)
-            if value is None and len(self.columns.texts) > 1:
+            nothing = value is None or (isinstance(value, str) and not value.strip())
+            if nothing and len(self.columns.texts) > 1:
                 continue
             for text in value if isinstance(value, list) else [value]:
                 where = f"{row.place}: {column}"
@@ -137,6 +145,8 @@ def _wrong_with(text: object) -> str | None:
         return f"is {shown(text)}, which is no text"
     if not is_sound(text):
         return "has half a character (a surrogate)"
-    if text.startswith(_LIST):
+    if text.strip().casefold() in _NOTHING:
+        return f"is {shown(text)}, which stands for nothing: leave the cell empty, or the row out"
+    if text.lstrip().startswith(_LISTS):
         return f"is {shown(text)}, which looks like a list: write a row for each caption, or JSON lines with a list"
     return None

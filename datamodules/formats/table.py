@@ -8,7 +8,8 @@ place ("line 3"), so that every error about it can say where it is. What the val
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Collection, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from datamodules.files.text import open_bytes, open_text
 
 _ROWS = 256  # of a Parquet file, read at once
 EXPECTED = "a table whose rows name an image and its caption"
+_FILE_NAME = re.compile(r"\S+\.[A-Za-z0-9]{2,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +64,81 @@ def _read_tsv(path: Path, wanted: Collection[str]) -> TableFile:
 
 
 def _read_separated(path: Path, wanted: Collection[str], separator: str) -> TableFile:
+    try:
+        return _read_quoted(path, wanted, separator)
+    except InputError:
+        # Programs that quote write tabs within a text so; most files with tabs have no quoting, and a " is a sign like any other.
+        if separator == "\t" and (table := _read_unquoted(path, wanted)) is not None:
+            return table
+        raise
+
+
+def _read_unquoted(path: Path, wanted: Collection[str]) -> TableFile | None:
+    """The rows of a TSV file in which quotes are signs like any other; None where its lines are not all whole rows."""
+    with open_text(path, EXPECTED, newline="") as file:
+        lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        columns = tuple(name.strip() for name in next(lines, ()))
+        rows = []
+        for fields in lines:
+            if fields and len(fields) != len(columns):
+                return None
+            values = {name: value or None for name, value in zip(columns, fields, strict=False) if name in wanted}
+            rows += [Row(f"line {lines.line_num}", values)] if fields else []
+    return None if len(set(columns)) < max(2, len(columns)) else TableFile(columns, rows)
+
+
+class _Noted:
+    """Lines that are kept until they are taken."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines, self._kept = iter(lines), list[str]()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._kept.append(line)
+        return line
+
+    def taken(self) -> list[str]:
+        kept, self._kept = self._kept, []
+        return kept
+
+
+def _swallowed(lines: Sequence[str], separator: str, columns: int) -> bool:
+    """Whether a row of several lines is rather several rows, between two quotes that do not belong together: each line has all its
+    cells, and the later ones name a file."""
+    pieces = [line.rstrip("\r\n").split(separator) for line in lines]
+    return columns > 1 and all(
+        len(cells) == columns and (row == 0 or any(_FILE_NAME.fullmatch(cell.strip(' "')) for cell in cells))
+        for row, cells in enumerate(pieces)
+    )
+
+
+def _read_quoted(path: Path, wanted: Collection[str], separator: str) -> TableFile:
     rows = []
     with open_text(path, EXPECTED, newline="") as file:
-        lines = csv.reader(file, delimiter=separator, strict=True)
+        noted = _Noted(file)
+        lines = csv.reader(noted, delimiter=separator, strict=True, skipinitialspace=True)  # 'a.jpg, "Two dogs, running"'
         last = 0
         try:
             columns = tuple(name.strip() for name in next(lines, ()))
+            noted.taken()
             if not columns:
                 raise InputError(f"{path}: line 1 is empty; it has to name the columns. Remove it.")
             _require_distinct(path, columns)
             last = lines.line_num
             for fields in lines:
-                place, last = f"line {last + 1}", lines.line_num
+                first, last = last + 1, lines.line_num
+                place, read = f"line {first}", noted.taken()
                 if not fields:
                     continue  # an empty line
+                if len(read) > 1 and _swallowed(read, separator, len(columns)):
+                    raise InputError(
+                        f"{path}: a double quote opens in line {first} and closes in line {last}, though each line there looks like a "
+                        "row. A text that holds double quotes stands in double quotes, with each of its own written twice."
+                    )
                 if len(fields) != len(columns):
                     more = separator == "," and len(fields) > len(columns)
                     quoted = " Put double quotes around a text that holds commas." if more else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +44,7 @@ class Draw:
             raise InputError(f"draw.val + draw.test is {self.val + self.test:g}, which leaves nothing to train on.")
 
 
-_SPLIT_NAMES = {"split", "splits", "set", "subset", "part", "partition", "fold"}
+_SPLIT_NAMES = {"set", "subset", "part", "partition", "fold", "phase", "usage"}  # and what has "split" in it
 
 
 class TableSource(Source):
@@ -146,6 +147,8 @@ class TableSource(Source):
                         copy = f"the same content as {first.name} of {first.split} in {first.place}"
                         text = f"{other.place}: {other.name} of {other.split} has {copy}"
                         parsed.add("image in several splits", text)
+            if copies := sum(len(same) for same in alike) - len(alike):
+                self._notes = [f"{copies:,} image file(s) have the same content as another one of their split"]
         elif not parsed.problems:
             self._draw(alike)
         for split in SPLITS:
@@ -167,7 +170,7 @@ class TableSource(Source):
                     f"columns.{option} to what yours is called (in CSV the first line has the names, with commas between them)."
                 )
         has = columns.split is not None and columns.split in table.columns
-        nearly = [name for name in table.columns if name.casefold() in _SPLIT_NAMES]
+        nearly = [name for name in table.columns if name.casefold() in _SPLIT_NAMES or "split" in name.casefold()]
         if columns.split is not None and not has and nearly:
             raise InputError(
                 f"{self.table} has no column {columns.split!r}, and one that may be it: {nearly[0]!r}. Set columns.split to "
@@ -246,7 +249,8 @@ def drawn(alike: Sequence[Sequence[str]], draw: Draw, source: str) -> dict[str, 
 
 
 class _Nearly:
-    """Files whose names are nearly those of a table: of Windows' slashes, of other cases. A folder is read once."""
+    """Files whose names are nearly those of a table: of Windows' slashes, of other cases, of letters that are put together
+    otherwise (macOS writes an accent behind its letter). A folder is read once."""
 
     def __init__(self) -> None:
         self._files: dict[Path, dict[str, str]] = {}
@@ -259,6 +263,13 @@ class _Nearly:
         parent = (folder / name).parent
         if parent not in self._files:
             files = [each.name for each in parent.iterdir() if each.is_file()] if parent.is_dir() else []
-            self._files[parent] = {each.casefold(): each for each in files}
-        near = self._files[parent].get(Path(name).name.casefold())
-        return "" if near is None else f": there is {near}"
+            self._files[parent] = {_plain(each): each for each in files}
+        near = self._files[parent].get(_plain(Path(name).name))
+        if near is None:
+            return ""
+        alike = unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", Path(name).name)
+        return f": there is {near}" + (", which looks the same, in other Unicode (NFC or NFD)" if alike else "")
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -104,6 +104,12 @@ BAD = [
     ("sea/2.jpg, ,train", "empty caption: line 3: caption is empty"),
     ("sea/2.jpg,,train", "empty caption: line 3: caption is empty"),
     ("sea/2.jpg,\"['a dog', 'b']\",train", "broken text: line 3: caption is .* looks like a list: write a row for each"),
+    ("sea/2.jpg, ['a dog'],train", "broken text: line 3: caption is .* looks like a list: write a row for each"),
+    ("sea/2.jpg,\"('a dog', 'b')\",train", "broken text: line 3: caption is .* looks like a list: write a row for each"),
+    ("sea/2.jpg,NaN,train", "broken text: line 3: caption is 'NaN', which stands for nothing: leave the cell empty"),
+    ("sea/2.jpg,None,train", "broken text: line 3: caption is 'None', which stands for nothing"),
+    ("https://x.org/a.jpg,a dog,train", "missing image: line 3: 'https://x.org/a.jpg' is an address and no file; download it"),
+    ("sea/cafe\u0301.jpg,a dog,train", r"does not exist: there is caf\u00e9\.jpg, which looks the same, in other Unicode"),
     ("sea/2.jpg,a dog,training", "unknown split: line 3: split is 'training'; write one of train, val, test"),
     ("sea/2.jpg,a dog,", "unknown split: line 3: split is empty"),
     ("sea/1.jpg,a dog,test", r"image in several splits: line 3: sea/1\.jpg is of test, and of train in line 2"),
@@ -113,6 +119,7 @@ BAD = [
 
 @pytest.mark.parametrize(("line", "message"), BAD)
 def test_what_is_wrong_is_said_with_its_line(root: Path, line: str, message: str) -> None:
+    (root / "sea" / "caf\u00e9.jpg").touch()
     (root / "captions.csv").write_text(f"path,caption,split\nsea/1.jpg,a dog,train\n{line}\n")
     with pytest.raises(InputError, match=rf"captions\.csv has 1 problem\(s\).*\n.*{message}"):
         TableSource(str(root)).parse().valid()
@@ -262,13 +269,35 @@ def test_a_table_of_many_columns_is_read_for_a_few(root: Path) -> None:
     assert read_table(root / "captions.csv", ("path",)).rows[0].values == {"path": "sea/1.jpg"}
 
 
-@pytest.mark.parametrize("name", ["Split", "SPLIT", "set", "fold"])
+@pytest.mark.parametrize("name", ["Split", "SPLIT", "set", "fold", "data_split", "phase"])
 def test_a_column_that_may_be_the_splits_is_asked_for(tmp_path: Path, name: str) -> None:
     """Drawn splits would mix the test that somebody chose with what is trained on."""
     (tmp_path / "captions.csv").write_text(f"path,caption,{name}\n1.jpg,a dog,test\n")
     (tmp_path / "1.jpg").touch()
     with pytest.raises(InputError, match=f"no column 'split', and one that may be it: '{name}'. Set columns.split to {name}, or"):
         TableSource(str(tmp_path)).parse()
+
+
+def test_a_cell_of_spaces_among_several_captions_is_none(root: Path) -> None:
+    (root / "captions.csv").write_text("path,one,two,split\nsea/1.jpg,a dog, ,train\nsea/2.jpg,,a cat,train\n")
+    (one, two) = TableSource(str(root), columns=Columns(captions=("one", "two"))).parse().valid()["train"]
+    assert [[caption.text for caption in record.captions] for record in (one, two)] == [["a dog"], ["a cat"]]
+
+
+def test_spaces_around_a_path_are_its_own_only_where_such_a_file_is_there(root: Path) -> None:
+    (root / " 3.jpg").write_text("3")
+    (root / "captions.csv").write_text('path,caption,split\n"sea/1.jpg ",a dog,train\n')
+    (root / "more.jsonl").write_text(json.dumps({"path": " 3.jpg", "caption": "a cat", "split": "train"}))
+    named = [TableSource(str(root), table=table).parse().valid()["train"][0].image_id for table in ("captions.csv", "more.jsonl")]
+    assert named == ["sea/1.jpg", " 3.jpg"]
+
+
+def test_copies_within_a_split_are_said_where_the_table_has_splits(root: Path) -> None:
+    shutil.copy(root / "sea" / "1.jpg", root / "sea" / "copy.jpg")
+    (root / "captions.csv").write_text("path,caption,split\nsea/1.jpg,a dog,test\nsea/copy.jpg,a cat,test\n")
+    source = TableSource(str(root))
+    source.parse().valid()
+    assert source.notes() == ["1 image file(s) have the same content as another one of their split"]
 
 
 def test_all_may_be_the_test_of_a_model_that_is_there(tmp_path: Path) -> None:

@@ -77,6 +77,34 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, name: str, content:
     assert str(path) in str(refused.value)
 
 
+TWO_SIGNS = ('1.jpg{0}"Welcome to Ohio, says a sign', "2.jpg{0}a dog", '3.jpg{0}a sign reads STOP"')
+
+
+def test_rows_between_two_quotes_are_not_a_caption(tmp_path: Path) -> None:
+    """Else the images of all of them but the first would be gone."""
+    (tmp_path / "t.csv").write_text(
+        "path,caption\n0.jpg,a cat\n" + "\n".join(TWO_SIGNS[1:]).format(",").replace("2.jpg,", '2.jpg,"')
+    )
+    with pytest.raises(InputError, match=r"t\.csv: a double quote opens in line 3 and closes in line 4, though each line there"):
+        read_table(tmp_path / "t.csv", WANTED)
+
+
+@pytest.mark.parametrize("lines", [TWO_SIGNS, TWO_SIGNS[:2], TWO_SIGNS[1:], ('1.jpg{0}"Stop" it says', '2.jpg{0}"a dog"')])
+def test_in_a_file_with_tabs_and_no_quoting_a_quote_is_a_sign(tmp_path: Path, lines: tuple[str, ...]) -> None:
+    (tmp_path / "t.tsv").write_text("path\tcaption\n" + "\n".join(lines).format("\t") + "\n")
+    rows = read_table(tmp_path / "t.tsv", WANTED).rows
+    assert [[row.values["path"], row.values["caption"]] for row in rows] == [line.split("{0}") for line in lines]
+    assert [row.place for row in rows] == [f"line {number}" for number in range(2, len(lines) + 2)]
+
+
+def test_a_quoted_text_of_several_lines_with_commas_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('path,caption\n1.jpg,"A dog.\nOh, a cat"\n2.jpg, "two dogs, running"\n')
+    assert [row.values["caption"] for row in read_table(tmp_path / "t.csv", WANTED).rows] == [
+        "A dog.\nOh, a cat",
+        "two dogs, running",
+    ]
+
+
 def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path: Path) -> None:
     column = pyarrow.array(["a"])
     pyarrow.parquet.write_table(pyarrow.table([column] * 3, names=["path", "caption", "caption"]), tmp_path / "t.parquet")
