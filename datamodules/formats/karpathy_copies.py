@@ -139,10 +139,12 @@ def _of_lavis(path: Path) -> Iterator[dict[str, Any]]:
         row = Entry(value, path, f"[{number}]", LAYOUTS)
         place = PurePosixPath(row.file("image"))
         folder = place.parent.name
+        # LAVIS has "restval" in its train file: what trains there, of COCO's validation.
+        own = "restval" if split == "train" and folder.startswith("val20") else split
         image = images.get(str(place))
         if image is None:
             name = f"{split}-{len(images)}"
-            image = images[str(place)] = {"filename": place.name, "imgid": name, "split": split, "sentences": []}
+            image = images[str(place)] = {"filename": place.name, "imgid": name, "split": own, "sentences": []}
             if folder.startswith(("train20", "val20")):  # COCO's: NAME has its id
                 image |= {"filepath": folder, "cocoid": _number(place.stem.rpartition("_")[2])}
         for text in [row.text("caption")] if isinstance(value.get("caption"), str) else row.items("caption"):

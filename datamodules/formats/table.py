@@ -107,8 +107,8 @@ class _Noted:
 
 
 def _swallowed(lines: Sequence[str], separator: str, columns: int) -> bool:
-    """Whether a row of several lines is rather several rows, between two quotes that do not belong together: each line has all its
-    cells, and the later ones name a file."""
+    """Whether a row of several lines is rather several rows, between two quotes that do not belong together: each line has all
+    its cells, and the later ones name a file."""
     pieces = [line.rstrip("\r\n").split(separator) for line in lines]
     return columns > 1 and all(
         len(cells) == columns and (row == 0 or any(_FILE_NAME.fullmatch(cell.strip(' "')) for cell in cells))
@@ -136,8 +136,8 @@ def _read_quoted(path: Path, wanted: Collection[str], separator: str) -> TableFi
                     continue  # an empty line
                 if len(read) > 1 and _swallowed(read, separator, len(columns)):
                     raise InputError(
-                        f"{path}: a double quote opens in line {first} and closes in line {last}, though each line there looks like a "
-                        "row. A text that holds double quotes stands in double quotes, with each of its own written twice."
+                        f"{path}: a double quote opens in line {first} and closes in line {last}, though each line there looks "
+                        "like a row. A text that holds double quotes stands in double quotes, with each of its own written twice."
                     )
                 if len(fields) != len(columns):
                     more = separator == "," and len(fields) > len(columns)

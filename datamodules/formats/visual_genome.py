@@ -121,7 +121,10 @@ def parse_visual_genome(
         known: set[int] = set()
         for number, region in enumerate(regions):
             region_id, words = _region(region, region_descriptions, row, number)
-            if region_id in known:
+            if not _is_of(region, image_id):
+                other = f"names image {region['image_id']}, among those of image {image_id}"
+                parsed.add("caption without image", f"[{row}].regions[{number}] ({region_id}) {other}")
+            elif region_id in known:
                 counts.repeated += 1
             elif len(words) < max(min_words, 1):
                 counts.short += 1
@@ -177,6 +180,12 @@ def _image_id(entry: Entry, regions: list[Any]) -> str:
         place = f"{entry.place}.regions[0]"
         return Entry(regions[0], entry.path, place, EXPECTED_REGIONS).identity("image_id")
     return entry.identity("id")
+
+
+def _is_of(region: Mapping[str, Any], image_id: str) -> bool:
+    """Whether a region names no other image."""
+    named = region.get("image_id")
+    return named is None or str(named) == image_id
 
 
 def _region(region: Any, path: Path, row: int, number: int) -> tuple[int, list[str]]:

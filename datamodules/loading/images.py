@@ -82,6 +82,20 @@ class _Keep:
         return functional.pil_to_tensor(resized)
 
 
+_LONG = 20  # of a side, in the other one
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """The middle of an image that is a mere strip: all that a crop of the centre looks at. Resized whole, a line of 8,000 pixels
+    takes gigabytes."""
+    width, height = image.size
+    most = _LONG * min(image.size)
+    if max(image.size) <= most:
+        return image
+    left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
+    return image.crop((left, top, min(width, left + most), min(height, top + most)))
+
+
 def evaluation_transform(spec: ImageInput) -> Transform:
     """PIL image to uint8 [3, H, W]: "squash" is Resize((S, S)), "crop" resizes the shorter side and crops the centre,
     "squash_crop" resizes both sides and crops the centre, "keep" keeps the aspect ratio."""
@@ -96,6 +110,7 @@ def evaluation_transform(spec: ImageInput) -> Transform:
         shorter = math.floor(spec.size / spec.crop_fraction)  # timm's rounding
         before: Any = shorter if spec.resize == "crop" else (shorter, shorter)
         steps = [v2.Resize(before, interpolation, antialias=True), v2.CenterCrop(spec.size)]
+        steps = [_middle, *steps] if spec.resize == "crop" else steps
     return v2.Compose([*steps, v2.PILToTensor()])
 
 

@@ -14,11 +14,12 @@ from datamodules.files.json_file import read_json
 from datamodules.formats.caption_results import EXPECTED, image_id_of, parse_caption_results
 from datamodules.formats.coco_captions import parse_coco_captions
 from datamodules.formats.karpathy import parse_karpathy
-from datamodules.formats.parsing import Entry
+from datamodules.formats.parsing import Entry, Parsed
 from datamodules.records import ImageRecord
 from lightning_modules.metrics.captions.evaluation import Scores
 
 _ENDING = re.compile(r"\.(?:jpe?g|jpe|png|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
+_LOST = ("duplicated id", "image in several splits")  # problems for which a reader leaves captions out
 REFERENCES = "a COCO caption file (images[], annotations[]; NoCaps is one) or one of Karpathy's (images[].sentences[])"
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -51,7 +52,9 @@ def read_references(path: Path, split: str) -> list[ImageRecord]:
     top = Entry(read_json(path, REFERENCES), path, "the top level", REFERENCES)
     images = top.items("images")
     if images and isinstance(images[0], Mapping) and "sentences" in images[0]:
-        splits = parse_karpathy(path, path.parent).splits
+        parsed = parse_karpathy(path, path.parent)
+        splits = parsed.splits
+        _require_all_read(parsed)
         if split not in splits:
             raise InputError(f"{path} has no split {split!r}; it has {', '.join(sorted(splits))} (--split).")
         return splits[split]
@@ -62,10 +65,23 @@ def read_references(path: Path, split: str) -> list[ImageRecord]:
         image = Entry(value, path, f"images[{row}]", REFERENCES)
         if image.value.get("domain") is not None:
             domains[image.identity("id")] = image.text("domain")
-    # Its problems (a repeated id, an image without captions) matter where they touch an image that is scored: `choose` sees.
-    return [
-        replace(record, domain=domains.get(record.image_id)) for record in parse_coco_captions(path, path.parent).splits["all"]
-    ]
+    parsed = parse_coco_captions(path, path.parent)
+    _require_all_read(parsed)
+    # Images without captions matter where they are scored: `choose` sees.
+    return [replace(record, domain=domains.get(record.image_id)) for record in parsed.splits["all"]]
+
+
+def _require_all_read(parsed: Parsed) -> None:
+    """No reference was left out for its id, or its image's: scores against the others would be other scores.
+
+    Raises:
+        InputError: Some were.
+    """
+    if lost := [problem for problem in parsed.problems if problem.kind in _LOST]:
+        raise InputError(
+            f"{lost[0]} ({len(lost)} such problem(s) in all). Not all of its captions can be references: give each image and "
+            "each caption an id of its own."
+        )
 
 
 def by_reference(

@@ -28,7 +28,7 @@ def add_options(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from experiments.serving.embeddings import ENDINGS, embed_images, require_parquet, write_vectors
+    from experiments.serving.embeddings import ENDINGS, embed_images, require_even, require_parquet, write_vectors
 
     source, out = options.source, options.out
     if out.suffix not in ENDINGS:
@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"{source} is a table: give a file with a text on each line, and nothing else.")
     if not source.is_dir():
         texts = _texts(source)
+        require_even(out, texts)
         model = load_encoders(options.run, options)
         with warnings_as_lines():
             write_vectors(out, "text", texts, model.encode_texts(texts, options.batch_size).numpy(), model.no_result)
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
     names, others = image_files_below(source)
     if not names:
         raise InputError(f"{source} has no images below it.")
+    require_even(out, names)
     model = load_encoders(options.run, options)
     paths = [source / name for name in names]
     rows, vectors, broken = embed_images(model, paths, options.batch_size, options.workers, progress=sys.stderr.isatty())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
@@ -94,10 +95,12 @@ class CaptionFile:
         Args:
             contents: Digests by file.
         """
-        kept = [row for row in self.rows if contents.get(row.file, row.content) == row.content]
+        given = {os.path.abspath(file): file for file in contents}  # a folder may be named otherwise today
+        own = {row.file: given.get(os.path.abspath(row.file), row.file) for row in self.rows}
+        kept = [row for row in self.rows if contents.get(own[row.file], row.content) == row.content]
         if len(kept) < len(self.rows):
             self._write(kept)
-        return {row.file for row in kept} & contents.keys()
+        return {own[row.file] for row in kept} & contents.keys()
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append rows: all of them, or where the process is killed now at most some.

@@ -46,6 +46,9 @@ def embed_images(
     return rows, torch.cat(vectors).numpy() if vectors else np.zeros((0, 0), np.float32), broken
 
 
+_MOST_NAMES = 2**28  # bytes
+
+
 def write_vectors(
     out: Path, kind: Literal["image", "text"], names: Sequence[str], vectors_ND: Floats, no_result: str | None = None
 ) -> None:
@@ -87,6 +90,20 @@ def require_parquet(out: Path) -> None:
             raise InputError(
                 f"{out} needs pyarrow: uv pip install 'crosslight[serve]', or give a name that ends in .npz."
             ) from None
+
+
+def require_even(out: Path, names: Sequence[str]) -> None:
+    """See that the names fit into an .npz file, where each has the room of the longest, before anything takes time.
+
+    Raises:
+        InputError: They would take a quarter of a gigabyte.
+    """
+    longest = max(map(len, names), default=0)
+    if out.suffix == ".npz" and (size := 4 * longest * len(names)) > _MOST_NAMES:
+        raise InputError(
+            f"{out}: an .npz file gives each of {len(names):,} names the room of the longest, which has {longest:,} characters: "
+            f"{size / 2**30:.1f} GB. Give a name that ends in .parquet, or shorten it."
+        )
 
 
 def _write_parquet(part: Path, kind: str, names: Sequence[str], vectors_ND: Floats, metadata: Mapping[str, str]) -> None:

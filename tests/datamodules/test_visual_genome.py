@@ -119,7 +119,16 @@ def test_problems_are_collected_and_counts_are_not_problems(tmp_path: Path) -> N
     odd = {**image(9), "url": "9.jpg"}
     images = [image(1), image(1), image(2), image(3), odd]
     descriptions = [
-        {"id": 1, "regions": [region(1, "a red dog", 1), region(1, "a red dog", 1), region(2, "dog", 1), region(3, "", 1)]},
+        {
+            "id": 1,
+            "regions": [
+                region(1, "a red dog", 1),
+                region(1, "a red dog", 1),
+                region(2, "dog", 1),
+                region(3, "", 1),
+                region(5, "of another image", 2),
+            ],
+        },
         {"id": 1, "regions": [region(4, "a red dog", 1)]},
         {"id": 77, "regions": []},
         {"id": 2, "regions": []},
@@ -128,6 +137,7 @@ def test_problems_are_collected_and_counts_are_not_problems(tmp_path: Path) -> N
     assert [(problem.kind, problem.text) for problem in parsed.problems] == [
         ("duplicated id", "image_data.json[1] repeats image id 1"),
         ("unreadable annotation", "image_data.json[4]: url '9.jpg' names no folder and file"),
+        ("caption without image", "[0].regions[4] (5) names image 2, among those of image 1"),
         ("duplicated id", "[1] repeats image id 1"),
         ("caption without image", "[2] describes image 77, which image_data.json does not list"),
     ]

@@ -48,7 +48,7 @@ def test_laviss_lists(tmp_path: Path) -> None:
             {"caption": "A cake.", "image": name, "image_id": "coco_522418"}]  # fmt: skip
     (image,) = read_copy(lavis(tmp_path / "coco_karpathy_train.json", rows))
     assert image == {
-        "filename": "COCO_val2014_000000522418.jpg", "imgid": "train-0", "split": "train", "filepath": "val2014",
+        "filename": "COCO_val2014_000000522418.jpg", "imgid": "train-0", "split": "restval", "filepath": "val2014",
         "cocoid": 522418,
         "sentences": [{"raw": "A woman.", "sentid": "COCO_val2014_000000522418#0", "imgid": "train-0"},
                       {"raw": "A cake.", "sentid": "COCO_val2014_000000522418#1", "imgid": "train-0"}],

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from tiny_data import write_image
+from torchvision.transforms import InterpolationMode, v2
 
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput
@@ -82,6 +83,22 @@ def test_crop_resizes_the_shorter_side_and_takes_the_centre() -> None:
     image.paste("blue", (10, 10, 30, 30))
     spec = ImageInput(20, HALF, HALF, resize="crop", crop_fraction=0.5, interpolation="nearest")
     assert evaluation_transform(spec)(image).flatten(1).float().mean(1).tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("size", [(16, 2000), (2000, 16)])
+def test_of_a_strip_only_the_middle_is_resized(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, one of 1 x 8,000 pixels would be 224 x 1,792,000 of them."""
+    image = Image.effect_noise(size, 80).convert("RGB")
+    spec = ImageInput(32, HALF, HALF, resize="crop")
+    resized: list[tuple[int, int]] = []
+    whole = v2.Resize(32, InterpolationMode.BICUBIC, antialias=True)(image)
+    expected = v2.PILToTensor()(v2.CenterCrop(32)(whole))
+    kept = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, *given, **more: resized.append(self.size) or kept(self, *given, **more)
+    )
+    assert torch.equal(evaluation_transform(spec)(image), expected)
+    assert [max(each) for each in resized] == [320]
 
 
 VILT = ImageInput(64, HALF, HALF, resize="keep", longest=106, patch=16)

@@ -160,6 +160,24 @@ def test_references_that_are_refused(tmp_path: Path) -> None:
         run_command("score", [captions, "--references", written(tmp_path / "r.json", bare)])
 
 
+def test_references_that_would_be_left_out_are_refused(tmp_path: Path) -> None:
+    """By their ids a reader takes them for repeats: the others alone give other scores."""
+    captions = results(tmp_path)
+    found = json.loads(Path(coco(tmp_path)).read_text())
+    for row, annotation in enumerate(found["annotations"]):
+        annotation["id"] = annotation["image_id"] if row else "x"
+    with pytest.raises(InputError, match=r"duplicated id: annotations\[\d+\] repeats caption id .* an id of its own"):
+        run_command("score", [captions, "--references", written(tmp_path / "r.json", found)])
+    sentences = [{"raw": "a dog", "sentid": 0}]
+    splits = enumerate(("train", "test"))
+    images = [{"filename": "1.jpg", "split": split, "imgid": row, "sentences": sentences} for row, split in splits]
+    with pytest.raises(InputError, match=r"image in several splits: images\[1\]"):
+        run_command("score", [captions, "--references", written(tmp_path / "k.json", {"images": images})])
+    images[1]["filename"] = "2.jpg"
+    with pytest.raises(InputError, match=r"duplicated id: images\[1\] \(2.jpg\) repeats sentid 0"):
+        run_command("score", [captions, "--references", written(tmp_path / "k.json", {"images": images})])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -64,6 +64,18 @@ def test_a_folder_is_gone_on_with(writer: Any, photos: Path, tmp_path: Path, end
     assert [{**row, "log_prob": round(float(row["log_prob"]), 3)} for row in rows(out)] == alike
 
 
+def test_a_folder_by_another_name_is_the_same_folder(
+    writer: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    monkeypatch.chdir(photos.parent)
+    run_command("caption", ["run", photos.name, "--workers", "0", "--out", str(out)])
+    written = rows(out)
+    run_command("caption", ["run", str(photos), "--workers", "0", "--out", str(out)])
+    assert f"0 captions written, {len(written)} were there" in capsys.readouterr().err
+    assert rows(out) == written
+
+
 def test_a_row_is_of_the_image_and_model_that_are_there_now(writer: Any, photos: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "captions.jsonl"
     asked = ["run", str(photos), "--workers", "0", "--out", str(out)]

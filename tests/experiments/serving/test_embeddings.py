@@ -80,6 +80,12 @@ def test_what_cannot_be_done_is_said_in_one_line(photos: Path, arguments: list[s
     assert not Path("a.npz").exists()
 
 
+def test_names_that_would_blow_an_array_up_are_refused_before_the_model_is_read(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a dog\n" * 2000 + "x" * 40_000 + "\n")
+    with pytest.raises(InputError, match=r"gives each of 2,001 names the room of the longest, which has 40,000 .* in \.parquet"):
+        run_command("embed", [str(tmp_path / "texts.txt"), "--out", str(tmp_path / "a.npz"), "--run", "nowhere"])
+
+
 def test_one_text_or_one_file_is_no_list(model: Any, photos: Path) -> None:
     """Its letters would be read as texts, and as files."""
     for texts, message in (
