@@ -199,7 +199,7 @@ class CaptioningModule(TunedModule):
         self.log_dict({"train/loss": (loss / tokens).float(), "train/tokens": tokens.float()}, prog_bar=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.network.clear_images()  # not before: recomputed activations attend to the images again
+        self.network.clear_images()  # their memory is free for what comes between steps
 
     # ---------------------------------------------------------------------------------------------------- use
 

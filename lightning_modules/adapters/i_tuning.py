@@ -35,6 +35,7 @@ from datamodules.errors import InputError
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.line import times
 from lightning_modules.networks.attention import attention_context
+from lightning_modules.networks.checkpointing import Call, bind_calls
 from lightning_modules.networks.decoder_layers import find_language_model
 
 Reading = Literal["paper", "multihead"]
@@ -201,10 +202,30 @@ class ITuningModule(nn.Module):
         """Attend to none: the layer is the language model's own."""
         self._images = self._x = None
 
-    def attach(self, reads: nn.Module, adds: nn.Module) -> None:
-        """Hook in: X is the first input of `reads`, dh is added to the output of `adds`. Bound methods, so deepcopy follows."""
+    def attach(self, block: nn.Module, reads: nn.Module, adds: nn.Module) -> None:
+        """Hook into a block: X is the first input of `reads`, dh is added to the output of `adds`.
+
+        All by bound methods, so that deepcopy follows.
+        """
+        bind_calls(block, self._with_images)
         reads.register_forward_pre_hook(self._before)
         adds.register_forward_hook(self._after)
+
+    def _with_images(self, call: Call) -> Call:
+        """A call that attends to the images of now, also when the backward pass calls it again."""
+        images, maps = self._images, self._maps
+
+        def with_images(*args: Any, **kwargs: Any) -> Any:
+            nonlocal maps
+            now = self._images, self._maps
+            self._images, self._maps = images, maps
+            maps = None if maps is None else []  # those of a second time are not kept
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._images, self._maps = now
+
+        return with_images
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._images is not None:
@@ -221,7 +242,7 @@ class ITuningModules(nn.ModuleDict):
     """The modules of a language model by layer ("0", "1", ...). Dropped layers have none."""
 
     def set_images(self, tokens_IVD: Tensor, image_row_B: Tensor | None = None) -> None:
-        """Attend to these images from now on, until `clear_images` or the next call. The backward pass still needs them.
+        """Attend to these images from now on, until `clear_images` or the next call.
 
         Args:
             tokens_IVD: Visual tokens.
@@ -432,6 +453,7 @@ class ITuning(Adapter):
             with torch.device(next(blocks[layer].parameters()).device):
                 modules[str(layer)] = self.module(int(config.hidden_size), visual_width, int(config.num_attention_heads))
         for layer, module in modules.modules_by_layer().items():
-            module.attach(blocks[layer].get_submodule(reads), blocks[layer].get_submodule(site.last))
+            block = blocks[layer]
+            module.attach(block, block.get_submodule(reads), block.get_submodule(site.last))
         modules.train(network.training)
         setattr(network, NAME, modules)

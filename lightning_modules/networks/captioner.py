@@ -179,7 +179,7 @@ class Captioner(Network):
             self.i_tuning.set_images(features.tokens_IVD, image_row_B)
 
     def clear_images(self) -> None:
-        """Let go of the last images; the language model is then the plain one. Not before the backward pass."""
+        """Let go of the last images; the language model is then the plain one. A backward pass of before has its own."""
         if self.i_tuning is not None:
             self.i_tuning.clear_images()
 
@@ -217,7 +217,7 @@ class Captioner(Network):
     ) -> dict[str, Tensor]:
         """-sum log P(token | before, image) over the captions' tokens and end tokens, divided by their number.
 
-        The images stay in the modules until the next call: a backward pass that recomputes activations attends to them again.
+        A backward pass that recomputes activations attends to these images, whatever was computed between.
 
         Args:
             features: The images, each once.

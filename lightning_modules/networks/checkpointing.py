@@ -9,7 +9,7 @@ when the block's input needs none, and behind frozen embeddings it never does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -17,14 +17,29 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+Call = Callable[..., Any]
+_BINDS = "_call_binds"  # the attribute of a block that holds what `bind_calls` was given
+
+
+def bind_calls(block: nn.Module, bind: Callable[[Call], Call]) -> None:
+    """Say what a call of this block reads besides its arguments: state that may be another by the time of the backward pass.
+
+    Args:
+        block: The block, checkpointed or not (yet).
+        bind: Gives the call with the state of now, whenever it is called again. A bound method, so that copies follow.
+    """
+    vars(block).setdefault(_BINDS, []).append(bind)
+
 
 class _Checkpointed:
-    """Mixed in before a block's class: same parameters, same keys, but the call keeps only its input."""
+    """Mixed in before a block's class: same parameters, same keys, but the call keeps only its input, and what is bound to it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = super().__call__  # type: ignore[misc]
         if not torch.is_grad_enabled():
             return call(*args, **kwargs)
+        for bind in vars(self).get(_BINDS, ()):
+            call = bind(call)
         return checkpoint(call, *args, use_reentrant=False, **kwargs)
 
 

@@ -381,3 +381,38 @@ def test_half_precision_and_library_checkpointing() -> None:
     again = network.loss(features, batch, rows)["loss"]
     assert torch.equal(again, full)
     assert len(blocks_of(network)) == LAYERS
+
+
+@pytest.mark.parametrize("between", ["loss", "generate", "clear", "maps"])
+def test_a_checkpointed_backward_pass_attends_to_the_images_of_its_own_loss(between: str) -> None:
+    """Whatever the modules held last: what is recomputed is what was computed."""
+    batch, rows = texts([0, 1, 1]), torch.tensor([0, 1, 1])
+    first, second = (VisualFeatures(tokens) for tokens in captioner().encode_images(images(4)).tokens_IVD.split(2))
+
+    def gradients(network: Captioner, *losses: Tensor, retain: bool = False) -> list[Tensor]:
+        own = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        return list(torch.autograd.grad(torch.stack(losses).sum(), own, retain_graph=retain))
+
+    plain, _ = tuned()
+    one, other = (gradients(plain, plain.loss(each, batch, rows)["loss"]) for each in (first, second))
+    expected = [a + b for a, b in zip(one, other, strict=True)] if between == "loss" else one
+    network = copy.deepcopy(tuned(checkpointed=True)[0])  # a copy binds its own modules
+    if between == "maps":
+        with modules_of(network).keep_maps() as kept:
+            losses = [network.loss(first, batch, rows)["loss"]]
+            modules_of(network).clear_images()
+    else:
+        losses = [network.loss(first, batch, rows)["loss"]]
+    match between:
+        case "loss":
+            losses.append(network.loss(second, batch, rows)["loss"])
+        case "generate":
+            network.generate_ids(second, Decoding(max_new_tokens=3))
+        case "clear":
+            network.clear_images()
+    held = [module._images for module in modules_of(network).modules_by_layer().values()]
+    torch.testing.assert_close(gradients(network, *losses, retain=True), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradients(network, *losses), expected, rtol=1e-4, atol=1e-6)  # as often as asked for
+    assert all(a is module._images for a, module in zip(held, modules_of(network).modules_by_layer().values(), strict=True))
+    if between == "maps":
+        assert [len(maps) for maps in kept.values()] == [1] * LAYERS
