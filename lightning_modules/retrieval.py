@@ -51,7 +51,7 @@ class RetrievalModule(TunedModule):
         init_from: Start from these weights (a run folder, a checkpoint, or an adapter export). What the file does not bring,
             such as a new adapter, starts fresh and is listed. To resume an interrupted run, use --run_dir instead.
         gradient_cache_chunk: Encode this many pairs at a time and recompute them in the backward pass: exact gradients of
-            a large contrastive batch in the memory of a chunk (null: the whole batch at once).
+            a large contrastive batch in the memory of a chunk, the pass of `iais` included (null: the whole batch at once).
         iais: IAIS on the batch's pairs, which then also go through the network together, image and caption in one sequence
             (BEiT-3 only; no paper has tried it). Every pair is a positive: `positives` does not matter here.
         eval_frozen: Keep frozen parts in eval mode while training, so that their dropout does not blur the features.
@@ -165,9 +165,14 @@ class RetrievalModule(TunedModule):
 
     def _aligned(self, iais: IAIS, terms: dict[str, Tensor], batch: PairBatch) -> dict[str, Tensor]:
         """The objective's terms with IAIS of the batch's pairs, from a pass over image and caption together."""
-        relations = self.network.relations(batch, self.aligned_layers)
+
+        def losses(pairs: PairBatch) -> Tensor:
+            """[B, anchors]: each pair's own, so that chunks of a batch give what the batch gives."""
+            return torch.stack(list(iais(self.network.relations(pairs, self.aligned_layers)).values()), dim=1)
+
+        losses_AB = encode_in_chunks(losses, batch, self.gradient_cache_chunk).T.contiguous()
         weight = iais.annealing(self.global_step, int(self.trainer.estimated_stepping_batches))
-        found = {f"iais_{anchor}": loss_B.mean() for anchor, loss_B in iais(relations).items()}
+        found = {f"iais_{anchor}": loss_B.mean() for anchor, loss_B in zip(iais.anchors, losses_AB, strict=True)}
         added = weight * iais.factor(hard_negatives=False) * torch.stack(list(found.values())).sum()
         loss = terms["loss"]
         # on the device: NCCL averages no tensor of the CPU

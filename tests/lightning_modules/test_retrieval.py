@@ -225,6 +225,32 @@ def test_iais_is_added_to_the_contrastive_loss_of_beit3(kind: Any) -> None:
     torch.testing.assert_close(summed - plain, 8 * (expected - plain))
 
 
+@pytest.mark.parametrize("kind", ["singular", "distributed"])
+def test_gradient_cache_holds_for_the_pass_of_iais(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients are those of the whole batch, and no pass has more rows than a chunk."""
+    batch, found = beit3_pairs(), []
+    for chunk in (None, 2):
+        model = beit3(iais=IAIS(kind, annealing=Annealing("constant", weight=3.0)), gradient_cache_chunk=chunk).eval()
+        rows: list[int] = []
+        terms: dict[str, Tensor] = {}
+
+        def relations(part: PairBatch, layers: Any, whole: Any = model.network.relations, rows: list[int] = rows) -> Any:
+            rows.append(len(part))
+            return whole(part, layers)
+
+        monkeypatch.setattr(model.network, "relations", relations)
+        monkeypatch.setattr(model, "log_terms", lambda made, count, terms=terms: terms.update(made))
+        loss = model.training_step(batch, 0)
+        assert rows == [2] * (len(batch) // 2) + [1] * (len(batch) % 2) if chunk else rows == [len(batch)]
+        loss.backward()
+        gradients = {name: each.grad for name, each in model.network.named_parameters() if each.grad is not None}
+        found.append(({name: value.detach() for name, value in terms.items()}, gradients))
+    (plain, plain_gradients), (cached, cached_gradients) = found
+    assert plain["iais_language"] > 0
+    torch.testing.assert_close(cached, plain)
+    torch.testing.assert_close(cached_gradients, plain_gradients, rtol=1e-4, atol=1e-5)
+
+
 def test_iais_reaches_the_adapters_of_beit3(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the contrastive loss taken out, IAIS alone moves the adapters, on both modalities."""
     model = beit3(iais=IAIS("distributed", annealing=Annealing("constant")), adapter=MultiWayAdapter(), tuning="adapter")
