@@ -181,4 +181,6 @@ def _maps(queries_BHQD: Tensor, keys_BHKD: Tensor, mask_B11K: Tensor | None, sca
         scores_BHQK = (queries_BHQD.float() * scale) @ keys_BHKD.float().transpose(-2, -1)
     if mask_B11K is not None:
         scores_BHQK.masked_fill_(~mask_B11K, float("-inf"))
+        # a row without any key gets zeros, as in the fused kernel, and not 0 / 0
+        return torch.softmax(scores_BHQK, -1).masked_fill_(~mask_B11K.any(-1, keepdim=True), 0.0)
     return torch.softmax(scores_BHQK, -1)

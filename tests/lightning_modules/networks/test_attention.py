@@ -38,6 +38,19 @@ def test_small_products_are_the_fused_kernel(masked: bool, scale: float | None) 
         torch.testing.assert_close(one.grad.float(), other.grad, atol=0.06, rtol=0.03)
 
 
+def test_a_row_without_any_key_is_zero_by_both_routes() -> None:
+    mask = (torch.arange(9) < torch.tensor([[9], [0], [1]]))[:, None, None]
+    for dtype in (torch.bfloat16, torch.float32):
+        q, k, v = inputs(5, 9, dtype)
+        context = attention_context(q, k, v, mask)
+        assert not context[1].any(), dtype
+        context.float().square().sum().backward()
+        for each in (q, k, v):
+            assert each.grad is not None
+            assert each.grad.isfinite().all(), dtype
+            assert not each.grad[1].any(), dtype
+
+
 def test_gradients_of_the_formula_are_exact() -> None:
     """In double precision nothing is rounded away, so a wrong term would show."""
     from lightning_modules.networks.attention import _InProducts
