@@ -254,6 +254,8 @@ class Captioner(Network):
                 depends on its seed alone and on no neighbour; None draws for all in a row, from torch's generator as it stands.
         """
         decoding = decoding or Decoding()
+        if not len(features):
+            return []
         if decoding.sample and seeds is not None:
             drawn = []
             with drawing():
@@ -304,6 +306,8 @@ class Captioner(Network):
             captions: Token ids, as `generate_ids` gives them.
             ended: Whether the end token is one of a caption's, also where `generate_ids` has cut it off.
         """
+        if not captions:
+            return []
         eos, device = self.language.eos, features.tokens_IVD.device
         rows = [[*row, eos] if end and list(row[-1:]) != [eos] else list(row) for row, end in zip(captions, ended, strict=True)]
         longest = max(map(len, rows))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
@@ -168,6 +169,8 @@ class LanguageModel(nn.Module):
             InputError: More tokens than positions.
         """
         lead = next(iter(inputs.values()))
+        if not len(lead):
+            return []
         self.require_positions(lead.shape[1] + decoding.max_new_tokens, "max_new_tokens (with what leads in)")
         if decoding.algorithm == "clipcap":
             rows = clipcap_beams(self, lead if lead.is_floating_point() else self.embed(lead), decoding)
@@ -209,7 +212,8 @@ def clipcap_beams(language: LanguageModel, lead_BLD: Tensor, decoding: Decoding)
         decoding: `num_beams` and `max_new_tokens`.
 
     Returns:
-        For each row its beams, best first, as token ids up to their length (the end token is included where there is one).
+        For each row its beams, best first, as token ids up to their length (the end token is included where there is one); fewer
+        than `num_beams` where there are no more.
     """
     from transformers import DynamicCache
 
@@ -220,7 +224,11 @@ def clipcap_beams(language: LanguageModel, lead_BLD: Tensor, decoding: Decoding)
         logits = language.model(**inputs, past_key_values=cache, use_cache=True).logits
         return logits[:, -1].float().log_softmax(-1)
 
-    sums_BK, first_BK = step(inputs_embeds=lead_BLD).topk(beams, -1)
+    log_BV = step(inputs_embeds=lead_BLD)
+    words = log_BV.shape[-1]
+    # of more beams than words the others begin as ended ones that are no better than any
+    sums_BK, first_BK = F.pad(log_BV, (0, max(0, beams - words)), value=float("-inf")).topk(beams, -1)
+    first_BK = first_BK.where(first_BK < words, language.eos)
     tokens_BKT = first_BK[:, :, None]
     lengths_BK = torch.ones(rows, beams, device=device)
     done_BK = first_BK == language.eos
@@ -244,7 +252,7 @@ def clipcap_beams(language: LanguageModel, lead_BLD: Tensor, decoding: Decoding)
     order_BK = (sums_BK / lengths_BK).argsort(dim=1, descending=True)
     found = []
     for row in range(rows):
-        best = order_BK[row].tolist()
+        best = [beam for beam in order_BK[row].tolist() if sums_BK[row, beam].isfinite()]
         found.append([tokens_BKT[row, beam, : int(lengths_BK[row, beam])].tolist() for beam in best])
     return found
 

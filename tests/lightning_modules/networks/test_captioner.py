@@ -20,7 +20,7 @@ from lightning_modules.adapters.i_tuning import ITuning
 from lightning_modules.adapters.tuning import head_names, set_tuning
 from lightning_modules.checkpoints.fill import fill
 from lightning_modules.networks.captioner import Captioner, VisualFeatures
-from lightning_modules.networks.language_model import Decoding, LanguageModel
+from lightning_modules.networks.language_model import Decoding, LanguageModel, clipcap_beams
 from lightning_modules.networks.towers.hugging_face import HFImageTower
 
 GPT2 = {**FAMILIES["gpt2"], "vocab_size": VOCABULARY, "bos_token_id": END, "eos_token_id": END}
@@ -372,3 +372,32 @@ def test_bad_decoding(options: dict[str, Any]) -> None:
 def test_bad_language_models(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         LanguageModel(**options)
+
+
+@pytest.mark.parametrize("kind", ["i_tuning", "clipcap"])
+@pytest.mark.parametrize("decoding", [Decoding(max_new_tokens=3), Decoding(num_beams=2, max_new_tokens=3, algorithm="clipcap")])
+def test_of_no_images_there_are_no_captions(kind: str, decoding: Decoding) -> None:
+    network = tuned(kind)
+    nothing = VisualFeatures(network.encode_images(images(1)).tokens_IVD[:0])
+    assert network.generate_ids(nothing, decoding) == []
+    assert network.log_probs(nothing, [], []) == []
+    assert network.language.generate(decoding, input_ids=torch.empty(0, 1, dtype=torch.int64)) == []
+
+
+@pytest.mark.parametrize("longest", [1, 3])
+def test_more_beams_than_words(longest: int) -> None:
+    """There are as many beams as captions, each once."""
+    settings = {**GPT2, "vocab_size": 5, "bos_token_id": 4, "eos_token_id": 4, "pad_token_id": 4}
+    language = LanguageModel(config=settings, weights="random", max_tokens=12).eval()
+    lead = torch.randn(2, 3, language.model.get_input_embeddings().embedding_dim, generator=torch.Generator().manual_seed(0))
+    decoding = Decoding(num_beams=90, max_new_tokens=longest, algorithm="clipcap")
+    found = clipcap_beams(language, lead, decoding)
+    # every caption of up to three words of which none but the last is the end token
+    assert [len(beams) for beams in found] == [{1: 5, 3: 1 + 4 + 16 * 5}[longest]] * 2
+    assert all(len({tuple(beam) for beam in beams}) == len(beams) for beams in found)
+    few = clipcap_beams(language, lead, Decoding(num_beams=5, max_new_tokens=1, algorithm="clipcap"))
+    if longest == 1:
+        assert found == few
+    assert language.generate(decoding, inputs_embeds=lead) == [
+        beams[0][:-1] if beams[0][-1] == language.eos else beams[0] for beams in found
+    ]
