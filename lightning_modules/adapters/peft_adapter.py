@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.errors import InputError, some
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.adapters.line import times
 from lightning_modules.adapters.linear_layers import LinearLayer, Targets, ends_with, find_linear_layers
 from lightning_modules.adapters.peft_layers import (
     factors,
@@ -110,6 +111,17 @@ class PEFTAdapter(Adapter):
     def describe(self) -> dict[str, Any]:
         """Constructor arguments to build it again."""
         return super().describe() | {"identity_at_start": self.identity_at_start}
+
+    def scaled(self, start: Mapping[str, Tensor], trained: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """LoRA and RSLoRA as `LoRAAdapter`: B times alpha. DoRA scales the weight that it is added to as well, and what the other
+        methods add is peft's: they lie on the line.
+
+        Raises:
+            InputError: It is none of these two, and not the identity at its start.
+        """
+        if self._method.config.__name__ == "LoraConfig" and not self._given.get("use_dora"):
+            return times(trained, alpha, lambda name: "lora_B" in name.split("."))
+        return super().scaled(start, trained, alpha)
 
     def inject(self, network: nn.Module) -> None:
         """Wrap every target, on its device; nothing if it is `off`.

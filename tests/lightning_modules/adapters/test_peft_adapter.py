@@ -58,6 +58,29 @@ def encode(network: Any, tiny: Any) -> Tensor:
         return torch.cat([network.encode_images(tiny.images()), network.encode_texts(tiny.texts())])
 
 
+@pytest.mark.parametrize("method", ["LoRA", "RSLoRA", "DoRA"])
+def test_the_dial_turns_lora_as_our_own(tiny: Any, method: str) -> None:
+    """At alpha of 0.25 a layer changes by a quarter; DoRA, whose weights do not just add up, is on the line."""
+    network, adapter = tiny.network(), PEFTAdapter(method, {"r": 2, "lora_alpha": 3})
+    adapter.inject(network)
+    start = {name: value.clone() for name, value in network.state_dict().items() if adapter.owns(name)}
+    randomise(network, adapter)
+    trained = {name: value.clone() for name, value in network.state_dict().items() if adapter.owns(name)}
+    layer, x = network.get_submodule("image.model.blocks.0.mlp.fc1"), torch.randn(3, 16)
+    outputs = []
+    for alpha in (0.0, 0.25, 1.0):
+        network.load_state_dict(adapter.scaled(start, trained, alpha), strict=False)
+        with torch.no_grad():
+            outputs.append(layer(x))
+    before, between, after = outputs
+    assert torch.equal(before, layer.get_base_layer()(x))
+    if method == "DoRA":
+        halfway = {name: torch.lerp(start[name], trained[name], 0.25) for name in trained}
+        torch.testing.assert_close(adapter.scaled(start, trained, 0.25), halfway)
+    else:
+        torch.testing.assert_close(between - before, 0.25 * (after - before))
+
+
 def logits(network: Any) -> Tensor:
     with torch.no_grad():
         return network.logits(network.encode_images(images(2)), texts([0, 0, 1]), ROWS)
