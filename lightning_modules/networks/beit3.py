@@ -202,7 +202,7 @@ class ImageEmbedding(nn.Module):
                 f"BEiT-3 was built for images of {self.image_size} px, got {tuple(pixels_B3HW.shape[2:])}; set image_size of "
                 "the network (its positions are interpolated when a checkpoint is loaded)"
             )
-        patches_BND = self.patches(pixels_B3HW).flatten(2).transpose(1, 2)
+        patches_BND = self.patches(pixels_B3HW.to(self.patches.weight.dtype)).flatten(2).transpose(1, 2)
         tokens_BTD = torch.cat([self.cls_token.to(patches_BND.dtype).expand(len(patches_BND), -1, -1), patches_BND], dim=1)
         return tokens_BTD + self.positions[UNUSED_POSITIONS:]
 

@@ -72,6 +72,9 @@ class Tower(nn.Module):
             brought: Whether weights have been loaded already.
         """
         self.weights, self.fresh = to_read(weights), fresh_names(self, weights, brought)
+        for module in self.model.modules():
+            if isinstance(module, nn.Conv2d) and module.in_channels == _COLORS:
+                module.register_forward_pre_hook(_as_the_weight)
         path = find_blocks(self.model)
         self._blocks_path = f"model.{path}" if path else ""
         names = [name for name, _ in self.named_parameters()]
@@ -118,6 +121,15 @@ class Tower(nn.Module):
         return torch.is_grad_enabled() and (
             any(parameter.requires_grad for parameter in self.parameters()) or any(x.requires_grad for x in inputs)
         )
+
+
+_COLORS = 3
+
+
+def _as_the_weight(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Pixels are fp32; the first layer's weight is of another dtype after `model.half()` and its like."""
+    weight: Any = module.weight
+    return (args[0].to(weight.dtype), *args[1:])
 
 
 class ImageTower(Tower):

@@ -183,7 +183,9 @@ class HFTextTower(TextTower):
             last_B = (mask_BT * positions_T).argmax(1)
             return tokens_BTD[torch.arange(len(last_B), device=mask_BT.device), last_B]
         weights_BT1 = mask_BT.unsqueeze(-1).float()
-        return (tokens_BTD.float() * weights_BT1).sum(1) / weights_BT1.sum(1).clamp_min(1.0)
+        mean_BD = (tokens_BTD.float() * weights_BT1).sum(1) / weights_BT1.sum(1).clamp_min(1.0)
+        # what comes next has weights of the tokens' dtype (after `model.half()`), unless autocast sees to it
+        return mean_BD if torch.is_autocast_enabled(mean_BD.device.type) else mean_BD.to(tokens_BTD.dtype)
 
 
 def expanded(name: str | None) -> str | None:

@@ -563,3 +563,21 @@ def test_inputs_that_cannot_be() -> None:
         network.encoder()
     with pytest.raises(InputError, match="needs pixels"):
         network.encode_images(ImageBatch(("a",), torch.arange(1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_whole_network_may_have_another_dtype(dtype: torch.dtype) -> None:
+    """`model.double()` and its like: pixels are still fp32."""
+    network = build(adapter=True).eval()
+    (tokens, mask), ids = texts(), ("a", "b", "c")
+    pairs = PairBatch(
+        ImageBatch(ids, torch.arange(3), pixels()), TextBatch(ids, ids, torch.arange(3), torch.arange(3), tokens, mask)
+    )
+    with torch.no_grad():
+        expected = network.encode_images(pairs.images), network.encode_texts(pairs.texts)
+        network.to(dtype)
+        found = network.encode_images(pairs.images), network.encode_texts(pairs.texts)
+        assert network.relations(pairs, [0]).attention[0].queries_BHQD.dtype == dtype
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, atol=0.15 if dtype == torch.bfloat16 else 1e-4, rtol=0)

@@ -401,3 +401,22 @@ def test_more_beams_than_words(longest: int) -> None:
     assert language.generate(decoding, inputs_embeds=lead) == [
         beams[0][:-1] if beams[0][-1] == language.eos else beams[0] for beams in found
     ]
+
+
+@pytest.mark.parametrize("kind", ["i_tuning", "clipcap"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_whole_network_may_have_another_dtype(tiny: Any, kind: str, dtype: torch.dtype) -> None:
+    """`model.double()` and its like, beside a tower that does not round its pixels by itself."""
+    batch, rows, pixels = texts([0, 1]), torch.arange(2), tiny.images(2, 16)
+    visual: Any = "pooled" if kind == "clipcap" else "tokens"
+    network = Captioner(tiny.image_tower("timm_vit"), captioner().language, visual=visual)
+    adapter: Any = ITuning() if kind == "i_tuning" else ClipCap(prefix_length=3, clip_length=2, layers=1, num_heads=2)
+    adapter.inject(network)
+    network.eval()
+    with torch.no_grad():
+        expected = network.loss(network.encode_images(pixels), batch, rows)["loss"]
+        network.to(dtype)
+        features = network.encode_images(pixels)
+        assert features.tokens_IVD.dtype == dtype
+        torch.testing.assert_close(network.loss(features, batch, rows)["loss"], expected, rtol=0.03, atol=0)
+    assert len(network.generate_ids(features, Decoding(max_new_tokens=2))) == 2

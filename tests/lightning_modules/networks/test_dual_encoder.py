@@ -189,3 +189,24 @@ def test_autocast_gives_fp32_unit_vectors_close_to_fp32(tiny):
 def test_images_without_pixels_are_an_input_error(tiny):
     with pytest.raises(InputError, match="pixels"):
         tiny.network().encode_images(ImageBatch(("a",), torch.arange(1)))
+
+
+@pytest.mark.parametrize(("image", "text"), PAIRS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_whole_network_may_have_another_dtype(tiny, image, text, dtype):
+    """`model.double()` and its like: pixels are still fp32, and the mean over tokens is taken in fp32."""
+    network = tiny.network(image, text)
+    images, texts = tiny.images(size=network.inputs.image.size), tiny.texts()
+    with torch.no_grad():
+        expected = network.encode_images(images), network.encode_texts(texts)
+        network.to(dtype)
+        found = network.encode_images(images), network.encode_texts(texts)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, atol=0.15 if dtype == torch.bfloat16 else 1e-4, rtol=0)
+
+
+def test_under_autocast_a_mean_over_tokens_stays_fp32(tiny):
+    tower, texts = tiny.text_tower(), tiny.texts()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tower(texts.tokens_BT, texts.mask_BT).dtype == torch.float32
