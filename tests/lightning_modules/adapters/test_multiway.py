@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_captioner import FAMILIES, LAYERS, captioner
 from torch import nn
 
 from datamodules.errors import InputError
@@ -372,3 +373,15 @@ def test_any_transformer_can_be_adapted_alone(tiny):
     model = tiny.text_tower("bert").model
     put_into(model)
     assert sum(".multiway." in name for name in model.state_dict()) == 2 * 10
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_language_models_that_it_knows_are_those_that_docs_name(family: str) -> None:
+    """docs/multiway.md and docs/extend/backbone.md: GPT-2 and Llama's family, not GPT-NeoX and OPT."""
+    network = captioner(family)
+    if family in ("gpt2", "llama", "mistral", "qwen2", "qwen3"):
+        MultiWayAdapter(towers="text").inject(network)
+        assert sum(hasattr(block, "multiway") for block in network.language.blocks) == LAYERS
+    else:
+        with pytest.raises(InputError, match="the text tower has no block it knows"):
+            MultiWayAdapter(towers="text").inject(network)
