@@ -53,7 +53,7 @@ def deciding(config: dict[str, Any]) -> dict[str, Any]:
             del kept["checkpoint"]
     if isinstance(trainer := kept.get("trainer"), dict):
         kept["trainer"] = {key: value for key, value in trainer.items() if key not in _TRAINER}
-        if callbacks := [one for one in _listed(trainer.get("callbacks")) if not _watches(one)]:
+        if callbacks := [one for one in listed(trainer.get("callbacks")) if not _watches(one)]:
             kept["trainer"]["callbacks"] = callbacks
         else:
             kept["trainer"].pop("callbacks", None)
@@ -86,7 +86,8 @@ def differing_keys(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
         for key in sorted(set(ours) | set(theirs), key=str):
             names += differing_keys(ours.get(key), theirs.get(key), f"{prefix}{key}.")
         return names
-    return [] if ours == theirs else [prefix.rstrip(".")]
+    same = ours == theirs and isinstance(ours, float) == isinstance(theirs, float)  # 1 is one batch to Lightning, and 1.0 all of them
+    return [] if same else [prefix.rstrip(".")]
 
 
 def without_new_options(config: Any, stored: Any) -> Any:
@@ -167,7 +168,8 @@ def _unseeded(value: Any) -> Any:
     return SEED_AND_KEY.sub("", value) if isinstance(value, str) else value
 
 
-def _listed(callbacks: Any) -> list[Any]:
+def listed(callbacks: Any) -> list[Any]:
+    """The trainer's callbacks, which may be one, or null."""
     return callbacks if isinstance(callbacks, list) else [] if callbacks is None else [callbacks]
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules.errors import InputError
 from datamodules.files.atomic import whole_file
-from experiments.runs.identity import deciding, differing_keys
+from experiments.runs.identity import deciding, differing_keys, listed
 from experiments.training import preemption
 from experiments.training.loggers import MetricsCSV
 from lightning_modules.callbacks.ema import CURRENT, EMA
@@ -88,7 +88,7 @@ class ResumePoint(Callback):
     ) -> None:
         self.file = run_folder / "checkpoints" / "last.ckpt"
         self.run_folder = run_folder
-        self.config = deciding({key: config.get(key) for key in ("model", "data")})
+        self.config = deciding({key: config.get(key) for key in ("model", "data")}) | {"trainer": _steps_of_an_epoch(config)}
         self.every_n_steps = every_n_steps
         self.agreement = agreement
         self._owed = self._leaving = self._saving = False
@@ -156,7 +156,7 @@ class ResumePoint(Callback):
         checkpoint["callbacks"] = _replaced(checkpoint.get("callbacks", {}), self._here)
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        names = differing_keys(self.config, checkpoint.get("crosslight_config") or self.config)
+        names = differing_keys(self.config, {**self.config, **(checkpoint.get("crosslight_config") or {})})
         if names:
             raise InputError(
                 f"checkpoint {there} was made with another configuration (it differs in: {', '.join(names[:6])}), so it cannot "
@@ -205,6 +205,19 @@ class ResumePoint(Callback):
 
 
 _RUN_FOLDER = "{run folder}"
+# Of the trainer, with the values that null stands for: with other steps an epoch, the steps that are done are other epochs, and the
+# schedule goes on from a place where it never was. (Devices share the same global batch; overfit_batches is refused anyhow.)
+_EPOCH: dict[str, Any] = {"accumulate_grad_batches": 1, "limit_train_batches": 1.0}
+
+
+def _steps_of_an_epoch(config: dict[str, Any]) -> dict[str, Any]:
+    """What of the trainer's options decides how many steps an epoch has."""
+    given = config.get("trainer") or {}
+    options = {key: all_of_it if given.get(key) is None else given[key] for key, all_of_it in _EPOCH.items()}
+    if schedulers := [one for one in listed(given.get("callbacks")) if "GradientAccumulationScheduler" in str(one)]:
+        options["callbacks"] = schedulers
+    trainer: dict[str, Any] = deciding({"trainer": options})["trainer"]
+    return trainer
 
 
 def _replaced(value: Any, change: Callable[[str], str]) -> Any:

@@ -54,6 +54,11 @@ def test_what_cannot_go_on_is_refused(head_run: Path, tmp_path: Path) -> None:
     assert answer.status == 2
     assert "optimization.lr), so it cannot be resumed under this one" in answer.error
     assert "--model.init_args.init_from" in answer.error
+    for option in ("accumulate_grad_batches=2", "limit_train_batches=1"):
+        longer = ("--trainer.max_epochs=2", f"--trainer.{option}")
+        answer = crosslight("run", *config, *longer, f"--run_dir={tmp_path / 'run'}")
+        assert answer.status == 2
+        assert f"it differs in: trainer.{option.partition('=')[0]})" in answer.error
     frozen = ("--model.init_args.tuning=frozen", f"--model.init_args.init_from={head_run}")
     answer = crosslight("run", *config, *frozen, f"--run_dir={tmp_path / 'run'}")
     assert answer.status == 2

@@ -53,6 +53,7 @@ def test_differing_keys_are_dotted_leaves() -> None:
     assert differing_keys(CONFIG, CONFIG) == []
     assert differing_keys({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}) == ["a.c", "d", "e"]
     assert differing_keys({"a": {"b": 1}}, {"a": None}) == ["a"]
+    assert differing_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1.0, "c": 2}}) == ["a.b"]  # one batch, and all of them
 
 
 def test_files_count_by_their_names_wherever_they_are() -> None:
