@@ -25,7 +25,7 @@ class Optimization:
 
     Args:
         lr: Peak learning rate.
-        min_lr: Learning rate at the last step.
+        min_lr: Learning rate at the last step, of what learns at lr; other rates come down by the same factor.
         warmup_fraction: Part of all steps that warms up linearly from 0.
         weight_decay: Decoupled weight decay, on matrices only: biases, norms, the temperature and an adapter's factors get none.
         betas: AdamW's moment decays.
@@ -66,6 +66,11 @@ class Optimization:
         for name in ("min_lr", "weight_decay", "adapter_lr", "backbone_lr"):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise InputError(f"optimization.{name} is {getattr(self, name)}; give at least 0.")
+        if self.lr < self.min_lr:
+            raise InputError(
+                f"optimization.lr is {self.lr}, below optimization.min_lr ({self.min_lr}), so the learning rate would rise to "
+                "the last step: give a min_lr of at most lr, for example 0."
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optimization.betas is {list(self.betas)}; give two numbers, 0 <= x < 1.")
 

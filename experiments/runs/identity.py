@@ -86,8 +86,8 @@ def differing_keys(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
         for key in sorted(set(ours) | set(theirs), key=str):
             names += differing_keys(ours.get(key), theirs.get(key), f"{prefix}{key}.")
         return names
-    same = ours == theirs and isinstance(ours, float) == isinstance(theirs, float)  # 1 is one batch to Lightning, and 1.0 all of them
-    return [] if same else [prefix.rstrip(".")]
+    one_kind = isinstance(ours, float) == isinstance(theirs, float)  # 1 is one batch to Lightning, and 1.0 all of them
+    return [] if ours == theirs and one_kind else [prefix.rstrip(".")]
 
 
 def without_new_options(config: Any, stored: Any) -> Any:

@@ -205,8 +205,8 @@ class ResumePoint(Callback):
 
 
 _RUN_FOLDER = "{run folder}"
-# Of the trainer, with the values that null stands for: with other steps an epoch, the steps that are done are other epochs, and the
-# schedule goes on from a place where it never was. (Devices share the same global batch; overfit_batches is refused anyhow.)
+# Of the trainer, with the values that null stands for: with other steps an epoch, the steps that are done are other epochs, and
+# the schedule goes on from a place where it never was. (Devices share the same global batch; overfit_batches is refused anyhow.)
 _EPOCH: dict[str, Any] = {"accumulate_grad_batches": 1, "limit_train_batches": 1.0}
 
 

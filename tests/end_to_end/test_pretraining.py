@@ -57,7 +57,8 @@ def test_two_processes_pretrain_as_one_and_a_ranking_run_starts_from_them(tmp_pa
 
     start = f"{tmp_path / 'one'}/checkpoints/best.ckpt#network."
     succeed("run", *uniter("baseline", f"{NETWORK}.weights={start}", "--trainer.max_steps=1", "--trainer.val_check_interval=2",
-                           "--model.init_args.optimization.lr=1e-9", f"--run_dir={tmp_path / 'tuned'}"))  # fmt: skip
+                           "--model.init_args.optimization.lr=1e-9",
+                           "--model.init_args.optimization.min_lr=0", f"--run_dir={tmp_path / 'tuned'}"))  # fmt: skip
     best, tuned = weights(tmp_path / "one", "best.ckpt"), lightning_modules.load(tmp_path / "tuned").network.state_dict()
     for key in ("encoder.layers.1.qkv.weight", "encoder.region_embed.features.weight", "encoder.text_embed.words.weight"):
         torch.testing.assert_close(tuned[key], best[f"network.{key}"], atol=1e-6, rtol=0)

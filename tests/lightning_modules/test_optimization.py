@@ -143,6 +143,14 @@ def test_values_out_of_range(option: str, value: float) -> None:
         Optimization(**{option: value})
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_peak_below_the_floor_is_refused(schedule: Any) -> None:
+    with pytest.raises(InputError, match=r"optimization\.lr is 1e-07, below optimization\.min_lr \(1e-06\).*: give a min_lr"):
+        Optimization(lr=1e-7, schedule=schedule)
+    Optimization(lr=1e-6, schedule=schedule)  # flat
+    Optimization(lr=1e-3, backbone_lr=1e-7, schedule=schedule)  # comes down by the same factor
+
+
 # ----------------------------------------------------------------------------------------------------------------- UNITER
 
 IAIS = Path(__file__).parents[1] / "recordings" / "iais"
