@@ -16,7 +16,7 @@ class Decoding:
         num_beams: Beams of beam search; 1 = greedy, or one sample.
         max_new_tokens: Longest caption, its end token included.
         min_new_tokens: No end before so many tokens.
-        length_penalty: Beam scores are divided by length to this power.
+        length_penalty: Beam scores are divided by length to this power; of several beams.
         no_repeat_ngram: No n-gram of this size twice; 0 = allowed.
         sample: Draw tokens instead of taking the best. What is drawn for an image depends on the run's seed and the image alone,
             so images are captioned one at a time.
@@ -28,7 +28,7 @@ class Decoding:
         keep_eos: Leave the end token in the caption; ClipCap's released models end with the full stop.
 
     Raises:
-        InputError: A value is out of range, or "clipcap" with sampling.
+        InputError: A value is out of range, an option has no use beside the others, or "clipcap" with sampling.
     """
 
     num_beams: int = 5
@@ -54,8 +54,19 @@ class Decoding:
                 f"decoding: no_repeat_ngram ({self.no_repeat_ngram}) and top_k ({self.top_k}) must be 0 or more, temperature "
                 f"({self.temperature}) positive, top_p ({self.top_p}) in (0, 1]"
             )
-        plain = (self.sample, self.min_new_tokens, self.no_repeat_ngram, self.length_penalty) == (False, 0, 0, 1.0)
-        if self.algorithm == "clipcap" and not plain:
+        drawn = {"temperature": (self.temperature, 1.0), "top_k": (self.top_k, 0), "top_p": (self.top_p, 1.0)}
+        if not self.sample and (given := [f"{name} ({value})" for name, (value, plain) in drawn.items() if value != plain]):
+            raise InputError(
+                f"decoding: {', '.join(given)}: temperature, top_k and top_p are of sampling: set sample to true, or leave "
+                "them out"
+            )
+        if self.num_beams == 1 and self.length_penalty != 1.0:
+            raise InputError(
+                f"decoding: length_penalty ({self.length_penalty}) compares beams, and num_beams is 1: give more beams, or leave "
+                "it out (1.0)"
+            )
+        clipcaps = (self.sample, self.min_new_tokens, self.no_repeat_ngram, self.length_penalty) == (False, 0, 0, 1.0)
+        if self.algorithm == "clipcap" and not clipcaps:
             raise InputError(
                 "decoding: ClipCap's beam search knows neither sampling, min_new_tokens, no_repeat_ngram nor a length_penalty; "
                 "leave them out, or set algorithm to library"
