@@ -33,8 +33,10 @@ class Optimization:
         layer_decay: The learning rate of layer i is multiplied by layer_decay^(layers + 1 - i). 1.0 = none.
         layer_decay_on_adapters: Apply layer_decay to adapters as the released MWA code does; by default they learn at the
             full rate (at 0.65 the first adapter of 12 layers would learn at 0.6 % of it).
-        adapter_lr: Peak learning rate of adapters (null: lr).
-        backbone_lr: Peak learning rate of what is neither adapter nor head (null: lr). Heads are new and always learn at lr.
+        adapter_lr: Peak learning rate of adapters (null: lr). Alone it is refused where no adapter trains; a recipe for several
+            tunings gives it beside backbone_lr.
+        backbone_lr: Peak learning rate of what is neither adapter nor head (null: lr), likewise. Heads are new and always learn
+            at lr.
         schedule: After the warm-up: cosine, or linear (to 0 at the last step, never below min_lr), as UNITER's.
         algorithm: adamw, or uniter_adamw: the released code adds eps before it corrects the bias and decays after the update.
         fused: One kernel a parameter group instead of a dozen passes over its memory. It cannot be clipped for at precision
@@ -156,6 +158,12 @@ def build(
     objective: nn.Module | None = None,
     spares: Callable[[str], bool] = lambda _name: False,
 ) -> tuple[Optimizer, LambdaLR]:
+    """The optimizer of what trains, and its schedule over so many steps.
+
+    Raises:
+        InputError: Nothing is trainable, or an option is for what does not train.
+    """
+    _require_use(network, settings, is_adapter)
     groups = parameter_groups(network, settings, is_adapter, objective, spares)
     optimizer: Optimizer
     if settings.algorithm == "uniter_adamw":
@@ -163,6 +171,31 @@ def build(
     else:
         optimizer = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=settings.fused or None)
     return optimizer, LambdaLR(optimizer, lambda step: schedule_factor(step, total_steps, settings))
+
+
+def _require_use(network: Any, settings: Optimization, is_adapter: Callable[[str], bool]) -> None:
+    """See that options for adapters or the backbone have some to act on. Who gives both rates has a recipe for several tunings.
+
+    Raises:
+        InputError: Nothing that trains is what an option is for.
+    """
+    heads = {name for name, _ in network.head_parameters()}
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    adapters = any(is_adapter(name) for name in trained)
+    backbone = any(not is_adapter(name) and name not in heads for name in trained)
+    several = settings.adapter_lr is not None and settings.backbone_lr is not None
+    for option, what, trains in (
+        ("adapter_lr", "no adapter", adapters),
+        ("backbone_lr", "nothing but adapters and heads", backbone),
+    ):
+        if (rate := getattr(settings, option)) is not None and not (trains or several):
+            raise InputError(
+                f"optimization.{option} is {rate}, but {what} trains here, so nothing would learn at it: set it to null (what "
+                "trains learns at optimization.lr), or choose another tuning."
+            )
+    if settings.layer_decay_on_adapters and (not adapters or settings.layer_decay == 1):
+        why = "no adapter trains here" if not adapters else "optimization.layer_decay is 1 (none)"
+        raise InputError(f"optimization.layer_decay_on_adapters is true, but {why}: set it to false.")
 
 
 class UniterAdamW(Optimizer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,30 @@ def test_nothing_trainable(tiny: Any) -> None:
 def test_values_out_of_range(option: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{option} is {value}"):
         Optimization(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("tuning", "options", "says"),
+    [
+        ("full", {"adapter_lr": 1e-2}, "adapter_lr is 0.01, but no adapter trains here"),
+        ("head", {"adapter_lr": 1e-2}, "adapter_lr is 0.01, but no adapter trains here"),
+        ("head", {"backbone_lr": 1e-5}, "backbone_lr is 1e-05, but nothing but adapters and heads trains here"),
+        ("adapter", {"backbone_lr": 1e-5}, "backbone_lr is 1e-05, but nothing but adapters and heads trains here"),
+        ("full", {"layer_decay_on_adapters": True, "layer_decay": 0.5}, "true, but no adapter trains here: set it to false"),
+        ("adapter", {"layer_decay_on_adapters": True}, r"true, but optimization.layer_decay is 1 \(none\): set it to false"),
+        ("adapter", {"layer_decay_on_adapters": True, "layer_decay": 0.5, "adapter_lr": 1e-2}, None),
+        ("full", {"backbone_lr": 1e-5}, None),
+        ("head", {"adapter_lr": 1e-2, "backbone_lr": 1e-5}, None),  # of a recipe for several tunings
+    ],
+)
+def test_an_option_for_what_does_not_train_is_refused(tiny: Any, tuning: Any, options: dict[str, Any], says: str | None) -> None:
+    network, adapter = tiny.network(), MultiWayAdapter() if tuning == "adapter" else None
+    if adapter is not None:
+        adapter.inject(network)
+    set_tuning(network, adapter, tuning)
+    expected = nullcontext() if says is None else pytest.raises(InputError, match=says)
+    with expected:
+        build(network, Optimization(**options), 10, lambda name: adapter is not None and adapter.owns(name))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
