@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from experiments.runs.duration import readable_time
-from experiments.training.trainer import tell_unknown_words
+from experiments.training.trainer import data_name, tell_cut_captions, tell_unknown_words
 
 _SECONDS = 5  # between two lines: a log of a thousand short epochs is still read
 
@@ -81,7 +81,9 @@ class Progress(Callback):
         begun = f"; {trainer.global_step:,} of them are done" if trainer.global_step else ""
         _say(trainer, f"training: {', '.join(words)}{begun}; {trained:,} of {total:,} parameters train")
         if trainer.is_global_zero:
-            tell_unknown_words(getattr(trainer, "datamodule", None), "train")
+            data: Any = getattr(trainer, "datamodule", None)
+            tell_unknown_words(data, "train")
+            tell_cut_captions(data_name(data), data, ("train",))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
         if self._pace is None or not self.lines or trainer.sanity_checking or trainer.state.fn != "fit":

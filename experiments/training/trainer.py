@@ -210,9 +210,9 @@ class Trainer(pl.Trainer):
         """A note of captions of which the network read the beginning alone; of the data of training, for all splits."""
         if not hasattr(datamodule, "cut_captions"):
             return {}
-        cut: dict[str, int] = datamodule.cut_captions(("train", "val", "test") if name == self.trained_data else (stage,))
-        for split, count in cut.items():
-            print(f"crosslight: {name} {split}: {count:,} captions are longer than the network's max_tokens and were cut.")
+        own = name == self.trained_data
+        before: dict[str, int] = datamodule.cut_captions(("train",)) if own else {}  # told before the first step
+        cut = before | tell_cut_captions(name, datamodule, ("val", "test") if own else (stage,))
         return {"cut_captions": cut} if cut else {}
 
     def _evaluated(self) -> set[str]:
@@ -365,6 +365,15 @@ def tell_unknown_words(datamodule: Any, split: str) -> None:
         f"{'time' if times == 1 else 'times'}: {some(map(printable, unknown))}.",
         file=sys.stderr,
     )
+
+
+def tell_cut_captions(name: str, datamodule: Any, splits: tuple[str, ...]) -> dict[str, int]:
+    """One line for each split with captions of which the network reads the beginning alone; how many they are, by split."""
+    cut: dict[str, int] = datamodule.cut_captions(splits) if hasattr(datamodule, "cut_captions") else {}
+    for split, count in cut.items():
+        what = "caption is" if count == 1 else "captions are"
+        print(f"crosslight: {name} {split}: {count:,} {what} longer than the network's max_tokens and cut there.")
+    return cut
 
 
 def data_name(datamodule: pl.LightningDataModule) -> str:

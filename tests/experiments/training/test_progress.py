@@ -11,6 +11,7 @@ from torch import nn, tensor
 
 from experiments.training import progress
 from experiments.training.progress import Bar, Pace, Progress
+from experiments.training.trainer import Trainer
 
 
 def trainer(**entries: Any) -> Any:
@@ -84,3 +85,18 @@ def test_the_bar_counts_from_one_and_says_how_long_all_of_it_takes(clock: list[f
     assert bar.get_metrics(running, nn.Linear(2, 2)) == {"loss": 2.0, "val/rsum": "301.2", "all": "60 s left"}  # type: ignore[arg-type]
     bar._pace = Pace(trainer(estimated_stepping_batches=math.inf))
     assert bar._get_train_description(1) == "Epoch 2"
+
+
+def test_captions_that_are_cut_are_told_before_the_first_step(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    cut = {"train": 3, "val": 1, "test": 2}
+    data = SimpleNamespace(name="mine", cut_captions=lambda splits: {split: cut[split] for split in splits})
+    Progress("val/rsum", lines=True).on_train_start(trainer(datamodule=data), nn.Linear(2, 2))  # type: ignore[arg-type]
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert said == ["crosslight: mine train: 3 captions are longer than the network's max_tokens and cut there."]
+
+    noted = Trainer._cut_captions(SimpleNamespace(trained_data="mine"), "mine", data, "test")  # type: ignore[arg-type]
+    assert noted == {"cut_captions": cut}
+    assert capsys.readouterr().out.splitlines() == [
+        "crosslight: mine val: 1 caption is longer than the network's max_tokens and cut there.",
+        "crosslight: mine test: 2 captions are longer than the network's max_tokens and cut there.",
+    ]
