@@ -304,6 +304,14 @@ class ImageTextDataModule(Source, LightningDataModule):
         counts = {self.split_label(split): task.cut_captions(self._split(split), batching) for split in splits}
         return {label: count for label, count in counts.items() if count}
 
+    def caption_count(self, split: str) -> int:
+        """Captions of a split, after limits.
+
+        Raises:
+            InputError: As `records`.
+        """
+        return int(counts_of(self.records(split)).sum())
+
     def unknown_words(self, split: str) -> dict[str, int]:
         """Words of a split that the connected network's tokenizer does not know and how often they come, most frequent first.
 

@@ -45,6 +45,7 @@ class TunedModule(pl.LightningModule):
     protocol: str | None = None  # how it is tested, in words, for results.json
     uses: str = "see the methods of its class"  # what a trained one is good for, where it was asked for something else
     task: Task = Task()  # for the card of an export: what it is found by, and the lines that use it
+    needs_captions: frozenset[str] = frozenset({"val", "test"})  # splits of which it measures nothing without captions
     no_result: str | None = None  # why nothing that it computes is a result, where it was loaded from stand-ins or a rehearsal
     _queries: dict[str, Tensor]  # of the last evaluation, when there was one: a rank or score for each query, or image
     terms: dict[str, Tensor]  # of the batch that trains, on this process: what an error says of its loss

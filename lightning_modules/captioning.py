@@ -138,6 +138,8 @@ class CaptioningModule(TunedModule):
         if features is not None and network.alone:
             raise InputError("nothing looks at images here, so features on disk would be for nobody: set model.features to null")
         self.decoding = decoding
+        # captions of a test may go to a server that has the references (NoCaps); a validation chooses the best by its scores
+        self.needs_captions = frozenset({"val"}) if scoring.val_metrics else frozenset()
         self.scoring = scoring
         self.features = features
         self.show = show

@@ -65,9 +65,12 @@ class Trainer(pl.Trainer):
         something_trains = trains(model)
 
         def look() -> None:
-            require_splits(datamodule, ("train", "val", "test") if something_trains else ("test",))
-            for other in evaluate.values():
+            splits = ("train", "val", "test") if something_trains else ("test",)
+            require_splits(datamodule, splits)
+            require_captions(model, "data", datamodule, splits)
+            for name, other in evaluate.items():
                 require_splits(other, ("test",))
+                require_captions(model, f"evaluate.{name}", other, ("test",))
 
         self.by_first(look)
         if something_trains:
@@ -143,11 +146,24 @@ class Trainer(pl.Trainer):
         left = {name: datamodule for name, datamodule in data.items() if name not in done}
         if left:
             self._require_evaluable(model, ckpt_path)  # once: it reads the whole checkpoint
+
+            def look() -> None:
+                for name, datamodule in left.items():
+                    require_splits(datamodule, ("test",))
+                    require_captions(model, name, datamodule, ("test",))
+
+            self.by_first(look)
         for name, datamodule in left.items():
             self._evaluate("test", model, name, datamodule, ckpt_path)
 
     def validate_one(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
         self._require_evaluable(model, ckpt_path)
+
+        def look() -> None:
+            require_splits(datamodule, ("val",))
+            require_captions(model, "data", datamodule, ("val",))
+
+        self.by_first(look)
         self._evaluate("validate", model, data_name(datamodule), datamodule, ckpt_path)
 
     def write_embeddings(
@@ -351,6 +367,27 @@ def require_splits(datamodule: Any, splits: tuple[str, ...]) -> None:
     if hasattr(datamodule, "records"):
         for split in splits:
             datamodule.records(split)
+
+
+def require_captions(model: Any, place: str, datamodule: Any, splits: tuple[str, ...]) -> None:
+    """See that splits have captions, where an evaluation of the model is nothing without any.
+
+    Args:
+        model: It says which splits it needs captions of (`needs_captions`); one that does not say needs none.
+        place: The option that names the data.
+        datamodule: The data.
+        splits: Those that the run evaluates on, or more.
+
+    Raises:
+        InputError: One has none.
+    """
+    needed: frozenset[str] = getattr(model, "needs_captions", frozenset())
+    for split in splits:
+        if split in needed and hasattr(datamodule, "caption_count") and not datamodule.caption_count(split):
+            raise InputError(
+                f"{place}: {data_name(datamodule)} {datamodule.split_label(split)} has images and no captions, without which "
+                f"{type(model).__name__} measures nothing. Choose a split that has captions, or leave this data set out."
+            )
 
 
 def tell_unknown_words(datamodule: Any, split: str) -> None:

@@ -60,6 +60,14 @@ def test_missing_split_is_found_before_the_training(photographs: Path, tmp_path:
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_test_without_captions_is_found_before_the_training(world: Path, tmp_path: Path) -> None:
+    nocaps = ("--evaluate.nc=datamodules.nocaps.NoCaps", f"--evaluate.nc.init_args.root={world / 'nocaps'}",
+              "--evaluate.nc.init_args.split=test", "--evaluate.nc.init_args.num_workers=0")  # fmt: skip
+    says = ("evaluate.nc: nocaps test has images and no captions, without which RetrievalModule measures nothing",)
+    refused("run", *arguments("head", ONE_EPOCH, *nocaps), run=tmp_path / "run", says=says)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_truncated_photograph_met_by_a_worker_in_training(photographs: Path, tmp_path: Path) -> None:
     image = next(image for image in annotations(photographs)["images"] if image["split"] == "train")
     file = photographs / "flickr30k-images" / image["filename"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from datamodules.errors import InputError
 from experiments.training import trainer as rooms
-from experiments.training.trainer import Trainer
+from experiments.training.trainer import Trainer, require_captions
+from lightning_modules.retrieval import RetrievalModule
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,19 @@ def test_it_is_where_the_training_that_is_kept_began(
     Trainer.fit_or_resume(trainer, None, None, place(given))  # type: ignore[arg-type]
     assert folder.results.resumed_from == place(after)
     assert fits == [place(last or given)]
+
+
+@pytest.mark.parametrize(
+    ("needed", "empty", "says"),
+    [
+        (RetrievalModule.needs_captions, "val", "data: mine val has images and no captions, without which SimpleNamespace"),
+        (RetrievalModule.needs_captions, "test", "data: mine test has images and no captions"),
+        (frozenset({"val"}), "test", None),  # captions are written for a server that has the references
+        (frozenset({"val"}), "val", "data: mine val has images and no captions"),
+    ],
+)
+def test_a_split_without_captions_is_refused_where_they_are_needed(needed: frozenset[str], empty: str, says: str | None) -> None:
+    data = SimpleNamespace(name="mine", caption_count=lambda split: 0 if split == empty else 5, split_label=str)
+    expected = nullcontext() if says is None else pytest.raises(InputError, match=says)
+    with expected:
+        require_captions(SimpleNamespace(needs_captions=needed), "data", data, ("train", "val", "test"))
