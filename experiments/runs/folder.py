@@ -116,8 +116,8 @@ class RunFolder:
                 _require_same_run(folder, results, command, config)
             if results.status == "finished":
                 raise InputError(
-                    f"--run_dir {folder} holds this very run, finished. Read its results.json, or give another --run_dir "
-                    f"to run it again.{_how_to_go_on(folder)}"
+                    f"--run_dir {folder} holds a finished run of these options (of its data as they were then). Read its "
+                    f"results.json, or give another --run_dir to run it again.{_how_to_go_on(folder)}"
                 )
             seconds = counted_seconds(folder, results) or None
             results = replace(results, status="running", attempts=results.attempts + 1, error=None, seconds=seconds)
@@ -175,6 +175,7 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds a run that began on other data: the content of {name} has changed since (fingerprint "
                 f"{before.fingerprint} then, {data.fingerprint} now). Put the data back, or give another --run_dir."
+                f"{_how_to_test(self.path)}"
             )
         self.update(data={**self.results.data, name: data})
 
@@ -215,6 +216,17 @@ def _how_to_go_on(folder: Path) -> str:
     return (
         f" There, --model.init_args.init_from={folder} starts new training from its best weights, and "
         f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'} goes on where it stopped, for more epochs."
+    )
+
+
+def _how_to_test(folder: Path) -> str:
+    """What a person may have meant who mended an image that a test needs, when the training was over."""
+    best = folder / "checkpoints" / "best.ckpt"
+    if not best.exists():
+        return ""
+    return (
+        " Its best weights are tested on the data as they are now by: crosslight test -c "
+        f"{folder / 'config.yaml'} --ckpt_path {best} --run_dir NEW"
     )
 
 

@@ -150,7 +150,7 @@ def refused(path: Path, config: dict[str, Any] = CONFIG, command: str = "run") -
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     open_run(tmp_path / "run").finish("finished")
-    assert "finished" in refused(tmp_path / "run")
+    assert "holds a finished run of these options (of its data as they were then)" in refused(tmp_path / "run")
 
 
 @pytest.mark.parametrize("status", ["failed", "oom", "interrupted", "running"])
@@ -349,8 +349,16 @@ def test_data_that_change_under_a_run_are_refused_when_it_goes_on_and_said_when_
     run = open_run(tmp_path / "run")
     run.describe("coco", old)
     run.describe("coco", old)
-    with pytest.raises(InputError, match=r"the content of coco has changed since \(fingerprint 0862 then, 1f3a now\)"):
+    with pytest.raises(InputError, match=r"the content of coco has changed since \(fingerprint 0862 then, 1f3a now\)") as refusal:
         run.describe("coco", new)
+    assert "crosslight test" not in str(refusal.value)
+    best = run.checkpoints / "best.ckpt"
+    best.parent.mkdir()
+    best.touch()
+    with pytest.raises(InputError, match="Its best weights are tested on the data as they are now by") as refusal:
+        run.describe("coco", new)
+    command = f"crosslight test -c {run.path / 'config.yaml'} --ckpt_path {best} --run_dir NEW"
+    assert str(refusal.value).endswith(command)
     for described in (old, with_others):  # of other options it is another split, and no change
         run.add(COCO, described)
         assert capsys.readouterr().err == ""
