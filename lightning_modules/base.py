@@ -32,7 +32,7 @@ from lightning_modules.checkpoints.model_card import Task
 from lightning_modules.checkpoints.trainable import load_objective, load_trainable, split_objective, trainable_names
 from lightning_modules.contract import require_signatures
 from lightning_modules.metrics.positives import positive_notes
-from lightning_modules.metrics.recalls import fold_notes, require_folds
+from lightning_modules.metrics.recalls import certain_recalls, fold_notes, require_folds
 from lightning_modules.networks.half_weights import halve_frozen
 from lightning_modules.objectives.objective import Objective
 
@@ -74,6 +74,7 @@ class TunedModule(pl.LightningModule):
         self.frozen_tower = frozen_tower
         self._queries = {}
         self._notes: dict[str, Any] = {}
+        self._remarked: set[str] = set()  # what an evaluation had a remark on
         self._positives: Mapping[str, Positives] = {}  # of the test that is going on
         self.terms = {}
         if adapter is not None:
@@ -252,6 +253,22 @@ class TunedModule(pl.LightningModule):
         """Have results.json say how the recalls over folds of so many images were made; None: there are none."""
         self._notes = {} if folds is None else fold_notes(folds, images)
         self.protocol = type(self).protocol if folds is None else f"{type(self).protocol}; folds_...: {self._notes['folds']}"
+
+    def _note_remarks(self, stage: str, remarks: Mapping[str, str]) -> None:
+        """Have results.json say what numbers of "val" or "test" do not show, by what the remark is on; all validations print one
+        once."""
+        if not remarks:
+            return
+        self._notes = {**self._notes, "remarks": dict(remarks)}
+        for name, remark in remarks.items():
+            if self.trainer.is_global_zero and (stage == "test" or name not in self._remarked):
+                print(f"crosslight: {stage}, {name}: {remark}")
+        self._remarked |= remarks.keys()
+
+    def _note_certain_recalls(self, stage: str, images: int) -> None:
+        """Have results.json say which recalls over so many images are 100 for any model. After `_queries` is set."""
+        remark = certain_recalls(images, self._queries["t2i_image_index"])
+        self._note_remarks(stage, {"recalls": remark} if remark else {})
 
     def _take_positives(self) -> None:
         """Further right answers of the data that are about to be tested, before anything takes time.

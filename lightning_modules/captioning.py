@@ -151,7 +151,6 @@ class CaptioningModule(TunedModule):
         self._records: Sequence[ImageRecord] = ()
         self._store = CaptionStore(None)
         self._tests = False  # of a test, not of a validation: captions then have their log-probability, which takes one more pass
-        self._remarked: set[str] = set()  # metrics that an evaluation had a remark on
 
     def setup(self, stage: str) -> None:
         """See that captions can be read, written and scored, before anything takes time.
@@ -327,15 +326,10 @@ class CaptioningModule(TunedModule):
         remarks = dict(found.remarks)
         if unended := len(set().union(*collectives.told_objects(self._store.unended))):
             remarks["decoding"] = f"{unended:,} captions reached max_new_tokens ({self.decoding.max_new_tokens}) before an end"
-        self._notes |= {"remarks": remarks} if remarks else {}
         if stage == "test" and self.trainer.is_global_zero:
             for name, advice in found.unavailable.items():
                 print(f"crosslight: {name} is unavailable: {advice}")
-        if self.trainer.is_global_zero:
-            for name, remark in remarks.items():
-                if stage == "test" or name not in self._remarked:  # of all validations once
-                    print(f"crosslight: {stage}, {name}: {remark}")
-            self._remarked |= remarks.keys()
+        self._note_remarks(stage, remarks)
         if self.trainer.is_global_zero:
             self._write(stage, scores.written, log_probs)
         if log_probs is not None:

@@ -289,6 +289,7 @@ class RankingModule(TunedModule):
         if self.compat:
             values |= {f"compat_{name}": value for name, value in self.full_rank.recalls(compat=True).items()}
         self._queries = self.full_rank.query_ranks()
+        self._note_certain_recalls(stage, len(loaders[0].dataset))
         if (
             len(loaders) > 2 and len(loaders[2].dataset) and isinstance(self.network, HasRelations)
         ):  # captions that are cut short may name no two objects

@@ -253,6 +253,7 @@ class RetrievalModule(TunedModule):
             self._note_positives()
         values = self.recall.compute()
         self._queries = self.recall.query_ranks()
+        self._note_certain_recalls(stage, self.recall.expected_images)
         self.recall.reset()
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False, sync_dist=False)
 

@@ -46,6 +46,26 @@ def recalls(ranks: Ranks, *, compat: bool = False) -> dict[str, Tensor]:
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
 
+def certain_recalls(images: int, image_index_T: Tensor) -> str:
+    """A remark on recalls that are 100 for any model, since nothing can be placed behind their K; "" where there are none.
+
+    Args:
+        images: Of the gallery.
+        image_index_T: int64 [captions], the image row that each caption describes.
+    """
+    texts = len(image_index_T)
+    own = torch.bincount(image_index_T)
+    fewest = int(own[own > 0].min()) if texts else 0
+    last = {"i2t": texts - fewest + 1, "t2i": images}  # the last place that any query's target can have
+    certain = [f"{direction} R@{k}" for direction, worst in last.items() for k in (1, 5, 10) if worst <= k]
+    if not certain:
+        return ""
+    return (
+        f"of {images:,} images and {texts:,} captions any model has 100 in {', '.join(certain)}, so {100 * len(certain)} of rsum "
+        "say nothing; evaluate on more images"
+    )
+
+
 def require_folds(folds: int, images: int) -> None:
     """Whether images divide into folds, which a test asks before it begins.
 

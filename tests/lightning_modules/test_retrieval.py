@@ -329,13 +329,30 @@ def test_folds_that_do_not_divide_the_test_split_are_refused_before_a_training(t
             model.on_fit_start()
 
 
+def test_recalls_that_any_model_has_come_with_a_remark(tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the results of each evaluation; validations print it once."""
+    model = module(tiny, "full")
+    model.log_dict = lambda values, **_: None  # type: ignore[method-assign]
+    for images, remark in ((2, "of 2 images and 2 captions any model has 100 in i2t R@5, i2t R@10, t2i R@5, t2i R@10"), (11, "")):
+        sets = [SimpleNamespace(dataset=range(images)), SimpleNamespace(dataset=range(images))]
+        model._trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, val_dataloaders=sets, test_dataloaders=sets)
+        for stage in ("val", "val", "test"):
+            model.recall.update_images(torch.eye(images), torch.arange(images))
+            model.recall.update_texts(torch.eye(images), torch.arange(images), torch.arange(images))
+            model._evaluation_end(stage)
+            assert model.evaluation_notes().get("remarks", {}).get("recalls", "").startswith(remark)
+        said = capsys.readouterr().out.splitlines()
+        stages = [line.partition(": of")[0] for line in said]
+        assert stages == (["crosslight: val, recalls", "crosslight: test, recalls"] if remark else [])
+
+
 def test_a_test_gives_recalls_over_folds_and_says_how(tiny: Any) -> None:
     """A validation gives none; images that do not divide are refused before any is encoded."""
     model = module(tiny, "full", folds=5)
     logged: dict[str, Tensor] = {}
     model.log_dict = lambda values, **_: logged.update(values)  # type: ignore[method-assign,assignment]
     sets = [SimpleNamespace(dataset=range(10)), SimpleNamespace(dataset=range(20))]
-    model._trainer = SimpleNamespace(sanity_checking=False, val_dataloaders=sets, test_dataloaders=sets)
+    model._trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, val_dataloaders=sets, test_dataloaders=sets)
     for stage in ("test", "val"):
         logged.clear()
         model.recall.update_images(torch.eye(10), torch.arange(10))
@@ -349,7 +366,7 @@ def test_a_test_gives_recalls_over_folds_and_says_how(tiny: Any) -> None:
             assert model.protocol == f"{RetrievalModule.protocol}; folds_...: {said}"
         else:
             assert not any("folds" in name for name in logged)
-            assert model.evaluation_notes() == {}
+            assert model.evaluation_notes().keys() == {"remarks"}
             assert model.protocol == RetrievalModule.protocol
     model.on_test_start()
     model.folds = 3
@@ -366,7 +383,9 @@ def test_a_test_measures_further_right_answers_of_its_data(tiny: Any) -> None:
     answer = torch.tensor([0, 1, 2])
     found = {"eccv": Positives(torch.tensor([0, 0, 1]), answer, answer, torch.tensor([0, 0, 3]))}
     data = SimpleNamespace(split_positives=lambda split: found)
-    model._trainer = SimpleNamespace(sanity_checking=False, val_dataloaders=sets, test_dataloaders=sets, datamodule=data)
+    model._trainer = SimpleNamespace(
+        sanity_checking=False, is_global_zero=True, val_dataloaders=sets, test_dataloaders=sets, datamodule=data
+    )
     model.on_test_start()
     for stage in ("test", "val"):
         logged.clear()

@@ -9,7 +9,7 @@ from torchmetrics.retrieval import RetrievalHitRate
 
 from datamodules.errors import InputError
 from lightning_modules.metrics.ranks import embedding_ranks, score_ranks
-from lightning_modules.metrics.recalls import fold_recalls, recalls
+from lightning_modules.metrics.recalls import certain_recalls, fold_recalls, recalls
 
 
 def test_equal_to_torchmetrics_hit_rate() -> None:
@@ -66,3 +66,26 @@ def test_fold_recalls_is_the_mean_over_galleries() -> None:
     assert float(folded["t2i_r1"]) > float(recalls(embedding_ranks(images_ID, texts_TD, image_index))["t2i_r1"])
     with pytest.raises(InputError, match="folds is 7, and 30 images do not divide"):
         fold_recalls(images_ID, texts_TD, image_index, folds=7)
+
+
+@pytest.mark.parametrize(
+    ("images", "owners", "certain"),
+    [
+        (2, [0, 0, 0, 1, 1, 1], "i2t R@5, i2t R@10, t2i R@5, t2i R@10"),
+        (2, [0, 0, 0, 1], "i2t R@5, i2t R@10, t2i R@5, t2i R@10"),  # the image of one caption may find it in the fourth place
+        (5, list(range(5)) * 3, "t2i R@5, t2i R@10"),  # of 15 captions 3 are an image's own: the thirteenth place is the last
+        (10, list(range(10)), "i2t R@10, t2i R@10"),
+        (11, list(range(11)), ""),
+    ],
+)
+def test_recalls_that_any_model_has_are_named(images: int, owners: list[int], certain: str) -> None:
+    index = torch.tensor(owners)
+    remark = certain_recalls(images, index)
+    assert certain in remark
+    assert bool(remark) == bool(certain)
+    worst = torch.where(index[None] == torch.arange(images)[:, None], -1.0, 1.0)  # each pair behind all others
+    values = recalls(score_ranks(worst, index))
+    for direction in ("i2t", "t2i"):
+        for k in (1, 5, 10):
+            named = f"{direction} R@{k}" in certain.split(", ")
+            assert (float(values[f"{direction}_r{k}"]) == 100) == named, (direction, k)
