@@ -27,7 +27,8 @@ class Optimization:
         lr: Peak learning rate.
         min_lr: Learning rate at the last step, of what learns at lr; other rates come down by the same factor.
         warmup_fraction: Part of all steps that warms up linearly from 0.
-        weight_decay: Decoupled weight decay, on matrices only: biases, norms, the temperature and an adapter's factors get none.
+        weight_decay: Decoupled weight decay, on matrices only: biases, norms, class tokens, the positions of an image
+            tower that says so, the temperature and an adapter's factors get none.
         betas: AdamW's moment decays.
         eps: AdamW's epsilon.
         layer_decay: The learning rate of layer i is multiplied by layer_decay^(layers + 1 - i). 1.0 = none.
@@ -87,7 +88,7 @@ def parameter_groups(
     """Trainable parameters of the network, then of the objective, which learn at lr as heads do; grouped by (learning-rate
     scale, weight decay), each group named for the logs.
 
-    No decay on vectors, nor on what the network (BEiT-3's `no_decay_parameters`) or the adapter (`spares`) spares besides; a
+    No decay on vectors, nor on what the network (`no_decay_parameters`) or the adapter (`spares`) spares besides; a
     network may name vectors that its recipe decays all the same (UNITER's `decayed_vectors`).
 
     Raises:
@@ -114,7 +115,7 @@ def parameter_groups(
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
-        vector = (parameter.ndim <= 1 or name.endswith(".bias")) and name not in decayed
+        vector = (_is_vector(parameter) or name.endswith(".bias")) and name not in decayed
         decay = 0.0 if vector or name in spared or spares(name) else settings.weight_decay
         adapter = is_adapter(name)
         scale = 1.0
@@ -126,10 +127,15 @@ def parameter_groups(
         add(parameter, scale, decay)
     for parameter in [] if objective is None else objective.parameters():
         if parameter.requires_grad:
-            add(parameter, 1.0, settings.weight_decay if parameter.ndim > 1 else 0.0)
+            add(parameter, 1.0, 0.0 if _is_vector(parameter) else settings.weight_decay)
     if not groups:
         raise InputError("nothing is trainable: choose tuning full, adapter (with an adapter) or head.")
     return list(groups.values())
+
+
+def _is_vector(parameter: nn.Parameter) -> bool:
+    """Also one in the shape of a batch, as a class token is [1, 1, W]. The matrix of a layer with one output, [1, W], is none."""
+    return parameter.ndim <= 1 or (parameter.ndim > 2 and sum(size > 1 for size in parameter.shape) <= 1)
 
 
 def schedule_factor(step: int, total: int, settings: Optimization) -> float:

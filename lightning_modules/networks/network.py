@@ -57,6 +57,17 @@ class Network(nn.Module, ABC):
         """Parameters that take no part in the task: never trainable. None by default."""
         return frozenset()
 
+    def no_decay_parameters(self) -> frozenset[str]:
+        """Parameters that weight decay leaves alone besides all vectors. By default what the models of a library in it say
+        (`no_weight_decay` of timm and open_clip: class tokens, positions)."""
+        spared = {
+            f"{prefix}.{name}"
+            for prefix, module in self.named_modules()
+            if callable(said := getattr(module, "no_weight_decay", None))
+            for name in said()
+        }
+        return frozenset(name for name, _ in self.named_parameters() if name in spared)
+
     def occasional_parameters(self) -> frozenset[str]:
         """Parameters that a step may pass by (layers dropped at random, experts that a batch has no use for): they need not get a
         gradient in the first step, but in the first epoch. By default what is in modules with a `layerdrop` above 0."""

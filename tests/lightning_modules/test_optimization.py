@@ -69,9 +69,27 @@ def test_every_trainable_parameter_is_in_one_group_and_vectors_do_not_decay(tiny
     assert set(found) == set(trainable)
     for name, parameter in network.named_parameters():
         if name in found:
-            assert found[name]["weight_decay"] == (0.3 if parameter.ndim > 1 else 0.0), name
+            spared = parameter.ndim <= 1 or name in ("image.model.cls_token", "image.model.pos_embed")
+            assert found[name]["weight_decay"] == (0.0 if spared else 0.3), name
             assert found[name]["lr"] == 1e-3
     assert found["logit_scale"]["weight_decay"] == 0.0
+
+
+def test_a_vector_in_the_shape_of_a_batch_does_not_decay_and_a_layer_of_one_output_does() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.positions = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(1, 3, 4))
+            self.score = nn.Linear(4, 1)
+
+        def head_parameters(self) -> Any:
+            return iter(())
+
+    network = Own()
+    objective = nn.ParameterList([torch.ones(1, 1, 3), torch.ones(1, 3)])
+    groups = parameter_groups(network, Optimization(weight_decay=0.3), lambda name: False, objective)
+    found = {name: group["weight_decay"] for name, group in named(groups[:2], nn.ModuleList([network, objective])).items()}
+    assert found == {"0.token": 0.0, "0.positions": 0.3, "0.score.weight": 0.3, "0.score.bias": 0.0, "1.0": 0.0, "1.1": 0.3}
 
 
 def test_layer_decay_exponents(tiny: Any) -> None:

@@ -42,6 +42,11 @@ class Saved:
         self._hooks.__exit__(*error)
 
 
+def test_weight_decay_spares_what_the_library_of_a_tower_spares(tiny: Any) -> None:
+    assert tiny.network("timm_vit").no_decay_parameters() == {"image.model.cls_token", "image.model.pos_embed"}
+    assert tiny.network("clip", "clip").no_decay_parameters() == frozenset()
+
+
 PAIRS = [("timm_vit", "bert"), ("vit", "roberta"), ("clip", "clip"), ("dinov2", "bert"), ("cnn", "bert")]
 
 
