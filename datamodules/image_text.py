@@ -21,7 +21,7 @@ from datamodules.files.stand_in import mark_of
 from datamodules.inputs import Inputs
 from datamodules.loading.captions import Captioning, ImageCaptions
 from datamodules.loading.evaluation import EvaluationImages
-from datamodules.loading.fingerprint import fingerprint, image_fingerprint
+from datamodules.loading.fingerprint import fingerprint, image_contents, image_fingerprint
 from datamodules.loading.images import Augment, Augmentation
 from datamodules.loading.loader import BatchLoader, TrainLoader
 from datamodules.loading.order import GlobalBatches, mix
@@ -375,6 +375,10 @@ class ImageTextDataModule(Source, LightningDataModule):
     def image_fingerprint(self, split: str) -> str:
         """16 hexadecimal digits over the ids and contents of a split's images, in their order."""
         return image_fingerprint(self.records(split))
+
+    def image_contents(self, split: str) -> list[str]:
+        """What each image of a split holds, for comparisons (`loading.fingerprint`); empty where no image files are read."""
+        return image_contents(self.records(split)) if self.needs_image_files else []
 
     def evaluation_images(self, split: str) -> EvaluationImages:
         """A split's images by row, as pixels of the network's evaluation transform; nothing is kept in memory."""

@@ -55,6 +55,16 @@ def image_fingerprint(records: Sequence[ImageRecord]) -> str:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
+def image_contents(records: Sequence[ImageRecord]) -> list[str]:
+    """What each image holds, as digits that two images share only where their files do; "" of one without a file.
+
+    Raises:
+        InputError: an image file cannot be read.
+    """
+    contents = _contents([records])
+    return [_content(file, contents).removesuffix("-") for file in files_of(records)]
+
+
 _Contents = Mapping[str, Mapping[str, str]]
 """Digests by folder and name."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -37,6 +38,7 @@ class Trainer(pl.Trainer):
     run_folder: RunFolder
     evaluated_data: str | None = None  # its name: two modules of one data set do not share theirs (`evaluating` is Lightning's)
     trained_data: str | None = None
+    trained_images: Mapping[str, str] = MappingProxyType({})  # by data set: how many images of its test are of the training too
 
     def run(
         self,
@@ -71,6 +73,8 @@ class Trainer(pl.Trainer):
             for name, other in evaluate.items():
                 require_splits(other, ("test",))
                 require_captions(model, f"evaluate.{name}", other, ("test",))
+            if something_trains:
+                self.trained_images = tell_trained_images(datamodule, {own: datamodule, **evaluate})
 
         self.by_first(look)
         if something_trains:
@@ -214,6 +218,9 @@ class Trainer(pl.Trainer):
             tell_unknown_words(datamodule, stage)
         found = evaluation_of(self, model, name, datamodule, stage, self.run_folder.path, f"per_query/{name}-{stage}.npz")
         found = replace(found, notes={**found.notes, **self._cut_captions(name, datamodule, stage)})
+        if stage == "test" and name in self.trained_images:
+            remarks = {**found.notes.get("remarks", {}), "images": self.trained_images[name]}
+            found = replace(found, notes={**found.notes, "remarks": remarks})
         for logger in self.loggers:  # before the results say that it is done: a run killed in between logs it again
             final = {f"final/{name}/{found.split}/{key}": value for key, value in found.metrics.items()}
             logger.log_metrics(final, step=self.global_step)
@@ -388,6 +395,26 @@ def require_captions(model: Any, place: str, datamodule: Any, splits: tuple[str,
                 f"{place}: {data_name(datamodule)} {datamodule.split_label(split)} has images and no captions, without which "
                 f"{type(model).__name__} measures nothing. Choose a split that has captions, or leave this data set out."
             )
+
+
+def tell_trained_images(trained: Any, tests: DataModules) -> dict[str, str]:
+    """One line for each test that has images of the training; the lines' words, by data set.
+
+    Args:
+        trained: The data of the training.
+        tests: What is tested on, by name.
+
+    Raises:
+        InputError: An image cannot be read.
+    """
+    known = set(trained.image_contents("train")) - {""} if hasattr(trained, "image_contents") else set()
+    told = {}
+    for name, data in tests.items():
+        contents = data.image_contents("test") if known and hasattr(data, "image_contents") else []
+        if count := sum(content in known for content in contents):
+            told[name] = f"{count:,} of {len(contents):,} images were trained on (their files have the same content)"
+            print(f"crosslight: {name} {data.split_label('test')}: {told[name]}")
+    return told
 
 
 def tell_unknown_words(datamodule: Any, split: str) -> None:

@@ -45,6 +45,26 @@ def test_retrieval_is_that_of_the_same_images_in_another_format(root: Path, head
     assert found.startswith(f'"a red square", of {TRAIN + VAL + TEST} images:')
 
 
+def test_images_of_a_test_that_were_trained_on_are_told(root: Path) -> None:
+    """Before the training, and in the results; of a test of a model that does not train, nothing."""
+    mine = (
+        "--evaluate.mine=datamodules.table.Table", f"--evaluate.mine.init_args.root={root}", "--trainer.max_epochs=1",
+        "--evaluate.mine.init_args.columns.split=null", "--evaluate.mine.init_args.draw={val: 0, test: 1}",
+        "--evaluate.mine.init_args.num_workers=0",
+    )  # fmt: skip
+    told = f"{TRAIN} of {TRAIN + VAL + TEST} images were trained on (their files have the same content)"
+    for row, says, more in (("head", told, []), ("frozen", None, ["--model.init_args.init_from=head"])):
+        out = succeed("run", *arguments(row, *mine, *more, f"--run_dir={row}")).out
+        lines = out.splitlines()
+        assert [line for line in lines if "trained on" in line] == ([f"crosslight: mine test: {told}"] if says else [])
+        if says:
+            training = next(number for number, line in enumerate(lines) if line.startswith("training: "))
+            assert lines.index(f"crosslight: mine test: {told}") < training
+        own, other = results(root / row)["evaluations"]
+        assert "images" not in own["notes"].get("remarks", {})
+        assert other["notes"].get("remarks", {}).get("images") == says
+
+
 def test_captioning_from_another_folder_with_drawn_splits(root: Path) -> None:
     options = replaced(list(CAPTIONER), "configs/data/world_captions.yaml", "configs/data/table_captions.yaml")
     options += ["-c", "experiments/papers/i_tuning/variants/i_tuning.yaml", f"{DATA}.root={root}", f"{DATA}.num_workers=0"]

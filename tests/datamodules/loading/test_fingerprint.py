@@ -47,6 +47,18 @@ def test_an_image_replaced_by_one_of_its_size_and_times(tmp_path: Path) -> None:
     assert data.fingerprint() != before
 
 
+def test_images_are_known_by_their_content_wherever_they_are(tmp_path: Path) -> None:
+    root = write_flickr8k(tmp_path / "a")
+    shutil.copytree(root, tmp_path / "b")
+    first, second = Flickr8k(str(root)), Flickr8k(str(tmp_path / "b"), limits=Limits(train=2))
+    assert first.image_contents("train")[:2] == second.image_contents("train")
+    assert len(second.image_contents("train")) == 2
+    assert not set(first.image_contents("train")) & set(first.image_contents("test"))
+    regions = Flickr30k(str(write_root(tmp_path / "c")), regions=region_files())
+    regions.connect(region_inputs())
+    assert regions.image_contents("train") == []
+
+
 def test_databases_are_known_by_what_is_in_them(tmp_path: Path) -> None:
     """Features, or texts, of the same size."""
     root = write_root(tmp_path / "a")
