@@ -21,6 +21,7 @@ from datamodules.formats.typed import read_typed
 from lightning_modules.base import TunedModule
 from lightning_modules.checkpoints.adapter_export import CONFIG_FILE, load_adapter, read_adapter_config
 from lightning_modules.checkpoints.dial import Dial
+from lightning_modules.checkpoints.fill import fill_inside
 from lightning_modules.checkpoints.fingerprint import Identity
 from lightning_modules.checkpoints.fresh import brought_later, fresh_parameters
 from lightning_modules.checkpoints.hub_repository import is_hub_name, pulled
@@ -53,7 +54,9 @@ def build(
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
-            return parser.instantiate_classes(config).model  # a TunedModule fills its network itself
+            model: LightningModule = parser.instantiate_classes(config).model
+            fill_inside(model)  # a TunedModule has filled its network itself
+            return model
     except (ArgumentError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

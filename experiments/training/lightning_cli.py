@@ -56,6 +56,9 @@ from experiments.training.strategies import make_patient, require_supported
 from experiments.training.trainer import ONE_PROCESS, Trainer, data_name, describe_data, tell_notes, trains
 from experiments.training.trainer_options import require_trainer
 from experiments.training.weight_callbacks import refuse_unsound, with_own_ema
+from lightning_modules.base import TunedModule
+from lightning_modules.checkpoints.fill import fill_inside
+from lightning_modules.checkpoints.fresh import require_started
 
 log = logging.getLogger("crosslight")
 
@@ -234,6 +237,10 @@ class CrosslightCLI(LightningCLI):
         self.config_init = {command: self._instantiated("model", "data", "evaluate")}
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
+        if not isinstance(self.model, TunedModule):  # which has done both itself
+            fill_inside(self.model)
+            if command in ("fit", "run") and self.config[command].ckpt_path is None:  # else that may bring what is random
+                require_started(self.model, None)
         if command in ("fit", "run"):
             if isinstance(size := getattr(self.datamodule, "batch_size", None), int):
                 require_divided(size, self.trainer.world_size)

@@ -284,8 +284,8 @@ class Trainer(pl.Trainer):
         """
         self._require_sound(ckpt_path)
         network = getattr(model, "network", None)
-        if ckpt_path is None and isinstance(network, nn.Module):
-            require_weights(network)
+        if ckpt_path is None:
+            require_weights(network if isinstance(network, nn.Module) else model)
 
     def _relative(self, path: str) -> str | None:
         return str(Path(path).relative_to(self.run_folder.path)) if path else None

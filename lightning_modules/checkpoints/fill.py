@@ -20,19 +20,22 @@ from lightning_modules.networks.beit3 import BEiT3Retrieval
 from lightning_modules.networks.dual_encoder import DualEncoder
 from lightning_modules.networks.hugging_face_scorer import HuggingFaceScorer
 from lightning_modules.networks.language_model import LanguageModel
+from lightning_modules.networks.network import Network
 from lightning_modules.networks.pretrained_dual_encoder import HFDualEncoder, own_names
+from lightning_modules.networks.start import note_read
 from lightning_modules.networks.towers.base import Tower
 from lightning_modules.networks.towers.timm import TimmImageTower
 from lightning_modules.networks.uniter import UniterRetrieval
 from lightning_modules.networks.vilt import ViLT
 
-Network = TypeVar("Network", bound=nn.Module)
+Filled = TypeVar("Filled", bound=nn.Module)
 
 
-def fill(network: Network) -> Network:
+def fill(network: Filled) -> Filled:
     """Read every weights file that a part of the network names. Nothing is left to read then: a second call does nothing.
 
-    The base module calls it before adapters are injected. Whoever builds a network without that module calls it too.
+    The base module calls it before adapters are injected, the command line for a Lightning module of one's own. Whoever builds a
+    network in a script calls it: until then our networks refuse to compute.
 
     Returns:
         The network.
@@ -50,7 +53,19 @@ def fill(network: Network) -> Network:
             untyped.fresh = frozenset()  # a reader that leaves something out says so
             read_into(part, located(weights))
             untyped.weights = None
+            note_read(part)
     return network
+
+
+def fill_inside(module: nn.Module) -> None:
+    """Read the weights files that networks of ours inside a Lightning module name. What else it calls `weights` is its own.
+
+    Raises:
+        InputError: See `fill`.
+    """
+    for part in module.modules():
+        if isinstance(part, (Network, Tower, LanguageModel)):
+            fill(part)
 
 
 @singledispatch

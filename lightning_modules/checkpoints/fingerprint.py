@@ -95,7 +95,7 @@ def settings_digest(network: nn.Module) -> str:
 
 
 # What all modules have, where a model was read from, and by which version.
-_NO_SETTINGS = frozenset(vars(nn.Module())) | {"loaded_from", "weights", "_name_or_path", "transformers_version"}
+_NO_SETTINGS = frozenset(vars(nn.Module())) | {"loaded_from", "weights", "unread", "_name_or_path", "transformers_version"}
 
 
 def _setting(value: Any) -> Any:

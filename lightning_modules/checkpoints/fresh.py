@@ -51,12 +51,12 @@ def brought_later() -> Iterator[None]:
         _later.reset(token)
 
 
-def require_started(network: nn.Module, tuning: str, ignored: Set[str] = frozenset()) -> None:
+def require_started(network: nn.Module, tuning: str | None, ignored: Set[str] = frozenset()) -> None:
     """Refuse a network with parameters that are at an unasked random start and do not train. (On the meta device nothing starts.)
 
     Args:
-        network: With everything loaded, and `requires_grad` set.
-        tuning: For the message.
+        network: With everything loaded, and `requires_grad` set; or what holds networks, such as a Lightning module.
+        tuning: For the message; None = it is no module of ours, and has no such options.
         ignored: Further parameters that take no part in the task.
 
     Raises:
@@ -65,12 +65,17 @@ def require_started(network: nn.Module, tuning: str, ignored: Set[str] = frozens
     if _later.get():
         return
     own = network.state_dict(keep_vars=True)
-    unused: Set[str] = getattr(network, "unused_parameters", frozenset)()
     idle = sorted(
         name
-        for name in fresh_parameters(network) - unused - ignored
+        for name in fresh_parameters(network) - _unused(network) - ignored
         if name in own and not own[name].requires_grad and not own[name].is_meta
     )
+    if idle and tuning is None:
+        raise InputError(
+            f"{_told(idle, 'model')} are at their random start and do not train, so every number would be one of chance. Give "
+            "weights that have them (`weights` of the network or of that part of it; `random` says that random ones are meant or "
+            "that the module brings them itself), or let them train."
+        )
     if idle:
         raise InputError(
             f"{_told(idle)} are at their random start and would stay there (tuning {tuning}), so every number would be one of "
@@ -83,11 +88,13 @@ def require_started(network: nn.Module, tuning: str, ignored: Set[str] = frozens
 def require_weights(network: nn.Module) -> None:
     """Refuse to evaluate a network as it is built where parameters are at an unasked random start, those that would train too.
 
+    Args:
+        network: Complete; or what holds networks, such as a Lightning module.
+
     Raises:
         InputError: Names them and says what to do.
     """
-    unused: Set[str] = getattr(network, "unused_parameters", frozenset)()
-    if random := sorted(fresh_parameters(network) - unused):
+    if random := sorted(fresh_parameters(network) - _unused(network)):
         raise InputError(
             f"{_told(random)} are at their random start: nothing was trained here. Give the checkpoint to evaluate "
             "(--ckpt_path RUN/checkpoints/best.ckpt), or model.init_from."
@@ -97,5 +104,13 @@ def require_weights(network: nn.Module) -> None:
 _OWN = " What the network loads by itself belongs into its `loaded_heads`."
 
 
-def _told(names: list[str]) -> str:
-    return f"{len(names)} parameters of model.network ({some(names)})"
+def _unused(network: nn.Module) -> frozenset[str]:
+    """What takes no part in the task, as the network says, or where it does not, each network inside."""
+    unused: Any = getattr(network, "unused_parameters", None)
+    if unused is not None:
+        return frozenset(unused())
+    return frozenset(f"{name}.{inner}" for name, part in network.named_children() for inner in _unused(part))
+
+
+def _told(names: list[str], owner: str = "model.network") -> str:
+    return f"{len(names)} parameters of {owner} ({some(names)})"

@@ -31,7 +31,7 @@ from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.networks.attention import Attended, Items, Relations, attend
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.network import RetrievalNetwork, pixels_of
-from lightning_modules.networks.start import fresh_names, to_read
+from lightning_modules.networks.start import fresh_names, refuse_until_read, to_read
 
 Side = Literal["image", "text"]
 Start = Literal["official", "scratch"]
@@ -422,6 +422,7 @@ class BEiT3Retrieval(RetrievalNetwork):
         )
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought: an adapter run leaves them frozen
         self.fresh = fresh_names(self, weights)
+        refuse_until_read(self)
         if checkpoint_activations:
             checkpoint_blocks(self.encoder.layers)
 

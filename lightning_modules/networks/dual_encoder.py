@@ -15,7 +15,7 @@ from datamodules.errors import InputError
 from datamodules.inputs import Inputs
 from datamodules.records import ImageBatch, TextBatch
 from lightning_modules.networks.network import RetrievalNetwork, pixels_of
-from lightning_modules.networks.start import fresh_names, to_read
+from lightning_modules.networks.start import fresh_names, refuse_until_read, to_read
 from lightning_modules.networks.towers.base import ImageTower, TextTower
 
 
@@ -103,6 +103,7 @@ class DualEncoder(TwoTowers):
         self.weights = to_read(weights)
         own = fresh_names(self, weights)
         self.fresh = frozenset(name for name in own if name.startswith(self.heads))  # the towers say it of themselves
+        refuse_until_read(self)
         if checkpoint_activations:
             image.checkpoint_activations()
             text.checkpoint_activations()

@@ -18,7 +18,7 @@ from datamodules.inputs import ImageInput, TextInput
 from lightning_modules.networks.library_model import read_settings, require_one
 from lightning_modules.networks.network import RankingNetwork
 from lightning_modules.networks.quiet_loading import hugging_face
-from lightning_modules.networks.start import fresh_names, to_read
+from lightning_modules.networks.start import fresh_names, refuse_until_read, to_read
 from lightning_modules.networks.towers.base import NORMALIZATIONS
 from lightning_modules.networks.towers.hugging_face import expanded, stored_normalization
 
@@ -79,6 +79,7 @@ class HuggingFaceScorer(RankingNetwork):
         self.fresh = own if name is not None else fresh_names(self, weights)
         heads = frozenset(head for head, _ in self.head_parameters())
         self.loaded_heads = frozenset() if name is None else heads - own
+        refuse_until_read(self)
         return self.model.config
 
     def _text_input(self, name: str | None, tokenizer: str | None, max_tokens: int, positions: int, vocabulary: int) -> TextInput:

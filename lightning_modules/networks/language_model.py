@@ -23,7 +23,7 @@ from lightning_modules.networks.decoder_layers import find_language_model
 from lightning_modules.networks.decoding import Decoding as Decoding
 from lightning_modules.networks.library_model import read_settings, require_one
 from lightning_modules.networks.quiet_loading import hugging_face
-from lightning_modules.networks.start import fresh_names, to_read
+from lightning_modules.networks.start import fresh_names, refuse_until_read, to_read
 from lightning_modules.networks.towers.hugging_face import expanded
 
 
@@ -63,6 +63,7 @@ class LanguageModel(nn.Module):
         self.loaded_from = name
         self.model: Any = _causal_model(name, config, weights, attention)
         self.weights, self.fresh = to_read(weights), fresh_names(self, weights, brought=name is not None)
+        refuse_until_read(self)
         settings: Any = self.model.config
         settings.pad_token_id = None  # with one, transformers looks for padding in every batch, and waits for the GPU to do it
         where = f"language model {name or settings.model_type}"

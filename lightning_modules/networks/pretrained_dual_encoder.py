@@ -28,7 +28,7 @@ from lightning_modules.networks.image_processor import image_input, read_process
 from lightning_modules.networks.library_model import build_model, read_settings, require_one
 from lightning_modules.networks.network import RetrievalNetwork, pixels_of
 from lightning_modules.networks.quiet_loading import is_path, quiet_loading
-from lightning_modules.networks.start import fresh_names, to_read
+from lightning_modules.networks.start import fresh_names, refuse_until_read, to_read
 from lightning_modules.networks.towers.base import find_blocks, layer_of, stem_of
 from lightning_modules.networks.towers.hugging_face import expanded
 
@@ -105,6 +105,7 @@ class HFDualEncoder(RetrievalNetwork):
         self._uses = self._used_parameters()
         self.weights, self.fresh = to_read(weights), fresh_names(self, weights, brought=name is not None)
         self.loaded_heads = frozenset() if name is None else frozenset(head for head, _ in self.head_parameters())
+        refuse_until_read(self)
         if checkpoint_activations:
             self._checkpoint(where)
 

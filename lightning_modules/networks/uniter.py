@@ -28,7 +28,7 @@ from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.network import RankingNetwork
 from lightning_modules.networks.packing import Packed, items_of, pack
 from lightning_modules.networks.pair_scorer import Ragged
-from lightning_modules.networks.start import fresh_names, to_read
+from lightning_modules.networks.start import fresh_names, refuse_until_read, to_read
 
 EPS = 1e-12  # of every LayerNorm
 TEXT_TYPE, IMAGE_TYPE = 0, 1  # rows of the token type table
@@ -254,6 +254,7 @@ class UniterRetrieval(RankingNetwork):
         self.inputs = Inputs(text=TextInput(tokenizer, max_tokens, vocab_size), regions=RegionInput(feature_width))
         self.loaded_heads: frozenset[str] = frozenset()  # heads that a checkpoint brought
         self.fresh = fresh_names(self, weights)
+        refuse_until_read(self)
         if checkpoint_activations:
             checkpoint_blocks(self.encoder.layers)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_modules.adapters.adapter import Adapter
+from lightning_modules.networks.towers.timm import TimmImageTower
 
 built: list[str] = []  # what was made, by class
 
@@ -52,6 +53,15 @@ class Normed(Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm = torch.nn.BatchNorm1d(2)
+
+
+class Holds(Module):
+    """A tower of ours beside its layer, and a `weights` that means something else."""
+
+    def __init__(self, of_tower: str | None = None, frozen: bool = True) -> None:
+        super().__init__()
+        self.weights, options = "imagenet", {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": 16}
+        self.tower = TimmImageTower("vit_tiny_patch16_224", of_tower, options=options).requires_grad_(not frozen)
 
 
 class Unvalidated(Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from datamodules.inputs import ImageInput, TextInput
 from lightning_modules.networks.checkpointing import checkpoint_blocks
-from lightning_modules.networks.start import fresh_names, to_read
+from lightning_modules.networks.start import fresh_names, refuse_until_read, to_read
 
 NORMALIZATIONS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -75,6 +75,7 @@ class Tower(nn.Module):
         for module in self.model.modules():
             if isinstance(module, nn.Conv2d) and module.in_channels == _COLORS:
                 module.register_forward_pre_hook(_as_the_weight)
+        refuse_until_read(self)
         path = find_blocks(self.model)
         self._blocks_path = f"model.{path}" if path else ""
         names = [name for name, _ in self.named_parameters()]

@@ -111,6 +111,9 @@ MISTAKES: dict[str, str] = {  # options (with blanks between them): what the mes
     "--model=own_parts.Declares --checkpoint.mode=max": "a lower val/loss is better",
     "--model=own_parts.Declares --checkpoint.monitor=val/acuracy": "Did you mean val/accuracy?",
     "--model=own_parts.Module --model.init_args.plateau=val/los": "configure_optimizers ReduceLROnPlateau.monitor is 'val/los'",
+    # networks of ours in a module of one's own
+    "--model=own_parts.Holds --model.init_args.of_tower=nowhere.pt": "nowhere.pt does not exist",
+    "--model=own_parts.Holds": "do not train, so every number would be one of chance",
     "--checkpoint.every_n_steps=0": "null for a checkpoint at each validation",
     # names, seeds, W&B
     "--name=a/../../b": "leave the folder runs/",
