@@ -23,7 +23,7 @@ from datamodules.records import Positives
 from lightning_modules import collectives, optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import TrainHeads, TuningMode, count_parameters, freeze_encoder, set_mode, set_tuning
-from lightning_modules.callbacks.finite_loss import FiniteLoss
+from lightning_modules.callbacks.finite_loss import FiniteLoss, require_sound
 from lightning_modules.callbacks.gradients import EveryParameterLearns
 from lightning_modules.checkpoints.fill import fill
 from lightning_modules.checkpoints.fresh import note_brought, require_started
@@ -353,23 +353,6 @@ def _require_effect(network: nn.Module, adapter: Adapter) -> None:
         raise InputError(
             f"model.adapter: {type(adapter).__name__} went into parts of {type(network).__name__} that take no part in its task "
             f"({some(idle)}), where it learns nothing. Choose other parts (its towers, layers or targets)."
-        )
-
-
-def require_sound(state: dict[str, Tensor]) -> None:
-    """Refuse to keep weights that are not finite: gradients can be so where the loss was not.
-
-    Raises:
-        InputError: Names some of them.
-    """
-    numbers = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
-    sums = [tensor.sum(dtype=torch.float32) for tensor in numbers.values()]  # pass NaN and infinity on, in one look at a GPU
-    if not sums or bool(torch.stack(sums).isfinite().all()):
-        return
-    if lost := [name for name, tensor in numbers.items() if not bool(tensor.isfinite().all())]:
-        raise InputError(
-            f"{len(lost)} trained tensors are not finite ({some(lost)}), so this checkpoint is not written, and what was saved "
-            "before stays. Lower model.optimization.lr or set trainer.gradient_clip_val."
         )
 
 

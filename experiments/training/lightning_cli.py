@@ -246,6 +246,7 @@ class CrosslightCLI(LightningCLI):
                 require_divided(size, self.trainer.world_size)
             require_logged(self.trainer, self.model)
             require_synchronized(self.trainer, self.model)
+            self.trainer.watch(self.model)
 
     def _instantiated(self, *sections: str) -> dict[str, Any]:
         """The objects of some sections of the configuration.

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
@@ -23,6 +24,9 @@ from experiments.training import preemption
 from experiments.training.checkpoints import Best
 from experiments.training.failures import one_line
 from lightning_modules import collectives
+from lightning_modules.base import TunedModule
+from lightning_modules.callbacks.finite_loss import FiniteLoss
+from lightning_modules.callbacks.gradients import EveryParameterLearns
 from lightning_modules.checkpoints.fresh import require_weights
 from lightning_modules.checkpoints.run_folder import Fit
 from lightning_modules.checkpoints.weights import misfits
@@ -30,6 +34,7 @@ from lightning_modules.loading import read_checkpoint
 
 ONE_PROCESS = "predict writes one file from one process: set --trainer.devices=1."
 DataModules = dict[str, pl.LightningDataModule]
+_WATCHERS: tuple[type[Callback], ...] = (EveryParameterLearns, FiniteLoss)
 
 
 class Trainer(pl.Trainer):
@@ -39,6 +44,16 @@ class Trainer(pl.Trainer):
     evaluated_data: str | None = None  # its name: two modules of one data set do not share theirs (`evaluating` is Lightning's)
     trained_data: str | None = None
     trained_images: Mapping[str, str] = MappingProxyType({})  # by data set: how many images of its test are of the training too
+
+    def watch(self, model: pl.LightningModule) -> None:
+        """Have a module of one's own watched in training as ours are, which bring the same callbacks themselves. One that
+        optimizes by hand is left alone: what a step of it owes to which parameter is its own affair."""
+        if isinstance(model, TunedModule) or not model.automatic_optimization:
+            return
+        missing = [kind() for kind in _WATCHERS if not any(isinstance(callback, kind) for callback in self.callbacks)]
+        kept = (at for at, callback in enumerate(self.callbacks) if isinstance(callback, Checkpoint))
+        before = next(kept, len(self.callbacks))  # nothing is kept of what they refuse
+        self.callbacks[before:before] = missing
 
     def run(
         self,

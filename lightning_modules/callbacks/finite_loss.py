@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
-from datamodules.errors import AgreedError
+from datamodules.errors import AgreedError, InputError, some
 from lightning_modules import collectives
 
 _SHOWN = 16  # ids of images or captions in the message
@@ -36,7 +36,7 @@ class MicroBatch:
 
 
 class FiniteLoss(Callback):
-    """See the top of the file. `TunedModule` brings it along."""
+    """See the top of the file. `TunedModule` brings it along, the command line for a module of one's own."""
 
     def __init__(self) -> None:
         self._done: list[MicroBatch] = []  # of the optimizer step that goes on
@@ -87,6 +87,11 @@ class FiniteLoss(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._batch = 0, None  # its memory is the next batch's
 
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Raises InputError, on every process alike: what trains is not finite (gradients can be so where the loss was not)."""
+        trained = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
+        require_sound({name: value for name, value in checkpoint["state_dict"].items() if name in trained})
+
     def _message(self, trainer: pl.Trainer, module: pl.LightningModule, done: list[MicroBatch]) -> str:
         own = [_described(each, trainer.current_epoch) for each in done if not bool(each.terms["loss"].isfinite())]
         if own and (unsound := _unsound_images(self._batch[1])):
@@ -103,8 +108,25 @@ class FiniteLoss(Callback):
         )
         return (
             f"the loss is not finite at step {trainer.global_step} (counted from 0, as in metrics.csv): {where}. {why}, and no "
-            "checkpoint holds it. Lower model.optimization.lr or set trainer.gradient_clip_val, and see whether these images and "
-            "captions are sound (`crosslight data check`)."
+            "checkpoint holds it. Lower the learning rate (model.optimization.lr) or set trainer.gradient_clip_val, and see "
+            "whether these images and captions are sound (`crosslight data check`)."
+        )
+
+
+def require_sound(state: dict[str, Tensor]) -> None:
+    """Refuse to keep weights that are not finite: gradients can be so where the loss was not.
+
+    Raises:
+        InputError: Names some of them.
+    """
+    numbers = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    sums = [tensor.sum(dtype=torch.float32) for tensor in numbers.values()]  # pass NaN and infinity on, in one look at a GPU
+    if not sums or bool(torch.stack(sums).isfinite().all()):
+        return
+    if lost := [name for name, tensor in numbers.items() if not bool(tensor.isfinite().all())]:
+        raise InputError(
+            f"{len(lost)} trained tensors are not finite ({some(lost)}), so this checkpoint is not written, and what was saved "
+            "before stays. Lower the learning rate (model.optimization.lr) or set trainer.gradient_clip_val."
         )
 
 

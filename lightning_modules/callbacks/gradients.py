@@ -19,7 +19,7 @@ from lightning_modules import collectives
 
 
 class EveryParameterLearns(Callback):
-    """See the top of the file. `TunedModule` brings it along.
+    """See the top of the file. `TunedModule` brings it along, the command line for a module of one's own.
 
     What a network calls `occasional_parameters` (layers that are dropped at random) has the first epoch to get a gradient.
     """
@@ -64,8 +64,10 @@ def _without_gradient(module: pl.LightningModule, parameters: dict[str, Any], na
 
 
 def _occasional(module: Any) -> set[str]:
-    given: frozenset[str] = getattr(getattr(module, "network", None), "occasional_parameters", frozenset)()
-    return {f"network.{name}" for name in given}
+    return {
+        f"{part}.{name}" for part, network in module.named_children()
+        for name in getattr(network, "occasional_parameters", frozenset)()
+    }  # fmt: skip
 
 
 def _message(module: Any, names: list[str], when: str) -> str:
@@ -77,6 +79,8 @@ def _message(module: Any, names: list[str], when: str) -> str:
 
 
 def _remedy(module: Any, name: str) -> str:
+    if not (hasattr(module, "network") and hasattr(module, "objective")):  # a module of one's own
+        return f"Let training_step of {type(module).__name__} use it, or freeze it in the constructor (requires_grad_(False))."
     kind = type(module.objective if name.startswith("objective.") else module.network).__name__
     if name.startswith("objective."):
         return f"Let forward of {kind} use it, or make it a buffer."

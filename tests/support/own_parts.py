@@ -64,6 +64,32 @@ class Holds(Module):
         self.tower = TimmImageTower("vit_tiny_patch16_224", of_tower, options=options).requires_grad_(not frozen)
 
 
+class Diverges(Module):
+    """A finite loss whose gradient is not, or with `loss` a loss that is not."""
+
+    def __init__(self, loss: bool = False) -> None:
+        super().__init__()
+        self.far = 1.0 if loss else 0.0
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss + (loss.detach() - loss - self.far).sqrt()
+
+
+class Hand(Holds):
+    """Optimizes by hand, and trains what its loss does not use."""
+
+    def __init__(self) -> None:
+        super().__init__("random", frozen=False)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        loss = super().training_step(batch, batch_idx)
+        self.optimizers().zero_grad()
+        self.manual_backward(loss)
+        self.optimizers().step()
+
+
 class Unvalidated(Module):
     validation_step = LightningModule.validation_step
 

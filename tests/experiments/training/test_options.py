@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import own_parts
@@ -317,6 +318,33 @@ def test_a_module_that_derives_from_lightnings_alone(tmp_path: Path) -> None:
     assert results(tmp_path / "again")["evaluations"][0]["metrics"] == test["metrics"]
     loaded = lightning_modules.load(tmp_path / "run", trust=["own_parts"])
     assert torch.equal(loaded.layer.weight, torch.load(best, weights_only=True)["state_dict"]["layer.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--model=own_parts.Holds", "--model.init_args.of_tower=random", "--model.init_args.frozen=false"],
+            r"parameters should train and got no gradient in the first step: tower.*Let training_step of Holds use it, or freeze",
+        ),
+        (["--model=own_parts.Diverges", "--model.init_args.loss=true"], r"the loss is not finite at step 0 .* entered"),
+        (["--model=own_parts.Diverges"], r"weights were not finite before this step \(layer.weight\)"),
+        (
+            ["--model=own_parts.Diverges", "--checkpoint.every_n_steps=1"],
+            r"2 trained tensors are not finite \(layer.weight, layer.bias\), so this checkpoint is not written",
+        ),
+    ],
+)  # fmt: skip
+def test_a_module_of_ones_own_is_watched(options: list[str], message: str, tmp_path: Path) -> None:
+    answer = crosslight("run", *OWN, *options, f"--run_dir={tmp_path / 'run'}")
+    assert answer.status == 2, answer.error
+    assert re.search(message, answer.error), answer.error
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_one_that_optimizes_by_hand_is_left_alone(tmp_path: Path) -> None:
+    answer = crosslight("fit", *OWN, "--model=own_parts.Hand", f"--run_dir={tmp_path / 'run'}")
+    assert answer.status == 0, answer.error
 
 
 def test_a_training_goes_on_with_the_average_that_it_began(tmp_path: Path) -> None:
