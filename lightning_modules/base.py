@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,6 +24,7 @@ from datamodules.records import Positives
 from lightning_modules import collectives, optimization
 from lightning_modules.adapters.adapter import Adapter
 from lightning_modules.adapters.tuning import TrainHeads, TuningMode, count_parameters, freeze_encoder, set_mode, set_tuning
+from lightning_modules.callbacks.ema import CURRENT, EMA
 from lightning_modules.callbacks.finite_loss import FiniteLoss, require_sound
 from lightning_modules.callbacks.gradients import EveryParameterLearns
 from lightning_modules.checkpoints.fill import fill
@@ -47,6 +49,7 @@ class TunedModule(pl.LightningModule):
     task: Task = Task()  # for the card of an export: what it is found by, and the lines that use it
     needs_captions: frozenset[str] = frozenset({"val", "test"})  # splits of which it measures nothing without captions
     no_result: str | None = None  # why nothing that it computes is a result, where it was loaded from stand-ins or a rehearsal
+    saves_average: bool = True  # a checkpoint of weights alone has the average of callbacks.ema too
     _queries: dict[str, Tensor]  # of the last evaluation, when there was one: a rank or score for each query, or image
     terms: dict[str, Tensor]  # of the batch that trains, on this process: what an error says of its loss
 
@@ -312,20 +315,39 @@ class TunedModule(pl.LightningModule):
         Raises:
             InputError: It is not finite; what was saved before stays.
         """
-        state = checkpoint["state_dict"] if "state_dict" in checkpoint else self.state_dict()
+        if "state_dict" not in checkpoint:
+            checkpoint["state_dict"] = self.state_dict()
+        if "callbacks" not in checkpoint:  # of weights alone: Lightning asks no callback for the ones that were validated
+            for average in self._averages():
+                average.put_into(self.trainer, checkpoint)
+        state = checkpoint["state_dict"]
         kept = {f"network.{name}" for name in trainable_names(self.network)}
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in kept or k.startswith("objective.")}
         require_sound(checkpoint["state_dict"])
         checkpoint["crosslight_backbone"] = short_fingerprint(self.network)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up what was trained.
+
+        Raises:
+            InputError: It is of another network, adapter or objective, or training would go on from an average.
+        """
         state, objective = split_objective({k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()})
         path = getattr(self._trainer, "ckpt_path", None)  # no trainer when `lightning_modules.load` reads it
         source = f"checkpoint {path}" if path else "the checkpoint"
+        trainer = self._trainer
+        if CURRENT in checkpoint and trainer is not None and trainer.state.fn == TrainerFn.FITTING and not self._averages():
+            raise InputError(
+                f"{source} holds an average of the weights (EMA), which would be taken for the weights: go on with the EMA of "
+                "its training among the trainer's callbacks, or start new training from it (model.init_from)."
+            )
         require_backbone(self.network, checkpoint.get("crosslight_backbone"), state, source)
         load_trainable(self.network, state, source)
         note_brought(self.network, state.keys())
         load_objective(self.objective, objective, source)
+
+    def _averages(self) -> list[EMA]:
+        return [] if self._trainer is None else [callback for callback in self._trainer.callbacks if isinstance(callback, EMA)]
 
 
 def _unread(network: Any, objective: Any) -> set[str]:

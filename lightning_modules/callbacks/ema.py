@@ -78,9 +78,15 @@ class EMA(Callback):
         """Find what trains, now that it is where it will stay.
 
         Raises:
-            InputError: The training ends before the average would begin.
+            InputError: The training ends before the average would begin, or a checkpoint of weights alone would not have it.
         """
         self._require_beginning(trainer)
+        alone = any(getattr(callback, "save_weights_only", False) for callback in trainer.callbacks)
+        if alone and not getattr(pl_module, "saves_average", False):
+            raise InputError(
+                f"save_weights_only of a checkpoint callback beside the EMA: Lightning asks no callback then, so weights of "
+                f"{type(pl_module).__name__} would be kept that were not validated. Set save_weights_only to false."
+            )
         self._current = trainable_state_dict(pl_module)
         parameters = dict(pl_module.named_parameters(remove_duplicate=False))
         self._averaged = [
@@ -154,12 +160,25 @@ class EMA(Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """The average in place of the weights, as it was validated, and the weights beside it, to go on from."""
+        if current := self.put_into(trainer, checkpoint):
+            checkpoint[CURRENT] = current
+
+    def put_into(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+        """Put the average in place of the weights of a checkpoint.
+
+        Args:
+            trainer: That saves it.
+            checkpoint: Its `state_dict` is replaced.
+
+        Returns:
+            The weights; empty where there is no average, or none but the average.
+        """
         if self._average is None or trainer.state.fn != TrainerFn.FITTING:
-            return
+            return {}
         ours, other = {name: checkpoint["state_dict"][name] for name in self._average}, self._average
         average, current = (ours, other) if self._swapped else (other, ours)
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **average}
-        checkpoint[CURRENT] = current
+        return current
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on from the weights. What is only tested stays the average.

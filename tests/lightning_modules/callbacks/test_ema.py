@@ -8,9 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from training import retrieval
 
 from datamodules.errors import InputError
 from lightning_modules.callbacks.ema import EMA
@@ -120,3 +121,51 @@ def test_an_average_that_would_never_begin(options: dict[str, Any], tmp_path: Pa
     with pytest.raises(InputError, match="begin earlier"):
         fit(tmp_path, EMA(**options), epochs=2)
     fit(tmp_path, EMA(**options), epochs=3)
+
+
+def trained(tiny: Any, callbacks: list[Callback], epochs: int = 1, **options: Any) -> tuple[pl.LightningModule, pl.Trainer]:
+    """A retrieval module, trained for epochs of 4 batches in a plain trainer."""
+    module, batches = retrieval(tiny)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=callbacks, enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(batches, batch_size=None), weights_only=True, **options)
+    return module, trainer
+
+
+def test_a_checkpoint_of_weights_alone_has_the_average(tiny: Any, tmp_path: Path) -> None:
+    kept: list[dict[str, Tensor]] = []
+
+    class Save(Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "asked.ckpt", weights_only=True)
+            trainer.save_checkpoint(tmp_path / "whole.ckpt", weights_only=False)
+            kept.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+    alone = ModelCheckpoint(tmp_path, filename="alone", save_weights_only=True)
+    trained(tiny, [EMA(decay=0.5), Save(), alone])
+    whole = torch.load(tmp_path / "whole.ckpt", weights_only=True)["state_dict"]
+    for name in ("asked.ckpt", "alone.ckpt"):
+        saved = torch.load(tmp_path / name, weights_only=True)
+        assert "current_model_state" not in saved
+        assert saved["state_dict"].keys() == whole.keys()
+        for key, value in whole.items():
+            assert torch.equal(saved["state_dict"][key], value), (name, key)
+    assert any(not torch.equal(whole[key], kept[0][key]) for key in whole)
+
+
+def test_weights_alone_of_a_module_that_does_not_ask_for_the_average_are_refused(tmp_path: Path) -> None:
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[EMA(), ModelCheckpoint(tmp_path, save_weights_only=True)],
+    )  # fmt: skip
+    with pytest.raises(InputError, match="Set save_weights_only to false"):
+        trainer.fit(Module(), DataLoader(torch.randn(4, 3), batch_size=4))
+
+
+def test_training_does_not_go_on_from_an_average_unawares(tiny: Any, tmp_path: Path) -> None:
+    trained(tiny, [EMA(decay=0.5), ModelCheckpoint(tmp_path, filename="last")])
+    with pytest.raises(InputError, match=r"last.ckpt holds an average of the weights \(EMA\)"):
+        trained(tiny, [], epochs=2, ckpt_path=tmp_path / "last.ckpt")
+    trained(tiny, [EMA(decay=0.5)], epochs=2, ckpt_path=tmp_path / "last.ckpt")
