@@ -80,6 +80,8 @@ class TunedModule(pl.LightningModule):
         self._remarked: set[str] = set()  # what an evaluation had a remark on
         self._positives: Mapping[str, Positives] = {}  # of the test that is going on
         self.terms = {}
+        self._script_seed: int | None = None  # of the draws of this training, where Lightning's seed_everything set none
+        self._resumed_seed: int | None = None  # likewise, of the checkpoint that it goes on from
         if adapter is not None:
             require_signatures(adapter, Adapter, "model.adapter")
         fill(network)
@@ -112,6 +114,9 @@ class TunedModule(pl.LightningModule):
         return [] if watched else [EveryParameterLearns(), FiniteLoss()]
 
     def on_fit_start(self) -> None:
+        resumed, self._resumed_seed, self._script_seed = self._resumed_seed, None, None
+        if "PL_GLOBAL_SEED" not in os.environ:  # as in a script: what torch.manual_seed said, of the first process
+            self._script_seed = collectives.told_by(torch.initial_seed()) if resumed is None else resumed
         self.train()  # Lightning trains in whatever mode it is given: a network that was built by configuration is in train mode
         if (folds := getattr(self, "folds", None)) is not None:
             data: Any = getattr(self.trainer, "datamodule", None)
@@ -126,7 +131,7 @@ class TunedModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of (seed, epoch, batch, rank), so a run resumed after SIGKILL draws what it would have drawn.
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        seed = self._script_seed if self._script_seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         where = (seed, self.trainer.current_epoch, batch_idx, self.trainer.global_rank)
         seed_draws(where)
 
@@ -325,6 +330,8 @@ class TunedModule(pl.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in kept or k.startswith("objective.")}
         require_sound(checkpoint["state_dict"])
         checkpoint["crosslight_backbone"] = short_fingerprint(self.network)
+        if self._script_seed is not None:
+            checkpoint["crosslight_seed"] = self._script_seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up what was trained.
@@ -335,8 +342,9 @@ class TunedModule(pl.LightningModule):
         state, objective = split_objective({k.removeprefix("network."): v for k, v in checkpoint["state_dict"].items()})
         path = getattr(self._trainer, "ckpt_path", None)  # no trainer when `lightning_modules.load` reads it
         source = f"checkpoint {path}" if path else "the checkpoint"
-        trainer = self._trainer
-        if CURRENT in checkpoint and trainer is not None and trainer.state.fn == TrainerFn.FITTING and not self._averages():
+        goes_on = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        self._resumed_seed = checkpoint.get("crosslight_seed") if goes_on else None
+        if CURRENT in checkpoint and goes_on and not self._averages():
             raise InputError(
                 f"{source} holds an average of the weights (EMA), which would be taken for the weights: go on with the EMA of "
                 "its training among the trainer's callbacks, or start new training from it (model.init_from)."

@@ -10,9 +10,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_beit3 import beit3, beit3_pairs
 from tiny_library_models import dual_encoder
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from datamodules.errors import AgreedError, InputError
 from datamodules.records import PairBatch, Positives
@@ -61,6 +63,28 @@ def test_dropout_is_a_function_of_seed_epoch_and_batch(tiny: Any, monkeypatch: p
     monkeypatch.setenv("PL_GLOBAL_SEED", "6")
     others.append(loss_at(model, batch, 1, 2))
     assert len({first, *others}) == 5
+
+
+def test_in_a_script_dropout_is_of_the_seed_that_torch_was_given(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the one at the start of the training, which a resumed one takes up again."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+    def trained(seed: int, resume: Path | None = None) -> Tensor:
+        model = module(tiny, drop=0.5)
+        torch.manual_seed(seed)
+        kept = ModelCheckpoint(tmp_path, filename=f"{seed}-{{epoch}}", save_top_k=-1, enable_version_counter=False)
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[kept]
+        )
+        trainer.fit(model, DataLoader([pairs(tiny)] * 2, batch_size=None), ckpt_path=resume, weights_only=True)
+        return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+    whole = trained(1)
+    assert torch.equal(trained(1), whole)
+    assert not torch.equal(trained(2), whole)
+    assert torch.equal(trained(3, tmp_path / "1-epoch=0.ckpt"), whole)
 
 
 def test_frozen_parts_stay_in_eval_mode_while_training(tiny: Any) -> None:
