@@ -10,12 +10,13 @@ when the block's input needs none, and behind frozen embeddings it never does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from lightning_modules.networks.mixed import mixed
 
 Call = Callable[..., Any]
 _BINDS = "_call_binds"  # the attribute of a block that holds what `bind_calls` was given
@@ -43,14 +44,8 @@ class _Checkpointed:
         return checkpoint(call, *args, use_reentrant=False, **kwargs)
 
 
-@cache
-def _checkpointed_class(block_class: Any) -> Any:
-    return type(f"Checkpointed{block_class.__name__}", (_Checkpointed, block_class), {})
-
-
 def checkpoint_blocks(blocks: Iterable[nn.Module]) -> None:
     """Make every block recompute its activations in the backward pass (in place; keys and parameters stay as they are)."""
     for block in blocks:
         if not isinstance(block, _Checkpointed):
-            kind: Any = type(block)  # mypy does not see that classes are hashable
-            block.__class__ = _checkpointed_class(kind)
+            block.__class__ = mixed("Checkpointed", _Checkpointed, type(block))

@@ -8,12 +8,13 @@ biases, bare parameters, convolutions over pixels, and all that trains. So the o
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lightning_modules.networks.mixed import mixed
 
 
 def halve_frozen(network: nn.Module) -> int:
@@ -28,14 +29,13 @@ def halve_frozen(network: nn.Module) -> int:
     inside = {id(part) for module in network.modules() if isinstance(module, nn.MultiheadAttention) for part in module.modules()}
     halved = 0
     for module in network.modules():
-        mixed = _mixin_of(module)
-        if mixed is None or id(module) in inside or any(parameter.requires_grad for parameter in module.parameters()):
+        mixin = _mixin_of(module)
+        if mixin is None or id(module) in inside or any(parameter.requires_grad for parameter in module.parameters()):
             continue
         weight: Any = module.weight
         weight.data = weight.data.to(torch.bfloat16)
         untyped: Any = module
-        kind: Any = type(module)  # mypy does not see that classes are hashable
-        untyped.__class__ = _halved_class(mixed, kind)
+        untyped.__class__ = mixed("Half", mixin, type(module))
         halved += weight.numel()
     return halved
 
@@ -97,8 +97,3 @@ def _mixin_of(module: nn.Module) -> Any:
     if getattr(module, "in_channels", None) == _COLORS:
         return None
     return _MIXINS.get(type(module).forward) if not getattr(module, "max_norm", None) else None
-
-
-@cache
-def _halved_class(mixin: Any, kind: Any) -> Any:
-    return type(f"Half{kind.__name__}", (mixin, kind), {})

@@ -19,7 +19,6 @@ packed sequence, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -32,6 +31,7 @@ from datamodules.records import ImageBatch, PairBatch, TextBatch
 from lightning_modules.networks.attention import Attended, Relations, attend
 from lightning_modules.networks.checkpointing import checkpoint_blocks
 from lightning_modules.networks.hugging_face_scorer import HuggingFaceScorer
+from lightning_modules.networks.mixed import mixed
 from lightning_modules.networks.network import pixels_of
 from lightning_modules.networks.packing import Packed, items_of, pack
 from lightning_modules.networks.pair_scorer import Ragged
@@ -70,11 +70,6 @@ class _Fused:
         context = attend(queries, keys, values, mask_BS, attention.dropout.p if attention.training else 0.0)
         x_BSD = layer.attention.output(context, x_BSD) + x_BSD
         return layer.output(layer.intermediate(layer.layernorm_after(x_BSD)), x_BSD), access
-
-
-@cache
-def _fused_class(layer_class: Any) -> Any:
-    return type(f"Fused{layer_class.__name__}", (_Fused, layer_class), {})
 
 
 class ViLT(HuggingFaceScorer):
@@ -152,8 +147,7 @@ class ViLT(HuggingFaceScorer):
             ranking=True,
         )
         for layer in self.blocks:
-            kind: Any = type(layer)  # mypy does not see that classes are hashable
-            layer.__class__ = _fused_class(kind)
+            layer.__class__ = mixed("Fused", _Fused, type(layer))
         if checkpoint_activations:
             checkpoint_blocks(self.blocks)
 
