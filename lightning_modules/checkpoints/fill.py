@@ -53,7 +53,7 @@ def fill(network: Filled) -> Filled:
             untyped.fresh = frozenset()  # a reader that leaves something out says so
             read_into(part, located(weights))
             untyped.weights = None
-            note_read(part)
+        note_read(part)  # also where somebody has withdrawn the wish
     return network
 
 

@@ -134,6 +134,8 @@ def test_a_copy_is_filled_alone_and_then_computes(tmp_path: Path) -> None:
     assert torch.equal(twin(pixels), source(pixels))
     with pytest.raises(InputError, match="has not read"):
         network(pixels)
+    network.weights = None  # not wished for any more
+    fill(network)(pixels)
     with torch.device("meta"):  # parameters are counted without a file
         timm("x.pt")(torch.zeros(1, 3, 16, 16))
 
