@@ -25,7 +25,7 @@ from experiments.training.checkpoints import Best
 from experiments.training.failures import one_line
 from lightning_modules import collectives
 from lightning_modules.base import TunedModule
-from lightning_modules.callbacks.finite_loss import FiniteLoss
+from lightning_modules.callbacks.finite_loss import FiniteLoss, require_sound
 from lightning_modules.callbacks.gradients import EveryParameterLearns
 from lightning_modules.checkpoints.fresh import require_weights
 from lightning_modules.checkpoints.run_folder import Fit
@@ -54,6 +54,17 @@ class Trainer(pl.Trainer):
         kept = (at for at, callback in enumerate(self.callbacks) if isinstance(callback, Checkpoint))
         before = next(kept, len(self.callbacks))  # nothing is kept of what they refuse
         self.callbacks[before:before] = missing
+
+    def save_checkpoint(self, filepath: Any, weights_only: bool | None = None, storage_options: Any = None) -> None:
+        """As Lightning, which asks no callback where it saves weights alone, and so not the one that looks at them.
+
+        Raises:
+            InputError: Trained weights of a module of one's own are not finite.
+        """
+        module = self.lightning_module
+        if weights_only and module.automatic_optimization and not isinstance(module, TunedModule):
+            require_sound({name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad})
+        super().save_checkpoint(filepath, weights_only, storage_options)
 
     def run(
         self,

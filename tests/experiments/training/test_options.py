@@ -333,6 +333,13 @@ def test_a_module_that_derives_from_lightnings_alone(tmp_path: Path) -> None:
             ["--model=own_parts.Diverges", "--checkpoint.every_n_steps=1"],
             r"2 trained tensors are not finite \(layer.weight, layer.bias\), so this checkpoint is not written",
         ),
+        (
+            [
+                "--model=own_parts.Diverges", "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+                "--trainer.callbacks.save_weights_only=true", "--trainer.callbacks.every_n_train_steps=1",
+            ],
+            r"2 trained tensors are not finite",
+        ),
     ],
 )  # fmt: skip
 def test_a_module_of_ones_own_is_watched(options: list[str], message: str, tmp_path: Path) -> None:
