@@ -74,10 +74,13 @@ def _read_separated(path: Path, wanted: Collection[str], separator: str) -> Tabl
 
 
 def _read_unquoted(path: Path, wanted: Collection[str]) -> TableFile | None:
-    """The rows of a TSV file in which quotes are signs like any other; None where its lines are not all whole rows."""
+    """The rows of a TSV file in which quotes are signs like any other; None where its lines are not all whole rows, or its first
+    line has quotes: such a file is quoted, and what is wrong with it is to be said."""
     with open_text(path, EXPECTED, newline="") as file:
         lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         columns = tuple(name.strip() for name in next(lines, ()))
+        if any('"' in name for name in columns):
+            return None
         rows = []
         for fields in lines:
             if fields and len(fields) != len(columns):

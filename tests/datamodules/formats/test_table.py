@@ -97,6 +97,13 @@ def test_in_a_file_with_tabs_and_no_quoting_a_quote_is_a_sign(tmp_path: Path, li
     assert [row.place for row in rows] == [f"line {number}" for number in range(2, len(lines) + 2)]
 
 
+def test_of_a_quoted_file_with_tabs_what_is_wrong_is_said(tmp_path: Path) -> None:
+    """Read without its quoting, its columns would be called "path" and "caption", with the quotes."""
+    (tmp_path / "t.tsv").write_text('"path"\t"caption"\n"1.jpg"\t"a dog\n"2.jpg"\t"a cat"\n')
+    with pytest.raises(InputError, match="begins at line 2 is not sound CSV"):
+        read_table(tmp_path / "t.tsv", WANTED)
+
+
 def test_a_quoted_text_of_several_lines_with_commas_stays_one(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('path,caption\n1.jpg,"A dog.\nOh, a cat"\n2.jpg, "two dogs, running"\n')
     assert [row.values["caption"] for row in read_table(tmp_path / "t.csv", WANTED).rows] == [
