@@ -1,11 +1,12 @@
-"""Headline tables and figures of the papers on rendered scenes, and the report: three to five minutes.
+"""Headline tables and figures of the papers on rendered scenes, and the report: three minutes.
 
 Runs headline exhibits at miniature scale, two runs at once: what each part of the MultiWay-Adapter brings to a tiny BEiT-3; a
-tiny UNITER without IAIS and with both kinds, its recalls, distances and attention; captions by ClipCap and I-Tuning between a
-tiny vision tower and a tiny GPT-2, and where their words look. Prints the tables and verdicts and ends on the report. Three
-minutes on 2 cores; a second demo runs nothing again, nor does `crosslight sweep run` what a demo has run.
+tiny UNITER without IAIS and with its singular kind, its recalls, distances and attention; captions by ClipCap and I-Tuning
+between a tiny vision tower and a tiny GPT-2, and where their words look. Prints the tables and verdicts and ends on the report. Three
+minutes on 2 idle cores; a second demo runs nothing again, nor does `crosslight sweep run` what a demo has run.
 
-A paper that is named is shown with more rows: a large UNITER, I-Tuning in half of the layers and after pre-training.
+A paper that is named is shown with more rows: both kinds of IAIS and a large UNITER, I-Tuning in half of the layers and after
+pre-training.
 """
 
 from __future__ import annotations
