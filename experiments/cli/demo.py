@@ -2,8 +2,8 @@
 
 Runs headline exhibits at miniature scale, two runs at once: what each part of the MultiWay-Adapter brings to a tiny BEiT-3; a
 tiny UNITER without IAIS and with its singular kind, its recalls, distances and attention; captions by ClipCap and I-Tuning
-between a tiny vision tower and a tiny GPT-2, and where their words look. Prints the tables and verdicts and ends on the report. Three
-minutes on 2 idle cores; a second demo runs nothing again, nor does `crosslight sweep run` what a demo has run.
+between a tiny vision tower and a tiny GPT-2, and where their words look. Prints the tables and verdicts and ends on the report.
+Three minutes on 2 idle cores; a second demo runs nothing again, nor does `crosslight sweep run` what a demo has run.
 
 A paper that is named is shown with more rows: both kinds of IAIS and a large UNITER, I-Tuning in half of the layers and after
 pre-training.

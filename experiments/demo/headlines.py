@@ -41,7 +41,6 @@ ROWS_WITH_A_NAME = (
     "iais/base-flickr30k-distributed", "i_tuning/coco-large-half", "i_tuning/vlp-large", "i_tuning/coco-large-vlp",
 )  # fmt: skip
 LEFT_OUT = "left out"
-_LONGEST_FIRST: tuple[Paper, ...] = ("iais", "i_tuning", "mwa")  # two at once then end together
 QUERIES_OF = "mwa/base-coco-mwa"
 QUERIES_TEXT = (
     "Queries spread evenly over the test images, and what “KE and AE” of MultiWay-Adapter's Table 3 finds for them, best first."
@@ -113,13 +112,22 @@ def exhibits_of(papers: Sequence[Paper]) -> list[str]:
 
 
 def demo_launches(papers: Sequence[Paper], runs: Path, seeds: Sequence[int]) -> list[Launch]:
-    """What these exhibits need, each once; where no paper is named without what takes longer."""
+    """What these exhibits need, each once; where no paper is named without what takes longer.
+
+    What takes longest comes first, together with what waits for it: two at once then end together.
+    """
     from experiments.sweep.targets import exhibit_launches
 
     without = () if papers else ROWS_WITH_A_NAME
-    names = [name for paper in _LONGEST_FIRST for name in exhibits_of(papers) if name.startswith(f"{paper}/")]
-    launches = [launch for name in names for launch in exhibit_launches(name, "miniature", seeds, runs, without=without)]
-    return list({launch.key: launch for launch in launches}.values())
+    found = [
+        launch for name in exhibits_of(papers) for launch in exhibit_launches(name, "miniature", seeds, runs, without=without)
+    ]
+    launches = {launch.key: launch for launch in found}
+    until_the_end: dict[str, float] = {}
+    for key, launch in reversed(launches.items()):  # what waits comes after what it waits for
+        behind = (until_the_end[later.key] for later in launches.values() if key in later.after)
+        until_the_end[key] = max(behind, default=0.0) + (launch.cost.seconds if launch.cost else 0.0)
+    return sorted(launches.values(), key=lambda launch: until_the_end[launch.key], reverse=True)
 
 
 def _opening() -> tuple[Console, Callable[[str], None]]:

@@ -292,10 +292,14 @@ def test_an_exhibit_in_the_words_of_a_scale() -> None:
     assert "MiniLM" in own.note.removeprefix(whole.note.strip())
 
 
-def test_the_miniature_fits_into_an_hour_of_two_cores() -> None:
-    """By its own estimates; what it takes is measured when it runs."""
-    hours = sum(planned.recipe.cost.hours for planned in planned_runs("miniature") if planned.recipe.cost is not None)
-    assert 0.3 < hours < 2 * 1.0
+def test_the_three_papers_fit_into_three_quarters_of_an_hour_of_two_cores_and_all_into_little_more_than_one() -> None:
+    """By the estimates, which are what the runs took; with what other people's papers pre-train it takes longer."""
+    hours: dict[bool, float] = {True: 0.0, False: 0.0}
+    for planned in planned_runs("miniature"):
+        own = not re.match("uniter/|clip/|iais/(pretrain-)?vilt", planned.names[0])
+        hours[own] += planned.recipe.cost.hours if planned.recipe.cost is not None else 0.0
+    assert 1.0 < hours[True] < 2 * 0.75
+    assert sum(hours.values()) < 2 * 1.2
 
 
 def test_seeds_multiply_what_depends_on_them() -> None:
