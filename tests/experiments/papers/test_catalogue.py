@@ -292,13 +292,13 @@ def test_an_exhibit_in_the_words_of_a_scale() -> None:
     assert "MiniLM" in own.note.removeprefix(whole.note.strip())
 
 
-def test_the_three_papers_fit_into_three_quarters_of_an_hour_of_two_cores_and_all_into_little_more_than_one() -> None:
+def test_the_miniature_of_the_three_papers_takes_fifty_minutes_of_two_cores_and_all_of_it_little_more_than_an_hour() -> None:
     """By the estimates, which are what the runs took; with what other people's papers pre-train it takes longer."""
     hours: dict[bool, float] = {True: 0.0, False: 0.0}
     for planned in planned_runs("miniature"):
         own = not re.match("uniter/|clip/|iais/(pretrain-)?vilt", planned.names[0])
         hours[own] += planned.recipe.cost.hours if planned.recipe.cost is not None else 0.0
-    assert 1.0 < hours[True] < 2 * 0.75
+    assert 1.0 < hours[True] < 2 * 0.83
     assert sum(hours.values()) < 2 * 1.2
 
 
