@@ -83,7 +83,7 @@ def turn_dial(
         dialling = replace(dialling, retention=tuple(others), rule=rule, picked=None, no_result=_no_result(run, dialling, data))
         stages: dict[str, tuple[Stage, ...]] = dict.fromkeys(others, ("val", "test") if rule == "mean" else ("test",))
         stages[target] = ("val", "test")
-        _require_splits(data, stages)
+        _require_splits(model, data, stages)
         write_dial(run, dialling)
         for alpha in alphas:
             left = [(name, stage) for name in data for stage in stages[name] if _lacks(dialling, alpha, name, stage)]
@@ -143,9 +143,9 @@ def _data(run: Path, evaluate: Sequence[str], model: Any) -> dict[str, Any]:
     return found
 
 
-def _require_splits(data: Mapping[str, Any], stages: Mapping[str, tuple[Stage, ...]]) -> None:
-    """Raises InputError where a split that will be measured is missing, before anything is."""
-    from experiments.training.trainer import require_splits
+def _require_splits(model: Any, data: Mapping[str, Any], stages: Mapping[str, tuple[Stage, ...]]) -> None:
+    """Raises InputError where a split that will be measured is missing or has no captions, before anything is measured."""
+    from experiments.training.trainer import require_data
 
     for name, each in data.items():
         if hasattr(each, "splits"):
@@ -153,7 +153,7 @@ def _require_splits(data: Mapping[str, Any], stages: Mapping[str, tuple[Stage, .
             if "val" in stages[name] and "val" not in each.splits():
                 remedy = "give --pick target" if name != next(iter(data)) else "nothing else can pick alpha"
                 raise InputError(f"{name} has no validation split, which alpha is picked on: {remedy}.")
-        require_splits(each, stages[name])
+        require_data(model, name, each, stages[name])
 
 
 def _taken_up(run: Path, results: Results, data: Mapping[str, Any], turned: str, kept: tuple[str, ...]) -> Dialling:

@@ -93,12 +93,9 @@ class Trainer(pl.Trainer):
         something_trains = trains(model)
 
         def look() -> None:
-            splits = ("train", "val", "test") if something_trains else ("test",)
-            require_splits(datamodule, splits)
-            require_captions(model, "data", datamodule, splits)
+            require_data(model, "data", datamodule, ("train", "val", "test") if something_trains else ("test",))
             for name, other in evaluate.items():
-                require_splits(other, ("test",))
-                require_captions(model, f"evaluate.{name}", other, ("test",))
+                require_data(model, f"evaluate.{name}", other, ("test",))
             if something_trains:
                 self.trained_images = tell_trained_images(datamodule, {own: datamodule, **evaluate})
 
@@ -179,8 +176,7 @@ class Trainer(pl.Trainer):
 
             def look() -> None:
                 for name, datamodule in left.items():
-                    require_splits(datamodule, ("test",))
-                    require_captions(model, name, datamodule, ("test",))
+                    require_data(model, name, datamodule, ("test",))
 
             self.by_first(look)
         for name, datamodule in left.items():
@@ -188,12 +184,7 @@ class Trainer(pl.Trainer):
 
     def validate_one(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None) -> None:
         self._require_evaluable(model, ckpt_path)
-
-        def look() -> None:
-            require_splits(datamodule, ("val",))
-            require_captions(model, "data", datamodule, ("val",))
-
-        self.by_first(look)
+        self.by_first(lambda: require_data(model, "data", datamodule, ("val",)))
         self._evaluate("validate", model, data_name(datamodule), datamodule, ckpt_path)
 
     def write_embeddings(
@@ -402,18 +393,19 @@ def require_splits(datamodule: Any, splits: tuple[str, ...]) -> None:
             datamodule.records(split)
 
 
-def require_captions(model: Any, place: str, datamodule: Any, splits: tuple[str, ...]) -> None:
-    """See that splits have captions, where an evaluation of the model is nothing without any.
+def require_data(model: Any, place: str, datamodule: Any, splits: tuple[str, ...]) -> None:
+    """See that splits and their images are there, and have captions where an evaluation of the model is nothing without any.
 
     Args:
         model: It says which splits it needs captions of (`needs_captions`); one that does not say needs none.
         place: The option that names the data.
         datamodule: The data.
-        splits: Those that the run evaluates on, or more.
+        splits: Those that the run needs.
 
     Raises:
-        InputError: One has none.
+        InputError: A split, an image of it or its captions are missing.
     """
+    require_splits(datamodule, splits)
     needed: frozenset[str] = getattr(model, "needs_captions", frozenset())
     for split in splits:
         if split in needed and hasattr(datamodule, "caption_count") and not datamodule.caption_count(split):

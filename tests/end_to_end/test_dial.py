@@ -146,5 +146,16 @@ def test_mistakes_are_told_before_anything_is_measured(options: tuple[str, ...],
     assert (dialled / "dial.json").read_bytes() == before
 
 
+def test_data_without_captions_is_refused_before_anything_is_measured(dialled: Path, world: Path, tmp_path: Path) -> None:
+    blind = tmp_path / "blind.yaml"
+    arguments = {"root": str(world / "nocaps"), "split": "test", "num_workers": 0}
+    blind.write_text(json.dumps({"data": {"class_path": "datamodules.nocaps.NoCaps", "init_args": arguments}}))
+    run = copied(dialled, tmp_path / "run")
+    answer = crosslight("dial", "--run", str(run), "--evaluate", str(blind), "--pick=target", "--alphas=0.7")
+    assert answer.status == 2
+    assert "nocaps test has images and no captions, without which RetrievalModule measures nothing" in answer.error
+    assert read(run).point(0.7) is None, "the run's own data has not been measured either"
+
+
 def test_a_run_that_only_tested_has_no_dial(dialled: Path, tmp_path: Path) -> None:
     assert "is no run folder" in crosslight("dial", "--run", str(tmp_path)).error

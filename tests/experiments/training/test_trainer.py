@@ -11,7 +11,7 @@ import pytest
 
 from datamodules.errors import InputError
 from experiments.training import trainer as rooms
-from experiments.training.trainer import Trainer, require_captions
+from experiments.training.trainer import Trainer, require_data
 from lightning_modules.retrieval import RetrievalModule
 
 
@@ -58,7 +58,9 @@ def test_it_is_where_the_training_that_is_kept_began(
     ],
 )
 def test_a_split_without_captions_is_refused_where_they_are_needed(needed: frozenset[str], empty: str, says: str | None) -> None:
-    data = SimpleNamespace(name="mine", caption_count=lambda split: 0 if split == empty else 5, split_label=str)
+    data = SimpleNamespace(
+        name="mine", prepare_data=lambda: None, caption_count=lambda split: 0 if split == empty else 5, split_label=str
+    )
     expected = nullcontext() if says is None else pytest.raises(InputError, match=says)
     with expected:
-        require_captions(SimpleNamespace(needs_captions=needed), "data", data, ("train", "val", "test"))
+        require_data(SimpleNamespace(needs_captions=needed), "data", data, ("train", "val", "test"))
