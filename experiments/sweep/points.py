@@ -47,9 +47,10 @@ def sweep_file(target: str) -> Path | None:
     if Path(target).is_file():
         return Path(target)
     package, _, rest = target.partition("/")
-    packaged = Path(str(resources.files("experiments"))) / rest
-    if package == "experiments" and packaged.is_file():
-        return packaged
+    if package in ("configs", "experiments"):
+        packaged = Path(str(resources.files(package))) / rest
+        if packaged.is_file():
+            return packaged
     raise InputError(f"sweep file {target} does not exist, here or in the package.")
 
 

@@ -89,6 +89,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"parameters": X}, "method is None"),
     ({"method": "grib", "parameters": X}, "method is 'grib'"),
     ({"method": "grid", "parameters": X, "extra": 1}, "no key extra; there are method"),
+    ({"model": {"class_path": "x.Y"}}, "bad.yaml: W&B's schema has no key model; there are"),
+    ({"trainer": {"max_epochs": 1}}, "It is a configuration: crosslight run -c "),
     ({"method": "grid", "parameters": {}}, "no parameters"),
     ({"method": "grid", "parameters": {"x": 3}}, "parameters.x is 3; write x: {value: 3}"),
     ({"method": "grid", "parameters": {"x": {"values": []}}}, "parameters.x.values"),
