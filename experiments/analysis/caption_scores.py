@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from statistics import fmean
 from typing import Any, Literal
 
 from datamodules.errors import InputError, some
@@ -16,7 +17,7 @@ from datamodules.formats.coco_captions import parse_coco_captions
 from datamodules.formats.karpathy import parse_karpathy
 from datamodules.formats.parsing import Entry, Parsed
 from datamodules.records import ImageRecord
-from lightning_modules.metrics.captions.evaluation import Scores
+from lightning_modules.metrics.captions.evaluation import CaptionScorer, Scores
 
 _ENDING = re.compile(r"\.(?:jpe?g|jpe|png|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
 _LOST = ("duplicated id", "image in several splits")  # problems for which a reader leaves captions out
@@ -191,6 +192,60 @@ def with_files(records: Sequence[ImageRecord], beside: Path, images: Path | None
 
 
 # --------------------------------------------------------------------------------------------------------------- report
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What people reach by the same metrics: means over the references, each of which is scored against the others of its image.
+
+    Args:
+        references: How many were held out in turn: as many as the image with the fewest has.
+        people: Metrics of the references that were held out.
+        results: Metrics of the results against the same others: with a reference less than usual they are lower.
+    """
+
+    references: int
+    people: dict[str, float]
+    results: dict[str, float]
+
+
+def beside_people(records: Sequence[ImageRecord], captions: Sequence[str], scorer_of: Callable[[Any], CaptionScorer]) -> Beside:
+    """Score each reference of an image against its others, and the results likewise.
+
+    Args:
+        records: Images with their references.
+        captions: The results, one an image.
+        scorer_of: A scorer for references [I][R].
+
+    Raises:
+        InputError: An image has one reference, which leaves nothing to score it against.
+    """
+    fewest = min(records, key=lambda record: len(record.captions))
+    turns = len(fewest.captions)
+    if turns < 2:
+        raise InputError(
+            f"--people scores a reference against the others of its image, and image {fewest.image_id} has only {turns}: "
+            "leave it out."
+        )
+    found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+    for turn in range(turns):
+        scorer = scorer_of([[each.text for at, each in enumerate(record.captions) if at != turn] for record in records])
+        found[True].append(scorer.score([record.captions[turn].text for record in records]).values)
+        found[False].append(scorer.score(captions).values)
+    means = {who: {name: fmean(each[name] for each in of_turns) for name in of_turns[0]} for who, of_turns in found.items()}
+    return Beside(turns, means[True], means[False])
+
+
+def beside_report(beside: Beside) -> list[str]:
+    """Lines: a table of both, without domains."""
+    names = [name for name in beside.people if "/" not in name]
+    long = max(10, *map(len, names))
+    return [
+        "",
+        f"each of {beside.references} references against the others of its image, and these results against the same; means",
+        f"{'':{long}}{'people':>12}{'results':>12}",
+        *(f"{name:{long}}{beside.people[name]:12.4f}{beside.results[name]:12.4f}" for name in names),
+    ]
 
 
 def report(scores: Scores, images_of: Mapping[str, int], images: int, said: Sequence[str]) -> list[str]:

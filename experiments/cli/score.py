@@ -5,12 +5,15 @@
 
 BLEU-1..4, METEOR, ROUGE-L, CIDEr(-D) and SPICE of a results file, a list of {"image_id", "caption"}, equal to coco-caption's. A
 metric whose program is not installed is reported as unavailable, and the others computed. Scores are fractions; papers print 100
-times that. With --clip also CLIPScore and RefCLIPScore, by any dual encoder that looks at the images.
+times that. With --people also what a person's caption gets; with --clip also CLIPScore and RefCLIPScore, by any dual encoder
+that looks at the images.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from datamodules.errors import InputError
@@ -51,6 +54,10 @@ def add_options(parser: Parser) -> None:
         "either, and refuses what could be both (default: auto)",
     )  # fmt: skip
     option("--partial", action="store_true", help="score the images that have a caption, though the references have more")
+    option(
+        "--people", action="store_true",
+        help="also what people reach: each reference of an image scored against its others, and the results against the same",
+    )  # fmt: skip
     option("--out", type=Path, metavar="FILE.json", help="everything, with the scores of each image")
     option(
         "--spice-cache", type=Path, metavar="DIR",
@@ -77,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
     from datamodules.formats.caption_results import json_text
     from experiments.analysis.caption_scores import (
         as_json,
+        beside_people,
+        beside_report,
         by_reference,
         choose,
         read_references,
@@ -104,9 +113,11 @@ def run(options: argparse.Namespace) -> int:
 
         chosen = with_files(chosen, options.references.parent, options.images)
         looking.append(CLIPScore(options.clip, options.clip_reading))
-    with warnings_as_lines():  # what the model of --clip does not read
-        scorer = CaptionScorer(
-            [[caption.text for caption in record.captions] for record in chosen],
+    written = [captions[record.image_id] for record in chosen]
+
+    def scorer_of(references: Sequence[Sequence[str]]) -> CaptionScorer:
+        return CaptionScorer(
+            references,
             [*(SPICE(options.spice_cache) if name == SPICE.name else name for name in options.metrics or NAMES), *looking],
             options.tokenizer,
             options.require,
@@ -114,13 +125,20 @@ def run(options: argparse.Namespace) -> int:
             options.frequencies,
             [record.path for record in chosen],
         )
-        scores = scorer.score([captions[record.image_id] for record in chosen])
+
+    with warnings_as_lines():  # what the model of --clip does not read
+        scorer = scorer_of([[caption.text for caption in record.captions] for record in chosen])
+        scores = scorer.score(written)
+        beside = beside_people(chosen, written, scorer_of) if options.people else None
     sizes = {name: len(rows) for name, rows in scorer.rows_of.items()}
     print("\n".join(report(scores, sizes, len(chosen), [*matched, *left_out, *said])))
+    if beside is not None:
+        print("\n".join(beside_report(beside)))
     if options.out is not None:
         try:
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(options.out, json_text(as_json(scores, chosen), indent=1) + "\n")
+            content = as_json(scores, chosen) | ({} if beside is None else {"people": asdict(beside)})
+            write_atomically(options.out, json_text(content, indent=1) + "\n")
         except OSError as error:
             raise InputError(f"--out {options.out} cannot be written ({error.strerror}).") from error
     return 0

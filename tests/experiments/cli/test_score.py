@@ -66,6 +66,43 @@ def test_scores_are_coco_captions(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(said.splitlines()) == 2 + 6 + 3 + 2
 
 
+def test_people_are_scored_as_a_file_of_one_reference_against_a_file_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.json"
+    command = [results(tmp_path), "--references", coco(tmp_path), "--metrics", "bleu,cider", "--people", "--out", str(out)]
+    assert run_command("score", command) == 0
+    found = json.loads(out.read_text())["people"]
+    said = " ".join(capsys.readouterr().out.split())
+    fewest = min(len(references) for references in RAW["references"].values())
+    assert found["references"] == fewest >= 2
+    for who in ("people", "results"):
+        alone = []
+        for turn in range(fewest):
+            others = {image: [text for at, text in enumerate(RAW["references"][image]) if at != turn] for image in IDS}
+            images = [{"id": image, "file_name": f"{image}.jpg"} for image in IDS]
+            sentences = [{"id": f"{image}-{at}", "image_id": image, "caption": text}
+                         for image in IDS for at, text in enumerate(others[image])]  # fmt: skip
+            file = written(tmp_path / "others.json", {"images": images, "annotations": sentences})
+            person = {image: RAW["references"][image][turn] for image in IDS}
+            candidates = results(tmp_path, **(person if who == "people" else {}))
+            run_command(
+                "score", [candidates, "--references", file, "--metrics", "bleu,cider", "--out", str(tmp_path / "one.json")]
+            )
+            alone.append(json.loads((tmp_path / "one.json").read_text())["metrics"])
+        for name in ("bleu_4", "cider"):
+            assert found[who][name] == pytest.approx(sum(each[name] for each in alone) / fewest, rel=1e-12)
+    assert f"cider {found['people']['cider']:.4f} {found['results']['cider']:.4f}" in said
+
+
+def test_people_need_two_references(tmp_path: Path) -> None:
+    images = [{"id": image, "file_name": f"{image}.jpg"} for image in IDS]
+    sentences = [{"id": row, "image_id": image, "caption": RAW["references"][image][0]} for row, image in enumerate(IDS)]
+    file = written(tmp_path / "one.json", {"images": images, "annotations": sentences})
+    with pytest.raises(InputError, match=r"--people scores a reference against the others.* has only 1: leave it out"):
+        run_command("score", [results(tmp_path), "--references", file, "--people"])
+
+
 def test_only_the_metrics_that_were_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_command(
         "score", [results(tmp_path), "--references", coco(tmp_path), "--metrics", "rouge_l,cider", "--tokenizer", "simple"]
