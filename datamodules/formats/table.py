@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import InputError, shown
+from datamodules.errors import InputError, shown, some
 from datamodules.files.json_file import DECODER, why
 from datamodules.files.text import open_bytes, open_text
 
@@ -119,8 +119,27 @@ def _swallowed(lines: Sequence[str], separator: str, columns: int) -> bool:
     )
 
 
+def _require_whole(path: Path, columns: Sequence[str], odd: Mapping[str, int], separator: str) -> None:
+    """Raises InputError where rows (`odd`: their places, and how many fields they have) have not a field for each column."""
+    if not odd:
+        return
+    place, count = next(iter(odd.items()))
+    more = separator == "," and count > len(columns)
+    quoted = " Put double quotes around a text that holds commas." if more and len(columns) > 1 else ""
+    others = list(odd)[1:]
+    further = f" {len(others):,} more have another number: {some(others)}." if others else ""
+    raise InputError(
+        f"{path}: {place} has {count} fields, and the first line names {len(columns)} columns "
+        f"({shown(', '.join(columns))}). {otherwise_separated(columns).strip()}".strip()
+        + quoted
+        + further
+    )
+
+
 def _read_quoted(path: Path, wanted: Collection[str], separator: str) -> TableFile:
     rows = []
+    odd: dict[str, int] = {}
+    columns: tuple[str, ...] = ()
     with open_text(path, EXPECTED, newline="") as file:
         noted = _Noted(file)
         lines = csv.reader(noted, delimiter=separator, strict=True, skipinitialspace=True)  # 'a.jpg, "Two dogs, running"'
@@ -143,20 +162,17 @@ def _read_quoted(path: Path, wanted: Collection[str], separator: str) -> TableFi
                         "like a row. A text that holds double quotes stands in double quotes, with each of its own written twice."
                     )
                 if len(fields) != len(columns):
-                    more = separator == "," and len(fields) > len(columns)
-                    quoted = " Put double quotes around a text that holds commas." if more else ""
-                    raise InputError(
-                        f"{path}: {place} has {len(fields)} fields, and the first line names {len(columns)} columns "
-                        f"({shown(', '.join(columns))}). {otherwise_separated(columns).strip()}".strip()
-                        + (quoted if len(columns) > 1 else "")
-                    )
+                    odd[place] = len(fields)
+                    continue
                 values = {name: value or None for name, value in zip(columns, fields, strict=True) if name in wanted}
                 rows.append(Row(place, values))
         except csv.Error as error:
+            _require_whole(path, columns, odd, separator)
             raise InputError(
                 f"{path}: what begins at line {last + 1} is not sound CSV ({error}). Most often a double quote is not closed, "
                 "or not doubled within a text."
             ) from None
+    _require_whole(path, columns, odd, separator)
     return TableFile(columns, rows)
 
 

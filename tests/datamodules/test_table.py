@@ -328,6 +328,17 @@ def test_another_separator_is_named_also_where_captions_have_commas(tmp_path: Pa
     assert "quotes" not in str(error.value)
 
 
+def test_all_rows_of_another_number_of_fields_are_said_at_once(tmp_path: Path) -> None:
+    rows = ["1.jpg,a dog, running", "2.jpg,a cat", *[f"{row}.jpg" for row in range(3, 12)]]
+    for ending in ("\n", '\n12.jpg,"a bird\n'):  # also where a quote is not closed after them
+        (tmp_path / "captions.csv").write_text("path,caption\n" + "\n".join(rows) + ending)
+        with pytest.raises(InputError) as error:
+            TableSource(str(tmp_path)).parse()
+        assert "line 2 has 3 fields, and the first line names 2 columns ('path, caption')." in str(error.value)
+        assert " 9 more have another number: line 4, line 5, " in str(error.value)
+        assert str(error.value).count("line") <= 9
+
+
 def test_a_row_of_too_few_fields_is_not_told_to_quote_commas(tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("path,caption,split\n1.jpg,a dog\n")
     with pytest.raises(
