@@ -245,8 +245,8 @@ def scope_of(view: View, cells: Iterable[Cell]) -> str:
     number = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
     data = sorted({measured.data for each in cells for measured in each.measured if measured.data})
     where = ["embedded world"] if view.scale == "miniature" else data
-    apart = [words for each in cells for words in unlike(each.measured)]
-    return ", ".join([f"at {view.scale} scale", *where, f"{number} seed{'' if number == '1' else 's'}", *dict.fromkeys(apart)])
+    mixed = [measured for each in cells if unlike(each.measured) for measured in each.measured]
+    return ", ".join([f"at {view.scale} scale", *where, f"{number} seed{'' if number == '1' else 's'}", *unlike(mixed)])
 
 
 # ------------------------------------------------------------------------------------------------------------------ pairs

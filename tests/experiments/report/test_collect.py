@@ -64,6 +64,13 @@ def test_seeds_of_other_data_or_code_are_not_averaged_unsaid(home: Path, tmp_pat
     data = "2 versions of the data world (0123, 0862bb3fdcec0032)"
     assert row.told == f"finished; {code}; {data}"
     assert scope_of(view, [row.cells["coco_ir1"]]) == f"at miniature scale, embedded world, 2 seeds, {code}, {data}"
+    file = folder(tmp_path, "head", 1) / "results.json"
+    content = json.loads(file.read_text())
+    content["provenance"]["git"] = {"revision": "e" * 40, "dirty": False}
+    file.write_text(json.dumps(content))
+    both = [each.cells["coco_ir1"] for each in table(home, tmp_path / "runs").variants]
+    codes = "3 code revisions (148bf7a000, eeeeeeeeee, ffffffffff with uncommitted changes)"
+    assert f"2 seeds, {codes}, {data}" in scope_of(view, both), "of all cells, each revision once"
     for text in (to_markdown(view, ()), to_csv(view), to_latex(view)):
         assert code in text
     assert row.told in json.loads(summary_json([(view, (), ())], []))["exhibits"][0]["rows"][0]["status"]
