@@ -35,7 +35,7 @@ demo: $(READY)  ## headline tables and figures of each paper at miniature scale,
 # and memory a second. Where memory has room they are there; what a failed test wrote stays, and the line says where.
 SCRATCH = awk '/^MemAvailable/ {exit $$2 < 12e6}' /proc/meminfo 2>/dev/null \
   && [ "$$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)" -ge 6000000 ] 2>/dev/null && mktemp -d /dev/shm/crosslight-tests-XXXXXX
-test: $(READY)  ## all tests, five to six minutes on 2 cores
+test: $(READY)  ## all tests, five minutes on 2 idle cores
 	@scratch=$$($(SCRATCH)) || scratch=; trap : INT; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $${scratch:+--basetemp=$$scratch/t}; status=$$?; \
 	[ -z "$$scratch" ] || if [ $$status -eq 1 ]; then echo "what the tests wrote, in memory: $$scratch"; else rm -r "$$scratch"; fi; exit $$status
