@@ -75,9 +75,8 @@ def run_demo(papers: Sequence[Paper], out: Path, runs: Path, seeds: Sequence[int
     views = collect(exhibits_of(papers), "miniature", folders)
     say("attention maps, where words look, and queries with what was found")
     missing_maps: dict[str, list[str]] = {}
-    with ProcessPoolExecutor(
-        2, FORKS
-    ) as pool:  # of processes that have imported everything for the runs; here it would take seconds
+    # Processes that have imported everything for the runs; here that would take seconds.
+    with ProcessPoolExecutor(2, FORKS) as pool:
         queries_of = _finished_run(views, QUERIES_OF)
         drawing = None if queries_of is None else pool.submit(_draw_queries, queries_of, out / "queries.png")
         looking = {view.name: pool.submit(make_view_maps, view) for view in views}

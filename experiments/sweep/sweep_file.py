@@ -198,9 +198,8 @@ def _require_plain(file: Path, where: str, content: Any, above: tuple[int, ...],
 def _check_keys(file: Path, where: str, content: Mapping[str, Any], known: Mapping[str, tuple[type, ...]]) -> None:
     for key, value in content.items():
         if key not in known:
-            of_a_run = (
-                f" It is a configuration: crosslight run -c {file}." if not where and key in ("model", "data", "trainer") else ""
-            )
+            is_of_a_run = not where and key in ("model", "data", "trainer")
+            of_a_run = f" It is a configuration: crosslight run -c {file}." if is_of_a_run else ""
             raise InputError(f"{file}: W&B's schema has no key {where}{key}; there are {', '.join(known)}.{of_a_run}")
         right = isinstance(value, known[key]) and not (isinstance(value, bool) and bool not in known[key])
         if not right:
