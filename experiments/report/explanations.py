@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from datamodules.files.json_file import read_json
 from datamodules.formats.typed import read_typed
 from experiments.papers.schema import Scale
 from experiments.papers.strict_yaml import read_yaml
@@ -33,7 +35,21 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
 
 
 def explanation(scale: Scale, exhibit: str, verdict: Verdict) -> str:
-    """Of a claim that is contradicted; "" of another, or where there is none."""
-    if verdict.outcome != "contradicted":
+    """Of a claim that is contradicted; "" of another, or where there is none.
+
+    Its numbers are those of the committed runs. Beside a verdict of others it says so.
+    """
+    key = scales.claim_key(verdict.claim)
+    sentence = explanations(scale).get(exhibit, {}).get(key, "") if verdict.outcome == "contradicted" else ""
+    if not sentence:
         return ""
-    return explanations(scale).get(exhibit, {}).get(scales.claim_key(verdict.claim), "")
+    file = scales.RESULTS / scale / "summary.json"
+    own = file.is_file() and _summaries(file).get((exhibit, key)) == verdict.summary
+    return sentence if own else f"Of the runs of experiments/results/{scale}: {sentence}"
+
+
+@cache
+def _summaries(file: Path) -> dict[tuple[str, str], str]:
+    """What the committed verdicts say, by exhibit and claim key."""
+    exhibits: list[dict[str, Any]] = read_json(file, "a summary of `crosslight report`")["exhibits"]
+    return {(each["name"], claim["key"]): claim["summary"] for each in exhibits for claim in each["claims"]}
