@@ -110,6 +110,13 @@ def test_of_several_comparisons_the_one_that_decides_is_shown_and_all_are_drawn(
     assert "strong: +8.0 [+7.0, +9.0]; against: " in found.words
 
 
+def test_where_all_that_is_measured_supports_and_a_row_is_missing_both_are_said() -> None:
+    found = said(
+        Claim("c", "greater"), "not decided", comparison("a", "supported", 2.0, 0.5), comparison("b", "supported", 1.0, 0.5)
+    )
+    assert found.note.startswith("2 comparisons supported, such as b; why"), "`why` is what is missing; not: 0 of 2"
+
+
 def test_what_was_not_measured_reads_as_such() -> None:
     claim = Claim("a", "greater", [["x", "y"]], [["z", "y"]])
     assert lines._said("full", scales.Finding(None, scales.NOT_RUN)).note == "not run"
