@@ -47,6 +47,7 @@ class CLIPScore(CaptionMetric):
             raise InputError(f"CLIPScore: batch_size is {batch_size}; give at least 1.")
         self.model, self.reading, self.batch_size, self.device = model, reading, batch_size, device
         self._encoder: Any = None
+        self._files: list[Path] = []
 
     def require(self) -> None:
         """Load the model, once. The random numbers of the process stay as they are: this is before a training, too.
@@ -73,7 +74,8 @@ class CLIPScore(CaptionMetric):
             )
         self.require()
         self._encoder.to(_device(self.device))
-        self._images_ID = self._encoder.encode_images(files, self.batch_size)
+        if files != self._files:  # other references of the same images leave these as they are
+            self._files, self._images_ID = files, self._encoder.encode_images(files, self.batch_size)
         self._image_S = [image for image, own in enumerate(references.raw) for _ in own]
         if self.reading == "paper":
             self._references_SD = self._encode([sentence for own in references.raw for sentence in own])

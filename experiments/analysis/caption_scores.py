@@ -209,7 +209,9 @@ class Beside:
     results: dict[str, float]
 
 
-def beside_people(records: Sequence[ImageRecord], captions: Sequence[str], scorer_of: Callable[[Any], CaptionScorer]) -> Beside:
+def beside_people(
+    records: Sequence[ImageRecord], captions: Sequence[str], scorer_of: Callable[[Sequence[Sequence[str]]], CaptionScorer]
+) -> Beside:
     """Score each reference of an image against its others, and the results likewise.
 
     Args:
@@ -227,13 +229,17 @@ def beside_people(records: Sequence[ImageRecord], captions: Sequence[str], score
             f"--people scores a reference against the others of its image, and image {fewest.image_id} has only {turns}: "
             "leave it out."
         )
-    found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+    people: list[dict[str, float]] = []
+    results: list[dict[str, float]] = []
     for turn in range(turns):
         scorer = scorer_of([[each.text for at, each in enumerate(record.captions) if at != turn] for record in records])
-        found[True].append(scorer.score([record.captions[turn].text for record in records]).values)
-        found[False].append(scorer.score(captions).values)
-    means = {who: {name: fmean(each[name] for each in of_turns) for name in of_turns[0]} for who, of_turns in found.items()}
-    return Beside(turns, means[True], means[False])
+        people.append(scorer.score([record.captions[turn].text for record in records]).values)
+        results.append(scorer.score(captions).values)
+    return Beside(turns, _means(people), _means(results))
+
+
+def _means(of_turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: fmean(each[name] for each in of_turns) for name in of_turns[0]}
 
 
 def beside_report(beside: Beside) -> list[str]:

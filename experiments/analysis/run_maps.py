@@ -129,17 +129,26 @@ def entities_beside(folder: Path, images: int) -> Any:
     return Flickr30kEntities(root=place, split="karpathy", num_workers=0, eval_batch_size=16, limits=limits)
 
 
+def object_pairs(model: Any, data: Any, folder: Path) -> Any:
+    """The loader of a test's pairs of caption and image whose objects are known.
+
+    Raises:
+        InputError: The run's data has none.
+    """
+    data.connect(model.network.inputs)
+    loaders = data.evaluation_loaders("test")
+    if len(loaders) < 3:
+        raise InputError(f"{folder} was not tested on pairs with objects (Flickr30k Entities), which maps of relations need.")
+    return loaders[2]
+
+
 def _relation_maps(model: Any, data: Any, folder: Path, pair: int) -> AttentionMaps:
     import torch
     from transformers import AutoTokenizer
 
     from lightning_modules.objectives.relation_alignment import Kind, RelationAlignment, Scores
 
-    data.connect(model.network.inputs)
-    loaders = data.evaluation_loaders("test")
-    if len(loaders) < 3:
-        raise InputError(f"{folder} was not tested on pairs with objects (Flickr30k Entities), which maps of relations need.")
-    batch = next(iter(loaders[2]))
+    batch = next(iter(object_pairs(model, data, folder)))
     in_order = batch.images.index_B.argsort(stable=True).tolist()
     if not 0 <= pair < len(in_order):
         raise InputError(f"{folder}: pair {pair} of its test's first batch, which has pairs 0 to {len(in_order) - 1}.")

@@ -127,9 +127,9 @@ def run(options: argparse.Namespace) -> int:
         )
 
     with warnings_as_lines():  # what the model of --clip does not read
+        beside = beside_people(chosen, written, scorer_of) if options.people else None  # first: it may refuse
         scorer = scorer_of([[caption.text for caption in record.captions] for record in chosen])
         scores = scorer.score(written)
-        beside = beside_people(chosen, written, scorer_of) if options.people else None
     sizes = {name: len(rows) for name, rows in scorer.rows_of.items()}
     print("\n".join(report(scores, sizes, len(chosen), [*matched, *left_out, *said])))
     if beside is not None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from datamodules.files.json_file import read_json
 from datamodules.formats.typed import read_typed
 from experiments.papers.schema import Scale
 from experiments.papers.strict_yaml import read_yaml
@@ -43,13 +41,6 @@ def explanation(scale: Scale, exhibit: str, verdict: Verdict) -> str:
     sentence = explanations(scale).get(exhibit, {}).get(key, "") if verdict.outcome == "contradicted" else ""
     if not sentence:
         return ""
-    file = scales.RESULTS / scale / "summary.json"
-    own = file.is_file() and _summaries(file).get((exhibit, key)) == verdict.summary
+    summary = scales.committed(scale)
+    own = summary is not None and summary.claims.get((exhibit, key), {}).get("summary") == verdict.summary
     return sentence if own else f"Of the runs of experiments/results/{scale}: {sentence}"
-
-
-@cache
-def _summaries(file: Path) -> dict[tuple[str, str], str]:
-    """What the committed verdicts say, by exhibit and claim key."""
-    exhibits: list[dict[str, Any]] = read_json(file, "a summary of `crosslight report`")["exhibits"]
-    return {(each["name"], claim["key"]): claim["summary"] for each in exhibits for claim in each["claims"]}

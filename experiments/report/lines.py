@@ -142,8 +142,9 @@ def _said(scale: Scale, finding: Finding) -> Said:
     if len(verdict.comparisons) > 1:
         alike = sum(each.outcome == verdict.outcome for each in verdict.comparisons)
         which = "the weakest is" if verdict.outcome == "supported" else "such as"
-        count = f"{alike} of {len(verdict.comparisons)} comparisons {verdict.outcome}, {which} {shown.what}"
-        if not alike:  # what is measured has other outcomes, and something is not measured
+        if alike:
+            count = f"{alike} of {len(verdict.comparisons)} comparisons {verdict.outcome}, {which} {shown.what}"
+        else:  # what is measured has other outcomes, and something is not measured
             outcomes = " and ".join(sorted({each.outcome for each in verdict.comparisons}))
             count = f"{len(verdict.comparisons)} comparisons {outcomes}, such as {shown.what}; {verdict.summary}"
     words = "; ".join(f"{each.what}: {_number(verdict.claim, each)}" for each in told)

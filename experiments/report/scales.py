@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -97,7 +98,7 @@ def other_sides(views: Sequence[View], scale: Scale, folders: RunFolders) -> lis
             found = zip(views, collect(names, other, folders), strict=True)
             judged = [(theirs, [judge(theirs, claim) for claim in own.exhibit.claims]) for own, theirs in found]
             there = {run.folder: run.status == "finished" for theirs, _ in judged for run in theirs.runs}
-            side = None if any(there.values()) else _committed(other, views)
+            side = None if any(there.values()) else _committed_side(other, views)
             side = side or side_of_runs(other, judged)
             if bad := len(there) - sum(there.values()):
                 why = f"{bad} more here did not finish or cannot be read (`crosslight report --scale {other}` says why)"
@@ -106,20 +107,43 @@ def other_sides(views: Sequence[View], scale: Scale, folders: RunFolders) -> lis
     return sides
 
 
-def _committed(scale: Scale, views: Sequence[View]) -> Side | None:
-    """From the summary that is committed, where there is one."""
+@dataclass(frozen=True)
+class Committed:
+    """The summary that is committed of a scale: its claims by exhibit and key, and what it was made of."""
+
+    claims: Mapping[tuple[str, str | None], Mapping[str, Any]]
+    provenance: Mapping[str, Any]
+
+
+def committed(scale: Scale) -> Committed | None:
+    """None where there is none.
+
+    Raises:
+        InputError: It is no summary of this scale.
+    """
     file = RESULTS / scale / "summary.json"
-    if not file.is_file():
-        return None
+    return _read_committed(file, scale) if file.is_file() else None
+
+
+@cache
+def _read_committed(file: Path, scale: Scale) -> Committed:
     content = read_json(file, "a summary of `crosslight report`")
     if not isinstance(content, dict) or content.get("schema") != "crosslight.summary/1" or content.get("scale") != scale:
         raise InputError(f"{file} holds {shown(content)}; expected the summary.json of `crosslight report --scale {scale}`.")
     claims = {(exhibit["name"], each.get("key")): each for exhibit in content["exhibits"] for each in exhibit["claims"]}
+    return Committed(claims, content["provenance"])
+
+
+def _committed_side(scale: Scale, views: Sequence[View]) -> Side | None:
+    """From the summary that is committed, where there is one."""
+    summary = committed(scale)
+    if summary is None:
+        return None
     findings = {
-        view.name: tuple(_finding(claim, claims.get((view.name, claim_key(claim)))) for claim in view.exhibit.claims)
+        view.name: tuple(_finding(claim, summary.claims.get((view.name, claim_key(claim)))) for claim in view.exhibit.claims)
         for view in views
     }
-    made_of = content["provenance"]
+    made_of = summary.provenance
     known = [f"revision{'s' * (len(values) > 1)} {', '.join(values)}" for values in [made_of.get("git revision", {})] if values]
     known += [f"seeds {', '.join(sorted(values, key=int))}" for values in [made_of.get("seeds", {})] if values]
     return Side(scale, f"committed results: {'; '.join(known)}", findings)

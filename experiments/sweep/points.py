@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from experiments.sweep.runner import Runner
 from experiments.sweep.search import Bayes, draws, grid, grid_size, hopeless, point_id
 from experiments.sweep.status import without_running
 from experiments.sweep.sweep_file import MOST_POINTS, Point, Sweep, command_of, write_json_file
+from experiments.training.configs import packaged
 
 
 def sweep_file(target: str) -> Path | None:
@@ -46,11 +46,8 @@ def sweep_file(target: str) -> Path | None:
         return None
     if Path(target).is_file():
         return Path(target)
-    package, _, rest = target.partition("/")
-    if package in ("configs", "experiments"):
-        packaged = Path(str(resources.files(package))) / rest
-        if packaged.is_file():
-            return packaged
+    if (file := packaged(target)) is not None:
+        return file
     raise InputError(f"sweep file {target} does not exist, here or in the package.")
 
 
@@ -119,10 +116,8 @@ def _json_file(root: Path, point: Point) -> Path:
 
 def _text(file: str) -> str | None:
     """Of a YAML, here or in the package; None: it is not there, which the run itself says best."""
-    package, _, rest = file.partition("/")
-    packaged = Path(str(resources.files(package))) / rest if package in ("configs", "experiments") else Path(file)
-    found = Path(file) if Path(file).is_file() else packaged
-    return _text_of(found, file_age(found)) if found.is_file() else None
+    found = Path(file) if Path(file).is_file() else packaged(file)
+    return _text_of(found, file_age(found)) if found is not None else None
 
 
 @lru_cache(maxsize=256)

@@ -24,10 +24,20 @@ def packaged_configs() -> list[str]:
     return names
 
 
+def packaged(name: str) -> Path | None:
+    """The file of this name, configs/... or experiments/..., that comes with the package; None where there is none."""
+    package, _, rest = name.partition("/")
+    if package not in ("configs", "experiments"):
+        return None
+    file = Path(str(resources.files(package))) / rest
+    return file if file.is_file() else None
+
+
 def packaged_text(name: str) -> str:
     """What is in a packaged YAML."""
-    package, _, rest = name.partition("/")
-    return (Path(str(resources.files(package))) / rest).read_text(encoding="utf-8")
+    file = packaged(name)
+    assert file is not None
+    return file.read_text(encoding="utf-8")
 
 
 def find_configs(arguments: list[str]) -> list[str]:
@@ -44,11 +54,8 @@ def find_configs(arguments: list[str]) -> list[str]:
         if Path(name).exists() or not name.endswith((".yaml", ".yml")):
             _require_options(Path(name))
             return name
-        package, _, rest = name.partition("/")
-        if package in ("configs", "experiments"):
-            packaged = Path(str(resources.files(package))) / rest
-            if packaged.is_file():
-                return str(packaged)
+        if (file := packaged(name)) is not None:
+            return str(file)
         close = difflib.get_close_matches(name, packaged_configs(), 2, 0.5)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise InputError(f"-c {name}: there is no such file here, and none of that name is packaged.{hint}")

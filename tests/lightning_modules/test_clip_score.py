@@ -62,6 +62,24 @@ def scored(clip: Path, files: list[Path], **options: Any) -> Any:
     return CaptionScorer(REFERENCES, [metric], "simple", domains=["in", None, "in"], files=files).score(CAPTIONS)
 
 
+def test_images_are_encoded_once_for_several_sets_of_references(
+    clip: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metric = CLIPScore(str(clip))
+    metric.require()
+    encoded: list[int] = []
+    encode = metric._encoder.encode_images
+    monkeypatch.setattr(metric._encoder, "encode_images", lambda some, size: encoded.append(len(some)) or encode(some, size))
+    others = [["a cat"], ["the dog"], ["red grass"]]
+    for references in (REFERENCES, others):
+        found = CaptionScorer(references, [metric], "simple", files=files).score(CAPTIONS)
+        alone = CaptionScorer(references, [CLIPScore(str(clip))], "simple", files=files).score(CAPTIONS)
+        assert found.values == alone.values
+    assert encoded == [3]
+    CaptionScorer(REFERENCES[:2], [metric], "simple", files=files[:2]).score(CAPTIONS[:2])
+    assert encoded == [3, 2], "of other images again"
+
+
 def test_the_papers_formula(clip: Path, files: list[Path]) -> None:
     from PIL import Image
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel

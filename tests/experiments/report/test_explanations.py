@@ -39,10 +39,12 @@ def test_an_explanation_is_of_its_claim_while_it_is_contradicted(tmp_path: Path,
     contradicted = Verdict(CLAIM, "contradicted", "at miniature scale", "3 less")
     beside = "Of the runs of experiments/results/miniature: It is 3 less."
     assert explanation("miniature", "mwa/table1", contradicted) == beside, "no summary is committed"
-    committed = {"exhibits": [{"name": "mwa/table1", "claims": [{"key": key, "summary": "3 less"}]}]}
     (tmp_path / "small").mkdir()
-    for folder in ("miniature", "small"):
-        (tmp_path / folder / "summary.json").write_text(json.dumps(committed), encoding="utf-8")
+    claims = [{"key": key, "summary": "3 less"}]
+    committed = {
+        "schema": "crosslight.summary/1", "scale": "small", "provenance": {}, "exhibits": [{"name": "mwa/table1", "claims": claims}],
+    }  # fmt: skip
+    (tmp_path / "small" / "summary.json").write_text(json.dumps(committed), encoding="utf-8")
     (tmp_path / "small" / "explanations.yaml").write_text(f"mwa/table1:\n  {key}: It is 3 less.\n", encoding="utf-8")
     assert explanation("small", "mwa/table1", contradicted) == "It is 3 less."
     others = explanation("small", "mwa/table1", replace(contradicted, summary="4 less"))
