@@ -41,9 +41,8 @@ def test_an_explanation_is_of_its_claim_while_it_is_contradicted(tmp_path: Path,
     assert explanation("miniature", "mwa/table1", contradicted) == beside, "no summary is committed"
     (tmp_path / "small").mkdir()
     claims = [{"key": key, "summary": "3 less"}]
-    committed = {
-        "schema": "crosslight.summary/1", "scale": "small", "provenance": {}, "exhibits": [{"name": "mwa/table1", "claims": claims}],
-    }  # fmt: skip
+    exhibits = [{"name": "mwa/table1", "claims": claims}]
+    committed = {"schema": "crosslight.summary/1", "scale": "small", "provenance": {}, "exhibits": exhibits}
     (tmp_path / "small" / "summary.json").write_text(json.dumps(committed), encoding="utf-8")
     (tmp_path / "small" / "explanations.yaml").write_text(f"mwa/table1:\n  {key}: It is 3 less.\n", encoding="utf-8")
     assert explanation("small", "mwa/table1", contradicted) == "It is 3 less."
