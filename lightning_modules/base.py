@@ -267,7 +267,7 @@ class TunedModule(pl.LightningModule):
         once."""
         if not remarks:
             return
-        self._notes = {**self._notes, "remarks": dict(remarks)}
+        self._notes = {**self._notes, "remarks": {**self._notes.get("remarks", {}), **remarks}}
         for name, remark in remarks.items():
             if self.trainer.is_global_zero and (stage == "test" or name not in self._remarked):
                 print(f"crosslight: {stage}, {name}: {remark}")

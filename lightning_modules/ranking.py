@@ -35,6 +35,7 @@ from lightning_modules.metrics.full_rank import FullRank
 from lightning_modules.metrics.pair_batches import score_pairs_by_length
 from lightning_modules.metrics.recalls import BETTER, require_folds
 from lightning_modules.metrics.relation_distance import AlignmentDistance, RelationDistance
+from lightning_modules.metrics.relation_evenness import EVEN, RelationEvenness
 from lightning_modules.metrics.rerank import Rerank
 from lightning_modules.networks.attention import Relations
 from lightning_modules.networks.modes import evaluating
@@ -46,6 +47,9 @@ from lightning_modules.objectives.relation_alignment import IAIS, Anchor
 
 Side = Literal["hard_texts", "hard_images"]
 SIDES: tuple[Side, ...] = ("hard_texts", "hard_images")
+_RELATED = (
+    "isda", "isda_mean", "isda_pairs", "iais_singular", "iais_distributed", "iais_pairs", "evenness_words", "evenness_regions",
+)  # fmt: skip
 
 
 class RankingModule(TunedModule):
@@ -127,6 +131,7 @@ class RankingModule(TunedModule):
         self.full_rank = FullRank()
         self.isda = RelationDistance()
         self.distances = AlignmentDistance()
+        self.evenness = RelationEvenness()
 
     uses = (
         "it looks at an image and a text together and scores the pair, so nothing of it can be indexed; `crosslight test` ranks "
@@ -250,8 +255,7 @@ class RankingModule(TunedModule):
     @property
     def validation_metrics(self) -> Mapping[str, Better]:
         compat: dict[str, Better] = {f"compat_{name}": better for name, better in BETTER.items()} if self.compat else {}
-        related = ("isda", "isda_mean", "isda_pairs", "iais_singular", "iais_distributed", "iais_pairs")
-        return {**BETTER, **compat, **dict.fromkeys(related if isinstance(self.network, HasRelations) else (), None)}
+        return {**BETTER, **compat, **dict.fromkeys(_RELATED if isinstance(self.network, HasRelations) else (), None)}
 
     def _evaluation_step(self, batch: ImageBatch | TextBatch | PairBatch) -> None:
         if isinstance(batch, ImageBatch):
@@ -264,6 +268,7 @@ class RankingModule(TunedModule):
             attended = relations.attention[self.isda_layer]
             self.isda.update(attended, relations.words, relations.regions, batch.objects)
             self.distances.update(attended, relations.words, relations.regions)
+            self.evenness.update(attended, relations.words, relations.regions)
 
     def _evaluation_end(self, stage: str) -> None:
         if self.trainer.sanity_checking:
@@ -293,14 +298,26 @@ class RankingModule(TunedModule):
         if (
             len(loaders) > 2 and len(loaders[2].dataset) and isinstance(self.network, HasRelations)
         ):  # captions that are cut short may name no two objects
-            values |= self.isda.compute() | self.distances.compute()
+            values |= self.isda.compute() | self.distances.compute() | self.evenness.compute()
+            self._note_even_attention(stage, values)
         self._reset()
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False, sync_dist=False)
+
+    def _note_even_attention(self, stage: str, values: Mapping[str, Tensor]) -> None:
+        """Have results.json say that a distance between two even maps is no alignment."""
+        even = {side: float(values[f"evenness_{side}"]) for side in ("words", "regions")}
+        told = [f"{side} is {value:.3f} of even" for side, value in even.items() if value >= EVEN]
+        remark = (
+            f"attention among {' and among '.join(told)} (evenness): two even maps agree whatever there is to see, so these "
+            "distances are low and say nothing of alignment"
+        )
+        self._note_remarks(stage, {"ISDa, L(s) and L(d)": remark} if told else {})
 
     def _reset(self) -> None:
         self.full_rank.reset()
         self.isda.reset()
         self.distances.reset()
+        self.evenness.reset()
 
     def _store(self, stage: str) -> Path | None:
         """Where the score matrix of a test is kept; a validation's is not."""

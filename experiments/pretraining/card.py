@@ -16,7 +16,7 @@ from experiments.runs.results import Evaluation, Results
 from experiments.sweep.launches import Launch
 
 _POINTS = 12  # of a validation curve
-_DISTANCES = ("val/isda", "val/iais")  # of attention: nothing here is trained by them
+_DISTANCES = ("val/isda", "val/iais", "val/evenness")  # of attention: nothing here is trained by them
 _LIBRARIES = ("crosslight", "python", "torch", "lightning", "transformers", "timm", "numpy")
 
 

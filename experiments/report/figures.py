@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -311,10 +312,11 @@ def _relation_maps(label: str, maps: AttentionMaps, name: str) -> Picture:
         (left, maps.words_WW, maps.words, "words"),
         (right, maps.regions_RR, [str(each) for each in range(len(maps.regions_RR))], "regions"),
     ):
-        image = axes.imshow(values, cmap="cividis", vmin=0.0)
+        # one scale for every map: on a scale of its own an even map would be as bright as one with a peak
+        image = axes.imshow(values, cmap="cividis", norm=PowerNorm(0.5, vmin=0.0, vmax=1.0))
         axes.set_title(side, fontsize=10)
         bar = drawing.colorbar(image, ax=axes, orientation="horizontal", shrink=0.8, pad=0.03, aspect=24)
-        bar.set_ticks([0.0, float(values.max())], labels=["0", f"{values.max():.2f}"])
+        bar.set_ticks([0.0, 0.1, 0.5, 1.0], labels=["0", "0.1", "0.5", "1"])
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, length=0, labelcolor=INK)
         few = len(names) <= 16

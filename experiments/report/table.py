@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from datamodules.errors import InputError, some
 from experiments.report.escape import csv_value, markdown_text
 from experiments.runs.frames import Runs, table_of
-from experiments.runs.headings import DISTANCES, DOMAINS, NONE, RECALLS, factor_and_form, heading
+from experiments.runs.headings import DOMAINS, NONE, RECALLS, RELATIONS, factor_and_form, heading
 from experiments.runs.results import Evaluation, Results
 from experiments.runs.seeds import Configuration, configuration_of, differing, option_text, short_name
 from experiments.runs.sizes import readable_bytes
@@ -180,7 +180,7 @@ def _finished(members: Sequence[_Member]) -> dict[str, Any]:
     seeds = {each.seed: [other for other in members if other.seed == each.seed] for each in members}
     own = {key: title for each in members for key, title in each.test.columns.items()}
     row: dict[str, Any] = {"status": "finished", "seeds": len(seeds), "runs": len(members)}
-    row["columns"] = {**RECALLS, **DISTANCES, **own, **DOMAINS}
+    row["columns"] = {**RECALLS, **RELATIONS, **own, **DOMAINS}
     for key in row["columns"]:
         values = _of_seeds(seeds, lambda each, key=key: each.test.metrics.get(key))  # type: ignore[misc]
         if not values:
@@ -261,7 +261,7 @@ def columns_of(table: Sequence[dict[str, Any]]) -> tuple[list[Column], list[str]
     for monitor, mode in {row["val"].monitor: row["val"].mode for row in table if row.get("val")}.items():
         columns.append(_validation(monitor, mode == "max"))
     for key, title in shown.items():
-        columns.append(Column(title, key, partial(metric_text, key=key), partial(_get, key=key), key not in DISTANCES))
+        columns.append(Column(title, key, partial(metric_text, key=key), partial(_get, key=key), key not in RELATIONS))
     for title, key, form in _COSTS:
         columns.append(Column(title, key, partial(_cost, key=key, form=form), partial(_get, key=key), key == "pairs_per_second"))
     columns.append(Column("folder", "folder", lambda row: row["folder"], lambda row: row["folder"]))

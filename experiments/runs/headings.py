@@ -9,8 +9,11 @@ RECALLS = {
     "i2t_r1": "i2t R@1", "i2t_r5": "R@5", "i2t_r10": "R@10", "t2i_r1": "t2i R@1", "t2i_r5": "R@5", "t2i_r10": "R@10",
     "rsum": "rsum",
 }  # fmt: skip
-# Relation distances, where a run measured them (pairs with objects): ISDa, and both IAIS losses.
-DISTANCES = {"isda": "ISDa", "iais_singular": "L(s)", "iais_distributed": "L(d)"}
+# Where a run measured relations (pairs with objects): ISDa, both IAIS losses, and how even the attention is that these compare.
+RELATIONS = {
+    "isda": "ISDa", "iais_singular": "L(s)", "iais_distributed": "L(d)", "evenness_words": "even words",
+    "evenness_regions": "even regions",
+}  # fmt: skip
 # Of NoCaps, as in Table 2 of I-Tuning.
 DOMAINS = {
     f"{domain}-domain/{metric}": f"{domain} {heading}"
@@ -22,7 +25,7 @@ CAPTIONS = {
     "cider": "CIDEr", "spice": "SPICE",
 }  # fmt: skip
 _PERCENT = {*RECALLS, "mean_recall"}
-_ALL = {**RECALLS, **DISTANCES, **CAPTIONS, **DOMAINS}
+_ALL = {**RECALLS, **RELATIONS, **CAPTIONS, **DOMAINS}
 NONE = "–"
 
 
@@ -41,7 +44,7 @@ def factor_and_form(metric: str, fractions: Container[str] = ()) -> tuple[int, s
     """
     if metric.removeprefix("folds_") in _PERCENT:
         return 1, "{:.1f}"
-    if metric in DISTANCES:
+    if metric in RELATIONS:
         return 1, "{:.3f}"
     return (100, "{:.1f}") if metric in CAPTIONS or metric in DOMAINS or metric in fractions else (1, "{:.4g}")
 

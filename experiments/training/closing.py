@@ -14,7 +14,7 @@ from datamodules.errors import InputError, printable
 from datamodules.files.yaml_file import read_yaml
 from experiments.runs.duration import readable_time
 from experiments.runs.folder import RunFolder
-from experiments.runs.headings import DISTANCES, DOMAINS, RECALLS, heading, number
+from experiments.runs.headings import DOMAINS, RECALLS, RELATIONS, heading, number
 from experiments.runs.metrics_csv import FILE as METRICS
 from experiments.runs.results import Evaluation, Results
 from experiments.runs.validation import BestValidation, best_validation
@@ -48,7 +48,7 @@ def closing(run: RunFolder) -> str:
 
 def _table(rows: list[tuple[str, dict[str, float]]], evaluations: tuple[Evaluation, ...], best: BestValidation | None) -> str:
     own = {name: title for each in evaluations for name, title in each.columns.items()}
-    known = {**RECALLS, **DISTANCES, **own, **DOMAINS}
+    known = {**RECALLS, **RELATIONS, **own, **DOMAINS}
     if best is not None and best.monitor not in known:
         known[best.monitor] = heading(best.monitor)
     shown = [name for name in known if any(name in metrics for _, metrics in rows)]

@@ -42,7 +42,9 @@ from lightning_modules.metrics.score_store import ScoreStore
 from lightning_modules.ranking import RankingModule
 
 NETWORK = "--model.init_args.network.init_args"
-OBJECTS = {"isda", "isda_mean", "isda_pairs", "iais_singular", "iais_distributed", "iais_pairs"}
+OBJECTS = {
+    "isda", "isda_mean", "isda_pairs", "iais_singular", "iais_distributed", "iais_pairs", "evenness_words", "evenness_regions",
+}  # fmt: skip
 HEAD = {"network.rank.weight", "network.rank.bias"}
 DATA = "flickr30k_entities"
 STEPPED = 6  # optimizer steps of a run
@@ -87,6 +89,8 @@ def test_results_have_recalls_and_distances(uniter_run: Path) -> None:
         assert all(math.isfinite(value) for value in values.values())
         assert values["isda"] > values["isda_mean"] > 0
         assert min(values["iais_singular"], values["iais_distributed"]) > 0
+        assert min(values["evenness_words"], values["evenness_regions"]) > 0
+        assert max(values["evenness_words"], values["evenness_regions"]) <= 1
         assert 0 < values["isda_pairs"] <= values["iais_pairs"] <= 5 * images
         queries = np.load(uniter_run / evaluation["per_query_file"])
         assert len(queries["i2t_rank"]) == images
@@ -121,7 +125,7 @@ def test_metrics_have_both_sides_the_weight_and_isda_of_validation(uniter_run: P
         aligned = value["iais_vision_hard_texts"] + value["iais_language_hard_images"]
         rank = value["rank_hard_texts"] + value["rank_hard_images"]
         assert value["loss"] == pytest.approx(rank + 8 * value["iais_weight"] * aligned, rel=1e-4)  # summed over 8, as released
-    for name in ("isda", "iais_singular", "iais_distributed", "rsum"):
+    for name in ("isda", "iais_singular", "iais_distributed", "evenness_words", "rsum"):
         assert [step for step, _ in metrics(uniter_run, f"val/{name}")] == [2, 5]
 
 

@@ -185,6 +185,21 @@ def test_pairs_with_objects_feed_isda_and_both_distances() -> None:
     with torch.no_grad():
         expected = sum(aligned(model, data, 1, 1, anchor, loss) for anchor in ("language", "vision"))
     torch.testing.assert_close(values["iais_distributed"], expected)
+    assert 0 < model.evenness.compute()["evenness_words"] < 1
+
+
+def test_even_attention_is_remarked_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model = module()
+    monkeypatch.setattr(type(model), "trainer", SimpleNamespace(is_global_zero=True))
+    for words, regions in ((0.94, 0.3), (0.9987, 0.3), (0.9987, 1.0)):
+        model._notes = {"remarks": {"recalls": "another remark stays"}}
+        values = {"evenness_words": torch.tensor(words), "evenness_regions": torch.tensor(regions)}
+        model._note_even_attention("test", values)
+        said = model.evaluation_notes()["remarks"].get("ISDa, L(s) and L(d)", "")
+        assert ("among words is 0.999 of even" in said) == (words > 0.95)
+        assert ("and among regions is 1.000 of even" in said) == (regions > 0.95)
+        assert model.evaluation_notes()["remarks"]["recalls"] == "another remark stays"
+        assert said in capsys.readouterr().out
 
 
 def test_bad_options_are_told() -> None:
