@@ -72,6 +72,11 @@ def export_run(
     run = require_run(run)
     section, seed = run_section(run, backbone, tokenizer)
     model: Any
+    if section.get("init_args", {}).get("tuning") == "frozen":
+        raise InputError(
+            f"{run} trained nothing (model.tuning is frozen), so there is nothing to export: its weights are those that its "
+            "config.yaml names, and `lightning_modules.load` of the run gives them."
+        )
     if dialled is None:
         model = load_run(run, section, seed, trust)
     else:

@@ -34,7 +34,8 @@ def find_grid(network: Captioner) -> Grid:
     """
     if network.visual == "pooled":
         raise InputError(
-            "attention maps: this captioner sees one vector of an image (visual: pooled), so there are no places to attend to"
+            "attention maps: this captioner sees one vector of an image (visual: pooled), so there are no places to attend to. "
+            "`crosslight ground RUN --by gradient` measures what its words depend on."
         )
     grid = tower_grid(network)
     return grid if network.visual == "tokens" else Grid(grid.rows, grid.columns)

@@ -62,7 +62,8 @@ class Parser(argparse.ArgumentParser):
         return super()._get_value(action, arg_string)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See {self.prog} --help.")
+        stop = "" if message.endswith("?") else "."
+        raise InputError(f"{message}{stop} See {self.prog} --help.")
 
     def _hint(self, word: str) -> str:
         """What a word may have meant: an option that is spelled nearly so, or one of another sub-command."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from datamodules.errors import InputError
 from experiments.cli._parser import Parser, require_writable
 from experiments.papers.schema import SCALES
+from experiments.runs.headings import counted
 from experiments.runs.records import opened, require_records_name
 
 RUNS = Path("runs/papers")  # of `crosslight sweep run EXHIBIT`
@@ -84,6 +85,11 @@ def _of_exhibits(names: Sequence[str], given: Sequence[Path], roots: Sequence[Pa
     from experiments.runs.store import RunFolders, read_run, run_folders_below
 
     folders = RunFolders(roots)
+    if options.runs is not None and folders.empty and not given:
+        raise InputError(
+            f"--runs {' '.join(map(str, options.runs))}: no run of `crosslight sweep run` is there. A report of other runs is "
+            "`crosslight report FOLDER`."
+        )
     views = collect(names, options.scale, folders)
     for why in {run.error: None for view in views for run in view.runs if run.status == "unreadable"}:
         print(f"cannot be read, and is shown so: {why}", file=sys.stderr)
@@ -101,10 +107,12 @@ def _of_exhibits(names: Sequence[str], given: Sequence[Path], roots: Sequence[Pa
     index = build(judged(views, missing_maps), extra, options.scale, options.out, others=others)
     rows = [variant for view in views for variant in view.variants]
     done = sum(variant.finished > 0 for variant in rows)
-    print(f"report: {index} ({len(views)} exhibits, {done} of {len(rows)} rows measured, {options.scale} scale)")
+    exhibits, of_all = counted(len(views), "exhibit"), counted(len(rows), "row")
+    print(f"report: {index} ({exhibits}, {done} of {of_all} measured, {options.scale} scale)")
     if options.records is not None:
         finished = {run.folder for view in views for run in view.runs if run.status == "finished" and run.folder is not None}
-        print(f"records: {options.records} ({write_records(finished, options.records)} runs)")
+        write_records(finished, options.records)
+        print(f"records: {options.records} ({counted(len(finished), 'run')})")
     return 0
 
 
@@ -119,7 +127,7 @@ def _own(folders: Sequence[Path], options: argparse.Namespace) -> int:
     title = options.title or f"Runs in {', '.join(str(folder) for folder in folders)}"
     index = build_own(runs, options.out, title)
     finished = sum(run.status == "finished" for run in runs.values())
-    print(f"report: {index} ({len(runs)} runs, {finished} finished)")
+    print(f"report: {index} ({counted(len(runs), 'run')}, {finished} finished)")
     return 0
 
 

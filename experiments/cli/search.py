@@ -9,6 +9,7 @@ Scores are cosines, of every image of the index unless it keeps approximate sear
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from datamodules.errors import InputError, printable
@@ -37,6 +38,13 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("a text to look for is empty.")
     if options.top < 1:
         raise InputError(f"--top is {options.top}; give at least 1.")
+    from datamodules.files.images import ENDINGS
+
+    for text in options.texts:
+        if Path(text).suffix.lower() in ENDINGS:
+            raise InputError(
+                f"the text {text!r} is the name of an image. To look for images like it: --image {shlex.quote(text)}."
+            )
     for image in options.image:
         if not image.is_file():
             raise InputError(f"--image {image} does not exist or is no file.")

@@ -186,8 +186,10 @@ def _print_page(console: Console, page: Page) -> None:
         for row_label, written, _ in image.captions:
             console.print(f"    [dim]{escape(row_label)}:[/dim] {escape(written)}", highlight=False)
     colors = {"supported": "green", "contradicted": "red", "not decided": "yellow"}
+    left_out = {variant.declared.label for variant in view.variants if _time(variant) == LEFT_OUT}
     for verdict in page.verdicts:
-        if verdict.outcome != "not tested":
+        rows = {row for row, _ in (*verdict.claim.high, *verdict.claim.low)}
+        if verdict.outcome != "not tested" and not (rows and rows <= left_out):
             told = Text(f"{MARKS[verdict.outcome]} {verdict.sentence}: ", colors[verdict.outcome])
             console.print(told.append(f"“{verdict.claim.text}”", "default"))
             console.print(Text((f"  tested: {verdict.tested}\n" if verdict.tested else "") + f"  {verdict.summary}", "dim"))

@@ -281,8 +281,8 @@ def tests_text(results: Results | None) -> list[str]:
 
 
 def differences(view: View) -> dict[str, dict[str, Difference]]:
-    """Every variant against the first: by variant and column. The paper's differences can be compared with ours at any scale, its
-    numbers only at full scale."""
+    """Every variant against the first, by variant and column; empty where nothing is known of any. The paper's differences can be
+    compared with ours at any scale, its numbers only at full scale."""
     if len(view.variants) < 2:
         return {}
     first, *others = view.variants
@@ -293,7 +293,8 @@ def differences(view: View) -> dict[str, dict[str, Difference]]:
         reach = max(map(abs, known), default=0.0) or 1.0
         for variant, each in zip(others, of_column, strict=True):
             found[variant.label][column.name] = replace(each, reach=reach)
-    return found
+    anything = any(each.mean is not None or each.paper is not None for row in found.values() for each in row.values())
+    return found if anything else {}
 
 
 def _difference(cell: Cell, base: Cell) -> Difference:

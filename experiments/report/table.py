@@ -196,6 +196,8 @@ def _finished(members: Sequence[_Member]) -> dict[str, Any]:
     for _, cost, _ in _COSTS[1:]:
         found = _of_seeds(seeds, lambda each, cost=cost: None if each.run.cost is None else getattr(each.run.cost, cost))  # type: ignore[misc]
         row[cost], row[f"{cost}_n"] = _mean(found), len(found)
+    epochs = _of_seeds(seeds, lambda each: None if each.run.cost is None else each.run.cost.epochs)
+    row["whole_epoch"] = not epochs or min(epochs) >= 1
     devices = {each.run.provenance.device.name: None for each in members if each.run.provenance is not None}
     row["device"] = "; ".join(devices) or None
     return row
@@ -375,7 +377,8 @@ def _cost(row: dict[str, Any], key: str, form: str) -> str:
     some = _of_all(row, row.get(f"{key}_n"))
     if key == "peak_memory_bytes" and row[key] is not None:
         return readable_bytes(row[key]) + some
-    return _or_dash(row[key], form) + some
+    extrapolated = "≈" if key == "seconds_per_epoch" and row[key] is not None and not row["whole_epoch"] else ""
+    return extrapolated + _or_dash(row[key], form) + some
 
 
 def _of_all(row: dict[str, Any], count: int | None) -> str:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import InputError, some
 from experiments.runs.beside import read_beside
+from experiments.runs.headings import counted
 from experiments.runs.metrics_csv import FILE, read_rows
 from experiments.runs.results import Evaluation, Results
 from experiments.runs.seeds import configuration_of, differing, short_name
@@ -78,7 +79,7 @@ class Runs:
 
     def __repr__(self) -> str:
         counts = Counter(run.status for run in self.runs)
-        lines = [f"{len(self)} runs: " + ", ".join(f"{count} {status}" for status, count in counts.most_common())]
+        lines = [f"{counted(len(self), 'run')}: " + ", ".join(f"{count} {status}" for status, count in counts.most_common())]
         lines += [f"  {run.status}: {run.folder}: {run.error}" for run in self.runs if run.status == "unreadable"]
         lines += [f"  no run in: {', '.join(map(str, self.without))}"] if self.without else []
         return "\n".join(lines)

@@ -29,6 +29,11 @@ _ALL = {**RECALLS, **RELATIONS, **CAPTIONS, **DOMAINS}
 NONE = "–"
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 run", "2,000 runs"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def heading(metric: str) -> str:
     """Of a metric that stands alone: R@5 says in which direction."""
     direction = metric.partition("_")[0]

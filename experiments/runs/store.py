@@ -152,6 +152,11 @@ class RunFolders:
         self._read: dict[Path, Run] = {}
         self._arrays: dict[Path, dict[str, npt.NDArray[Any]]] = {}
 
+    @property
+    def empty(self) -> bool:
+        """Whether no root has a folder of a planned run."""
+        return not self._by_key
+
     def of(self, planned: PlannedRun) -> list[Path]:
         """The folders of what was planned, in the order of the roots."""
         return self._by_key.get(planned.key[:8], [])

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from datamodules.errors import printable
 from experiments.runs.duration import readable_time
+from experiments.runs.headings import counted
 from experiments.sweep.outcomes import BROKEN, ENDED, OVER, STATES, Entry
 
 _STYLE = {
@@ -51,7 +52,7 @@ class Display:
     def __enter__(self) -> None:
         entries = self.entries.values()
         done = sum(entry.state in ENDED for entry in entries)
-        self.console.print(plain(f"{len(entries)} runs, {done} of them done already, in {self.root}"), soft_wrap=True)
+        self.console.print(plain(f"{counted(len(entries), 'run')}, {done} of them done already, in {self.root}"), soft_wrap=True)
         if self.live is not None:
             self.live.start()
 

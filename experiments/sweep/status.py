@@ -15,7 +15,7 @@ from datamodules.files.locks import is_held
 from experiments.papers.estimates import without_estimate
 from experiments.runs.duration import readable_time
 from experiments.runs.folder import is_running
-from experiments.runs.headings import heading, number
+from experiments.runs.headings import counted, heading, number
 from experiments.runs.rehearsed import FILE as REHEARSED
 from experiments.runs.results import Results, read_results
 from experiments.runs.store import folders_holding
@@ -65,7 +65,7 @@ def show_launches(console: Console, launches: Sequence[Launch], root: Path, queu
     console.print(table)
     finished = len(launches) - len(rest)
     hint = f"; side by side, the best validation first: crosslight table {shlex.quote(str(root))}" if finished > 1 else ""
-    console.print(plain(f"\n{len(launches)} runs in {root}, {finished} finished{hint}"), soft_wrap=True)
+    console.print(plain(f"\n{counted(len(launches), 'run')} in {root}, {finished} finished{hint}"), soft_wrap=True)
     if rest:
         console.print(summed_cost(rest), highlight=False, soft_wrap=True)
     if count := sum(launch.measured for launch in rest):

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from experiments.runs.duration import readable_time
+from experiments.runs.headings import counted
 from experiments.training.trainer import data_name, tell_cut_captions, tell_unknown_words
 
 _SECONDS = 5  # between two lines: a log of a thousand short epochs is still read
@@ -71,11 +72,11 @@ class Progress(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: LightningModule) -> None:
         self._pace = pace = Pace(trainer)
         known = math.isfinite(pace.per_epoch)
-        words = [f"{_counted(int(pace.per_epoch), 'step')} an epoch"] if known else []
+        words = [f"{counted(int(pace.per_epoch), 'step')} an epoch"] if known else []
         if known and trainer.accumulate_grad_batches > 1:
             words[0] += f" of {trainer.accumulate_grad_batches} batches each"
-        words += [_counted(pace.epochs, "epoch")] if pace.epochs is not None else []
-        words.append(f"{_counted(int(pace.total), 'step')} in all" if math.isfinite(pace.total) else "no end of its own")
+        words += [counted(pace.epochs, "epoch")] if pace.epochs is not None else []
+        words.append(f"{counted(int(pace.total), 'step')} in all" if math.isfinite(pace.total) else "no end of its own")
         trained = sum(each.numel() for each in pl_module.parameters() if each.requires_grad)
         total = sum(each.numel() for each in pl_module.parameters())
         begun = f"; {trainer.global_step:,} of them are done" if trainer.global_step else ""
@@ -142,10 +143,6 @@ class Bar(RichProgressBar):
 def on_a_terminal() -> bool:
     """Whether a bar would be seen."""
     return sys.stdout.isatty()
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}" + "s" * (count != 1)
 
 
 def _say(trainer: pl.Trainer, text: str) -> None:

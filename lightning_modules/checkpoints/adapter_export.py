@@ -166,7 +166,7 @@ def export_adapter(
     state = trainable_state_dict(network)
     learnt = {} if objective is None else {f"{OBJECTIVE}{name}": value for name, value in objective.state_dict().items()}
     if not state:
-        raise InputError("nothing to export: no parameter of the network trains; call set_tuning before export_adapter")
+        raise InputError("nothing to export: no parameter of the network trains (`tuning` is neither full, adapter nor head)")
     described = None if adapter is None else dict(description or adapter.describe())
     config: dict[str, Any] = {
         "format": FORMAT,

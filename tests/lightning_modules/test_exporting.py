@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file
 from shipped import ship
 from tiny_library_models import CONFIGS
@@ -138,6 +139,16 @@ def test_a_backbone_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypa
     assert not (folder / "backbone_model.safetensors").exists()  # they bring all that is frozen
     for place in (folder, tmp_path / "run"):
         assert same(lightning_modules.load(place), model)
+
+
+def test_a_run_that_trained_nothing_has_nothing_to_export(tmp_path: Path) -> None:
+    run_folder(tmp_path / "run")
+    section = configuration()
+    section["init_args"] |= {"tuning": "frozen", "adapter": None}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 7, "model": section}))
+    with pytest.raises(InputError, match=r"run trained nothing \(model.tuning is frozen\).*its weights are those"):
+        export_run(tmp_path / "run", tmp_path / "export")
+    assert not (tmp_path / "export").exists()
 
 
 def test_another_backbone_is_refused(tmp_path: Path) -> None:

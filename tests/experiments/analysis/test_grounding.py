@@ -175,7 +175,7 @@ def test_shares_by_gradient_are_measured_where_there_is_no_attention(world: Path
     with pytest.raises(InputError, match="sees no image, so no word depends on a place of it"):
         word_shares(network, data, by="gradient")
     ClipCap(mapping="mlp", prefix_length=2).inject(network)
-    with pytest.raises(InputError, match="sees one vector of an image"):
+    with pytest.raises(InputError, match=r"sees one vector of an image.*`crosslight ground RUN --by gradient`"):
         word_shares(network, data)
     shares, (boxed, *_) = word_shares(network, data, by="gradient")
     assert shares.layers_L.tolist() == [0]

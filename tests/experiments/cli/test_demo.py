@@ -19,10 +19,9 @@ def test_papers_are_named_or_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("iias", ". Did you mean iais?"), ("i-tuning", ". Did you mean i_tuning?"), ("captioning", "")]
+    ("name", "meant"), [("iias", ". Did you mean iais?"), ("i-tuning", ". Did you mean i_tuning?"), ("captioning", ".")]
 )
 def test_what_is_no_paper_is_refused(name: str, meant: str) -> None:
     with pytest.raises(InputError) as refused:
         build_parser("demo").parse_args([name])
-    said = f"argument PAPER: '{name}' is none of mwa, iais, i_tuning{meant}. See crosslight demo --help."
-    assert str(refused.value).replace("?.", "?") == said.replace("?.", "?")
+    assert str(refused.value) == f"argument PAPER: '{name}' is none of mwa, iais, i_tuning{meant} See crosslight demo --help."

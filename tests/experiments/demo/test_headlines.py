@@ -107,5 +107,8 @@ def test_it_ends_on_the_report_and_says_what_failed(
     assert f" {100 * shares.inside_W.mean():.1f} " in value, "measured by this demo"
     # all have three times their area, and half of that a layer before
     assert re.search(rf" 3\.0 \[3\.0, 3\.0\] +0: \d\d, 1: \d\d +{shares.patches_W.min():.1f} +10 +40$", look.rstrip())
+    verdicts = [line for line in figure3 if "can correctly attend" in line]
+    assert len(verdicts) == 1, "a claim on rows that the demo leaves out has no verdict there"
+    assert "supported at miniature scale" in verdicts[0]
     assert "A red cone." in text
     assert "? not decided: “dropping either component" in text

@@ -131,6 +131,8 @@ def test_differences_have_strips_on_one_axis_a_column(home: Path, site: Path) ->
     assert mwa.band == f"[{exports.signed(mwa.low, 1)}, {exports.signed(mwa.high, 1)}]"
     nothing = found["out of luck"]["coco_tr1"]
     assert (nothing.ours, nothing.band, nothing.places["mean"]) == ("–", "", None)
+    alone = replace(view, variants=(view.variants[0], *(each for each in view.variants if each.label == "out of luck")))
+    assert differences(alone) == {}, "no table of dashes"
     text = (site / "mwa-table1.html").read_text()
     assert len(re.findall(r'<line class="paper"', text)) == sum(
         each.paper is not None and each.mean is not None for row in found.values() for each in row.values()
@@ -319,6 +321,10 @@ def test_what_is_chosen(home: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
         run_command("report", ["--out", str(tmp_path / "file")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty: no run of `crosslight sweep run` is there"):
+        run_command("report", ["--runs", str(tmp_path / "empty"), "--out", str(tmp_path / "new")])
+    assert not (tmp_path / "new" / "index.html").exists()
 
 
 def test_a_report_needs_no_torch_and_only_figures_need_matplotlib(tmp_path: Path) -> None:

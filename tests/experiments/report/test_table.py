@@ -76,8 +76,18 @@ def test_costs_and_validations_that_not_all_seeds_have_say_of_how_many_they_are(
             tmp_path / f"{seed}", "mwa", seed=seed, fit=Fit(1, 1, "val/rsum", best), cost=cost, evaluations=(evaluation(200.0),)
         )
     line = markdown(rows(find_runs([tmp_path]))).splitlines()[2]
+    assert "≈" not in line
     for text in ("60.0 (1 of 2)", "3.0 (1 of 2)", "512.0 MiB (1 of 2)", "200.0 ±0.0 |"):
         assert text in line
+
+
+def test_a_time_that_is_extrapolated_to_an_epoch_says_so(tmp_path: Path) -> None:
+    for name, epochs in (("part", 0.3), ("whole", 1.0)):
+        cost = Cost(tunable_parameters=5, tunable_percent=1, peak_memory_bytes=2**29, seconds_per_epoch=3.0, epochs=epochs)
+        write_run(tmp_path / name, name, fit=Fit(1, 1), cost=cost, evaluations=(evaluation(200.0),))
+    part, whole = sorted(markdown(rows(find_runs([tmp_path]))).splitlines()[2:])
+    assert "| ≈3.0 |" in part
+    assert "| 3.0 |" in whole
 
 
 def test_what_went_wrong_keeps_its_row(runs: Path) -> None:

@@ -99,6 +99,11 @@ def test_words_that_the_model_does_not_know_are_said(here: Path, photos: Path, r
         ("search", [], "search needs something to look for"),
         ("search", [" "], "a text to look for is empty"),
         ("search", ["a", "--top", "0"], "--top is 0"),
+        (
+            "search",
+            ["a dog.JPG"],
+            "the text 'a dog.JPG' is the name of an image. To look for images like it: --image 'a dog.JPG'.",
+        ),
         ("search", ["--image", "gone.jpg"], "--image gone.jpg does not exist"),
         ("search", ["a dog", "--sheet", "found.xyz"], "--sheet found.xyz: give a name that ends in .png"),
         ("search", ["a dog", "--run", ""], "--run: is empty: give a path"),
