@@ -179,6 +179,8 @@ def _print_page(console: Console, page: Page) -> None:
         console.print(
             f"  {LEFT_OUT}: `crosslight demo {view.name.partition('/')[0]}` has these rows", style="dim", highlight=False
         )
+    for remark in view.remarks:
+        console.print(Text(f"  {remark}", "dim"))
     _print_differences(console, view)
     _print_looks(console, view)
     for image in captions(view)[:2]:

@@ -240,6 +240,22 @@ class View:
         return Cell(variant, declared, value, () if value is None else (Measured(0, value, seeded=False),), quoted=True)
 
     @property
+    def remarks(self) -> list[str]:
+        """What its rows' tests say that their numbers do not show: of each row and remark the first run's words."""
+        told: list[str] = []
+        for variant in self.variants:
+            runs = {run.folder: run for runs in variant.runs.values() for run in runs if run.status == "finished" and run.results}
+            words: dict[str, dict[Path | None, str]] = {}
+            for folder, run in runs.items():
+                for test in run.results.tests() if run.results is not None else ():
+                    for what, remark in test.notes.get("remarks", {}).items():
+                        words.setdefault(f"{what}, {test.data}", {}).setdefault(folder, remark)
+            for what, of_runs in words.items():
+                count = f" ({len(of_runs)} of {len(runs)} runs; the first says)" if len(runs) > 1 else ""
+                told.append(f"{variant.label}, {what}{count}: {next(iter(of_runs.values()))}")
+        return told
+
+    @property
     def seeds(self) -> list[int]:
         """Of the finished runs."""
         return sorted({run.seed for run in self.runs if run.status == "finished"})

@@ -108,7 +108,7 @@ def _markdown_table(view: View) -> list[str]:
             cells += [ours(cell).replace("[", "\\[")]
             cells += [f"*{number(cell.published, column.digits)}*"] if column.name in view.printed else []
         lines.append("| " + " | ".join([*cells, str(seeds(variant)), markdown_text(variant.told)]) + " |")
-    return [*lines, ""]
+    return [*lines, "", *(f"- *{markdown_text(remark)}*" for remark in view.remarks), *[""] * bool(view.remarks)]
 
 
 def _markdown_claims(view: View, verdicts: Sequence[Verdict]) -> list[str]:
@@ -249,7 +249,7 @@ def summary_json(
                      "cells": {column.name: _cell_json(variant.cells[column.name]) for column in view.exhibit.columns}}
                     for variant in view.variants
                 ],
-                "words": list(words),
+                "words": list(words), "remarks": view.remarks,
                 "claims": [_verdict_json(view, each) for each in verdicts],
             }
             for view, verdicts, words in judged

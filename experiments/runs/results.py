@@ -149,7 +149,8 @@ def read_results(folder: Path) -> Results:
     results: Results = read_typed(Results, content, str(folder / "results.json"))
     for place, evaluation in enumerate(results.evaluations):
         where = f"{folder / 'results.json'}: evaluations[{place}]"
-        read_typed(dict[str, str], evaluation.notes.get("columns", {}), f"{where}: notes.columns")
+        for name in ("columns", "remarks"):
+            read_typed(dict[str, str], evaluation.notes.get(name, {}), f"{where}: notes.{name}")
         require_inside(evaluation.data, f"{where}: data")
         require_inside(evaluation.per_query_file or "", f"{where}: per_query_file")
     return results

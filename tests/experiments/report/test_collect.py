@@ -89,6 +89,25 @@ def test_a_number_that_not_all_seeds_have_says_of_how_many_it_is(home: Path, tmp
     assert "(" not in mean_text(cells["coco_tr1"])
 
 
+def test_what_a_rows_tests_remark_stands_under_the_table(home: Path, tmp_path: Path) -> None:
+    assert table(home).remarks == []
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    for seed, told in ((0, "attention is even"), (1, "attention is even, too")):
+        file = folder(tmp_path, "full", seed) / "results.json"
+        content = json.loads(file.read_text())
+        content["evaluations"][0]["notes"] = {"remarks": {"ISDa": told}}
+        file.write_text(json.dumps(content))
+    found = table(home, tmp_path / "runs")
+    data = content["evaluations"][0]["data"]
+    assert found.remarks == [f"full fine-tuning, ISDa, {data} (2 of 2 runs; the first says): attention is even"]
+    assert f"- *{found.remarks[0]}*" in to_markdown(found, ())
+    assert json.loads(summary_json([(found, (), ())], []))["exhibits"][0]["remarks"] == found.remarks
+    content["evaluations"][0]["notes"] = {"remarks": ["no mapping"]}
+    file.write_text(json.dumps(content))
+    (row,) = (row for row in table(home, tmp_path / "runs").variants if row.label == "full fine-tuning")
+    assert "unreadable" in row.status
+
+
 def test_a_column_of_other_data_reads_that_evaluation(home: Path) -> None:
     by_data = {each["data"]: each["metrics"]["t2i_r1"] for each in results(folder(home, "mwa", 0))["evaluations"]}
     assert len(by_data) == 2
