@@ -17,6 +17,7 @@ from datamodules.formats.coco_captions import parse_coco_captions
 from datamodules.formats.karpathy import parse_karpathy
 from datamodules.formats.parsing import Entry, Parsed
 from datamodules.records import ImageRecord
+from experiments.runs.beside import read_beside
 from lightning_modules.metrics.captions.evaluation import CaptionScorer, Scores
 
 _ENDING = re.compile(r"\.(?:jpe?g|jpe|png|webp|gif|bmp|tiff?|avif|heic)$", re.IGNORECASE)
@@ -164,6 +165,31 @@ def choose(
             "add them, or score the others alone with --partial."
         )
     return chosen, [f"{len(missing)} images of the references have no caption and are left out (--partial)"] if missing else []
+
+
+def other_references(results: Path, records: Sequence[ImageRecord]) -> list[str]:
+    """What is worth saying where a run's captions meet other references than the run's own test did: an id is an image's only
+    within its data set, and captions of one scored against another's people say nothing.
+
+    Args:
+        results: The file of the captions; of a run, its references are in a file beside it.
+        records: The references.
+
+    Raises:
+        InputError: That file cannot be read.
+    """
+    data = results.stem.removesuffix("-test")
+    if results.parent.name != "captions" or data == results.stem:
+        return []
+    own = {each.image_id: set(each.references) for each in read_beside(results.parent.parent, data) if each.references}
+    shared = [record for record in records if record.image_id in own]
+    others = [record for record in shared if not own[record.image_id] & {caption.text for caption in record.captions}]
+    if not others:
+        return []
+    return [
+        f"{len(others)} of {len(shared)} images have here no reference that the run was tested with (first: image "
+        f"{others[0].image_id}): if these are another data set's images, the scores say nothing"
+    ]
 
 
 def with_files(records: Sequence[ImageRecord], beside: Path, images: Path | None) -> list[ImageRecord]:

@@ -88,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
         beside_report,
         by_reference,
         choose,
+        other_references,
         read_references,
         read_results,
         report,
@@ -107,6 +108,7 @@ def run(options: argparse.Namespace) -> int:
     records = read_references(options.references, options.split)
     captions, matched = by_reference(captions, records, options.results, options.references, options.ids)
     chosen, left_out = choose(captions, records, options.results, options.references, options.partial)
+    left_out += other_references(options.results, chosen)
     looking: list[CaptionMetric] = []
     if options.clip is not None:
         from lightning_modules.clip_score import CLIPScore

@@ -103,6 +103,27 @@ def test_people_need_two_references(tmp_path: Path) -> None:
         run_command("score", [results(tmp_path), "--references", file, "--people"])
 
 
+def test_another_data_sets_people_are_noticed_where_the_file_is_a_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An id is an image's only within its data set."""
+    folder = tmp_path / "run" / "captions"
+    folder.mkdir(parents=True)
+    captions = written(folder / "coco-test.json", [{"image_id": i, "caption": c} for i, c in RAW["results"].items()])
+    of_run = {image: RAW["references"][image] for image in IDS}
+    asked = [captions, "--references", coco(tmp_path), "--metrics", "cider", "--tokenizer", "simple"]
+
+    def said() -> str:
+        beside = [{"image_id": i, "caption": RAW["results"][i], "references": texts} for i, texts in of_run.items()]
+        written(folder / "coco-test.beside.json", beside)
+        assert run_command("score", asked) == 0
+        return capsys.readouterr().out
+
+    assert "no reference that" not in said()
+    of_run[IDS[1]] = ["A dog in another data set."]
+    assert f"1 of {len(IDS)} images have here no reference that the run was tested with (first: image {IDS[1]})" in said()
+
+
 def test_only_the_metrics_that_were_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_command(
         "score", [results(tmp_path), "--references", coco(tmp_path), "--metrics", "rouge_l,cider", "--tokenizer", "simple"]
