@@ -305,13 +305,12 @@ class RankingModule(TunedModule):
 
     def _note_even_attention(self, stage: str, values: Mapping[str, Tensor]) -> None:
         """Have results.json say that a distance between two even maps is no alignment."""
-        even = {side: float(values[f"evenness_{side}"]) for side in ("words", "regions")}
-        told = [f"{side} is {value:.3f} of even" for side, value in even.items() if value >= EVEN]
+        words, regions = (float(values[f"evenness_{side}"]) for side in ("words", "regions"))
         remark = (
-            f"attention among {' and among '.join(told)} (evenness): two even maps agree whatever there is to see, so these "
-            "distances are low and say nothing of alignment"
+            f"attention is all but even, among words ({words:.3f}) and among regions ({regions:.3f}): two even maps agree "
+            "whatever there is to see, so these distances are low and say nothing of alignment"
         )
-        self._note_remarks(stage, {"ISDa, L(s) and L(d)": remark} if told else {})
+        self._note_remarks(stage, {"ISDa, L(s) and L(d)": remark} if words >= EVEN and regions >= EVEN else {})
 
     def _reset(self) -> None:
         self.full_rank.reset()

@@ -20,7 +20,7 @@ from lightning_modules.metrics.gather import gather_values
 from lightning_modules.networks.attention import Attended, Items
 from lightning_modules.objectives.relation_alignment import Scores
 
-EVEN = 0.95  # from here on a distance between two maps says nothing of what is in them
+EVEN = 0.95  # where both sides are as even as this, the distance between them says nothing of what they see
 
 
 class RelationEvenness(Metric):
